@@ -1,0 +1,351 @@
+//! Locks at the driver's level.
+
+use std::fmt;
+use std::pin::Pin;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use futures_core::Stream;
+
+use super::id128;
+use crate::clock::Instant;
+use crate::{Error, ErrorKind, FencingToken, GroupId, LockName, MemberId, Result};
+
+id128! {
+    /// One wish for one lock; every record that is written for it carries this id.
+    AttemptId
+}
+
+/// Which lock: an election is a lock with a key space of its own and a public holder.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum LockKey {
+    /// A lock that a user named.
+    Named(LockName),
+    /// The leadership of a group.
+    Leader(GroupId),
+}
+
+impl fmt::Display for LockKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Named(name) => write!(f, "lock \"{name}\""),
+            Self::Leader(group) => write!(f, "leadership of group \"{group}\""),
+        }
+    }
+}
+
+/// How a lock is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LockMode {
+    /// Alone.
+    Exclusive,
+    /// Together with other shared holders.
+    Shared,
+    /// As one of at most `limit` holders.
+    Permit {
+        /// At least 1; the same for all who use the name.
+        limit: u32,
+    },
+}
+
+/// What the grant rule says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// The mode fits beside the holders.
+    Yes,
+    /// It has to wait.
+    No,
+}
+
+/// The grant rule, one function for every driver: whether `mode` may be held beside `holders`.
+///
+/// Who is before it in the queue is the caller's business: in a fair driver nobody is admitted past a waiter,
+/// and one release admits waiters from the front while this says [`Admission::Yes`].
+///
+/// # Errors
+/// [`ErrorKind::Invalid`] if permits of another limit stand beside it, naming both limits (L15).
+pub fn admits(mode: LockMode, holders: impl IntoIterator<Item = LockMode>) -> Result<Admission> {
+    let mut beside = 0_u32;
+    let mut fits = true;
+    for holder in holders {
+        beside = beside.saturating_add(1);
+        fits &= match (mode, holder) {
+            (LockMode::Shared, LockMode::Shared) => true,
+            (LockMode::Permit { limit }, LockMode::Permit { limit: other }) if limit != other => {
+                return Err(Error::new(
+                    ErrorKind::Invalid,
+                    format!(
+                        "permits of limit {limit} were asked for where permits of limit {other} are in use"
+                    ),
+                ));
+            }
+            (LockMode::Permit { limit }, LockMode::Permit { .. }) => beside < limit,
+            _ => false,
+        };
+    }
+    Ok(if fits { Admission::Yes } else { Admission::No })
+}
+
+/// A request for a lock.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Acquire {
+    /// The wish that this is.
+    pub attempt: AttemptId,
+    /// The lock.
+    pub key: LockKey,
+    /// How to hold it.
+    pub mode: LockMode,
+    /// Whether to take a place in the queue when it cannot be had at once.
+    pub wait: bool,
+}
+
+impl Acquire {
+    /// A request that waits.
+    pub fn new(attempt: AttemptId, key: LockKey, mode: LockMode) -> Self {
+        Self { attempt, key, mode, wait: true }
+    }
+
+    /// Sets whether it takes a place in the queue.
+    #[must_use]
+    pub fn wait(mut self, wait: bool) -> Self {
+        self.wait = wait;
+        self
+    }
+}
+
+/// The answer to a request.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Acquired {
+    /// It is held.
+    Granted(Grant),
+    /// It waits at this place.
+    Queued(Place),
+    /// Somebody else holds it or is before us, and the request did not want to wait. Nothing was left behind.
+    Held,
+}
+
+/// The driver's record that a lock was given.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Grant {
+    /// The wish that was fulfilled.
+    pub attempt: AttemptId,
+    /// The lock.
+    pub key: LockKey,
+    /// How it is held.
+    pub mode: LockMode,
+    /// Its fencing token.
+    pub token: FencingToken,
+    /// How the last holder ended (L12).
+    pub previous: Previous,
+    /// Where the backend keeps a ttl per lock: the instant just before the request was sent that proved this
+    /// grant. `None`: it lives as long as the session.
+    pub proved_at: Option<Instant>,
+}
+
+impl Grant {
+    /// A grant that lives as long as its session.
+    pub fn new(
+        attempt: AttemptId,
+        key: LockKey,
+        mode: LockMode,
+        token: FencingToken,
+        previous: Previous,
+    ) -> Self {
+        Self { attempt, key, mode, token, previous, proved_at: None }
+    }
+}
+
+/// How the last holder of a lock ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Previous {
+    /// It released, or nothing unclean is known.
+    #[default]
+    Clean,
+    /// Its session ended while it held: what the lock protects may be half done.
+    Expired,
+    /// Somebody broke the lock.
+    Broken,
+    /// A foreign holder may have come between.
+    Unknown,
+}
+
+/// A place in a lock's queue.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Place {
+    /// The wish that waits.
+    pub attempt: AttemptId,
+    /// The lock.
+    pub key: LockKey,
+}
+
+impl Place {
+    /// The place of `attempt` in the queue of `key`.
+    pub fn new(attempt: AttemptId, key: LockKey) -> Self {
+        Self { attempt, key }
+    }
+}
+
+/// How waiting ended.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Turn {
+    /// It is held.
+    Granted(Grant),
+    /// The place is gone (a wiped queue, a record deleted by hand): ask again.
+    Gone,
+}
+
+/// What a release found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Released {
+    /// The grant was there and is gone.
+    Released,
+    /// Somebody else holds the lock now, or nobody: the grant had ended before.
+    WasNotHolder,
+}
+
+/// Locks of one session.
+#[async_trait]
+pub trait SessionLocks: Send + Sync {
+    /// Asks for a lock; never waits for the holder.
+    ///
+    /// **Contract** L1, L2, L8, L11, L14, L15: decided in one atomic step on the backend. Sent again with the
+    /// same attempt it answers what stands.
+    async fn request(&self, request: &Acquire) -> Result<Acquired>;
+
+    /// Waits until the place is granted. Dropping it leaves the place as it was, also when it was just granted.
+    ///
+    /// **Contract** L14: the grant re-checked atomically that this session lives.
+    async fn turn(&self, place: &Place) -> Result<Turn>;
+
+    /// `Ok`: this attempt neither holds, nor waits, nor ever will; a late request of it fails. Safe to repeat.
+    ///
+    /// **Contract** L6.
+    async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()>;
+
+    /// Gives a grant back, compared on its attempt in one atomic step; wakes whoever is next (L4, L8).
+    async fn release(&self, grant: &Grant) -> Result<Released>;
+}
+
+/// One holder of a lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HolderRecord {
+    /// Who holds it, where it is known.
+    pub member: Option<MemberId>,
+    /// Its fencing token; a Python holder has none.
+    pub token: Option<FencingToken>,
+    /// How it is held.
+    pub mode: LockMode,
+    /// Since when, by the backend's clock where it has one.
+    pub since: Option<SystemTime>,
+}
+
+impl HolderRecord {
+    /// A record of these.
+    pub fn new(
+        member: Option<MemberId>,
+        token: Option<FencingToken>,
+        mode: LockMode,
+        since: Option<SystemTime>,
+    ) -> Self {
+        Self { member, token, mode, since }
+    }
+}
+
+/// Who holds a lock, and how many wait.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Holders {
+    /// The holders in the order of their grants.
+    pub holders: Vec<HolderRecord>,
+    /// How many wait, where the backend can say.
+    pub waiters: Option<u64>,
+}
+
+impl Holders {
+    /// These holders and waiters.
+    pub fn new(holders: Vec<HolderRecord>, waiters: Option<u64>) -> Self {
+        Self { holders, waiters }
+    }
+}
+
+/// A request to break a lock.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct BreakRequest {
+    /// The lock.
+    pub key: LockKey,
+    /// Only the grant with this token; `None`: every holder.
+    pub token: Option<FencingToken>,
+    /// Who breaks it.
+    pub by: MemberId,
+    /// Why, in the operator's words.
+    pub why: String,
+}
+
+impl BreakRequest {
+    /// Breaks every holder's grant.
+    pub fn new(key: LockKey, by: MemberId, why: impl Into<String>) -> Self {
+        Self { key, token: None, by, why: why.into() }
+    }
+
+    /// Breaks only the grant with this token.
+    #[must_use]
+    pub fn only(mut self, token: FencingToken) -> Self {
+        self.token = Some(token);
+        self
+    }
+}
+
+/// The holder of a lock, again and again: starts with the present state, then each change; ends in the present.
+pub type HolderStream = Pin<Box<dyn Stream<Item = Result<Holders>> + Send>>;
+
+/// Locks as an operator sees them.
+#[async_trait]
+pub trait Locks: Send + Sync {
+    /// Who holds the lock (L10).
+    async fn holders(&self, key: &LockKey) -> Result<Holders>;
+
+    /// Frees the lock before it returns, records who and why for the victim, and answers whom it broke; an empty
+    /// answer means that nobody held it (L10).
+    async fn break_lock(&self, request: &BreakRequest) -> Result<Vec<HolderRecord>>;
+
+    /// Follows the holders of one lock (E3). Dropping the stream frees what it took; it survives a reconnect.
+    async fn watch(&self, key: &LockKey) -> Result<HolderStream>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_grant_rule() {
+        use Admission::{No, Yes};
+        use LockMode::{Exclusive, Shared};
+        let permit = LockMode::Permit { limit: 2 };
+        for (mode, holders, expected) in [
+            (Exclusive, vec![], Yes),
+            (Exclusive, vec![Exclusive], No),
+            (Exclusive, vec![Shared], No),
+            (Shared, vec![Shared, Shared], Yes),
+            (Shared, vec![Exclusive], No),
+            (permit, vec![permit], Yes),
+            (permit, vec![permit, permit], No),
+            (permit, vec![Shared], No),
+            (Shared, vec![permit], No),
+        ] {
+            assert_eq!(admits(mode, holders.clone()).unwrap(), expected, "{mode:?} beside {holders:?}");
+        }
+        let error = admits(permit, [LockMode::Permit { limit: 3 }]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert!(error.to_string().contains("limit 2") && error.to_string().contains("limit 3"));
+    }
+}

@@ -1,0 +1,207 @@
+//! Typed options. An option that nobody knows is an error: a typing mistake must not weaken a lock silently.
+
+use std::time::Duration;
+
+use crate::{BackendUrl, Error, ErrorKind, Result};
+
+/// One option that a backend URL, or a builder beside it, may carry.
+#[derive(Clone, Copy, Debug)]
+pub struct OptionSpec {
+    name: &'static str,
+    kind: OptionKind,
+    doc: &'static str,
+    repeatable: bool,
+}
+
+/// What an option's value looks like.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum OptionKind {
+    /// `250ms`, `15s`, `2m`, `1h`, `1d`, or a number of seconds such as `1.5`.
+    Duration {
+        /// The least allowed.
+        min: Duration,
+        /// The most allowed.
+        max: Duration,
+    },
+    /// A whole number.
+    Integer {
+        /// The least allowed.
+        min: u64,
+        /// The most allowed.
+        max: u64,
+    },
+    /// `true` or `false`.
+    Flag,
+    /// One of these words.
+    Word(&'static [&'static str]),
+    /// Any text.
+    Text,
+}
+
+impl OptionSpec {
+    /// An option of this name and kind; `doc` is one line that says its default.
+    pub const fn new(name: &'static str, kind: OptionKind, doc: &'static str) -> Self {
+        Self { name, kind, doc, repeatable: false }
+    }
+
+    /// Allows it to be given several times.
+    #[must_use]
+    pub const fn repeatable(mut self) -> Self {
+        self.repeatable = true;
+        self
+    }
+
+    /// Its name.
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// What it does, in one line.
+    pub const fn doc(&self) -> &'static str {
+        self.doc
+    }
+
+    fn check(&self, value: &str) -> Result<()> {
+        match self.kind {
+            OptionKind::Duration { min, max } => {
+                let duration = parse_duration(value).ok_or_else(|| {
+                    refuse(self.name, "write a duration such as 250ms, 15s, 2m, or a number of seconds")
+                })?;
+                if duration < min || duration > max {
+                    return Err(refuse(self.name, &format!("it must be between {min:?} and {max:?}")));
+                }
+            }
+            OptionKind::Integer { min, max } => {
+                if !value.parse::<u64>().is_ok_and(|number| (min..=max).contains(&number)) {
+                    return Err(refuse(
+                        self.name,
+                        &format!("it must be a whole number between {min} and {max}"),
+                    ));
+                }
+            }
+            OptionKind::Flag => {
+                parse_flag(value).ok_or_else(|| refuse(self.name, "it must be true or false"))?;
+            }
+            OptionKind::Word(words) => {
+                if !words.contains(&value) {
+                    return Err(refuse(self.name, &format!("it must be one of {}", words.join(", "))));
+                }
+            }
+            OptionKind::Text => {}
+        }
+        Ok(())
+    }
+}
+
+/// The value is not shown: it may be a secret that was put under the wrong name.
+fn refuse(name: &str, why: &str) -> Error {
+    Error::new(ErrorKind::InvalidOption, format!("option \"{}\": {why}", name.escape_debug()))
+}
+
+/// Checks every option of `url` against the lists of those that exist.
+pub(crate) fn check(url: &BackendUrl, known: &[&[OptionSpec]]) -> Result<()> {
+    for (index, (name, value)) in url.options().iter().enumerate() {
+        let Some(spec) = known.iter().flat_map(|list| list.iter()).find(|spec| spec.name == name) else {
+            let mut names: Vec<_> = known.iter().flat_map(|list| list.iter()).map(|spec| spec.name).collect();
+            names.sort_unstable();
+            return Err(refuse(
+                name,
+                &format!("{}:// does not know it; it knows {}", url.scheme(), names.join(", ")),
+            ));
+        };
+        if !spec.repeatable && url.options()[..index].iter().any(|(earlier, _)| earlier == name) {
+            return Err(refuse(name, "it is given twice"));
+        }
+        spec.check(value)?;
+    }
+    Ok(())
+}
+
+/// Typed values of options. Each answers `None` if the option is not given.
+impl BackendUrl {
+    /// A duration.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`]; never for an option that passed the check at connect.
+    pub fn duration(&self, name: &str) -> Result<Option<Duration>> {
+        let value = self.option(name);
+        value
+            .map(|text| parse_duration(text).ok_or_else(|| refuse(name, "it must be a duration")))
+            .transpose()
+    }
+
+    /// A whole number.
+    ///
+    /// # Errors
+    /// As [`BackendUrl::duration`].
+    pub fn integer(&self, name: &str) -> Result<Option<u64>> {
+        let value = self.option(name);
+        value.map(|text| text.parse().map_err(|_| refuse(name, "it must be a whole number"))).transpose()
+    }
+
+    /// A flag.
+    ///
+    /// # Errors
+    /// As [`BackendUrl::duration`].
+    pub fn flag(&self, name: &str) -> Result<Option<bool>> {
+        let value = self.option(name);
+        value.map(|text| parse_flag(text).ok_or_else(|| refuse(name, "it must be true or false"))).transpose()
+    }
+}
+
+/// Reads `250ms`, `15s`, `2m`, `1h`, `1d`, or a number of seconds such as `1.5`.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    let unit = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit);
+    let seconds = match unit {
+        "ms" => 0.001,
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3_600.0,
+        "d" => 86_400.0,
+        _ => return None,
+    };
+    let number: f64 = number.parse().ok()?;
+    let limit = 1e9; // some thirty years: everything beyond is a mistake
+    (number >= 0.0).then_some(number * seconds).filter(|total| *total <= limit).map(Duration::from_secs_f64)
+}
+
+fn parse_flag(text: &str) -> Option<bool> {
+    match text {
+        "true" | "1" | "yes" | "on" => Some(true),
+        "false" | "0" | "no" | "off" => Some(false),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        for (text, millis) in [("250ms", 250), ("15s", 15_000), ("2m", 120_000), ("1.5", 1_500), ("0", 0)] {
+            assert_eq!(parse_duration(text), Some(Duration::from_millis(millis)), "{text}");
+        }
+        for text in ["", "s", "-1s", "1x", "nan", "inf", "1e99", "1 s", "1s2"] {
+            assert_eq!(parse_duration(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn unknown_malformed_repeated_and_out_of_range_options_are_refused_without_their_value() {
+        const KNOWN: &[OptionSpec] = &[OptionSpec::new(
+            "ttl",
+            OptionKind::Duration { min: Duration::from_secs(1), max: Duration::from_secs(60) },
+            "",
+        )];
+        for query in ["tll=5s", "ttl=hunter2", "ttl=0", "ttl=90s", "ttl=5s&ttl=6s"] {
+            let error =
+                check(&BackendUrl::parse(&format!("memory://x?{query}")).unwrap(), &[KNOWN]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidOption, "{query}");
+            assert!(error.to_string().contains("ttl") && !error.to_string().contains("hunter"), "{error}");
+        }
+        check(&BackendUrl::parse("memory://x?ttl=1.5").unwrap(), &[KNOWN]).unwrap();
+    }
+}

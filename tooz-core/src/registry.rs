@@ -1,0 +1,138 @@
+//! Which drivers are linked into this program, found by the URL's scheme.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use crate::driver::{Connect, Driver};
+use crate::options::OptionSpec;
+use crate::{BackendUrl, Characteristics, Error, ErrorKind, Result};
+
+/// The answer of a driver's connect function.
+pub type Connecting = Pin<Box<dyn Future<Output = Result<Arc<dyn Driver>>> + Send>>;
+
+/// What a driver crate submits: `inventory::submit! { REGISTRATION }`.
+///
+/// A crate that is only listed in Cargo.toml and never named is dropped by the linker, and its registration with
+/// it: the program writes `use tooz_sqlite as _;`, or depends on the `tooz` facade, whose features do that.
+/// Where constructors do not run (a static library in a C program), pass the driver crate's public
+/// `REGISTRATION` to [`Builder::driver`](crate::Builder::driver).
+#[derive(Clone, Copy)]
+pub struct Registration {
+    crate_name: &'static str,
+    schemes: &'static [&'static str],
+    options: &'static [OptionSpec],
+    characteristics: fn(&BackendUrl) -> Characteristics,
+    connect: fn(Connect) -> Connecting,
+}
+
+inventory::collect!(Registration);
+
+impl Registration {
+    /// A driver of `crate_name` for `schemes`, the first of which is its own name and the others aliases.
+    ///
+    /// `characteristics` says what the scheme and its options can keep at best, without connecting.
+    pub const fn new(
+        crate_name: &'static str,
+        schemes: &'static [&'static str],
+        characteristics: fn(&BackendUrl) -> Characteristics,
+        connect: fn(Connect) -> Connecting,
+    ) -> Self {
+        Self { crate_name, schemes, options: &[], characteristics, connect }
+    }
+
+    /// Adds the driver's own options.
+    #[must_use]
+    pub const fn options(mut self, options: &'static [OptionSpec]) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// The crate that registered it.
+    pub const fn crate_name(&self) -> &'static str {
+        self.crate_name
+    }
+
+    /// Its schemes; the first is its name.
+    pub const fn schemes(&self) -> &'static [&'static str] {
+        self.schemes
+    }
+
+    /// Its own options, beside those that every driver has.
+    pub const fn own_options(&self) -> &'static [OptionSpec] {
+        self.options
+    }
+
+    /// What `url` can keep at best; `connect` asks the server and may lower it.
+    pub fn characteristics(&self, url: &BackendUrl) -> Characteristics {
+        (self.characteristics)(url)
+    }
+
+    pub(crate) fn connect(&self, request: Connect) -> Connecting {
+        (self.connect)(request)
+    }
+}
+
+impl fmt::Debug for Registration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registration")
+            .field("crate_name", &self.crate_name)
+            .field("schemes", &self.schemes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Every driver linked into this program, sorted by scheme.
+pub fn drivers() -> Vec<Registration> {
+    let mut all: Vec<_> = inventory::iter::<Registration>.into_iter().copied().collect();
+    all.sort_by_key(|registration| registration.schemes);
+    all
+}
+
+/// The driver for `scheme` among `by_hand` and the linked ones.
+pub(crate) fn find(scheme: &str, by_hand: &[Registration]) -> Result<Registration> {
+    let serves = |registration: &&Registration| registration.schemes.contains(&scheme);
+    if let Some(registration) = by_hand.iter().find(serves) {
+        return Ok(*registration);
+    }
+    let all = drivers();
+    let mut serving = all.iter().filter(serves);
+    match (serving.next(), serving.next()) {
+        (Some(registration), None) => Ok(*registration),
+        (Some(one), Some(other)) => Err(Error::new(
+            ErrorKind::InvalidUrl,
+            format!(
+                "two drivers are registered for {scheme}://, by {} and by {}; link only one of them",
+                one.crate_name, other.crate_name
+            ),
+        )),
+        (None, _) => Err(unknown(scheme, &all)),
+    }
+}
+
+fn unknown(scheme: &str, all: &[Registration]) -> Error {
+    let known: Vec<_> =
+        all.iter().flat_map(|registration| registration.schemes).map(|s| format!("{s}://")).collect();
+    let known = if known.is_empty() { "none at all".to_owned() } else { known.join(", ") };
+    Error::new(
+        ErrorKind::UnknownScheme,
+        format!(
+            "no driver for {scheme}:// is linked into this program (linked: {known}); enable the driver's feature \
+             of the tooz crate, or depend on the driver crate and write `use tooz_{} as _;`",
+            scheme.split('+').next().unwrap_or(scheme).replace(['-', '.'], "_")
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_scheme_says_what_to_write() {
+        let error = find("sqlite", &[]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::UnknownScheme);
+        assert!(error.to_string().contains("use tooz_sqlite as _;"), "{error}");
+    }
+}

@@ -1,0 +1,175 @@
+//! Where things run: the library's own runtime thread, or the caller's runtime.
+//!
+//! What must not stop (connections, the drivers' own tasks, the keeper with the heart) lives on one thread of
+//! the library, one per process, started at first use: a user runtime that is starved or has ended neither
+//! delays a renewal nor swallows a release.
+#![allow(clippy::disallowed_methods)] // this is the room in which tasks are started
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+
+use crate::{Error, ErrorKind, Result};
+
+/// On which runtime a coordinator lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Runtime {
+    /// The library's own thread: nothing that the program does on its runtime can delay a renewal.
+    #[default]
+    Library,
+    /// The runtime that calls `connect`: for simulation with a paused clock, for embedders, for the lowest
+    /// latency. When it ends, the session is abandoned: guards are lost at once, operating-system locks close,
+    /// leases on a network end by their ttl.
+    Current,
+}
+
+/// The library's runtime, and the process that started it: threads do not survive a fork.
+static LIBRARY: Mutex<Option<(u32, Handle)>> = Mutex::new(None);
+
+fn library() -> Result<Handle> {
+    let mut library = LIBRARY.lock().unwrap_or_else(PoisonError::into_inner);
+    let pid = std::process::id();
+    match &*library {
+        Some((owner, handle)) if *owner == pid => return Ok(handle.clone()),
+        Some((owner, _)) => {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!(
+                    "this process was forked from process {owner}, whose tooz thread did not come along; \
+                     start it with exec instead"
+                ),
+            ));
+        }
+        None => {}
+    }
+    let failed = |error: std::io::Error| {
+        Error::new(ErrorKind::NoRuntime, "the library's runtime thread could not be started").caused_by(error)
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let handle = runtime.handle().clone();
+    std::thread::Builder::new()
+        .name("tooz".into())
+        .spawn(move || runtime.block_on(std::future::pending::<()>()))
+        .map_err(failed)?;
+    *library = Some((pid, handle.clone()));
+    Ok(handle)
+}
+
+/// Starts tasks and timers on the runtime on which a coordinator lives.
+#[derive(Clone)]
+pub struct Spawner {
+    handle: Handle,
+    runtime: Runtime,
+}
+
+impl Spawner {
+    /// A spawner on `runtime`.
+    ///
+    /// # Errors
+    /// `NoRuntime`: [`Runtime::Current`] outside a tokio runtime, or no thread could be started.
+    pub fn new(runtime: Runtime) -> Result<Self> {
+        let handle = match runtime {
+            Runtime::Library => library()?,
+            Runtime::Current => Handle::try_current().map_err(|_| {
+                Error::new(
+                    ErrorKind::NoRuntime,
+                    "Runtime::Current needs a tokio runtime around connect(); call it inside one, \
+                     or leave the default Runtime::Library",
+                )
+            })?,
+        };
+        Ok(Self { handle, runtime })
+    }
+
+    /// Starts a task; it ends when the returned handle is dropped, or with the runtime.
+    pub fn spawn<F>(&self, future: F) -> Task<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        Task(self.handle.spawn(future))
+    }
+
+    /// Sleeps on the coordinator's runtime; it can be awaited on any runtime, or on none.
+    pub fn sleep(&self, duration: Duration) -> Sleep {
+        // On a foreign runtime that ends, a timer polled from here would panic; a task there is dropped quietly.
+        let ours = Handle::try_current().is_ok_and(|current| current.id() == self.handle.id());
+        if ours || self.runtime == Runtime::Library {
+            let _context = self.handle.enter();
+            Sleep::Timer(Box::pin(tokio::time::sleep(duration)))
+        } else {
+            Sleep::Task(self.spawn(tokio::time::sleep(duration)))
+        }
+    }
+
+    /// Polls `future` for at most `limit`; `None` when the time is over. The future is polled last at the
+    /// limit, so an answer that has come is not lost.
+    pub async fn timeout<F: Future>(&self, limit: Duration, future: F) -> Option<F::Output> {
+        let sleep = self.sleep(limit);
+        tokio::select! {
+            biased; // an answer counts even when the time is over
+            output = future => Some(output),
+            () = sleep => None,
+        }
+    }
+
+    /// Runs blocking work on a thread of the coordinator's runtime.
+    pub async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+        self.handle
+            .spawn_blocking(work)
+            .await
+            .map_err(|error| Error::new(ErrorKind::Closed, "the runtime ended").caused_by(error))
+    }
+}
+
+impl fmt::Debug for Spawner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Spawner").field(&self.runtime).finish()
+    }
+}
+
+/// A running task; dropping it ends the task at its next await.
+#[derive(Debug)]
+#[must_use = "dropping a task ends it"]
+pub struct Task<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Its result; `None` if it panicked or its runtime ended.
+impl<T> Future for Task<T> {
+    type Output = Option<T>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        Pin::new(&mut self.0).poll(cx).map(Result::ok)
+    }
+}
+
+/// A sleep on the coordinator's runtime.
+#[derive(Debug)]
+pub enum Sleep {
+    #[doc(hidden)]
+    Timer(Pin<Box<tokio::time::Sleep>>),
+    #[doc(hidden)]
+    Task(Task<()>),
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut *self {
+            Self::Timer(sleep) => sleep.as_mut().poll(cx),
+            Self::Task(task) => Pin::new(task).poll(cx).map(|_| ()),
+        }
+    }
+}

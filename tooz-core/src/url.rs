@@ -1,0 +1,303 @@
+//! Backend URLs: `scheme://[user[:password]@]host[:port][,host…][/path][?option=value&…]`.
+//!
+//! A parser of our own, since a coordination backend has several hosts, which the `url` crate refuses, and since
+//! `file://./relative` must not turn into a host named `.`.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use percent_encoding::percent_decode_str;
+
+use crate::{Error, ErrorKind, Result};
+
+/// Where a backend is and how to talk to it. `Debug` and `Display` show no password and no secret option.
+#[derive(Clone, PartialEq, Eq)]
+pub struct BackendUrl {
+    scheme: String,
+    user: Option<String>,
+    password: Option<String>,
+    hosts: Vec<Host>,
+    path: Vec<u8>,
+    options: Vec<(String, String)>,
+}
+
+/// One host of a backend URL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// A name or an address; IPv6 without its brackets.
+    pub name: String,
+    /// The port, if given.
+    pub port: Option<u16>,
+}
+
+fn invalid(what: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidUrl, what)
+}
+
+fn decode(what: &str, text: &str) -> Result<String> {
+    let decoded = percent_decode_str(text).decode_utf8();
+    Ok(decoded.map_err(|_| invalid(format!("the {what} is not UTF-8 after percent-decoding")))?.into_owned())
+}
+
+impl BackendUrl {
+    /// Reads a URL.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidUrl`], naming the part that is wrong and showing none that may hold a secret.
+    pub fn parse(url: &str) -> Result<Self> {
+        let (scheme, rest) = url
+            .split_once("://")
+            .ok_or_else(|| invalid("there is no \"://\"; write for example sqlite:///var/lib/app/tooz.db"))?;
+        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
+        if !scheme.starts_with(|c: char| c.is_ascii_alphabetic()) || !scheme.chars().all(legal) {
+            return Err(invalid(
+                "the scheme must be letters, digits, '+', '-' and '.', beginning with a letter",
+            ));
+        }
+        if let Some(at) = rest.find('#') {
+            return Err(invalid(format!(
+                "there is a '#' after {at} characters of the rest; a backend URL has no fragment, write %23"
+            )));
+        }
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (authority, path) = match rest.find('/') {
+            Some(slash) => rest.split_at(slash),
+            None => (rest, ""),
+        };
+        let (userinfo, hosts) = match authority.rsplit_once('@') {
+            Some((userinfo, hosts)) => (Some(userinfo), hosts),
+            None => (None, authority),
+        };
+        let (user, password) = match userinfo.map(|text| text.split_once(':').unwrap_or((text, "\0"))) {
+            None => (None, None),
+            Some((user, "\0")) => (Some(decode("user name", user)?), None),
+            Some((user, password)) => (Some(decode("user name", user)?), Some(decode("password", password)?)),
+        };
+        let hosts = match hosts {
+            "" => Vec::new(),
+            hosts => hosts.split(',').map(Host::parse).collect::<Result<_>>()?,
+        };
+        Ok(Self {
+            scheme: scheme.to_ascii_lowercase(),
+            user: user.filter(|user| !user.is_empty()),
+            password,
+            hosts,
+            path: percent_decode_str(path).collect(),
+            options: form_urlencoded::parse(query.as_bytes()).into_owned().collect(),
+        })
+    }
+
+    /// The scheme in lower case.
+    pub fn scheme(&self) -> &str {
+        &self.scheme
+    }
+
+    /// The user name, percent-decoded.
+    pub fn user(&self) -> Option<&str> {
+        self.user.as_deref()
+    }
+
+    /// The password, percent-decoded.
+    pub fn password(&self) -> Option<&str> {
+        self.password.as_deref()
+    }
+
+    /// The hosts in the order given.
+    pub fn hosts(&self) -> &[Host] {
+        &self.hosts
+    }
+
+    /// The path, percent-decoded, with its leading slash; empty if there is none.
+    pub fn path(&self) -> &[u8] {
+        &self.path
+    }
+
+    /// The options in the order given.
+    pub fn options(&self) -> &[(String, String)] {
+        &self.options
+    }
+
+    /// The last value of an option, as text.
+    pub fn option(&self, name: &str) -> Option<&str> {
+        self.options.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Sets an option; it replaces equal ones of the URL.
+    pub fn set_option(&mut self, name: &str, value: impl Into<String>) {
+        self.options.retain(|(key, _)| key != name);
+        self.options.push((name.to_owned(), value.into()));
+    }
+
+    /// The file or directory that a backend on the local file system names: `scheme:///absolute/path` or
+    /// `scheme://./relative/path`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidUrl`] if there is no path, or a host.
+    pub fn file_path(&self) -> Result<PathBuf> {
+        let prefix = match self.hosts.as_slice() {
+            [] => "",
+            [Host { name, port: None }] if matches!(name.as_str(), "." | ".." | "~") => name.as_str(),
+            [host, ..] => {
+                return Err(invalid(format!(
+                    "{}:// takes a path, not the host \"{}\"; write {0}:///absolute/path or {0}://./relative/path",
+                    self.scheme, host.name
+                )));
+            }
+        };
+        if prefix == "~" {
+            return Err(invalid("\"~\" is only known to a shell; write the home directory's absolute path"));
+        }
+        if self.path.len() < 2 {
+            return Err(invalid(format!(
+                "{}:// needs a path; write {0}:///absolute/path or {0}://./relative/path",
+                self.scheme
+            )));
+        }
+        if self.path.contains(&0) {
+            return Err(invalid("a path must not contain a NUL"));
+        }
+        let mut path = prefix.as_bytes().to_vec();
+        path.extend_from_slice(&self.path);
+        path_from_bytes(path)
+    }
+}
+
+#[cfg(unix)]
+#[allow(clippy::unnecessary_wraps)] // elsewhere it can fail
+fn path_from_bytes(path: Vec<u8>) -> Result<PathBuf> {
+    use std::os::unix::ffi::OsStringExt;
+    Ok(PathBuf::from(std::ffi::OsString::from_vec(path)))
+}
+
+#[cfg(not(unix))]
+fn path_from_bytes(path: Vec<u8>) -> Result<PathBuf> {
+    let path =
+        String::from_utf8(path).map_err(|_| invalid("the path is not UTF-8 after percent-decoding"))?;
+    Ok(PathBuf::from(path))
+}
+
+impl Host {
+    fn parse(text: &str) -> Result<Self> {
+        let (name, port) = match text.strip_prefix('[').map(|inner| inner.split_once(']')) {
+            Some(Some((name, port))) => (name, (!port.is_empty()).then_some(port)),
+            Some(None) => return Err(invalid("an IPv6 address lacks its closing ']'")),
+            None => match text.find(':') {
+                Some(colon) => (&text[..colon], Some(&text[colon..])),
+                None => (text, None),
+            },
+        };
+        if name.is_empty() {
+            return Err(invalid("a host is empty"));
+        }
+        let port = match port {
+            None => None,
+            Some(port) => Some(port.strip_prefix(':').and_then(|digits| digits.parse::<u16>().ok()).ok_or_else(
+                // Not shown: a password with an unescaped '/' or '@' may have ended up here.
+                || invalid("a port is not a number from 0 to 65535 (in a password, write %2F for '/' and %40 for '@')"),
+            )?),
+        };
+        Ok(Self { name: decode("host", name)?, port })
+    }
+}
+
+/// Whether an option's value must not be shown.
+fn is_secret(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    ["password", "secret", "token", "credential", "passphrase"].iter().any(|word| name.contains(word))
+}
+
+/// Without password and secret options; not meant to be parsed again.
+impl fmt::Display for BackendUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://", self.scheme)?;
+        match (&self.user, &self.password) {
+            (None, None) => {}
+            (user, None) => write!(f, "{}@", user.as_deref().unwrap_or_default())?,
+            (user, Some(_)) => write!(f, "{}:***@", user.as_deref().unwrap_or_default())?,
+        }
+        for (index, host) in self.hosts.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            let (open, close) = if host.name.contains(':') { ("[", "]") } else { ("", "") };
+            write!(f, "{comma}{open}{}{close}", host.name)?;
+            if let Some(port) = host.port {
+                write!(f, ":{port}")?;
+            }
+        }
+        write!(f, "{}", String::from_utf8_lossy(&self.path).escape_debug())?;
+        for (index, (name, value)) in self.options.iter().enumerate() {
+            let separator = if index == 0 { '?' } else { '&' };
+            let value = if is_secret(name) { "***" } else { value };
+            write!(f, "{separator}{}={}", name.escape_debug(), value.escape_debug())?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for BackendUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BackendUrl({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_hosts_user_and_options() {
+        let url = BackendUrl::parse("Redis://me:p%40ss@h1:1,[::1]:2,h3/x%20y?ttl=5s&a=b+c").unwrap();
+        assert_eq!(url.scheme(), "redis");
+        assert_eq!((url.user(), url.password()), (Some("me"), Some("p@ss")));
+        let hosts: Vec<_> = url.hosts().iter().map(|host| (host.name.as_str(), host.port)).collect();
+        assert_eq!(hosts, [("h1", Some(1)), ("::1", Some(2)), ("h3", None)]);
+        assert_eq!(url.path(), b"/x y");
+        assert_eq!((url.option("ttl"), url.option("a"), url.option("c")), (Some("5s"), Some("b c"), None));
+        assert_eq!(url.to_string(), "redis://me:***@h1:1,[::1]:2,h3/x y?ttl=5s&a=b c");
+    }
+
+    #[test]
+    fn no_secret_is_shown() {
+        for text in [
+            "r://u:hunter2@h",
+            "r://u:hun/ter2@h:x",
+            "r://:hunter2@h",
+            "r://h:hunter2",
+            "r://h?password=hunter2",
+        ] {
+            let shown = match BackendUrl::parse(text) {
+                Ok(url) => format!("{url} {url:?}"),
+                Err(error) => format!("{error} {error:?}"),
+            };
+            assert!(!shown.contains("ter2"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn malformed_urls_are_refused() {
+        for text in [
+            "",
+            "x",
+            "://",
+            "1x://h",
+            "a b://h",
+            "r://h:99999",
+            "r://h:-1",
+            "r://[::1",
+            "r://a,,b",
+            "r://h#x",
+        ] {
+            assert_eq!(BackendUrl::parse(text).unwrap_err().kind(), ErrorKind::InvalidUrl, "{text}");
+        }
+    }
+
+    #[test]
+    fn paths() {
+        let path = |text: &str| BackendUrl::parse(text).unwrap().file_path();
+        assert_eq!(path("sqlite:///a/b.db").unwrap(), PathBuf::from("/a/b.db"));
+        assert_eq!(path("sqlite://./b.db").unwrap(), PathBuf::from("./b.db"));
+        assert_eq!(path("file://../d?x=1").unwrap(), PathBuf::from("../d"));
+        for text in ["sqlite://", "sqlite:///", "sqlite://host/b.db", "sqlite://~/b.db", "sqlite:///a%00b"] {
+            assert_eq!(path(text).unwrap_err().kind(), ErrorKind::InvalidUrl, "{text}");
+        }
+    }
+}
