@@ -9,6 +9,8 @@
 
 use std::fmt;
 use std::ops::{Add, Sub};
+#[cfg(target_os = "linux")]
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -174,8 +176,20 @@ pub(crate) struct Sleeper {
 #[cfg(target_os = "linux")]
 #[derive(Debug)]
 struct BootTimer {
-    fd: tokio::io::unix::AsyncFd<nix::sys::timerfd::TimerFd>,
+    fd: tokio::io::unix::AsyncFd<TimerFd>,
     armed: Option<Instant>,
+}
+
+/// `AsyncFd` asks for a raw descriptor too, which nix's type does not offer.
+#[cfg(target_os = "linux")]
+#[derive(Debug)]
+struct TimerFd(nix::sys::timerfd::TimerFd);
+
+#[cfg(target_os = "linux")]
+impl AsRawFd for TimerFd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
 }
 
 impl Sleeper {
@@ -214,11 +228,15 @@ impl Sleeper {
 #[cfg(target_os = "linux")]
 impl BootTimer {
     fn new() -> Option<Self> {
-        use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
+        use nix::sys::timerfd::{ClockId, TimerFlags};
         let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
         // Out of file descriptors: slices of tokio's timer do, too.
-        let fd = TimerFd::new(ClockId::CLOCK_BOOTTIME, flags).ok()?;
-        Some(Self { fd: tokio::io::unix::AsyncFd::register(fd).ok()?, armed: None })
+        let fd = nix::sys::timerfd::TimerFd::new(ClockId::CLOCK_BOOTTIME, flags).ok()?;
+        // Deprecated since tokio 1.54 for types that do not keep their descriptor open as long as they live
+        // (tokio-rs/tokio#8587); ours owns it, and the replacement needs unsafe code.
+        #[allow(deprecated)]
+        let fd = tokio::io::unix::AsyncFd::new(TimerFd(fd)).ok()?;
+        Some(Self { fd, armed: None })
     }
 
     async fn wait(&mut self, moment: Instant) -> std::io::Result<()> {
@@ -226,7 +244,7 @@ impl BootTimer {
         use nix::sys::timerfd::{Expiration, TimerSetTimeFlags};
         if self.armed != Some(moment) {
             self.armed = None;
-            self.fd.get_ref().set(
+            self.fd.get_ref().0.set(
                 Expiration::OneShot(TimeSpec::from_duration(moment.0)),
                 TimerSetTimeFlags::TFD_TIMER_ABSTIME,
             )?;
