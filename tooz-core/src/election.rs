@@ -158,7 +158,7 @@ impl fmt::Debug for Leadership {
             .field("group", &self.group)
             .field("term", &self.term())
             .field("held", &self.is_held())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -229,8 +229,16 @@ impl Drop for Leadership {
 pub struct Observer {
     _life: Arc<Life>,
     stream: HolderStream,
-    last: Option<Option<Leader>>,
+    /// What was reported last, if anything was.
+    last: Option<Seen>,
     newest: Option<Term>,
+}
+
+/// A state that an observer has reported.
+#[derive(Debug, PartialEq)]
+enum Seen {
+    Vacant,
+    Led(Leader),
 }
 
 impl fmt::Debug for Observer {
@@ -249,17 +257,18 @@ impl Observer {
     }
 
     /// Whether `state` is news: not what was reported last, and not of a term before it.
-    fn is_news(&mut self, state: &Option<Leader>) -> bool {
-        if let Some(term) = state.as_ref().and_then(|leader| leader.term) {
+    fn is_news(&mut self, state: Option<&Leader>) -> bool {
+        if let Some(term) = state.and_then(|leader| leader.term) {
             if self.newest.is_some_and(|newest| term < newest) {
                 return false;
             }
             self.newest = Some(term);
         }
-        if self.last.as_ref() == Some(state) {
+        let seen = state.cloned().map_or(Seen::Vacant, Seen::Led);
+        if self.last.as_ref() == Some(&seen) {
             return false;
         }
-        self.last = Some(state.clone());
+        self.last = Some(seen);
         true
     }
 }
@@ -274,7 +283,7 @@ impl Stream for Observer {
                 Some(Err(error)) => return Poll::Ready(Some(Err(error.during("observe")))),
                 Some(Ok(holders)) => {
                     let state = Leader::of(holders);
-                    if self.is_news(&state) {
+                    if self.is_news(state.as_ref()) {
                         return Poll::Ready(Some(Ok(state)));
                     }
                 }

@@ -33,7 +33,7 @@ impl fmt::Debug for LockGuard {
             .field("token", &self.token())
             .field("mode", &self.mode())
             .field("held", &self.is_held())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 

@@ -146,7 +146,7 @@ impl Keeper {
                 job = self.jobs.join_next(), if !self.jobs.is_empty() => Wake::Job(job),
             };
             match wake {
-                Wake::Time => {}
+                Wake::Time | Wake::Job(None) => {}
                 Wake::Command(Some(Command::Settle(job))) => self.settle(job),
                 Wake::Command(Some(Command::Beat(answer))) => self.beat_by_hand(answer),
                 Wake::Command(Some(Command::Suspect)) => self.suspect(),
@@ -155,7 +155,6 @@ impl Keeper {
                 Wake::Notice(notice) => self.noticed(notice),
                 Wake::Job(Some(Ok(done))) => self.done(done),
                 Wake::Job(Some(Err(panic))) => tracing::error!(%panic, "a driver panicked"),
-                Wake::Job(None) => {}
             }
             self.on_time();
         }

@@ -186,11 +186,11 @@ impl Tenure {
     /// What a beat lists.
     pub(crate) fn held(&self, groups: Vec<GroupId>) -> Held {
         let inner = self.inner();
-        let mut held = Held::default();
-        held.grants = inner.grants.values().map(|s| (s.grant.key.clone(), s.grant.attempt)).collect();
-        held.waiting = inner.waiting.iter().map(|(attempt, (key, _))| (key.clone(), *attempt)).collect();
-        held.groups = groups;
-        held
+        Held {
+            grants: inner.grants.values().map(|s| (s.grant.key.clone(), s.grant.attempt)).collect(),
+            waiting: inner.waiting.iter().map(|(attempt, (key, _))| (key.clone(), *attempt)).collect(),
+            groups,
+        }
     }
 
     /// Takes a grant in. `None`, and the ticket back: its deadline has passed, it must be withdrawn.
