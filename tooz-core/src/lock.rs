@@ -344,7 +344,7 @@ impl<'a> Entry<'a> {
     }
 
     /// Waits for the grant; `None`: the place or the session is gone.
-    async fn turn(&self, place: &Place) -> Result<Option<Grant>> {
+    async fn turn(&mut self, place: &Place) -> Result<Option<Grant>> {
         let gone = self.tenure.wait(self.attempt, self.key.clone());
         let mut pause = Backoff::new(&self.shared.config);
         loop {
