@@ -225,7 +225,7 @@ impl Coordinator {
     pub async fn groups(&self) -> Result<Vec<GroupId>> {
         let driver = Arc::clone(&self.life.driver);
         let call = Box::pin(async move { driver.groups().list().await });
-        self.life.plain_call(call).await.map_err(|error| error.during("groups"))
+        self.life.read(call).await.map_err(|error| error.during("groups"))
     }
 
     async fn hook<F>(&self, kind: HookKind, group: impl AsRef<[u8]>, hook: F) -> Result<HookId>

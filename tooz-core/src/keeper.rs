@@ -138,12 +138,13 @@ impl Keeper {
                 }
             };
             let wake = tokio::select! {
-                // Time first: at the deadline everything is lost, whatever else has come.
+                // Time first: at the deadline everything is lost, whatever else has come. Commands last: each makes
+                // at most one job, so they cannot keep the answer to a beat from being heard.
                 biased;
                 () = self.sleeper.until(due) => Wake::Time,
-                command = self.commands.recv() => Wake::Command(command),
-                notice = notice => Wake::Notice(notice),
                 job = self.jobs.join_next(), if !self.jobs.is_empty() => Wake::Job(job),
+                notice = notice => Wake::Notice(notice),
+                command = self.commands.recv() => Wake::Command(command),
             };
             match wake {
                 Wake::Time | Wake::Job(None) => {}
