@@ -62,6 +62,7 @@
 //!
 //! [`driver`] has the traits; `tooz-conformance` is the suite.
 
+mod builder;
 pub mod capabilities;
 pub mod characteristics;
 pub mod clock;
@@ -91,10 +92,11 @@ mod watch;
 
 pub use inventory;
 
+pub use builder::{Builder, COMMON_OPTIONS};
 pub use capabilities::Capabilities;
 pub use characteristics::Characteristics;
 pub use clock::Deadline;
-pub use coordinator::{Builder, COMMON_OPTIONS, Coordinator};
+pub use coordinator::Coordinator;
 pub use driver::{HolderRecord, Holders, LockMode, MemberRecord, Previous, Released};
 pub use election::{Election, Leader, Leadership, Observer};
 pub use error::{Error, ErrorKind, Result};
