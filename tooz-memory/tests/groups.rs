@@ -1,5 +1,7 @@
 //! Groups, member ids, watches.
 
+#![allow(clippy::unwrap_used)] // a test says by panicking that something is wrong
+
 mod common;
 
 use common::*;

@@ -19,6 +19,21 @@ use tooz_core::{BackendUrl, ErrorKind, GroupId, LockName, MemberId, Result};
 
 pub(crate) use tooz_core::driver::LockMode::{Exclusive, Shared};
 
+/// Measures virtual time from when it is made.
+pub(crate) struct Stopwatch(Clock, tooz_core::clock::Instant);
+
+impl Stopwatch {
+    pub(crate) fn start() -> Self {
+        let clock = Clock::tokio(SystemTime::UNIX_EPOCH);
+        let now = clock.now();
+        Self(clock, now)
+    }
+
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.0.now().saturating_since(self.1)
+    }
+}
+
 /// On the virtual clock this costs nothing; whatever is still waiting then waits for ever.
 const LONG: Duration = Duration::from_secs(3_600);
 
