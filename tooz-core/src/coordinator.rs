@@ -1,0 +1,311 @@
+//! A member's handle on everything.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::builder::Builder;
+use crate::driver::SessionId;
+use crate::election::Election;
+use crate::group::Group;
+use crate::heart::{Events, Heart, Liveness};
+use crate::hooks::{self, BoxError, HookEvent, HookId, HookKind};
+use crate::lock::Lock;
+use crate::lock_set::LockSet;
+use crate::shared::{Command, Life, Phase, Shared, closed};
+use crate::{BackendUrl, Characteristics, GroupId, LockName, LossReason, MemberId, Result};
+
+/// A member's handle on groups, locks and elections; a cheap clone. It owns one session.
+///
+/// The session lives until [`Coordinator::close`], or until the last clone, handle, guard, leadership and watch is
+/// gone; then it closes in the background.
+///
+/// Every operation ends within `operation_timeout` (10 s; waiting for a lock does not count) and works on any
+/// executor, or on none: the library has a runtime thread of its own (see [`Runtime`]).
+#[derive(Clone)]
+pub struct Coordinator {
+    life: Arc<Life>,
+}
+
+impl fmt::Debug for Coordinator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Coordinator")
+            .field("url", &self.life.config.url)
+            .field("member", &self.life.config.member)
+            .field("liveness", &self.liveness())
+            .finish()
+    }
+}
+
+impl Coordinator {
+    /// Begins to connect to the backend at `url` as `member`. What is wrong with either is told by
+    /// [`Builder::connect`].
+    pub fn builder(url: impl Into<String>, member: impl AsRef<[u8]>) -> Builder {
+        Builder::new(url.into(), member.as_ref().to_vec())
+    }
+
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { life: Arc::new(Life(shared)) }
+    }
+
+    /// This coordinator's member id.
+    pub fn member(&self) -> &MemberId {
+        &self.life.config.member
+    }
+
+    /// The backend's URL with all options; showing it shows no secret.
+    pub fn url(&self) -> &BackendUrl {
+        &self.life.config.url
+    }
+
+    /// What this backend keeps, as it said when it was connected to.
+    pub fn characteristics(&self) -> Characteristics {
+        self.life.characteristics
+    }
+
+    /// Whether the session lives, computed from the clock now.
+    pub fn liveness(&self) -> Liveness {
+        let phase = self.life.phase.borrow().clone();
+        match phase {
+            Phase::Up(tenure) => match (tenure.loss(), tenure.deadline()) {
+                (Some(why), _) => Liveness::Lost { why },
+                (None, Some(until)) if tenure.is_suspended() => Liveness::Suspended { until },
+                (None, until) => Liveness::Alive { until },
+            },
+            Phase::Down(why) => Liveness::Lost { why },
+            Phase::Closed(_) => Liveness::Lost { why: LossReason::SessionClosed },
+        }
+    }
+
+    /// The present session's id; `None` while there is none.
+    pub fn session_id(&self) -> Option<SessionId> {
+        match &*self.life.phase.borrow() {
+            Phase::Up(tenure) if tenure.loss().is_none() => Some(tenure.id()),
+            _ => None,
+        }
+    }
+
+    /// What happens to the session from now on.
+    pub fn events(&self) -> Events {
+        Events::new(self.life.events.subscribe())
+    }
+
+    /// The heart.
+    pub fn heart(&self) -> Heart {
+        Heart(Arc::clone(&self.life))
+    }
+
+    /// Whether the session ends unless it is renewed in time.
+    pub fn requires_beating(&self) -> bool {
+        !self.life.characteristics.contains(Characteristics::NON_TIMEOUT_BASED)
+    }
+
+    /// Beats once by hand, and answers how long it is until the next beat is due; `None` where none is needed.
+    /// When the session was lost and the heart is stopped, this opens a new one.
+    ///
+    /// # Errors
+    /// `SessionLost`: this beat found that it is gone. `Unavailable`, `Timeout`: not renewed. `Closed`.
+    ///
+    /// # Cancel safety
+    /// The beat goes on.
+    pub async fn heartbeat(&self) -> Result<Option<Duration>> {
+        let beat = async {
+            self.life.check()?;
+            let (answer, answered) = oneshot::channel();
+            self.life.command(Command::Beat(answer));
+            let limit = self.life.config.operation_timeout;
+            match self.life.limited(limit, answered).await {
+                Some(Ok(result)) => result,
+                Some(Err(_)) => Err(closed()),
+                None => Err(self.life.timed_out()),
+            }
+        };
+        beat.await.map_err(|error| error.during("heartbeat"))
+    }
+
+    /// A lock.
+    ///
+    /// # Errors
+    /// `Invalid` for a name that is empty or longer than 255 bytes.
+    pub fn lock(&self, name: impl AsRef<[u8]>) -> Result<Lock> {
+        Ok(Lock::new(Arc::clone(&self.life), LockName::new(name)?))
+    }
+
+    /// Several locks to be taken together, in an order that cannot deadlock.
+    ///
+    /// # Errors
+    /// `Invalid` for a name that is empty or longer than 255 bytes.
+    pub fn lock_all<I>(&self, names: I) -> Result<LockSet>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<[u8]>,
+    {
+        let locks: Result<Vec<_>> = names.into_iter().map(|name| self.lock(name)).collect();
+        Ok(LockSet::new(locks?))
+    }
+
+    /// A group.
+    ///
+    /// # Errors
+    /// `Invalid` for an id that is empty or longer than 255 bytes.
+    pub fn group(&self, id: impl AsRef<[u8]>) -> Result<Group> {
+        Ok(Group::new(Arc::clone(&self.life), GroupId::new(id)?))
+    }
+
+    /// The election of a group's leader.
+    ///
+    /// # Errors
+    /// `Invalid` for an id that is empty or longer than 255 bytes.
+    pub fn election(&self, group: impl AsRef<[u8]>) -> Result<Election> {
+        Ok(Election::new(Arc::clone(&self.life), GroupId::new(group)?))
+    }
+
+    /// Every group, sorted by bytes.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Timeout`.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
+    pub async fn groups(&self) -> Result<Vec<GroupId>> {
+        let driver = Arc::clone(&self.life.driver);
+        let call = Box::pin(async move { driver.groups().list().await });
+        self.life.read(call).await.map_err(|error| error.during("groups"))
+    }
+
+    async fn hook<F>(&self, kind: HookKind, group: impl AsRef<[u8]>, hook: F) -> Result<HookId>
+    where
+        F: Fn(&HookEvent) -> Result<(), BoxError> + Send + Sync + 'static,
+    {
+        self.life.check()?;
+        hooks::register(&self.life, kind, GroupId::new(group)?, Arc::new(hook)).await
+    }
+
+    /// Runs `hook` inside [`Coordinator::run_watchers`] for everybody who joins `group` from now on.
+    ///
+    /// # Errors
+    /// `GroupNotFound`; `Unavailable`, `Timeout`.
+    ///
+    /// # Cancel safety
+    /// Nothing is registered.
+    pub async fn watch_join_group<F>(&self, group: impl AsRef<[u8]>, hook: F) -> Result<HookId>
+    where
+        F: Fn(&HookEvent) -> Result<(), BoxError> + Send + Sync + 'static,
+    {
+        self.hook(HookKind::Join, group, hook).await
+    }
+
+    /// Ends what [`Coordinator::watch_join_group`] began.
+    ///
+    /// # Errors
+    /// `HookNotFound`.
+    pub fn unwatch_join_group(&self, group: impl AsRef<[u8]>, hook: HookId) -> Result<()> {
+        hooks::unregister(&self.life, HookKind::Join, &GroupId::new(group)?, hook)
+    }
+
+    /// Runs `hook` inside [`Coordinator::run_watchers`] for everybody who leaves `group` from now on.
+    ///
+    /// # Errors
+    /// `GroupNotFound`; `Unavailable`, `Timeout`.
+    ///
+    /// # Cancel safety
+    /// Nothing is registered.
+    pub async fn watch_leave_group<F>(&self, group: impl AsRef<[u8]>, hook: F) -> Result<HookId>
+    where
+        F: Fn(&HookEvent) -> Result<(), BoxError> + Send + Sync + 'static,
+    {
+        self.hook(HookKind::Leave, group, hook).await
+    }
+
+    /// Ends what [`Coordinator::watch_leave_group`] began.
+    ///
+    /// # Errors
+    /// `HookNotFound`.
+    pub fn unwatch_leave_group(&self, group: impl AsRef<[u8]>, hook: HookId) -> Result<()> {
+        hooks::unregister(&self.life, HookKind::Leave, &GroupId::new(group)?, hook)
+    }
+
+    /// Makes this coordinator a candidate of `group`: [`Coordinator::run_elect_coordinator`] runs for leader, and
+    /// `hook` runs when that is won.
+    ///
+    /// # Errors
+    /// `Invalid`, `Closed`.
+    ///
+    /// # Cancel safety
+    /// Nothing is registered.
+    pub async fn watch_elected_as_leader<F>(&self, group: impl AsRef<[u8]>, hook: F) -> Result<HookId>
+    where
+        F: Fn(&HookEvent) -> Result<(), BoxError> + Send + Sync + 'static,
+    {
+        self.hook(HookKind::Elected, group, hook).await
+    }
+
+    /// Ends what [`Coordinator::watch_elected_as_leader`] began; a leadership that was won stays until
+    /// [`Coordinator::stand_down`].
+    ///
+    /// # Errors
+    /// `HookNotFound`.
+    pub fn unwatch_elected_as_leader(&self, group: impl AsRef<[u8]>, hook: HookId) -> Result<()> {
+        hooks::unregister(&self.life, HookKind::Elected, &GroupId::new(group)?, hook)
+    }
+
+    /// Runs the hooks of everything that happened since the last call, waiting up to `timeout` for a first event;
+    /// then runs for leader where elected hooks are registered. Answers the events. A hook that fails or panics is
+    /// reported ([`Event::HookFailed`](crate::Event::HookFailed)), is not run again for the same event, and stops
+    /// no other.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Timeout`, `Closed`.
+    ///
+    /// # Cancel safety
+    /// Events that were taken from a watch when the future was dropped are lost for the hooks.
+    pub async fn run_watchers(&self, timeout: Duration) -> Result<Vec<HookEvent>> {
+        hooks::run_watchers(&self.life, timeout).await.map_err(|error| error.during("run_watchers"))
+    }
+
+    /// Runs for leader in every group with an elected hook, without waiting.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Timeout`, `Closed`.
+    ///
+    /// # Cancel safety
+    /// A leadership that was just won is given back.
+    pub async fn run_elect_coordinator(&self) -> Result<Vec<HookEvent>> {
+        hooks::run_elect_coordinator(&self.life).await.map_err(|error| error.during("run_elect_coordinator"))
+    }
+
+    /// Gives up a leadership won through an elected hook; answers whether there was one.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Timeout`: it goes on in the background.
+    ///
+    /// # Cancel safety
+    /// It goes on in the background.
+    pub async fn stand_down(&self, group: impl AsRef<[u8]>) -> Result<bool> {
+        let group = GroupId::new(group)?;
+        hooks::stand_down(&self.life, &group).await.map_err(|error| error.during("stand_down"))
+    }
+
+    /// Leaves every group, releases every lock, ends the session and the connection. Ends within `close_timeout`
+    /// (5 s) also when the backend is away, and can be called twice.
+    ///
+    /// # Errors
+    /// `Unavailable`: the backend did not answer in time; what was held ends with the session.
+    ///
+    /// # Cancel safety
+    /// Closing goes on.
+    pub async fn close(&self) -> Result<()> {
+        let mut phase = self.life.phase.subscribe();
+        self.life.command(Command::Close);
+        loop {
+            if let Phase::Closed(Some(result)) = &*phase.borrow_and_update() {
+                return result.clone();
+            }
+            if phase.changed().await.is_err() {
+                return Err(closed());
+            }
+        }
+    }
+}

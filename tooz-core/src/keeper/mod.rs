@@ -1,0 +1,331 @@
+//! The keeper: one task per coordinator that renews its session, settles what callers left unfinished, opens a
+//! new session after a loss and joins the groups again, and closes everything in the end.
+//!
+//! It lives on the coordinator's runtime. When that runtime ends, the task is dropped, and with it the session:
+//! every guard is lost at once.
+
+mod beat;
+mod reopen;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use crate::clock::{Instant, Sleeper};
+use crate::driver::{Epoch, Held, Notice, Renewal, Session, SessionId};
+use crate::group::Rejoined;
+use crate::heart::{period, time_limit};
+use crate::shared::{Backoff, Command, Phase, Shared, closed};
+use crate::tenure::Tenure;
+use crate::{Error, ErrorKind, LossReason, Result};
+
+pub(crate) struct Keeper {
+    shared: Arc<Shared>,
+    commands: mpsc::UnboundedReceiver<Command>,
+    sleeper: Sleeper,
+    jobs: JoinSet<Done>,
+    state: State,
+    backoff: Backoff,
+    epoch: Epoch,
+    last_session: SessionId,
+    /// Numbers the beats and the tries to open a session, so that a late answer is known as such.
+    number: u64,
+    /// Beats by hand that wait for their answer.
+    asked: Vec<oneshot::Sender<Result<Option<Duration>>>>,
+}
+
+enum State {
+    Up(Up),
+    Down(Down),
+}
+
+struct Up {
+    tenure: Arc<Tenure>,
+    session: Arc<dyn Session>,
+    /// When the next beat is due.
+    next: Instant,
+    /// The newest beat that was sent and not answered: its number, and until when it may take.
+    flying: Option<(u64, Instant)>,
+    /// Beats with a number up to this one belong to earlier sessions.
+    first: u64,
+    /// Set while groups are to be rejoined: when to try next, and whether that announces a new session.
+    rejoin: Option<Rejoining>,
+}
+
+struct Rejoining {
+    at: Option<Instant>,
+    announce: bool,
+    create: bool,
+}
+
+struct Down {
+    /// The lost session, to be ended on the backend before a new one is opened.
+    old: Option<Arc<dyn Session>>,
+    /// When to try next; `None` while a try is under way or the heart is stopped.
+    next: Option<Instant>,
+    /// The try under way, and until when it may take.
+    flying: Option<(u64, Instant)>,
+}
+
+/// What a job of the keeper's came to.
+enum Done {
+    Settled,
+    Beat { number: u64, sent: Instant, held: Held, answer: Result<Renewal> },
+    Opened { number: u64, answer: Result<Arc<dyn Session>> },
+    Rejoined { session: SessionId, rejoined: Rejoined },
+}
+
+enum Wake {
+    Command(Option<Command>),
+    Notice(Notice),
+    Job(Option<std::result::Result<Done, tokio::task::JoinError>>),
+    Time,
+}
+
+/// When the runtime ends, or the keeper panics: everything is lost at once.
+struct Abandon(Arc<Shared>);
+
+impl Drop for Abandon {
+    fn drop(&mut self) {
+        let mut last = None;
+        self.0.phase.send_modify(|phase| {
+            if !matches!(phase, Phase::Closed(Some(_))) {
+                let reason = "the runtime on which it lived has ended; its session is abandoned";
+                let ended = Err(Error::new(ErrorKind::Closed, reason));
+                last = Some(std::mem::replace(phase, Phase::Closed(Some(ended))));
+            }
+        });
+        if let Some(Phase::Up(tenure)) = last {
+            drop(tenure.end(&LossReason::SessionClosed));
+        }
+    }
+}
+
+impl Keeper {
+    pub(crate) fn start(
+        shared: &Arc<Shared>,
+        commands: mpsc::UnboundedReceiver<Command>,
+        tenure: Arc<Tenure>,
+        session: Arc<dyn Session>,
+    ) {
+        let keeper = Self {
+            sleeper: Sleeper::new(shared.clock.clone()),
+            jobs: JoinSet::new(),
+            backoff: Backoff::new(&shared.config),
+            epoch: session.epoch(),
+            last_session: session.id(),
+            state: State::Up(Up::new(shared, tenure, session, 0)),
+            number: 0,
+            asked: Vec::new(),
+            commands,
+            shared: Arc::clone(shared),
+        };
+        shared.spawner.spawn(keeper.run()).detach();
+    }
+
+    async fn run(mut self) {
+        let abandon = Abandon(Arc::clone(&self.shared));
+        loop {
+            let due = self.due();
+            let session = match &self.state {
+                State::Up(up) => Some(Arc::clone(&up.session)),
+                State::Down(_) => None,
+            };
+            let notice = async {
+                match &session {
+                    Some(session) => session.notice().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let wake = tokio::select! {
+                // Time first: at the deadline everything is lost, whatever else has come. Commands last: each makes
+                // at most one job, so they cannot keep the answer to a beat from being heard.
+                biased;
+                () = self.sleeper.until(due) => Wake::Time,
+                job = self.jobs.join_next(), if !self.jobs.is_empty() => Wake::Job(job),
+                notice = notice => Wake::Notice(notice),
+                command = self.commands.recv() => Wake::Command(command),
+            };
+            match wake {
+                Wake::Time | Wake::Job(None) => {}
+                Wake::Command(Some(Command::Settle(job))) => self.settle(job),
+                Wake::Command(Some(Command::Beat(answer))) => self.beat_by_hand(answer),
+                Wake::Command(Some(Command::Suspect)) => self.suspect(),
+                Wake::Command(Some(Command::Wake)) => self.wake(),
+                Wake::Command(Some(Command::Close) | None) => break,
+                Wake::Notice(notice) => self.noticed(notice),
+                Wake::Job(Some(Ok(done))) => self.done(done),
+                Wake::Job(Some(Err(panic))) => tracing::error!(%panic, "a driver panicked"),
+            }
+            self.on_time();
+        }
+        self.close().await;
+        drop(abandon);
+    }
+
+    /// The earliest moment at which something is to be done.
+    fn due(&self) -> Option<Instant> {
+        let beating = self.shared.beating.load(Ordering::Acquire);
+        match &self.state {
+            State::Up(up) => {
+                let own = up.tenure.first_own_deadline().map(|(at, _)| at);
+                let beat = match up.flying {
+                    Some((_, limit)) => Some(limit),
+                    None => beating.then_some(up.next),
+                };
+                let rejoin = up.rejoin.as_ref().and_then(|rejoin| rejoin.at);
+                [up.tenure.deadline_at(), own, beat, rejoin].into_iter().flatten().min()
+            }
+            State::Down(down) => down.flying.map(|(_, limit)| limit).or(down.next.filter(|_| beating)),
+        }
+    }
+
+    /// Does what is due by the clock.
+    fn on_time(&mut self) {
+        let now = self.shared.clock.now();
+        let beating = self.shared.beating.load(Ordering::Acquire);
+        match &mut self.state {
+            State::Up(up) => {
+                if let Some(reason) = up.tenure.loss() {
+                    return self.lose(&reason);
+                }
+                while let Some((_, attempt)) = up.tenure.first_own_deadline().filter(|(at, _)| *at <= now) {
+                    up.tenure.lose(attempt, LossReason::Expired);
+                }
+                if up.flying.is_some_and(|(_, limit)| limit <= now) {
+                    up.flying = None;
+                    // Another is sent at once; the unanswered one may still prove the session.
+                    up.next = now;
+                    let limit = time_limit(up.tenure.ttl(), self.shared.config.operation_timeout);
+                    let error =
+                        Error::new(ErrorKind::Timeout, format!("no answer to a beat within {limit:?}"));
+                    self.beat_failed(&error.during("heartbeat"));
+                    return self.on_time();
+                }
+                if beating && up.flying.is_none() && up.next <= now {
+                    self.beat();
+                }
+                self.rejoin_if_due(now);
+            }
+            State::Down(down) => {
+                if down.flying.is_some_and(|(_, limit)| limit <= now) {
+                    down.flying = None;
+                    let error = Error::new(ErrorKind::Timeout, "opening a new session").during("connect");
+                    self.open_failed(&error);
+                } else if beating && down.flying.is_none() && down.next.is_some_and(|next| next <= now) {
+                    self.open();
+                }
+            }
+        }
+    }
+
+    fn settle(&mut self, job: crate::shared::Owned<()>) {
+        self.jobs.spawn(async move {
+            job.await;
+            Done::Settled
+        });
+    }
+
+    fn wake(&mut self) {
+        // The heart was started or stopped: a session that is down is opened again only while it beats.
+        if let State::Down(down) = &mut self.state
+            && down.flying.is_none()
+            && down.next.is_none()
+        {
+            down.next = Some(self.shared.clock.now());
+        }
+    }
+
+    /// Somebody was told that the session is gone: the next beat is due at once.
+    fn suspect(&mut self) {
+        if let State::Up(up) = &mut self.state {
+            up.next = self.shared.clock.now();
+        }
+    }
+
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Settled => {}
+            Done::Beat { number, sent, held, answer } => self.beaten(number, sent, &held, answer),
+            Done::Opened { number, answer } => self.opened(number, answer),
+            Done::Rejoined { session, rejoined } => self.rejoined(session, rejoined),
+        }
+    }
+
+    fn noticed(&mut self, notice: Notice) {
+        let State::Up(up) = &mut self.state else { return };
+        match notice {
+            Notice::SessionLost(reason) => self.lose(&reason),
+            Notice::GrantLost(attempt, reason) => up.tenure.lose(attempt, reason),
+            Notice::Evicted(group) => self.evicted(group),
+        }
+    }
+
+    /// Leaves everything, within the close time limit.
+    async fn close(mut self) {
+        self.commands.close();
+        let last = self.shared.phase.send_replace(Phase::Closed(None));
+        let ended = match last {
+            Phase::Up(tenure) => tenure.end(&LossReason::SessionClosed),
+            _ => None,
+        };
+        self.answer_beats(&Err(closed()));
+        self.shared.joined().clear();
+        let session = match self.state {
+            State::Up(up) => Some(up.session),
+            State::Down(down) => down.old,
+        };
+        drop(ended);
+        let (driver, mut jobs, mut commands) = (Arc::clone(&self.shared.driver), self.jobs, self.commands);
+        // When the time is over it is dropped, and the session with it: its operating-system locks must not stay
+        // as long as this process does, and what it has on a network ends because nobody renews it.
+        let closing = self.shared.spawner.spawn(async move {
+            // What callers left unfinished goes first: it may hold what the session's end would not.
+            while let Some(command) = commands.recv().await {
+                if let Command::Settle(job) = command {
+                    jobs.spawn(async move {
+                        job.await;
+                        Done::Settled
+                    });
+                }
+            }
+            let session = match session {
+                Some(session) => session.close().await,
+                None => Ok(()),
+            };
+            while let Some(done) = jobs.join_next().await {
+                if let Ok(Done::Opened { answer: Ok(late), .. }) = done
+                    && let Err(error) = late.close().await
+                {
+                    tracing::debug!(%error, "a session that came too late could not be closed");
+                }
+            }
+            session.and(driver.close().await)
+        });
+        let limit = self.shared.config.close_timeout;
+        let mut closing = std::pin::pin!(closing);
+        let result = match self.shared.spawner.timeout(limit, &mut closing).await {
+            Some(Some(result)) => result,
+            Some(None) => Err(Error::new(ErrorKind::Backend, "a driver panicked while closing")),
+            None => Err(Error::new(
+                ErrorKind::Unavailable,
+                format!(
+                    "the backend did not answer within {limit:?} (option close_timeout); what was held ends with the session"
+                ),
+            )),
+        };
+        let result = result.map_err(|error| error.during("close"));
+        self.shared.phase.send_replace(Phase::Closed(Some(result)));
+    }
+}
+
+impl Up {
+    fn new(shared: &Shared, tenure: Arc<Tenure>, session: Arc<dyn Session>, first: u64) -> Self {
+        let next = session.opened_at() + period(session.ttl());
+        let next = next.max(shared.clock.now());
+        Self { tenure, session, next, flying: None, first, rejoin: None }
+    }
+}
