@@ -31,7 +31,8 @@ async fn after_a_loss_groups_are_joined_again(h: Harness) -> Outcome {
     let session = a.session_id();
     h.kit()?.cut(h.namespace(), "a");
     event(&mut events, h.gone(), "Lost", |event| matches!(event, Event::Lost(_))).await?;
-    eventually("the dead member is gone", h.gone(), async || Ok::<_, Error>(ids(&b, "g").await?.is_empty())).await?;
+    eventually("the dead member is gone", h.gone(), async || Ok::<_, Error>(ids(&b, "g").await?.is_empty()))
+        .await?;
     h.kit()?.heal(h.namespace(), "a");
     let Event::Rejoined(groups) = event(&mut events, h.gone(), "Rejoined", rejoined).await? else {
         return Err("another event".into());
@@ -117,7 +118,8 @@ async fn an_evicted_member_joins_again(h: Harness) -> Outcome {
     h.kit()?.evict(h.namespace(), "g", "a");
     let evicted = |event: &Event| matches!(event, Event::Evicted(group) if group.as_bytes() == b"g");
     event(&mut events, h.some_ttl(), "Evicted", evicted).await?;
-    eventually("the member is back", h.some_ttl(), async || Ok::<_, Error>(ids(&b, "g").await? == ["a"])).await?;
+    eventually("the member is back", h.some_ttl(), async || Ok::<_, Error>(ids(&b, "g").await? == ["a"]))
+        .await?;
     ensure(b.group("g")?.member("a").await?.capabilities == caps("mine")?, "other capabilities")?;
     ensure(guard.is_held(), "an eviction from a group cost a lock")
 }
@@ -152,17 +154,16 @@ async fn lost_data_is_written_again(h: Harness) -> Outcome {
     h.kit()?.lose_data();
     event(&mut events, h.gone(), "Rejoined", rejoined).await?;
     ensure(b.group("g")?.member("a").await?.capabilities == caps("mine")?, "other capabilities")?;
-    within("a resync with the member", h.gone(), async {
-        loop {
-            match watch.next().await {
-                Some(Ok(GroupEvent::Resync(members))) if members.len() == 1 => return Ok(()),
-                Some(Ok(GroupEvent::Resync(_) | GroupEvent::Joined(_) | GroupEvent::Left(_))) => {}
-                other => return Err(format!("{other:?}")),
-            }
+    let (mut view, mut resynced) = (super::watch::View::default(), false);
+    within("a resync, and the member", h.gone(), async {
+        while !(resynced && view.has("a")) {
+            let event = watch.next().await.ok_or("the watch ended")??;
+            resynced |= matches!(event, GroupEvent::Resync(_));
+            view.apply(event)?;
         }
+        Outcome::Ok(())
     })
-    .await??;
-    Ok(())
+    .await?
 }
 
 /// S7: it works again every time.
@@ -191,7 +192,7 @@ async fn a_waiting_acquirer_survives_a_loss(h: Harness) -> Outcome {
     h.settle().await;
     h.kit()?.expire(h.namespace(), "b");
     event(&mut events, h.gone(), "Lost", |event| matches!(event, Event::Lost(_))).await?;
-    h.pass(h.limit(secs(1))).await;
+    h.pass(h.some_ttl()).await;
     ensure(!waiting.is_finished(), "acquire gave up, or was granted beside the holder")?;
     guard.release().await?;
     let next = within("the lock", h.gone(), waiting).await???;
