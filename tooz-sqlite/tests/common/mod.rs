@@ -13,8 +13,8 @@ use futures_core::Stream;
 use tooz_core::clock::Clock;
 pub(crate) use tooz_core::driver::LockMode::{Exclusive, Shared};
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, Connect, Context, Driver, Grant, Held, InstanceId, Join, LockKey, LockMode,
-    OpenSession, Place, Session, Turn,
+    Acquire, Acquired, AttemptId, Connect, Context, Driver, Grant, GroupChange, Held, InstanceId, Join, LockKey, LockMode,
+    MemberRecord, OpenSession, Place, Session, Turn,
 };
 use tooz_core::entropy::Entropy;
 use tooz_core::runtime::{Runtime, Spawner};
@@ -111,6 +111,20 @@ pub(crate) async fn next<S: Stream + ?Sized>(stream: &mut Pin<Box<S>>) -> Option
     soon(poll_fn(|cx| stream.as_mut().poll_next(cx))).await
 }
 
+/// A change in few characters: `+a`, `~a`, `-a`, `[a b]`, `deleted`.
+pub(crate) fn short(change: Option<Result<GroupChange>>) -> String {
+    let name = |record: &MemberRecord| record.member.to_string();
+    match change.map(Result::unwrap) {
+        None => "end".into(),
+        Some(GroupChange::View(all)) => format!("[{}]", all.iter().map(name).collect::<Vec<_>>().join(" ")),
+        Some(GroupChange::Joined(record)) => format!("+{}", name(&record)),
+        Some(GroupChange::Updated(record)) => format!("~{}", name(&record)),
+        Some(GroupChange::Left(record)) => format!("-{}", name(&record)),
+        Some(GroupChange::Deleted) => "deleted".into(),
+        Some(other) => format!("{other:?}"),
+    }
+}
+
 /// Whether nothing comes: it must be asked after something that comes later anyway.
 pub(crate) async fn is_quiet<S: Stream + ?Sized>(stream: &mut Pin<Box<S>>) -> bool {
     poll_fn(|cx| std::task::Poll::Ready(stream.as_mut().poll_next(cx).is_pending())).await
@@ -154,6 +168,11 @@ impl Actor {
         self.said.recv_timeout(LONG).expect("the other process says nothing")
     }
 
+    /// What it says within a short while, if anything.
+    pub(crate) fn try_hear(&self) -> Option<String> {
+        self.said.recv_timeout(Duration::from_secs(2)).ok()
+    }
+
     pub(crate) fn tell(&mut self, word: &str) {
         writeln!(self.stdin.as_mut().unwrap(), "{word}").unwrap();
     }
@@ -192,6 +211,7 @@ pub(crate) fn act() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     match part.as_str() {
         "member" => runtime.block_on(member(arguments[0], arguments[1])),
+        "follow" => runtime.block_on(follow(arguments[0], arguments[1])),
         "sql" => {
             rusqlite::Connection::open(arguments[0]).unwrap().execute_batch(arguments[1]).unwrap();
             say("done");
@@ -320,6 +340,15 @@ fn stopped_writer(path: &str) {
     connection.execute_batch("COMMIT").unwrap();
     say("committed");
     words().for_each(drop);
+}
+
+async fn follow(url: &str, name: &str) {
+    let driver = connect(url).await;
+    driver.groups().create(&group(name)).await.unwrap();
+    let mut watch = driver.groups().watch(&group(name)).await.unwrap();
+    while let Some(change) = poll_fn(|cx| watch.as_mut().poll_next(cx)).await {
+        say(short(Some(change)));
+    }
 }
 
 async fn many_changes(url: &str, count: u32) {
