@@ -212,6 +212,14 @@ pub(crate) fn act() {
     match part.as_str() {
         "member" => runtime.block_on(member(arguments[0], arguments[1])),
         "follow" => runtime.block_on(follow(arguments[0], arguments[1])),
+        "open-umask" => {
+            nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o777));
+            let driver = runtime.block_on(connect(arguments[0]));
+            let session = runtime.block_on(session(&driver, "umask"));
+            runtime.block_on(driver.groups().create(&group("g"))).unwrap();
+            say(session.id());
+            words().for_each(drop);
+        }
         "sql" => {
             rusqlite::Connection::open(arguments[0]).unwrap().execute_batch(arguments[1]).unwrap();
             say("done");
