@@ -81,7 +81,8 @@ the terminal if standard input is one.
 On a backend whose sessions live by time, the group gets SIGTERM --kill-grace before the deadline and SIGKILL before \
 the deadline, even while tooz itself is stopped or dead: it is gone before the lock can move. If the lock is \
 broken (`tooz break`), the group is killed at once, but the next holder may run already; only the token tells the \
-two apart. A process that leaves the group (setsid, a daemon) escapes all this, and one that becomes another user \
+two apart. If tooz is killed (kill -9), its guard kills the group within 100 ms, and a backend that notices the death \
+sooner may let the next holder in before. A process that leaves the group (setsid, a daemon) escapes all this, and one that becomes another user \
 (sudo) cannot be killed. If the command exits by itself, what it left in the background goes on without the lock; if \
 a signal ends it, the rest of its group is killed.";
 

@@ -145,12 +145,24 @@ fn a_stopped_guard_is_stood_in_for_by_the_launcher() {
     let end = now() + Duration::from_secs(2);
     let guard = Guard::start(&place, 400, &deadline(end), STUBBORN);
     let command = place.number("command");
-    // The launcher has the deadline once it has answered: it reads orders in the order of their coming.
-    eventually("the launcher waits", || parent(command) > 1);
+    // The launcher starts nothing before it knows the deadline.
     guard.process.signal(Signal::SIGSTOP);
     eventually("the group is gone", || !group_runs(command));
     assert!(now() < end);
     guard.process.signal(Signal::SIGCONT);
+}
+
+#[test]
+fn a_command_whose_deadline_has_passed_is_not_started() {
+    let place = Place::new();
+    let mut guard = Guard::start(&place, 400, &deadline(now()), "echo 1 > $DIR/ran");
+    let mut last = guard.report();
+    while last == "expired" {
+        last = guard.report();
+    }
+    assert_eq!(last, "signaled 9");
+    guard.process.code();
+    assert!(!place.path("ran").exists());
 }
 
 #[test]

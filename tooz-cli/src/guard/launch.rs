@@ -5,6 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
 use nix::errno::Errno;
+use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getpid};
 
@@ -28,6 +29,16 @@ pub(super) fn run(orders: &Orders) -> ExitCode {
 fn launch(orders: &Orders) -> io::Result<()> {
     let mut warden = Warden::new(orders, false)?;
     let orders = Orders { input: 0, output: 0, parent: getpid(), ..orders.clone() };
+    // Not before the first deadline is known here: the guard could be stopped before it passes one on.
+    while warden.orders_seen.is_empty() {
+        if warden.wait(None)? == Wake::Orphaned {
+            return Ok(());
+        }
+    }
+    if warden.is_over() {
+        warden.report(Report::Signaled(Signal::SIGKILL as i32));
+        return Ok(());
+    }
     // The group exists, with this very number, as soon as the stub runs; it becomes the command.
     let child = ourselves(EXEC, &orders).process_group(0).spawn()?;
     let pid = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);

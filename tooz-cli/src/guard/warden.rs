@@ -85,6 +85,11 @@ impl Warden {
         self.parent.send(report);
     }
 
+    /// Whether the group has been killed, or was to be before there was one.
+    pub(super) fn is_over(&self) -> bool {
+        self.killed
+    }
+
     /// Kills the group if it is known.
     pub(super) fn kill(&mut self) {
         self.killed = true;
