@@ -23,6 +23,15 @@ impl Instant {
     pub fn saturating_since(self, earlier: Self) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
+
+    /// Nanoseconds since the clock's origin, for an atomic; enough for 584 years.
+    pub(crate) fn nanos(self) -> u64 {
+        u64::try_from(self.0.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    pub(crate) fn from_nanos(nanos: u64) -> Self {
+        Self(Duration::from_nanos(nanos))
+    }
 }
 
 impl Add<Duration> for Instant {
@@ -88,6 +97,11 @@ impl Clock {
         }))
     }
 
+    /// The clock for the caller's runtime.
+    pub(crate) fn current() -> Self {
+        Self::tokio(SystemTime::now())
+    }
+
     /// Now.
     pub fn now(&self) -> Instant {
         match &*self.0 {
@@ -124,6 +138,29 @@ impl Clock {
     /// Whether it is the kernel's clock and no timer of it can be virtual.
     pub(crate) fn is_boot(&self) -> bool {
         matches!(*self.0, Source::Boot)
+    }
+}
+
+/// An instant at which something ends by itself.
+#[derive(Clone, Debug)]
+pub struct Deadline {
+    at: Instant,
+    clock: Clock,
+}
+
+impl Deadline {
+    pub(crate) fn new(at: Instant, clock: Clock) -> Self {
+        Self { at, clock }
+    }
+
+    /// How long it is until then; zero when it has passed.
+    pub fn remaining(&self) -> Duration {
+        self.at.saturating_since(self.clock.now())
+    }
+
+    /// Whether it has passed.
+    pub fn has_passed(&self) -> bool {
+        self.remaining().is_zero()
     }
 }
 

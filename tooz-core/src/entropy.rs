@@ -21,17 +21,15 @@ impl Entropy {
 
     /// 128 random bits, for an id.
     pub fn id(&self) -> u128 {
-        match &self.0 {
-            Some(rng) => rng.lock().unwrap_or_else(PoisonError::into_inner).u128(..),
-            None => {
-                let mut bytes = [0; 16];
-                match getrandom::fill(&mut bytes) {
-                    Ok(()) => u128::from_ne_bytes(bytes),
-                    // Only a kernel without getrandom(2) and without /dev/urandom gets here; fastrand then still
-                    // mixes the time, the thread and the allocator's addresses.
-                    Err(_) => fastrand::u128(..),
-                }
-            }
+        if let Some(rng) = &self.0 {
+            return rng.lock().unwrap_or_else(PoisonError::into_inner).u128(..);
+        }
+        let mut bytes = [0; 16];
+        match getrandom::fill(&mut bytes) {
+            Ok(()) => u128::from_ne_bytes(bytes),
+            // Only a kernel without getrandom(2) and without /dev/urandom gets here; fastrand then still mixes
+            // the time, the thread and the allocator's addresses.
+            Err(_) => fastrand::u128(..),
         }
     }
 

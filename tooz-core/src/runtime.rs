@@ -93,7 +93,7 @@ impl Spawner {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        Task(self.handle.spawn(future))
+        Task(Some(self.handle.spawn(future)))
     }
 
     /// Sleeps on the coordinator's runtime; it can be awaited on any runtime, or on none.
@@ -137,11 +137,20 @@ impl fmt::Debug for Spawner {
 /// A running task; dropping it ends the task at its next await.
 #[derive(Debug)]
 #[must_use = "dropping a task ends it"]
-pub struct Task<T>(tokio::task::JoinHandle<T>);
+pub struct Task<T>(Option<tokio::task::JoinHandle<T>>);
+
+impl<T> Task<T> {
+    /// Lets the task go on by itself until its end or the runtime's.
+    pub fn detach(mut self) {
+        self.0 = None;
+    }
+}
 
 impl<T> Drop for Task<T> {
     fn drop(&mut self) {
-        self.0.abort();
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
     }
 }
 
@@ -150,7 +159,10 @@ impl<T> Future for Task<T> {
     type Output = Option<T>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
-        Pin::new(&mut self.0).poll(cx).map(Result::ok)
+        match &mut self.0 {
+            Some(task) => Pin::new(task).poll(cx).map(Result::ok),
+            None => Poll::Ready(None),
+        }
     }
 }
 

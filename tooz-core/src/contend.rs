@@ -1,0 +1,194 @@
+//! Tasks of one coordinator that want the same lock: they queue here, and one of them at a time speaks to the
+//! backend, so a process with a thousand tasks on one name is one contender there.
+//!
+//! A **ticket** is a task's place in this queue. It passes when it is first and its mode fits beside the tickets
+//! that have passed; it is dropped when its attempt has ended on the backend. A coordinator that releases goes to
+//! the end of the backend's queue, since its next task asks anew.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use crate::driver::{Admission, Grant, LockKey, LockMode, admits};
+use crate::{Error, ErrorKind, FencingToken, Result};
+
+/// Names that nobody uses any more keep their last token until there are this many; it is what a token that goes
+/// back is noticed by, and 4096 names cost less than a megabyte.
+const REMEMBERED: usize = 4096;
+
+/// The local queues of a coordinator.
+#[derive(Debug, Default)]
+pub(crate) struct Contention(Mutex<Queues>);
+
+#[derive(Debug, Default)]
+struct Queues {
+    next: u64,
+    keys: BTreeMap<LockKey, Queue>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<Waiting>,
+    passed: Vec<Passed>,
+    /// The largest tokens seen: of an exclusive grant, and of any grant.
+    exclusive: Option<FencingToken>,
+    any: Option<FencingToken>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    id: u64,
+    mode: LockMode,
+    passed: Arc<Notify>,
+}
+
+#[derive(Debug)]
+struct Passed {
+    id: u64,
+    mode: LockMode,
+    stage: Stage,
+}
+
+/// How far a ticket that passed has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// The backend has not answered yet.
+    Asking,
+    /// The backend said that somebody is before us.
+    Queued,
+    /// It is held.
+    Granted,
+}
+
+impl Queue {
+    fn may_pass(&self, mode: LockMode) -> bool {
+        // One at a time asks or waits at the backend.
+        self.passed.iter().all(|passed| passed.stage == Stage::Granted)
+            && matches!(admits(mode, self.passed.iter().map(|passed| passed.mode)), Ok(Admission::Yes))
+    }
+
+    fn let_pass(&mut self) {
+        while let Some(first) = self.waiting.front() {
+            if !self.may_pass(first.mode) {
+                return;
+            }
+            if let Some(first) = self.waiting.pop_front() {
+                self.passed.push(Passed { id: first.id, mode: first.mode, stage: Stage::Asking });
+                first.passed.notify_one();
+            }
+        }
+    }
+}
+
+impl Contention {
+    fn queues(&self) -> MutexGuard<'_, Queues> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place at the end of the queue.
+    ///
+    /// # Errors
+    /// `Invalid` if permits of another limit are in use here.
+    pub(crate) fn enqueue(self: &Arc<Self>, key: &LockKey, mode: LockMode) -> Result<Ticket> {
+        let mut queues = self.queues();
+        queues.next += 1;
+        let id = queues.next;
+        let queue = queues.keys.entry(key.clone()).or_default();
+        let modes = queue.passed.iter().map(|p| p.mode).chain(queue.waiting.iter().map(|w| w.mode));
+        admits(mode, modes)?;
+        let passed = Arc::new(Notify::new());
+        queue.waiting.push_back(Waiting { id, mode, passed: Arc::clone(&passed) });
+        queue.let_pass();
+        Ok(Ticket { contention: Arc::clone(self), key: key.clone(), id, passed })
+    }
+
+    /// Whether the backend's last word to the ticket `id`, or to one of this coordinator before it, is that it
+    /// has to wait or holds the lock: then `None` is a true answer when the time is over.
+    pub(crate) fn answered(&self, key: &LockKey, id: u64) -> bool {
+        let queues = self.queues();
+        queues.keys.get(key).is_some_and(|queue| {
+            let mut passed = queue.passed.iter();
+            match passed.clone().find(|passed| passed.id == id) {
+                Some(own) => own.stage != Stage::Asking,
+                None => passed.any(|passed| passed.stage != Stage::Asking),
+            }
+        })
+    }
+}
+
+/// A task's place among the tasks of its coordinator.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    contention: Arc<Contention>,
+    key: LockKey,
+    id: u64,
+    passed: Arc<Notify>,
+}
+
+impl Ticket {
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Whether nobody of this coordinator is before it.
+    pub(crate) fn has_passed(&self) -> bool {
+        let queues = self.contention.queues();
+        queues.keys.get(&self.key).is_some_and(|queue| queue.passed.iter().any(|passed| passed.id == self.id))
+    }
+
+    /// Waits until it is this task's turn to speak to the backend. Cancel-safe: dropping the ticket leaves the
+    /// queue.
+    pub(crate) async fn pass(&self) {
+        while !self.has_passed() {
+            self.passed.notified().await;
+        }
+    }
+
+    pub(crate) fn set_stage(&self, stage: Stage) {
+        let mut queues = self.contention.queues();
+        if let Some(queue) = queues.keys.get_mut(&self.key) {
+            if let Some(passed) = queue.passed.iter_mut().find(|passed| passed.id == self.id) {
+                passed.stage = stage;
+            }
+            queue.let_pass();
+        }
+    }
+
+    /// Refuses a token that is not larger than those before it: then two holders could not be told apart.
+    pub(crate) fn check_token(&self, grant: &Grant) -> Result<()> {
+        let mut queues = self.contention.queues();
+        let Some(queue) = queues.keys.get_mut(&self.key) else { return Ok(()) };
+        let alone = grant.mode == LockMode::Exclusive;
+        let seen = if alone { queue.any } else { queue.exclusive };
+        if let Some(seen) = seen.filter(|seen| grant.token <= *seen) {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!(
+                    "{}: the backend gave token {} after token {seen}; its counter was lost or restored from a \
+                     backup, fencing no longer protects",
+                    self.key, grant.token
+                ),
+            ));
+        }
+        queue.any = queue.any.max(Some(grant.token));
+        if alone {
+            queue.exclusive = Some(grant.token);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut queues = self.contention.queues();
+        let Some(queue) = queues.keys.get_mut(&self.key) else { return };
+        queue.waiting.retain(|waiting| waiting.id != self.id);
+        queue.passed.retain(|passed| passed.id != self.id);
+        queue.let_pass();
+        let idle = |queue: &Queue| queue.waiting.is_empty() && queue.passed.is_empty();
+        if idle(queue) && (queue.any.is_none() || queues.keys.len() > REMEMBERED) {
+            queues.keys.remove(&self.key);
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! Leader election: an exclusive lock whose holder is public.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use futures_core::Stream;
+
+use crate::clock::Deadline;
+use crate::driver::{BreakRequest, HolderRecord, HolderStream, Holders, LockKey, LockMode, Released};
+use crate::guard::{LossSignal, release, release_in_background, run};
+use crate::lock::{Patience, acquire, break_lock, holders};
+use crate::shared::Life;
+use crate::tenure::GrantState;
+use crate::{Error, ErrorKind, GroupId, LossReason, MemberId, Result, Term};
+
+/// The leadership of a group; making a handle does no I/O. A candidate need not be a member, and the group need
+/// not exist.
+#[derive(Clone)]
+pub struct Election {
+    life: Arc<Life>,
+    group: GroupId,
+}
+
+impl fmt::Debug for Election {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Election").field("group", &self.group).finish_non_exhaustive()
+    }
+}
+
+/// Who leads a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Leader {
+    /// The leader, where the backend knows its name.
+    pub member: Option<MemberId>,
+    /// Its term, where it has one (a Python leader has none).
+    pub term: Option<Term>,
+    /// Since when, by the backend's clock where it has one.
+    pub since: Option<SystemTime>,
+}
+
+impl Leader {
+    fn of(holders: Holders) -> Option<Self> {
+        let holder = holders.holders.into_iter().next()?;
+        Some(Self { member: holder.member, term: holder.token.map(Term::from), since: holder.since })
+    }
+}
+
+impl Election {
+    pub(crate) fn new(life: Arc<Life>, group: GroupId) -> Self {
+        Self { life, group }
+    }
+
+    /// The group.
+    pub fn group(&self) -> &GroupId {
+        &self.group
+    }
+
+    fn key(&self) -> LockKey {
+        LockKey::Leader(self.group.clone())
+    }
+
+    async fn run_for(&self, patience: Patience) -> Result<Option<Leadership>> {
+        let state = acquire(&self.life, self.key(), LockMode::Exclusive, patience).await;
+        let state = state.map_err(|error| error.during("campaign"))?;
+        Ok(state.map(|state| Leadership { life: Arc::clone(&self.life), group: self.group.clone(), state }))
+    }
+
+    /// Runs for leader and waits to win; the wait has no limit and survives a restart of the backend.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout` if the backend did not answer the first request; `Closed`; `Corrupt` if terms
+    /// went back.
+    ///
+    /// # Cancel safety
+    /// Dropping the future withdraws the candidacy.
+    pub async fn campaign(&self) -> Result<Leadership> {
+        self.run_for(Patience::Forever).await?.ok_or_else(|| Error::from(ErrorKind::Backend))
+    }
+
+    /// Becomes leader if nobody leads and nobody runs before us; answers at once.
+    ///
+    /// # Errors
+    /// As [`Election::campaign`].
+    ///
+    /// # Cancel safety
+    /// As [`Election::campaign`].
+    pub async fn try_campaign(&self) -> Result<Option<Leadership>> {
+        self.run_for(Patience::None).await
+    }
+
+    /// Runs for leader for at most `limit`.
+    ///
+    /// # Errors
+    /// As [`Election::campaign`]; `Unavailable`, indeterminate, if the backend's last word is missing at the
+    /// limit.
+    ///
+    /// # Cancel safety
+    /// As [`Election::campaign`].
+    pub async fn campaign_within(&self, limit: Duration) -> Result<Option<Leadership>> {
+        self.run_for(Patience::For(limit)).await
+    }
+
+    /// Who leads now; `None`: nobody.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Timeout`.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
+    pub async fn leader(&self) -> Result<Option<Leader>> {
+        holders(&self.life, self.key()).await.map(Leader::of).map_err(|error| error.during("leader"))
+    }
+
+    /// Follows who leads: starts with the present state, reports each change including *vacant* (`None`), and
+    /// never an older term after a newer one. A leadership that was over before it could be read may be skipped.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Timeout`.
+    ///
+    /// # Cancel safety
+    /// Nothing is left behind.
+    pub async fn observe(&self) -> Result<Observer> {
+        let driver = Arc::clone(&self.life.driver);
+        let key = self.key();
+        let call = Box::pin(async move { driver.locks().watch(&key).await });
+        let stream = self.life.plain_call(call).await.map_err(|error| error.during("observe"))?;
+        Ok(Observer { _life: Arc::clone(&self.life), stream, last: None, newest: None })
+    }
+
+    /// Ends the present leadership from outside; see [`Lock::break_lock`](crate::Lock::break_lock).
+    ///
+    /// # Errors
+    /// As [`Lock::break_lock`](crate::Lock::break_lock).
+    ///
+    /// # Cancel safety
+    /// A break that was begun is driven to its end.
+    pub async fn break_leadership(&self, why: impl Into<String>) -> Result<Vec<HolderRecord>> {
+        break_lock(&self.life, BreakRequest::new(self.key(), self.life.config.member.clone(), why)).await
+    }
+}
+
+/// The proof of leading a group; dropping it resigns. See [`LockGuard`](crate::LockGuard) for what it guarantees.
+#[must_use = "a leadership that is dropped is resigned"]
+pub struct Leadership {
+    life: Arc<Life>,
+    group: GroupId,
+    state: Arc<GrantState>,
+}
+
+impl fmt::Debug for Leadership {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Leadership")
+            .field("group", &self.group)
+            .field("term", &self.term())
+            .field("held", &self.is_held())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Leadership {
+    /// The group.
+    pub fn group(&self) -> &GroupId {
+        &self.group
+    }
+
+    /// The term: larger with each leadership of the group. It is the fencing token.
+    pub fn term(&self) -> Term {
+        self.state.grant.token.into()
+    }
+
+    /// Whether it leads now, computed from the clock.
+    pub fn is_held(&self) -> bool {
+        self.state.loss().is_none()
+    }
+
+    /// When it ends unless it is renewed.
+    pub fn deadline(&self) -> Option<Deadline> {
+        self.state.deadline()
+    }
+
+    /// A signal for tasks that do not own the leadership.
+    pub fn loss(&self) -> LossSignal {
+        LossSignal::new(&self.state)
+    }
+
+    /// Waits until the leadership is lost.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
+    pub async fn lost(&self) -> LossReason {
+        self.state.lost().await
+    }
+
+    /// Runs `work` while leading: at a loss it is cancelled, and the reason is the answer.
+    ///
+    /// # Errors
+    /// The reason of the loss.
+    ///
+    /// # Cancel safety
+    /// Dropping it drops `work`; the leadership stays.
+    pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, LossReason> {
+        run(&self.state, work).await
+    }
+
+    /// Steps down and waits for the backend's answer. Resigning when it was lost is an answer, no error.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout`: it goes on in the background.
+    ///
+    /// # Cancel safety
+    /// Dropping the future lets it go on in the background.
+    pub async fn resign(self) -> Result<Released> {
+        release(&self.life, &self.state).await
+    }
+}
+
+impl Drop for Leadership {
+    fn drop(&mut self) {
+        release_in_background(&self.life, &self.state);
+    }
+}
+
+/// The leaders of a group, one after the other.
+pub struct Observer {
+    _life: Arc<Life>,
+    stream: HolderStream,
+    /// What was reported last, if anything was.
+    last: Option<Seen>,
+    newest: Option<Term>,
+}
+
+/// A state that an observer has reported.
+#[derive(Debug, PartialEq)]
+enum Seen {
+    Vacant,
+    Led(Leader),
+}
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Observer").field("last", &self.last).finish_non_exhaustive()
+    }
+}
+
+impl Observer {
+    /// The next state; the first is the present one. `None`: the stream has ended.
+    ///
+    /// # Cancel safety
+    /// Nothing is skipped.
+    pub async fn next(&mut self) -> Option<Result<Option<Leader>>> {
+        std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
+    }
+
+    /// Whether `state` is news: not what was reported last, and not of a term before it.
+    fn is_news(&mut self, state: Option<&Leader>) -> bool {
+        if let Some(term) = state.and_then(|leader| leader.term) {
+            if self.newest.is_some_and(|newest| term < newest) {
+                return false;
+            }
+            self.newest = Some(term);
+        }
+        let seen = state.cloned().map_or(Seen::Vacant, Seen::Led);
+        if self.last.as_ref() == Some(&seen) {
+            return false;
+        }
+        self.last = Some(seen);
+        true
+    }
+}
+
+impl Stream for Observer {
+    type Item = Result<Option<Leader>>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            match std::task::ready!(self.stream.as_mut().poll_next(cx)) {
+                None => return Poll::Ready(None),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.during("observe")))),
+                Some(Ok(holders)) => {
+                    let state = Leader::of(holders);
+                    if self.is_news(state.as_ref()) {
+                        return Poll::Ready(Some(Ok(state)));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Several locks taken together, in an order that cannot deadlock.
+
+use std::future::Future;
+use std::time::Duration;
+
+use crate::driver::LockMode;
+use crate::guard::LockGuard;
+use crate::lock::{Lock, Patience};
+use crate::{LockName, LossReason, Result};
+
+/// Several locks to be taken together.
+///
+/// The names are sorted by bytes and deduplicated, so two callers that name the same locks in any order never
+/// wait for each other in a circle; a name that is asked for both shared and exclusive is taken exclusive.
+#[derive(Clone, Debug)]
+pub struct LockSet {
+    locks: Vec<Lock>,
+    names: Vec<LockName>,
+}
+
+impl LockSet {
+    pub(crate) fn new(mut locks: Vec<Lock>) -> Self {
+        let shared_last = |lock: &Lock| lock.mode() == LockMode::Shared;
+        locks.sort_by(|a, b| a.name().cmp(b.name()).then(shared_last(a).cmp(&shared_last(b))));
+        locks.dedup_by(|later, earlier| later.name() == earlier.name());
+        let names = locks.iter().map(|lock| lock.name().clone()).collect();
+        Self { locks, names }
+    }
+
+    /// The names in the order in which they are taken.
+    pub fn names(&self) -> &[LockName] {
+        &self.names
+    }
+
+    /// The same names, each held shared.
+    #[must_use]
+    pub fn shared(&self) -> Self {
+        Self { locks: self.locks.iter().map(Lock::shared).collect(), names: self.names.clone() }
+    }
+
+    /// These locks and `others`; a name that is exclusive in either is taken exclusive.
+    #[must_use]
+    pub fn with(&self, others: &Self) -> Self {
+        Self::new(self.locks.iter().chain(&others.locks).cloned().collect())
+    }
+
+    /// Waits until all are held.
+    ///
+    /// # Errors
+    /// As [`Lock::acquire`]; what was taken is released.
+    ///
+    /// # Cancel safety
+    /// Dropping the future releases what was taken.
+    pub async fn acquire(&self) -> Result<LockSetGuard> {
+        let mut guards = Vec::with_capacity(self.locks.len());
+        for lock in &self.locks {
+            guards.push(lock.acquire().await?);
+        }
+        Ok(LockSetGuard { guards })
+    }
+
+    /// Takes all that are named if all can be had at once; else none.
+    ///
+    /// # Errors
+    /// As [`LockSet::acquire`].
+    ///
+    /// # Cancel safety
+    /// As [`LockSet::acquire`].
+    pub async fn try_acquire(&self) -> Result<Option<LockSetGuard>> {
+        let mut guards = Vec::with_capacity(self.locks.len());
+        for lock in &self.locks {
+            match lock.acquire_by(Patience::None).await? {
+                Some(guard) => guards.push(guard),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(LockSetGuard { guards }))
+    }
+
+    /// Takes all within `limit`, which counts for all together; else none.
+    ///
+    /// # Errors
+    /// As [`LockSet::acquire`].
+    ///
+    /// # Cancel safety
+    /// As [`LockSet::acquire`].
+    pub async fn acquire_within(&self, limit: Duration) -> Result<Option<LockSetGuard>> {
+        let Some(first) = self.locks.first() else { return Ok(Some(LockSetGuard { guards: Vec::new() })) };
+        let clock = first.life().clock.clone();
+        let end = clock.now() + limit;
+        let mut guards = Vec::with_capacity(self.locks.len());
+        for lock in &self.locks {
+            let left = end.saturating_since(clock.now());
+            match lock.acquire_within(left).await? {
+                Some(guard) => guards.push(guard),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(LockSetGuard { guards }))
+    }
+}
+
+/// The proof of holding several locks; dropping it releases them all.
+#[derive(Debug)]
+#[must_use = "a guard that is dropped releases its locks"]
+pub struct LockSetGuard {
+    guards: Vec<LockGuard>,
+}
+
+impl LockSetGuard {
+    /// The guards in the order in which they were taken.
+    pub fn guards(&self) -> &[LockGuard] {
+        &self.guards
+    }
+
+    /// Whether all are held now.
+    pub fn is_held(&self) -> bool {
+        self.guards.iter().all(LockGuard::is_held)
+    }
+
+    /// Waits until any of them is lost; never ends for an empty set.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
+    pub async fn lost(&self) -> LossReason {
+        let mut waits: Vec<_> = self.guards.iter().map(|guard| Box::pin(guard.lost())).collect();
+        std::future::poll_fn(|cx| {
+            for wait in &mut waits {
+                if let std::task::Poll::Ready(reason) = wait.as_mut().poll(cx) {
+                    return std::task::Poll::Ready(reason);
+                }
+            }
+            std::task::Poll::Pending
+        })
+        .await
+    }
+
+    /// Runs `work` while all are held: at the first loss it is cancelled, and the reason is the answer.
+    ///
+    /// # Errors
+    /// The reason of the loss.
+    ///
+    /// # Cancel safety
+    /// Dropping it drops `work`; the locks stay held.
+    pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, LossReason> {
+        let (mut lost, mut work) = (std::pin::pin!(self.lost()), std::pin::pin!(work));
+        std::future::poll_fn(|cx| {
+            // The clocks first, as in LockGuard::run.
+            if let Some(reason) = self.guards.iter().find_map(|guard| guard.loss().reason()) {
+                return std::task::Poll::Ready(Err(reason));
+            }
+            if let std::task::Poll::Ready(reason) = lost.as_mut().poll(cx) {
+                return std::task::Poll::Ready(Err(reason));
+            }
+            work.as_mut().poll(cx).map(Ok)
+        })
+        .await
+    }
+
+    /// Gives all back, the last one first.
+    ///
+    /// # Errors
+    /// The first error; all releases go on in the background all the same.
+    ///
+    /// # Cancel safety
+    /// Dropping the future lets the releases go on in the background.
+    pub async fn release(mut self) -> Result<()> {
+        let mut outcome = Ok(());
+        while let Some(guard) = self.guards.pop() {
+            let released = guard.release().await.map(drop);
+            outcome = outcome.and(released);
+        }
+        outcome
+    }
+}

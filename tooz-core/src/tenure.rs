@@ -1,0 +1,329 @@
+//! One session of ours from its opening to its end: what it holds, and until when that may be believed.
+//!
+//! INVARIANT: nothing comes back from lost. Whoever sees that the deadline has passed latches the loss under the
+//! same mutex under which a renewal moves the deadline, so a late answer cannot revive what somebody was told
+//! is gone.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::clock::{Clock, Deadline, Instant};
+use crate::contend::Ticket;
+use crate::driver::{AttemptId, Grant, Held, LockKey, Session, SessionId};
+use crate::loss::Latch;
+use crate::{GroupId, LossReason};
+
+/// We stop believing this much before the backend does. It is also the clock-rate error that is tolerated: a
+/// twentieth, 5 %, which no working clock comes near; and 100 ms for scheduling.
+fn margin(ttl: Duration) -> Duration {
+    (ttl / 20).max(Duration::from_millis(100))
+}
+
+#[derive(Debug)]
+pub(crate) struct Tenure {
+    id: SessionId,
+    ttl: Option<Duration>,
+    clock: Clock,
+    /// The process that opened it: a forked child holds nothing.
+    pid: u32,
+    /// The sending of the request that last proved it, in nanoseconds of the clock. Written under `inner`.
+    proved: AtomicU64,
+    /// Whether the last beat failed.
+    suspended: AtomicBool,
+    ended: Latch,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// Taken at the end: operating-system locks go with the session although guards still stand about.
+    session: Option<Arc<dyn Session>>,
+    grants: BTreeMap<AttemptId, Arc<GrantState>>,
+    waiting: BTreeMap<AttemptId, (LockKey, Arc<Notify>)>,
+}
+
+/// A grant as the core believes it. Shared by the guard, its loss signals and the keeper.
+#[derive(Debug)]
+pub(crate) struct GrantState {
+    pub(crate) grant: Grant,
+    pub(crate) tenure: Arc<Tenure>,
+    /// Where the backend keeps a ttl per lock: the sending of the request that last proved this grant.
+    proved: Option<AtomicU64>,
+    ended: Latch,
+    /// Our place among the tasks of this coordinator; freed when the grant has ended on the backend.
+    ticket: Mutex<Option<Ticket>>,
+}
+
+impl Tenure {
+    pub(crate) fn new(session: Arc<dyn Session>, clock: Clock) -> Arc<Self> {
+        Arc::new(Self {
+            id: session.id(),
+            ttl: session.ttl(),
+            clock,
+            pid: std::process::id(),
+            proved: AtomicU64::new(session.opened_at().nanos()),
+            suspended: AtomicBool::new(false),
+            ended: Latch::default(),
+            inner: Mutex::new(Inner {
+                session: Some(session),
+                grants: BTreeMap::new(),
+                waiting: BTreeMap::new(),
+            }),
+        })
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn id(&self) -> SessionId {
+        self.id
+    }
+
+    pub(crate) fn ttl(&self) -> Option<Duration> {
+        self.ttl
+    }
+
+    /// The driver's session; `None` once it has ended.
+    pub(crate) fn session(&self) -> Option<Arc<dyn Session>> {
+        self.inner().session.clone()
+    }
+
+    fn deadline_from(&self, proved: u64) -> Option<Instant> {
+        let ttl = self.ttl?;
+        Some(Instant::from_nanos(proved) + ttl.saturating_sub(margin(ttl)))
+    }
+
+    pub(crate) fn deadline_at(&self) -> Option<Instant> {
+        self.deadline_from(self.proved.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Deadline> {
+        self.deadline_at().map(|at| Deadline::new(at, self.clock.clone()))
+    }
+
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.suspended.load(Ordering::Acquire)
+    }
+
+    /// Sets whether the last beat failed; answers what it was before.
+    pub(crate) fn set_suspended(&self, suspended: bool) -> bool {
+        self.suspended.swap(suspended, Ordering::AcqRel)
+    }
+
+    fn passed(&self, deadline: Option<Instant>) -> bool {
+        deadline.is_some_and(|deadline| self.clock.now() >= deadline)
+    }
+
+    /// Why it is lost, computed from the clock now; latches what it finds.
+    pub(crate) fn loss(&self) -> Option<LossReason> {
+        if let Some(reason) = self.ended.get() {
+            return Some(reason.clone());
+        }
+        if std::process::id() != self.pid {
+            return Some(LossReason::SessionClosed);
+        }
+        if self.passed(self.deadline_at()) {
+            let inner = self.inner();
+            // Once more under the mutex: a renewal may just have moved it.
+            if self.passed(self.deadline_at()) {
+                self.ended.set(self.expiry());
+            }
+            drop(inner);
+            return self.ended.get().cloned();
+        }
+        None
+    }
+
+    fn expiry(&self) -> LossReason {
+        if self.is_suspended() { LossReason::Unreachable } else { LossReason::Expired }
+    }
+
+    /// A request that was sent at `sent` proved this session and the `listed` grants. `false`: too late.
+    pub(crate) fn prove(&self, sent: Instant, listed: &[(LockKey, AttemptId)]) -> bool {
+        let inner = self.inner();
+        if self.ended.get().is_some() {
+            return false;
+        }
+        if self.passed(self.deadline_at()) {
+            self.ended.set(self.expiry());
+            return false;
+        }
+        self.proved.fetch_max(sent.nanos(), Ordering::AcqRel);
+        for (_, attempt) in listed {
+            if let Some(proved) = inner.grants.get(attempt).and_then(|state| state.proved.as_ref()) {
+                proved.fetch_max(sent.nanos(), Ordering::AcqRel);
+            }
+        }
+        true
+    }
+
+    /// Waits until it is lost. Cancel-safe.
+    pub(crate) async fn lost(&self) -> LossReason {
+        self.ended.wait().await
+    }
+
+    /// Ends it: every grant is lost for `reason`. The driver's session is handed out for the caller to close
+    /// or drop.
+    pub(crate) fn end(&self, reason: &LossReason) -> Option<Arc<dyn Session>> {
+        let (session, grants) = {
+            let mut inner = self.inner();
+            self.ended.set(reason.clone());
+            inner.waiting.clear();
+            (inner.session.take(), std::mem::take(&mut inner.grants))
+        };
+        let reason = self.ended.get().unwrap_or(reason);
+        for state in grants.into_values() {
+            state.finish(reason.clone());
+        }
+        session
+    }
+
+    /// What a beat lists.
+    pub(crate) fn held(&self, groups: Vec<GroupId>) -> Held {
+        let inner = self.inner();
+        Held {
+            grants: inner.grants.values().map(|s| (s.grant.key.clone(), s.grant.attempt)).collect(),
+            waiting: inner.waiting.iter().map(|(attempt, (key, _))| (key.clone(), *attempt)).collect(),
+            groups,
+        }
+    }
+
+    /// Takes a grant in. `None`, and the ticket back: its deadline has passed, it must be withdrawn.
+    pub(crate) fn accept(self: &Arc<Self>, grant: Grant, ticket: Ticket) -> Result<Arc<GrantState>, Ticket> {
+        let proved = grant.proved_at.map(|at| AtomicU64::new(at.nanos()));
+        if self.loss().is_some() || proved.as_ref().is_some_and(|at| self.passed_from(at)) {
+            return Err(ticket);
+        }
+        let mut inner = self.inner();
+        if self.ended.get().is_some() {
+            return Err(ticket);
+        }
+        inner.waiting.remove(&grant.attempt);
+        let state = Arc::new(GrantState {
+            tenure: Arc::clone(self),
+            proved,
+            ended: Latch::default(),
+            ticket: Mutex::new(Some(ticket)),
+            grant,
+        });
+        inner.grants.insert(state.grant.attempt, Arc::clone(&state));
+        Ok(state)
+    }
+
+    fn passed_from(&self, proved: &AtomicU64) -> bool {
+        self.passed(self.deadline_from(proved.load(Ordering::Acquire)))
+    }
+
+    /// Notes that an attempt waits; the answer is notified when its place is gone.
+    pub(crate) fn wait(&self, attempt: AttemptId, key: LockKey) -> Arc<Notify> {
+        let gone = Arc::new(Notify::new());
+        self.inner().waiting.insert(attempt, (key, Arc::clone(&gone)));
+        gone
+    }
+
+    pub(crate) fn stop_waiting(&self, attempt: AttemptId) {
+        self.inner().waiting.remove(&attempt);
+    }
+
+    /// The backend says that a waiting attempt has lost its place.
+    pub(crate) fn unqueue(&self, attempt: AttemptId) {
+        if let Some((_, gone)) = self.inner().waiting.remove(&attempt) {
+            gone.notify_one();
+        }
+    }
+
+    /// The backend says that a grant is gone.
+    pub(crate) fn lose(&self, attempt: AttemptId, reason: LossReason) {
+        let state = self.inner().grants.remove(&attempt);
+        if let Some(state) = state {
+            state.finish(reason);
+        }
+    }
+
+    /// The earliest deadline of grants that have one of their own.
+    pub(crate) fn first_own_deadline(&self) -> Option<(Instant, AttemptId)> {
+        let inner = self.inner();
+        let own = |state: &Arc<GrantState>| {
+            let proved = state.proved.as_ref()?.load(Ordering::Acquire);
+            Some((self.deadline_from(proved)?, state.grant.attempt))
+        };
+        inner.grants.values().filter_map(own).min()
+    }
+}
+
+impl GrantState {
+    /// Why it is lost, computed from the clock now.
+    pub(crate) fn loss(&self) -> Option<LossReason> {
+        if let Some(reason) = self.ended.get() {
+            return Some(reason.clone());
+        }
+        if let Some(reason) = self.tenure.loss() {
+            return Some(reason);
+        }
+        if self.proved.as_ref().is_some_and(|at| self.tenure.passed_from(at)) {
+            let inner = self.tenure.inner();
+            if self.proved.as_ref().is_some_and(|at| self.tenure.passed_from(at)) {
+                self.ended.set(self.tenure.expiry());
+            }
+            drop(inner);
+            return self.ended.get().cloned();
+        }
+        None
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Deadline> {
+        let own = self.proved.as_ref().and_then(|at| self.tenure.deadline_from(at.load(Ordering::Acquire)));
+        let at = match (self.tenure.deadline_at(), own) {
+            (Some(session), Some(own)) => session.min(own),
+            (session, own) => session.or(own)?,
+        };
+        Some(Deadline::new(at, self.tenure.clock.clone()))
+    }
+
+    /// Waits until it is lost. Cancel-safe.
+    pub(crate) async fn lost(&self) -> LossReason {
+        if let Some(reason) = self.loss() {
+            return reason;
+        }
+        tokio::select! {
+            biased; // the grant's own reason says more than the session's
+            reason = self.ended.wait() => reason,
+            reason = self.tenure.lost() => self.ended.get().cloned().unwrap_or(reason),
+        }
+    }
+
+    /// It has ended on the backend: tells the guard and lets the next task of this coordinator contend.
+    fn finish(&self, reason: LossReason) {
+        self.ended.set(reason);
+        drop(self.take_ticket());
+    }
+
+    /// Begins a release: from now on it is not held. The ticket is freed by whoever sees the release through.
+    /// `None`: it had ended before.
+    pub(crate) fn begin_release(&self) -> Option<(Arc<dyn Session>, Ticket)> {
+        let lost = self.loss().is_some();
+        let mut inner = self.tenure.inner();
+        let was_ours = inner.grants.remove(&self.grant.attempt).is_some();
+        let session = inner.session.clone();
+        drop(inner);
+        let ticket = self.take_ticket();
+        if !was_ours {
+            return None;
+        }
+        // A guard that was lost by its deadline may still stand on the backend: it is released all the same, so
+        // that the next holder need not wait for the session's end, but nobody is told that it was ours.
+        if !lost {
+            self.ended.set(LossReason::Released);
+        }
+        Some((session?, ticket?))
+    }
+
+    fn take_ticket(&self) -> Option<Ticket> {
+        self.ticket.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}

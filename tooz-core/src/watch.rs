@@ -1,0 +1,87 @@
+//! A group's changes as a stream: a snapshot, then each change, and after any gap a resync.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_core::Stream;
+
+use crate::Result;
+use crate::driver::{ChangeStream, GroupChange, MemberRecord};
+use crate::shared::Life;
+
+/// What happened in a group. Applying one after the other always yields the group's real membership.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum GroupEvent {
+    /// The members at the start.
+    Snapshot(Vec<MemberRecord>),
+    /// Somebody joined.
+    Joined(MemberRecord),
+    /// A member left, was removed, or died.
+    Left(MemberRecord),
+    /// A member published other capabilities.
+    Updated(MemberRecord),
+    /// The members after a gap: forget what was known.
+    Resync(Vec<MemberRecord>),
+    /// The group was deleted; the watch ends.
+    Deleted,
+}
+
+/// A watch on a group. Nothing is delivered after it is dropped, and dropping it frees what it took.
+pub struct GroupWatch {
+    /// None where the coordinator itself keeps the watch, for its hooks: it must not keep itself alive.
+    _life: Option<Arc<Life>>,
+    stream: Option<ChangeStream>,
+    started: bool,
+}
+
+impl fmt::Debug for GroupWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GroupWatch").field("started", &self.started).finish_non_exhaustive()
+    }
+}
+
+impl GroupWatch {
+    pub(crate) fn new(life: Option<Arc<Life>>, stream: ChangeStream) -> Self {
+        Self { _life: life, stream: Some(stream), started: false }
+    }
+
+    /// The next event; `None` after [`GroupEvent::Deleted`].
+    ///
+    /// # Errors
+    /// What the backend refuses for good; a backend that is merely away is waited for.
+    ///
+    /// # Cancel safety
+    /// No event is lost.
+    pub async fn next(&mut self) -> Option<Result<GroupEvent>> {
+        std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
+    }
+}
+
+impl Stream for GroupWatch {
+    type Item = Result<GroupEvent>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Some(stream) = &mut self.stream else { return Poll::Ready(None) };
+        let Some(change) = std::task::ready!(stream.as_mut().poll_next(cx)) else {
+            self.stream = None;
+            return Poll::Ready(None);
+        };
+        Poll::Ready(Some(change.map_err(|error| error.during("watch")).map(|change| match change {
+            GroupChange::View(members) if self.started => GroupEvent::Resync(members),
+            GroupChange::View(members) => {
+                self.started = true;
+                GroupEvent::Snapshot(members)
+            }
+            GroupChange::Joined(member) => GroupEvent::Joined(member),
+            GroupChange::Updated(member) => GroupEvent::Updated(member),
+            GroupChange::Left(member) => GroupEvent::Left(member),
+            GroupChange::Deleted => {
+                self.stream = None;
+                GroupEvent::Deleted
+            }
+        })))
+    }
+}

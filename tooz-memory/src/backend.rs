@@ -1,0 +1,142 @@
+//! The backends of this process by name, and the one lock around each.
+
+use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tooz_core::driver::{Context, Epoch};
+use tooz_core::runtime::Spawner;
+
+use crate::config::Config;
+use crate::state::State;
+
+/// Weak, so that a backend ends with its last driver, stream or kit, and tests with random names leave nothing.
+static BACKENDS: Mutex<BTreeMap<Vec<u8>, Weak<Backend>>> = Mutex::new(BTreeMap::new());
+
+/// Timers stand still while a machine is suspended, and in simulation when the clock is made to jump; whoever
+/// waits for a session's end looks at the clock at least this often, as the rest of tooz does.
+const SLICE: Duration = Duration::from_millis(250);
+
+/// One backend.
+#[derive(Debug)]
+pub(crate) struct Backend {
+    name: Vec<u8>,
+    state: Mutex<State>,
+}
+
+/// What a look at the state says to somebody who waits.
+pub(crate) enum Step<T> {
+    /// Here it is.
+    Done(T),
+    /// Not yet; this is woken when it may be there.
+    Wait(Arc<Notify>),
+}
+
+impl Backend {
+    /// The backend of this name, made if there is none.
+    pub(crate) fn named(name: &[u8]) -> Arc<Self> {
+        let mut backends = BACKENDS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(backend) = backends.get(name).and_then(Weak::upgrade) {
+            return backend;
+        }
+        let backend = Arc::new(Self { name: name.to_vec(), state: Mutex::default() });
+        backends.insert(name.to_vec(), Arc::downgrade(&backend));
+        backend
+    }
+
+    /// What the first driver brings: clock and epoch. Answers the driver's number.
+    pub(crate) fn attach(&self, config: &Config, context: &Context) -> u64 {
+        self.act(|state| {
+            state.clock.get_or_insert_with(|| context.clock.clone());
+            state.epoch.get_or_insert_with(|| Epoch(context.entropy.id()));
+            if let Some(fault) = config.fault {
+                tracing::warn!(?fault, "this in-process backend is deliberately wrong from now on");
+                state.fault = Some(fault);
+            }
+            state.drivers += 1;
+            state.drivers
+        })
+    }
+
+    /// One atomic step: what is due by the clock first, then `step`; wakes go out after the lock.
+    pub(crate) fn act<T>(&self, step: impl FnOnce(&mut State) -> T) -> T {
+        let (answer, wakes) = {
+            // A panic inside would be a defect of this crate; the data is still the best there is.
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.reap();
+            let answer = step(&mut state);
+            (answer, std::mem::take(&mut state.wakes))
+        };
+        for wake in wakes {
+            wake.notify_waiters();
+        }
+        answer
+    }
+
+    /// Looks at the state until `look` is done, woken by what it names, by a change of the kit's plan, and when a
+    /// session's time is over.
+    ///
+    /// # Cancel safety
+    /// Between the look that is done and the return there is no await: an answer is returned or still there.
+    pub(crate) async fn until<T>(&self, spawner: &Spawner, mut look: impl FnMut(&mut State) -> Step<T>) -> T {
+        loop {
+            // The wake-ups count from here, inside the lock, so that none falls between look and wait.
+            let (woken, changed, expiry) = {
+                let step = self.act(|state| match look(state) {
+                    Step::Done(answer) => Err(answer),
+                    Step::Wait(notify) => Ok((
+                        notify.notified_owned(),
+                        state.changed.clone().notified_owned(),
+                        state.until_expiry(),
+                    )),
+                });
+                match step {
+                    Ok(wait) => wait,
+                    Err(answer) => return answer,
+                }
+            };
+            let (mut woken, mut changed) = (pin!(woken), pin!(changed));
+            let mut sleep = pin!(expiry.map(|left| spawner.sleep(left.min(SLICE))));
+            // In this order since a wake-up is the common reason; all of them lead to the same look.
+            poll_fn(|cx| {
+                let due = |cx: &mut _| sleep.as_mut().as_pin_mut().is_some_and(|s| s.poll(cx).is_ready());
+                if woken.as_mut().poll(cx).is_ready() || changed.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(());
+                }
+                let mut due = due;
+                if due(cx) { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+        }
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        let mut backends = BACKENDS.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another one may have taken the name since the last reference went.
+        if backends.get(&self.name).is_some_and(|backend| backend.strong_count() == 0) {
+            backends.remove(&self.name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backend_ends_with_its_last_user() {
+        let one = Backend::named(b"a_backend_ends");
+        let same = Backend::named(b"a_backend_ends");
+        one.act(|state| state.fence = 7);
+        assert_eq!(same.act(|state| state.fence), 7);
+        drop((one, same));
+        assert!(!BACKENDS.lock().unwrap().contains_key(&b"a_backend_ends"[..]));
+        assert_eq!(Backend::named(b"a_backend_ends").act(|state| state.fence), 0);
+    }
+}

@@ -1,0 +1,242 @@
+//! A connected driver: the way of every call to the backend.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::Poll;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tooz_core::driver::{Connect, Context, Driver, Groups, Locks, OpenSession, Session, SessionId};
+use tooz_core::entropy::Entropy;
+use tooz_core::{Characteristics, Error, ErrorKind, MemberId, Result};
+
+use crate::backend::{Backend, Step};
+use crate::config::{self, Config};
+use crate::gate::{self, Cut, Operation, Outcome};
+use crate::session::MemorySession;
+use crate::state::{Fate, State};
+
+/// The longest random wait with `yield_seed`: long against a yield, short against every ttl.
+const RANDOM_WAIT: Duration = Duration::from_millis(5);
+
+/// The number by which the seeds of a backend's drivers differ (2^64 divided by the golden ratio, Knuth's
+/// multiplicative hashing), so that equal URLs do not walk in step.
+const SEED_STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// What a driver, its session and its streams share.
+pub(crate) struct Client {
+    pub(crate) backend: Arc<Backend>,
+    pub(crate) context: Context,
+    pub(crate) config: Config,
+    pub(crate) space: Arc<str>,
+    characteristics: Characteristics,
+    pace: Option<Entropy>,
+    /// Whose driver this is, since its first session: cutting a member off cuts all calls of its driver.
+    member: OnceLock<MemberId>,
+    closed: AtomicBool,
+}
+
+impl Client {
+    pub(crate) fn connect(request: Connect) -> Result<Self> {
+        let config = Config::read(&request.url)?;
+        let backend = Backend::named(&config.name);
+        let number = backend.attach(&config, &request.context);
+        let pace =
+            config.yield_seed.map(|seed| Entropy::seeded(seed.wrapping_add(number.wrapping_mul(SEED_STEP))));
+        Ok(Self {
+            backend,
+            space: config.namespace.as_str().into(),
+            characteristics: config::characteristics(&request.url),
+            context: request.context,
+            config,
+            pace,
+            member: OnceLock::new(),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    /// One call: passes the gate, then acts in one atomic step.
+    pub(crate) async fn call<T: Send>(
+        &self,
+        operation: Operation,
+        act: impl FnOnce(&mut State) -> Result<T> + Send,
+    ) -> Result<T> {
+        let outcome = self.gate(operation).await.map_err(|error| error.during(operation.name()))?;
+        let answer = match outcome {
+            Some(Outcome::Fail) => Err(gate::refused("let this call fail")),
+            Some(Outcome::Lost) => Err(gate::unknown()),
+            Some(Outcome::Indeterminate) => {
+                // What it answered is dropped here, outside the lock.
+                drop(self.backend.act(act));
+                Err(gate::unknown())
+            }
+            None => self.backend.act(act),
+        };
+        self.random_pace().await;
+        answer.map_err(|error| error.during(operation.name()))
+    }
+
+    /// The point that every call passes: yields, waits as the kit says, and answers what shall become of it.
+    pub(crate) async fn gate(&self, operation: Operation) -> Result<Option<Outcome>> {
+        // So that the tasks of a program take turns here as they do where a network stands between.
+        yield_now().await;
+        self.random_pace().await;
+        let delay = self.backend.act(|state| {
+            state.plan.count(operation);
+            state.plan.delay
+        });
+        if !delay.is_zero() {
+            self.context.spawner.sleep(delay).await;
+        }
+        let mut hanging = Hanging { backend: &self.backend, counted: false };
+        self.backend
+            .until(&self.context.spawner, |state| {
+                // A session may be closed after its driver.
+                if self.is_closed() && operation != Operation::Close {
+                    return Step::Done(Err(closed()));
+                }
+                match state.plan.obstacle(self.member.get()) {
+                    Some(Cut::Hang) => {
+                        if !std::mem::replace(&mut hanging.counted, true) {
+                            state.plan.hanging += 1;
+                        }
+                        Step::Wait(state.changed.clone())
+                    }
+                    Some(Cut::Fail) => Step::Done(Err(gate::refused("cut this member off"))),
+                    None => Step::Done(Ok(state.plan.take(operation, self.member.get()))),
+                }
+            })
+            .await
+    }
+
+    /// Waits for something of the backend that no call asks for; while the member is cut off nothing gets through.
+    pub(crate) async fn listen<T>(&self, mut look: impl FnMut(&mut State) -> Step<T>) -> T {
+        let spawner = &self.context.spawner;
+        self.backend
+            .until(spawner, |state| match state.plan.obstacle(self.member.get()) {
+                Some(_) => Step::Wait(state.changed.clone()),
+                None => look(state),
+            })
+            .await
+    }
+
+    /// As `listen`, for a call that waits: it fails where other calls fail.
+    pub(crate) async fn wait<T>(&self, mut look: impl FnMut(&mut State) -> Step<Result<T>>) -> Result<T> {
+        let spawner = &self.context.spawner;
+        self.backend
+            .until(spawner, |state| match state.plan.obstacle(self.member.get()) {
+                _ if self.is_closed() => Step::Done(Err(closed())),
+                Some(Cut::Hang) => Step::Wait(state.changed.clone()),
+                Some(Cut::Fail) => Step::Done(Err(gate::refused("cut this member off"))),
+                None => look(state),
+            })
+            .await
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// With `yield_seed`: up to three yields, and in one of eight cases a short wait.
+    async fn random_pace(&self) {
+        let Some(pace) = &self.pace else { return };
+        let dice = pace.id();
+        for _ in 0..dice & 3 {
+            yield_now().await;
+        }
+        if (dice >> 2).is_multiple_of(8) {
+            self.context.spawner.sleep(pace.between(Duration::ZERO, RANDOM_WAIT)).await;
+        }
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("name", &String::from_utf8_lossy(&self.config.name))
+            .field("namespace", &self.space)
+            .field("member", &self.member.get())
+            .finish_non_exhaustive()
+    }
+}
+
+fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "this driver was closed; connect a new one")
+}
+
+/// A call that may hang at the gate; it is counted until it goes on or is dropped.
+struct Hanging<'a> {
+    backend: &'a Backend,
+    counted: bool,
+}
+
+impl Drop for Hanging<'_> {
+    fn drop(&mut self) {
+        if self.counted {
+            self.backend.act(|state| state.plan.hanging -= 1);
+        }
+    }
+}
+
+async fn yield_now() {
+    let mut yielded = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// The driver.
+#[derive(Debug)]
+pub(crate) struct Memory(pub(crate) Arc<Client>);
+
+impl Memory {
+    pub(crate) fn connect(request: Connect) -> Result<Self> {
+        Ok(Self(Arc::new(Client::connect(request)?)))
+    }
+}
+
+#[async_trait]
+impl Driver for Memory {
+    fn characteristics(&self) -> Characteristics {
+        self.0.characteristics
+    }
+
+    async fn open_session(&self, request: &OpenSession) -> Result<Arc<dyn Session>> {
+        let client = &self.0;
+        // A driver belongs to one coordinator; a second member on it is cut off together with the first.
+        let _ = client.member.set(request.member.clone());
+        let opened_at = client.context.clock.now();
+        let fate = Fate::new(SessionId(client.context.entropy.id()));
+        let ttl = client.config.ttl.map(|ttl| request.ttl.unwrap_or(ttl));
+        let session: Arc<dyn Session> = client
+            .call(Operation::Open, |state| {
+                let epoch = state.open_session(&fate, &client.space, request, ttl);
+                let reported = state.reported_ttl(ttl);
+                Ok(Arc::new(MemorySession::new(client.clone(), fate.clone(), epoch, reported, opened_at)))
+            })
+            .await?;
+        Ok(session)
+    }
+
+    fn groups(&self) -> &dyn Groups {
+        self
+    }
+
+    fn locks(&self) -> &dyn Locks {
+        self
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.0.closed.store(true, Ordering::Release);
+        // Whatever waits through this driver looks again and ends.
+        self.0.backend.act(|state| state.wakes.push(state.changed.clone()));
+        Ok(())
+    }
+}

@@ -1,0 +1,74 @@
+//! Deliberate faults: `memory://name?fault=WORD` is a backend that is wrong in one way, so that a test suite can
+//! show that it would notice. Search for `Fault::` to find where each one bites.
+
+macro_rules! faults {
+    ($($(#[$doc:meta])* $variant:ident = $word:literal,)*) => {
+        /// One way to be wrong.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum Fault {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl Fault {
+            /// The words of the `fault` option.
+            pub(crate) const WORDS: &[&str] = &[$($word),*];
+
+            /// The fault of this word.
+            pub(crate) fn parse(word: &str) -> Option<Self> {
+                match word {
+                    $($word => Some(Self::$variant),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+faults! {
+    /// An exclusive request is granted beside a holder.
+    TwoHolders = "two-holders",
+    /// The release of a grant that has ended removes the present holder.
+    StaleRelease = "stale-release",
+    /// Every grant has the same token.
+    TokenRepeats = "token-repeats",
+    /// A waiter that is granted is never told.
+    LostWakeup = "lost-wakeup",
+    /// Members of sessions that ended stay listed.
+    DeadMember = "dead-member",
+    /// Every second event of a watch is dropped, and no view follows.
+    WatchGap = "watch-gap",
+    /// Withdrawing does nothing.
+    CancelLeaks = "cancel-leaks",
+    /// A new request is admitted past the queue.
+    Barging = "barging",
+    /// A shared request is granted beside an exclusive holder.
+    ReaderBesideWriter = "reader-beside-writer",
+    /// The victim of a break never hears of it.
+    SilentBreak = "silent-break",
+    /// An update adds the member again after it left, and overwrites another session's record.
+    Resurrect = "resurrect",
+    /// A lock's watch shows the older holders again after the newer ones.
+    LeaderBackwards = "leader-backwards",
+    /// A session reports twice the ttl that the backend keeps.
+    DeadlineLate = "deadline-late",
+    /// Group ids are compared without regard to case and cut at a NUL.
+    GroupIdsFold = "group-ids-fold",
+    /// The list of groups shows those of other namespaces.
+    NamespaceLeak = "namespace-leak",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_word_is_a_different_fault() {
+        let mut seen = Vec::new();
+        for word in Fault::WORDS {
+            let fault = Fault::parse(word).unwrap();
+            assert!(!seen.contains(&fault), "{word}");
+            seen.push(fault);
+        }
+        assert_eq!(Fault::parse("none"), None);
+    }
+}

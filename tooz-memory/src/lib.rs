@@ -1,0 +1,39 @@
+#![doc = include_str!("../README.md")]
+#![doc(html_root_url = "https://docs.rs/tooz-memory")]
+
+mod backend;
+mod client;
+mod config;
+mod fault;
+mod gate;
+mod groups;
+mod kit;
+mod locks;
+mod session;
+mod state;
+mod watch;
+
+use std::sync::Arc;
+
+use tooz_core::driver::{Connect, Driver};
+use tooz_core::{Connecting, Registration};
+
+pub use gate::{Cut, Operation, Outcome};
+pub use kit::Kit;
+
+/// This driver. It registers itself when the crate is linked; pass it by hand where constructors do not run.
+pub const REGISTRATION: Registration =
+    Registration::new(env!("CARGO_PKG_NAME"), config::SCHEMES, config::characteristics, connect)
+        .options(config::OPTIONS);
+
+tooz_core::inventory::submit! { REGISTRATION }
+
+/// Connects at the driver's level, for programs that work with [`tooz_core::driver`] and for tests of drivers;
+/// everybody else connects a coordinator.
+///
+/// # Errors
+/// `InvalidUrl`, `InvalidOption`: the URL is none of this driver, or has a value that it cannot read. Whether every
+/// option is known is checked by the core.
+pub fn connect(request: Connect) -> Connecting {
+    Box::pin(async move { Ok(Arc::new(client::Memory::connect(request)?) as Arc<dyn Driver>) })
+}

@@ -1,0 +1,444 @@
+//! Locks: holders, a strictly fair queue, and how the two change.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use tokio::sync::Notify;
+use tooz_core::driver::{
+    Acquire, Acquired, Admission, AttemptId, BreakRequest, Grant, HolderRecord, HolderStream, Holders,
+    LockKey, LockMode, Locks, Notice, Place, Previous, Released, SessionId, SessionLocks, Turn, admits,
+};
+use tooz_core::{Error, ErrorKind, FencingToken, LossReason, MemberId, Result};
+
+use crate::backend::Step;
+use crate::client::Memory;
+use crate::fault::Fault;
+use crate::gate::{self, Operation, Outcome};
+use crate::session::MemorySession;
+use crate::state::{Ended, Fate, State};
+use crate::watch::HolderFollower;
+
+/// One lock; it exists while it is held, waited for, or remembers an unclean end.
+#[derive(Debug, Default)]
+pub(crate) struct Lock {
+    pub(crate) holders: Vec<Holder>,
+    pub(crate) queue: VecDeque<Waiter>,
+    /// How the last holder ended, if uncleanly; the next grant consumes it (L12).
+    previous: Option<Previous>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Holder {
+    attempt: AttemptId,
+    session: SessionId,
+    member: MemberId,
+    mode: LockMode,
+    token: FencingToken,
+    since: Option<SystemTime>,
+    previous: Previous,
+    /// Granted, but a planted fault keeps the waiter from seeing it.
+    unseen: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Waiter {
+    attempt: AttemptId,
+    session: SessionId,
+    member: MemberId,
+    mode: LockMode,
+    /// One for each waiter: a release wakes exactly those whom it grants.
+    granted: Arc<Notify>,
+}
+
+/// A lock that somebody watches.
+#[derive(Debug, Default)]
+pub(crate) struct Watched {
+    pub(crate) watchers: usize,
+    /// Grows with every change of the holders.
+    pub(crate) version: u64,
+    pub(crate) changed: Arc<Notify>,
+}
+
+impl Lock {
+    pub(crate) fn holds(&self, attempt: AttemptId) -> bool {
+        self.holders.iter().any(|holder| holder.attempt == attempt)
+    }
+
+    fn modes(&self) -> impl Iterator<Item = LockMode> + '_ {
+        self.holders.iter().map(|holder| holder.mode)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.holders.is_empty() && self.queue.is_empty() && self.previous.is_none()
+    }
+}
+
+impl Holder {
+    fn grant(&self, key: &LockKey) -> Grant {
+        Grant::new(self.attempt, key.clone(), self.mode, self.token, self.previous)
+    }
+
+    fn record(&self) -> HolderRecord {
+        HolderRecord::new(Some(self.member.clone()), Some(self.token), self.mode, self.since)
+    }
+}
+
+fn over(attempt: AttemptId, how: &str) -> Error {
+    Error::new(ErrorKind::Invalid, format!("attempt {attempt} {how}; ask with a new attempt"))
+}
+
+impl State {
+    /// Asks for a lock in one step (L1, L8, L14, L15).
+    fn request(&mut self, fate: &Fate, request: &Acquire) -> Result<Acquired> {
+        let Some(session) = self.sessions.get(&fate.id) else { return Err(fate.error()) };
+        let (space, member) = (session.space.clone(), session.member.clone());
+        let (key, attempt) = (&request.key, request.attempt);
+        if session.ended.get(attempt).is_some() {
+            return Err(over(attempt, "was withdrawn, released or broken"));
+        }
+        if let Some(asked) = session.attempts.get(&attempt) {
+            if asked != key {
+                return Err(over(attempt, &format!("asked for {asked} before")));
+            }
+            return Ok(self.standing(&space, key, attempt));
+        }
+        if request.mode == (LockMode::Permit { limit: 0 }) {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("{key}: a limit of 0 permits lets nobody in"),
+            ));
+        }
+        let lock = self.spaces.entry(space.clone()).or_default().locks.entry(key.clone()).or_default();
+        // Waiters count, too: two limits in one queue could never both be right.
+        let everybody = lock.modes().chain(lock.queue.iter().map(|waiter| waiter.mode));
+        let beside = admits(request.mode, everybody).and_then(|_| admits(request.mode, lock.modes()));
+        let mut free = match beside {
+            Ok(admission) => admission == Admission::Yes && lock.queue.is_empty(),
+            Err(error) => {
+                self.tidy(&space, key);
+                return Err(Error::new(error.kind(), format!("{key}: {}", error.context())));
+            }
+        };
+        free |= match self.fault {
+            Some(Fault::TwoHolders) => request.mode == LockMode::Exclusive,
+            Some(Fault::Barging) => matches!(admits(request.mode, lock.modes()), Ok(Admission::Yes)),
+            Some(Fault::ReaderBesideWriter) => {
+                request.mode == LockMode::Shared && lock.modes().all(|mode| mode == LockMode::Exclusive)
+            }
+            _ => false,
+        };
+        if !free && !request.wait {
+            self.tidy(&space, key);
+            return Ok(Acquired::Held);
+        }
+        let waiter =
+            Waiter { attempt, session: fate.id, member, mode: request.mode, granted: Arc::default() };
+        if let Some(session) = self.sessions.get_mut(&fate.id) {
+            session.attempts.insert(attempt, key.clone());
+        }
+        if free {
+            self.grant(&space, key, waiter);
+        } else if let Some(lock) = self.lock_mut(&space, key) {
+            lock.queue.push_back(waiter);
+        }
+        Ok(self.standing(&space, key, attempt))
+    }
+
+    fn lock_mut(&mut self, space: &str, key: &LockKey) -> Option<&mut Lock> {
+        self.spaces.get_mut(space)?.locks.get_mut(key)
+    }
+
+    fn lock(&self, space: &str, key: &LockKey) -> Option<&Lock> {
+        self.spaces.get(space)?.locks.get(key)
+    }
+
+    /// What stands for an attempt that holds or waits.
+    fn standing(&self, space: &str, key: &LockKey, attempt: AttemptId) -> Acquired {
+        let holder =
+            self.lock(space, key).and_then(|lock| lock.holders.iter().find(|h| h.attempt == attempt));
+        match holder {
+            Some(holder) => Acquired::Granted(holder.grant(key)),
+            None => Acquired::Queued(Place::new(attempt, key.clone())),
+        }
+    }
+
+    /// Makes a waiter a holder and wakes it.
+    fn grant(&mut self, space: &str, key: &LockKey, waiter: Waiter) {
+        if !(self.has(Fault::TokenRepeats) && self.fence > 0) {
+            self.fence += 1;
+        }
+        let Some(token) = FencingToken::new(self.fence) else { return };
+        let since = self.wall();
+        let Some(lock) = self.lock_mut(space, key) else { return };
+        lock.holders.push(Holder {
+            attempt: waiter.attempt,
+            session: waiter.session,
+            member: waiter.member,
+            mode: waiter.mode,
+            token,
+            since,
+            previous: lock.previous.take().unwrap_or_default(),
+            unseen: false,
+        });
+        self.wakes.push(waiter.granted);
+        self.holders_changed(space, key);
+    }
+
+    /// Hands the lock on: admits from the front of the queue while the grant rule says yes.
+    pub(crate) fn advance(&mut self, space: &str, key: &LockKey) {
+        loop {
+            let Some(lock) = self.spaces.get_mut(space).and_then(|space| space.locks.get_mut(key)) else {
+                return;
+            };
+            let Some(waiter) = lock.queue.pop_front() else { break };
+            // INVARIANT: a session's places go with it, so the front lives; checked again, since a grant to the
+            // dead would never be given back (L14).
+            if !self.sessions.contains_key(&waiter.session) {
+                continue;
+            }
+            if !matches!(admits(waiter.mode, lock.modes()), Ok(Admission::Yes)) {
+                lock.queue.push_front(waiter);
+                break;
+            }
+            self.grant(space, key, waiter);
+            if self.has(Fault::LostWakeup)
+                && let Some(holder) = self.lock_mut(space, key).and_then(|lock| lock.holders.last_mut())
+            {
+                holder.unseen = true;
+            }
+        }
+        self.tidy(space, key);
+    }
+
+    fn tidy(&mut self, space: &str, key: &LockKey) {
+        if let Some(space) = self.spaces.get_mut(space)
+            && space.locks.get(key).is_some_and(Lock::is_idle)
+        {
+            space.locks.remove(key);
+        }
+    }
+
+    fn holders_changed(&mut self, space: &str, key: &LockKey) {
+        let watched = self.spaces.get_mut(space).and_then(|space| space.watched.get_mut(key));
+        if let Some(watched) = watched {
+            watched.version += 1;
+            self.wakes.push(watched.changed.clone());
+        }
+    }
+
+    /// Removes an attempt, whether it holds or waits; the caller hands the lock on. Answers whether it held.
+    pub(crate) fn remove_attempt(
+        &mut self,
+        space: &str,
+        key: &LockKey,
+        attempt: AttemptId,
+        how: Previous,
+    ) -> bool {
+        let Some(lock) = self.lock_mut(space, key) else { return false };
+        if let Some(index) = lock.queue.iter().position(|waiter| waiter.attempt == attempt) {
+            let waiter = lock.queue.remove(index);
+            // It may be waiting for its turn right now, and learns that there is none.
+            self.wakes.extend(waiter.map(|waiter| waiter.granted));
+            return false;
+        }
+        let Some(index) = lock.holders.iter().position(|holder| holder.attempt == attempt) else {
+            return false;
+        };
+        lock.holders.remove(index);
+        if how != Previous::Clean {
+            lock.previous = Some(how);
+        }
+        self.holders_changed(space, key);
+        true
+    }
+
+    /// Ends one attempt of a living session, remembers how, and hands the lock on. Answers whether it held.
+    fn settle(&mut self, fate: &Fate, key: &LockKey, attempt: AttemptId) -> bool {
+        let Some(session) = self.sessions.get_mut(&fate.id) else { return false };
+        let space = session.space.clone();
+        let known = session.attempts.get(&attempt) == Some(key);
+        if known {
+            session.attempts.remove(&attempt);
+        }
+        session.ended.put(attempt, Ended::Settled);
+        let held = known && self.remove_attempt(&space, key, attempt, Previous::Clean);
+        self.advance(&space, key);
+        held
+    }
+
+    fn release(&mut self, fate: &Fate, grant: &Grant) -> Released {
+        let holds = self.sessions.get(&fate.id).is_some_and(|session| {
+            self.lock(&session.space, &grant.key).is_some_and(|lock| {
+                lock.holders.iter().any(|h| h.attempt == grant.attempt && h.session == fate.id)
+            })
+        });
+        if !holds {
+            if self.has(Fault::StaleRelease) {
+                self.release_anybody(fate, &grant.key);
+            }
+            return Released::WasNotHolder;
+        }
+        self.settle(fate, &grant.key, grant.attempt);
+        Released::Released
+    }
+
+    /// The planted fault of a release that compares nothing.
+    fn release_anybody(&mut self, fate: &Fate, key: &LockKey) {
+        let Some(space) = self.sessions.get(&fate.id).map(|session| session.space.clone()) else { return };
+        let victim = self.lock(&space, key).and_then(|lock| lock.holders.first());
+        let Some((attempt, session)) = victim.map(|holder| (holder.attempt, holder.session)) else { return };
+        if let Some(session) = self.sessions.get_mut(&session) {
+            session.attempts.remove(&attempt);
+        }
+        self.remove_attempt(&space, key, attempt, Previous::Clean);
+        self.advance(&space, key);
+    }
+
+    fn turn(&self, fate: &Fate, place: &Place) -> Step<Result<Turn>> {
+        let Some(session) = self.sessions.get(&fate.id) else { return Step::Done(Err(fate.error())) };
+        if let Some(lock) = self.lock(&session.space, &place.key) {
+            if let Some(waiter) = lock.queue.iter().find(|waiter| waiter.attempt == place.attempt) {
+                return Step::Wait(waiter.granted.clone());
+            }
+            if let Some(holder) = lock.holders.iter().find(|holder| holder.attempt == place.attempt) {
+                if holder.unseen {
+                    return Step::Wait(Arc::default());
+                }
+                return Step::Done(Ok(Turn::Granted(holder.grant(&place.key))));
+            }
+        }
+        Step::Done(Ok(Turn::Gone))
+    }
+
+    pub(crate) fn holders(&self, space: &str, key: &LockKey) -> Holders {
+        let lock = self.lock(space, key);
+        let holders = lock.map(|lock| lock.holders.iter().map(Holder::record).collect()).unwrap_or_default();
+        let waiters = lock.map_or(0, |lock| lock.queue.len());
+        Holders::new(holders, Some(u64::try_from(waiters).unwrap_or(u64::MAX)))
+    }
+
+    /// Frees a lock from outside and tells the victims who and why (L10).
+    pub(crate) fn break_lock(
+        &mut self,
+        space: &str,
+        key: &LockKey,
+        only: Option<FencingToken>,
+        by: Option<&MemberId>,
+        why: &str,
+    ) -> Vec<HolderRecord> {
+        let Some(lock) = self.lock(space, key) else { return Vec::new() };
+        let victims: Vec<_> = lock
+            .holders
+            .iter()
+            .filter(|holder| only.is_none_or(|token| token == holder.token))
+            .map(|holder| (holder.attempt, holder.session, holder.record()))
+            .collect();
+        let reason = LossReason::Broken { by: by.cloned(), why: why.to_owned() };
+        for (attempt, session, record) in &victims {
+            tracing::info!(%key, token = ?record.token, reason = %reason, "lock broken");
+            self.remove_attempt(space, key, *attempt, Previous::Broken);
+            let silent = self.has(Fault::SilentBreak);
+            if let Some(session) = self.sessions.get_mut(session) {
+                session.attempts.remove(attempt);
+                session
+                    .ended
+                    .put(*attempt, if silent { Ended::Silenced } else { Ended::Broken(reason.clone()) });
+                if !silent {
+                    session.tell(Notice::GrantLost(*attempt, reason.clone()), &mut self.wakes);
+                }
+            }
+        }
+        self.advance(space, key);
+        victims.into_iter().map(|(_, _, record)| record).collect()
+    }
+
+    /// Deletes a lock's record as if by hand: nobody is told, and holders find out at their next beat.
+    pub(crate) fn forget_lock(&mut self, space: &str, key: &LockKey) -> usize {
+        let Some(lock) = self.spaces.get_mut(space).and_then(|space| space.locks.remove(key)) else {
+            return 0;
+        };
+        for holder in &lock.holders {
+            if let Some(session) = self.sessions.get_mut(&holder.session) {
+                session.attempts.remove(&holder.attempt);
+                session.ended.put(holder.attempt, Ended::Settled);
+            }
+        }
+        // A waiter's attempt is not over: whoever finds its place gone asks again.
+        for waiter in &lock.queue {
+            if let Some(session) = self.sessions.get_mut(&waiter.session) {
+                session.attempts.remove(&waiter.attempt);
+            }
+        }
+        self.wakes.extend(lock.queue.into_iter().map(|waiter| waiter.granted));
+        self.holders_changed(space, key);
+        lock.holders.len()
+    }
+
+    /// All locks of a namespace are gone with the backend's data, and the sessions with them.
+    pub(crate) fn lose_locks(&mut self, space: &str) {
+        let Some(lost) = self.spaces.get_mut(space).map(|space| std::mem::take(&mut space.locks)) else {
+            return;
+        };
+        for (key, lock) in lost {
+            self.wakes.extend(lock.queue.into_iter().map(|waiter| waiter.granted));
+            self.holders_changed(space, &key);
+        }
+    }
+}
+
+#[async_trait]
+impl SessionLocks for MemorySession {
+    async fn request(&self, request: &Acquire) -> Result<Acquired> {
+        self.client.call(Operation::Request, |state| state.request(&self.fate, request)).await
+    }
+
+    async fn turn(&self, place: &Place) -> Result<Turn> {
+        let name = Operation::Turn.name();
+        let outcome = self.client.gate(Operation::Turn).await.map_err(|error| error.during(name))?;
+        match outcome {
+            Some(Outcome::Fail) => return Err(gate::refused("let this call fail").during(name)),
+            Some(Outcome::Lost) => return Err(gate::unknown().during(name)),
+            Some(Outcome::Indeterminate) | None => {}
+        }
+        let turn = self.client.wait(|state| state.turn(&self.fate, place)).await;
+        if outcome.is_some() {
+            return Err(gate::unknown().during(name));
+        }
+        turn.map_err(|error| error.during(name))
+    }
+
+    async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
+        self.client
+            .call(Operation::Withdraw, |state| {
+                if !state.has(Fault::CancelLeaks) {
+                    state.settle(&self.fate, key, attempt);
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    async fn release(&self, grant: &Grant) -> Result<Released> {
+        self.client.call(Operation::Release, |state| Ok(state.release(&self.fate, grant))).await
+    }
+}
+
+#[async_trait]
+impl Locks for Memory {
+    async fn holders(&self, key: &LockKey) -> Result<Holders> {
+        self.0.call(Operation::Holders, |state| Ok(state.holders(&self.0.space, key))).await
+    }
+
+    async fn break_lock(&self, request: &BreakRequest) -> Result<Vec<HolderRecord>> {
+        let BreakRequest { key, token, by, why, .. } = request;
+        self.0
+            .call(Operation::Break, |state| Ok(state.break_lock(&self.0.space, key, *token, Some(by), why)))
+            .await
+    }
+
+    async fn watch(&self, key: &LockKey) -> Result<HolderStream> {
+        self.0.call(Operation::Watch, |state| Ok(HolderFollower::stream(state, &self.0, key))).await
+    }
+}
