@@ -117,7 +117,7 @@ pub(crate) async fn run(job: &Job<'_>, held: &impl Tenure, signals: &mut Signals
     if end.is_none() {
         // The guard was killed; the launcher does the same.
         guard.kill();
-        lost = lost.or_else(|| Some("its guard process was ended, so the command was ended, too".into()));
+        lost = lost.or_else(|| Some("its guard process was ended, without which it is not protected".into()));
     }
     if !matches!(end, Some(Ended::Exited(_))) {
         guard.gone().await;
