@@ -2,68 +2,20 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::clock::Clock;
-use crate::driver::{Connect, Context, Driver, InstanceId, OpenSession, SessionId};
+use crate::builder::Builder;
+use crate::driver::SessionId;
 use crate::election::Election;
-use crate::entropy::Entropy;
 use crate::group::Group;
 use crate::heart::{Events, Heart, Liveness};
 use crate::hooks::{self, BoxError, HookEvent, HookId, HookKind};
-use crate::keeper::Keeper;
 use crate::lock::Lock;
 use crate::lock_set::LockSet;
-use crate::options::{self, OptionKind, OptionSpec};
-use crate::runtime::Spawner;
-use crate::shared::{Command, Config, Life, Phase, Shared, closed};
-use crate::tenure::Tenure;
-use crate::{
-    BackendUrl, Characteristics, Error, ErrorKind, GroupId, LockName, LossReason, MemberId, Registration,
-    Result, Runtime, registry,
-};
-
-const SECOND: Duration = Duration::from_secs(1);
-const DAY: Duration = Duration::from_secs(86_400);
-
-/// The options that every driver has.
-pub const COMMON_OPTIONS: &[OptionSpec] = &[
-    OptionSpec::new(
-        "ttl",
-        // Below a second a busy machine alone would lose sessions; memcached knows no more than 30 days.
-        OptionKind::Duration { min: SECOND, max: Duration::from_secs(30 * 86_400) },
-        "how long a session lives without a beat, where liveness depends on time (default 15s there)",
-    ),
-    OptionSpec::new("namespace", OptionKind::Text, "names in two namespaces never meet (default tooz)"),
-    OptionSpec::new(
-        "connect_timeout",
-        OptionKind::Duration { min: Duration::from_millis(1), max: DAY },
-        "time limit of connecting (default 10s)",
-    ),
-    OptionSpec::new(
-        "operation_timeout",
-        OptionKind::Duration { min: Duration::from_millis(1), max: DAY },
-        "time limit of every operation; waiting for a lock does not count (default 10s)",
-    ),
-    OptionSpec::new(
-        "close_timeout",
-        OptionKind::Duration { min: Duration::from_millis(1), max: DAY },
-        "time limit of closing (default 5s)",
-    ),
-    OptionSpec::new(
-        "initial_reconnect_backoff",
-        OptionKind::Duration { min: Duration::from_millis(1), max: DAY },
-        "first pause before another try (default 100ms)",
-    ),
-    OptionSpec::new(
-        "max_reconnect_backoff",
-        OptionKind::Duration { min: Duration::from_millis(1), max: DAY },
-        "longest pause before another try (default 5s)",
-    ),
-    OptionSpec::new("rejoin", OptionKind::Flag, "join the groups again after a loss (default true)"),
-];
+use crate::shared::{Command, Life, Phase, Shared, closed};
+use crate::{BackendUrl, Characteristics, GroupId, LockName, LossReason, MemberId, Result};
 
 /// A member's handle on groups, locks and elections; a cheap clone. It owns one session.
 ///
@@ -91,16 +43,11 @@ impl Coordinator {
     /// Begins to connect to the backend at `url` as `member`. What is wrong with either is told by
     /// [`Builder::connect`].
     pub fn builder(url: impl Into<String>, member: impl AsRef<[u8]>) -> Builder {
-        Builder {
-            url: url.into(),
-            member: member.as_ref().to_vec(),
-            options: Vec::new(),
-            require: Characteristics::empty(),
-            runtime: Runtime::default(),
-            beating: true,
-            seed: None,
-            drivers: Vec::new(),
-        }
+        Builder::new(url.into(), member.as_ref().to_vec())
+    }
+
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { life: Arc::new(Life(shared)) }
     }
 
     /// This coordinator's member id.
@@ -225,7 +172,7 @@ impl Coordinator {
     pub async fn groups(&self) -> Result<Vec<GroupId>> {
         let driver = Arc::clone(&self.life.driver);
         let call = Box::pin(async move { driver.groups().list().await });
-        self.life.plain_call(call).await.map_err(|error| error.during("groups"))
+        self.life.read(call).await.map_err(|error| error.during("groups"))
     }
 
     async fn hook<F>(&self, kind: HookKind, group: impl AsRef<[u8]>, hook: F) -> Result<HookId>
@@ -360,226 +307,5 @@ impl Coordinator {
                 return Err(closed());
             }
         }
-    }
-}
-
-/// How to connect. Options given here win over equal ones in the URL.
-#[derive(Debug)]
-#[must_use = "nothing happens before connect()"]
-pub struct Builder {
-    url: String,
-    member: Vec<u8>,
-    options: Vec<(String, String)>,
-    require: Characteristics,
-    runtime: Runtime,
-    beating: bool,
-    seed: Option<u64>,
-    drivers: Vec<Registration>,
-}
-
-/// Written as the option's parser reads it.
-fn written(duration: Duration) -> String {
-    format!("{}s", duration.as_secs_f64())
-}
-
-impl Builder {
-    /// An option by name; see the driver's README and [`COMMON_OPTIONS`].
-    pub fn option(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.options.push((name.into(), value.into()));
-        self
-    }
-
-    /// What the backend must keep; several calls add up. Default: nothing.
-    pub fn require(mut self, characteristics: Characteristics) -> Self {
-        self.require |= characteristics;
-        self
-    }
-
-    /// Where the coordinator lives. Default: [`Runtime::Library`].
-    pub fn runtime(mut self, runtime: Runtime) -> Self {
-        self.runtime = runtime;
-        self
-    }
-
-    /// How long the session lives without a beat: 1 s to 30 days, default 15 s where liveness depends on time.
-    pub fn ttl(self, ttl: Duration) -> Self {
-        self.option("ttl", written(ttl))
-    }
-
-    /// Names in two namespaces never meet. Default `tooz`.
-    pub fn namespace(self, namespace: impl Into<String>) -> Self {
-        self.option("namespace", namespace)
-    }
-
-    /// Time limit of connecting: 1 ms to a day, default 10 s.
-    pub fn connect_timeout(self, limit: Duration) -> Self {
-        self.option("connect_timeout", written(limit))
-    }
-
-    /// Time limit of every operation; waiting for a lock or an election does not count. 1 ms to a day, default
-    /// 10 s.
-    pub fn operation_timeout(self, limit: Duration) -> Self {
-        self.option("operation_timeout", written(limit))
-    }
-
-    /// Time limit of closing: 1 ms to a day, default 5 s.
-    pub fn close_timeout(self, limit: Duration) -> Self {
-        self.option("close_timeout", written(limit))
-    }
-
-    /// Whether the groups are joined again after a loss. Default: yes.
-    pub fn rejoin(self, rejoin: bool) -> Self {
-        self.option("rejoin", rejoin.to_string())
-    }
-
-    /// No beats by itself: [`Coordinator::heartbeat`] must be called in time.
-    pub fn manual_heart(mut self) -> Self {
-        self.beating = false;
-        self
-    }
-
-    /// Simulation: all randomness comes from this seed, and the wall clock starts at the same time every run.
-    pub fn seed(mut self, seed: u64) -> Self {
-        self.seed = Some(seed);
-        self
-    }
-
-    /// Registers a driver by hand, where registration by linking does not work.
-    pub fn driver(mut self, registration: Registration) -> Self {
-        self.drivers.push(registration);
-        self
-    }
-
-    /// Connects and opens a session.
-    ///
-    /// # Errors
-    /// `UnknownScheme`, `InvalidUrl`, `InvalidOption`, `Invalid` (the member id), `MissingCharacteristic`,
-    /// `NoRuntime`; what the backend says: `Unavailable`, `Denied`, `Incompatible`, `Corrupt`; `Timeout` after
-    /// `connect_timeout`.
-    ///
-    /// # Cancel safety
-    /// A session that was opened meanwhile is closed in the background.
-    pub async fn connect(self) -> Result<Coordinator> {
-        self.connect_within().await.map_err(|error| error.during("connect"))
-    }
-
-    async fn connect_within(self) -> Result<Coordinator> {
-        let plan = self.plan()?;
-        let (spawner, limit) = (plan.context.spawner.clone(), plan.config.connect_timeout);
-        let (answer, answered) = oneshot::channel();
-        // On the coordinator's runtime, and to its end: a coordinator that nobody takes closes itself.
-        spawner
-            .spawn(async move {
-                let connected = plan.connect().await;
-                let _ = answer.send(connected);
-            })
-            .detach();
-        match spawner.timeout(limit, answered).await {
-            Some(Ok(connected)) => connected,
-            Some(Err(_)) => Err(Error::new(ErrorKind::Backend, "the driver panicked while connecting")),
-            None => Err(Error::new(
-                ErrorKind::Timeout,
-                format!("the backend did not answer within {limit:?} (option connect_timeout)"),
-            )),
-        }
-    }
-
-    /// Connects to the backend without a session, for tools and tests that work at the driver's level.
-    ///
-    /// # Errors
-    /// As [`Builder::connect`].
-    ///
-    /// # Cancel safety
-    /// The connection is closed.
-    #[doc(hidden)]
-    pub async fn connect_driver(self) -> Result<(Arc<dyn Driver>, Context)> {
-        let plan = self.plan()?;
-        let context = plan.context.clone();
-        let request = Connect::new(plan.config.url.clone(), context.clone());
-        let connecting = context.spawner.spawn(plan.registration.connect(request));
-        let driver = connecting.await.unwrap_or_else(|| Err(closed()))?;
-        Ok((driver, context))
-    }
-
-    fn plan(self) -> Result<Plan> {
-        let mut url = BackendUrl::parse(&self.url)?;
-        let registration = registry::find(url.scheme(), &self.drivers)?;
-        for (name, value) in self.options {
-            url.set_option(&name, value);
-        }
-        options::check(&url, &[COMMON_OPTIONS, registration.own_options()])?;
-        let member = MemberId::new(&self.member)?;
-        let missing = self.require - registration.characteristics(&url);
-        check_characteristics(&url, missing)?;
-        let duration = |name, default| url.duration(name).map(|given| given.unwrap_or(default));
-        let config = Config {
-            member,
-            ttl: url.duration("ttl")?,
-            connect_timeout: duration("connect_timeout", Duration::from_secs(10))?,
-            operation_timeout: duration("operation_timeout", Duration::from_secs(10))?,
-            close_timeout: duration("close_timeout", Duration::from_secs(5))?,
-            initial_backoff: duration("initial_reconnect_backoff", Duration::from_millis(100))?,
-            max_backoff: duration("max_reconnect_backoff", Duration::from_secs(5))?,
-            rejoin: url.flag("rejoin")?.unwrap_or(true),
-            url,
-        };
-        let spawner = Spawner::new(self.runtime)?;
-        let entropy = self.seed.map_or_else(Entropy::system, Entropy::seeded);
-        let clock = match (self.runtime, self.seed) {
-            (Runtime::Library, _) => Clock::boot(),
-            (Runtime::Current, Some(_)) => Clock::tokio(SystemTime::UNIX_EPOCH + DAY * 20_000),
-            (Runtime::Current, None) => Clock::current(),
-        };
-        Ok(Plan {
-            config,
-            registration,
-            require: self.require,
-            beating: self.beating,
-            context: Context::new(clock, entropy, spawner),
-        })
-    }
-}
-
-fn check_characteristics(url: &BackendUrl, missing: Characteristics) -> Result<()> {
-    if missing.is_empty() {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::MissingCharacteristic,
-        format!("{url} does not keep {missing}; choose another backend, or require less"),
-    ))
-}
-
-/// Everything that is known before the backend is asked.
-struct Plan {
-    config: Config,
-    registration: Registration,
-    require: Characteristics,
-    beating: bool,
-    context: Context,
-}
-
-impl Plan {
-    async fn connect(self) -> Result<Coordinator> {
-        let Context { clock, entropy, spawner, .. } = self.context.clone();
-        let driver = self.registration.connect(Connect::new(self.config.url.clone(), self.context)).await?;
-        check_characteristics(&self.config.url, self.require - driver.characteristics())?;
-        let instance = InstanceId(entropy.id());
-        let request = OpenSession::new(self.config.member.clone(), instance, self.config.ttl);
-        let session = driver.open_session(&request).await?;
-        let tenure = Tenure::new(Arc::clone(&session), clock.clone());
-        let (shared, commands) = Shared::new(
-            self.config,
-            driver,
-            instance,
-            clock,
-            entropy,
-            spawner,
-            self.beating,
-            Arc::clone(&tenure),
-        );
-        Keeper::start(&shared, commands, tenure, session);
-        tracing::debug!(url = %shared.config.url, member = %shared.config.member, "connected");
-        Ok(Coordinator { life: Arc::new(Life(shared)) })
     }
 }

@@ -128,7 +128,7 @@ impl Election {
         let driver = Arc::clone(&self.life.driver);
         let key = self.key();
         let call = Box::pin(async move { driver.locks().watch(&key).await });
-        let stream = self.life.plain_call(call).await.map_err(|error| error.during("observe"))?;
+        let stream = self.life.read(call).await.map_err(|error| error.during("observe"))?;
         Ok(Observer { _life: Arc::clone(&self.life), stream, last: None, newest: None })
     }
 

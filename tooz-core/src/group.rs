@@ -196,7 +196,7 @@ impl Group {
     pub async fn members(&self) -> Result<Vec<MemberRecord>> {
         let (driver, id) = (Arc::clone(&self.life.driver), self.id.clone());
         let call = Box::pin(async move { driver.groups().members(&id).await });
-        self.life.plain_call(call).await.map_err(|error| error.during("members"))
+        self.life.read(call).await.map_err(|error| error.during("members"))
     }
 
     /// One living member.
@@ -210,7 +210,7 @@ impl Group {
         let member = MemberId::new(member)?;
         let (driver, id) = (Arc::clone(&self.life.driver), self.id.clone());
         let call = Box::pin(async move { driver.groups().member(&id, &member).await });
-        self.life.plain_call(call).await.map_err(|error| error.during("member"))
+        self.life.read(call).await.map_err(|error| error.during("member"))
     }
 
     /// What one living member publishes.
@@ -239,7 +239,7 @@ impl Group {
 pub(crate) async fn watch(shared: &Arc<Shared>, id: &GroupId, life: Option<Arc<Life>>) -> Result<GroupWatch> {
     let (driver, id) = (Arc::clone(&shared.driver), id.clone());
     let call = Box::pin(async move { driver.groups().watch(&id).await });
-    let stream = shared.plain_call(call).await.map_err(|error| error.during("watch"))?;
+    let stream = shared.read(call).await.map_err(|error| error.during("watch"))?;
     Ok(GroupWatch::new(life, stream))
 }
 

@@ -204,17 +204,38 @@ impl Watched {
 }
 
 /// Takes what has come from all watched groups, without waiting.
-async fn pending(shared: &Shared, running: &mut Running) -> Result<Vec<HookEvent>> {
+async fn pending(shared: &Arc<Shared>, running: &mut Running) -> Result<Vec<HookEvent>> {
     let wanted = shared.hooks.groups(|kind| kind != HookKind::Elected);
     running.watched.retain(|group, _| wanted.contains(group));
+    for group in wanted {
+        if running.watched.contains_key(&group) {
+            continue;
+        }
+        // It was deleted; whoever is in it when it exists again has joined since.
+        match watch(shared, &group, None).await {
+            Ok(watch) => {
+                let watched = Watched { watch, known: BTreeMap::new(), started: true };
+                running.watched.insert(group, watched);
+            }
+            Err(error) if error.kind() == ErrorKind::GroupNotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
     let mut events = Vec::new();
     let mut ended = Vec::new();
+    let mut failed = None;
     for (group, watched) in &mut running.watched {
         loop {
             let polled = poll_once(pin!(watched.watch.next()).as_mut()).await;
             match polled {
                 Poll::Pending => break,
-                Poll::Ready(Some(event)) => events.extend(watched.apply(group, event?)),
+                Poll::Ready(Some(Ok(event))) => events.extend(watched.apply(group, event)),
+                Poll::Ready(Some(Err(error))) => {
+                    tracing::warn!(%group, %error, "a watch failed");
+                    failed = Some(error);
+                    ended.push(group.clone());
+                    break;
+                }
                 Poll::Ready(None) => {
                     ended.push(group.clone());
                     break;
@@ -225,7 +246,11 @@ async fn pending(shared: &Shared, running: &mut Running) -> Result<Vec<HookEvent
     for group in ended {
         running.watched.remove(&group);
     }
-    Ok(events)
+    match failed {
+        // What the other groups said has been taken out of their streams and must not be lost.
+        Some(error) if events.is_empty() => Err(error),
+        _ => Ok(events),
+    }
 }
 
 /// Waits until any watched group has something to say; it is kept for [`pending`].
@@ -260,26 +285,38 @@ pub(crate) async fn run_watchers(shared: &Arc<Shared>, timeout: Duration) -> Res
     for event in &events {
         run_hooks(shared, event);
     }
-    events.extend(elect(shared, &mut running).await?);
-    Ok(events)
+    elect(shared, &mut running, events).await
 }
 
 pub(crate) async fn run_elect_coordinator(shared: &Arc<Shared>) -> Result<Vec<HookEvent>> {
     shared.check()?;
     let mut running = shared.hooks.running.lock().await;
-    elect(shared, &mut running).await
+    elect(shared, &mut running, Vec::new()).await
 }
 
-async fn elect(shared: &Arc<Shared>, running: &mut Running) -> Result<Vec<HookEvent>> {
+/// Runs for leader where hooks wait for it, after `events` that ran already.
+async fn elect(
+    shared: &Arc<Shared>,
+    running: &mut Running,
+    mut events: Vec<HookEvent>,
+) -> Result<Vec<HookEvent>> {
     let wanted = shared.hooks.groups(|kind| kind == HookKind::Elected);
     running.leading.retain(|_, state| state.loss().is_none());
-    let mut events = Vec::new();
     for group in wanted {
         if running.leading.contains_key(&group) {
             continue;
         }
         let key = LockKey::Leader(group.clone());
-        if let Some(state) = acquire(shared, key, LockMode::Exclusive, Patience::None).await? {
+        let state = match acquire(shared, key, LockMode::Exclusive, Patience::None).await {
+            Ok(state) => state,
+            // What ran already is the answer; this one is tried again at the next call.
+            Err(error) if !events.is_empty() => {
+                tracing::warn!(%group, %error, "running for leader failed");
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        if let Some(state) = state {
             let term = state.grant.token.into();
             running.leading.insert(group.clone(), state);
             let event = HookEvent::Elected { group, member: shared.config.member.clone(), term };

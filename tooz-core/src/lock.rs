@@ -170,7 +170,7 @@ impl Lock {
 pub(crate) async fn holders(life: &Shared, key: LockKey) -> Result<Holders> {
     let driver = Arc::clone(&life.driver);
     let call = Box::pin(async move { driver.locks().holders(&key).await });
-    life.plain_call(call).await.map_err(|error| error.during("holders"))
+    life.read(call).await.map_err(|error| error.during("holders"))
 }
 
 pub(crate) async fn break_lock(life: &Shared, request: BreakRequest) -> Result<Vec<HolderRecord>> {
@@ -344,7 +344,7 @@ impl<'a> Entry<'a> {
     }
 
     /// Waits for the grant; `None`: the place or the session is gone.
-    async fn turn(&self, place: &Place) -> Result<Option<Grant>> {
+    async fn turn(&mut self, place: &Place) -> Result<Option<Grant>> {
         let gone = self.tenure.wait(self.attempt, self.key.clone());
         let mut pause = Backoff::new(&self.shared.config);
         loop {

@@ -230,17 +230,26 @@ impl Shared {
         self.limited(limit, call).await.unwrap_or_else(|| Err(self.timed_out()))
     }
 
-    /// A call after which nothing has to be done, whether it took effect or not.
-    pub(crate) async fn plain_call<T: Send + 'static>(&self, call: Owned<Result<T>>) -> Result<T> {
-        self.call(call, |unfinished| Box::pin(async move { drop(unfinished.await) })).await
+    /// A call that changes nothing: when its time is over, nothing can have taken effect.
+    pub(crate) async fn read<T: Send + 'static>(&self, call: Owned<Result<T>>) -> Result<T> {
+        self.check()?;
+        let call = Call { call: Some((call, drive::<T>)), keeper: &self.keeper };
+        self.limited(self.config.operation_timeout, call).await.unwrap_or_else(|| Err(self.no_answer()))
     }
 
+    /// A call after which nothing has to be done, whether it took effect or not.
+    pub(crate) async fn plain_call<T: Send + 'static>(&self, call: Owned<Result<T>>) -> Result<T> {
+        self.call(call, drive).await
+    }
+
+    fn no_answer(&self) -> Error {
+        let limit = self.config.operation_timeout;
+        Error::new(ErrorKind::Timeout, format!("no answer within {limit:?} (option operation_timeout)"))
+    }
+
+    /// What may have taken effect has not been answered in time.
     pub(crate) fn timed_out(&self) -> Error {
-        Error::new(
-            ErrorKind::Timeout,
-            format!("no answer within {:?} (option operation_timeout)", self.config.operation_timeout),
-        )
-        .indeterminate()
+        self.no_answer().indeterminate()
     }
 
     /// Sees to it that an attempt neither holds, nor waits, nor ever will; ends when the backend said so or the
@@ -304,6 +313,11 @@ impl std::fmt::Debug for Command {
 
 pub(crate) fn closed() -> Error {
     Error::new(ErrorKind::Closed, "connect a new coordinator")
+}
+
+/// Nothing but its end is wanted of an unfinished call.
+fn drive<T: Send + 'static>(unfinished: Owned<Result<T>>) -> Owned<()> {
+    Box::pin(async move { drop(unfinished.await) })
 }
 
 /// Polls once and answers what that gave.

@@ -68,10 +68,12 @@ impl BackendUrl {
             Some((userinfo, hosts)) => (Some(userinfo), hosts),
             None => (None, authority),
         };
-        let (user, password) = match userinfo.map(|text| text.split_once(':').unwrap_or((text, "\0"))) {
+        let (user, password) = match userinfo.map(|text| text.split_once(':').ok_or(text)) {
             None => (None, None),
-            Some((user, "\0")) => (Some(decode("user name", user)?), None),
-            Some((user, password)) => (Some(decode("user name", user)?), Some(decode("password", password)?)),
+            Some(Err(user)) => (Some(decode("user name", user)?), None),
+            Some(Ok((user, password))) => {
+                (Some(decode("user name", user)?), Some(decode("password", password)?))
+            }
         };
         let hosts = match hosts {
             "" => Vec::new(),

@@ -103,12 +103,9 @@ impl Backend {
             let mut sleep = pin!(expiry.map(|left| spawner.sleep(left.min(SLICE))));
             // In this order since a wake-up is the common reason; all of them lead to the same look.
             poll_fn(|cx| {
-                let due = |cx: &mut _| sleep.as_mut().as_pin_mut().is_some_and(|s| s.poll(cx).is_ready());
-                if woken.as_mut().poll(cx).is_ready() || changed.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(());
-                }
-                let mut due = due;
-                if due(cx) { Poll::Ready(()) } else { Poll::Pending }
+                let told = woken.as_mut().poll(cx).is_ready() || changed.as_mut().poll(cx).is_ready();
+                let over = told || sleep.as_mut().as_pin_mut().is_some_and(|sleep| sleep.poll(cx).is_ready());
+                if over { Poll::Ready(()) } else { Poll::Pending }
             })
             .await;
         }

@@ -1,6 +1,7 @@
 //! Groups and their members.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use tooz_core::driver::{
@@ -12,7 +13,7 @@ use crate::client::Memory;
 use crate::fault::Fault;
 use crate::gate::Operation;
 use crate::session::MemorySession;
-use crate::state::{Fate, Live, State};
+use crate::state::{Fate, State};
 use crate::watch::{GroupFollower, LogId};
 
 /// One group.
@@ -65,7 +66,7 @@ impl State {
         found.ok_or_else(|| no_group(group))
     }
 
-    fn create_group(&mut self, space: &std::sync::Arc<str>, group: &GroupId) -> Result<()> {
+    fn create_group(&mut self, space: &Arc<str>, group: &GroupId) -> Result<()> {
         let folded = self.folded(group);
         let space = self.spaces.entry(space.clone()).or_default();
         if space.groups.contains_key(&folded) {
@@ -212,7 +213,7 @@ impl State {
         }
         if let Some(session) = owner.and_then(|id| self.sessions.get_mut(&id)) {
             session.groups.remove(&folded);
-            Live::tell(session, Notice::Evicted(group.clone()), &mut self.wakes);
+            session.tell(Notice::Evicted(group.clone()), &mut self.wakes);
         }
         true
     }

@@ -37,3 +37,15 @@ tooz_core::inventory::submit! { REGISTRATION }
 pub fn connect(request: Connect) -> Connecting {
     Box::pin(async move { Ok(Arc::new(client::Memory::connect(request)?) as Arc<dyn Driver>) })
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn linking_the_crate_registers_it() {
+        let drivers = tooz_core::drivers();
+        let ours = drivers.iter().find(|driver| driver.crate_name() == "tooz-memory").unwrap();
+        assert_eq!(ours.schemes(), ["memory", "zake"]);
+        let options: Vec<_> = ours.own_options().iter().map(tooz_core::options::OptionSpec::name).collect();
+        assert_eq!(options, ["fault", "yield_seed"]);
+    }
+}

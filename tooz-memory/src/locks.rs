@@ -228,44 +228,31 @@ impl State {
         }
     }
 
-    /// Removes an attempt, whether it holds or waits; the caller hands the lock on. Answers whether it held.
-    pub(crate) fn remove_attempt(
-        &mut self,
-        space: &str,
-        key: &LockKey,
-        attempt: AttemptId,
-        how: Previous,
-    ) -> bool {
-        let Some(lock) = self.lock_mut(space, key) else { return false };
+    /// Removes an attempt, whether it holds or waits; the caller hands the lock on.
+    pub(crate) fn remove_attempt(&mut self, space: &str, key: &LockKey, attempt: AttemptId, how: Previous) {
+        let Some(lock) = self.lock_mut(space, key) else { return };
         if let Some(index) = lock.queue.iter().position(|waiter| waiter.attempt == attempt) {
             let waiter = lock.queue.remove(index);
             // It may be waiting for its turn right now, and learns that there is none.
             self.wakes.extend(waiter.map(|waiter| waiter.granted));
-            return false;
+        } else if let Some(index) = lock.holders.iter().position(|holder| holder.attempt == attempt) {
+            lock.holders.remove(index);
+            if how != Previous::Clean {
+                lock.previous = Some(how);
+            }
+            self.holders_changed(space, key);
         }
-        let Some(index) = lock.holders.iter().position(|holder| holder.attempt == attempt) else {
-            return false;
-        };
-        lock.holders.remove(index);
-        if how != Previous::Clean {
-            lock.previous = Some(how);
-        }
-        self.holders_changed(space, key);
-        true
     }
 
-    /// Ends one attempt of a living session, remembers how, and hands the lock on. Answers whether it held.
-    fn settle(&mut self, fate: &Fate, key: &LockKey, attempt: AttemptId) -> bool {
-        let Some(session) = self.sessions.get_mut(&fate.id) else { return false };
-        let space = session.space.clone();
-        let known = session.attempts.get(&attempt) == Some(key);
-        if known {
-            session.attempts.remove(&attempt);
-        }
+    /// Ends one attempt of a living session, remembers that, and hands the lock on.
+    fn settle(&mut self, fate: &Fate, attempt: AttemptId) {
+        let Some(session) = self.sessions.get_mut(&fate.id) else { return };
         session.ended.put(attempt, Ended::Settled);
-        let held = known && self.remove_attempt(&space, key, attempt, Previous::Clean);
-        self.advance(&space, key);
-        held
+        // Where it stands says the backend, not the caller.
+        let Some(key) = session.attempts.remove(&attempt) else { return };
+        let space = session.space.clone();
+        self.remove_attempt(&space, &key, attempt, Previous::Clean);
+        self.advance(&space, &key);
     }
 
     fn release(&mut self, fate: &Fate, grant: &Grant) -> Released {
@@ -280,7 +267,7 @@ impl State {
             }
             return Released::WasNotHolder;
         }
-        self.settle(fate, &grant.key, grant.attempt);
+        self.settle(fate, grant.attempt);
         Released::Released
     }
 
@@ -409,11 +396,11 @@ impl SessionLocks for MemorySession {
         turn.map_err(|error| error.during(name))
     }
 
-    async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
+    async fn withdraw(&self, _key: &LockKey, attempt: AttemptId) -> Result<()> {
         self.client
             .call(Operation::Withdraw, |state| {
                 if !state.has(Fault::CancelLeaks) {
-                    state.settle(&self.fate, key, attempt);
+                    state.settle(&self.fate, attempt);
                 }
                 Ok(())
             })

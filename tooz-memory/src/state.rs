@@ -234,14 +234,14 @@ impl State {
         let (Some(session), Some(clock)) = (self.sessions.get_mut(&id), &self.clock) else { return };
         let Some(ttl) = session.ttl else { return };
         let moment = clock.now() + ttl;
+        // Whoever sleeps until the earliest expiry would sleep too long.
+        if self.expiries.first().is_none_or(|(earliest, _)| moment < *earliest) {
+            self.wakes.push(self.changed.clone());
+        }
         if let Some(earlier) = session.expires.replace(moment) {
             self.expiries.remove(&(earlier, id));
         }
         self.expiries.insert((moment, id));
-        if self.expiries.first() == Some(&(moment, id)) {
-            // Whoever sleeps until the next expiry sleeps too long now.
-            self.wakes.push(self.changed.clone());
-        }
     }
 
     /// Ends a session and everything that hangs on it, in one step. Nothing happens if it is over already.
@@ -271,7 +271,7 @@ impl State {
         {
             space.claims.remove(&session.member);
         }
-        tracing::debug!(session = %id, member = %session.member, %why, "session ended");
+        tracing::debug!(session = %id, member = %session.member, reason = %why, "session ended");
     }
 
     /// Forgets everything but the fencing token, as a backend that lost its disk.

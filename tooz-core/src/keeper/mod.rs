@@ -4,6 +4,9 @@
 //! It lives on the coordinator's runtime. When that runtime ends, the task is dropped, and with it the session:
 //! every guard is lost at once.
 
+mod beat;
+mod reopen;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,9 +15,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::clock::{Instant, Sleeper};
-use crate::driver::{Epoch, Held, Notice, OpenSession, Renewal, Session, SessionId};
-use crate::group::{Rejoined, rejoin};
-use crate::heart::{Event, period, time_limit};
+use crate::driver::{Epoch, Held, Notice, Renewal, Session, SessionId};
+use crate::group::Rejoined;
+use crate::heart::{period, time_limit};
 use crate::shared::{Backoff, Command, Phase, Shared, closed};
 use crate::tenure::Tenure;
 use crate::{Error, ErrorKind, LossReason, Result};
@@ -138,12 +141,13 @@ impl Keeper {
                 }
             };
             let wake = tokio::select! {
-                // Time first: at the deadline everything is lost, whatever else has come.
+                // Time first: at the deadline everything is lost, whatever else has come. Commands last: each makes
+                // at most one job, so they cannot keep the answer to a beat from being heard.
                 biased;
                 () = self.sleeper.until(due) => Wake::Time,
-                command = self.commands.recv() => Wake::Command(command),
-                notice = notice => Wake::Notice(notice),
                 job = self.jobs.join_next(), if !self.jobs.is_empty() => Wake::Job(job),
+                notice = notice => Wake::Notice(notice),
+                command = self.commands.recv() => Wake::Command(command),
             };
             match wake {
                 Wake::Time | Wake::Job(None) => {}
@@ -242,132 +246,12 @@ impl Keeper {
         }
     }
 
-    fn beat_by_hand(&mut self, answer: oneshot::Sender<Result<Option<Duration>>>) {
-        self.asked.push(answer);
-        match &mut self.state {
-            State::Up(up) => {
-                if up.flying.is_none() {
-                    self.beat();
-                }
-            }
-            State::Down(down) => {
-                if down.flying.is_none() {
-                    self.open();
-                }
-            }
-        }
-    }
-
-    /// Sends one beat.
-    fn beat(&mut self) {
-        let State::Up(up) = &mut self.state else { return };
-        let sent = self.shared.clock.now();
-        let ttl = up.tenure.ttl();
-        self.number += 1;
-        up.flying = Some((self.number, sent + time_limit(ttl, self.shared.config.operation_timeout)));
-        up.next = sent + period(ttl);
-        let here = Some(up.tenure.id());
-        let joined = self.shared.joined();
-        let groups = joined.iter().filter(|(_, m)| m.session == here).map(|(id, _)| id.clone()).collect();
-        drop(joined);
-        let held = up.tenure.held(groups);
-        let (session, number) = (Arc::clone(&up.session), self.number);
-        self.jobs.spawn(async move {
-            let answer = session.renew(&held).await;
-            Done::Beat { number, sent, held, answer }
-        });
-    }
-
     fn done(&mut self, done: Done) {
         match done {
             Done::Settled => {}
             Done::Beat { number, sent, held, answer } => self.beaten(number, sent, &held, answer),
             Done::Opened { number, answer } => self.opened(number, answer),
             Done::Rejoined { session, rejoined } => self.rejoined(session, rejoined),
-        }
-    }
-
-    /// A beat was answered, perhaps after its time limit: it still proves the session from when it was sent.
-    fn beaten(&mut self, number: u64, sent: Instant, held: &Held, answer: Result<Renewal>) {
-        let State::Up(up) = &mut self.state else { return };
-        if number <= up.first {
-            return; // of an earlier session
-        }
-        let newest = up.flying.is_some_and(|(flying, _)| flying == number);
-        if newest {
-            up.flying = None;
-        }
-        let took = self.shared.clock.now().saturating_since(sent);
-        let late = time_limit(up.tenure.ttl(), period(None));
-        if took > late {
-            tracing::warn!(
-                ?took,
-                "a beat took longer than the idle time left; make the backend faster or the ttl longer"
-            );
-            self.shared.publish(Event::BeatLate { took });
-        }
-        let renewal = match answer {
-            Ok(renewal) => renewal,
-            Err(error) if error.kind() == ErrorKind::SessionLost => Renewal::lost(LossReason::Expired),
-            Err(error) => {
-                if newest {
-                    self.beat_failed(&error);
-                }
-                return;
-            }
-        };
-        if let Some(reason) = renewal.lost {
-            return self.lose(&reason);
-        }
-        let tenure = Arc::clone(&up.tenure);
-        if !tenure.prove(sent, &held.grants) {
-            let reason = tenure.loss().unwrap_or(LossReason::Expired);
-            return self.lose(&reason);
-        }
-        for (attempt, reason) in renewal.gone {
-            tenure.lose(attempt, reason);
-        }
-        for attempt in renewal.unqueued {
-            tenure.unqueue(attempt);
-        }
-        for group in renewal.evicted {
-            self.evicted(group);
-        }
-        self.shared.beats.fetch_add(1, Ordering::AcqRel);
-        if tenure.set_suspended(false) && tenure.ttl().is_some() {
-            self.shared.publish(Event::Recovered);
-        }
-        self.answer_beats(&Ok(()));
-    }
-
-    fn beat_failed(&mut self, error: &Error) {
-        let State::Up(up) = &mut self.state else { return };
-        tracing::warn!(%error, "a beat failed");
-        let ttl = up.tenure.ttl();
-        if let Some(ttl) = ttl {
-            if !up.tenure.set_suspended(true) {
-                self.shared.publish(Event::Suspended);
-            }
-            // Soon again, but not in step with everybody else whose beat failed.
-            let pause = self.shared.entropy.between(ttl / 24, ttl / 12);
-            let at = self.shared.clock.now() + pause;
-            up.next = up.next.min(at).max(self.shared.clock.now());
-        }
-        self.answer_beats(&Err(error.clone()));
-    }
-
-    /// Answers the beats that were asked for by hand: how long until the next is due.
-    fn answer_beats(&mut self, outcome: &Result<()>) {
-        let until = match &self.state {
-            State::Up(up) => {
-                let left = up.next.saturating_since(self.shared.clock.now());
-                up.tenure.ttl().map(|_| left)
-            }
-            State::Down(_) => None,
-        };
-        for answer in self.asked.drain(..) {
-            // Whoever asked may be gone.
-            let _ = answer.send(outcome.clone().map(|()| until));
         }
     }
 
@@ -378,151 +262,6 @@ impl Keeper {
             Notice::GrantLost(attempt, reason) => up.tenure.lose(attempt, reason),
             Notice::Evicted(group) => self.evicted(group),
         }
-    }
-
-    fn evicted(&mut self, group: crate::GroupId) {
-        let State::Up(up) = &mut self.state else { return };
-        {
-            let mut joined = self.shared.joined();
-            let Some(membership) = joined.get_mut(&group) else { return };
-            if membership.session != Some(up.tenure.id()) {
-                return; // told before
-            }
-            membership.session = None;
-            if !self.shared.config.rejoin {
-                joined.remove(&group);
-            }
-        }
-        self.shared.publish(Event::Evicted(group));
-        if self.shared.config.rejoin {
-            let at = Some(self.shared.clock.now());
-            match &mut up.rejoin {
-                Some(rejoin) => rejoin.at = rejoin.at.or(at),
-                None => up.rejoin = Some(Rejoining { at, announce: false, create: false }),
-            }
-        }
-    }
-
-    fn rejoin_if_due(&mut self, now: Instant) {
-        let State::Up(up) = &mut self.state else { return };
-        let Some(rejoining) = &mut up.rejoin else { return };
-        if rejoining.at.is_some_and(|at| at <= now) {
-            rejoining.at = None;
-            let job = rejoin(Arc::clone(&self.shared), Arc::clone(&up.session), rejoining.create);
-            let session = up.tenure.id();
-            self.jobs.spawn(async move { Done::Rejoined { session, rejoined: job.await } });
-        }
-    }
-
-    fn rejoined(&mut self, session: SessionId, rejoined: Rejoined) {
-        let State::Up(up) = &mut self.state else { return };
-        if up.tenure.id() != session {
-            return;
-        }
-        for group in rejoined.deleted {
-            self.shared.publish(Event::GroupDeleted(group));
-        }
-        if rejoined.open {
-            if let Some(rejoining) = &mut up.rejoin {
-                rejoining.at = Some(self.shared.clock.now() + self.backoff.next(&self.shared.entropy));
-            }
-            return;
-        }
-        let again = up.rejoin.take_if(|rejoining| rejoining.at.is_none());
-        self.backoff = Backoff::new(&self.shared.config);
-        if again.is_some_and(|rejoining| rejoining.announce) || !rejoined.joined.is_empty() {
-            self.shared.publish(Event::Rejoined(rejoined.joined));
-        }
-    }
-
-    /// The session is gone: everybody is told, then a new one is opened.
-    fn lose(&mut self, reason: &LossReason) {
-        let State::Up(up) = &mut self.state else { return };
-        let tenure = Arc::clone(&up.tenure);
-        let old = tenure.end(reason);
-        let reason = tenure.loss().unwrap_or_else(|| reason.clone());
-        tracing::warn!(%reason, "the session is lost");
-        if !self.shared.config.rejoin {
-            self.shared.joined().clear();
-        }
-        let now = self.shared.clock.now();
-        self.state = State::Down(Down { old, next: Some(now), flying: None });
-        self.backoff = Backoff::new(&self.shared.config);
-        self.shared.phase.send_replace(Phase::Down(reason.clone()));
-        self.shared.publish(Event::Lost(reason.clone()));
-        let lost = Error::new(ErrorKind::SessionLost, reason.to_string()).during("heartbeat");
-        self.answer_beats(&Err(lost));
-    }
-
-    /// Ends the old session as far as the backend answers, then opens a new one.
-    fn open(&mut self) {
-        let State::Down(down) = &mut self.state else { return };
-        self.number += 1;
-        down.next = None;
-        let limit = self.shared.config.connect_timeout;
-        down.flying = Some((self.number, self.shared.clock.now() + limit * 2));
-        let (shared, number, old) = (Arc::clone(&self.shared), self.number, down.old.clone());
-        let request = OpenSession::new(shared.config.member.clone(), shared.instance, shared.config.ttl)
-            .after(Some(self.last_session));
-        self.jobs.spawn(async move {
-            if let Some(old) = old {
-                let mut closing = shared.spawner.spawn(async move { old.close().await });
-                let limit = period(shared.config.ttl).min(limit / 2);
-                // A backend that does not end it now ends it by its ttl, or for the new session.
-                if !matches!(shared.spawner.timeout(limit, &mut closing).await, Some(Some(Ok(())))) {
-                    tracing::debug!("the lost session could not be closed yet");
-                }
-                closing.detach();
-            }
-            Done::Opened { number, answer: shared.driver.open_session(&request).await }
-        });
-    }
-
-    fn opened(&mut self, number: u64, answer: Result<Arc<dyn Session>>) {
-        let wanted =
-            matches!(&self.state, State::Down(down) if down.flying.is_some_and(|(n, _)| n == number));
-        let session = match answer {
-            Ok(session) => session,
-            Err(error) if wanted => return self.open_failed(&error),
-            Err(_) => return,
-        };
-        if !wanted {
-            // Too late: another one stands or is being opened. This one must not linger.
-            self.jobs.spawn(async move {
-                if let Err(error) = session.close().await {
-                    tracing::debug!(%error, "a session that came too late could not be closed");
-                }
-                Done::Settled
-            });
-            return;
-        }
-        let tenure = Tenure::new(Arc::clone(&session), self.shared.clock.clone());
-        if tenure.loss().is_some() {
-            let error =
-                Error::new(ErrorKind::Timeout, "the new session was over before its opening was heard");
-            self.state = State::Down(Down { old: Some(session), next: None, flying: None });
-            return self.open_failed(&error);
-        }
-        let lost_data = session.epoch() != self.epoch;
-        self.epoch = session.epoch();
-        self.last_session = session.id();
-        tracing::info!(session = %session.id(), lost_data, "a new session stands");
-        let mut up = Up::new(&self.shared, Arc::clone(&tenure), session, self.number);
-        let at = Some(self.shared.clock.now());
-        up.rejoin = Some(Rejoining { at, announce: true, create: lost_data });
-        self.state = State::Up(up);
-        self.shared.phase.send_replace(Phase::Up(tenure));
-        self.answer_beats(&Ok(()));
-    }
-
-    fn open_failed(&mut self, error: &Error) {
-        tracing::warn!(%error, "no new session could be opened; it is tried again");
-        let pause = self.backoff.next(&self.shared.entropy);
-        if let State::Down(down) = &mut self.state {
-            down.flying = None;
-            down.next = Some(self.shared.clock.now() + pause);
-        }
-        self.answer_beats(&Err(error.clone()));
     }
 
     /// Leaves everything, within the close time limit.

@@ -1,0 +1,159 @@
+//! After a loss: everybody is told, a new session is opened, and the groups are joined again.
+
+use std::sync::Arc;
+
+use super::{Done, Down, Keeper, Rejoining, State, Up};
+use crate::clock::Instant;
+use crate::driver::{OpenSession, Session, SessionId};
+use crate::group::{Rejoined, rejoin};
+use crate::heart::{Event, period};
+use crate::shared::{Backoff, Phase};
+use crate::tenure::Tenure;
+use crate::{Error, ErrorKind, GroupId, LossReason, Result};
+
+impl Keeper {
+    /// The session is gone: everybody is told, then a new one is opened.
+    pub(super) fn lose(&mut self, reason: &LossReason) {
+        let State::Up(up) = &mut self.state else { return };
+        let tenure = Arc::clone(&up.tenure);
+        let old = tenure.end(reason);
+        let reason = tenure.loss().unwrap_or_else(|| reason.clone());
+        tracing::warn!(%reason, "the session is lost");
+        if !self.shared.config.rejoin {
+            self.shared.joined().clear();
+        }
+        let now = self.shared.clock.now();
+        self.state = State::Down(Down { old, next: Some(now), flying: None });
+        self.backoff = Backoff::new(&self.shared.config);
+        self.shared.phase.send_replace(Phase::Down(reason.clone()));
+        self.shared.publish(Event::Lost(reason.clone()));
+        let lost = Error::new(ErrorKind::SessionLost, reason.to_string()).during("heartbeat");
+        self.answer_beats(&Err(lost));
+    }
+
+    /// Ends the old session as far as the backend answers, then opens a new one.
+    pub(super) fn open(&mut self) {
+        let State::Down(down) = &mut self.state else { return };
+        self.number += 1;
+        down.next = None;
+        let limit = self.shared.config.connect_timeout;
+        down.flying = Some((self.number, self.shared.clock.now() + limit * 2));
+        let (shared, number, old) = (Arc::clone(&self.shared), self.number, down.old.clone());
+        let request = OpenSession::new(shared.config.member.clone(), shared.instance, shared.config.ttl)
+            .after(Some(self.last_session));
+        self.jobs.spawn(async move {
+            if let Some(old) = old {
+                let mut closing = shared.spawner.spawn(async move { old.close().await });
+                let limit = period(shared.config.ttl).min(limit / 2);
+                // A backend that does not end it now ends it by its ttl, or for the new session.
+                if !matches!(shared.spawner.timeout(limit, &mut closing).await, Some(Some(Ok(())))) {
+                    tracing::debug!("the lost session could not be closed yet");
+                }
+                closing.detach();
+            }
+            Done::Opened { number, answer: shared.driver.open_session(&request).await }
+        });
+    }
+
+    pub(super) fn opened(&mut self, number: u64, answer: Result<Arc<dyn Session>>) {
+        let wanted =
+            matches!(&self.state, State::Down(down) if down.flying.is_some_and(|(n, _)| n == number));
+        let session = match answer {
+            Ok(session) => session,
+            Err(error) if wanted => return self.open_failed(&error),
+            Err(_) => return,
+        };
+        if !wanted {
+            // Too late: another one stands or is being opened. This one must not linger.
+            self.jobs.spawn(async move {
+                if let Err(error) = session.close().await {
+                    tracing::debug!(%error, "a session that came too late could not be closed");
+                }
+                Done::Settled
+            });
+            return;
+        }
+        let tenure = Tenure::new(Arc::clone(&session), self.shared.clock.clone());
+        if tenure.loss().is_some() {
+            let error =
+                Error::new(ErrorKind::Timeout, "the new session was over before its opening was heard");
+            self.state = State::Down(Down { old: Some(session), next: None, flying: None });
+            return self.open_failed(&error);
+        }
+        let lost_data = session.epoch() != self.epoch;
+        self.epoch = session.epoch();
+        self.last_session = session.id();
+        tracing::info!(session = %session.id(), lost_data, "a new session stands");
+        let mut up = Up::new(&self.shared, Arc::clone(&tenure), session, self.number);
+        let at = Some(self.shared.clock.now());
+        up.rejoin = Some(Rejoining { at, announce: true, create: lost_data });
+        self.state = State::Up(up);
+        self.shared.phase.send_replace(Phase::Up(tenure));
+        self.answer_beats(&Ok(()));
+    }
+
+    pub(super) fn open_failed(&mut self, error: &Error) {
+        tracing::warn!(%error, "no new session could be opened; it is tried again");
+        let pause = self.backoff.next(&self.shared.entropy);
+        if let State::Down(down) = &mut self.state {
+            down.flying = None;
+            down.next = Some(self.shared.clock.now() + pause);
+        }
+        self.answer_beats(&Err(error.clone()));
+    }
+
+    pub(super) fn evicted(&mut self, group: GroupId) {
+        let State::Up(up) = &mut self.state else { return };
+        {
+            let mut joined = self.shared.joined();
+            let Some(membership) = joined.get_mut(&group) else { return };
+            if membership.session != Some(up.tenure.id()) {
+                return; // told before
+            }
+            membership.session = None;
+            if !self.shared.config.rejoin {
+                joined.remove(&group);
+            }
+        }
+        self.shared.publish(Event::Evicted(group));
+        if self.shared.config.rejoin {
+            let at = Some(self.shared.clock.now());
+            match &mut up.rejoin {
+                Some(rejoin) => rejoin.at = rejoin.at.or(at),
+                None => up.rejoin = Some(Rejoining { at, announce: false, create: false }),
+            }
+        }
+    }
+
+    pub(super) fn rejoin_if_due(&mut self, now: Instant) {
+        let State::Up(up) = &mut self.state else { return };
+        let Some(rejoining) = &mut up.rejoin else { return };
+        if rejoining.at.is_some_and(|at| at <= now) {
+            rejoining.at = None;
+            let job = rejoin(Arc::clone(&self.shared), Arc::clone(&up.session), rejoining.create);
+            let session = up.tenure.id();
+            self.jobs.spawn(async move { Done::Rejoined { session, rejoined: job.await } });
+        }
+    }
+
+    pub(super) fn rejoined(&mut self, session: SessionId, rejoined: Rejoined) {
+        let State::Up(up) = &mut self.state else { return };
+        if up.tenure.id() != session {
+            return;
+        }
+        for group in rejoined.deleted {
+            self.shared.publish(Event::GroupDeleted(group));
+        }
+        if rejoined.open {
+            if let Some(rejoining) = &mut up.rejoin {
+                rejoining.at = Some(self.shared.clock.now() + self.backoff.next(&self.shared.entropy));
+            }
+            return;
+        }
+        let again = up.rejoin.take_if(|rejoining| rejoining.at.is_none());
+        self.backoff = Backoff::new(&self.shared.config);
+        if again.is_some_and(|rejoining| rejoining.announce) || !rejoined.joined.is_empty() {
+            self.shared.publish(Event::Rejoined(rejoined.joined));
+        }
+    }
+}
