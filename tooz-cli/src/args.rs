@@ -28,8 +28,13 @@ machine: $XDG_STATE_HOME/tooz/tooz.db, or ~/.local/state/tooz/tooz.db.";
 /// Where and as whom.
 #[derive(Debug, Args)]
 pub(crate) struct Backend {
-    /// Backend, for example sqlite:///var/lib/app/tooz.db [env: TOOZ_URL]
-    #[arg(long, global = true, value_name = "URL")]
+    /// The backend
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        help = "Backend, such as sqlite:///var/lib/app/tooz.db [env: TOOZ_URL]"
+    )]
     pub(crate) url: Option<String>,
     /// Name of this member; the default is made of the host's name, the process id and a random number
     #[arg(long, global = true, value_name = "ID")]

@@ -64,7 +64,10 @@ fn default_member() -> Vec<u8> {
 fn embedded() -> Result<String, Failure> {
     let directory = state_directory(std::env::var_os("XDG_STATE_HOME"), std::env::var_os("HOME"))
         .ok_or_else(|| {
-            Failure::new(USAGE, "neither XDG_STATE_HOME nor HOME names a directory; give --url or set TOOZ_URL")
+            Failure::new(
+                USAGE,
+                "neither XDG_STATE_HOME nor HOME names a directory; give --url or set TOOZ_URL",
+            )
         })?;
     create_private(&directory).map_err(|error| {
         Failure::new(

@@ -46,7 +46,8 @@ async fn lead(coordinator: &Coordinator, options: &Elect, signals: &mut Signals)
     let what = format!("the leadership of group \"{}\"", election.group());
     let Some(leadership) = leadership else {
         let leader = election.leader().await.ok().flatten();
-        let by = leader.map_or_else(|| "somebody else leads".into(), |leader| format!("it leads: {}", line(&leader)));
+        let by = leader
+            .map_or_else(|| "somebody else leads".into(), |leader| format!("it leads: {}", line(&leader)));
         return Err(Failure::new(
             wanted.exit_not_acquired,
             format!("{what} was not won: {by}; try again, or wait longer"),
@@ -63,7 +64,7 @@ async fn lead(coordinator: &Coordinator, options: &Elect, signals: &mut Signals)
         ],
         grace: wanted.kill_grace,
     };
-    let ended = run(&job, &leadership, signals).await.map_err(cannot_start)?;
+    let ended = run(&job, &leadership, signals).await.map_err(|error| cannot_start(&error))?;
     conclude(&what, ended, leadership.resign(), wanted).await
 }
 

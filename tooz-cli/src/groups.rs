@@ -33,7 +33,11 @@ pub(crate) async fn members(backend: &Backend, options: &Members) -> Result<u8, 
     let group = coordinator.group(bytes(&options.group))?;
     if !options.watch {
         for record in group.members().await? {
-            let line = if options.json { text::member_json(&record).to_string() } else { text::member_line(&record) };
+            let line = if options.json {
+                text::member_json(&record).to_string()
+            } else {
+                text::member_line(&record)
+            };
             text::line(&line)?;
         }
         let _ = coordinator.close().await;
@@ -124,7 +128,7 @@ async fn take_part(
         environment: vec![("TOOZ_GROUP", options.group.clone()), ("TOOZ_MEMBER", member_text(coordinator))],
         grace: Duration::ZERO,
     };
-    match run(&job, &Membership, signals).await.map_err(cannot_start)? {
+    match run(&job, &Membership, signals).await.map_err(|error| cannot_start(&error))? {
         Ended::Exited(code) => Ok(code),
         Ended::Signaled(signal) => Ok(by_signal(signal)),
         Ended::Lost(why) => Err(Failure::new(LOST, why)),
@@ -134,7 +138,10 @@ async fn take_part(
 /// Capabilities given as JSON.
 fn published(json: &str) -> Result<Capabilities, Failure> {
     let value: Value = serde_json::from_str(json).map_err(|error| {
-        Failure::new(USAGE, format!("--capabilities is not JSON ({error}); write for example '{{\"weight\": 3}}'"))
+        Failure::new(
+            USAGE,
+            format!("--capabilities is not JSON ({error}); write for example '{{\"weight\": 3}}'"),
+        )
     })?;
     Ok(Capabilities::new(&value)?)
 }

@@ -65,7 +65,7 @@ async fn hold(
         ],
         grace: wanted.kill_grace,
     };
-    let ended = run(&job, &guard, signals).await.map_err(cannot_start)?;
+    let ended = run(&job, &guard, signals).await.map_err(|error| cannot_start(&error))?;
     let release = guard.release();
     conclude(&what, ended, release, wanted).await
 }
@@ -86,10 +86,12 @@ pub(crate) fn member_text(coordinator: &Coordinator) -> std::ffi::OsString {
     std::ffi::OsString::from_vec(coordinator.member().as_bytes().to_vec())
 }
 
-pub(crate) fn cannot_start(error: std::io::Error) -> Failure {
+pub(crate) fn cannot_start(error: &std::io::Error) -> Failure {
     Failure::new(
         crate::exit::CANNOT_RUN,
-        format!("the guard process could not be started ({error}); the command was not run. Is /proc mounted?"),
+        format!(
+            "the guard process could not be started ({error}); the command was not run. Is /proc mounted?"
+        ),
     )
 }
 
@@ -120,7 +122,9 @@ pub(crate) async fn conclude(
         }
         (ended, released) => {
             if let Err(error) = released {
-                eprintln!("tooz: {what} could not be released ({error}); it is free when the session has ended");
+                eprintln!(
+                    "tooz: {what} could not be released ({error}); it is free when the session has ended"
+                );
             }
             Ok(match ended {
                 Ended::Exited(code) => code,

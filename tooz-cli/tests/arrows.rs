@@ -1,4 +1,5 @@
 //! Who may depend on whom, asked of cargo: normal and build dependencies; tests may use what they like.
+#![allow(clippy::unwrap_used)] // a test may panic, and so may its helpers
 
 use std::collections::BTreeMap;
 use std::process::Command;

@@ -1,4 +1,5 @@
 //! `kill -9` of `tooz`, of its guard and of both, and SIGSTOP: nothing of the command outlives its lock.
+#![allow(clippy::unwrap_used)] // a test may panic, and so may its helpers
 
 #[allow(unreachable_pub, clippy::redundant_pub_crate)]
 mod common;
@@ -134,7 +135,8 @@ fn the_guard_acts_at_the_deadline_while_tooz_is_stopped() {
     let mut scene = Scene::set(Some("memory://x?ttl=2s"));
     scene.tooz.signal(Signal::SIGSTOP);
     common::eventually("tooz is stopped", || is_stopped(scene.tooz.pid().as_raw()));
-    let took = within(Duration::from_secs(5), "the family is gone", || !scene.family.iter().any(|&pid| runs(pid)));
+    let took =
+        within(Duration::from_secs(5), "the family is gone", || !scene.family.iter().any(|&pid| runs(pid)));
     println!("ttl 2 s, tooz stopped: the family was gone after {took:?}");
     assert!(took < Duration::from_secs(2), "within the ttl");
     scene.tooz.signal(Signal::SIGCONT);

@@ -1,4 +1,5 @@
 //! `tooz lock` with real processes on a database of their own.
+#![allow(clippy::unwrap_used)] // a test may panic, and so may its helpers
 
 #[allow(unreachable_pub, clippy::redundant_pub_crate)]
 mod common;
@@ -121,9 +122,7 @@ fn wait_gives_up_after_its_time_and_succeeds_before() {
     let mut first = holder(&place, "x");
     assert_eq!(place.run(&["lock", "--wait", "200ms", "x", "--", "true"]).code, Some(75));
     let mut second = Running::start(place.tooz(&["lock", "--wait", "1m", "x", "--", "touch", "ran"]));
-    eventually("the second one waits", || {
-        place.run(&["holders", "x"]).stdout.contains("waiting: 1")
-    });
+    eventually("the second one waits", || place.run(&["holders", "x"]).stdout.contains("waiting: 1"));
     assert!(!place.path("ran").exists());
     std::fs::write(place.path("go"), "").unwrap();
     assert_eq!((first.code(), second.code()), (0, 0));
@@ -158,7 +157,9 @@ fn signals_are_passed_on_to_the_whole_group() {
         let place = Place::new();
         let name = signal.as_str().trim_start_matches("SIG");
         // The child traps it, too: a shell in the background ignores INT and QUIT only until it says otherwise.
-        let child = format!("trap 'echo got > child; exit 0' {name}; echo 1 > child-ready; while :; do sleep 0.02; done");
+        let child = format!(
+            "trap 'echo got > child; exit 0' {name}; echo 1 > child-ready; while :; do sleep 0.02; done"
+        );
         let script = format!(
             "trap 'echo got > parent; wait; exit 9' {name}; sh -c \"$0\" & \
              until [ -e child-ready ]; do sleep 0.02; done; echo 1 > ready; while :; do sleep 0.02; done"
@@ -173,7 +174,11 @@ fn signals_are_passed_on_to_the_whole_group() {
             continue;
         }
         assert_eq!(tooz.code(), 9, "{name}");
-        assert_eq!((place.read("parent").as_str(), place.read("child").as_str()), ("got\n", "got\n"), "{name}");
+        assert_eq!(
+            (place.read("parent").as_str(), place.read("child").as_str()),
+            ("got\n", "got\n"),
+            "{name}"
+        );
     }
 }
 

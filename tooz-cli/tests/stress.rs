@@ -1,6 +1,7 @@
 //! Many processes increment a number in a file under one lock while a third of them is killed.
 //!
 //! `TOOZ_STRESS=200` for the full size; the default fits into an ordinary run.
+#![allow(clippy::unwrap_used)] // a test may panic, and so may its helpers
 
 #[allow(unreachable_pub, clippy::redundant_pub_crate)]
 mod common;
@@ -10,19 +11,22 @@ use std::fs;
 use common::{Place, Running, eventually};
 use nix::sys::signal::Signal;
 
-/// Reads the counter, waits a little so that an overlap would show, writes it back by rename, and only then logs
+/// Says who is at work, reads the counter, waits a little so that an overlap would show, writes it back by rename, and only then logs
 /// token and value: a killed one has either not counted or counted whole, and every counted one knows its value.
 const INCREMENT: &str = r#"
+    echo "$TOOZ_FENCING_TOKEN" > "holder.$$" && mv "holder.$$" holder
     n=$(cat counter)
     sleep 0.01
     echo "$((n + 1))" > "next.$$"
     echo "$TOOZ_FENCING_TOKEN $((n + 1))" > "done.$((n + 1)).$TOOZ_FENCING_TOKEN"
+    [ "$(cat holder)" = "$TOOZ_FENCING_TOKEN" ] || echo "$TOOZ_FENCING_TOKEN" >> overlaps
     mv "next.$$" counter
 "#;
 
 #[test]
 fn no_update_is_lost_or_done_twice() {
-    let size: usize = std::env::var("TOOZ_STRESS").map_or(60, |text| text.parse().expect("TOOZ_STRESS: a number"));
+    let size: usize =
+        std::env::var("TOOZ_STRESS").map_or(60, |text| text.parse().expect("TOOZ_STRESS: a number"));
     let place = Place::new();
     fs::write(place.path("counter"), "0\n").unwrap();
     let mut all: Vec<_> = (0..size)
@@ -43,6 +47,7 @@ fn no_update_is_lost_or_done_twice() {
     assert_eq!(codes.iter().filter(|code| **code == 137).count(), killed, "{codes:?}");
     assert_eq!(succeeded + killed, size, "{codes:?}");
 
+    assert_eq!(place.read("overlaps"), "", "these were at work when a later one had begun");
     let last = value(&place);
     // A killed one may have counted just before its death; one that ended well has counted for certain.
     assert!((succeeded..=succeeded + killed).contains(&last), "{last} after {succeeded} whole increments");
@@ -62,7 +67,11 @@ fn no_update_is_lost_or_done_twice() {
     values.dedup();
     assert!(values.into_iter().take(last).eq(1..=last as u64), "each value was reached: {done:?}");
     println!("{size} processes, {killed} killed, {succeeded} succeeded, the counter shows {last}");
-    assert_eq!(place.run(&["lock", "--try", "counter", "--", "true"]).code, Some(0), "nothing is left behind");
+    assert_eq!(
+        place.run(&["lock", "--try", "counter", "--", "true"]).code,
+        Some(0),
+        "nothing is left behind"
+    );
 }
 
 fn value(place: &Place) -> usize {

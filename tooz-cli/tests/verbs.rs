@@ -1,4 +1,5 @@
 //! The verbs that list, follow, join and lead.
+#![allow(clippy::unwrap_used)] // a test may panic, and so may its helpers
 
 #[allow(unreachable_pub, clippy::redundant_pub_crate)]
 mod common;
@@ -11,7 +12,9 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 fn json_lines(text: &str) -> Vec<Value> {
-    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}"))).collect()
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}")))
+        .collect()
 }
 
 /// The lines of a verb that goes on until a signal.
@@ -76,7 +79,10 @@ fn members_come_and_go() {
 
     let mut watch = Following::start(&place, &["members", "--watch", "g"]);
     let mut json = Following::start(&place, &["members", "--watch", "--json", "g"]);
-    assert_eq!((watch.line().as_str(), watch.line().as_str()), ("snapshot of 1", "member one {\"weight\":3}"));
+    assert_eq!(
+        (watch.line().as_str(), watch.line().as_str()),
+        ("snapshot of 1", "member one {\"weight\":3}")
+    );
     assert_eq!(json_lines(&json.line())[0]["members"][0]["member"], "one");
 
     // With a command: a member as long as it runs.
@@ -130,9 +136,8 @@ fn one_leads_at_a_time_and_observers_see_it() {
 
     let script = "echo $TOOZ_GROUP $TOOZ_TERM $TOOZ_FENCING_TOKEN > lead-$TOOZ_MEMBER; \
                   until [ -e go-$TOOZ_MEMBER ]; do sleep 0.02; done";
-    let elect = |name: &str| {
-        Running::start(place.tooz(&["--member", name, "elect", "g", "--", "sh", "-c", script]))
-    };
+    let elect =
+        |name: &str| Running::start(place.tooz(&["--member", name, "elect", "g", "--", "sh", "-c", script]));
     let mut one = elect("one");
     place.wait_for("lead-one");
     assert!(place.run(&["leader", "g"]).stdout.starts_with("one term "));
@@ -193,7 +198,8 @@ fn a_reader_that_goes_away_ends_a_listing_silently() {
 fn without_a_url_the_database_of_the_user_is_used() {
     let place = Place::new();
     let mut command = place.tooz(&["lock", "x", "--", "true"]);
-    let status = command.env_remove("TOOZ_URL").env("XDG_STATE_HOME", place.path("state #1")).status().unwrap();
+    let status =
+        command.env_remove("TOOZ_URL").env("XDG_STATE_HOME", place.path("state #1")).status().unwrap();
     assert!(status.success());
     assert!(place.path("state #1/tooz/tooz.db").exists());
     let mode = std::os::unix::fs::PermissionsExt::mode(
@@ -208,7 +214,8 @@ fn help_tells_the_exit_codes_and_what_escapes() {
     let help = place.run(&["--help"]);
     assert_eq!(help.code, Some(0));
     assert!(help.stdout.contains("75 not acquired"));
-    let lock = place.run(&["lock", "--help"]).stdout;
+    // Wrapped to the width of a terminal.
+    let lock = place.run(&["lock", "--help"]).stdout.split_whitespace().collect::<Vec<_>>().join(" ");
     for word in ["TOOZ_FENCING_TOKEN", "setsid", "the next holder may run already", "kill -9"] {
         assert!(lock.contains(word), "{word}");
     }

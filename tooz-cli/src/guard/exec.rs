@@ -22,8 +22,12 @@ pub(super) fn run(orders: &Orders) -> ExitCode {
     let error = Command::new(program).args(arguments).exec();
     let program = program.display();
     let (code, what) = match error.kind() {
-        ErrorKind::NotFound => (exit::NOT_FOUND, "command not found; is it spelled right and in PATH?".into()),
-        ErrorKind::PermissionDenied => (exit::CANNOT_RUN, "not executable; chmod +x, or name a program".into()),
+        ErrorKind::NotFound => {
+            (exit::NOT_FOUND, "command not found; is it spelled right and in PATH?".into())
+        }
+        ErrorKind::PermissionDenied => {
+            (exit::CANNOT_RUN, "not executable; chmod +x, or name a program".into())
+        }
         _ => (exit::CANNOT_RUN, format!("cannot be run: {error}")),
     };
     eprintln!("tooz: {program}: {what}");

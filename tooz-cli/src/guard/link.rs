@@ -86,7 +86,8 @@ pub(crate) struct Prepared {
     /// Its command line; the caller starts it, and drops this value right afterwards.
     pub(crate) command: Command,
     /// Held until it is started: its ends of the pipes.
-    _theirs: (OwnedFd, OwnedFd),
+    #[expect(dead_code, reason = "kept open, not used")]
+    theirs: (OwnedFd, OwnedFd),
 }
 
 impl Prepared {
@@ -111,7 +112,7 @@ impl Prepared {
         let mut command = ourselves(role, &orders);
         // A group of its own: neither ^C nor `kill -9` of a shell's job reaches it together with `tooz`.
         command.process_group(0);
-        Ok((Self { command, _theirs: theirs }, ours))
+        Ok((Self { command, theirs }, ours))
     }
 }
 
@@ -128,7 +129,7 @@ mod tests {
 
     #[test]
     fn a_neighbour_that_never_reads_does_not_stop_us() {
-        let (input, _output) = io::pipe().unwrap();
+        let (input, other_output) = io::pipe().unwrap();
         let (_input, output) = io::pipe().unwrap();
         let mut link = Link { input: OwnedFd::from(input).into(), output: OwnedFd::from(output).into() };
         fcntl(&link.output, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
@@ -137,7 +138,7 @@ mod tests {
             link.send("deadline 1234567890");
         }
         assert_eq!(link.read(), Heard::Bytes(Vec::new()));
-        drop(_output);
+        drop(other_output);
         assert_eq!(link.read(), Heard::Gone(Vec::new()));
     }
 }

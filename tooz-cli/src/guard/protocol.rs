@@ -34,7 +34,9 @@ impl Order {
         match line.split_once(' ') {
             None if line == "end" => Some(Self::End),
             Some(("deadline", "none")) => Some(Self::Deadline(None)),
-            Some(("deadline", nanos)) => Some(Self::Deadline(Some(Duration::from_nanos(nanos.parse().ok()?)))),
+            Some(("deadline", nanos)) => {
+                Some(Self::Deadline(Some(Duration::from_nanos(nanos.parse().ok()?))))
+            }
             _ => None,
         }
     }

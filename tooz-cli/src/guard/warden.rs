@@ -66,10 +66,7 @@ impl Warden {
             parent_pid: orders.parent,
             lines: Lines::default(),
             signals: SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?,
-            timer: TimerFd::new(
-                ClockId::CLOCK_BOOTTIME,
-                TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC,
-            )?,
+            timer: TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?,
             deadline: None,
             grace: orders.grace,
             ending: None,

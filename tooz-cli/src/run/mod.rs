@@ -69,8 +69,8 @@ pub(crate) async fn run(job: &Job<'_>, held: &impl Tenure, signals: &mut Signals
     let grace = left.map_or(job.grace, |left| job.grace.min(left / 3));
     let mut guard = Guard::start(job, grace)?;
     guard.order(Order::Deadline(deadline));
-    let loss = held.lost();
-    tokio::pin!(loss);
+    let ending = held.lost();
+    tokio::pin!(ending);
     let mut lost: Option<String> = None;
     let mut told = false;
     let mut early = Vec::new();
@@ -96,7 +96,7 @@ pub(crate) async fn run(job: &Job<'_>, held: &impl Tenure, signals: &mut Signals
                 None => break None,
             },
             // Polled also when the guard has acted already: the loss's own reason says more.
-            reason = &mut loss, if !told => {
+            reason = &mut ending, if !told => {
                 told = true;
                 lost = Some(reason);
                 guard.kill();

@@ -8,14 +8,8 @@ use nix::sys::signal::Signal;
 use tokio::signal::unix::{self, SignalKind};
 
 /// By default each ends a process; `tooz` gives back what it holds before it ends by one.
-const ENDING: [Signal; 6] = [
-    Signal::SIGINT,
-    Signal::SIGTERM,
-    Signal::SIGHUP,
-    Signal::SIGQUIT,
-    Signal::SIGUSR1,
-    Signal::SIGUSR2,
-];
+const ENDING: [Signal; 6] =
+    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
 
 /// Only of interest while a command runs; before that their default action is the right one.
 const OF_A_JOB: [Signal; 3] = [Signal::SIGTSTP, Signal::SIGCONT, Signal::SIGWINCH];

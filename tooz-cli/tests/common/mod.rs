@@ -1,5 +1,5 @@
 //! What the tests of the command share: real processes, watched from outside.
-#![allow(dead_code, clippy::disallowed_methods)] // each test uses a part; `eventually` is where tests sleep
+#![allow(dead_code, clippy::disallowed_methods, clippy::unwrap_used)] // each test uses a part; `eventually` sleeps
 
 use std::fs;
 use std::path::{Path, PathBuf};
