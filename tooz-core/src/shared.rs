@@ -25,6 +25,10 @@ use crate::{
 /// A future that stands on its own: it can be handed over to the keeper.
 pub(crate) type Owned<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
+/// What has to be done with a call that outlives its caller. Boxed: a closure's own type in the futures of the
+/// API would hide from rustc that they are `Send`, and nobody could spawn them (rust-lang/rust#110338).
+pub(crate) type Settle<T> = Box<dyn FnOnce(Owned<Result<T>>) -> Owned<()> + Send>;
+
 /// Time limits and habits, from the builder and the URL.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -219,11 +223,11 @@ impl Shared {
 
     /// Drives one call to the backend within the operation time limit. A call that outlives the limit, or its
     /// caller, is handed over to the keeper; `settle` turns it into what has to be done then.
-    pub(crate) async fn call<T, S>(&self, call: Owned<Result<T>>, settle: S) -> Result<T>
-    where
-        T: Send + 'static,
-        S: FnOnce(Owned<Result<T>>) -> Owned<()> + Send,
-    {
+    pub(crate) async fn call<T: Send + 'static>(
+        &self,
+        call: Owned<Result<T>>,
+        settle: Settle<T>,
+    ) -> Result<T> {
         self.check()?;
         let limit = self.config.operation_timeout;
         let call = Call { call: Some((call, settle)), keeper: &self.keeper };
@@ -233,13 +237,13 @@ impl Shared {
     /// A call that changes nothing: when its time is over, nothing can have taken effect.
     pub(crate) async fn read<T: Send + 'static>(&self, call: Owned<Result<T>>) -> Result<T> {
         self.check()?;
-        let call = Call { call: Some((call, drive::<T>)), keeper: &self.keeper };
+        let call = Call { call: Some((call, Box::new(drive::<T>))), keeper: &self.keeper };
         self.limited(self.config.operation_timeout, call).await.unwrap_or_else(|| Err(self.no_answer()))
     }
 
     /// A call after which nothing has to be done, whether it took effect or not.
     pub(crate) async fn plain_call<T: Send + 'static>(&self, call: Owned<Result<T>>) -> Result<T> {
-        self.call(call, drive).await
+        self.call(call, Box::new(drive)).await
     }
 
     fn no_answer(&self) -> Error {
@@ -326,15 +330,12 @@ pub(crate) async fn poll_once<F: Future + ?Sized>(mut future: Pin<&mut F>) -> Po
 }
 
 /// A call to the backend that is handed over to the keeper when its caller goes away.
-struct Call<'a, T: Send + 'static, S: FnOnce(Owned<Result<T>>) -> Owned<()>> {
-    call: Option<(Owned<Result<T>>, S)>,
+struct Call<'a, T: Send + 'static> {
+    call: Option<(Owned<Result<T>>, Settle<T>)>,
     keeper: &'a mpsc::UnboundedSender<Command>,
 }
 
-// Nothing in it is pinned in place: the call is behind a box.
-impl<T: Send + 'static, S: FnOnce(Owned<Result<T>>) -> Owned<()>> Unpin for Call<'_, T, S> {}
-
-impl<T: Send + 'static, S: FnOnce(Owned<Result<T>>) -> Owned<()>> Future for Call<'_, T, S> {
+impl<T: Send + 'static> Future for Call<'_, T> {
     type Output = Result<T>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
@@ -355,7 +356,7 @@ impl<T: Send + 'static, S: FnOnce(Owned<Result<T>>) -> Owned<()>> Future for Cal
     }
 }
 
-impl<T: Send + 'static, S: FnOnce(Owned<Result<T>>) -> Owned<()>> Drop for Call<'_, T, S> {
+impl<T: Send + 'static> Drop for Call<'_, T> {
     fn drop(&mut self) {
         if let Some((call, settle)) = self.call.take() {
             let _ = self.keeper.send(Command::Settle(settle(call)));
