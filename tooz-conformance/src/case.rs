@@ -203,7 +203,8 @@ impl Case {
             Extra::Files if !target.has_files() => return Some("needs a backend in files".into()),
             _ => {}
         }
-        (self.clock == Clock::Virtual && !target.can_virtual_clock()).then(|| "needs the virtual clock".into())
+        (self.clock == Clock::Virtual && !target.can_virtual_clock())
+            .then(|| "needs the virtual clock".into())
     }
 }
 

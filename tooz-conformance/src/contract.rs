@@ -63,7 +63,8 @@ pub fn documented() -> Vec<(String, Vec<String>)> {
         for (index, line) in lines.iter().enumerate() {
             let Some(rest) = line.strip_prefix("async fn ") else { continue };
             let Some((name, _)) = rest.split_once("(h: Harness) -> Outcome {") else { continue };
-            let first = lines[..index].iter().rposition(|line| !line.starts_with("///")).map_or(0, |at| at + 1);
+            let first =
+                lines[..index].iter().rposition(|line| !line.starts_with("///")).map_or(0, |at| at + 1);
             let head = lines[first].trim_start_matches("/// ").split(':').next().unwrap_or_default();
             found.push((name.to_owned(), head.split(", ").map(str::to_owned).collect()));
         }

@@ -105,9 +105,11 @@ async fn obey(c: &Coordinator, held: &mut Held, words: &[&str]) -> Outcome<Strin
 async fn churn(c: &Coordinator, name: &str, file: &str, times: u32) -> Outcome<String> {
     for _ in 0..times {
         let guard = c.lock(name)?.acquire().await?;
-        std::fs::OpenOptions::new().write(true).create_new(true).open(file).map_err(|error| {
-            format!("two processes hold the lock at once: {error}")
-        })?;
+        std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(file)
+            .map_err(|error| format!("two processes hold the lock at once: {error}"))?;
         std::fs::remove_file(file)?;
         guard.release().await?;
     }

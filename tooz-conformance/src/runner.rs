@@ -29,7 +29,8 @@ pub fn main(targets: Vec<Target>) -> ExitCode {
         return code;
     }
     let arguments = Arguments::from_args();
-    let asked_for_all = arguments.filter.is_none() && arguments.skip.is_empty() && !arguments.list && !arguments.ignored;
+    let asked_for_all =
+        arguments.filter.is_none() && arguments.skip.is_empty() && !arguments.list && !arguments.ignored;
     let require = std::env::var("TOOZ_REQUIRE").is_ok_and(|value| value == "all");
     let conclusion = libtest_mimic::run(&arguments, trials(&targets, require));
     if asked_for_all && conclusion.num_passed + conclusion.num_failed == 0 {

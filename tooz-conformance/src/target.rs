@@ -49,7 +49,10 @@ impl Place {
 
 impl fmt::Debug for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Place").field("url", &self.url).field("kept", &self.keep.is_some()).finish_non_exhaustive()
+        f.debug_struct("Place")
+            .field("url", &self.url)
+            .field("kept", &self.keep.is_some())
+            .finish_non_exhaustive()
     }
 }
 

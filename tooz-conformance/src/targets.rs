@@ -148,7 +148,8 @@ pub mod sqlite {
     /// A database of its own for each case.
     pub fn target() -> Target {
         Target::new("sqlite", |_| {
-            let directory = tempfile::tempdir().map_err(|error| format!("no temporary directory: {error}"))?;
+            let directory =
+                tempfile::tempdir().map_err(|error| format!("no temporary directory: {error}"))?;
             let url = format!("sqlite://{}/tooz.db", directory.path().display());
             Ok(Place::new(url).files(directory.path()).keep(directory))
         })

@@ -14,11 +14,7 @@ use crate::case::{Failure, Outcome};
 ///
 /// # Errors
 /// `what` did not come to be in time, or `check` failed.
-pub async fn eventually<F, E>(
-    what: &str,
-    within: Duration,
-    mut check: impl FnMut() -> F,
-) -> Outcome
+pub async fn eventually<F, E>(what: &str, within: Duration, mut check: impl FnMut() -> F) -> Outcome
 where
     F: Future<Output = Result<bool, E>>,
     E: Into<Failure>,

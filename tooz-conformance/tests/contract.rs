@@ -20,7 +20,9 @@ fn doc_comments_name_the_clauses_of_the_table() {
     let documented = contract::documented();
     for case in cases::all() {
         let found: Vec<_> = documented.iter().filter(|(name, _)| name == case.name()).collect();
-        let [(_, clauses)] = &found[..] else { panic!("{} is documented {} times", case.name(), found.len()) };
+        let [(_, clauses)] = &found[..] else {
+            panic!("{} is documented {} times", case.name(), found.len())
+        };
         assert_eq!(clauses, case.clauses(), "{}", case.name());
     }
     assert_eq!(documented.len(), cases::all().len(), "a function is in no table");
@@ -44,7 +46,8 @@ fn every_claim_has_a_case_and_a_twin() {
         }
         // Where it is not claimed, requiring it is refused: connect_unclaimed_characteristics_are_refused is
         // every characteristic's twin, and runs everywhere.
-        let refusal = cases.iter().find(|case| case.name() == "connect_unclaimed_characteristics_are_refused");
+        let refusal =
+            cases.iter().find(|case| case.name() == "connect_unclaimed_characteristics_are_refused");
         assert!(refusal.is_some_and(|case| all.iter().all(|target| case.why_not(target).is_none())));
     }
 }

@@ -52,7 +52,9 @@ fn red(fault: &str) -> BTreeMap<&'static str, String> {
         for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
             scope.spawn(|| {
                 loop {
-                    let Some(case) = queue.lock().unwrap_or_else(PoisonError::into_inner).pop() else { return };
+                    let Some(case) = queue.lock().unwrap_or_else(PoisonError::into_inner).pop() else {
+                        return;
+                    };
                     if let Err(why) = run_within(&target, &case, BUDGET) {
                         red.lock().unwrap_or_else(PoisonError::into_inner).insert(case.name(), why);
                     }

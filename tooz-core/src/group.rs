@@ -135,7 +135,11 @@ impl Group {
         let id = self.id.clone();
         let call = Box::pin(async move {
             // What could not be sent goes on in the background, so it may take effect yet.
-            session.groups().leave(&id).await.map_err(|e| if e.is_retryable() { e.indeterminate() } else { e })
+            session
+                .groups()
+                .leave(&id)
+                .await
+                .map_err(|e| if e.is_retryable() { e.indeterminate() } else { e })
         });
         let (shared, id, kept) = (Arc::clone(&self.life), self.id.clone(), Arc::clone(&turn));
         let finish = Box::new(|unfinished: Owned<Result<()>>| -> Owned<()> {

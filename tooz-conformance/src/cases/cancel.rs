@@ -79,7 +79,8 @@ async fn a_limited_acquire_dropped_leaves_nothing(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     for point in 0..POINTS {
         let guard = taken(&b, "x").await?;
-        let none = dropped_after(point, millis(5), a.lock("x")?.acquire_within(millis(3))).await.transpose()?;
+        let none =
+            dropped_after(point, millis(5), a.lock("x")?.acquire_within(millis(3))).await.transpose()?;
         ensure(none.flatten().is_none(), "granted beside its holder")?;
         guard.release().await?;
         free(&h, &b, "x").await.map_err(|error| format!("dropped after {point} polls: {error}"))?;

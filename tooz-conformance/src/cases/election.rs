@@ -169,7 +169,10 @@ async fn observe_starts_with_the_present(h: Harness) -> Outcome {
     let lead = wins(&a).await?;
     let mut led = b.election("g")?.observe().await?;
     let leader = seen(&h, &mut led, "the present").await?.ok_or("nobody leads")?;
-    ensure(leader.term == Some(lead.term()) && leader.member.as_ref() == Some(a.member()), format!("{leader:?}"))
+    ensure(
+        leader.term == Some(lead.term()) && leader.member.as_ref() == Some(a.member()),
+        format!("{leader:?}"),
+    )
 }
 
 /// E3: elected, vacant, elected, vacant, each awaited.

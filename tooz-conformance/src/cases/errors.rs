@@ -84,12 +84,17 @@ async fn no_url_panics(h: Harness) -> Outcome {
 /// X2, S1: whatever stands in an option is a value, or refused with its name.
 async fn no_option_panics(h: Harness) -> Outcome {
     for option in tooz_core::COMMON_OPTIONS {
-        for value in ["", "0", "-1", "1e400", "NaN", "inf", "1s1s", "\0", "ü", "true", "99999999999999999999s"] {
+        for value in
+            ["", "0", "-1", "1e400", "NaN", "inf", "1s1s", "\0", "ü", "true", "99999999999999999999s"]
+        {
             match h.builder("a").option(option.name(), value).connect().await {
                 Ok(c) => c.close().await?,
                 Err(error) => {
                     let kind = error.kind();
-                    ensure(matches!(kind, ErrorKind::InvalidOption | ErrorKind::Invalid), format!("{error}"))?;
+                    ensure(
+                        matches!(kind, ErrorKind::InvalidOption | ErrorKind::Invalid),
+                        format!("{error}"),
+                    )?;
                     ensure(error.to_string().contains(option.name()), format!("not named: {error}"))?;
                 }
             }
@@ -146,7 +151,10 @@ async fn secrets_are_not_shown(h: Harness) -> Outcome {
     ensure(!format!("{builder:?}").contains("hunter2"), "a builder shows a password")?;
     match builder.connect_timeout(secs(1)).connect().await {
         Ok(c) => {
-            ensure(!format!("{c:?} {:?} {}", c.url(), c.url()).contains("hunter2"), "a coordinator shows it")?;
+            ensure(
+                !format!("{c:?} {:?} {}", c.url(), c.url()).contains("hunter2"),
+                "a coordinator shows it",
+            )?;
             c.close().await?;
         }
         Err(error) => {

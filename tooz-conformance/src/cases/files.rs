@@ -62,7 +62,10 @@ async fn files_stay_where_they_were_told(h: Harness) -> Outcome {
     let mut after = Vec::new();
     everything_in(h.directory()?, &mut after)?;
     let outside: Vec<_> = after.iter().filter(|path| !path.starts_with(&directory)).collect();
-    ensure(outside.len() <= before.len() && after.len() > before.len(), format!("written outside: {outside:?}"))
+    ensure(
+        outside.len() <= before.len() && after.len() > before.len(),
+        format!("written outside: {outside:?}"),
+    )
 }
 
 /// X6, S1: clear words, and no panic.
@@ -78,7 +81,8 @@ async fn a_directory_that_is_none_is_refused(h: Harness) -> Outcome {
 
 /// X2, X6: a file of somebody else's is not taken for ours, and not destroyed.
 async fn garbage_is_refused_and_left_alone(h: Harness) -> Outcome {
-    let Some(path) = h.url().split("://").nth(1).map(|rest| PathBuf::from(rest.split('?').next().unwrap_or(rest)))
+    let Some(path) =
+        h.url().split("://").nth(1).map(|rest| PathBuf::from(rest.split('?').next().unwrap_or(rest)))
     else {
         return Err("the URL names no path".into());
     };

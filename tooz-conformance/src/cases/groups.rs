@@ -180,10 +180,8 @@ async fn members_do_not_include_the_dead(h: Harness) -> Outcome {
     let b = h.coordinator("b").await?;
     a.group("g")?.join_or_create(Capabilities::none()).await?;
     b.group("g")?.join(Capabilities::none()).await?;
-    eventually("the dead member is gone", h.gone(), async || {
-        Ok::<_, Error>(ids(&b, "g").await? == ["b"])
-    })
-    .await?;
+    eventually("the dead member is gone", h.gone(), async || Ok::<_, Error>(ids(&b, "g").await? == ["b"]))
+        .await?;
     refused(b.group("g")?.member("a").await, ErrorKind::MemberNotFound).map(|_| ())
 }
 
@@ -197,7 +195,10 @@ async fn members_of_a_hundred(h: Harness) -> Outcome {
     }
     let a = h.coordinator("a").await?;
     ensure(ids(&a, "g").await? == expected, "the list is not complete and in order")?;
-    ensure(a.group("g")?.member_capabilities("m042").await?.get::<u32>()? == 42, "somebody else's capabilities")
+    ensure(
+        a.group("g")?.member_capabilities("m042").await?.get::<u32>()? == 42,
+        "somebody else's capabilities",
+    )
 }
 
 /// G5: any value through serde, or raw bytes, and they come back as they were.

@@ -10,7 +10,9 @@ pub(super) const CASES: &[Case] = &[
     case!(the_deadline_is_before_the_backends, "S6", "L7").ttl().kit(),
     case!(the_deadline_comes_while_a_renewal_hangs, "S6").ttl().kit(),
     case!(without_a_ttl_nothing_is_lost_to_time, "S6")
-        .needs(Characteristics::NON_TIMEOUT_BASED).no_ttl().exact(),
+        .needs(Characteristics::NON_TIMEOUT_BASED)
+        .no_ttl()
+        .exact(),
     case!(beating_by_hand_keeps_the_session, "S8").ttl(),
     case!(not_beating_by_hand_loses_the_session, "S8").ttl(),
     case!(beating_by_hand_is_allowed_where_it_is_not_needed, "S8", "S10"),

@@ -69,7 +69,10 @@ async fn join_and_leave_hooks_run(h: Harness) -> Outcome {
     a.watch_leave_group("g", told.hook()).await?;
     b.group("g")?.join(caps("mine")?).await?;
     let events = a.run_watchers(h.soon()).await?;
-    ensure(matches!(&events[..], [HookEvent::Joined { member, .. }] if member.capabilities == caps("mine")?), format!("{events:?}"))?;
+    ensure(
+        matches!(&events[..], [HookEvent::Joined { member, .. }] if member.capabilities == caps("mine")?),
+        format!("{events:?}"),
+    )?;
     b.group("g")?.leave().await?;
     let events = a.run_watchers(h.soon()).await?;
     ensure(matches!(&events[..], [HookEvent::Left { .. }]), format!("{events:?}"))?;

@@ -300,7 +300,8 @@ async fn release_of_another_session_is_refused(h: Harness) -> Outcome {
 async fn drop_releases(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     drop(taken(&a, "x").await?);
-    h.soon_true("the lock is free", async || Ok::<_, Error>(b.lock("x")?.try_acquire().await?.is_some())).await
+    h.soon_true("the lock is free", async || Ok::<_, Error>(b.lock("x")?.try_acquire().await?.is_some()))
+        .await
 }
 
 /// L5: also when a task panics.
@@ -312,7 +313,8 @@ async fn drop_during_unwinding_releases(h: Harness) -> Outcome {
         std::panic::resume_unwind(Box::new("a task panics, as this case wants it"));
     });
     ensure(panicking.await.is_err_and(|error| error.is_panic()), "the task did not panic")?;
-    h.soon_true("the lock is free", async || Ok::<_, Error>(b.lock("x")?.try_acquire().await?.is_some())).await
+    h.soon_true("the lock is free", async || Ok::<_, Error>(b.lock("x")?.try_acquire().await?.is_some()))
+        .await
 }
 
 /// L5: nothing is left to do, and nothing goes wrong.
@@ -382,7 +384,13 @@ async fn run_gives_the_result(h: Harness) -> Outcome {
     let a = h.coordinator("a").await?;
     let guard = taken(&a, "x").await?;
     let pass = h.pass(millis(20));
-    let answer = guard.run(async { pass.await; 42 }).await.map_err(|why| why.to_string())?;
+    let answer = guard
+        .run(async {
+            pass.await;
+            42
+        })
+        .await
+        .map_err(|why| why.to_string())?;
     ensure(answer == 42 && guard.is_held(), "run changed something")
 }
 
@@ -538,7 +546,8 @@ async fn lock_all_takes_all_or_nothing(h: Harness) -> Outcome {
     ensure(a.lock_all(["a", "m", "z"])?.try_acquire().await?.is_none(), "granted without the middle one")?;
     ensure(a.lock_all(["a", "m", "z"])?.acquire_within(millis(20)).await?.is_none(), "granted without it")?;
     for name in ["a", "z"] {
-        h.soon_true("it is free", async || Ok::<_, Error>(b.lock(name)?.try_acquire().await?.is_some())).await?;
+        h.soon_true("it is free", async || Ok::<_, Error>(b.lock(name)?.try_acquire().await?.is_some()))
+            .await?;
     }
     Ok(())
 }

@@ -92,17 +92,17 @@ async fn whoever_releases_goes_to_the_end(h: Harness) -> Outcome {
     let order = Order::default();
     let (a, b) = h.pair().await?;
     let guard = taken(&a, "x").await?;
-    let waiting = vec![
-        wait(&h, &order, "a1", a.lock("x")?).await,
-        wait(&h, &order, "b", b.lock("x")?).await,
-    ];
+    let waiting = vec![wait(&h, &order, "a1", a.lock("x")?).await, wait(&h, &order, "b", b.lock("x")?).await];
     guard.release().await?;
     let last = wait(&h, &order, "a2", a.lock("x")?).await;
     all(&h, waiting).await?;
     all(&h, vec![last]).await?;
     let seen = order.seen();
     ensure(seen.len() == 3, format!("{seen:?}"))?;
-    ensure(seen.iter().position(|who| who == "b") < seen.iter().position(|who| who == "a2"), format!("{seen:?}"))
+    ensure(
+        seen.iter().position(|who| who == "b") < seen.iter().position(|who| who == "a2"),
+        format!("{seen:?}"),
+    )
 }
 
 /// L8: neither a new wish nor a try is granted past those who wait.
@@ -220,7 +220,8 @@ async fn one_release_grants_one_writer(h: Harness) -> Outcome {
         h.settle().await;
     }
     guard.release().await?;
-    h.soon_true("one is served", async || Ok::<_, Error>(waiting.iter().any(|one| one.is_finished()))).await?;
+    h.soon_true("one is served", async || Ok::<_, Error>(waiting.iter().any(|one| one.is_finished())))
+        .await?;
     h.settle().await;
     let served = waiting.iter().filter(|one| one.is_finished()).count();
     ensure(served == 1, format!("{served} are served by one release"))

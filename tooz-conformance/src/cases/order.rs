@@ -12,7 +12,8 @@ pub(super) const CASES: &[Case] = &[
     case!(a_client_that_was_cut_off_is_shown_nothing_old, "G4")
         .needs(Characteristics::SAME_VIEW_UNDER_PARTITIONS),
     case!(a_cut_off_client_gets_an_error, "G4", "X1")
-        .needs(Characteristics::SAME_VIEW_UNDER_PARTITIONS).kit(),
+        .needs(Characteristics::SAME_VIEW_UNDER_PARTITIONS)
+        .kit(),
     case!(a_view_may_be_older_elsewhere_but_not_for_ever, "G4")
         .lacks(Characteristics::SAME_VIEW_ACROSS_CLIENTS),
     case!(a_view_may_be_old_after_a_partition_but_not_for_ever, "G4")

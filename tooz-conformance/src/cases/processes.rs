@@ -15,11 +15,15 @@ pub(super) const CASES: &[Case] = &[
     case!(a_killed_process_leaves_its_member_id, "S9").processes(),
     case!(a_kill_is_seen_by_watchers, "W2").processes(),
     case!(a_stopped_process_keeps_what_it_has, "S6", "S2")
-        .needs(Characteristics::NON_TIMEOUT_BASED).processes(),
+        .needs(Characteristics::NON_TIMEOUT_BASED)
+        .processes(),
     case!(a_stopped_process_has_lost_when_it_goes_on, "S6")
-        .lacks(Characteristics::NON_TIMEOUT_BASED).ttl().processes(),
+        .lacks(Characteristics::NON_TIMEOUT_BASED)
+        .ttl()
+        .processes(),
     case!(a_stopped_process_does_not_hold_up_others, "S6", "L1")
-        .needs(Characteristics::NON_TIMEOUT_BASED).processes(),
+        .needs(Characteristics::NON_TIMEOUT_BASED)
+        .processes(),
     case!(killed_in_the_middle_of_writes, "X6", "L1", "L3").processes().budget(90),
     case!(tokens_grow_across_processes, "L3").needs(Characteristics::DURABLE_FENCING).processes(),
     case!(other_processes_are_not_promised, "S1").lacks(Characteristics::DISTRIBUTED_ACROSS_PROCESSES),
@@ -32,7 +36,10 @@ async fn processes_exclude_each_other(h: Harness) -> Outcome {
     other.ask("acquire x").await?;
     held_by_another(&a, "x").await?;
     let holders = a.lock("x")?.holders().await?.holders;
-    ensure(holders.len() == 1 && holders[0].member.as_ref().is_some_and(|m| m.as_bytes() == b"other"), format!("{holders:?}"))?;
+    ensure(
+        holders.len() == 1 && holders[0].member.as_ref().is_some_and(|m| m.as_bytes() == b"other"),
+        format!("{holders:?}"),
+    )?;
     let lock = a.lock("x")?;
     let waiting = h.spawn(async move { lock.acquire().await });
     h.settle().await;
@@ -69,7 +76,10 @@ async fn processes_share_groups(h: Harness) -> Outcome {
     other.ask("join g").await?;
     ensure(ids(&a, "g").await? == ["a", "other"], "not both are members")?;
     let joined = h.soon_done("the join", watch.next()).await?.ok_or("the watch ended")??;
-    ensure(matches!(&joined, GroupEvent::Joined(r) if r.member.as_bytes() == b"other"), format!("{joined:?}"))?;
+    ensure(
+        matches!(&joined, GroupEvent::Joined(r) if r.member.as_bytes() == b"other"),
+        format!("{joined:?}"),
+    )?;
     other.ask("close").await?;
     let left = h.soon_done("the leave", watch.next()).await?.ok_or("the watch ended")??;
     ensure(matches!(&left, GroupEvent::Left(_)), format!("{left:?}"))
@@ -92,7 +102,8 @@ async fn a_killed_process_is_gone(h: Harness) -> Outcome {
     other.ask("join g").await?;
     ensure(ids(&a, "g").await? == ["other"], "no member")?;
     other.kill()?;
-    eventually("the member is gone", h.gone(), async || Ok::<_, Error>(ids(&a, "g").await?.is_empty())).await?;
+    eventually("the member is gone", h.gone(), async || Ok::<_, Error>(ids(&a, "g").await?.is_empty()))
+        .await?;
     Ok(a.group("g")?.delete().await?)
 }
 
@@ -148,7 +159,8 @@ async fn a_killed_reader_is_in_nobodys_way(h: Harness) -> Outcome {
     let a = h.coordinator("a").await?;
     let mut other = h.process("other").await?;
     other.ask("share x").await?;
-    let reader = a.lock("x")?.shared().try_acquire().await?.ok_or("readers of two processes exclude each other")?;
+    let reader =
+        a.lock("x")?.shared().try_acquire().await?.ok_or("readers of two processes exclude each other")?;
     held_by_another(&a, "x").await?;
     reader.release().await?;
     other.kill()?;
@@ -163,10 +175,12 @@ async fn a_killed_process_leaves_its_member_id(h: Harness) -> Outcome {
     let c = h.coordinator("same").await?;
     refused(c.group("g")?.join(Capabilities::none()).await, ErrorKind::MemberExists)?;
     other.kill()?;
-    eventually("its successor may join", h.gone(), async || match c.group("g")?.join(Capabilities::none()).await {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::MemberExists => Ok(false),
-        Err(error) => Err(error),
+    eventually("its successor may join", h.gone(), async || {
+        match c.group("g")?.join(Capabilities::none()).await {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::MemberExists => Ok(false),
+            Err(error) => Err(error),
+        }
     })
     .await
 }
@@ -244,7 +258,8 @@ async fn killed_in_the_middle_of_writes(h: Harness) -> Outcome {
         let guard = within("the lock of the dead", h.gone(), a.lock("x")?.acquire()).await??;
         ensure(guard.token().get() > last, format!("{} after {last}", guard.token()))?;
         last = guard.token().get();
-        eventually("the member is gone", h.gone(), async || Ok::<_, Error>(ids(&a, "g").await?.is_empty())).await?;
+        eventually("the member is gone", h.gone(), async || Ok::<_, Error>(ids(&a, "g").await?.is_empty()))
+            .await?;
         guard.release().await?;
     }
     Ok(())

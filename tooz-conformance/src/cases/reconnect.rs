@@ -31,7 +31,8 @@ async fn after_a_loss_groups_are_joined_again(h: Harness) -> Outcome {
     let session = a.session_id();
     h.kit()?.cut(h.namespace(), "a");
     event(&mut events, h.gone(), "Lost", |event| matches!(event, Event::Lost(_))).await?;
-    eventually("the dead member is gone", h.gone(), async || Ok::<_, Error>(ids(&b, "g").await?.is_empty())).await?;
+    eventually("the dead member is gone", h.gone(), async || Ok::<_, Error>(ids(&b, "g").await?.is_empty()))
+        .await?;
     h.kit()?.heal(h.namespace(), "a");
     let Event::Rejoined(groups) = event(&mut events, h.gone(), "Rejoined", rejoined).await? else {
         return Err("another event".into());
@@ -117,7 +118,8 @@ async fn an_evicted_member_joins_again(h: Harness) -> Outcome {
     h.kit()?.evict(h.namespace(), "g", "a");
     let evicted = |event: &Event| matches!(event, Event::Evicted(group) if group.as_bytes() == b"g");
     event(&mut events, h.some_ttl(), "Evicted", evicted).await?;
-    eventually("the member is back", h.some_ttl(), async || Ok::<_, Error>(ids(&b, "g").await? == ["a"])).await?;
+    eventually("the member is back", h.some_ttl(), async || Ok::<_, Error>(ids(&b, "g").await? == ["a"]))
+        .await?;
     ensure(b.group("g")?.member("a").await?.capabilities == caps("mine")?, "other capabilities")?;
     ensure(guard.is_held(), "an eviction from a group cost a lock")
 }

@@ -136,7 +136,8 @@ async fn a_guard_outlives_the_runtime_that_took_it(h: Harness) -> Outcome {
     ensure(guard.is_held(), "lost with the runtime that took it")?;
     held_by_another(&b, "x").await?;
     drop(guard);
-    h.soon_true("the lock is free", async || Ok::<_, Error>(b.lock("x")?.try_acquire().await?.is_some())).await
+    h.soon_true("the lock is free", async || Ok::<_, Error>(b.lock("x")?.try_acquire().await?.is_some()))
+        .await
 }
 
 /// S11, L7: with Runtime::Current the session ends with the runtime, and guards know it at once.
@@ -168,7 +169,8 @@ async fn a_guard_dropped_outside_a_runtime_releases(h: Harness) -> Outcome {
         Ok(())
     })
     .await?;
-    h.soon_true("the lock is free", async || Ok::<_, Error>(b.lock("x")?.try_acquire().await?.is_some())).await
+    h.soon_true("the lock is free", async || Ok::<_, Error>(b.lock("x")?.try_acquire().await?.is_some()))
+        .await
 }
 
 /// L1: threads with runtimes and coordinators of their own.

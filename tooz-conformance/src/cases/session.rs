@@ -192,13 +192,18 @@ async fn a_member_id_is_free_once_its_session_ended(h: Harness) -> Outcome {
     let second = h.coordinator("same").await?;
     first.group("g")?.join_or_create(caps("first")?).await?;
     refused(second.group("g")?.join(Capabilities::none()).await, ErrorKind::MemberExists)?;
-    eventually("the second may join", h.gone(), async || match second.group("g")?.join(caps("second")?).await {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::MemberExists => Ok(false),
-        Err(error) => Err(error),
+    eventually("the second may join", h.gone(), async || {
+        match second.group("g")?.join(caps("second")?).await {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::MemberExists => Ok(false),
+            Err(error) => Err(error),
+        }
     })
     .await?;
-    ensure(!matches!(first.liveness(), Liveness::Alive { .. }), "the first lives, and its id was taken over")?;
+    ensure(
+        !matches!(first.liveness(), Liveness::Alive { .. }),
+        "the first lives, and its id was taken over",
+    )?;
     let record = second.group("g")?.member("same").await?;
     ensure(record.capabilities == caps("second")?, "the second's record stands")
 }
@@ -226,7 +231,8 @@ async fn a_guard_keeps_the_session(h: Harness) -> Outcome {
     ensure(guard.is_held(), "the guard outlives its coordinator's handle")?;
     held_by_another(&b, "x").await?;
     drop(guard);
-    h.soon_true("the lock is free", async || Ok::<_, Error>(b.lock("x")?.try_acquire().await?.is_some())).await?;
+    h.soon_true("the lock is free", async || Ok::<_, Error>(b.lock("x")?.try_acquire().await?.is_some()))
+        .await?;
     h.soon_true("the member has left", async || Ok::<_, Error>(ids(&b, "g").await?.is_empty())).await
 }
 

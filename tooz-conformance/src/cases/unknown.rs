@@ -109,7 +109,9 @@ async fn a_lost_answer_to_a_release_is_repaired(h: Harness) -> Outcome {
         h.kit()?.next("a", Call::Release, 1, fate);
         match guard.release().await {
             // A repeated release that finds nothing proves nothing.
-            Ok(released) => ensure(released == Released::Released || fate == Fate::AnswerLost, format!("{released:?}"))?,
+            Ok(released) => {
+                ensure(released == Released::Released || fate == Fate::AnswerLost, format!("{released:?}"))?
+            }
             Err(error) => ensure(error.is_indeterminate(), format!("it claims to know: {error}"))?,
         }
         free_in_the_end(&h, &b).await?;

@@ -117,7 +117,8 @@ async fn each_change_is_delivered_once_and_in_order(h: Harness) -> Outcome {
     for round in 0..3 {
         group.join(Capabilities::new(&round)?).await?;
         let joined = next(&h, &mut watch, "the join").await?;
-        let right = matches!(&joined, GroupEvent::Joined(r) if r.capabilities.get::<i32>().ok() == Some(round));
+        let right =
+            matches!(&joined, GroupEvent::Joined(r) if r.capabilities.get::<i32>().ok() == Some(round));
         ensure(right, format!("a join is {joined:?}"))?;
         view.apply(joined)?;
         group.update_capabilities(Capabilities::new("new")?).await?;
@@ -127,7 +128,10 @@ async fn each_change_is_delivered_once_and_in_order(h: Harness) -> Outcome {
         view.apply(updated)?;
         group.leave().await?;
         let left = next(&h, &mut watch, "the leave").await?;
-        ensure(matches!(&left, GroupEvent::Left(r) if r.member.as_bytes() == b"a"), format!("a leave is {left:?}"))?;
+        ensure(
+            matches!(&left, GroupEvent::Left(r) if r.member.as_bytes() == b"a"),
+            format!("a leave is {left:?}"),
+        )?;
         view.apply(left)?;
     }
     let quiet = tokio::time::timeout(millis(50), watch.next()).await;
@@ -253,7 +257,10 @@ async fn a_crash_is_delivered(h: Harness) -> Outcome {
     dead.group("g")?.join_or_create(Capabilities::none()).await?;
     let (mut watch, _) = watching(&h, &b).await?;
     let left = within("the leave of the dead", h.gone(), watch.next()).await?.ok_or("the watch ended")??;
-    ensure(matches!(&left, GroupEvent::Left(record) if record.member.as_bytes() == b"dead"), format!("{left:?}"))
+    ensure(
+        matches!(&left, GroupEvent::Left(record) if record.member.as_bytes() == b"dead"),
+        format!("{left:?}"),
+    )
 }
 
 /// Many changes that a reader does not read.

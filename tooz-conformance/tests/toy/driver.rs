@@ -5,7 +5,9 @@ use tooz_core::{BackendUrl, Characteristics, Connecting, Registration};
 
 /// What it keeps: less than what it stands on, so that the twins of the suite have something to do.
 fn characteristics(_: &BackendUrl) -> Characteristics {
-    Characteristics::DISTRIBUTED_ACROSS_THREADS | Characteristics::SHARED_LOCKS | Characteristics::LINEARIZABLE
+    Characteristics::DISTRIBUTED_ACROSS_THREADS
+        | Characteristics::SHARED_LOCKS
+        | Characteristics::LINEARIZABLE
 }
 
 fn connect(mut request: Connect) -> Connecting {
@@ -31,7 +33,9 @@ struct Toy(std::sync::Arc<dyn tooz_core::driver::Driver>);
 #[async_trait::async_trait]
 impl tooz_core::driver::Driver for Toy {
     fn characteristics(&self) -> Characteristics {
-        Characteristics::DISTRIBUTED_ACROSS_THREADS | Characteristics::SHARED_LOCKS | Characteristics::LINEARIZABLE
+        Characteristics::DISTRIBUTED_ACROSS_THREADS
+            | Characteristics::SHARED_LOCKS
+            | Characteristics::LINEARIZABLE
     }
 
     async fn open_session(
