@@ -133,7 +133,14 @@ impl Group {
         let now = session.id();
         let wanted = self.life.joined().remove(&self.id);
         let id = self.id.clone();
-        let call = Box::pin(async move { session.groups().leave(&id).await });
+        let call = Box::pin(async move {
+            // What could not be sent goes on in the background, so it may take effect yet.
+            session
+                .groups()
+                .leave(&id)
+                .await
+                .map_err(|e| if e.is_retryable() { e.indeterminate() } else { e })
+        });
         let (shared, id, kept) = (Arc::clone(&self.life), self.id.clone(), Arc::clone(&turn));
         let finish = Box::new(|unfinished: Owned<Result<()>>| -> Owned<()> {
             Box::pin(async move {
@@ -293,7 +300,15 @@ pub(crate) async fn rejoin(shared: Arc<Shared>, session: Arc<dyn Session>, creat
         .collect();
     let mut rejoined = Rejoined::default();
     for join in missing {
-        match session.groups().join(&join).await {
+        let joined = match session.groups().join(&join).await {
+            // Perhaps it is this session's: the answer to an earlier try was lost. Only an own record can be updated.
+            Err(error) if error.kind() == ErrorKind::MemberExists => {
+                let ours = session.groups().update(&join.group, &join.capabilities).await;
+                ours.map_err(|other| if other.kind() == ErrorKind::MemberNotFound { error } else { other })
+            }
+            joined => joined,
+        };
+        match joined {
             Ok(()) => {
                 if let Some(membership) = shared.joined().get_mut(&join.group) {
                     membership.session = Some(session.id());

@@ -54,7 +54,8 @@ pub(crate) struct Shared {
     pub(crate) spawner: Spawner,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) keeper: mpsc::UnboundedSender<Command>,
-    pub(crate) events: broadcast::Sender<Event>,
+    /// Taken at the end, so that readers hear of it although handles still stand about.
+    events: Mutex<Option<broadcast::Sender<Event>>>,
     pub(crate) contention: Arc<Contention>,
     /// One membership change at a time: a rejoin and a leave that cross would leave a member nobody wants.
     pub(crate) membership: Arc<tokio::sync::Mutex<()>>,
@@ -118,7 +119,7 @@ impl Shared {
             spawner,
             phase: watch::Sender::new(Phase::Up(first)),
             keeper,
-            events: broadcast::Sender::new(crate::heart::EVENTS_KEPT),
+            events: Mutex::new(Some(broadcast::Sender::new(crate::heart::EVENTS_KEPT))),
             contention: Arc::default(),
             membership: Arc::default(),
             joined: Mutex::default(),
@@ -135,8 +136,23 @@ impl Shared {
     }
 
     pub(crate) fn publish(&self, event: Event) {
-        // No receiver is no error: nobody wants to know.
-        let _ = self.events.send(event);
+        if let Some(events) = &*self.events() {
+            // No receiver is no error: nobody wants to know.
+            let _ = events.send(event);
+        }
+    }
+
+    fn events(&self) -> MutexGuard<'_, Option<broadcast::Sender<Event>>> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The events from now on; none any more if they have ended.
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.events().as_ref().map_or_else(|| broadcast::channel(1).1, broadcast::Sender::subscribe)
+    }
+
+    pub(crate) fn end_events(&self) {
+        drop(self.events().take());
     }
 
     pub(crate) fn command(&self, command: Command) {
@@ -149,8 +165,8 @@ impl Shared {
     }
 
     /// # Errors
-    /// `Invalid` in a forked child, `Closed`.
-    pub(crate) fn check(&self) -> Result<()> {
+    /// `Invalid` in a forked child.
+    pub(crate) fn check_process(&self) -> Result<()> {
         let pid = std::process::id();
         if pid != self.pid {
             return Err(Error::new(
@@ -162,6 +178,13 @@ impl Shared {
                 ),
             ));
         }
+        Ok(())
+    }
+
+    /// # Errors
+    /// `Invalid` in a forked child, `Closed`.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.check_process()?;
         match *self.phase.borrow() {
             Phase::Closed(_) => Err(closed()),
             _ => Ok(()),
