@@ -211,9 +211,11 @@ async fn acquire_key(
         Patience::For(limit) => limit,
     };
     let id = ticket.id();
-    match shared.limited(limit, contend(shared, ticket, key, mode, patience)).await {
+    // Pinned here, so that at the limit its ticket is looked at before it is dropped: the keeper, on its own thread,
+    // withdraws it and frees the ticket at once.
+    let mut contending = std::pin::pin!(contend(shared, ticket, key, mode, patience));
+    match shared.limited(limit, contending.as_mut()).await {
         Some(result) => result,
-        // Dropping the contender handed what it left to the keeper.
         None if shared.contention.answered(key, id) => Ok(None),
         None => Err(Error::new(
             ErrorKind::Unavailable,
