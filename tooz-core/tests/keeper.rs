@@ -312,3 +312,34 @@ async fn by_hand_a_lost_session_comes_back_with_the_next_heartbeat_and_not_befor
     c.heartbeat().await.unwrap();
     assert!(c.lock("x").unwrap().try_acquire().await.unwrap().is_some());
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_after_the_deadline_revives_nothing() {
+    let url = "memory://keeper-late?ttl=15s";
+    let (kit, c) = (Kit::of(url).unwrap(), connect(url, "a").await);
+    let first = c.session_id().unwrap();
+    let guard = c.lock("x").unwrap().acquire().await.unwrap();
+    // On the backend each beat comes in time to keep the session; its answer comes after our deadline.
+    kit.delay(20 * SECOND);
+    let reason = soon(guard.lost()).await;
+    assert!(matches!(reason, LossReason::Unreachable | LossReason::Expired), "{reason:?}");
+    kit.delay(Duration::ZERO);
+    tokio::time::sleep(60 * SECOND).await;
+    assert!(!guard.is_held());
+    assert_ne!(c.session_id().expect("a new session stands"), first);
+    assert_eq!((kit.sessions(), kit.held()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_names_and_cancelled_waits_leave_the_backend_and_the_queues_empty() {
+    let url = "memory://keeper-names";
+    let (kit, c) = (Kit::of(url).unwrap(), connect(url, "a").await);
+    for index in 0..1_000 {
+        let lock = c.lock(format!("name-{index}")).unwrap();
+        let guard = lock.acquire().await.unwrap();
+        assert!(lock.acquire_within(Duration::from_millis(1)).await.unwrap().is_none());
+        drop(guard);
+    }
+    eventually("everything is given back", || kit.held() + kit.queued() == 0).await;
+    assert_eq!(kit.sessions(), 1);
+}
