@@ -188,8 +188,16 @@ impl Group {
         let Change { tenure, session, turn } = Change::begin(&self.life).await?;
         let (shared, id) = (Arc::clone(&self.life), self.id.clone());
         let call = Box::pin(async move {
-            session.groups().update(&id, &capabilities).await?;
-            if let Some(membership) = shared.joined().get_mut(&id) {
+            let updated = session.groups().update(&id, &capabilities).await;
+            let mut joined = shared.joined();
+            let wanted = joined.get_mut(&id);
+            // Lost with its session, or removed, and not joined again yet: the rejoin publishes what is newest.
+            let away = wanted.as_ref().is_some_and(|membership| membership.session != Some(session.id()));
+            match updated {
+                Err(error) if error.kind() != ErrorKind::MemberNotFound || !away => return Err(error),
+                _ => {}
+            }
+            if let Some(membership) = wanted {
                 membership.capabilities = capabilities;
             }
             Ok(())
