@@ -114,6 +114,15 @@ impl HookRegistry {
         id
     }
 
+    /// The coordinator has ended: hooks that hold a handle of it must not keep it, nor watches the backend's.
+    pub(crate) fn end(&self) {
+        let hooks = std::mem::take(&mut self.hooks().1);
+        drop(hooks);
+        if let Ok(mut running) = self.running.try_lock() {
+            running.watched.clear();
+        }
+    }
+
     fn groups(&self, wanted: impl Fn(HookKind) -> bool) -> Vec<GroupId> {
         let hooks = self.hooks();
         let mut groups: Vec<_> = hooks.1.iter().filter(|h| wanted(h.kind)).map(|h| h.group.clone()).collect();

@@ -343,3 +343,30 @@ async fn a_thousand_names_and_cancelled_waits_leave_the_backend_and_the_queues_e
     eventually("everything is given back", || kit.held() + kit.queued() == 0).await;
     assert_eq!(kit.sessions(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn capabilities_that_change_before_the_rejoin_are_what_it_publishes() {
+    let url = "memory://keeper-update?ttl=15s";
+    let (kit, c) = (Kit::of(url).unwrap(), connect(url, "a").await);
+    let mut events = c.events();
+    let (group, newest) = (c.group("g").unwrap(), Capabilities::new("newest").unwrap());
+    group.join_or_create(Capabilities::none()).await.unwrap();
+    kit.next_of("a", Operation::Join, 3, Outcome::Fail);
+    kit.expire("a");
+    event(&mut events, lost).await;
+    group.update_capabilities(newest.clone()).await.unwrap();
+    assert_eq!(event(&mut events, rejoined).await, ["g"]);
+    assert_eq!(group.member_capabilities("a").await.unwrap(), newest);
+}
+
+#[tokio::test(start_paused = true)]
+async fn hooks_that_hold_the_coordinator_end_with_it() {
+    let url = "memory://keeper-cycle?ttl=15s";
+    let (kit, c) = (Kit::of(url).unwrap(), connect(url, "a").await);
+    c.group("g").unwrap().create().await.unwrap();
+    let held = c.clone();
+    c.watch_join_group("g", move |_| held.group("g").map(drop).map_err(Into::into)).await.unwrap();
+    assert_eq!(kit.watchers(), 1);
+    c.close().await.unwrap();
+    eventually("its watch is gone", || kit.watchers() == 0).await;
+}
