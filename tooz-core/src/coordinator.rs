@@ -89,7 +89,7 @@ impl Coordinator {
 
     /// What happens to the session from now on.
     pub fn events(&self) -> Events {
-        Events::new(self.life.events.subscribe())
+        Events::new(self.life.subscribe())
     }
 
     /// The heart.
@@ -297,6 +297,8 @@ impl Coordinator {
     /// # Cancel safety
     /// Closing goes on.
     pub async fn close(&self) -> Result<()> {
+        // The parent's keeper would never answer.
+        self.life.check_process()?;
         let mut phase = self.life.phase.subscribe();
         self.life.command(Command::Close);
         loop {

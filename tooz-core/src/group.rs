@@ -104,7 +104,7 @@ impl Group {
             Ok(())
         });
         let (shared, id, kept) = (Arc::clone(&self.life), self.id.clone(), Arc::clone(&turn));
-        let undo = |unfinished: Owned<Result<()>>| -> Owned<()> {
+        let undo = Box::new(|unfinished: Owned<Result<()>>| -> Owned<()> {
             Box::pin(async move {
                 if !unfinished.await.is_err_and(|error| !error.is_indeterminate()) {
                     shared.joined().remove(&id);
@@ -112,7 +112,7 @@ impl Group {
                 }
                 drop(kept); // only now may the next change begin, or this would undo it
             })
-        };
+        });
         self.life.call(call, undo).await
     }
 
@@ -133,16 +133,23 @@ impl Group {
         let now = session.id();
         let wanted = self.life.joined().remove(&self.id);
         let id = self.id.clone();
-        let call = Box::pin(async move { session.groups().leave(&id).await });
+        let call = Box::pin(async move {
+            // What could not be sent goes on in the background, so it may take effect yet.
+            session
+                .groups()
+                .leave(&id)
+                .await
+                .map_err(|e| if e.is_retryable() { e.indeterminate() } else { e })
+        });
         let (shared, id, kept) = (Arc::clone(&self.life), self.id.clone(), Arc::clone(&turn));
-        let finish = |unfinished: Owned<Result<()>>| -> Owned<()> {
+        let finish = Box::new(|unfinished: Owned<Result<()>>| -> Owned<()> {
             Box::pin(async move {
                 if unfinished.await.is_err_and(|error| error.is_indeterminate() || error.is_retryable()) {
                     leave_until_answered(&shared, &tenure, &id).await;
                 }
                 drop(kept);
             })
-        };
+        });
         match self.life.call(call, finish).await {
             // Lost with its session and not rejoined yet: it is out, as was wanted.
             Err(error)
@@ -177,12 +184,12 @@ impl Group {
             Ok(())
         });
         let kept = Arc::clone(&turn);
-        let finish = |unfinished: Owned<Result<()>>| -> Owned<()> {
+        let finish = Box::new(|unfinished: Owned<Result<()>>| -> Owned<()> {
             Box::pin(async move {
                 drop(unfinished.await);
                 drop(kept);
             })
-        };
+        });
         self.life.call(call, finish).await
     }
 
@@ -238,9 +245,9 @@ impl Group {
 
 pub(crate) async fn watch(shared: &Arc<Shared>, id: &GroupId, life: Option<Arc<Life>>) -> Result<GroupWatch> {
     let (driver, id) = (Arc::clone(&shared.driver), id.clone());
-    let call = Box::pin(async move { driver.groups().watch(&id).await });
-    let stream = shared.read(call).await.map_err(|error| error.during("watch"))?;
-    Ok(GroupWatch::new(life, stream))
+    // The answer is a type of ours: with the stream's trait object in it, rustc would not see that this is `Send`.
+    let call = Box::pin(async move { Ok(GroupWatch::new(life, driver.groups().watch(&id).await?)) });
+    shared.read(call).await.map_err(|error| error.during("watch"))
 }
 
 /// The right to change memberships, on a living session.
@@ -293,7 +300,15 @@ pub(crate) async fn rejoin(shared: Arc<Shared>, session: Arc<dyn Session>, creat
         .collect();
     let mut rejoined = Rejoined::default();
     for join in missing {
-        match session.groups().join(&join).await {
+        let joined = match session.groups().join(&join).await {
+            // Perhaps it is this session's: the answer to an earlier try was lost. Only an own record can be updated.
+            Err(error) if error.kind() == ErrorKind::MemberExists => {
+                let ours = session.groups().update(&join.group, &join.capabilities).await;
+                ours.map_err(|other| if other.kind() == ErrorKind::MemberNotFound { error } else { other })
+            }
+            joined => joined,
+        };
+        match joined {
             Ok(()) => {
                 if let Some(membership) = shared.joined().get_mut(&join.group) {
                     membership.session = Some(session.id());

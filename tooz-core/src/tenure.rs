@@ -155,7 +155,10 @@ impl Tenure {
         }
         self.proved.fetch_max(sent.nanos(), Ordering::AcqRel);
         for (_, attempt) in listed {
-            if let Some(proved) = inner.grants.get(attempt).and_then(|state| state.proved.as_ref()) {
+            // One whose own deadline has passed stays lost; the keeper takes it out.
+            let living = inner.grants.get(attempt).filter(|state| state.ended.get().is_none());
+            let proved = living.and_then(|state| state.proved.as_ref());
+            if let Some(proved) = proved.filter(|proved| !self.passed_from(proved)) {
                 proved.fetch_max(sent.nanos(), Ordering::AcqRel);
             }
         }
