@@ -181,6 +181,10 @@ pub(crate) async fn break_lock(life: &Shared, request: BreakRequest) -> Result<V
     life.plain_call(call).await.map_err(|error| error.during("break"))
 }
 
+/// How long an answer that is on its way is still waited for when a caller's limit is over: half of the 100 ms
+/// that the contract allows beyond the limit, so that a limit shorter than a round trip gets an answer too.
+const LAST_WORD: Duration = Duration::from_millis(50);
+
 /// How long a caller waits for a lock.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Patience {
@@ -228,10 +232,18 @@ async fn acquire_key(
         ticket.pass().await;
         contend(shared, ticket, key, mode, patience).await
     });
-    match shared.limited(limit, contending.as_mut()).await {
+    if let Some(result) = shared.limited(limit, contending.as_mut()).await {
+        return result;
+    }
+    // Asked while the contender still has its place: once it is dropped the keeper clears up after it.
+    let answered = || shared.contention.answered(key, id);
+    let last_word = std::future::poll_fn(|cx| match contending.as_mut().poll(cx) {
+        Poll::Ready(result) => Poll::Ready(result),
+        Poll::Pending if answered() => Poll::Ready(Ok(None)),
+        Poll::Pending => Poll::Pending,
+    });
+    match shared.limited(LAST_WORD, last_word).await {
         Some(result) => result,
-        // Asked while the contender still has its place: once it is dropped the keeper clears up after it.
-        None if shared.contention.answered(key, id) => Ok(None),
         None => Err(Error::new(
             ErrorKind::Unavailable,
             format!("{key}: the backend has not said within {limit:?} whether it is held"),
