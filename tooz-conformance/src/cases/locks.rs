@@ -86,7 +86,7 @@ async fn lock_is_exclusive_under_contention(h: Harness) -> Outcome {
                     let alone = inside.fetch_add(1, Ordering::SeqCst) == 0;
                     let token = usize::try_from(guard.token().get()).unwrap_or(usize::MAX);
                     let newer = last.swap(token, Ordering::SeqCst) < token;
-                    tokio::task::yield_now().await;
+                    super::linger().await;
                     let valid = guard.is_held();
                     inside.fetch_sub(1, Ordering::SeqCst);
                     if !alone || !newer || !valid {
