@@ -157,7 +157,9 @@ fn prepare(connection: &mut Connection, place: &Place, site: &Site) -> Result<()
             (APPLICATION, 1..=VERSION) => Ok(version),
             (APPLICATION, newer) if newer > VERSION => Err(Error::new(
                 ErrorKind::Incompatible,
-                format!("{shown} has schema {newer}, this program knows up to {VERSION}; upgrade tooz-sqlite"),
+                format!(
+                    "{shown} has schema {newer}, this program knows up to {VERSION}; upgrade tooz-sqlite"
+                ),
             )),
             _ => Err(Error::new(
                 ErrorKind::Corrupt,
@@ -166,9 +168,8 @@ fn prepare(connection: &mut Connection, place: &Place, site: &Site) -> Result<()
         }
     };
     check(connection)?;
-    let mode: String = connection
-        .pragma_query_value(None, "journal_mode", |row| row.get(0))
-        .map_err(native)?;
+    let mode: String =
+        connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).map_err(native)?;
     if mode != "wal" {
         let mode: String = connection
             .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))
@@ -185,8 +186,7 @@ fn prepare(connection: &mut Connection, place: &Place, site: &Site) -> Result<()
         .execute_batch("PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY")
         .map_err(native)?;
     place.make_sessions()?;
-    let transaction =
-        connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(native)?;
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(native)?;
     // Again, now that nobody else changes it.
     let fresh = check(&transaction)? == 0;
     if fresh {

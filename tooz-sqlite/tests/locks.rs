@@ -3,9 +3,7 @@
 mod common;
 
 use common::*;
-use tooz_core::driver::{
-    Acquired, BreakRequest, LockKey, LockMode, Notice, Previous, Released, Turn,
-};
+use tooz_core::driver::{Acquired, BreakRequest, LockKey, LockMode, Notice, Previous, Released, Turn};
 use tooz_core::{ErrorKind, LossReason};
 
 #[tokio::test]
@@ -27,7 +25,9 @@ async fn two_drivers_exclude_each_other_and_the_release_hands_on() {
     assert!(second.token > first.token);
     assert_eq!(second.previous, Previous::Clean);
     assert_eq!(a.locks().release(&first).await.unwrap(), Released::WasNotHolder);
-    assert!(matches!(b.locks().request(&request).await.unwrap(), Acquired::Granted(grant) if grant.token == second.token));
+    assert!(
+        matches!(b.locks().request(&request).await.unwrap(), Acquired::Granted(grant) if grant.token == second.token)
+    );
     assert_eq!(b.locks().release(&second).await.unwrap(), Released::Released);
     assert!(one.locks().holders(&key("x")).await.unwrap().holders.is_empty());
 }
@@ -157,7 +157,9 @@ async fn a_break_frees_the_lock_and_tells_the_victim() {
         other => panic!("{other:?}"),
     }
     let renewal = a.renew(&held(&[&victim], &[], &[])).await.unwrap();
-    assert!(matches!(&renewal.gone[..], [(attempt, LossReason::Broken { .. })] if *attempt == victim.attempt));
+    assert!(
+        matches!(&renewal.gone[..], [(attempt, LossReason::Broken { .. })] if *attempt == victim.attempt)
+    );
     assert_eq!(a.locks().release(&victim).await.unwrap(), Released::WasNotHolder);
     assert!(driver.locks().break_lock(&other).await.unwrap().is_empty(), "the token is another now");
     b.locks().release(&next).await.unwrap();

@@ -186,7 +186,10 @@ async fn a_break_reaches_another_process() {
     let broken = driver.locks().break_lock(&BreakRequest::new(key("x"), id("op"), "stuck")).await.unwrap();
     assert_eq!(broken[0].token.unwrap().to_string(), token);
     let notice = victim.hear();
-    assert!(notice.starts_with("GrantLost") && notice.contains("Broken") && notice.contains("stuck"), "{notice}");
+    assert!(
+        notice.starts_with("GrantLost") && notice.contains("Broken") && notice.contains("stuck"),
+        "{notice}"
+    );
     victim.tell("release x");
     assert_eq!(victim.hear(), "WasNotHolder");
 }
@@ -256,12 +259,14 @@ async fn two_reapers_and_a_newcomer_make_one_holder() {
         newcomer.tell("acquire x");
         // One of the two has it; the order of their asking is not known here.
         let mut tokens = Vec::new();
-        let first = [&mut one, &mut two].into_iter().find_map(|actor| actor.try_hear().map(|token| (actor, token)));
+        let first =
+            [&mut one, &mut two].into_iter().find_map(|actor| actor.try_hear().map(|token| (actor, token)));
         let (actor, token) = first.expect("nobody got it");
         tokens.push(token.parse::<u64>().unwrap());
         actor.tell("release x");
         assert_eq!(actor.hear(), "Released");
-        let second = [&mut one, &mut two].into_iter().find_map(|actor| actor.try_hear().map(|token| (actor, token)));
+        let second =
+            [&mut one, &mut two].into_iter().find_map(|actor| actor.try_hear().map(|token| (actor, token)));
         let (actor, token) = second.expect("nobody got it");
         tokens.push(token.parse().unwrap());
         actor.tell("release x");
@@ -303,7 +308,12 @@ async fn a_coordinator_takes_over_from_its_own_earlier_session() {
     let mut request = ask("g", Exclusive);
     request.key = leader;
     granted(&second, &request).await;
-    let place = queued(&stranger, &{ let mut r = ask("g", Exclusive); r.key = request.key.clone(); r }).await;
+    let place = queued(&stranger, &{
+        let mut r = ask("g", Exclusive);
+        r.key = request.key.clone();
+        r
+    })
+    .await;
     second.close().await.unwrap();
     assert!(matches!(soon(stranger.locks().turn(&place)).await.unwrap(), Turn::Granted(_)));
 }

@@ -13,8 +13,8 @@ use futures_core::Stream;
 use tooz_core::clock::Clock;
 pub(crate) use tooz_core::driver::LockMode::{Exclusive, Shared};
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, Connect, Context, Driver, Grant, GroupChange, Held, InstanceId, Join, LockKey, LockMode,
-    MemberRecord, OpenSession, Place, Session, Turn,
+    Acquire, Acquired, AttemptId, Connect, Context, Driver, Grant, GroupChange, Held, InstanceId, Join,
+    LockKey, LockMode, MemberRecord, OpenSession, Place, Session, Turn,
 };
 use tooz_core::entropy::Entropy;
 use tooz_core::runtime::{Runtime, Spawner};
@@ -28,8 +28,7 @@ pub(crate) fn url(directory: &Path, query: &str) -> String {
 }
 
 pub(crate) async fn try_connect(url: &str) -> Result<Arc<dyn Driver>> {
-    let context =
-        Context::new(Clock::boot(), Entropy::system(), Spawner::new(Runtime::Library).unwrap());
+    let context = Context::new(Clock::boot(), Entropy::system(), Spawner::new(Runtime::Library).unwrap());
     tooz_sqlite::connect(Connect::new(BackendUrl::parse(url).unwrap(), context)).await
 }
 
@@ -256,13 +255,15 @@ async fn member(url: &str, name: &str) {
                 say(grant.token);
                 grants.insert((*name).to_owned(), grant);
             }
-            ["try", name] => match session.locks().request(&ask(name, Exclusive).wait(false)).await.unwrap() {
-                Acquired::Granted(grant) => {
-                    say(grant.token);
-                    grants.insert((*name).to_owned(), grant);
+            ["try", name] => {
+                match session.locks().request(&ask(name, Exclusive).wait(false)).await.unwrap() {
+                    Acquired::Granted(grant) => {
+                        say(grant.token);
+                        grants.insert((*name).to_owned(), grant);
+                    }
+                    _ => say("held"),
                 }
-                _ => say("held"),
-            },
+            }
             ["release", name] => {
                 let grant = grants.remove(*name).unwrap();
                 say(format!("{:?}", session.locks().release(&grant).await.unwrap()));
