@@ -1,5 +1,7 @@
 //! Several processes, and what happens when they die, stop, fork or meet a reboot.
 
+#![allow(clippy::disallowed_methods)] // real time passes here
+
 mod common;
 
 use std::time::{Duration, Instant};
@@ -131,7 +133,7 @@ async fn a_stopped_holder_keeps_what_it_has() {
     holder.hear();
     holder.tell("acquire x");
     holder.hear();
-    holder.signal(Signal::SIGSTOP);
+    holder.stop();
     let place = queued(&us, &ask("x", Exclusive)).await;
     // Longer than the look every second, and than anything that is believed for a while.
     let waited = tokio::time::timeout(Duration::from_millis(2_500), us.locks().turn(&place)).await;
@@ -192,6 +194,30 @@ async fn a_break_reaches_another_process() {
     );
     victim.tell("release x");
     assert_eq!(victim.hear(), "WasNotHolder");
+}
+
+#[tokio::test]
+async fn without_file_events_changes_are_looked_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let url = url(directory.path(), "");
+    let driver = connect(&url).await;
+    let us = session(&driver, "us").await;
+    let first = granted(&us, &ask("x", Exclusive)).await;
+    let (mut deaf, _) = Actor::start_deaf("member", &[&url, "deaf"]);
+    deaf.tell("acquire x");
+    assert_eq!(deaf.hear(), "queued");
+    us.locks().release(&first).await.unwrap();
+    assert!(deaf.hear().parse::<u64>().unwrap() > first.token.get());
+    deaf.tell("notice");
+    driver.locks().break_lock(&BreakRequest::new(key("x"), id("op"), "stuck")).await.unwrap();
+    assert!(deaf.hear().contains("Broken"));
+    let (mut holder, _) = Actor::start("member", &[&url, "holder"]);
+    holder.tell("acquire x");
+    holder.hear();
+    deaf.tell("acquire x");
+    assert_eq!(deaf.hear(), "queued");
+    holder.kill();
+    deaf.hear().parse::<u64>().unwrap();
 }
 
 #[tokio::test]
