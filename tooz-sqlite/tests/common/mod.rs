@@ -182,7 +182,7 @@ impl Actor {
 
     /// What it says within a short while, if anything.
     pub(crate) fn try_hear(&self) -> Option<String> {
-        self.said.recv_timeout(Duration::from_secs(2)).ok()
+        self.said.recv_timeout(Duration::from_millis(2)).ok()
     }
 
     pub(crate) fn tell(&mut self, word: &str) {
