@@ -227,11 +227,8 @@ impl Engine {
         if self.ears.is_none() {
             self.safety = self.client.clock.now() + POLL_LOW;
         }
-        // Opened again: what happened meanwhile was not heard.
-        for watch in self.hub.groups.iter().filter_map(Weak::upgrade) {
-            watch.fall_behind(false);
-        }
-        self.refresh(|_| true);
+        // If it was open before, what happened meanwhile was not heard.
+        self.resync();
         Ok(())
     }
 

@@ -202,8 +202,8 @@ impl Actor {
         self.signal(nix::sys::signal::Signal::SIGSTOP);
         let start = Instant::now();
         let stopped = |task: std::io::Result<std::fs::DirEntry>| {
-            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
-            stat.rsplit_once(") ").unwrap().1.starts_with('T')
+            let line = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+            line.rsplit_once(") ").unwrap().1.starts_with('T')
         };
         while !std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap().all(stopped) {
             assert!(start.elapsed() < LONG, "it does not stop");
