@@ -27,6 +27,8 @@ enum Ended {
     Done(Jobs),
     /// Nothing was done: another process writes.
     Busy(Jobs),
+    /// Nothing was done: a job failed and must not undo the others, so each needs a savepoint.
+    Carefully(Jobs),
 }
 
 fn fail(jobs: Jobs, error: &Error) {
@@ -42,20 +44,25 @@ impl Engine {
         if let Err(error) = self.open(deadline) {
             return fail(jobs, &error);
         }
-        match self.transact(jobs) {
+        // Savepoints would be a third of the statements, and jobs hardly ever fail.
+        let ended = match self.transact(jobs, false) {
+            Ended::Carefully(jobs) => self.transact(jobs, true),
+            ended => ended,
+        };
+        match ended {
             Ended::Done(again) if again.is_empty() => {}
             Ended::Done(again) => match self.raise_ceiling() {
                 Ok(()) => self.client.put_back(again),
                 Err(error) => fail(again, &error),
             },
-            Ended::Busy(jobs) => {
+            Ended::Busy(jobs) | Ended::Carefully(jobs) => {
                 let (reads, writes): (Jobs, Jobs) =
                     jobs.into_iter().partition(|job| job.level() == Level::Read);
                 // They do not wait for writers; what is still busy then is a recovery, and takes its turn below.
                 let mut waiting = Vec::new();
                 if !reads.is_empty() {
-                    match self.transact(reads) {
-                        Ended::Busy(jobs) | Ended::Done(jobs) => waiting = jobs,
+                    match self.transact(reads, false) {
+                        Ended::Busy(jobs) | Ended::Done(jobs) | Ended::Carefully(jobs) => waiting = jobs,
                     }
                 }
                 waiting.extend(writes);
@@ -88,7 +95,7 @@ impl Engine {
         Error::new(ErrorKind::Unavailable, format!("{}: {who}", self.client.place.database.display()))
     }
 
-    fn transact(&mut self, mut jobs: Jobs) -> Ended {
+    fn transact(&mut self, mut jobs: Jobs, careful: bool) -> Ended {
         let Self { database: Some(database), site, hub, probes, client, .. } = self else {
             return Ended::Busy(jobs); // not reached: run() opens it
         };
@@ -112,13 +119,20 @@ impl Engine {
             }
         }
         // One failing job must not undo the others; a single one is undone with its transaction.
-        let savepoints = level != Level::Read && jobs.len() > 1;
+        let savepoints = careful && level != Level::Read;
+        let optimistic = !careful && level != Level::Read && jobs.len() > 1;
         let mut tx = Tx::new(&database.connection, site, &hub.locals, probes);
         let mut outcomes: Vec<Result<(), Fail>> = Vec::with_capacity(jobs.len());
         let mut broken = None;
         for job in &mut jobs {
             match run_one(&mut tx, job, savepoints) {
-                Ok(outcome) => outcomes.push(outcome),
+                Ok(outcome) => {
+                    let failed = outcome.is_err();
+                    outcomes.push(outcome);
+                    if failed && optimistic {
+                        break;
+                    }
+                }
                 Err(error) => {
                     // The transaction itself is gone (disk full, for example), and every job with it.
                     broken = Some(error);
@@ -141,6 +155,9 @@ impl Engine {
                 tracing::warn!(%error, "a transaction could not be rolled back; the database is opened again");
                 self.database = None;
             }
+        }
+        if optimistic && committed.as_ref().is_ok_and(|committed| !committed) {
+            return Ended::Carefully(jobs);
         }
         match committed {
             Ok(committed) => {

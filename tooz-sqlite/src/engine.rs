@@ -29,6 +29,8 @@ use crate::{error, events, fence, sessionfile};
 /// How long the thread looks for the next job before it sleeps: about what waking it costs, so that a caller who
 /// releases what it has just acquired does not pay for two wake-ups.
 const LINGER: Duration = Duration::from_micros(40);
+/// How long the next job may take to come while several callers are being served.
+const GATHER: Duration = Duration::from_micros(10);
 /// A second look at everything while somebody waits, so that an event that was lost hangs nobody.
 const SAFETY: Duration = Duration::from_secs(1);
 /// Without events (too many inotify instances) the thread looks this often, with jitter.
@@ -129,11 +131,13 @@ impl Engine {
             let jobs = self.client.take(MOST);
             let worked = !jobs.is_empty();
             if worked {
+                // They will come again together.
+                let expected = self.client.callers().min(MOST);
                 self.check_place();
                 self.run(jobs);
                 self.dispatch_own();
                 batches += 1;
-                if batches % DEAF != 0 && self.linger() {
+                if batches % DEAF != 0 && self.linger(expected) {
                     continue;
                 }
             }
@@ -142,21 +146,29 @@ impl Engine {
             if self.client.is_over() {
                 return;
             }
-            if !self.client.has_jobs() {
+            if self.client.waiting() == 0 {
                 self.sleep();
             }
         }
     }
 
-    /// Looks for a job a little while before sleeping; whether there is one.
-    fn linger(&self) -> bool {
-        let until = self.client.clock.now() + LINGER;
+    /// Looks for jobs a little while before sleeping; whether there are any. Those who were just served together
+    /// come again together: the next transaction waits for `expected` of them as long as they keep coming.
+    fn linger(&self, expected: usize) -> bool {
+        let mut until = self.client.clock.now() + LINGER;
+        let mut before = 0;
         loop {
-            if self.client.has_jobs() {
+            let waiting = self.client.waiting();
+            if waiting >= expected.max(1) {
                 return true;
             }
-            if self.client.clock.now() >= until {
-                return false;
+            let now = self.client.clock.now();
+            if waiting > before {
+                before = waiting;
+                until = now + GATHER;
+            }
+            if now >= until {
+                return waiting > 0;
             }
             std::thread::yield_now(); // whoever is ready goes first: it may be the caller
         }
