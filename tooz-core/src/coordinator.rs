@@ -23,7 +23,7 @@ use crate::{BackendUrl, Characteristics, GroupId, LockName, LossReason, MemberId
 /// gone; then it closes in the background.
 ///
 /// Every operation ends within `operation_timeout` (10 s; waiting for a lock does not count) and works on any
-/// executor, or on none: the library has a runtime thread of its own (see [`Runtime`]).
+/// executor, or on none: the library has a runtime thread of its own (see [`Runtime`](crate::Runtime)).
 #[derive(Clone)]
 pub struct Coordinator {
     life: Arc<Life>,

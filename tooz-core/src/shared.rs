@@ -216,6 +216,11 @@ impl Shared {
 
     /// [`Shared::tenure`] within the operation time limit.
     pub(crate) async fn tenure_soon(&self) -> Result<(Arc<Tenure>, Arc<dyn Session>)> {
+        self.tenure_within(self.config.operation_timeout).await
+    }
+
+    /// [`Shared::tenure`] within `limit`.
+    pub(crate) async fn tenure_within(&self, limit: Duration) -> Result<(Arc<Tenure>, Arc<dyn Session>)> {
         let waiting = async {
             loop {
                 let tenure = self.tenure().await?;
@@ -225,7 +230,7 @@ impl Shared {
                 tokio::task::yield_now().await;
             }
         };
-        match self.limited(self.config.operation_timeout, waiting).await {
+        match self.limited(limit, waiting).await {
             Some(result) => result,
             None => Err(Error::new(
                 ErrorKind::Unavailable,

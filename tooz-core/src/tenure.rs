@@ -170,6 +170,15 @@ impl Tenure {
         self.ended.wait().await
     }
 
+    /// Drives a call of this session to its end, or to the session's: what is unanswered then went with it.
+    pub(crate) async fn or_lost<T>(&self, call: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased; // an answer says more than the news that the session ended
+            output = call => Some(output),
+            _ = self.lost() => None,
+        }
+    }
+
     /// Ends it: every grant is lost for `reason`. The driver's session is handed out for the caller to close
     /// or drop.
     pub(crate) fn end(&self, reason: &LossReason) -> Option<Arc<dyn Session>> {

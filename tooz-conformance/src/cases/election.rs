@@ -107,8 +107,7 @@ async fn dropping_a_leadership_hands_over(h: Harness) -> Outcome {
     let campaign = h.spawn(async move { election.campaign().await });
     h.settle().await;
     drop(lead);
-    h.soon_done("the election", campaign).await???;
-    Ok(())
+    ensure(h.soon_done("the election", campaign).await???.is_held(), "elected, and not leading")
 }
 
 /// E2: membership and leadership are two things.

@@ -63,8 +63,8 @@ async fn a_waiting_writer_is_not_starved(h: Harness) -> Outcome {
         }
         let c = if n % 2 == 0 { &b } else { &a };
         // The next reader comes before the last one goes: without a rule there is never a gap.
-        let next = c.lock("x")?.shared().acquire_within(millis(10)).await?;
-        reading = next;
+        // A limit that a loaded machine does not keep is no answer either way.
+        reading = c.lock("x")?.shared().acquire_within(millis(20)).await.ok().flatten();
         h.settle().await;
     }
     ensure(waiting.is_finished(), "the writer waits behind readers that came after it")?;
@@ -134,8 +134,7 @@ async fn a_crashed_reader_is_in_nobodys_way(h: Harness) -> Outcome {
     ensure(!crashed.is_held() && reader.is_held(), "the wrong reader was lost")?;
     ensure(!waiting.is_finished(), "a writer beside a reader")?;
     reader.release().await?;
-    h.soon_done("the writer's turn", waiting).await???;
-    Ok(())
+    ensure(h.soon_done("the writer's turn", waiting).await???.is_held(), "granted, and not held")
 }
 
 /// L16, L9: sets can be shared, too.

@@ -150,8 +150,8 @@ async fn a_killed_waiter_is_in_nobodys_way(h: Harness) -> Outcome {
     h.settle().await;
     other.kill()?;
     guard.release().await?;
-    within("the lock behind the dead", h.gone(), waiting).await???;
-    Ok(())
+    let next = within("the lock behind the dead", h.gone(), waiting).await???;
+    ensure(next.is_held(), "granted, and not held")
 }
 
 /// L9: no longer than its session.
@@ -164,8 +164,8 @@ async fn a_killed_reader_is_in_nobodys_way(h: Harness) -> Outcome {
     held_by_another(&a, "x").await?;
     reader.release().await?;
     other.kill()?;
-    within("the lock of the dead reader", h.gone(), a.lock("x")?.acquire()).await??;
-    Ok(())
+    let next = within("the lock of the dead reader", h.gone(), a.lock("x")?.acquire()).await??;
+    ensure(next.is_held(), "granted, and not held")
 }
 
 /// S9: the next of that id may join once the first is dead, and not before.

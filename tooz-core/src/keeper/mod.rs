@@ -109,6 +109,7 @@ impl Drop for Abandon {
             drop(tenure.end(&LossReason::SessionClosed));
         }
         self.0.end_events();
+        self.0.hooks.end();
     }
 }
 
