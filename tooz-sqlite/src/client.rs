@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -25,6 +25,9 @@ use crate::groups;
 use crate::place::Place;
 use crate::tx::{Effect, Tx};
 use crate::watch::GroupWatch;
+
+/// How long a caller looks for an answer before it sleeps; less than a task may keep its runtime from others.
+const PATIENCE: Duration = Duration::from_micros(50);
 
 /// What a job does to the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,6 +48,26 @@ pub(crate) trait Job: Send {
     fn run(&mut self, tx: &mut Tx<'_>) -> Work<()>;
     /// Called once: with the error of the whole transaction, if there was one.
     fn finish(self: Box<Self>, outcome: Result<()>);
+}
+
+/// Counts itself as long as it lives.
+struct Caller<'a>(&'a AtomicUsize);
+
+impl<'a> Caller<'a> {
+    fn new(callers: &'a AtomicUsize) -> Self {
+        callers.fetch_add(1, Ordering::Relaxed);
+        Self(callers)
+    }
+
+    fn is_alone(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 1
+    }
+}
+
+impl Drop for Caller<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 struct Call<T, W, R> {
@@ -92,16 +115,21 @@ pub(crate) struct Client {
     pid: u32,
     queue: Mutex<Queue>,
     bell: EventFd,
+    /// How many callers wait for an answer, or have one that they have not looked at yet.
+    callers: AtomicUsize,
     /// A session was dropped without being closed.
     abandoned: AtomicBool,
     ended: watch::Sender<bool>,
 }
 
 #[derive(Default)]
+#[allow(clippy::struct_excessive_bools)] // independent facts, not one state
 struct Queue {
     jobs: VecDeque<Box<dyn Job>>,
     /// The thread sleeps, or is about to look once more and sleep: ring the bell.
     asleep: bool,
+    /// The thread is running jobs that it took.
+    working: bool,
     /// No user is left: the thread ends when the jobs are done.
     closing: bool,
     /// The thread takes no more jobs.
@@ -118,6 +146,19 @@ fn closed() -> Error {
     Error::new(ErrorKind::Closed, "the connection to the database was closed")
 }
 
+fn check_process(connected: u32, here: u32) -> Result<()> {
+    if here == connected {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Invalid,
+        format!(
+            "this process was forked from process {connected}, which connected; nothing it holds is ours: start \
+             processes with exec, and connect in each"
+        ),
+    ))
+}
+
 impl Client {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
@@ -125,32 +166,25 @@ impl Client {
 
     /// Fails in a process that was forked from the one that connected.
     pub(crate) fn check_process(&self) -> Result<()> {
-        if std::process::id() == self.pid {
-            return Ok(());
-        }
-        Err(Error::new(
-            ErrorKind::Invalid,
-            format!(
-                "this process was forked from process {}, which connected; nothing it holds is ours: start \
-                 processes with exec, and connect in each",
-                self.pid
-            ),
-        ))
+        check_process(self.pid, std::process::id())
     }
 
-    fn submit(&self, job: Box<dyn Job>) {
+    /// Whether the answer will come at once: the thread is awake and has nothing else to do.
+    fn submit(&self, job: Box<dyn Job>) -> bool {
         let mut queue = self.queue();
         if queue.ended {
             drop(queue);
             job.finish(Err(closed()));
-            return;
+            return true;
         }
         queue.jobs.push_back(job);
         let asleep = std::mem::take(&mut queue.asleep);
+        let next = !asleep && !queue.working && queue.jobs.len() == 1;
         drop(queue);
         if asleep {
             self.ring();
         }
+        next
     }
 
     /// A session was dropped: the thread clears it away. Nothing is sent, this is a note in memory.
@@ -177,8 +211,9 @@ impl Client {
         work: impl FnMut(&mut Tx<'_>) -> Work<T> + Send + 'static,
     ) -> Result<T> {
         self.check_process()?;
-        let (sender, receiver) = oneshot::channel();
-        self.submit(Box::new(Call {
+        let caller = Caller::new(&self.callers);
+        let (sender, mut receiver) = oneshot::channel();
+        let next = self.submit(Box::new(Call {
             level,
             deadline: self.clock.now() + limit,
             work,
@@ -186,6 +221,18 @@ impl Client {
             // Nobody waits any more: the job was done all the same.
             reply: move |answer| drop(sender.send(answer)),
         }));
+        if next && caller.is_alone() {
+            // A transaction takes less time than a sleep and a wake-up, which would double the cost of an
+            // uncontended acquire.
+            let until = self.clock.now() + PATIENCE;
+            while self.clock.now() < until {
+                match receiver.try_recv() {
+                    Ok(answer) => return answer,
+                    Err(oneshot::error::TryRecvError::Empty) => std::thread::yield_now(),
+                    Err(oneshot::error::TryRecvError::Closed) => return Err(closed()),
+                }
+            }
+        }
         receiver.await.unwrap_or_else(|_| Err(closed()))
     }
 
@@ -216,10 +263,15 @@ impl Client {
         &self.bell
     }
 
+    pub(crate) fn callers(&self) -> usize {
+        self.callers.load(Ordering::Relaxed)
+    }
+
     /// Takes at most `most` jobs.
     pub(crate) fn take(&self, most: usize) -> Vec<Box<dyn Job>> {
         let mut queue = self.queue();
         let count = queue.jobs.len().min(most);
+        queue.working = count > 0;
         queue.jobs.drain(..count).collect()
     }
 
@@ -231,8 +283,11 @@ impl Client {
         }
     }
 
-    pub(crate) fn has_jobs(&self) -> bool {
-        !self.queue().jobs.is_empty()
+    /// The thread is done with the jobs that it took; how many have come since.
+    pub(crate) fn waiting(&self) -> usize {
+        let mut queue = self.queue();
+        queue.working = false;
+        queue.jobs.len()
     }
 
     /// Whether the thread may sleep; from now on the bell is rung for new jobs.
@@ -298,6 +353,8 @@ impl User {
     pub(crate) fn new(config: Config, context: &Context) -> Result<Self> {
         let place = Place::find(&config.path, config.force_filesystem)?;
         let mut clients = clients();
+        // Over only if it panicked; its users get errors and a new one starts.
+        clients.open.retain(|entry| !entry.thread.is_finished());
         let found = clients.open.iter_mut().find(|entry| entry.client.place.database == place.database);
         if let Some(entry) = found {
             entry.client.check_process()?;
@@ -320,6 +377,7 @@ impl User {
             pid: std::process::id(),
             queue: Mutex::default(),
             bell,
+            callers: AtomicUsize::new(0),
             abandoned: AtomicBool::new(false),
             ended: watch::Sender::new(false),
         });
@@ -402,5 +460,18 @@ impl User {
 impl Drop for User {
     fn drop(&mut self) {
         self.leave();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forked_child_is_told_why_it_is_refused() {
+        check_process(7, 7).unwrap();
+        let error = check_process(7, 8).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert!(error.to_string().contains("forked from process 7"), "{error}");
     }
 }
