@@ -248,7 +248,9 @@ fn begin(database: &mut Database, level: Level) -> rusqlite::Result<()> {
         return statement(database, "BEGIN");
     }
     database.set_full(level == Level::Durable)?;
-    statement(database, "BEGIN IMMEDIATE")
+    statement(database, "BEGIN IMMEDIATE")?;
+    database.had_its_turn();
+    Ok(())
 }
 
 fn statement(database: &Database, sql: &str) -> rusqlite::Result<()> {

@@ -8,6 +8,8 @@ mod batch;
 mod client;
 mod config;
 mod driver;
+mod ahead;
+mod bell;
 mod ears;
 mod engine;
 mod error;
