@@ -83,8 +83,7 @@ impl Engine {
             self.ahead.clear();
             return;
         }
-        let found = match self
-            .write(Level::Read, self.client.clock.now() + REAP_LIMIT, |tx| find(tx, &locks))
+        let found = match self.write(Level::Read, self.client.clock.now() + REAP_LIMIT, |tx| find(tx, &locks))
         {
             Ok(found) => found,
             Err(error) => {

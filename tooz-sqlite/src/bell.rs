@@ -66,7 +66,6 @@ impl Bell {
         }
         rung
     }
-
 }
 
 impl Drop for Bell {

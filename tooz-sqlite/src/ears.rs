@@ -76,8 +76,12 @@ impl Ears {
     pub(crate) fn watch_session(&mut self, path: &Path, id: SessionId) {
         let lost = AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_MOVE_SELF | AddWatchFlags::IN_DELETE_SELF;
         match self.inotify.add_watch(path, lost) {
-            Ok(watch) => drop(self.own.insert(watch, id)),
-            Err(error) => tracing::debug!(%error, session = %id, "the loss of the session's file makes no event"),
+            Ok(watch) => {
+                self.own.insert(watch, id);
+            }
+            Err(error) => {
+                tracing::debug!(%error, session = %id, "the loss of the session's file makes no event");
+            }
         }
     }
 

@@ -25,7 +25,7 @@ use crate::keys::Lock;
 use crate::reaper::{self, Recorded};
 use crate::schema::Database;
 use crate::tx::{Probes, Site};
-use crate::{bell, error, events, fence, sessionfile};
+use crate::{bell, error, events, fence, schema, sessionfile};
 
 /// How long the thread looks for the next job before it sleeps: about what waking it costs, so that a caller who
 /// releases what it has just acquired does not pay for two wake-ups.
@@ -262,9 +262,13 @@ impl Engine {
         self.version = database.version().map_err(error::native)?;
         self.database = Some(database);
         self.site = Some(site.clone());
-        if let Err(error) = self.prepare(&site, deadline) {
-            self.database = None;
-            return Err(error);
+        while let Err(error) = self.prepare(&site, deadline) {
+            // A read answers busy, too, while another process recovers the log or closes the database as the last.
+            if !schema::is_busy(&error) || client.clock.now() >= deadline {
+                self.database = None;
+                return Err(error);
+            }
+            std::thread::park_timeout(client.entropy.between(schema::BUSY_LOW, schema::BUSY_HIGH));
         }
         if self.is_deaf() {
             self.safety = self.client.clock.now() + POLL_LOW;

@@ -71,7 +71,7 @@ impl Engine {
                     if !known {
                         self.hub.groups.retain(|watch| watch.strong_count() > 0);
                         self.hub.groups.push(Arc::downgrade(&watch));
-                    self.hear_commits();
+                        self.hear_commits();
                     }
                 }
                 Effect::WatchLock(watch, holders) => {

@@ -296,7 +296,8 @@ fn hand_on(tx: &mut Tx<'_>, lock: &Lock) -> Work<()> {
 
 /// Wakes the process of a session, after the commit.
 fn ring(tx: &mut Tx<'_>, session: i64) -> Work<()> {
-    let bell = tx.first("SELECT bell FROM sessions WHERE seq = ?1", [session], |row| row.get::<_, Option<Id>>(0))?;
+    let bell =
+        tx.first("SELECT bell FROM sessions WHERE seq = ?1", [session], |row| row.get::<_, Option<Id>>(0))?;
     if let Some(bell) = bell.flatten() {
         tx.effect(Effect::Ring(bell.0));
     }

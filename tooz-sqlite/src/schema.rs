@@ -34,8 +34,8 @@ const WRITE_LOCK: libc::off_t = 120;
 const RECOVERY_LOCK: libc::off_t = 122;
 /// Jittered waits for another writer: SQLite's own back-off grows to 100 ms and was measured to starve a process
 /// for 330 ms.
-const BUSY_LOW: Duration = Duration::from_micros(50);
-const BUSY_HIGH: Duration = Duration::from_micros(250);
+pub(crate) const BUSY_LOW: Duration = Duration::from_micros(50);
+pub(crate) const BUSY_HIGH: Duration = Duration::from_micros(250);
 /// After this many waits they grow, doubling with as many again: somebody's transaction takes about as long, so by
 /// then several others are waiting, too, and asking more often would only take the processor from the writer.
 const BUSY_STEADY: u32 = 4;
@@ -139,7 +139,8 @@ impl Database {
     }
 }
 
-fn is_busy(error: &Error) -> bool {
+/// Whether another process had the database for itself.
+pub(crate) fn is_busy(error: &Error) -> bool {
     use std::error::Error as _;
     error.source().and_then(|source| source.downcast_ref()).is_some_and(error::is_busy)
 }
@@ -192,7 +193,12 @@ fn prepare(connection: &mut Connection, place: &Place, site: &Site) -> Result<()
             )),
         }
     };
-    check(connection)?;
+    {
+        // In one transaction: between two of its questions another process may create the schema.
+        let seen = connection.unchecked_transaction().map_err(native)?;
+        check(&seen)?;
+        seen.commit().map_err(native)?;
+    }
     let mode: String =
         connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).map_err(native)?;
     if mode != "wal" {

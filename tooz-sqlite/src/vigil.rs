@@ -245,7 +245,9 @@ impl Engine {
         }
         if self.strangers.as_ref().is_some_and(|(at, _)| *at <= now) {
             let (_, strangers) = self.strangers.take().unwrap_or((now, Vec::new()));
-            strangers.into_iter().for_each(|id| self.suspect_by_id(id));
+            for id in strangers {
+                self.suspect_by_id(id);
+            }
         }
         if self.suspects.values().any(|(at, _)| *at <= now) {
             self.clear_suspects();
