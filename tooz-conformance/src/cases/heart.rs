@@ -124,7 +124,7 @@ async fn without_a_ttl_nothing_is_lost_to_time(h: Harness) -> Outcome {
     ensure(!a.requires_beating(), "it asks for beats")
 }
 
-/// S8: heartbeat() says when the next one is due, and keeping to it keeps everything.
+/// S8: `heartbeat()` says when the next one is due, and keeping to it keeps everything.
 async fn beating_by_hand_keeps_the_session(h: Harness) -> Outcome {
     let a = h.keep(h.builder("a").manual_heart()).await?;
     ensure(a.requires_beating(), "a session with a ttl needs beats")?;
@@ -149,7 +149,7 @@ async fn not_beating_by_hand_loses_the_session(h: Harness) -> Outcome {
     eventually("the member is gone", h.gone(), async || Ok::<_, Error>(ids(&b, "g").await?.is_empty())).await
 }
 
-/// S8, S10: requires_beating tells the truth, and beating where it is not needed does no harm.
+/// S8, S10: `requires_beating` tells the truth, and beating where it is not needed does no harm.
 async fn beating_by_hand_is_allowed_where_it_is_not_needed(h: Harness) -> Outcome {
     let a = h.coordinator("a").await?;
     ensure(a.requires_beating() == h.ttl().is_some(), "requires_beating differs from the ttl")?;
