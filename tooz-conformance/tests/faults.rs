@@ -21,7 +21,7 @@ const FAULTS: &[(&str, &str)] = &[
     ("reader-beside-writer", "a_writer_keeps_readers_out"),
     ("silent-break", "break_tells_the_victim"),
     ("resurrect", "capabilities_of_others_cannot_be_updated"),
-    ("leader-backwards", "observe_never_goes_back"),
+    ("leader-backwards", "a_holders_watch_never_goes_back"),
     ("deadline-late", "the_deadline_is_before_the_backends"),
     ("group-ids-fold", "group_ids_are_any_bytes"),
     ("namespace-leak", "namespaces_are_disjoint"),

@@ -38,11 +38,12 @@ fn fail(jobs: Jobs, error: &Error) {
 }
 
 impl Engine {
-    /// Runs jobs; what has to wait is put back in front of the queue.
-    pub(crate) fn run(&mut self, jobs: Jobs) {
-        let Some(deadline) = jobs.iter().map(|job| job.deadline()).min() else { return };
+    /// Runs jobs; what has to wait is put back in front of the queue, and the answer is then `false`.
+    pub(crate) fn run(&mut self, jobs: Jobs) -> bool {
+        let Some(deadline) = jobs.iter().map(|job| job.deadline()).min() else { return true };
         if let Err(error) = self.open(deadline) {
-            return fail(jobs, &error);
+            fail(jobs, &error);
+            return true;
         }
         // Savepoints would be a third of the statements, and jobs hardly ever fail.
         let ended = match self.transact(jobs, false) {
@@ -67,8 +68,10 @@ impl Engine {
                 }
                 waiting.extend(writes);
                 self.postpone(waiting);
+                return false;
             }
         }
+        true
     }
 
     /// Gives up the jobs whose time is over and puts the others back.
@@ -103,14 +106,7 @@ impl Engine {
         let level = jobs.iter().map(|job| job.level()).max().unwrap_or(Level::Read);
         let deadline = jobs.iter().map(|job| job.deadline()).min().unwrap_or(client.clock.now());
         database.wait_until(deadline.min(client.clock.now() + SLICE));
-        // Reads see a snapshot and wait for nobody; a write that begins as a read would fail at once if somebody
-        // committed in between.
-        let begin = if level == Level::Read { "BEGIN" } else { "BEGIN IMMEDIATE" };
-        let begun = (level == Level::Read)
-            .then_some(Ok(()))
-            .unwrap_or_else(|| database.set_full(level == Level::Durable))
-            .and_then(|()| statement(database, begin));
-        match begun {
+        match begin(database, level) {
             Ok(()) => {}
             Err(error) if error::is_busy(&error) => return Ended::Busy(jobs),
             Err(error) => {
@@ -150,11 +146,11 @@ impl Engine {
                 .and_then(|()| statement(database, "COMMIT").map_err(error::commit))
                 .map(|()| true),
         };
-        if !database.connection.is_autocommit() {
-            if let Err(error) = statement(database, "ROLLBACK") {
-                tracing::warn!(%error, "a transaction could not be rolled back; the database is opened again");
-                self.database = None;
-            }
+        if !database.connection.is_autocommit()
+            && let Err(error) = statement(database, "ROLLBACK")
+        {
+            tracing::warn!(%error, "a transaction could not be rolled back; the database is opened again");
+            self.database = None;
         }
         if optimistic && committed.as_ref().is_ok_and(|committed| !committed) {
             return Ended::Carefully(jobs);
@@ -197,14 +193,13 @@ impl Engine {
         mut work: impl FnMut(&mut Tx<'_>) -> Work<T>,
     ) -> Result<T> {
         for _ in 0..2 {
-            let busy = self.busy_error();
             let (Some(database), Some(site)) = (self.database.as_mut(), self.site.as_deref()) else {
                 return Err(Error::new(ErrorKind::Unavailable, "the database is not open"));
             };
             database.wait_until(deadline);
-            let begin = if level == Level::Read { "BEGIN" } else { "BEGIN IMMEDIATE" };
-            let begun = database.set_full(level == Level::Durable).and_then(|()| statement(database, begin));
-            begun.map_err(|error| if error::is_busy(&error) { busy } else { error::native(error) })?;
+            if let Err(error) = begin(database, level) {
+                return Err(if error::is_busy(&error) { self.busy_error() } else { error::native(error) });
+            }
             let mut tx = Tx::new(&database.connection, site, &self.hub.locals, &mut self.probes);
             let outcome = work(&mut tx).and_then(|answer| {
                 locks::settle(&mut tx)?;
@@ -244,6 +239,16 @@ impl Engine {
             }
         }
     }
+}
+
+/// Reads see a snapshot and wait for nobody; a write that begins as a read would fail at once if somebody committed
+/// in between.
+fn begin(database: &mut Database, level: Level) -> rusqlite::Result<()> {
+    if level == Level::Read {
+        return statement(database, "BEGIN");
+    }
+    database.set_full(level == Level::Durable)?;
+    statement(database, "BEGIN IMMEDIATE")
 }
 
 fn statement(database: &Database, sql: &str) -> rusqlite::Result<()> {

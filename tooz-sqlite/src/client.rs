@@ -123,6 +123,7 @@ pub(crate) struct Client {
 }
 
 #[derive(Default)]
+#[allow(clippy::struct_excessive_bools)] // independent facts, not one state
 struct Queue {
     jobs: VecDeque<Box<dyn Job>>,
     /// The thread sleeps, or is about to look once more and sleep: ring the bell.
@@ -145,6 +146,19 @@ fn closed() -> Error {
     Error::new(ErrorKind::Closed, "the connection to the database was closed")
 }
 
+fn check_process(connected: u32, here: u32) -> Result<()> {
+    if here == connected {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Invalid,
+        format!(
+            "this process was forked from process {connected}, which connected; nothing it holds is ours: start \
+             processes with exec, and connect in each"
+        ),
+    ))
+}
+
 impl Client {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
@@ -152,17 +166,7 @@ impl Client {
 
     /// Fails in a process that was forked from the one that connected.
     pub(crate) fn check_process(&self) -> Result<()> {
-        if std::process::id() == self.pid {
-            return Ok(());
-        }
-        Err(Error::new(
-            ErrorKind::Invalid,
-            format!(
-                "this process was forked from process {}, which connected; nothing it holds is ours: start \
-                 processes with exec, and connect in each",
-                self.pid
-            ),
-        ))
+        check_process(self.pid, std::process::id())
     }
 
     /// Whether the answer will come at once: the thread is awake and has nothing else to do.
@@ -349,6 +353,8 @@ impl User {
     pub(crate) fn new(config: Config, context: &Context) -> Result<Self> {
         let place = Place::find(&config.path, config.force_filesystem)?;
         let mut clients = clients();
+        // Over only if it panicked; its users get errors and a new one starts.
+        clients.open.retain(|entry| !entry.thread.is_finished());
         let found = clients.open.iter_mut().find(|entry| entry.client.place.database == place.database);
         if let Some(entry) = found {
             entry.client.check_process()?;
@@ -454,5 +460,18 @@ impl User {
 impl Drop for User {
     fn drop(&mut self) {
         self.leave();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forked_child_is_told_why_it_is_refused() {
+        check_process(7, 7).unwrap();
+        let error = check_process(7, 8).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert!(error.to_string().contains("forked from process 7"), "{error}");
     }
 }

@@ -75,10 +75,10 @@ impl Ears {
                         } else {
                             Some(Heard::Moved)
                         };
-                        if let Some(what) = what {
-                            if heard.last() != Some(&what) {
-                                heard.push(what);
-                            }
+                        if let Some(what) = what
+                            && heard.last() != Some(&what)
+                        {
+                            heard.push(what);
                         }
                     }
                 }

@@ -14,6 +14,7 @@ mod error;
 mod events;
 mod fence;
 mod groups;
+mod hub;
 mod kernel;
 mod keys;
 mod local;
@@ -24,6 +25,7 @@ mod schema;
 mod session;
 mod sessionfile;
 mod tx;
+mod vigil;
 mod watch;
 
 use tooz_core::Registration;

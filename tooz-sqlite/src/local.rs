@@ -215,10 +215,10 @@ impl Local {
         let mut state = self.state();
         if state.withdrawn.insert(attempt) {
             state.withdrawn_in_order.push_back(attempt);
-            if state.withdrawn_in_order.len() > WITHDRAWN {
-                if let Some(oldest) = state.withdrawn_in_order.pop_front() {
-                    state.withdrawn.remove(&oldest);
-                }
+            if state.withdrawn_in_order.len() > WITHDRAWN
+                && let Some(oldest) = state.withdrawn_in_order.pop_front()
+            {
+                state.withdrawn.remove(&oldest);
             }
         }
     }

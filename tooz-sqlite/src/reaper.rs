@@ -201,11 +201,13 @@ pub(crate) fn find_dead(tx: &mut Tx<'_>) -> Work<Vec<i64>> {
     Ok(dead)
 }
 
+/// The columns of a lock's key.
+type Columns = (String, i64, Vec<u8>);
+
 /// Deletes everything of a session and tells its owner if that is another process. What it held is handed on when
 /// the job settles.
 pub(crate) fn end(tx: &mut Tx<'_>, session: &Recorded, how: End) -> Work<()> {
     let seq = session.seq;
-    type Columns = (String, i64, Vec<u8>);
     let columns =
         |row: &Row<'_>| -> rusqlite::Result<Columns> { Ok((row.get(0)?, row.get(1)?, row.get(2)?)) };
     let held =

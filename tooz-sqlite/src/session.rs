@@ -215,11 +215,11 @@ impl Session for SqliteSession {
         let local = self.local().clone();
         let work = move |tx: &mut Tx<'_>| {
             // A number may mean another session in a database that replaced ours.
-            if local.loss().is_none() {
-                if let Some(session) = Recorded::by_id(tx, local.id)? {
-                    reaper::end(tx, &session, End::Clean)?;
-                    tx.effect(Effect::Clear(DeadFile::inherited(local.path.clone(), local.file)));
-                }
+            if local.loss().is_none()
+                && let Some(session) = Recorded::by_id(tx, local.id)?
+            {
+                reaper::end(tx, &session, End::Clean)?;
+                tx.effect(Effect::Clear(DeadFile::inherited(local.path.clone(), local.file)));
             }
             Ok(())
         };

@@ -38,10 +38,10 @@ impl DeadFile {
     /// Removes it, then lets go of the lock. Session ids are never used again, so nobody else can have put
     /// another file there; it is compared all the same.
     pub(crate) fn remove(self) {
-        if FileId::at(&self.path).is_ok_and(|id| id == self.id) {
-            if let Err(error) = fs::remove_file(&self.path) {
-                tracing::debug!(path = %self.path.display(), %error, "a dead session's file stays");
-            }
+        if FileId::at(&self.path).is_ok_and(|id| id == self.id)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::debug!(path = %self.path.display(), %error, "a dead session's file stays");
         }
     }
 }
@@ -137,10 +137,10 @@ pub(crate) fn remove_strays(directory: &Path, is_known: impl Fn(SessionId) -> bo
         let name = entry?.file_name();
         let Some(name) = name.to_str() else { continue };
         let Some(id) = SessionId::parse(name.strip_prefix(TEMPORARY).unwrap_or(name)) else { continue };
-        if !is_known(id) {
-            if let Some(dead) = claim(&directory.join(name), None)? {
-                dead.remove();
-            }
+        if !is_known(id)
+            && let Some(dead) = claim(&directory.join(name), None)?
+        {
+            dead.remove();
         }
     }
     Ok(())

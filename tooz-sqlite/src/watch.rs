@@ -24,6 +24,7 @@ pub(crate) struct GroupWatch {
 }
 
 #[derive(Debug, Default)]
+#[allow(clippy::struct_excessive_bools)] // independent facts, not one state
 struct GroupState {
     changes: VecDeque<Result<GroupChange>>,
     /// Events up to this one are in the last view.

@@ -1,4 +1,5 @@
 //! The files: where they may be, who may read them, and what happens when they are taken away.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)] // its helpers are tests as well; a task is started
 
 mod common;
 
@@ -109,7 +110,7 @@ async fn a_cleaner_that_removes_a_session_file_ends_the_session_and_makes_no_sec
     // A stopped owner cannot notice: its lock stays, since a missing file is not death.
     other.tell("acquire x");
     other.hear();
-    other.signal(nix::sys::signal::Signal::SIGSTOP);
+    other.stop();
     fs::remove_file(directory.path().join("tooz.db-sessions").join(&id)).unwrap();
     let place = queued(&us, &ask("x", Exclusive)).await;
     let waited = tokio::time::timeout(Duration::from_millis(1_500), us.locks().turn(&place)).await;

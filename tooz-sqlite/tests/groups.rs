@@ -125,7 +125,7 @@ async fn a_process_that_slept_through_the_log_gets_a_view() {
     let directory = tempfile::tempdir().unwrap();
     let url = url(directory.path(), "");
     let (mut follower, _) = Actor::start("follow", &[&url, "g"]);
-    follower.signal(nix::sys::signal::Signal::SIGSTOP);
+    follower.stop();
     let driver = connect(&url).await;
     let a = session(&driver, "a").await;
     a.groups().join(&join("g")).await.unwrap();

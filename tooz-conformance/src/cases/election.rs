@@ -1,6 +1,7 @@
 //! E1 to E4: elections.
 
-use tooz_core::{Leader, Leadership, Observer};
+use tooz_core::driver::HolderStream;
+use tooz_core::{Holders, Leader, Leadership, Observer};
 
 use super::prelude::*;
 
@@ -17,6 +18,7 @@ pub(super) const CASES: &[Case] = &[
     case!(observe_starts_with_the_present, "E3"),
     case!(observe_reports_every_change_and_vacant, "E3"),
     case!(observe_never_goes_back, "E3"),
+    case!(a_holders_watch_never_goes_back, "E3"),
     case!(a_crashed_leader_is_followed, "E4").ttl(),
     case!(a_resigned_leader_is_followed_at_once, "E4").needs(Characteristics::PUSH_WATCHES),
     case!(a_resigned_leader_is_followed, "E4").lacks(Characteristics::PUSH_WATCHES),
@@ -52,7 +54,7 @@ async fn at_most_one_leads_under_contention(h: Harness) -> Outcome {
                 let lead = c.election("g")?.campaign().await?;
                 let alone = inside.fetch_add(1, Ordering::SeqCst) == 0;
                 let newer = last.swap(lead.term().get(), Ordering::SeqCst) < lead.term().get();
-                tokio::task::yield_now().await;
+                super::linger().await;
                 inside.fetch_sub(1, Ordering::SeqCst);
                 if !alone || !newer {
                     return fine(false);
@@ -193,11 +195,8 @@ async fn observe_reports_every_change_and_vacant(h: Harness) -> Outcome {
 /// E3: a slow observer may skip, but never goes back, and ends in the present.
 async fn observe_never_goes_back(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
-    // At the driver's level, so that nothing above it hides a driver that goes back.
-    let driver = h.driver().await?;
-    let key = tooz_core::driver::LockKey::Leader(tooz_core::GroupId::new("g")?);
-    let mut stream = driver.locks().watch(&key).await?;
     let mut observer = b.election("g")?.observe().await?;
+    let mut newest = 0;
     for n in 0..30 {
         let c = if n % 2 == 0 { &a } else { &b };
         wins(c).await?.resign().await?;
@@ -206,7 +205,6 @@ async fn observe_never_goes_back(h: Harness) -> Outcome {
         }
     }
     let last = wins(&a).await?;
-    let mut newest = 0;
     within("the present leader", h.soon(), async {
         while newest != last.term().get() {
             if let Some(leader) = observer.next().await.ok_or("the observer ended")?? {
@@ -218,19 +216,36 @@ async fn observe_never_goes_back(h: Harness) -> Outcome {
         Outcome::Ok(())
     })
     .await??;
+    let more = tokio::time::timeout(millis(50), observer.next()).await;
+    ensure(more.is_err(), format!("after the present: {more:?}"))
+}
+
+/// E3: the same at the driver's level, where nothing above it hides a driver that goes back.
+async fn a_holders_watch_never_goes_back(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let driver = h.driver().await?;
+    let key = tooz_core::driver::LockKey::Leader(tooz_core::GroupId::new("g")?);
+    let mut stream = driver.locks().watch(&key).await?;
     let mut newest = 0;
-    within("the present holder", h.soon(), async {
-        while newest != last.term().get() {
-            let next = std::future::poll_fn(|cx| futures_core::Stream::poll_next(stream.as_mut(), cx)).await;
-            if let Some(holder) = next.ok_or("the watch ended")??.holders.first() {
-                let term = holder.token.ok_or("a holder without a token")?.get();
-                ensure(term >= newest, format!("token {term} after {newest}"))?;
-                newest = term;
+    for n in 0..10 {
+        let lead = wins(if n % 2 == 0 { &a } else { &b }).await?;
+        // Past the present, too: until nothing more comes.
+        while let Ok(next) = tokio::time::timeout(millis(50), next_of(&mut stream)).await {
+            if let Some(holder) = next?.holders.first() {
+                let token = holder.token.ok_or("a holder without a token")?.get();
+                ensure(token >= newest, format!("token {token} after {newest}"))?;
+                newest = token;
             }
         }
-        Outcome::Ok(())
-    })
-    .await?
+        ensure(newest == lead.term().get(), format!("{newest} is shown where {} leads", lead.term()))?;
+        lead.resign().await?;
+    }
+    Ok(())
+}
+
+async fn next_of(stream: &mut HolderStream) -> Outcome<Holders> {
+    let next = std::future::poll_fn(|cx| futures_core::Stream::poll_next(stream.as_mut(), cx)).await;
+    Ok(next.ok_or("the watch ended")??)
 }
 
 /// E4: a candidate leads at the latest a ttl and the grain after the leader's crash.

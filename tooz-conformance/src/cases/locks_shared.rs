@@ -86,7 +86,7 @@ async fn readers_and_writers_never_overlap(h: Harness) -> Outcome {
             for _ in 0..15 {
                 let guard = lock.acquire().await?;
                 let others = inside.fetch_add(weight, Ordering::SeqCst);
-                tokio::task::yield_now().await;
+                super::linger().await;
                 inside.fetch_sub(weight, Ordering::SeqCst);
                 if others >= WRITER || (weight == WRITER && others > 0) {
                     return fine(false);

@@ -76,6 +76,13 @@ pub const SOURCES: &[&str] = &[
     include_str!("files.rs"),
 ];
 
+/// Stays where it is while others run: long enough for a second holder to come in, if one is let in.
+async fn linger() {
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+}
+
 /// What nearly every case uses.
 mod prelude {
     pub(super) use std::time::Duration;

@@ -25,6 +25,10 @@ pub(super) const CASES: &[Case] = &[
         .needs(Characteristics::NON_TIMEOUT_BASED)
         .processes(),
     case!(killed_in_the_middle_of_writes, "X6", "L1", "L3").processes().budget(90),
+    case!(a_holder_stays_alone_though_others_are_killed, "L1")
+        .needs(Characteristics::STRICT_EXCLUSION)
+        .processes()
+        .budget(40),
     case!(tokens_grow_across_processes, "L3").needs(Characteristics::DURABLE_FENCING).processes(),
     case!(other_processes_are_not_promised, "S1").lacks(Characteristics::DISTRIBUTED_ACROSS_PROCESSES),
 ];
@@ -263,6 +267,26 @@ async fn killed_in_the_middle_of_writes(h: Harness) -> Outcome {
         guard.release().await?;
     }
     Ok(())
+}
+
+/// L1: whatever the dead leave half done, it gives nobody a lock that is held.
+async fn a_holder_stays_alone_though_others_are_killed(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let guard = taken(&a, "x").await?;
+    for n in 0..4_u64 {
+        let mut busy = h.process("busy").await?;
+        let file = std::env::temp_dir().join(format!("tooz-busy-{:032x}", crate::harness::random()));
+        busy.tell(&format!("churn y {} 100000", file.display()))?;
+        let mut waits = h.process("waits").await?;
+        waits.tell("acquire x")?;
+        h.pass(millis(30 + 11 * n)).await;
+        busy.kill()?;
+        waits.kill()?;
+        std::fs::remove_file(&file).ok(); // it may have been killed inside
+        ensure(guard.is_held(), "lost to somebody else's death")?;
+        held_by_another(&b, "x").await?;
+    }
+    ensure(guard.release().await? == Released::Released, "the holder's release found nothing")
 }
 
 /// L3: nobody of ours is connected while another process takes the lock and ends.

@@ -15,6 +15,9 @@ pub(super) const CASES: &[Case] = &[
     case!(a_lost_answer_to_a_join_is_honest, "X1", "G2").kit(),
     case!(a_refused_join_is_definite, "X1", "G2").kit(),
     case!(every_operation_has_a_time_limit, "X1").kit().no_ttl(),
+    case!(a_backend_that_stood_still_has_no_two_holders, "L1", "S6")
+        .needs(Characteristics::STRICT_EXCLUSION)
+        .kit(),
     case!(a_lost_beat_is_no_loss, "S5").ttl().kit(),
 ];
 
@@ -223,6 +226,27 @@ async fn every_operation_has_a_time_limit(h: Harness) -> Outcome {
         ensure(!error.operation().is_empty(), format!("operation {n} is not named: {error}"))?;
     }
     Ok(())
+}
+
+/// L1, S6: for longer than any session lives; who holds it afterwards holds it alone.
+async fn a_backend_that_stood_still_has_no_two_holders(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let guard = taken(&a, "x").await?;
+    let lock = b.lock("x")?;
+    let waiting = h.spawn(async move { lock.acquire().await });
+    h.settle().await;
+    h.kit()?.pause();
+    h.pass(h.gone()).await;
+    ensure(guard.is_held() == h.ttl().is_none(), "its deadline is not where its ttl is")?;
+    h.kit()?.resume();
+    if h.ttl().is_none() {
+        h.settle().await;
+        ensure(!waiting.is_finished(), "granted beside its holder")?;
+        guard.release().await?;
+        return ensure(h.soon_done("the hand-over", waiting).await???.is_held(), "granted, and not held");
+    }
+    let next = within("the next holder", h.gone(), waiting).await???;
+    ensure(next.is_held() && !guard.is_held(), "two holders")
 }
 
 /// S5: one beat whose answer was lost costs nothing.

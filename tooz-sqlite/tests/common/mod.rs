@@ -1,5 +1,5 @@
 //! What the tests of this driver share: short words for long requests, and processes that can be killed.
-#![allow(dead_code, unused_imports, clippy::disallowed_methods)] // each test binary uses a part; real time passes
+#![allow(dead_code, unused_imports, clippy::disallowed_methods, clippy::unwrap_used)] // each test binary uses a part; real time passes
 
 use std::future::{Future, poll_fn};
 use std::io::{BufRead, BufReader, Write};
@@ -139,7 +139,20 @@ pub(crate) struct Actor {
 impl Actor {
     /// Starts `part` and waits for its first word.
     pub(crate) fn start(part: &str, arguments: &[&str]) -> (Self, String) {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        Self::run(Command::new(std::env::current_exe().unwrap()), part, arguments)
+    }
+
+    /// The same in a user namespace in which no inotify instance can be had.
+    pub(crate) fn start_deaf(part: &str, arguments: &[&str]) -> (Self, String) {
+        let mut command = Command::new("unshare");
+        let script = "echo 0 > /proc/sys/user/max_inotify_instances && exec \"$0\" \"$@\"";
+        command.args(["--user", "--map-root-user", "sh", "-c", script]);
+        command.arg(std::env::current_exe().unwrap());
+        Self::run(command, part, arguments)
+    }
+
+    fn run(mut command: Command, part: &str, arguments: &[&str]) -> (Self, String) {
+        let mut child = command
             .args(["actor", "--exact", "--ignored", "--nocapture", "--test-threads=1"])
             .env("TOOZ_SQLITE_PART", part)
             .env("TOOZ_SQLITE_ARGUMENTS", arguments.join("\n"))
@@ -169,7 +182,7 @@ impl Actor {
 
     /// What it says within a short while, if anything.
     pub(crate) fn try_hear(&self) -> Option<String> {
-        self.said.recv_timeout(Duration::from_secs(2)).ok()
+        self.said.recv_timeout(Duration::from_millis(2)).ok()
     }
 
     pub(crate) fn tell(&mut self, word: &str) {
@@ -182,6 +195,20 @@ impl Actor {
 
     pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), signal).unwrap();
+    }
+
+    /// Stops it, and waits until each of its threads has stopped.
+    pub(crate) fn stop(&self) {
+        self.signal(nix::sys::signal::Signal::SIGSTOP);
+        let start = Instant::now();
+        let stopped = |task: std::io::Result<std::fs::DirEntry>| {
+            let line = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+            line.rsplit_once(") ").unwrap().1.starts_with('T')
+        };
+        while !std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap().all(stopped) {
+            assert!(start.elapsed() < LONG, "it does not stop");
+            std::thread::yield_now();
+        }
     }
 
     /// Ends it as a crash would; it stays a zombie until this is dropped.
@@ -278,6 +305,7 @@ async fn member(url: &str, name: &str) {
             }
             ["notice"] => say(format!("{:?}", soon(session.notice()).await)),
             ["counter", path, name, rounds] => counter(&session, path, name, rounds.parse().unwrap()).await,
+            #[allow(clippy::zombie_processes)] // it is to outlive this process
             ["inherit"] => {
                 keep_session_files_open_on_exec();
                 let sleeper = Command::new("sleep").arg("600").spawn().unwrap();
