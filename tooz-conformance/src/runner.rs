@@ -14,8 +14,8 @@ use crate::target::{Target, Time};
 use crate::tools::{Caught, panic_text};
 use crate::{cases, helper};
 
-/// A case that waits for ever moves the virtual clock this far, within a second, and fails.
-const VIRTUAL_LIMIT: Duration = Duration::from_secs(2 * 3600);
+/// The longest case lets ten minutes pass; one that waits for ever moves the virtual clock this far, within a second.
+const VIRTUAL_LIMIT: Duration = Duration::from_secs(1000);
 
 /// Ends what is still running when a case is over; the case's verdict stands already.
 const SHUTDOWN: Duration = Duration::from_secs(1);

@@ -236,7 +236,7 @@ async fn a_backend_that_stood_still_has_no_two_holders(h: Harness) -> Outcome {
     let waiting = h.spawn(async move { lock.acquire().await });
     h.settle().await;
     h.kit()?.pause();
-    h.pass(h.gone()).await;
+    h.pass(h.some_ttl() * 2).await;
     ensure(guard.is_held() == h.ttl().is_none(), "its deadline is not where its ttl is")?;
     h.kit()?.resume();
     if h.ttl().is_none() {
