@@ -167,7 +167,11 @@ fn prepare(connection: &mut Connection, place: &Place, site: &Site) -> Result<()
             )),
         }
     };
-    check(connection)?;
+    {
+        // One snapshot: another process may create the schema between two of the questions.
+        let glance = connection.transaction().map_err(native)?;
+        check(&glance)?;
+    }
     let mode: String =
         connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).map_err(native)?;
     if mode != "wal" {
