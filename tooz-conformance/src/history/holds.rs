@@ -50,24 +50,25 @@ impl History {
         }
         let reach = Reach::of(self);
         for holds in by(self.granted(), |hold| hold.lock).into_values() {
-            let mut active: Vec<Granted> = Vec::new();
-            for mut hold in holds {
+            let mut active: Vec<(Granted, Moment)> = Vec::new();
+            for hold in holds {
+                let Some(mut until) = hold.until else { continue }; // nobody ever believed in it
                 if let Some(end) = forced.get(&(hold.lock, hold.token)) {
                     if let Some(bound) = bounds.told_within {
-                        self.check_told(&hold, *end, bound, &reach, found);
+                        self.check_told(&hold, until, *end, bound, &reach, found);
                     }
-                    hold.until = hold.until.min(*end);
-                    if hold.until < hold.from {
+                    until = until.min(*end);
+                    if until < hold.from {
                         continue; // it was never valid
                     }
                 }
-                active.retain(|earlier| earlier.until > hold.from);
-                for earlier in active.iter().filter(|earlier| conflict(earlier.mode, hold.mode)) {
-                    found.push(self.overlap(earlier, &hold));
+                active.retain(|(_, until)| *until > hold.from);
+                for (earlier, until) in active.iter().filter(|(earlier, _)| conflict(earlier.mode, hold.mode)) {
+                    found.push(self.overlap(earlier, *until, &hold));
                 }
-                active.push(hold);
+                active.push((hold, until));
                 if let Mode::Permit(limit) = hold.mode
-                    && active.iter().filter(|h| matches!(h.mode, Mode::Permit(_))).count() > limit as usize
+                    && active.iter().filter(|(h, _)| matches!(h.mode, Mode::Permit(_))).count() > limit as usize
                 {
                     let what = format!("{} is one holder too many: {}", hold.token, self.describe(hold.id));
                     found.push(Violation { clause: "L15", operation: Some(hold.id), what });
@@ -76,7 +77,7 @@ impl History {
         }
     }
 
-    fn overlap(&self, earlier: &Granted, hold: &Granted) -> Violation {
+    fn overlap(&self, earlier: &Granted, until: Moment, hold: &Granted) -> Violation {
         let clause = if earlier.mode == Mode::Shared || hold.mode == Mode::Shared { "L9" } else { "L1" };
         let what = format!(
             "{} of {} was granted token {} at {} while #{} of {} (token {}) was valid until {}",
@@ -87,18 +88,25 @@ impl History {
             earlier.id.0,
             self.name(earlier.client),
             earlier.token,
-            earlier.until,
+            until,
         );
         Violation { clause, operation: Some(hold.id), what }
     }
 
     /// A victim must not go on believing.
-    fn check_told(&self, hold: &Granted, end: Moment, bound: u64, reach: &Reach, found: &mut Vec<Violation>) {
-        if hold.until > end && reach.longest(hold.client, end, hold.until) > bound {
+    fn check_told(
+        &self,
+        hold: &Granted,
+        until: Moment,
+        end: Moment,
+        bound: u64,
+        reach: &Reach,
+        found: &mut Vec<Violation>,
+    ) {
+        if until > end && reach.longest(hold.client, end, until) > bound {
             let what = format!(
-                "{} was ended by force at {end} and still claimed at {}",
-                self.describe(hold.id),
-                hold.until
+                "{} was ended by force at {end} and still claimed at {until}",
+                self.describe(hold.id)
             );
             found.push(Violation { clause: "L10", operation: Some(hold.id), what });
         }

@@ -96,7 +96,7 @@ impl Recorder {
         {
             let place = inner.history.holds.len();
             inner.holds.insert(id, place);
-            inner.history.holds.push(Hold { operation: id, claimed: moment });
+            inner.history.holds.push(Hold { operation: id, claimed: None });
         }
         if let Some(operation) = inner.history.operations.get_mut(id.0) {
             operation.returned = moment;
@@ -111,7 +111,7 @@ impl Recorder {
         if let Some(place) = inner.holds.get(&hold).copied()
             && let Some(hold) = inner.history.holds.get_mut(place)
         {
-            hold.claimed = moment;
+            hold.claimed = Some(moment);
         }
     }
 
@@ -126,7 +126,7 @@ impl Recorder {
     /// A watch begins; the answer is its place for [`Recorder::seen`].
     pub fn watches(&self, client: Name, group: Name) -> usize {
         let mut inner = self.inner();
-        inner.history.watches.push(Watch { client, group, seen: Vec::new(), to_the_end: false });
+        inner.history.watches.push(Watch { client, group, seen: Vec::new(), at_rest: None });
         inner.history.watches.len() - 1
     }
 
@@ -140,9 +140,11 @@ impl Recorder {
     }
 
     /// Nothing comes from this watch any more, and everybody is at rest.
-    pub fn followed_to_the_end(&self, watch: usize) {
-        if let Some(watch) = self.inner().history.watches.get_mut(watch) {
-            watch.to_the_end = true;
+    pub fn at_rest(&self, watch: usize) {
+        let mut inner = self.inner();
+        let moment = inner.moment();
+        if let Some(watch) = inner.history.watches.get_mut(watch) {
+            watch.at_rest = Some(moment);
         }
     }
 

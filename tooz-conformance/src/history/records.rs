@@ -121,8 +121,8 @@ pub struct Operation {
 pub struct Hold {
     /// The acquire.
     pub operation: OperationId,
-    /// When it was last said to be held; the return of the acquire at the earliest.
-    pub claimed: Moment,
+    /// When it was last said to be held; `None`: never, it was lost before anybody asked.
+    pub claimed: Option<Moment>,
 }
 
 /// How a grant ended on the backend.
@@ -188,8 +188,8 @@ pub struct Watch {
     pub group: Name,
     /// What came, in order.
     pub seen: Vec<(Moment, Seen)>,
-    /// Whether it was followed until nothing came any more: then its view must be the group's.
-    pub to_the_end: bool,
+    /// When it had been followed until nothing came any more: then its view must be the group's.
+    pub at_rest: Option<Moment>,
 }
 
 /// Something that was found after everybody had ended.
@@ -285,7 +285,7 @@ impl History {
                     token: *token,
                     call: operation.call,
                     from: operation.returned,
-                    until: hold.claimed.max(operation.returned),
+                    until: hold.claimed,
                 }),
                 _ => None,
             }
@@ -303,7 +303,8 @@ pub(super) struct Granted {
     pub(super) token: u64,
     pub(super) call: Moment,
     pub(super) from: Moment,
-    pub(super) until: Moment,
+    /// The last claim.
+    pub(super) until: Option<Moment>,
 }
 
 /// Things of one lock or group together, each list in the order in which it came.

@@ -6,12 +6,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Bounds, Fact, History, Name, Record, Seen, Violation, Watch};
+use super::{Bounds, Fact, History, Moment, Name, Record, Seen, Violation, Watch};
 
 /// What happened in one group, and a fingerprint of its members after each change.
 #[derive(Default)]
 struct Life {
     changes: Vec<Seen>,
+    moments: Vec<Moment>,
     /// One more than changes: before all, and after each.
     prints: Vec<u128>,
     members: BTreeMap<Name, Record>,
@@ -28,7 +29,7 @@ fn print(record: &Record) -> u128 {
 }
 
 impl Life {
-    fn add(&mut self, change: Seen) {
+    fn add(&mut self, moment: Moment, change: Seen) {
         let mut now = self.prints.last().copied().unwrap_or(0);
         if self.prints.is_empty() {
             self.prints.push(0);
@@ -51,6 +52,7 @@ impl Life {
             }
         }
         self.changes.push(change);
+        self.moments.push(moment);
         self.prints.push(now);
     }
 }
@@ -58,7 +60,7 @@ impl Life {
 impl History {
     pub(super) fn check_watches(&self, bounds: &Bounds, found: &mut Vec<Violation>) {
         let mut lives: BTreeMap<Name, Life> = BTreeMap::new();
-        for (_, fact) in &self.facts {
+        for (moment, fact) in &self.facts {
             let (group, change) = match fact {
                 Fact::Joined { group, record } => (group, Seen::Joined(*record)),
                 Fact::Updated { group, record } => (group, Seen::Updated(*record)),
@@ -69,7 +71,7 @@ impl History {
                 Fact::Created { group } => (group, Seen::Snapshot(Vec::new())),
                 _ => continue,
             };
-            lives.entry(*group).or_default().add(change);
+            lives.entry(*group).or_default().add(*moment, change);
         }
         let none = Life { prints: vec![0], ..Life::default() };
         for watch in &self.watches {
@@ -97,7 +99,13 @@ fn follow(watch: &Watch, life: &Life, every_change: bool) -> Option<(usize, Stri
     let mut places: BTreeSet<usize> = BTreeSet::from([0]);
     let mut view: BTreeMap<Name, Record> = BTreeMap::new();
     let mut ended = false;
-    for (number, (_, seen)) in watch.seen.iter().enumerate() {
+    let mut resting = watch.at_rest;
+    for (number, (moment, seen)) in watch.seen.iter().enumerate() {
+        if let Some(rest) = resting.take_if(|rest| *moment > *rest)
+            && let Some(wrong) = not_at_rest(life, rest, &view)
+        {
+            return Some((number, wrong));
+        }
         if ended {
             return Some((number, "it comes after the end".into()));
         }
@@ -117,12 +125,17 @@ fn follow(watch: &Watch, life: &Life, every_change: bool) -> Option<(usize, Stri
         }
         ended = *seen == Seen::Deleted;
     }
-    let now: Vec<Record> = view.into_values().collect();
-    let real: Vec<Record> = life.members.values().copied().collect();
-    if watch.to_the_end && !ended && now != real {
-        return Some((watch.seen.len(), format!("in the end it shows {now:?}, and the group is {real:?}")));
-    }
-    None
+    let wrong = resting.filter(|_| !ended).and_then(|rest| not_at_rest(life, rest, &view));
+    wrong.map(|wrong| (watch.seen.len(), wrong))
+}
+
+/// What is wrong with a view when everybody is at rest.
+fn not_at_rest(life: &Life, rest: Moment, view: &BTreeMap<Name, Record>) -> Option<String> {
+    let place = life.moments.partition_point(|moment| *moment <= rest);
+    let now = view.values().fold(0u128, |sum, record| sum.wrapping_add(print(record)));
+    let right = life.prints.get(place).copied().unwrap_or(0) == now;
+    let what = || format!("at rest it shows {:?}, and that is not the group", view.values().collect::<Vec<_>>());
+    (!right).then(what)
 }
 
 /// Folds an event into a view; says what is wrong with it.

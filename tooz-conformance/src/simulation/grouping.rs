@@ -1,11 +1,12 @@
 //! Groups, watches, observers and hooks.
 
+use std::future::Future;
 use std::sync::Arc;
 
 use tooz_core::{Capabilities, Election, ErrorKind, GroupEvent, HookEvent};
 
 use super::worker::Worker;
-use super::world::{Patience, Task, World, leader_of, locked};
+use super::world::{Patience, Task, World, leader_of, locked, outcome_of, patiently};
 use crate::history::{Answer, Asked, Mode, Name, OperationId, Outcome, Record, Seen};
 
 /// Two names that a careless backend takes for one.
@@ -149,12 +150,12 @@ impl Worker {
             };
             let word = self.dice.one_of(&GROUPS).unwrap_or("g");
             let asked = Asked::Other("watch_join_group");
-            let (_, hook) = self.perform(asked, self.patience(), c.watch_join_group(word, told), |_| Answer::Done).await;
+            let hook = c.watch_join_group(word, told);
+            let (_, hook) = self.perform(asked, self.patience(), hook, |_| Answer::Done).await;
             if let Some(Ok(hook)) = hook {
-                let run = c.run_watchers(self.dice.millis(0, 500));
-                self.perform(Asked::Other("run_watchers"), self.patience(), run, |_| Answer::Done).await;
+                self.elected_by(c.run_watchers(self.dice.millis(0, 500))).await;
                 if let Err(error) = c.unwatch_join_group(word, hook) {
-                    self.world.wrong("W5", format!("a hook that was registered cannot be unregistered: {error}"));
+                    self.world.wrong("W5", format!("a registered hook cannot be unregistered: {error}"));
                 }
             }
             return;
@@ -163,14 +164,27 @@ impl Worker {
             let (world, me, crowd) = (Arc::clone(&self.world), self.me.clone(), Arc::clone(&self.crowd));
             let told = move |event: &HookEvent| {
                 let running = locked(&crowd.hooks).running.take();
-                if let (HookEvent::Elected { term, .. }, Some(id)) = (event, running) {
-                    world.returned(&me, id, Outcome::Ok(Answer::Granted(term.get())));
+                match (event, running) {
+                    (HookEvent::Elected { term, .. }, Some(id)) => {
+                        world.returned(&me, id, Outcome::Ok(Answer::Granted(term.get())));
+                    }
+                    _ => world.wrong("W5", format!("{} outside of run_watchers", hooked(event))),
                 }
                 Ok(())
             };
             let hook = c.watch_elected_as_leader("g", told);
-            self.perform(Asked::Other("watch_elected_as_leader"), Patience::Endless, hook, |_| Answer::Done).await;
+            let asked = Asked::Other("watch_elected_as_leader");
+            self.perform(asked, Patience::Endless, hook, |_| Answer::Done).await;
         }
+        self.elected_by(c.run_elect_coordinator()).await;
+        if self.dice.one_in(2) {
+            tokio::time::sleep(self.dice.millis(1, 500)).await;
+            self.stand_down().await;
+        }
+    }
+
+    /// Runs what may elect this coordinator; one task at a time, since the hook cannot tell whose run it is.
+    async fn elected_by(&self, run: impl Future<Output = tooz_core::Result<Vec<HookEvent>>>) {
         if locked(&self.crowd.hooks).running.is_some() {
             return;
         }
@@ -178,15 +192,15 @@ impl Worker {
         let asked = Asked::Acquire { lock, mode: Mode::Exclusive, waits: false };
         let id: OperationId = self.world.called(&self.me, asked);
         locked(&self.crowd.hooks).running = Some(id);
-        let result = c.run_elect_coordinator().await;
+        let result = patiently(self.patience(), run).await;
         // Not taken by the hook: not elected.
         if locked(&self.crowd.hooks).running.take().is_some() {
-            let error = result.err().map_or(ErrorKind::LockNotAcquired, |error| error.kind());
-            self.world.returned(&self.me, id, Outcome::Fail(error));
-        }
-        if self.dice.one_in(2) {
-            tokio::time::sleep(self.dice.millis(1, 500)).await;
-            self.stand_down().await;
+            let outcome = match result {
+                Some(Ok(_)) => Outcome::Fail(ErrorKind::LockNotAcquired),
+                Some(Err(error)) => outcome_of(&error),
+                None => Outcome::Unknown,
+            };
+            self.world.returned(&self.me, id, outcome);
         }
     }
 

@@ -189,12 +189,9 @@ async fn live(plan: &Plan) -> Result<Run> {
         people.enter(&world, &dice, place).await;
     }
     Nemesis { world: &world, dice: &dice, ttl }.rage(&mut people, 8 + dice.roll(10)).await;
-    rest(&world, &mut people).await?;
-    people.leave(&world).await;
+    rest(&world, &mut people, ttl).await?;
     people.observer().close().await?;
     stranger.close().await?;
-    // What a lost answer to the last call left is the session's to end.
-    tokio::time::sleep(ttl.unwrap_or_default() + Duration::from_secs(1)).await;
     let kit = &world.kit;
     for (what, count) in [
         ("sessions", kit.sessions()),
@@ -209,7 +206,7 @@ async fn live(plan: &Plan) -> Result<Run> {
 }
 
 /// Everything is healed, everybody finishes; then the groups must be as everybody believes.
-async fn rest(world: &Arc<World>, people: &mut People) -> Result<()> {
+async fn rest(world: &Arc<World>, people: &mut People, ttl: Option<Duration>) -> Result<()> {
     world.note("", format_args!("the end: everything is healed"));
     world.over.store(true, Ordering::Relaxed);
     people.come_to_rest(world).await;
@@ -228,6 +225,8 @@ async fn rest(world: &Arc<World>, people: &mut People) -> Result<()> {
     }
     people.check_membership(world, &real);
     people.leave(world).await;
+    // What a lost answer to the last call left is the session's to end.
+    tokio::time::sleep(ttl.unwrap_or_default() + Duration::from_secs(1)).await;
     for group in observer.groups().await? {
         let Ok(members) = observer.group(&group)?.members().await else { continue };
         world.recorder.left("members", members.len());

@@ -159,10 +159,12 @@ impl People {
 
     /// Closes everybody, one after the other.
     pub(super) async fn leave(&mut self, world: &World) {
-        for (place, person) in std::mem::take(&mut self.there) {
+        for person in self.there.values() {
             for watch in &*locked(&person.crowd.watches) {
-                world.recorder.followed_to_the_end(*watch);
+                world.recorder.at_rest(*watch);
             }
+        }
+        for (place, person) in std::mem::take(&mut self.there) {
             locked(&person.crowd.followers).clear();
             let word = world.members.get(place).map_or("?", |(word, _)| word);
             let result = person.coordinator.close().await;

@@ -206,14 +206,18 @@ impl World {
 
     pub(super) fn cut_off(&self, (word, member): &(String, Name), how: Cut) {
         self.note("", format_args!("cut off {word}: {how:?}"));
-        self.reachable(|(cut, _)| drop(cut.insert(*member)));
+        self.reachable(|(cut, _)| {
+            cut.insert(*member);
+        });
         self.kit.cut_off(word, how);
     }
 
     pub(super) fn heal(&self, (word, member): &(String, Name)) {
         self.note("", format_args!("heal {word}"));
         self.kit.heal(word);
-        self.reachable(|(cut, _)| drop(cut.remove(member)));
+        self.reachable(|(cut, _)| {
+            cut.remove(member);
+        });
     }
 
     pub(super) fn pause(&self, paused: bool) {
