@@ -310,9 +310,7 @@ impl Coordinator {
             if let Phase::Closed(Some(result)) = &*phase.borrow_and_update() {
                 return result.clone();
             }
-            if phase.changed().await.is_err() {
-                return Err(closed());
-            }
+            phase.changed().await;
         }
     }
 }
