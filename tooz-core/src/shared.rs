@@ -26,6 +26,10 @@ use crate::{
 /// A future that stands on its own: it can be handed over to the keeper.
 pub(crate) type Owned<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
+/// What has to be done with a call that outlives its caller. Boxed: a closure's own type in the futures of the
+/// API would hide from rustc that they are `Send`, and nobody could spawn them (rust-lang/rust#110338).
+pub(crate) type Settle<T> = Box<dyn FnOnce(Owned<Result<T>>) -> Owned<()> + Send>;
+
 /// Time limits and habits, from the builder and the URL.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -51,7 +55,8 @@ pub(crate) struct Shared {
     pub(crate) spawner: Spawner,
     pub(crate) phase: Watched<Phase>,
     pub(crate) keeper: mpsc::UnboundedSender<Command>,
-    pub(crate) events: broadcast::Sender<Event>,
+    /// Taken at the end, so that readers hear of it although handles still stand about.
+    events: Mutex<Option<broadcast::Sender<Event>>>,
     pub(crate) contention: Arc<Contention>,
     /// One membership change at a time: a rejoin and a leave that cross would leave a member nobody wants.
     pub(crate) membership: Arc<tokio::sync::Mutex<()>>,
@@ -115,7 +120,7 @@ impl Shared {
             spawner,
             phase: Watched::new(Phase::Up(first)),
             keeper,
-            events: broadcast::Sender::new(crate::heart::EVENTS_KEPT),
+            events: Mutex::new(Some(broadcast::Sender::new(crate::heart::EVENTS_KEPT))),
             contention: Arc::default(),
             membership: Arc::default(),
             joined: Mutex::default(),
@@ -132,8 +137,23 @@ impl Shared {
     }
 
     pub(crate) fn publish(&self, event: Event) {
-        // No receiver is no error: nobody wants to know.
-        let _ = self.events.send(event);
+        if let Some(events) = &*self.events() {
+            // No receiver is no error: nobody wants to know.
+            let _ = events.send(event);
+        }
+    }
+
+    fn events(&self) -> MutexGuard<'_, Option<broadcast::Sender<Event>>> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The events from now on; none any more if they have ended.
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.events().as_ref().map_or_else(|| broadcast::channel(1).1, broadcast::Sender::subscribe)
+    }
+
+    pub(crate) fn end_events(&self) {
+        drop(self.events().take());
     }
 
     pub(crate) fn command(&self, command: Command) {
@@ -146,8 +166,8 @@ impl Shared {
     }
 
     /// # Errors
-    /// `Invalid` in a forked child, `Closed`.
-    pub(crate) fn check(&self) -> Result<()> {
+    /// `Invalid` in a forked child.
+    pub(crate) fn check_process(&self) -> Result<()> {
         let pid = std::process::id();
         if pid != self.pid {
             return Err(Error::new(
@@ -159,6 +179,13 @@ impl Shared {
                 ),
             ));
         }
+        Ok(())
+    }
+
+    /// # Errors
+    /// `Invalid` in a forked child, `Closed`.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.check_process()?;
         match *self.phase.borrow() {
             Phase::Closed(_) => Err(closed()),
             _ => Ok(()),
@@ -188,6 +215,11 @@ impl Shared {
 
     /// [`Shared::tenure`] within the operation time limit.
     pub(crate) async fn tenure_soon(&self) -> Result<(Arc<Tenure>, Arc<dyn Session>)> {
+        self.tenure_within(self.config.operation_timeout).await
+    }
+
+    /// [`Shared::tenure`] within `limit`.
+    pub(crate) async fn tenure_within(&self, limit: Duration) -> Result<(Arc<Tenure>, Arc<dyn Session>)> {
         let waiting = async {
             loop {
                 let tenure = self.tenure().await?;
@@ -197,7 +229,7 @@ impl Shared {
                 tokio::task::yield_now().await;
             }
         };
-        match self.limited(self.config.operation_timeout, waiting).await {
+        match self.limited(limit, waiting).await {
             Some(result) => result,
             None => Err(Error::new(
                 ErrorKind::Unavailable,
@@ -218,11 +250,11 @@ impl Shared {
 
     /// Drives one call to the backend within the operation time limit. A call that outlives the limit, or its
     /// caller, is handed over to the keeper; `settle` turns it into what has to be done then.
-    pub(crate) async fn call<T, S>(&self, call: Owned<Result<T>>, settle: S) -> Result<T>
-    where
-        T: Send + 'static,
-        S: FnOnce(Owned<Result<T>>) -> Owned<()> + Send,
-    {
+    pub(crate) async fn call<T: Send + 'static>(
+        &self,
+        call: Owned<Result<T>>,
+        settle: Settle<T>,
+    ) -> Result<T> {
         self.check()?;
         let limit = self.config.operation_timeout;
         let call = Call { call: Some((call, settle)), keeper: &self.keeper };
@@ -232,13 +264,13 @@ impl Shared {
     /// A call that changes nothing: when its time is over, nothing can have taken effect.
     pub(crate) async fn read<T: Send + 'static>(&self, call: Owned<Result<T>>) -> Result<T> {
         self.check()?;
-        let call = Call { call: Some((call, drive::<T>)), keeper: &self.keeper };
+        let call = Call { call: Some((call, Box::new(drive::<T>))), keeper: &self.keeper };
         self.limited(self.config.operation_timeout, call).await.unwrap_or_else(|| Err(self.no_answer()))
     }
 
     /// A call after which nothing has to be done, whether it took effect or not.
     pub(crate) async fn plain_call<T: Send + 'static>(&self, call: Owned<Result<T>>) -> Result<T> {
-        self.call(call, drive).await
+        self.call(call, Box::new(drive)).await
     }
 
     fn no_answer(&self) -> Error {
@@ -325,15 +357,12 @@ pub(crate) async fn poll_once<F: Future + ?Sized>(mut future: Pin<&mut F>) -> Po
 }
 
 /// A call to the backend that is handed over to the keeper when its caller goes away.
-struct Call<'a, T: Send + 'static, S: FnOnce(Owned<Result<T>>) -> Owned<()>> {
-    call: Option<(Owned<Result<T>>, S)>,
+struct Call<'a, T: Send + 'static> {
+    call: Option<(Owned<Result<T>>, Settle<T>)>,
     keeper: &'a mpsc::UnboundedSender<Command>,
 }
 
-// Nothing in it is pinned in place: the call is behind a box.
-impl<T: Send + 'static, S: FnOnce(Owned<Result<T>>) -> Owned<()>> Unpin for Call<'_, T, S> {}
-
-impl<T: Send + 'static, S: FnOnce(Owned<Result<T>>) -> Owned<()>> Future for Call<'_, T, S> {
+impl<T: Send + 'static> Future for Call<'_, T> {
     type Output = Result<T>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
@@ -354,7 +383,7 @@ impl<T: Send + 'static, S: FnOnce(Owned<Result<T>>) -> Owned<()>> Future for Cal
     }
 }
 
-impl<T: Send + 'static, S: FnOnce(Owned<Result<T>>) -> Owned<()>> Drop for Call<'_, T, S> {
+impl<T: Send + 'static> Drop for Call<'_, T> {
     fn drop(&mut self) {
         if let Some((call, settle)) = self.call.take() {
             let _ = self.keeper.send(Command::Settle(settle(call)));

@@ -80,7 +80,9 @@ impl Engine {
                 "process {pid} is inside a write transaction and does not end it; see whether it is stopped, \
                  continue it or end it"
             ),
-            Some(_) => "a process of another pid namespace is inside a write transaction and does not end it".into(),
+            Some(_) => {
+                "a process of another pid namespace is inside a write transaction and does not end it".into()
+            }
             None => "other processes held the write lock the whole time; try again".into(),
         };
         Error::new(ErrorKind::Unavailable, format!("{}: {who}", self.client.place.database.display()))
@@ -212,7 +214,10 @@ impl Engine {
                 Err(fail) => return Err(fail.into_error()),
             }
         }
-        Err(Error::new(ErrorKind::Unavailable, "the range of fencing tokens is too small for one transaction"))
+        Err(Error::new(
+            ErrorKind::Unavailable,
+            "the range of fencing tokens is too small for one transaction",
+        ))
     }
 
     fn suspects(&mut self, effects: &[Effect]) {

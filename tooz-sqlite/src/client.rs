@@ -372,7 +372,8 @@ impl User {
             return;
         }
         let mut clients = clients();
-        let Some(index) = clients.open.iter().position(|entry| Arc::ptr_eq(&entry.client, &self.client)) else {
+        let Some(index) = clients.open.iter().position(|entry| Arc::ptr_eq(&entry.client, &self.client))
+        else {
             return;
         };
         clients.open[index].users -= 1;

@@ -167,7 +167,8 @@ impl Engine {
         if !self.client.fall_asleep() {
             return;
         }
-        let timeout = until.map(|until| TimeSpec::from_duration(until.saturating_since(self.client.clock.now())));
+        let timeout =
+            until.map(|until| TimeSpec::from_duration(until.saturating_since(self.client.clock.now())));
         let mut files = vec![PollFd::new(self.client.bell().as_fd(), PollFlags::POLLIN)];
         if let Some(ears) = &self.ears {
             files.push(PollFd::new(ears.as_fd(), PollFlags::POLLIN));
@@ -236,9 +237,8 @@ impl Engine {
 
     /// After a reboot the counter jumps; then everything that died while nobody looked is cleared away.
     fn prepare(&mut self, site: &Site, deadline: Instant) -> Result<()> {
-        let boot: Option<String> = self.write(Level::Read, deadline, |tx| {
-            tx.first("SELECT boot_id FROM fence", [], |row| row.get(0))
-        })?;
+        let boot: Option<String> = self
+            .write(Level::Read, deadline, |tx| tx.first("SELECT boot_id FROM fence", [], |row| row.get(0)))?;
         let same_boot = boot.as_ref() == Some(&site.boot_id);
         let level = if same_boot { Level::Write } else { Level::Durable };
         let known = self.write(level, deadline, |tx| {
@@ -246,7 +246,8 @@ impl Engine {
             reaper::reap_all(tx)?;
             Recorded::all(tx)
         })?;
-        let strays = sessionfile::remove_strays(&site.sessions, |id| known.iter().any(|known| known.id == id));
+        let strays =
+            sessionfile::remove_strays(&site.sessions, |id| known.iter().any(|known| known.id == id));
         if let Err(error) = strays {
             tracing::debug!(%error, "leftover session files stay");
         }
@@ -453,11 +454,8 @@ impl Engine {
             self.clear_suspects();
         }
         if self.safety <= now {
-            let wait = if self.ears.is_some() {
-                SAFETY
-            } else {
-                self.client.entropy.between(POLL_LOW, POLL_HIGH)
-            };
+            let wait =
+                if self.ears.is_some() { SAFETY } else { self.client.entropy.between(POLL_LOW, POLL_HIGH) };
             self.safety = now + wait;
             if self.somebody_waits() {
                 self.check_place();
@@ -597,7 +595,9 @@ impl Engine {
             Entry::LeaderChanged(namespace, name) => leaders.push((namespace, name)),
             Entry::Granted(session, attempt) => {
                 let local = self.hub.locals.get(&session).cloned();
-                if let Some((local, slot)) = local.and_then(|local| Some((local.clone(), local.slot(attempt)?))) {
+                if let Some((local, slot)) =
+                    local.and_then(|local| Some((local.clone(), local.slot(attempt)?)))
+                {
                     self.settle(&local, attempt, &slot.lock);
                 }
             }

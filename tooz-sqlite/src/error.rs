@@ -36,7 +36,9 @@ impl Fail {
         match self {
             Self::Sql(error) => native(error),
             Self::Tooz(error) => error,
-            Self::NeedCeiling => Error::new(ErrorKind::Unavailable, "the range of fencing tokens is being extended"),
+            Self::NeedCeiling => {
+                Error::new(ErrorKind::Unavailable, "the range of fencing tokens is being extended")
+            }
         }
     }
 }

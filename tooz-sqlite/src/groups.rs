@@ -240,9 +240,10 @@ impl Groups for SqliteGroups {
     async fn list(&self) -> Result<Vec<GroupId>> {
         let namespace = self.namespace();
         let work = move |tx: &mut Tx<'_>| {
-            let names = tx.all("SELECT name FROM groups WHERE namespace = ?1 ORDER BY name", [&*namespace], |row| {
-                row.get::<_, Vec<u8>>(0)
-            })?;
+            let names =
+                tx.all("SELECT name FROM groups WHERE namespace = ?1 ORDER BY name", [&*namespace], |row| {
+                    row.get::<_, Vec<u8>>(0)
+                })?;
             Ok(names.into_iter().filter_map(|name| GroupId::new(name).ok()).collect())
         };
         self.user.call(Level::Read, work).await.map_err(|error| error.during("list groups"))

@@ -38,7 +38,13 @@ impl From<&fs::Metadata> for FileId {
 
 #[allow(clippy::cast_possible_truncation)] // the constants of the C header are wider than its fields
 fn region(kind: libc::c_int, start: libc::off_t, length: libc::off_t) -> libc::flock {
-    libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: start, l_len: length, l_pid: 0 }
+    libc::flock {
+        l_type: kind as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: start,
+        l_len: length,
+        l_pid: 0,
+    }
 }
 
 /// Takes the exclusive lock on an open file; `false` if somebody has it.
@@ -87,7 +93,8 @@ impl Process {
 
     /// Whether it certainly no longer runs, judged from `here`.
     pub(crate) fn is_gone(&self, here: &Self) -> bool {
-        let (Some(namespace), Some(started), Some(_)) = (self.pid_namespace, self.started, here.started) else {
+        let (Some(namespace), Some(started), Some(_)) = (self.pid_namespace, self.started, here.started)
+        else {
             return false; // not enough is known to judge
         };
         if here.pid_namespace != Some(namespace) {

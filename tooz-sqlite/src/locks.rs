@@ -10,9 +10,7 @@ use tooz_core::{Error, ErrorKind, FencingToken, LossReason, MemberId};
 use crate::error::Work;
 use crate::events::{self, Event};
 use crate::fence;
-use crate::keys::{
-    Id, Lock, mode_to_number, number_to_mode, number_to_previous, previous_to_number,
-};
+use crate::keys::{Id, Lock, mode_to_number, number_to_mode, number_to_previous, previous_to_number};
 use crate::local::Local;
 use crate::reaper;
 use crate::tx::{Effect, Tx, from_micros};
@@ -29,8 +27,7 @@ struct Held {
 }
 
 fn token(number: u64) -> Work<FencingToken> {
-    FencingToken::new(number)
-        .ok_or_else(|| Error::new(ErrorKind::Corrupt, "a holder's token is 0").into())
+    FencingToken::new(number).ok_or_else(|| Error::new(ErrorKind::Corrupt, "a holder's token is 0").into())
 }
 
 fn holders_of(tx: &Tx<'_>, lock: &Lock) -> Work<Vec<Held>> {
@@ -141,8 +138,7 @@ pub(crate) fn request(tx: &mut Tx<'_>, session: &Local, request: &Acquire, lock:
     let ours = |held: &&Held| held.attempt == request.attempt && held.session == session.seq;
     if let Some(held) = holders.iter().find(ours) {
         let previous = number_to_previous(held.previous);
-        let grant =
-            Grant::new(request.attempt, request.key.clone(), held.mode, token(held.token)?, previous);
+        let grant = Grant::new(request.attempt, request.key.clone(), held.mode, token(held.token)?, previous);
         return Ok(Acquired::Granted(grant));
     }
     let mut queue = first_waiter(tx, lock)?;

@@ -100,7 +100,8 @@ impl Place {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error::io(format!("creating {shown}"), error)),
         }
-        let data = fs::symlink_metadata(&self.database).map_err(|error| error::io(format!("{shown}"), error))?;
+        let data =
+            fs::symlink_metadata(&self.database).map_err(|error| error::io(format!("{shown}"), error))?;
         let refuse = |kind, what: &str| Err(Error::new(kind, format!("{shown} {what}")));
         if data.is_dir() {
             return refuse(ErrorKind::InvalidUrl, "is a directory; name a file in it");
@@ -129,12 +130,10 @@ impl Place {
         match fs::DirBuilder::new().mode(0o700).create(&path) {
             Ok(()) => fs::set_permissions(&path, Permissions::from_mode(0o700))
                 .map_err(|error| error::io(format!("creating {shown}"), error)),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                match fs::symlink_metadata(&path) {
-                    Ok(data) if data.is_dir() => Ok(()),
-                    _ => Err(Error::new(ErrorKind::Denied, format!("{shown} is not a directory; remove it"))),
-                }
-            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match fs::symlink_metadata(&path) {
+                Ok(data) if data.is_dir() => Ok(()),
+                _ => Err(Error::new(ErrorKind::Denied, format!("{shown} is not a directory; remove it"))),
+            },
             Err(error) => Err(error::io(format!("creating {shown}"), error)),
         }
     }
@@ -170,8 +169,8 @@ fn inside(directory: &Path, path: &Path) -> Result<PathBuf> {
 
 fn is_local(directory: &Path) -> Result<bool> {
     let answer = statfs::statfs(directory);
-    let answer =
-        answer.map_err(|errno| error::io(format!("the file system of {}", directory.display()), errno.into()))?;
+    let answer = answer
+        .map_err(|errno| error::io(format!("the file system of {}", directory.display()), errno.into()))?;
     Ok(LOCAL.contains(&answer.filesystem_type()))
 }
 

@@ -206,12 +206,12 @@ pub(crate) fn find_dead(tx: &mut Tx<'_>) -> Work<Vec<i64>> {
 pub(crate) fn end(tx: &mut Tx<'_>, session: &Recorded, how: End) -> Work<()> {
     let seq = session.seq;
     type Columns = (String, i64, Vec<u8>);
-    let columns = |row: &Row<'_>| -> rusqlite::Result<Columns> { Ok((row.get(0)?, row.get(1)?, row.get(2)?)) };
-    let held = tx.all(
-        "SELECT namespace, kind, name, previous FROM holders WHERE session = ?1",
-        [seq],
-        |row| Ok((columns(row)?, row.get::<_, i64>(3)?)),
-    )?;
+    let columns =
+        |row: &Row<'_>| -> rusqlite::Result<Columns> { Ok((row.get(0)?, row.get(1)?, row.get(2)?)) };
+    let held =
+        tx.all("SELECT namespace, kind, name, previous FROM holders WHERE session = ?1", [seq], |row| {
+            Ok((columns(row)?, row.get::<_, i64>(3)?))
+        })?;
     let waited =
         tx.all("SELECT DISTINCT namespace, kind, name FROM waiters WHERE session = ?1", [seq], columns)?;
     tx.run("DELETE FROM holders WHERE session = ?1", [seq])?;

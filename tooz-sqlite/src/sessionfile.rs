@@ -67,14 +67,15 @@ pub(crate) fn create(directory: &Path, id: SessionId) -> io::Result<(File, FileI
     let place = path_of(directory, id);
     for _ in 0..TRIES {
         // Opened for writing: only then does its closing make the event that tells of our death.
-        let file = match OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&temporary) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                fs::remove_file(&temporary)?;
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
+        let file =
+            match OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&temporary) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    fs::remove_file(&temporary)?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
         file.set_permissions(Permissions::from_mode(0o600))?;
         let id = FileId::of(&file)?;
         // Both fail only if a cleaner took the file for a leftover between two of these lines.

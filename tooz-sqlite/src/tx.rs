@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, OptionalExtension, Params, Row};
+use tooz_core::LossReason;
 use tooz_core::clock::{Clock, Instant};
 use tooz_core::driver::{AttemptId, Grant, GroupChange, Holders};
-use tooz_core::LossReason;
 use tooz_core::entropy::Entropy;
 
 use crate::error::Work;
@@ -113,15 +113,7 @@ impl<'a> Tx<'a> {
         locals: &'a HashMap<i64, Arc<Local>>,
         probes: &'a mut Probes,
     ) -> Self {
-        Self {
-            connection,
-            site,
-            locals,
-            probes,
-            fence: None,
-            effects: Vec::new(),
-            unsettled: Vec::new(),
-        }
+        Self { connection, site, locals, probes, fence: None, effects: Vec::new(), unsettled: Vec::new() }
     }
 
     /// Runs a statement that returns nothing; answers how many rows it changed.
