@@ -47,7 +47,12 @@ struct Truth {
     is_member: BTreeMap<(Name, Name), Line<bool>>,
 }
 
-fn step<K: Ord, T: Clone + Default>(lines: &mut BTreeMap<K, Line<T>>, key: K, at: Moment, to: impl FnOnce(T) -> T) {
+fn step<K: Ord, T: Clone + Default>(
+    lines: &mut BTreeMap<K, Line<T>>,
+    key: K,
+    at: Moment,
+    to: impl FnOnce(T) -> T,
+) {
     let line = lines.entry(key).or_insert_with(|| Line(Vec::new()));
     let value = to(line.last());
     line.0.push((at, value));
@@ -132,7 +137,8 @@ impl History {
         for (place, operation) in self.operations.iter().enumerate() {
             let id = OperationId(place);
             if let Some((clause, why)) = self.contradiction(&truth, id) {
-                let what = format!("{} [{} to {}]: {why}", self.describe(id), operation.call, operation.returned);
+                let what =
+                    format!("{} [{} to {}]: {why}", self.describe(id), operation.call, operation.returned);
                 found.push(Violation { clause, operation: Some(id), what });
             }
         }
@@ -173,9 +179,8 @@ impl History {
             (Asked::Create(group), Outcome::Fail(ErrorKind::GroupExists)) => {
                 (!truth.group_ever(group, from, to, true)).then_some(("G1", "there was no such group"))
             }
-            (Asked::Delete(group), Outcome::Ok(Answer::Done)) => {
-                (!truth.group_ever(group, from, to, false)).then_some(("G1", "the group was there all the time"))
-            }
+            (Asked::Delete(group), Outcome::Ok(Answer::Done)) => (!truth.group_ever(group, from, to, false))
+                .then_some(("G1", "the group was there all the time")),
             (Asked::Delete(group), Outcome::Fail(ErrorKind::GroupNotEmpty)) => {
                 let members = truth.members.get(&group).is_some_and(|line| line.ever(from, to, |n| *n > 0));
                 (!members).then_some(("G1", "it had no members"))
@@ -183,7 +188,8 @@ impl History {
             (
                 Asked::Delete(group) | Asked::Join(group, _) | Asked::Leave(group) | Asked::Update(group, _),
                 Outcome::Fail(ErrorKind::GroupNotFound),
-            ) => (!truth.group_ever(group, from, to, false)).then_some(("G1", "the group was there all the time")),
+            ) => (!truth.group_ever(group, from, to, false))
+                .then_some(("G1", "the group was there all the time")),
             (Asked::Join(group, _), Outcome::Ok(Answer::Done)) => {
                 let joined = any_in(truth.joined.get(&(group, client)), from, to);
                 (!joined).then_some(("G2", "nobody joined meanwhile"))
@@ -199,8 +205,11 @@ impl History {
             }
             (Asked::List, Outcome::Ok(Answer::Groups(listed))) => {
                 let invented = listed.iter().any(|group| !truth.group_ever(*group, from, to, true));
-                let mut always =
-                    truth.exists.iter().filter(|(_, line)| !line.ever(from, to, |exists| !exists)).map(|(g, _)| g);
+                let mut always = truth
+                    .exists
+                    .iter()
+                    .filter(|(_, line)| !line.ever(from, to, |exists| !exists))
+                    .map(|(g, _)| g);
                 if invented {
                     Some(("G7", "it lists a group that was not there"))
                 } else if always.any(|group| !listed.contains(group)) {

@@ -63,12 +63,14 @@ impl History {
                     }
                 }
                 active.retain(|(_, until)| *until > hold.from);
-                for (earlier, until) in active.iter().filter(|(earlier, _)| conflict(earlier.mode, hold.mode)) {
+                for (earlier, until) in active.iter().filter(|(earlier, _)| conflict(earlier.mode, hold.mode))
+                {
                     found.push(self.overlap(earlier, *until, &hold));
                 }
                 active.push((hold, until));
                 if let Mode::Permit(limit) = hold.mode
-                    && active.iter().filter(|(h, _)| matches!(h.mode, Mode::Permit(_))).count() > limit as usize
+                    && active.iter().filter(|(h, _)| matches!(h.mode, Mode::Permit(_))).count()
+                        > limit as usize
                 {
                     let what = format!("{} is one holder too many: {}", hold.token, self.describe(hold.id));
                     found.push(Violation { clause: "L15", operation: Some(hold.id), what });

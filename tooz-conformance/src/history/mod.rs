@@ -21,8 +21,8 @@ mod watches;
 
 pub use recorder::Recorder;
 pub use records::{
-    Answer, Asked, End, Fact, History, Hold, Left, Mode, Moment, Name, Operation, OperationId, Outcome, Record,
-    Seen, Violation, Watch,
+    Answer, Asked, End, Fact, History, Hold, Left, Mode, Moment, Name, Operation, OperationId, Outcome,
+    Record, Seen, Violation, Watch,
 };
 
 /// What a run has to keep beside the contract's order: the bounds that its backend promises.

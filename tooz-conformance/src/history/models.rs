@@ -103,9 +103,12 @@ impl Model for MemberRegister {
     }
 
     fn step(state: &Self::State, operation: &MemberOperation, next: &mut Vec<Self::State>) {
-        use MemberOperation::{Became, Joined, Left, PerhapsJoined, PerhapsLeft, PerhapsUpdated, Read, Updated};
+        use MemberOperation::{
+            Became, Joined, Left, PerhapsJoined, PerhapsLeft, PerhapsUpdated, Read, Updated,
+        };
         match (*operation, state) {
-            (Joined(value) | PerhapsJoined(value), None) | (Updated(value) | PerhapsUpdated(value), Some(_)) => {
+            (Joined(value) | PerhapsJoined(value), None)
+            | (Updated(value) | PerhapsUpdated(value), Some(_)) => {
                 next.push(Some(value));
             }
             (Left | PerhapsLeft, Some(_)) => next.push(None),
@@ -142,12 +145,7 @@ impl History {
         unsearched
     }
 
-    fn judge<M: Model>(
-        &self,
-        key: &str,
-        entries: &[Entry<M::Operation>],
-        found: &mut Vec<Violation>,
-    ) -> usize
+    fn judge<M: Model>(&self, key: &str, entries: &[Entry<M::Operation>], found: &mut Vec<Violation>) -> usize
     where
         M::Operation: std::fmt::Debug,
     {

@@ -83,7 +83,8 @@ impl History {
         found: &mut Vec<Violation>,
     ) {
         let Some(bound) = bounds.told_within else { return };
-        if !known.contains(&(lock, holder.token)) && reach.longest(holder.member, holder.since, until) > bound {
+        if !known.contains(&(lock, holder.token)) && reach.longest(holder.member, holder.since, until) > bound
+        {
             let what = format!(
                 "{}: {} has token {} of {}, and nobody heard of it until {until}",
                 holder.since,

@@ -141,19 +141,57 @@ pub enum End {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // the fields are what their names say
 pub enum Fact {
-    Queued { lock: Name, member: Name, attempt: u128 },
-    Unqueued { lock: Name, member: Name, attempt: u128 },
-    Granted { lock: Name, member: Name, attempt: u128, mode: Mode, token: u64 },
-    Freed { lock: Name, member: Name, attempt: u128, token: u64, end: End },
-    Created { group: Name },
-    Deleted { group: Name },
+    Queued {
+        lock: Name,
+        member: Name,
+        attempt: u128,
+    },
+    Unqueued {
+        lock: Name,
+        member: Name,
+        attempt: u128,
+    },
+    Granted {
+        lock: Name,
+        member: Name,
+        attempt: u128,
+        mode: Mode,
+        token: u64,
+    },
+    Freed {
+        lock: Name,
+        member: Name,
+        attempt: u128,
+        token: u64,
+        end: End,
+    },
+    Created {
+        group: Name,
+    },
+    Deleted {
+        group: Name,
+    },
     /// The group went with the backend's data.
-    Lost { group: Name },
-    Joined { group: Name, record: Record },
-    Updated { group: Name, record: Record },
-    Left { group: Name, record: Record },
+    Lost {
+        group: Name,
+    },
+    Joined {
+        group: Name,
+        record: Record,
+    },
+    Updated {
+        group: Name,
+        record: Record,
+    },
+    Left {
+        group: Name,
+        record: Record,
+    },
     /// From now on this member's calls and news go through again, or it hears nothing any more.
-    Reachable { member: Name, reachable: bool },
+    Reachable {
+        member: Name,
+        reachable: bool,
+    },
 }
 
 /// A member's record.

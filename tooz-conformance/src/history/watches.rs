@@ -78,7 +78,8 @@ impl History {
             let life = lives.get(&watch.group).unwrap_or(&none);
             let wrong = follow(watch, life, bounds.every_change);
             if let Some((place, what)) = wrong {
-                let at = watch.seen.get(place).map_or(String::new(), |(at, seen)| format!(" at {at}: {seen:?}"));
+                let at =
+                    watch.seen.get(place).map_or(String::new(), |(at, seen)| format!(" at {at}: {seen:?}"));
                 let (client, group) = (self.name(watch.client), self.name(watch.group));
                 let what = format!("the watch of {client} on {group}, event {place}{at}: {what}");
                 found.push(Violation { clause: "W1", operation: None, what });
@@ -121,7 +122,10 @@ fn follow(watch: &Watch, life: &Life, every_change: bool) -> Option<(usize, Stri
             change => places.iter().filter_map(|place| after(life, *place, change, every_change)).collect(),
         };
         if places.is_empty() {
-            return Some((number, "this did not happen then: something was lost, invented or out of order".into()));
+            return Some((
+                number,
+                "this did not happen then: something was lost, invented or out of order".into(),
+            ));
         }
         ended = *seen == Seen::Deleted;
     }
@@ -134,7 +138,8 @@ fn not_at_rest(life: &Life, rest: Moment, view: &BTreeMap<Name, Record>) -> Opti
     let place = life.moments.partition_point(|moment| *moment <= rest);
     let now = view.values().fold(0u128, |sum, record| sum.wrapping_add(print(record)));
     let right = life.prints.get(place).copied().unwrap_or(0) == now;
-    let what = || format!("at rest it shows {:?}, and that is not the group", view.values().collect::<Vec<_>>());
+    let what =
+        || format!("at rest it shows {:?}, and that is not the group", view.values().collect::<Vec<_>>());
     (!right).then(what)
 }
 

@@ -29,7 +29,8 @@ impl Worker {
                     if either { group.join(published).await } else { group.join_or_create(published).await }
                 };
                 let before = self.changing(name);
-                let (_, result) = self.perform(Asked::Join(name, value), patience, joining, |_| Answer::Done).await;
+                let (_, result) =
+                    self.perform(Asked::Join(name, value), patience, joining, |_| Answer::Done).await;
                 // Whoever was refused as a member already stays what he was; everybody else who did not get his
                 // answer is no member.
                 let after = match result {
@@ -42,7 +43,8 @@ impl Worker {
             }
             6 | 7 => {
                 let before = self.changing(name);
-                let (_, result) = self.perform(Asked::Leave(name), patience, group.leave(), |_| Answer::Done).await;
+                let (_, result) =
+                    self.perform(Asked::Leave(name), patience, group.leave(), |_| Answer::Done).await;
                 let after = match result {
                     Some(Ok(())) => Some(false),
                     _ if before == Some(false) => Some(false),
@@ -55,7 +57,8 @@ impl Worker {
                 self.perform(Asked::Update(name, value), patience, updating, |_| Answer::Done).await;
             }
             _ => {
-                let Some((word, member)) = self.world.members.get(usize::try_from(self.dice.roll(3)).unwrap_or(0))
+                let Some((word, member)) =
+                    self.world.members.get(usize::try_from(self.dice.roll(3)).unwrap_or(0))
                 else {
                     return;
                 };
@@ -63,7 +66,10 @@ impl Worker {
                     match group.member(word).await {
                         Ok(record) => Ok(Some(self.world.record_of(&record).value)),
                         Err(error)
-                            if matches!(error.kind(), ErrorKind::MemberNotFound | ErrorKind::GroupNotFound) =>
+                            if matches!(
+                                error.kind(),
+                                ErrorKind::MemberNotFound | ErrorKind::GroupNotFound
+                            ) =>
                         {
                             Ok(None)
                         }
@@ -100,7 +106,8 @@ impl Worker {
         if locked(&self.crowd.watches).len() >= 2 {
             return;
         }
-        let (_, result) = self.perform(Asked::Other("watch"), self.patience(), group.watch(), |_| Answer::Done).await;
+        let (_, result) =
+            self.perform(Asked::Other("watch"), self.patience(), group.watch(), |_| Answer::Done).await;
         let Some(Ok(mut watch)) = result else { return };
         let place = self.world.recorder.watches(self.me.1, self.world.recorder.name(word));
         locked(&self.crowd.watches).insert(place);
@@ -124,7 +131,8 @@ impl Worker {
 
     pub(super) async fn observe(&self, election: &Election) {
         let observing = election.observe();
-        let (_, result) = self.perform(Asked::Other("observe"), self.patience(), observing, |_| Answer::Done).await;
+        let (_, result) =
+            self.perform(Asked::Other("observe"), self.patience(), observing, |_| Answer::Done).await;
         let Some(Ok(mut observer)) = result else { return };
         let (world, me) = (Arc::clone(&self.world), self.me.0.clone());
         self.keep(Task::spawn(async move {
@@ -220,7 +228,8 @@ fn hooked(event: &HookEvent) -> String {
 }
 
 fn seen(world: &World, event: &GroupEvent) -> Seen {
-    let all = |records: &Vec<_>| -> Vec<Record> { records.iter().map(|record| world.record_of(record)).collect() };
+    let all =
+        |records: &Vec<_>| -> Vec<Record> { records.iter().map(|record| world.record_of(record)).collect() };
     match event {
         GroupEvent::Snapshot(records) => Seen::Snapshot(all(records)),
         GroupEvent::Resync(records) => Seen::Resync(all(records)),

@@ -70,9 +70,8 @@ impl Worker {
             waits: false,
         };
         let ids = [self.world.called(&self.me, asked("y")), self.world.called(&self.me, asked("z"))];
-        let acquiring = async {
-            if trying { set.try_acquire().await } else { set.acquire_within(limit).await }
-        };
+        let acquiring =
+            async { if trying { set.try_acquire().await } else { set.acquire_within(limit).await } };
         let result = patiently(self.patience(), acquiring).await;
         let outcomes: Vec<Outcome> = match &result {
             Some(Ok(Some(guards))) => guards
@@ -146,4 +145,3 @@ fn granted(guard: &Option<LockGuard>) -> Answer {
         None => Answer::Held,
     }
 }
-

@@ -106,7 +106,9 @@ impl People {
 
     /// A member's process ends without a word: nothing of it reaches the backend any more.
     pub(super) async fn crash(&mut self, world: &Arc<World>, dice: &Dice, place: usize) {
-        let (Some(member), Some(person)) = (world.members.get(place), self.there.remove(&place)) else { return };
+        let (Some(member), Some(person)) = (world.members.get(place), self.there.remove(&place)) else {
+            return;
+        };
         world.note(&member.0, format_args!("crashes"));
         world.cut_off(member, Cut::Hang);
         drop(person.workers);
@@ -121,7 +123,9 @@ impl People {
 
     /// A member says good-bye, with work under way.
     pub(super) async fn close(&mut self, world: &Arc<World>, dice: &Dice, place: usize) {
-        let (Some(member), Some(person)) = (world.members.get(place), self.there.remove(&place)) else { return };
+        let (Some(member), Some(person)) = (world.members.get(place), self.there.remove(&place)) else {
+            return;
+        };
         let result = person.coordinator.close().await;
         world.note(&member.0, format_args!("closed: {:?}", result.map_err(|error| error.kind())));
         drop(person);
@@ -148,7 +152,9 @@ impl People {
             let Some((word, member)) = world.members.get(*place) else { continue };
             for (group, wanted) in &*locked(&person.crowd.wanted) {
                 let Some(members) = real.get(group) else { continue };
-                if wanted.changing == 0 && wanted.member.is_some_and(|wanted| wanted != members.contains(member)) {
+                if wanted.changing == 0
+                    && wanted.member.is_some_and(|wanted| wanted != members.contains(member))
+                {
                     let group = world.recorder.read(|history| history.name(*group).to_owned());
                     let what = if wanted.member == Some(true) { "is no member" } else { "is a member" };
                     world.wrong("S7", format!("{word} {what} of {group}, against what it was told"));

@@ -13,9 +13,7 @@ use tooz_core::driver::{LockKey, LockMode, MemberRecord, Previous};
 use tooz_core::{Error, LossSignal};
 use tooz_memory::{Cut, Happened, Kit};
 
-use crate::history::{
-    Asked, End, Fact, Mode, Name, OperationId, Outcome, Record, Recorder,
-};
+use crate::history::{Asked, End, Fact, Mode, Name, OperationId, Outcome, Record, Recorder};
 
 pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -168,7 +166,9 @@ impl World {
             Fact::Freed { lock, member, token, end, .. } => {
                 self.note("", format_args!("{} freed by {} token {token} {end:?}", word(lock), word(member)));
             }
-            Fact::Joined { group, record } | Fact::Updated { group, record } | Fact::Left { group, record } => {
+            Fact::Joined { group, record }
+            | Fact::Updated { group, record }
+            | Fact::Left { group, record } => {
                 let verb = match fact {
                     Fact::Joined { .. } => "joined",
                     Fact::Updated { .. } => "updated in",
