@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tooz_core::{Capabilities, Election, ErrorKind, GroupEvent, HookEvent};
 
-use super::worker::Worker;
+use super::worker::{Wish, Worker};
 use super::world::{Patience, Task, World, leader_of, locked, outcome_of, patiently};
 use crate::history::{Answer, Asked, Mode, Name, OperationId, Outcome, Record, Seen};
 
@@ -14,15 +14,15 @@ pub(super) const GROUPS: [&str; 2] = ["g", "G"];
 
 impl Worker {
     pub(super) async fn change_group(&self) {
-        let word = self.dice.one_of(&GROUPS).unwrap_or("g");
-        let Ok(group) = self.coordinator.group(word) else { return };
-        let name = self.world.recorder.name(word);
+        let title = self.dice.one_of(&GROUPS).unwrap_or("g");
+        let Ok(group) = self.coordinator.group(title) else { return };
+        let name = self.world.recorder.name(title);
         let value = self.world.value();
         let Ok(published) = Capabilities::new(&value) else { return };
         let patience = self.patience();
         match self.dice.roll(12) {
-            0 => drop(self.perform(Asked::Create(name), patience, group.create(), |_| Answer::Done).await),
-            1 => drop(self.perform(Asked::Delete(name), patience, group.delete(), |_| Answer::Done).await),
+            0 => drop(self.perform(Asked::Create(name), patience, group.create(), |()| Answer::Done).await),
+            1 => drop(self.perform(Asked::Delete(name), patience, group.delete(), |()| Answer::Done).await),
             2..=5 => {
                 let either = self.dice.one_in(3);
                 let joining = async {
@@ -30,40 +30,49 @@ impl Worker {
                 };
                 let before = self.changing(name);
                 let (_, result) =
-                    self.perform(Asked::Join(name, value), patience, joining, |_| Answer::Done).await;
+                    self.perform(Asked::Join(name, value), patience, joining, |()| Answer::Done).await;
                 // Whoever was refused as a member already stays what he was; everybody else who did not get his
                 // answer is no member.
                 let after = match result {
-                    Some(Ok(())) => Some(true),
+                    Some(Ok(())) => Wish::In(Some(value)),
                     Some(Err(error)) if error.kind() == ErrorKind::MemberExists => before,
-                    _ if before == Some(false) => Some(false),
-                    _ => None,
+                    _ if before == Wish::Out => Wish::Out,
+                    _ => Wish::Open,
                 };
                 self.changed(name, after);
             }
             6 | 7 => {
                 let before = self.changing(name);
                 let (_, result) =
-                    self.perform(Asked::Leave(name), patience, group.leave(), |_| Answer::Done).await;
+                    self.perform(Asked::Leave(name), patience, group.leave(), |()| Answer::Done).await;
                 let after = match result {
-                    Some(Ok(())) => Some(false),
-                    _ if before == Some(false) => Some(false),
-                    _ => None,
+                    Some(Ok(())) => Wish::Out,
+                    _ if before == Wish::Out => Wish::Out,
+                    _ => Wish::Open,
                 };
                 self.changed(name, after);
             }
             8 | 9 => {
+                let before = self.changing(name);
                 let updating = group.update_capabilities(published);
-                self.perform(Asked::Update(name, value), patience, updating, |_| Answer::Done).await;
+                let asked = Asked::Update(name, value);
+                let (_, result) = self.perform(asked, patience, updating, |()| Answer::Done).await;
+                let after = match (before, result) {
+                    (Wish::In(_), Some(Ok(()))) => Wish::In(Some(value)),
+                    (Wish::In(_), Some(Err(error))) if error.is_indeterminate() => Wish::In(None),
+                    (Wish::In(_), None) => Wish::In(None),
+                    (before, _) => before,
+                };
+                self.changed(name, after);
             }
             _ => {
-                let Some((word, member)) =
+                let Some((title, member)) =
                     self.world.members.get(usize::try_from(self.dice.roll(3)).unwrap_or(0))
                 else {
                     return;
                 };
                 let reading = async {
-                    match group.member(word).await {
+                    match group.member(title).await {
                         Ok(record) => Ok(Some(self.world.record_of(&record).value)),
                         Err(error)
                             if matches!(
@@ -83,33 +92,33 @@ impl Worker {
     }
 
     /// A change of membership begins; answers what was wanted before.
-    fn changing(&self, group: Name) -> Option<bool> {
+    fn changing(&self, group: Name) -> Wish {
         let mut wanted = locked(&self.crowd.wanted);
         let wanted = wanted.entry(group).or_default();
         wanted.changing += 1;
         wanted.mixed |= wanted.changing > 1;
-        if wanted.mixed { None } else { wanted.member }
+        if wanted.mixed { Wish::Open } else { wanted.wish }
     }
 
-    fn changed(&self, group: Name, member: Option<bool>) {
+    fn changed(&self, group: Name, wish: Wish) {
         if let Some(wanted) = locked(&self.crowd.wanted).get_mut(&group) {
             wanted.changing -= 1;
             // Two at once: which came last cannot be known.
-            wanted.member = if wanted.mixed { None } else { member };
+            wanted.wish = if wanted.mixed { Wish::Open } else { wish };
             wanted.mixed &= wanted.changing > 0;
         }
     }
 
     pub(super) async fn follow(&self) {
-        let word = self.dice.one_of(&GROUPS).unwrap_or("g");
-        let Ok(group) = self.coordinator.group(word) else { return };
+        let title = self.dice.one_of(&GROUPS).unwrap_or("g");
+        let Ok(group) = self.coordinator.group(title) else { return };
         if locked(&self.crowd.watches).len() >= 2 {
             return;
         }
         let (_, result) =
             self.perform(Asked::Other("watch"), self.patience(), group.watch(), |_| Answer::Done).await;
         let Some(Ok(mut watch)) = result else { return };
-        let place = self.world.recorder.watches(self.me.1, self.world.recorder.name(word));
+        let place = self.world.recorder.watches(self.me.1, self.world.recorder.name(title));
         locked(&self.crowd.watches).insert(place);
         let (world, crowd, me) = (Arc::clone(&self.world), Arc::clone(&self.crowd), self.me.0.clone());
         let slow = self.dice.one_in(4).then(|| self.dice.split());
@@ -156,13 +165,13 @@ impl Worker {
                 world.note(&me, format_args!("hook: {}", hooked(event)));
                 Ok(())
             };
-            let word = self.dice.one_of(&GROUPS).unwrap_or("g");
+            let title = self.dice.one_of(&GROUPS).unwrap_or("g");
             let asked = Asked::Other("watch_join_group");
-            let hook = c.watch_join_group(word, told);
+            let hook = c.watch_join_group(title, told);
             let (_, hook) = self.perform(asked, self.patience(), hook, |_| Answer::Done).await;
             if let Some(Ok(hook)) = hook {
                 self.elected_by(c.run_watchers(self.dice.millis(0, 500))).await;
-                if let Err(error) = c.unwatch_join_group(word, hook) {
+                if let Err(error) = c.unwatch_join_group(title, hook) {
                     self.world.wrong("W5", format!("a registered hook cannot be unregistered: {error}"));
                 }
             }

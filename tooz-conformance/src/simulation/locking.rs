@@ -139,6 +139,7 @@ impl Worker {
     }
 }
 
+#[allow(clippy::ref_option)] // as the operations answer it
 fn granted(guard: &Option<LockGuard>) -> Answer {
     match guard {
         Some(guard) => Answer::Granted(guard.token().get()),

@@ -11,6 +11,8 @@
 //! assert!(run.violations.is_empty(), "{}", run.report());
 //! ```
 
+#![allow(clippy::large_futures)] // a step of a worker is as large as all that it may do
+
 mod dice;
 mod grouping;
 mod locking;
@@ -220,7 +222,7 @@ async fn rest(world: &Arc<World>, people: &mut People, ttl: Option<Duration>) ->
     world.recorder.returned(id, Outcome::Ok(crate::history::Answer::Groups(names)));
     for group in groups {
         let Ok(members) = observer.group(&group)?.members().await else { continue };
-        let members = members.iter().map(|record| world.recorder.name(&record.member.to_string()));
+        let members = members.iter().map(|record| world.record_of(record));
         real.insert(world.recorder.name(&group.to_string()), members.collect());
     }
     people.check_membership(world, &real);

@@ -8,9 +8,9 @@ use tooz_core::{Coordinator, ErrorKind, Event, Result, Runtime};
 use tooz_memory::Cut;
 
 use super::dice::Dice;
-use super::worker::{Crowd, Worker};
+use super::worker::{Crowd, Wish, Worker};
 use super::world::{Task, World, locked};
-use crate::history::Name;
+use crate::history::{Name, Record};
 
 /// How a coordinator connects.
 pub(super) struct Door {
@@ -21,8 +21,8 @@ pub(super) struct Door {
 }
 
 impl Door {
-    pub(super) async fn enter(&self, word: &str, seed: u64) -> Result<Coordinator> {
-        let mut builder = Coordinator::builder(&self.url, word)
+    pub(super) async fn enter(&self, title: &str, seed: u64) -> Result<Coordinator> {
+        let mut builder = Coordinator::builder(&self.url, title)
             .driver(tooz_memory::REGISTRATION)
             .runtime(Runtime::Current)
             .seed(seed)
@@ -85,13 +85,13 @@ impl People {
         world.note(&me.0, format_args!("connected"));
         let crowd = Arc::new(Crowd::default());
         let mut events = coordinator.events();
-        let (listening, wanting, word) = (Arc::clone(world), Arc::clone(&crowd), me.0.clone());
+        let (listening, wanting, title) = (Arc::clone(world), Arc::clone(&crowd), me.0.clone());
         let listener = Task::spawn(async move {
             while let Some(event) = events.next().await {
-                listening.note(&word, format_args!("{event:?}"));
+                listening.note(&title, format_args!("{event:?}"));
                 if let Event::GroupDeleted(group) = &event {
                     let group = listening.recorder.name(&group.to_string());
-                    locked(&wanting.wanted).entry(group).or_default().member = None;
+                    locked(&wanting.wanted).entry(group).or_default().wish = Wish::Open;
                 }
             }
         });
@@ -104,7 +104,7 @@ impl People {
         self.there.insert(place, Person { coordinator, crowd, workers, listener });
     }
 
-    /// A member's process ends without a word: nothing of it reaches the backend any more.
+    /// A member's process ends without a title: nothing of it reaches the backend any more.
     pub(super) async fn crash(&mut self, world: &Arc<World>, dice: &Dice, place: usize) {
         let (Some(member), Some(person)) = (world.members.get(place), self.there.remove(&place)) else {
             return;
@@ -139,25 +139,30 @@ impl People {
         for (place, person) in &mut self.there {
             for (number, worker) in person.workers.drain(..).enumerate() {
                 if tokio::time::timeout(limit, worker).await.is_err() {
-                    let word = world.members.get(*place).map_or("?", |(word, _)| word);
-                    world.wrong("L8", format!("task {number} of {word} never came to its end"));
+                    let title = world.members.get(*place).map_or("?", |(title, _)| title);
+                    world.wrong("L8", format!("task {number} of {title} never came to its end"));
                 }
             }
         }
     }
 
     /// Whether everybody is a member of exactly what he wanted, as the backend sees it.
-    pub(super) fn check_membership(&self, world: &World, real: &BTreeMap<Name, Vec<Name>>) {
+    pub(super) fn check_membership(&self, world: &World, real: &BTreeMap<Name, Vec<Record>>) {
         for (place, person) in &self.there {
-            let Some((word, member)) = world.members.get(*place) else { continue };
+            let Some((title, member)) = world.members.get(*place) else { continue };
             for (group, wanted) in &*locked(&person.crowd.wanted) {
                 let Some(members) = real.get(group) else { continue };
-                if wanted.changing == 0
-                    && wanted.member.is_some_and(|wanted| wanted != members.contains(member))
-                {
+                let record = members.iter().find(|record| record.member == *member);
+                let right = match (wanted.wish, record) {
+                    _ if wanted.changing > 0 => true,
+                    (Wish::Open, _) | (Wish::Out, None) | (Wish::In(None), Some(_)) => true,
+                    (Wish::In(Some(value)), Some(record)) => record.value == value,
+                    (Wish::Out, Some(_)) | (Wish::In(_), None) => false,
+                };
+                if !right {
                     let group = world.recorder.read(|history| history.name(*group).to_owned());
-                    let what = if wanted.member == Some(true) { "is no member" } else { "is a member" };
-                    world.wrong("S7", format!("{word} {what} of {group}, against what it was told"));
+                    let what = format!("{title} in {group}: {record:?}, and it was told {:?}", wanted.wish);
+                    world.wrong("S7", what);
                 }
             }
         }
@@ -172,14 +177,14 @@ impl People {
         }
         for (place, person) in std::mem::take(&mut self.there) {
             locked(&person.crowd.followers).clear();
-            let word = world.members.get(place).map_or("?", |(word, _)| word);
+            let title = world.members.get(place).map_or("?", |(title, _)| title);
             let result = person.coordinator.close().await;
-            world.note(word, format_args!("closed: {:?}", result.as_ref().map_err(tooz_core::Error::kind)));
+            world.note(title, format_args!("closed: {:?}", result.as_ref().map_err(tooz_core::Error::kind)));
             // A lost answer to the last call is planned now and then; anything else is a refusal to close.
             if let Err(error) = result
                 && error.kind() != ErrorKind::Unavailable
             {
-                world.wrong("S3", format!("{word} could not be closed: {error}"));
+                world.wrong("S3", format!("{title} could not be closed: {error}"));
             }
         }
     }

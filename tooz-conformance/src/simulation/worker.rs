@@ -20,23 +20,29 @@ pub(super) struct Crowd {
     pub(super) followers: Mutex<Vec<Task>>,
     /// Watches that still go on.
     pub(super) watches: Mutex<BTreeSet<usize>>,
-    /// Whether this coordinator is to be a member of a group; `None`: nobody can know.
+    /// Of which groups this coordinator is to be a member.
     pub(super) wanted: Mutex<BTreeMap<Name, Wanted>>,
     pub(super) hooks: Mutex<Hooks>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Wanted {
-    pub(super) member: Option<bool>,
+    pub(super) wish: Wish,
     /// Changes under way, and whether there were two at once.
     pub(super) changing: u32,
     pub(super) mixed: bool,
 }
 
-impl Default for Wanted {
-    fn default() -> Self {
-        Self { member: Some(false), changing: 0, mixed: false }
-    }
+/// What a coordinator was told about its own membership.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// It is no member.
+    #[default]
+    Out,
+    /// It is a member, and publishes this where that is known.
+    In(Option<u64>),
+    /// Nobody can know.
+    Open,
 }
 
 /// The elected hook, if there is one, and the operation that it would answer.
