@@ -200,8 +200,13 @@ impl History {
                 (!out).then_some(("G3", "it was a member all the time"))
             }
             (Asked::Update(group, _), Outcome::Ok(Answer::Done)) => {
-                let updated = any_in(truth.updated.get(&(group, client)), from, to);
-                (!updated).then_some(("G5", "no record was updated meanwhile"))
+                let key = (group, client);
+                let updated = any_in(truth.updated.get(&key), from, to);
+                // Between the loss of a session and the rejoin it is noted and published with the rejoin; an
+                // update that itself makes a member of nobody is another matter.
+                let out = truth.is_member.get(&key).is_some_and(|line| line.ever(from, to, |member| !member));
+                let later = out && !any_in(truth.joined.get(&key), from, to);
+                (!updated && !later).then_some(("G5", "no record was updated meanwhile"))
             }
             (Asked::List, Outcome::Ok(Answer::Groups(listed))) => {
                 let invented = listed.iter().any(|group| !truth.group_ever(*group, from, to, true));

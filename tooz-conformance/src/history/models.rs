@@ -2,7 +2,7 @@
 
 use super::linear::{Entry, Model, Verdict, check};
 use super::records::by;
-use super::{Answer, Asked, End, Fact, History, Mode, Moment, Name, OperationId, Outcome, Violation};
+use super::{Answer, Asked, End, Fact, History, Mode, Name, OperationId, Outcome, Violation};
 
 /// An exclusive lock with tokens. The backend's own endings are operations of a single moment.
 #[derive(Debug)]
@@ -247,16 +247,14 @@ impl History {
     /// at which the backend says that they happened.
     fn own_changes(&self) -> Vec<((Name, Name), Entry<MemberOperation>)> {
         let mut changes = Vec::new();
-        let mut told: Vec<(Name, Name, Moment, Moment, MemberOperation)> = Vec::new();
+        let mut told: Vec<(OperationId, Name, Name, MemberOperation)> = Vec::new();
         for (place, operation) in self.operations.iter().enumerate() {
             let (group, change) = match (operation.asked, &operation.outcome) {
                 (Asked::Join(group, value), Outcome::Ok(_)) => (group, MemberOperation::Joined(value)),
                 (Asked::Update(group, value), Outcome::Ok(_)) => (group, MemberOperation::Updated(value)),
                 _ => continue,
             };
-            let (id, call, end) = (Some(OperationId(place)), operation.call, operation.returned);
-            told.push((group, operation.client, call, end, change));
-            changes.push(((group, operation.client), Entry { id, call, end, operation: change }));
+            told.push((OperationId(place), group, operation.client, change));
         }
         let mut used = vec![false; told.len()];
         for (moment, fact) in &self.facts {
@@ -278,14 +276,25 @@ impl History {
                 }
                 _ => continue,
             };
-            let same = told.iter().zip(&used).position(|((g, m, call, end, told), used)| {
-                !used && *g == group && *m == member && *told == change && (*call..=*end).contains(moment)
+            let same = told.iter().zip(&used).position(|((id, g, m, told), used)| {
+                let during = self.operation(*id).is_some_and(|o| (o.call..=o.returned).contains(moment));
+                !used && *g == group && *m == member && *told == change && during
             });
             if let Some(same) = same.and_then(|same| used.get_mut(same)) {
                 *same = true;
             } else {
                 let operation = MemberOperation::Became(value);
                 changes.push(((group, member), Entry { id: None, call: *moment, end: *moment, operation }));
+            }
+        }
+        for ((id, group, member, change), used) in told.into_iter().zip(used) {
+            // An update between a loss and the rejoin is noted, and becomes true with the rejoin: that one stands
+            // among the backend's.
+            if let (Some(operation), true) =
+                (self.operation(id), used || matches!(change, MemberOperation::Joined(_)))
+            {
+                let (call, end) = (operation.call, operation.returned);
+                changes.push(((group, member), Entry { id: Some(id), call, end, operation: change }));
             }
         }
         changes
