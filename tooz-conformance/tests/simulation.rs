@@ -110,8 +110,8 @@ fn every_planted_fault_is_seen_by_its_checker() {
     for (fault, clauses, within) in SEEN {
         let seen = (0..*within).find_map(|seed| {
             let run = run(&Plan::new(seed).with_fault(fault));
-            let seen = run.violations.into_iter().find(|violation| clauses.contains(&violation.clause));
-            seen.map(|violation| (seed, violation))
+            let violation = run.violations.into_iter().find(|violation| clauses.contains(&violation.clause));
+            violation.map(|violation| (seed, violation))
         });
         match seen {
             Some((seed, violation)) => println!("{fault}: {} seeds: {violation}", seed + 1),

@@ -179,13 +179,12 @@ impl History {
             (Asked::Create(group), Outcome::Fail(ErrorKind::GroupExists)) => {
                 (!truth.group_ever(group, from, to, true)).then_some(("G1", "there was no such group"))
             }
-            (Asked::Delete(group), Outcome::Ok(Answer::Done)) => (!truth.group_ever(group, from, to, false))
-                .then_some(("G1", "the group was there all the time")),
             (Asked::Delete(group), Outcome::Fail(ErrorKind::GroupNotEmpty)) => {
                 let members = truth.members.get(&group).is_some_and(|line| line.ever(from, to, |n| *n > 0));
                 (!members).then_some(("G1", "it had no members"))
             }
-            (
+            (Asked::Delete(group), Outcome::Ok(Answer::Done))
+            | (
                 Asked::Delete(group) | Asked::Join(group, _) | Asked::Leave(group) | Asked::Update(group, _),
                 Outcome::Fail(ErrorKind::GroupNotFound),
             ) => (!truth.group_ever(group, from, to, false))
