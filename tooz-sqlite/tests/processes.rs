@@ -28,6 +28,28 @@ async fn processes_exclude_each_other() {
     assert_eq!(std::fs::read_to_string(&counter).unwrap(), "300");
 }
 
+/// Each round they make a database together, and none takes it for another program's meanwhile.
+#[test]
+fn many_processes_start_at_once_on_a_new_database() {
+    for _ in 0..5 {
+        let directory = tempfile::tempdir().unwrap();
+        let url = url(directory.path(), "");
+        let starts: Vec<_> = (0..8)
+            .map(|name| {
+                let url = url.clone();
+                std::thread::spawn(move || Actor::start("member", &[&url, &name.to_string()]))
+            })
+            .collect();
+        for start in starts {
+            let (mut actor, _) = start.join().unwrap();
+            actor.tell("acquire x");
+            let word = actor.hear();
+            let token = if word == "queued" { actor.hear() } else { word };
+            token.parse::<u64>().unwrap(); // those before it were killed when they were dropped
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_release_wakes_the_waiter_of_another_process_in_order() {
     let directory = tempfile::tempdir().unwrap();
