@@ -97,6 +97,39 @@ async fn a_killed_holder_is_noticed_at_once() {
     assert!(times[3] < Duration::from_millis(400), "{times:?}");
 }
 
+/// The same with a long queue of processes (`TOOZ_STRESS` says how long), of which three that wait die first: whoever
+/// stood behind them listens for those before them then.
+#[test]
+fn a_death_is_noticed_at_once_however_many_wait() {
+    let size: usize = std::env::var("TOOZ_STRESS").map_or(24, |text| text.parse().expect("a number"));
+    let directory = tempfile::tempdir().unwrap();
+    let url = url(directory.path(), "");
+    let (mut holder, _) = Actor::start("member", &[&url, "holder"]);
+    holder.tell("acquire x");
+    holder.hear();
+    let mut queue = std::collections::VecDeque::new();
+    for place in 0..size.max(12) {
+        let (mut waiter, _) = Actor::start("member", &[&url, &place.to_string()]);
+        waiter.tell("acquire x");
+        assert_eq!(waiter.hear(), "queued");
+        queue.push_back(waiter);
+    }
+    for place in [2, 1, 0] {
+        queue.remove(place).unwrap().kill();
+    }
+    let mut times = Vec::new();
+    for _ in 0..7 {
+        let start = Instant::now();
+        holder.kill();
+        holder = queue.pop_front().unwrap();
+        holder.hear().parse::<u64>().unwrap();
+        times.push(start.elapsed());
+    }
+    times.sort();
+    println!("with {size} in the queue, from kill -9 to the next holder: {times:?}");
+    assert!(times[3] < Duration::from_millis(400), "{times:?}");
+}
+
 #[tokio::test]
 async fn a_dead_waiter_is_passed_over_and_a_dead_member_has_left() {
     let directory = tempfile::tempdir().unwrap();
