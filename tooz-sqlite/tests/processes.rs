@@ -28,6 +28,28 @@ async fn processes_exclude_each_other() {
     assert_eq!(std::fs::read_to_string(&counter).unwrap(), "300");
 }
 
+/// Each round they make a database together, and none takes it for another program's meanwhile.
+#[test]
+fn many_processes_start_at_once_on_a_new_database() {
+    for _ in 0..5 {
+        let directory = tempfile::tempdir().unwrap();
+        let url = url(directory.path(), "");
+        let starts: Vec<_> = (0..8)
+            .map(|name| {
+                let url = url.clone();
+                std::thread::spawn(move || Actor::start("member", &[&url, &name.to_string()]))
+            })
+            .collect();
+        for start in starts {
+            let (mut actor, _) = start.join().unwrap();
+            actor.tell("acquire x");
+            let word = actor.hear();
+            let token = if word == "queued" { actor.hear() } else { word };
+            token.parse::<u64>().unwrap(); // those before it were killed when they were dropped
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_release_wakes_the_waiter_of_another_process_in_order() {
     let directory = tempfile::tempdir().unwrap();
@@ -72,6 +94,39 @@ async fn a_killed_holder_is_noticed_at_once() {
     times.sort();
     println!("from kill -9 to the next holder: {times:?}");
     // By the event, not by the look every second.
+    assert!(times[3] < Duration::from_millis(400), "{times:?}");
+}
+
+/// The same with a long queue of processes (`TOOZ_STRESS` says how long), of which three that wait die first: whoever
+/// stood behind them listens for those before them then.
+#[test]
+fn a_death_is_noticed_at_once_however_many_wait() {
+    let size: usize = std::env::var("TOOZ_STRESS").map_or(24, |text| text.parse().expect("a number"));
+    let directory = tempfile::tempdir().unwrap();
+    let url = url(directory.path(), "");
+    let (mut holder, _) = Actor::start("member", &[&url, "holder"]);
+    holder.tell("acquire x");
+    holder.hear();
+    let mut queue = std::collections::VecDeque::new();
+    for place in 0..size.max(12) {
+        let (mut waiter, _) = Actor::start("member", &[&url, &place.to_string()]);
+        waiter.tell("acquire x");
+        assert_eq!(waiter.hear(), "queued");
+        queue.push_back(waiter);
+    }
+    for place in [2, 1, 0] {
+        queue.remove(place).unwrap().kill();
+    }
+    let mut times = Vec::new();
+    for _ in 0..7 {
+        let start = Instant::now();
+        holder.kill();
+        holder = queue.pop_front().unwrap();
+        holder.hear().parse::<u64>().unwrap();
+        times.push(start.elapsed());
+    }
+    times.sort();
+    println!("with {size} in the queue, from kill -9 to the next holder: {times:?}");
     assert!(times[3] < Duration::from_millis(400), "{times:?}");
 }
 
