@@ -28,16 +28,22 @@ pub fn main(targets: &[Target]) -> ExitCode {
     if let Some(code) = helper::if_helper() {
         return code;
     }
-    let arguments = Arguments::from_args();
-    let asked_for_all =
-        arguments.filter.is_none() && arguments.skip.is_empty() && !arguments.list && !arguments.ignored;
+    let mut arguments = Arguments::from_args();
+    // Most cases mostly wait.
+    let threads = 4 * std::thread::available_parallelism().map_or(2, usize::from);
+    arguments.test_threads.get_or_insert(threads);
     let require = std::env::var("TOOZ_REQUIRE").is_ok_and(|value| value == "all");
     let conclusion = libtest_mimic::run(&arguments, trials(targets, require));
-    if asked_for_all && conclusion.num_passed + conclusion.num_failed == 0 {
+    if asks_for_all(&arguments) && conclusion.num_passed + conclusion.num_failed == 0 {
         eprintln!("no case ran: link a driver (`use tooz_memory as _;`) and name its target");
         return ExitCode::FAILURE;
     }
     conclusion.exit_code()
+}
+
+/// Whether it is a mistake if nothing runs.
+fn asks_for_all(arguments: &Arguments) -> bool {
+    arguments.filter.is_none() && arguments.skip.is_empty() && !arguments.list && !arguments.ignored
 }
 
 fn trials(targets: &[Target], require: bool) -> Vec<Trial> {
@@ -123,4 +129,25 @@ fn explain(error: &dyn std::error::Error) -> String {
         cause = inner.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_backend_is_ignored_unless_all_are_required() {
+        let targets = [Target::new("missing", |_| Err("it is not installed".into()))];
+        assert!(trials(&targets, false).iter().all(Trial::has_ignored_flag));
+        assert!(!trials(&targets, true).iter().any(Trial::has_ignored_flag));
+        assert_eq!(trials(&targets, true).len(), cases::all().len());
+    }
+
+    #[test]
+    fn nothing_is_a_mistake_only_where_all_was_asked_for() {
+        assert!(asks_for_all(&Arguments::default()));
+        for words in [&["x", "no_such_case"][..], &["x", "--list"], &["x", "--ignored"]] {
+            assert!(!asks_for_all(&Arguments::from_iter(words)), "{words:?}");
+        }
+    }
 }
