@@ -12,6 +12,7 @@ mod level;
 mod lock_break;
 mod lock_loss;
 mod locks;
+mod locks_many;
 mod locks_queue;
 mod locks_shared;
 mod names;
@@ -36,6 +37,7 @@ pub fn all() -> Vec<Case> {
         groups::CASES,
         names::CASES,
         locks::CASES,
+        locks_many::CASES,
         locks_queue::CASES,
         locks_shared::CASES,
         lock_loss::CASES,
@@ -62,6 +64,7 @@ pub const SOURCES: &[&str] = &[
     include_str!("groups.rs"),
     include_str!("names.rs"),
     include_str!("locks.rs"),
+    include_str!("locks_many.rs"),
     include_str!("locks_queue.rs"),
     include_str!("locks_shared.rs"),
     include_str!("lock_loss.rs"),
