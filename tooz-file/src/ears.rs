@@ -9,11 +9,14 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use tooz_core::driver::SessionId;
 
 use crate::hub::{Hub, Topic};
@@ -45,9 +48,16 @@ impl Area {
     }
 }
 
+/// The kernel tells of a file's closing a moment before it lets the file's locks go, so that whoever looks at once
+/// may find it locked. What was said is said again so often, with this between: the moment is mere microseconds
+/// unless the closing process is preempted in it.
+const ECHOES: u8 = 3;
+const ECHO: Duration = Duration::from_millis(4);
+
 #[derive(Debug)]
 struct Shared {
     inotify: Inotify,
+    echo: TimerFd,
     stop: EventFd,
     hub: Arc<Hub>,
     areas: Mutex<HashMap<WatchDescriptor, Area>>,
@@ -66,6 +76,10 @@ impl Ears {
     pub(crate) fn new(hub: &Arc<Hub>) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             inotify: Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?,
+            echo: TimerFd::new(
+                ClockId::CLOCK_MONOTONIC,
+                TimerFlags::TFD_CLOEXEC.union(TimerFlags::TFD_NONBLOCK),
+            )?,
             stop: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             hub: hub.clone(),
             areas: Mutex::default(),
@@ -128,10 +142,12 @@ impl Shared {
     }
 
     fn run(&self) {
+        let mut echoes: Vec<(Topic, u8)> = Vec::new();
         loop {
             let mut descriptors = [
-                PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.echo.as_fd(), PollFlags::POLLIN),
             ];
             match poll(&mut descriptors, PollTimeout::NONE) {
                 Ok(_) | Err(Errno::EINTR) => {}
@@ -140,15 +156,36 @@ impl Shared {
                     return;
                 }
             }
-            if descriptors[1].any().unwrap_or(false) {
+            let [stop, events, echo] = descriptors.map(|descriptor| descriptor.any().unwrap_or(false));
+            if stop {
                 return;
             }
-            self.listen();
+            let armed = !echoes.is_empty();
+            if events {
+                self.listen(&mut echoes);
+            }
+            if echo {
+                // Expired: reading it waits for nothing.
+                let _ = self.echo.wait();
+                for (topic, left) in &mut echoes {
+                    self.hub.say(topic);
+                    *left -= 1;
+                }
+                echoes.retain(|(_, left)| *left > 0);
+            }
+            if !echoes.is_empty() && (echo || !armed) {
+                let soon = Expiration::OneShot(TimeSpec::from_duration(ECHO));
+                if let Err(errno) = self.echo.set(soon, TimerSetTimeFlags::empty()) {
+                    // Then it is found by the poll that everybody does for safety.
+                    tracing::debug!(%errno, "no timer");
+                    echoes.clear();
+                }
+            }
         }
     }
 
     /// Says everything that was heard, each thing once for one reading.
-    fn listen(&self) {
+    fn listen(&self, echoes: &mut Vec<(Topic, u8)>) {
         while let Ok(events) = self.inotify.read_events() {
             let areas = self.areas();
             let mut said: Vec<Topic> = Vec::new();
@@ -159,6 +196,13 @@ impl Shared {
                 }
                 let Some(area) = areas.get(&event.wd) else { continue };
                 for topic in topics(area, event) {
+                    if !self.hub.wants(&topic) {
+                        continue;
+                    }
+                    if event.mask.contains(AddWatchFlags::IN_CLOSE_WRITE) {
+                        echoes.retain(|(other, _)| *other != topic);
+                        echoes.push((topic.clone(), ECHOES));
+                    }
                     if !said.contains(&topic) {
                         self.hub.say(&topic);
                         said.push(topic);

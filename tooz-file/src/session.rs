@@ -68,8 +68,9 @@ impl FileSession {
         if let Some(previous) = request.previous {
             // S7: it is ended first; what it claimed passes on without a gap.
             if let Some(earlier) = earlier(client, &site, previous, request)? {
-                earlier.end(LossReason::Expired);
+                // Before its end: its own task gives back what it still has.
                 groups::pass_claim(client, &site, &earlier, &session.local).await?;
+                earlier.end(LossReason::Expired);
                 clear(client, &earlier, Previous::Expired).await?;
             }
         }

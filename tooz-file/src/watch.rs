@@ -146,11 +146,10 @@ impl GroupFollower {
                 self.note(view, missed);
                 Ok(())
             }
-            Err(error) if error.kind() == ErrorKind::GroupNotFound && self.started => {
+            // Not there yet after the loss of everything; else somebody deleted it.
+            Err(error) if error.kind() == ErrorKind::GroupNotFound && self.metadata.is_some() => {
                 if self.site.is_in_place() {
                     self.delete();
-                } else {
-                    self.start_anew()?;
                 }
                 Ok(())
             }
@@ -227,6 +226,12 @@ impl Follow for GroupFollower {
             }
             if self.client.is_closed() {
                 return None;
+            }
+            if !self.site.is_in_place() {
+                match self.start_anew() {
+                    Err(error) if error.kind() != ErrorKind::Unavailable => return Some(Err(error)),
+                    _ => continue,
+                }
             }
             // A group that was created again after the loss of everything is a new directory.
             if self.metadata.is_none() {
