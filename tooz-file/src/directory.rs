@@ -96,13 +96,15 @@ impl Directory {
         read_all(&self.open(name)?)
     }
 
+    /// Replaces what stands there. Whoever has the file open goes on to be heard of under its new name when it
+    /// closes it, which is not so after a link.
     pub(crate) fn rename(&self, from: &str, place: &Self, to: &str) -> io::Result<()> {
         Ok(nix::fcntl::renameat(&self.fd, from, &place.fd, to)?)
     }
 
-    /// Never replaces anything.
-    pub(crate) fn rename_new(&self, from: &str, place: &Self, to: &str) -> io::Result<()> {
-        // As rename, but a link fails where the name exists; renameat2 is missing from some C libraries.
+    /// As [`Directory::rename`], but never replaces anything; for files whose closing nobody listens to. By a link,
+    /// since renameat2 is missing from some C libraries.
+    pub(crate) fn publish(&self, from: &str, place: &Self, to: &str) -> io::Result<()> {
         nix::unistd::linkat(&self.fd, from, &place.fd, to, AtFlags::empty())?;
         self.unlink(from)
     }

@@ -141,7 +141,7 @@ impl Fence {
                     Counter { next, ceiling: next.saturating_add(STEP), boot: self.boot_id.clone().into() };
                 let name = directory::unique("fence");
                 tmp.write_new(&name, &counter.encode(), self.mode)?.sync_all()?;
-                match tmp.rename_new(&name, home, keys::FENCE) {
+                match tmp.publish(&name, home, keys::FENCE) {
                     Ok(()) => home.sync()?,
                     Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                         tmp.remove(&name)?;

@@ -82,7 +82,7 @@ fn create(site: &Site, group: &GroupId) -> Result<Directory> {
     let content = record::write_group(group);
     // Groups outlive a power cut; members do not have to.
     let written = site.tmp.write_new(&temporary, &content, site.mode).and_then(|file| file.sync_all());
-    let placed = written.and_then(|()| site.tmp.rename_new(&temporary, &directory, keys::METADATA));
+    let placed = written.and_then(|()| site.tmp.publish(&temporary, &directory, keys::METADATA));
     match placed.and_then(|()| directory.sync()).and_then(|()| site.groups.sync()) {
         Ok(()) => {
             site.say(&Topic::Group(name));
@@ -200,7 +200,7 @@ pub(crate) async fn pass_claim(client: &Client, site: &Site, from: &Local, to: &
 }
 
 /// Writes a member's file, locked before it is seen, in place of whatever stands there.
-fn place(site: &Site, directory: &Directory, member: Member, replace: bool) -> io::Result<Membership> {
+fn place(site: &Site, directory: &Directory, member: Member) -> io::Result<Membership> {
     let name = keys::member(&member.record.member);
     let temporary = directory::unique("member");
     let file = site.tmp.write_new(&temporary, &member.write(), site.mode)?;
@@ -208,11 +208,8 @@ fn place(site: &Site, directory: &Directory, member: Member, replace: bool) -> i
         if !site.flavor.try_lock(&file, Hold::Alone)? {
             return Err(io::Error::other("a new file is locked by somebody else"));
         }
-        if replace {
-            site.tmp.rename(&temporary, directory, &name)
-        } else {
-            site.tmp.rename_new(&temporary, directory, &name)
-        }
+        // INVARIANT: under the driver lock, and what stands there may be replaced: nobody comes between.
+        site.tmp.rename(&temporary, directory, &name)
     })();
     if let Err(error) = placed {
         let _ = site.tmp.remove(&temporary);
@@ -235,7 +232,6 @@ impl FileSessionGroups {
             answer => Some(answer?),
         };
         let name = keys::member(&local.member);
-        let mut replace = false;
         if let Some(directory) = &directory
             && let Some(data) = directory.stat(&name).map_err(failed)?
         {
@@ -249,7 +245,6 @@ impl FileSessionGroups {
                     format!("member \"{}\" {who} in group \"{group}\"", local.member),
                 ));
             }
-            replace = true;
         }
         claim(site, local)?;
         let directory = match directory {
@@ -261,7 +256,7 @@ impl FileSessionGroups {
         let record =
             MemberRecord::new(local.member.clone(), request.capabilities.clone(), incarnation).at(now, now);
         let member = Member { record, owner: Some(local.owner.clone()) };
-        let membership = place(site, &directory, member, replace).map_err(failed)?;
+        let membership = place(site, &directory, member).map_err(failed)?;
         let mut state = local.state();
         if let Err(error) = state.check() {
             drop(state);
@@ -303,7 +298,7 @@ impl FileSessionGroups {
         let record = MemberRecord::new(id, capabilities.clone(), incarnation)
             .at(joined_at, Some(self.client.context.clock.wall()));
         let member = Member { record, owner: member.owner };
-        let membership = place(site, &directory, member, true).map_err(|cause| failed(group, cause))?;
+        let membership = place(site, &directory, member).map_err(|cause| failed(group, cause))?;
         // The old file is closed after the new one is in place: its closing is no death.
         let old = local.state().members.insert(group.clone(), membership);
         drop(old);

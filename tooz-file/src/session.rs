@@ -94,7 +94,8 @@ fn create(site: &Arc<Site>, id: SessionId, request: &OpenSession) -> io::Result<
     if !site.flavor.try_lock(&file, Hold::Alone)? {
         return Err(io::Error::other("a new session file is locked by somebody else"));
     }
-    site.tmp.rename_new(&temporary, &site.sessions, &id.to_string())?;
+    // The name is 128 random bits: there is nothing to replace.
+    site.tmp.rename(&temporary, &site.sessions, &id.to_string())?;
     Ok(Local::new(site.clone(), request.member.clone(), request.instance, owner, file, file_id))
 }
 

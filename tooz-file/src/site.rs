@@ -337,7 +337,7 @@ fn once(home: &Directory, tmp: &Directory, name: &str, content: &[u8], mode: u32
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let temporary = directory::unique(name);
             tmp.write_new(&temporary, content, mode)?.sync_all()?;
-            match tmp.rename_new(&temporary, home, name) {
+            match tmp.publish(&temporary, home, name) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     tmp.remove(&temporary)?;
                 }
