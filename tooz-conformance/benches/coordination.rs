@@ -100,7 +100,8 @@ async fn sqlite(directory: &Path) -> Result<()> {
         ours.push(micros(pairs(&library, "one", 2_000).await?, 2_000));
         on_current.push(micros(pairs(&current, "one", 2_000).await?, 2_000));
 
-        let shared = Arc::new(std::sync::Mutex::new(ByHand::open(&directory.join("hand.db")).expect("by hand")));
+        let shared =
+            Arc::new(std::sync::Mutex::new(ByHand::open(&directory.join("hand.db")).expect("by hand")));
         let start = Instant::now();
         let threads: Vec<_> = (0..64)
             .map(|thread| {
@@ -179,7 +180,10 @@ async fn memory() -> Result<()> {
     let (ours, on_current) = (median(ours), median(on_current));
     println!("memory, acquire + release");
     println!("  library thread              {ours:8.2} µs");
-    println!("  Runtime::Current            {on_current:8.2} µs   the library thread costs {:.2} x", ours / on_current);
+    println!(
+        "  Runtime::Current            {on_current:8.2} µs   the library thread costs {:.2} x",
+        ours / on_current
+    );
     contended("memory", &library).await?;
     library.close().await?;
     current.close().await
@@ -187,7 +191,8 @@ async fn memory() -> Result<()> {
 
 /// One beat of a session with many locks.
 async fn heartbeat() -> Result<()> {
-    let coordinator = Coordinator::builder("memory://beats", "a").ttl(Duration::from_secs(60)).connect().await?;
+    let coordinator =
+        Coordinator::builder("memory://beats", "a").ttl(Duration::from_secs(60)).connect().await?;
     let mut beat = async |held: usize| -> Result<f64> {
         let mut figures = Vec::new();
         for _ in 0..ROUNDS {

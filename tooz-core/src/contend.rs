@@ -31,6 +31,8 @@ struct Queues {
 struct Queue {
     waiting: VecDeque<Waiting>,
     passed: Vec<Passed>,
+    /// For callers who do not wait: told when a ticket comes further or goes.
+    changed: Arc<Notify>,
     /// The largest tokens seen: of an exclusive grant, and of any grant.
     exclusive: Option<FencingToken>,
     any: Option<FencingToken>,
@@ -48,6 +50,9 @@ struct Passed {
     id: u64,
     mode: LockMode,
     stage: Stage,
+    /// It is being released or withdrawn, and the backend has not answered: its stage says nothing any more about
+    /// others' chances.
+    leaving: bool,
 }
 
 /// How far a ticket that passed has come.
@@ -68,13 +73,26 @@ impl Queue {
             && matches!(admits(mode, self.passed.iter().map(|passed| passed.mode)), Ok(Admission::Yes))
     }
 
+    /// Whether the backend's word to those who have passed means that `mode` cannot be had now.
+    fn is_taken(&self, mode: LockMode) -> bool {
+        let staying = || self.passed.iter().filter(|passed| !passed.leaving);
+        let granted = staying().filter(|passed| passed.stage == Stage::Granted).map(|passed| passed.mode);
+        staying().any(|passed| passed.stage == Stage::Queued)
+            || !matches!(admits(mode, granted), Ok(Admission::Yes))
+    }
+
     fn let_pass(&mut self) {
         while let Some(first) = self.waiting.front() {
             if !self.may_pass(first.mode) {
                 return;
             }
             if let Some(first) = self.waiting.pop_front() {
-                self.passed.push(Passed { id: first.id, mode: first.mode, stage: Stage::Asking });
+                self.passed.push(Passed {
+                    id: first.id,
+                    mode: first.mode,
+                    stage: Stage::Asking,
+                    leaving: false,
+                });
                 first.passed.notify_one();
             }
         }
@@ -103,15 +121,15 @@ impl Contention {
         Ok(Ticket { contention: Arc::clone(self), key: key.clone(), id, passed })
     }
 
-    /// Whether the backend's last word to the ticket `id`, or to one of this coordinator before it, is that it
-    /// has to wait or holds the lock: then `None` is a true answer when the time is over.
+    /// Whether the backend's last word to the ticket `id` is that it has to wait, or to one of this coordinator
+    /// before it that it waits or holds the lock: then `None` is a true answer when the time is over.
     pub(crate) fn answered(&self, key: &LockKey, id: u64) -> bool {
         let queues = self.queues();
         queues.keys.get(key).is_some_and(|queue| {
             let mut passed = queue.passed.iter();
             match passed.clone().find(|passed| passed.id == id) {
-                Some(own) => own.stage != Stage::Asking,
-                None => passed.any(|passed| passed.stage != Stage::Asking),
+                Some(own) => own.stage == Stage::Queued && !own.leaving,
+                None => passed.any(|passed| passed.stage != Stage::Asking && !passed.leaving),
             }
         })
     }
@@ -132,7 +150,7 @@ impl Ticket {
     }
 
     /// Whether nobody of this coordinator is before it.
-    pub(crate) fn has_passed(&self) -> bool {
+    fn has_passed(&self) -> bool {
         let queues = self.contention.queues();
         queues.keys.get(&self.key).is_some_and(|queue| queue.passed.iter().any(|passed| passed.id == self.id))
     }
@@ -145,14 +163,45 @@ impl Ticket {
         }
     }
 
-    pub(crate) fn set_stage(&self, stage: Stage) {
+    /// For a caller who does not wait: `true` when it is its turn, `false` as soon as the backend's word to its
+    /// siblings says that the lock cannot be had. What is still being asked, released or withdrawn says neither.
+    /// Cancel-safe.
+    pub(crate) async fn pass_or_taken(&self, mode: LockMode) -> bool {
+        loop {
+            let changed = {
+                let queues = self.contention.queues();
+                let Some(queue) = queues.keys.get(&self.key) else { return false };
+                if queue.passed.iter().any(|passed| passed.id == self.id) {
+                    return true;
+                }
+                if queue.is_taken(mode) {
+                    return false;
+                }
+                // It counts from here, under the lock.
+                Arc::clone(&queue.changed).notified_owned()
+            };
+            changed.await;
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Passed)) {
         let mut queues = self.contention.queues();
         if let Some(queue) = queues.keys.get_mut(&self.key) {
             if let Some(passed) = queue.passed.iter_mut().find(|passed| passed.id == self.id) {
-                passed.stage = stage;
+                change(passed);
             }
             queue.let_pass();
+            queue.changed.notify_waiters();
         }
+    }
+
+    pub(crate) fn set_stage(&self, stage: Stage) {
+        self.change(|passed| (passed.stage, passed.leaving) = (stage, false));
+    }
+
+    /// Its attempt is being released or withdrawn.
+    pub(crate) fn set_leaving(&self) {
+        self.change(|passed| passed.leaving = true);
     }
 
     /// Refuses a token that is not larger than those before it: then two holders could not be told apart.
@@ -186,6 +235,7 @@ impl Drop for Ticket {
         queue.waiting.retain(|waiting| waiting.id != self.id);
         queue.passed.retain(|passed| passed.id != self.id);
         queue.let_pass();
+        queue.changed.notify_waiters();
         let idle = |queue: &Queue| queue.waiting.is_empty() && queue.passed.is_empty();
         if idle(queue) && (queue.any.is_none() || queues.keys.len() > REMEMBERED) {
             queues.keys.remove(&self.key);

@@ -23,7 +23,7 @@ use crate::{BackendUrl, Characteristics, GroupId, LockName, LossReason, MemberId
 /// gone; then it closes in the background.
 ///
 /// Every operation ends within `operation_timeout` (10 s; waiting for a lock does not count) and works on any
-/// executor, or on none: the library has a runtime thread of its own (see [`Runtime`]).
+/// executor, or on none: the library has a runtime thread of its own (see [`Runtime`](crate::Runtime)).
 #[derive(Clone)]
 pub struct Coordinator {
     life: Arc<Life>,
@@ -89,7 +89,7 @@ impl Coordinator {
 
     /// What happens to the session from now on.
     pub fn events(&self) -> Events {
-        Events::new(self.life.events.subscribe())
+        Events::new(self.life.subscribe())
     }
 
     /// The heart.
@@ -297,6 +297,8 @@ impl Coordinator {
     /// # Cancel safety
     /// Closing goes on.
     pub async fn close(&self) -> Result<()> {
+        // The parent's keeper would never answer.
+        self.life.check_process()?;
         let mut phase = self.life.phase.subscribe();
         self.life.command(Command::Close);
         loop {

@@ -127,9 +127,13 @@ impl Election {
     pub async fn observe(&self) -> Result<Observer> {
         let driver = Arc::clone(&self.life.driver);
         let key = self.key();
-        let call = Box::pin(async move { driver.locks().watch(&key).await });
-        let stream = self.life.read(call).await.map_err(|error| error.during("observe"))?;
-        Ok(Observer { _life: Arc::clone(&self.life), stream, last: None, newest: None })
+        let life = Arc::clone(&self.life);
+        // The answer is a type of ours, as for a group's watch.
+        let call = Box::pin(async move {
+            let stream = driver.locks().watch(&key).await?;
+            Ok(Observer { _life: life, stream, last: None, newest: None })
+        });
+        self.life.read(call).await.map_err(|error| error.during("observe"))
     }
 
     /// Ends the present leadership from outside; see [`Lock::break_lock`](crate::Lock::break_lock).

@@ -72,7 +72,7 @@ impl Group {
     /// # Cancel safety
     /// Dropping the future leaves no membership behind, within one more round trip or by the session's end.
     pub async fn join(&self, capabilities: Capabilities) -> Result<()> {
-        self.join_as(capabilities, false).await.map_err(|error| error.during("join"))
+        self.limited(self.join_as(capabilities, false)).await.map_err(|error| error.during("join"))
     }
 
     /// As [`Group::join`], and creates the group in the same step if it is missing.
@@ -83,7 +83,7 @@ impl Group {
     /// # Cancel safety
     /// As [`Group::join`]; the group may have been created.
     pub async fn join_or_create(&self, capabilities: Capabilities) -> Result<()> {
-        self.join_as(capabilities, true).await.map_err(|error| error.during("join"))
+        self.limited(self.join_as(capabilities, true)).await.map_err(|error| error.during("join"))
     }
 
     async fn join_as(&self, capabilities: Capabilities, create: bool) -> Result<()> {
@@ -104,15 +104,17 @@ impl Group {
             Ok(())
         });
         let (shared, id, kept) = (Arc::clone(&self.life), self.id.clone(), Arc::clone(&turn));
-        let undo = |unfinished: Owned<Result<()>>| -> Owned<()> {
+        let undo = Box::new(|unfinished: Owned<Result<()>>| -> Owned<()> {
             Box::pin(async move {
-                if !unfinished.await.is_err_and(|error| !error.is_indeterminate()) {
+                // Or until the session is over, which takes the record along.
+                let answer = tenure.or_lost(unfinished).await;
+                if !answer.is_some_and(|answer| answer.is_err_and(|error| !error.is_indeterminate())) {
                     shared.joined().remove(&id);
                     leave_until_answered(&shared, &tenure, &id).await;
                 }
                 drop(kept); // only now may the next change begin, or this would undo it
             })
-        };
+        });
         self.life.call(call, undo).await
     }
 
@@ -124,7 +126,7 @@ impl Group {
     /// # Cancel safety
     /// A leave that was begun is driven to its end.
     pub async fn leave(&self) -> Result<()> {
-        let result = self.leave_group().await;
+        let result = self.limited(self.leave_group()).await;
         result.map_err(|error| error.during("leave"))
     }
 
@@ -133,16 +135,25 @@ impl Group {
         let now = session.id();
         let wanted = self.life.joined().remove(&self.id);
         let id = self.id.clone();
-        let call = Box::pin(async move { session.groups().leave(&id).await });
+        let call = Box::pin(async move {
+            // What could not be sent goes on in the background, so it may take effect yet.
+            session
+                .groups()
+                .leave(&id)
+                .await
+                .map_err(|e| if e.is_retryable() { e.indeterminate() } else { e })
+        });
         let (shared, id, kept) = (Arc::clone(&self.life), self.id.clone(), Arc::clone(&turn));
-        let finish = |unfinished: Owned<Result<()>>| -> Owned<()> {
+        let finish = Box::new(|unfinished: Owned<Result<()>>| -> Owned<()> {
             Box::pin(async move {
-                if unfinished.await.is_err_and(|error| error.is_indeterminate() || error.is_retryable()) {
+                let answer = tenure.or_lost(unfinished).await;
+                let open = |error: Error| error.is_indeterminate() || error.is_retryable();
+                if answer.is_some_and(|answer| answer.is_err_and(open)) {
                     leave_until_answered(&shared, &tenure, &id).await;
                 }
                 drop(kept);
             })
-        };
+        });
         match self.life.call(call, finish).await {
             // Lost with its session and not rejoined yet: it is out, as was wanted.
             Err(error)
@@ -163,26 +174,41 @@ impl Group {
     /// # Cancel safety
     /// An update that was begun is driven to its end.
     pub async fn update_capabilities(&self, capabilities: Capabilities) -> Result<()> {
-        self.update(capabilities).await.map_err(|error| error.during("update_capabilities"))
+        let result = self.limited(self.update(capabilities)).await;
+        result.map_err(|error| error.during("update_capabilities"))
+    }
+
+    /// One time limit for everything that a change waits for: its turn, a session, the answer.
+    async fn limited<T>(&self, change: impl Future<Output = Result<T>>) -> Result<T> {
+        let limit = self.life.config.operation_timeout;
+        self.life.limited(limit, change).await.unwrap_or_else(|| Err(self.life.timed_out()))
     }
 
     async fn update(&self, capabilities: Capabilities) -> Result<()> {
-        let Change { session, turn, .. } = Change::begin(&self.life).await?;
+        let Change { tenure, session, turn } = Change::begin(&self.life).await?;
         let (shared, id) = (Arc::clone(&self.life), self.id.clone());
         let call = Box::pin(async move {
-            session.groups().update(&id, &capabilities).await?;
-            if let Some(membership) = shared.joined().get_mut(&id) {
+            let updated = session.groups().update(&id, &capabilities).await;
+            let mut joined = shared.joined();
+            let wanted = joined.get_mut(&id);
+            // Lost with its session, or removed, and not joined again yet: the rejoin publishes what is newest.
+            let away = wanted.as_ref().is_some_and(|membership| membership.session != Some(session.id()));
+            match updated {
+                Err(error) if error.kind() != ErrorKind::MemberNotFound || !away => return Err(error),
+                _ => {}
+            }
+            if let Some(membership) = wanted {
                 membership.capabilities = capabilities;
             }
             Ok(())
         });
         let kept = Arc::clone(&turn);
-        let finish = |unfinished: Owned<Result<()>>| -> Owned<()> {
+        let finish = Box::new(|unfinished: Owned<Result<()>>| -> Owned<()> {
             Box::pin(async move {
-                drop(unfinished.await);
+                tenure.or_lost(unfinished).await;
                 drop(kept);
             })
-        };
+        });
         self.life.call(call, finish).await
     }
 
@@ -238,9 +264,9 @@ impl Group {
 
 pub(crate) async fn watch(shared: &Arc<Shared>, id: &GroupId, life: Option<Arc<Life>>) -> Result<GroupWatch> {
     let (driver, id) = (Arc::clone(&shared.driver), id.clone());
-    let call = Box::pin(async move { driver.groups().watch(&id).await });
-    let stream = shared.read(call).await.map_err(|error| error.during("watch"))?;
-    Ok(GroupWatch::new(life, stream))
+    // The answer is a type of ours: with the stream's trait object in it, rustc would not see that this is `Send`.
+    let call = Box::pin(async move { Ok(GroupWatch::new(life, driver.groups().watch(&id).await?)) });
+    shared.read(call).await.map_err(|error| error.during("watch"))
 }
 
 /// The right to change memberships, on a living session.
@@ -293,7 +319,15 @@ pub(crate) async fn rejoin(shared: Arc<Shared>, session: Arc<dyn Session>, creat
         .collect();
     let mut rejoined = Rejoined::default();
     for join in missing {
-        match session.groups().join(&join).await {
+        let joined = match session.groups().join(&join).await {
+            // Perhaps it is this session's: the answer to an earlier try was lost. Only an own record can be updated.
+            Err(error) if error.kind() == ErrorKind::MemberExists => {
+                let ours = session.groups().update(&join.group, &join.capabilities).await;
+                ours.map_err(|other| if other.kind() == ErrorKind::MemberNotFound { error } else { other })
+            }
+            joined => joined,
+        };
+        match joined {
             Ok(()) => {
                 if let Some(membership) = shared.joined().get_mut(&join.group) {
                     membership.session = Some(session.id());

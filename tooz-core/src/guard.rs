@@ -148,6 +148,7 @@ impl<'a> Releasing<'a> {
             return None; // closed: everything has ended; forked: it is the parent's
         }
         let (session, ticket) = state.begin_release()?;
+        ticket.set_leaving();
         let call = release_call(session, Arc::clone(state));
         Some(Self { shared, state, call: Some(call), ticket: Some(ticket) })
     }
@@ -163,7 +164,7 @@ impl Drop for Releasing<'_> {
         let (shared, state, call) = (Arc::clone(self.shared), Arc::clone(self.state), self.call.take());
         self.shared.command(Command::Settle(Box::pin(async move {
             let answered = match call {
-                Some(call) => call.await.is_ok(),
+                Some(call) => state.tenure.or_lost(call).await.is_some_and(|answer| answer.is_ok()),
                 None => false,
             };
             if !answered {

@@ -84,6 +84,8 @@ pub(crate) struct HookRegistry {
 #[derive(Default)]
 struct Running {
     watched: BTreeMap<GroupId, Watched>,
+    /// Taken out of the streams and not yet given to the hooks: a run that fails or is dropped loses none.
+    events: Vec<HookEvent>,
     leading: BTreeMap<GroupId, Arc<GrantState>>,
 }
 
@@ -112,6 +114,15 @@ impl HookRegistry {
         id
     }
 
+    /// The coordinator has ended: hooks that hold a handle of it must not keep it, nor watches the backend's.
+    pub(crate) fn end(&self) {
+        let hooks = std::mem::take(&mut self.hooks().1);
+        drop(hooks);
+        if let Ok(mut running) = self.running.try_lock() {
+            running.watched.clear();
+        }
+    }
+
     fn groups(&self, wanted: impl Fn(HookKind) -> bool) -> Vec<GroupId> {
         let hooks = self.hooks();
         let mut groups: Vec<_> = hooks.1.iter().filter(|h| wanted(h.kind)).map(|h| h.group.clone()).collect();
@@ -127,6 +138,17 @@ impl HookRegistry {
     }
 }
 
+/// The turn to use what the hooks stand on, which a run of the watchers has as long as it waits.
+async fn running(shared: &Shared) -> Result<tokio::sync::MutexGuard<'_, Running>> {
+    let turn = shared.limited(shared.config.operation_timeout, shared.hooks.running.lock()).await;
+    turn.ok_or_else(|| {
+        Error::new(
+            ErrorKind::Unavailable,
+            "the watchers are being run; register hooks before, or run them shorter",
+        )
+    })
+}
+
 /// Registers a hook; for joins and leaves the group is read once, so that members who are there already give no
 /// event.
 pub(crate) async fn register(
@@ -136,7 +158,7 @@ pub(crate) async fn register(
     callback: Callback,
 ) -> Result<HookId> {
     if kind != HookKind::Elected {
-        let mut running = shared.hooks.running.lock().await;
+        let mut running = running(shared).await?;
         if !running.watched.contains_key(&group) {
             let mut watched =
                 Watched { watch: watch(shared, &group, None).await?, known: BTreeMap::new(), started: false };
@@ -204,7 +226,7 @@ impl Watched {
 }
 
 /// Takes what has come from all watched groups, without waiting.
-async fn pending(shared: &Arc<Shared>, running: &mut Running) -> Result<Vec<HookEvent>> {
+async fn pending(shared: &Arc<Shared>, running: &mut Running) -> Result<()> {
     let wanted = shared.hooks.groups(|kind| kind != HookKind::Elected);
     running.watched.retain(|group, _| wanted.contains(group));
     for group in wanted {
@@ -221,7 +243,7 @@ async fn pending(shared: &Arc<Shared>, running: &mut Running) -> Result<Vec<Hook
             Err(error) => return Err(error),
         }
     }
-    let mut events = Vec::new();
+    let events = &mut running.events;
     let mut ended = Vec::new();
     let mut failed = None;
     for (group, watched) in &mut running.watched {
@@ -248,8 +270,8 @@ async fn pending(shared: &Arc<Shared>, running: &mut Running) -> Result<Vec<Hook
     }
     match failed {
         // What the other groups said has been taken out of their streams and must not be lost.
-        Some(error) if events.is_empty() => Err(error),
-        _ => Ok(events),
+        Some(error) if running.events.is_empty() => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -270,17 +292,19 @@ async fn first(running: &mut Running) -> Option<(GroupId, Result<GroupEvent>)> {
 /// that have hooks.
 pub(crate) async fn run_watchers(shared: &Arc<Shared>, timeout: Duration) -> Result<Vec<HookEvent>> {
     shared.check()?;
-    let mut running = shared.hooks.running.lock().await;
-    let mut events = pending(shared, &mut running).await?;
+    let mut running = running(shared).await?;
+    pending(shared, &mut running).await?;
     // With an election to run for there may be something to do at once: only a program of pure watchers waits.
-    if events.is_empty() && !timeout.is_zero() && !running.watched.is_empty() {
-        if let Some(Some((group, event))) = shared.limited(timeout, first(&mut running)).await
-            && let Some(watched) = running.watched.get_mut(&group)
-        {
-            events.extend(watched.apply(&group, event?));
+    if running.events.is_empty() && !timeout.is_zero() && !running.watched.is_empty() {
+        if let Some(Some((group, event))) = shared.limited(timeout, first(&mut running)).await {
+            let running = &mut *running;
+            if let Some(watched) = running.watched.get_mut(&group) {
+                running.events.extend(watched.apply(&group, event?));
+            }
         }
-        events.extend(pending(shared, &mut running).await?);
+        pending(shared, &mut running).await?;
     }
+    let events = std::mem::take(&mut running.events);
     // Taken out of the streams: whatever a hook does, an event runs once.
     for event in &events {
         run_hooks(shared, event);
@@ -290,7 +314,7 @@ pub(crate) async fn run_watchers(shared: &Arc<Shared>, timeout: Duration) -> Res
 
 pub(crate) async fn run_elect_coordinator(shared: &Arc<Shared>) -> Result<Vec<HookEvent>> {
     shared.check()?;
-    let mut running = shared.hooks.running.lock().await;
+    let mut running = running(shared).await?;
     elect(shared, &mut running, Vec::new()).await
 }
 
@@ -330,7 +354,7 @@ async fn elect(
 /// Gives up a leadership that the elected hooks won; answers whether there was one.
 pub(crate) async fn stand_down(shared: &Arc<Shared>, group: &GroupId) -> Result<bool> {
     shared.check()?;
-    let state = shared.hooks.running.lock().await.leading.remove(group);
+    let state = running(shared).await?.leading.remove(group);
     match state {
         Some(state) => {
             let led = state.loss().is_none();

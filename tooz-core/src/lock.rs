@@ -1,6 +1,7 @@
 //! Locks: handles without I/O, and how a lock is acquired.
 
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -180,6 +181,10 @@ pub(crate) async fn break_lock(life: &Shared, request: BreakRequest) -> Result<V
     life.plain_call(call).await.map_err(|error| error.during("break"))
 }
 
+/// How long an answer that is on its way is still waited for when a caller's limit is over: half of the 100 ms
+/// that the contract allows beyond the limit, so that a limit shorter than a round trip gets an answer too.
+const LAST_WORD: Duration = Duration::from_millis(50);
+
 /// How long a caller waits for a lock.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Patience {
@@ -206,15 +211,39 @@ async fn acquire_key(
     shared.check()?;
     let ticket = shared.contention.enqueue(key, mode)?;
     let limit = match patience {
-        Patience::None if !ticket.has_passed() => return Ok(None),
-        Patience::None | Patience::Forever => return contend(shared, ticket, key, mode, patience).await,
+        Patience::Forever => {
+            ticket.pass().await;
+            return contend(shared, ticket, key, mode, patience).await;
+        }
+        Patience::None => {
+            let asking = async {
+                if !ticket.pass_or_taken(mode).await {
+                    return Ok(None);
+                }
+                contend(shared, ticket, key, mode, patience).await
+            };
+            let answer = shared.limited(shared.config.operation_timeout, asking).await;
+            return answer.unwrap_or_else(|| Err(shared.timed_out()));
+        }
         Patience::For(limit) => limit,
     };
     let id = ticket.id();
-    match shared.limited(limit, contend(shared, ticket, key, mode, patience)).await {
+    let mut contending = pin!(async {
+        ticket.pass().await;
+        contend(shared, ticket, key, mode, patience).await
+    });
+    if let Some(result) = shared.limited(limit, contending.as_mut()).await {
+        return result;
+    }
+    // Asked while the contender still has its place: once it is dropped the keeper clears up after it.
+    let answered = || shared.contention.answered(key, id);
+    let last_word = std::future::poll_fn(|cx| match contending.as_mut().poll(cx) {
+        Poll::Ready(result) => Poll::Ready(result),
+        Poll::Pending if answered() => Poll::Ready(Ok(None)),
+        Poll::Pending => Poll::Pending,
+    });
+    match shared.limited(LAST_WORD, last_word).await {
         Some(result) => result,
-        // Dropping the contender handed what it left to the keeper.
-        None if shared.contention.answered(key, id) => Ok(None),
         None => Err(Error::new(
             ErrorKind::Unavailable,
             format!("{key}: the backend has not said within {limit:?} whether it is held"),
@@ -223,8 +252,7 @@ async fn acquire_key(
     }
 }
 
-/// Waits for this task's turn among its siblings, then asks the backend, again after every loss of a session,
-/// until the lock is held.
+/// Asks the backend, again after every loss of a session, until the lock is held. It is the ticket's turn.
 async fn contend(
     shared: &Arc<Shared>,
     mut ticket: Ticket,
@@ -232,24 +260,33 @@ async fn contend(
     mode: LockMode,
     patience: Patience,
 ) -> Result<Option<Arc<GrantState>>> {
-    ticket.pass().await;
+    let limit = shared.clock.now() + shared.config.operation_timeout;
     let mut pause = Backoff::new(&shared.config);
     // Whether the backend has answered once: from then on the caller waits for it to come back.
     let mut heard = false;
     loop {
         ticket.set_stage(Stage::Asking);
-        let tenure = match patience {
-            Patience::Forever if heard => shared.tenure().await?,
-            Patience::For(_) => shared.tenure().await?,
-            _ => shared.tenure_soon().await?.0,
+        // Until the backend has answered once, a caller waits for it no longer than for any operation.
+        let limit = match patience {
+            Patience::For(_) => None,
+            Patience::Forever if heard => None,
+            _ => Some(limit.saturating_since(shared.clock.now())),
+        };
+        let tenure = match limit {
+            None => shared.tenure().await?,
+            Some(limit) => shared.tenure_within(limit).await?.0,
         };
         let Some(session) = tenure.session() else { continue };
         let request = Acquire::new(shared.attempt(), key.clone(), mode);
         let request = request.wait(!matches!(patience, Patience::None));
         let mut entry = Entry::new(shared, &tenure, session, ticket, request);
-        let asked = match patience {
-            Patience::For(_) => entry.ask().await,
-            _ => match shared.limited(shared.config.operation_timeout, entry.ask()).await {
+        let asked = match limit {
+            None => tokio::select! {
+                biased; // an answer says more than the news that the session ended
+                asked = entry.ask() => asked,
+                reason = tenure.lost() => Err(Error::new(ErrorKind::SessionLost, reason.to_string())),
+            },
+            Some(limit) => match shared.limited(limit, entry.ask()).await {
                 Some(asked) => asked,
                 None => return Err(shared.timed_out()),
             },
@@ -386,8 +423,16 @@ impl<'a> Entry<'a> {
 
     /// Withdraws the attempt and gives the ticket back for another one.
     async fn withdraw(mut self) -> Result<Ticket> {
+        if let Some(ticket) = &self.ticket {
+            ticket.set_leaving();
+        }
         if self.asking.is_some() {
-            drop(self.ask().await);
+            let tenure = self.tenure;
+            tokio::select! {
+                biased; // an answer says more than the news that the session ended
+                answer = self.ask() => drop(answer),
+                _ = tenure.lost() => {}
+            }
         }
         self.shared.withdraw(self.tenure, &self.key, self.attempt).await;
         // Only accept() and withdraw() take the ticket, and both consume the entry.
@@ -407,9 +452,11 @@ impl Drop for Entry<'_> {
         let (shared, tenure) = (Arc::clone(self.shared), Arc::clone(self.tenure));
         let (key, attempt, unfinished) = (self.key.clone(), self.attempt, self.asking.take());
         tenure.stop_waiting(attempt);
+        ticket.set_leaving();
         self.shared.command(Command::Settle(Box::pin(async move {
             if let Some(unfinished) = unfinished {
-                drop(unfinished.await);
+                // A request that never returns must not keep the name longer than its session lives.
+                tenure.or_lost(unfinished).await;
             }
             shared.withdraw(&tenure, &key, attempt).await;
             drop(ticket);

@@ -84,6 +84,14 @@ impl Spawner {
                 )
             })?,
         };
+        // Only trying tells, and it is better tried here than in the keeper.
+        let timer = || drop(tokio::time::sleep(Duration::ZERO));
+        if runtime == Runtime::Current && std::panic::catch_unwind(timer).is_err() {
+            return Err(Error::new(
+                ErrorKind::NoRuntime,
+                "this runtime has no timers; build it with enable_all(), or leave the default Runtime::Library",
+            ));
+        }
         Ok(Self { handle, runtime })
     }
 

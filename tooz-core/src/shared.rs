@@ -25,6 +25,10 @@ use crate::{
 /// A future that stands on its own: it can be handed over to the keeper.
 pub(crate) type Owned<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
+/// What has to be done with a call that outlives its caller. Boxed: a closure's own type in the futures of the
+/// API would hide from rustc that they are `Send`, and nobody could spawn them (rust-lang/rust#110338).
+pub(crate) type Settle<T> = Box<dyn FnOnce(Owned<Result<T>>) -> Owned<()> + Send>;
+
 /// Time limits and habits, from the builder and the URL.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -50,7 +54,8 @@ pub(crate) struct Shared {
     pub(crate) spawner: Spawner,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) keeper: mpsc::UnboundedSender<Command>,
-    pub(crate) events: broadcast::Sender<Event>,
+    /// Taken at the end, so that readers hear of it although handles still stand about.
+    events: Mutex<Option<broadcast::Sender<Event>>>,
     pub(crate) contention: Arc<Contention>,
     /// One membership change at a time: a rejoin and a leave that cross would leave a member nobody wants.
     pub(crate) membership: Arc<tokio::sync::Mutex<()>>,
@@ -114,7 +119,7 @@ impl Shared {
             spawner,
             phase: watch::Sender::new(Phase::Up(first)),
             keeper,
-            events: broadcast::Sender::new(crate::heart::EVENTS_KEPT),
+            events: Mutex::new(Some(broadcast::Sender::new(crate::heart::EVENTS_KEPT))),
             contention: Arc::default(),
             membership: Arc::default(),
             joined: Mutex::default(),
@@ -131,8 +136,23 @@ impl Shared {
     }
 
     pub(crate) fn publish(&self, event: Event) {
-        // No receiver is no error: nobody wants to know.
-        let _ = self.events.send(event);
+        if let Some(events) = &*self.events() {
+            // No receiver is no error: nobody wants to know.
+            let _ = events.send(event);
+        }
+    }
+
+    fn events(&self) -> MutexGuard<'_, Option<broadcast::Sender<Event>>> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The events from now on; none any more if they have ended.
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.events().as_ref().map_or_else(|| broadcast::channel(1).1, broadcast::Sender::subscribe)
+    }
+
+    pub(crate) fn end_events(&self) {
+        drop(self.events().take());
     }
 
     pub(crate) fn command(&self, command: Command) {
@@ -145,8 +165,8 @@ impl Shared {
     }
 
     /// # Errors
-    /// `Invalid` in a forked child, `Closed`.
-    pub(crate) fn check(&self) -> Result<()> {
+    /// `Invalid` in a forked child.
+    pub(crate) fn check_process(&self) -> Result<()> {
         let pid = std::process::id();
         if pid != self.pid {
             return Err(Error::new(
@@ -158,6 +178,13 @@ impl Shared {
                 ),
             ));
         }
+        Ok(())
+    }
+
+    /// # Errors
+    /// `Invalid` in a forked child, `Closed`.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.check_process()?;
         match *self.phase.borrow() {
             Phase::Closed(_) => Err(closed()),
             _ => Ok(()),
@@ -189,6 +216,11 @@ impl Shared {
 
     /// [`Shared::tenure`] within the operation time limit.
     pub(crate) async fn tenure_soon(&self) -> Result<(Arc<Tenure>, Arc<dyn Session>)> {
+        self.tenure_within(self.config.operation_timeout).await
+    }
+
+    /// [`Shared::tenure`] within `limit`.
+    pub(crate) async fn tenure_within(&self, limit: Duration) -> Result<(Arc<Tenure>, Arc<dyn Session>)> {
         let waiting = async {
             loop {
                 let tenure = self.tenure().await?;
@@ -198,7 +230,7 @@ impl Shared {
                 tokio::task::yield_now().await;
             }
         };
-        match self.limited(self.config.operation_timeout, waiting).await {
+        match self.limited(limit, waiting).await {
             Some(result) => result,
             None => Err(Error::new(
                 ErrorKind::Unavailable,
@@ -219,11 +251,11 @@ impl Shared {
 
     /// Drives one call to the backend within the operation time limit. A call that outlives the limit, or its
     /// caller, is handed over to the keeper; `settle` turns it into what has to be done then.
-    pub(crate) async fn call<T, S>(&self, call: Owned<Result<T>>, settle: S) -> Result<T>
-    where
-        T: Send + 'static,
-        S: FnOnce(Owned<Result<T>>) -> Owned<()> + Send,
-    {
+    pub(crate) async fn call<T: Send + 'static>(
+        &self,
+        call: Owned<Result<T>>,
+        settle: Settle<T>,
+    ) -> Result<T> {
         self.check()?;
         let limit = self.config.operation_timeout;
         let call = Call { call: Some((call, settle)), keeper: &self.keeper };
@@ -233,13 +265,13 @@ impl Shared {
     /// A call that changes nothing: when its time is over, nothing can have taken effect.
     pub(crate) async fn read<T: Send + 'static>(&self, call: Owned<Result<T>>) -> Result<T> {
         self.check()?;
-        let call = Call { call: Some((call, drive::<T>)), keeper: &self.keeper };
+        let call = Call { call: Some((call, Box::new(drive::<T>))), keeper: &self.keeper };
         self.limited(self.config.operation_timeout, call).await.unwrap_or_else(|| Err(self.no_answer()))
     }
 
     /// A call after which nothing has to be done, whether it took effect or not.
     pub(crate) async fn plain_call<T: Send + 'static>(&self, call: Owned<Result<T>>) -> Result<T> {
-        self.call(call, drive).await
+        self.call(call, Box::new(drive)).await
     }
 
     fn no_answer(&self) -> Error {
@@ -326,15 +358,12 @@ pub(crate) async fn poll_once<F: Future + ?Sized>(mut future: Pin<&mut F>) -> Po
 }
 
 /// A call to the backend that is handed over to the keeper when its caller goes away.
-struct Call<'a, T: Send + 'static, S: FnOnce(Owned<Result<T>>) -> Owned<()>> {
-    call: Option<(Owned<Result<T>>, S)>,
+struct Call<'a, T: Send + 'static> {
+    call: Option<(Owned<Result<T>>, Settle<T>)>,
     keeper: &'a mpsc::UnboundedSender<Command>,
 }
 
-// Nothing in it is pinned in place: the call is behind a box.
-impl<T: Send + 'static, S: FnOnce(Owned<Result<T>>) -> Owned<()>> Unpin for Call<'_, T, S> {}
-
-impl<T: Send + 'static, S: FnOnce(Owned<Result<T>>) -> Owned<()>> Future for Call<'_, T, S> {
+impl<T: Send + 'static> Future for Call<'_, T> {
     type Output = Result<T>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
@@ -355,7 +384,7 @@ impl<T: Send + 'static, S: FnOnce(Owned<Result<T>>) -> Owned<()>> Future for Cal
     }
 }
 
-impl<T: Send + 'static, S: FnOnce(Owned<Result<T>>) -> Owned<()>> Drop for Call<'_, T, S> {
+impl<T: Send + 'static> Drop for Call<'_, T> {
     fn drop(&mut self) {
         if let Some((call, settle)) = self.call.take() {
             let _ = self.keeper.send(Command::Settle(settle(call)));

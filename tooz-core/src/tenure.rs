@@ -155,7 +155,10 @@ impl Tenure {
         }
         self.proved.fetch_max(sent.nanos(), Ordering::AcqRel);
         for (_, attempt) in listed {
-            if let Some(proved) = inner.grants.get(attempt).and_then(|state| state.proved.as_ref()) {
+            // One whose own deadline has passed stays lost; the keeper takes it out.
+            let living = inner.grants.get(attempt).filter(|state| state.ended.get().is_none());
+            let proved = living.and_then(|state| state.proved.as_ref());
+            if let Some(proved) = proved.filter(|proved| !self.passed_from(proved)) {
                 proved.fetch_max(sent.nanos(), Ordering::AcqRel);
             }
         }
@@ -165,6 +168,15 @@ impl Tenure {
     /// Waits until it is lost. Cancel-safe.
     pub(crate) async fn lost(&self) -> LossReason {
         self.ended.wait().await
+    }
+
+    /// Drives a call of this session to its end, or to the session's: what is unanswered then went with it.
+    pub(crate) async fn or_lost<T>(&self, call: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased; // an answer says more than the news that the session ended
+            output = call => Some(output),
+            _ = self.lost() => None,
+        }
     }
 
     /// Ends it: every grant is lost for `reason`. The driver's session is handed out for the caller to close

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
@@ -86,15 +86,14 @@ impl Site {
             && site.pid == std::process::id()
             && site.is_in_place()
         {
-            return Ok(site);
+            let now = marks(&site.home, &site.tmp, site.flavor, site.epoch, site.mode);
+            if now.map_err(|fail| fail.about(&base))? == site.epoch {
+                return Ok(site);
+            }
         }
-        let shown = base.path.display().to_string();
-        let site = Self::prepare(config, base, known, epoch)
-            .map_err(|fail| match fail {
-                Fail::Io(cause) => error::io(format!("the directory {shown}/{}", keys::OURS), cause),
-                Fail::Tooz(error) => error,
-            })
-            .map(Arc::new)?;
+        let shown = base.path.clone();
+        let site = Self::prepare(config, base, known, epoch);
+        let site = Arc::new(site.map_err(|fail| fail.about_path(&shown))?);
         sites.retain(|_, site| site.strong_count() > 0);
         sites.insert(identity, Arc::downgrade(&site));
         Ok(site)
@@ -118,29 +117,7 @@ impl Site {
             }
         };
         let tmp = home.make("tmp", directory_mode)?;
-        let word: &[u8] = match flavor {
-            Flavor::OpenFile => b"ofd\n",
-            Flavor::Portable => b"portable\n",
-        };
-        if once(&home, &tmp, keys::BACKEND, word, mode)? != word {
-            return Err(Fail::Tooz(Error::new(
-                ErrorKind::Incompatible,
-                format!(
-                    "{} is used with the other of backend=ofd and backend=portable, whose locks do not see each \
-                     other; use the same everywhere, or stop all users and delete {}",
-                    base.path.display(),
-                    home.path.join(keys::BACKEND).display()
-                ),
-            )));
-        }
-        let written = once(&home, &tmp, keys::EPOCH, epoch.to_string().as_bytes(), mode)?;
-        let epoch = std::str::from_utf8(&written).ok().and_then(Epoch::parse).ok_or_else(|| {
-            let path = home.path.join(keys::EPOCH);
-            Error::new(
-                ErrorKind::Corrupt,
-                format!("{} is not 32 hexadecimal digits; delete it", path.display()),
-            )
-        })?;
+        let epoch = marks(&home, &tmp, flavor, epoch, mode)?;
         let boot_id = config.boot_id.clone().map_or_else(kernel::boot_id, Ok)?;
         let hub = Arc::<Hub>::default();
         let ears = match flavor {
@@ -319,6 +296,19 @@ enum Fail {
     Tooz(Error),
 }
 
+impl Fail {
+    fn about(self, base: &Directory) -> Error {
+        self.about_path(&base.path)
+    }
+
+    fn about_path(self, base: &Path) -> Error {
+        match self {
+            Self::Io(cause) => error::io(format!("the directory {}", base.join(keys::OURS).display()), cause),
+            Self::Tooz(error) => error,
+        }
+    }
+}
+
 impl From<io::Error> for Fail {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
@@ -329,6 +319,49 @@ impl From<Error> for Fail {
     fn from(error: Error) -> Self {
         Self::Tooz(error)
     }
+}
+
+/// Says, or compares, which locks are used here; answers the id of the data.
+fn marks(
+    home: &Directory,
+    tmp: &Directory,
+    flavor: Flavor,
+    epoch: Epoch,
+    mode: u32,
+) -> std::result::Result<Epoch, Fail> {
+    let word: &[u8] = match flavor {
+        Flavor::OpenFile => b"ofd\n",
+        Flavor::Portable => b"portable\n",
+    };
+    let found = once(home, tmp, keys::BACKEND, word, mode)?;
+    if found != word {
+        return Err(Fail::Tooz(other_locks(home, &found)));
+    }
+    let written = once(home, tmp, keys::EPOCH, epoch.to_string().as_bytes(), mode)?;
+    let epoch = std::str::from_utf8(&written).ok().and_then(Epoch::parse).ok_or_else(|| {
+        let path = home.path.join(keys::EPOCH);
+        Error::new(ErrorKind::Corrupt, format!("{} is not 32 hexadecimal digits; delete it", path.display()))
+    })?;
+    Ok(epoch)
+}
+
+/// Why the directory cannot be used with this kind of lock.
+fn other_locks(home: &Directory, found: &[u8]) -> Error {
+    let path = home.path.join(keys::BACKEND);
+    if found.starts_with(b"ofd") || found.starts_with(b"portable") {
+        return Error::new(
+            ErrorKind::Incompatible,
+            format!(
+                "the directory is used with the other of backend=ofd and backend=portable, whose locks do not see each \
+                 other; use the same everywhere, or stop all users and delete {}",
+                path.display()
+            ),
+        );
+    }
+    Error::new(
+        ErrorKind::Corrupt,
+        format!("{} says neither ofd nor portable; look at it, then delete it", path.display()),
+    )
 }
 
 /// The content of a file that whoever came first wrote, in one step.

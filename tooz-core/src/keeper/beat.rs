@@ -81,6 +81,7 @@ impl Keeper {
         if let Some(reason) = renewal.lost {
             return self.lose(&reason);
         }
+        up.beaten = true;
         let tenure = Arc::clone(&up.tenure);
         if !tenure.prove(sent, &held.grants) {
             let reason = tenure.loss().unwrap_or(LossReason::Expired);

@@ -20,7 +20,7 @@ use crate::group::Rejoined;
 use crate::heart::{period, time_limit};
 use crate::shared::{Backoff, Command, Phase, Shared, closed};
 use crate::tenure::Tenure;
-use crate::{Error, ErrorKind, LossReason, Result};
+use crate::{Error, ErrorKind, GroupId, LossReason, Result};
 
 pub(crate) struct Keeper {
     shared: Arc<Shared>,
@@ -30,11 +30,15 @@ pub(crate) struct Keeper {
     state: State,
     backoff: Backoff,
     epoch: Epoch,
+    /// Whether the backend lost its data and the groups have not all been joined since: it outlives sessions.
+    recreate: bool,
     last_session: SessionId,
     /// Numbers the beats and the tries to open a session, so that a late answer is known as such.
     number: u64,
     /// Beats by hand that wait for their answer.
     asked: Vec<oneshot::Sender<Result<Option<Duration>>>>,
+    /// From before the first poll: a runtime may end before it has run the keeper once.
+    _abandon: Abandon,
 }
 
 enum State {
@@ -51,6 +55,8 @@ struct Up {
     flying: Option<(u64, Instant)>,
     /// Beats with a number up to this one belong to earlier sessions.
     first: u64,
+    /// Whether it has lived for a beat; the first session of all counts as if.
+    beaten: bool,
     /// Set while groups are to be rejoined: when to try next, and whether that announces a new session.
     rejoin: Option<Rejoining>,
 }
@@ -58,7 +64,8 @@ struct Up {
 struct Rejoining {
     at: Option<Instant>,
     announce: bool,
-    create: bool,
+    /// What earlier tries of it have joined.
+    joined: Vec<GroupId>,
 }
 
 struct Down {
@@ -101,6 +108,8 @@ impl Drop for Abandon {
         if let Some(Phase::Up(tenure)) = last {
             drop(tenure.end(&LossReason::SessionClosed));
         }
+        self.0.end_events();
+        self.0.hooks.end();
     }
 }
 
@@ -116,18 +125,19 @@ impl Keeper {
             jobs: JoinSet::new(),
             backoff: Backoff::new(&shared.config),
             epoch: session.epoch(),
+            recreate: false,
             last_session: session.id(),
             state: State::Up(Up::new(shared, tenure, session, 0)),
             number: 0,
             asked: Vec::new(),
             commands,
+            _abandon: Abandon(Arc::clone(shared)),
             shared: Arc::clone(shared),
         };
         shared.spawner.spawn(keeper.run()).detach();
     }
 
     async fn run(mut self) {
-        let abandon = Abandon(Arc::clone(&self.shared));
         loop {
             let due = self.due();
             let session = match &self.state {
@@ -163,7 +173,6 @@ impl Keeper {
             self.on_time();
         }
         self.close().await;
-        drop(abandon);
     }
 
     /// The earliest moment at which something is to be done.
@@ -326,6 +335,6 @@ impl Up {
     fn new(shared: &Shared, tenure: Arc<Tenure>, session: Arc<dyn Session>, first: u64) -> Self {
         let next = session.opened_at() + period(session.ttl());
         let next = next.max(shared.clock.now());
-        Self { tenure, session, next, flying: None, first, rejoin: None }
+        Self { tenure, session, next, flying: None, first, beaten: first == 0, rejoin: None }
     }
 }

@@ -22,9 +22,15 @@ impl Keeper {
         if !self.shared.config.rejoin {
             self.shared.joined().clear();
         }
-        let now = self.shared.clock.now();
-        self.state = State::Down(Down { old, next: Some(now), flying: None });
-        self.backoff = Backoff::new(&self.shared.config);
+        let mut next = self.shared.clock.now();
+        if up.beaten {
+            self.backoff = Backoff::new(&self.shared.config);
+        } else {
+            // Opened again and lost before its first beat: sessions that die at once must not follow each other
+            // as fast as the backend answers.
+            next = next + self.backoff.next(&self.shared.entropy);
+        }
+        self.state = State::Down(Down { old, next: Some(next), flying: None });
         self.shared.phase.send_replace(Phase::Down(reason.clone()));
         self.shared.publish(Event::Lost(reason.clone()));
         let lost = Error::new(ErrorKind::SessionLost, reason.to_string()).during("heartbeat");
@@ -82,11 +88,12 @@ impl Keeper {
         }
         let lost_data = session.epoch() != self.epoch;
         self.epoch = session.epoch();
+        self.recreate |= lost_data;
         self.last_session = session.id();
         tracing::info!(session = %session.id(), lost_data, "a new session stands");
         let mut up = Up::new(&self.shared, Arc::clone(&tenure), session, self.number);
         let at = Some(self.shared.clock.now());
-        up.rejoin = Some(Rejoining { at, announce: true, create: lost_data });
+        up.rejoin = Some(Rejoining { at, announce: true, joined: Vec::new() });
         self.state = State::Up(up);
         self.shared.phase.send_replace(Phase::Up(tenure));
         self.answer_beats(&Ok(()));
@@ -120,7 +127,7 @@ impl Keeper {
             let at = Some(self.shared.clock.now());
             match &mut up.rejoin {
                 Some(rejoin) => rejoin.at = rejoin.at.or(at),
-                None => up.rejoin = Some(Rejoining { at, announce: false, create: false }),
+                None => up.rejoin = Some(Rejoining { at, announce: false, joined: Vec::new() }),
             }
         }
     }
@@ -130,7 +137,7 @@ impl Keeper {
         let Some(rejoining) = &mut up.rejoin else { return };
         if rejoining.at.is_some_and(|at| at <= now) {
             rejoining.at = None;
-            let job = rejoin(Arc::clone(&self.shared), Arc::clone(&up.session), rejoining.create);
+            let job = rejoin(Arc::clone(&self.shared), Arc::clone(&up.session), self.recreate);
             let session = up.tenure.id();
             self.jobs.spawn(async move { Done::Rejoined { session, rejoined: job.await } });
         }
@@ -144,16 +151,19 @@ impl Keeper {
         for group in rejoined.deleted {
             self.shared.publish(Event::GroupDeleted(group));
         }
+        // Gone where two tries of it crossed and the other one came to the end first.
+        let nothing = Rejoining { at: None, announce: false, joined: Vec::new() };
+        let rejoining = up.rejoin.get_or_insert(nothing);
+        rejoining.joined.extend(rejoined.joined);
         if rejoined.open {
-            if let Some(rejoining) = &mut up.rejoin {
-                rejoining.at = Some(self.shared.clock.now() + self.backoff.next(&self.shared.entropy));
-            }
+            rejoining.at = Some(self.shared.clock.now() + self.backoff.next(&self.shared.entropy));
             return;
         }
-        let again = up.rejoin.take_if(|rejoining| rejoining.at.is_none());
+        let Some(ended) = up.rejoin.take_if(|rejoining| rejoining.at.is_none()) else { return };
         self.backoff = Backoff::new(&self.shared.config);
-        if again.is_some_and(|rejoining| rejoining.announce) || !rejoined.joined.is_empty() {
-            self.shared.publish(Event::Rejoined(rejoined.joined));
+        self.recreate = false;
+        if ended.announce || !ended.joined.is_empty() {
+            self.shared.publish(Event::Rejoined(ended.joined));
         }
     }
 }

@@ -1,0 +1,120 @@
+//! Which backend, and as whom.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::DirBuilder;
+use std::path::{Path, PathBuf};
+
+use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
+use tooz::{Coordinator, MAX_NAME_BYTES};
+
+use crate::args::Backend;
+use crate::exit::{Failure, USAGE};
+
+/// What must not stand plainly in the path of a backend URL.
+const IN_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'#').add(b'?').add(b'%');
+
+/// Connects as the options say.
+pub(crate) async fn connect(options: &Backend) -> Result<Coordinator, Failure> {
+    let url = match (&options.url, std::env::var_os("TOOZ_URL")) {
+        (Some(url), _) => url.clone(),
+        (None, Some(url)) if !url.is_empty() => url
+            .into_string()
+            .map_err(|_| Failure::new(USAGE, "TOOZ_URL is not UTF-8; percent-encode its bytes (%XX)"))?,
+        (None, _) => embedded()?,
+    };
+    let member = options.member.as_deref().map_or_else(default_member, |member| bytes(member).to_vec());
+    let mut builder = Coordinator::builder(url, member);
+    if let Some(ttl) = options.ttl {
+        builder = builder.ttl(ttl);
+    }
+    if let Some(namespace) = &options.namespace {
+        builder = builder.namespace(namespace);
+    }
+    Ok(builder.connect().await?)
+}
+
+/// The bytes of a name given on the command line.
+#[cfg(unix)]
+pub(crate) fn bytes(text: &OsStr) -> &[u8] {
+    std::os::unix::ffi::OsStrExt::as_bytes(text)
+}
+
+/// The bytes of a name given on the command line, in Rust's superset of UTF-8.
+#[cfg(not(unix))]
+pub(crate) fn bytes(text: &OsStr) -> &[u8] {
+    text.as_encoded_bytes()
+}
+
+/// `host-pid-random`: unique, and an operator finds the process.
+fn default_member() -> Vec<u8> {
+    #[cfg(unix)]
+    let host = nix::unistd::gethostname().unwrap_or_default();
+    #[cfg(not(unix))]
+    let host = OsString::new();
+    let host = bytes(&host);
+    let mut random = [0; 4];
+    // Without randomness of the system the process id still tells members of this machine apart.
+    let _ = getrandom::fill(&mut random);
+    let rest = format!("-{}-{:08x}", std::process::id(), u32::from_ne_bytes(random));
+    let host = &host[..host.len().min(MAX_NAME_BYTES - rest.len())];
+    [if host.is_empty() { b"localhost" } else { host }, rest.as_bytes()].concat()
+}
+
+/// The database of this user.
+fn embedded() -> Result<String, Failure> {
+    let directory = state_directory(std::env::var_os("XDG_STATE_HOME"), std::env::var_os("HOME"))
+        .ok_or_else(|| {
+            Failure::new(
+                USAGE,
+                "neither XDG_STATE_HOME nor HOME names a directory; give --url or set TOOZ_URL",
+            )
+        })?;
+    create_private(&directory).map_err(|error| {
+        Failure::new(
+            crate::exit::UNAVAILABLE,
+            format!("{} cannot be created ({error}); give --url or set TOOZ_URL", directory.display()),
+        )
+    })?;
+    let path = directory.join("tooz.db");
+    Ok(format!("sqlite://{}", percent_encode(bytes(path.as_os_str()), IN_PATH)))
+}
+
+/// A relative path counts as not set, as the XDG base directory specification says.
+fn state_directory(xdg: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
+    let absolute = |path: OsString| Some(PathBuf::from(path)).filter(|path| path.is_absolute());
+    let state = xdg.and_then(absolute).or_else(|| Some(home.and_then(absolute)?.join(".local/state")))?;
+    Some(state.join("tooz"))
+}
+
+fn create_private(directory: &Path) -> std::io::Result<()> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(directory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_member_names_the_process_and_is_new_each_time() {
+        let (one, other) = (default_member(), default_member());
+        assert_ne!(one, other);
+        assert!(one.len() <= MAX_NAME_BYTES);
+        assert!(String::from_utf8_lossy(&one).contains(&format!("-{}-", std::process::id())));
+    }
+
+    #[test]
+    fn the_state_directory_follows_the_environment() {
+        let path = |xdg: Option<&str>, home: Option<&str>| {
+            state_directory(xdg.map(Into::into), home.map(Into::into))
+        };
+        assert_eq!(path(Some("/s"), Some("/h")), Some("/s/tooz".into()));
+        assert_eq!(path(None, Some("/h")), Some("/h/.local/state/tooz".into()));
+        assert_eq!(path(Some("s"), Some("/h")), Some("/h/.local/state/tooz".into()));
+        assert_eq!(path(Some("s"), Some("h")), None);
+        assert_eq!(path(None, None), None);
+    }
+}

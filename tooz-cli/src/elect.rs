@@ -1,0 +1,110 @@
+//! `tooz elect`: a command under a leadership. `tooz leader`: who leads.
+
+use serde_json::{Value, json};
+use tooz::{Coordinator, Deadline, Leader, Leadership};
+
+use crate::args::{self, Backend, Elect};
+use crate::backend::{bytes, connect};
+use crate::exit::Failure;
+use crate::lock::{cannot_start, conclude, member_text, unless_signaled};
+use crate::run::{Job, Signals, Tenure, run};
+use crate::text;
+
+impl Tenure for Leadership {
+    fn deadline(&self) -> Option<Deadline> {
+        Leadership::deadline(self)
+    }
+
+    async fn lost(&self) -> String {
+        Leadership::lost(self).await.to_string()
+    }
+
+    fn reason(&self) -> Option<String> {
+        self.loss().reason().map(|reason| reason.to_string())
+    }
+}
+
+pub(crate) async fn elect(backend: &Backend, options: &Elect) -> Result<u8, Failure> {
+    let mut signals = Signals::catch()?;
+    let coordinator = unless_signaled(&mut signals, connect(backend)).await??;
+    let result = lead(&coordinator, options, &mut signals).await;
+    let _ = coordinator.close().await; // as in `lock`
+    result
+}
+
+async fn lead(coordinator: &Coordinator, options: &Elect, signals: &mut Signals) -> Result<u8, Failure> {
+    let election = coordinator.election(bytes(&options.group))?;
+    let wanted = &options.guarded;
+    let leadership = unless_signaled(signals, async {
+        match (wanted.once, wanted.wait) {
+            (true, _) => election.try_campaign().await,
+            (false, Some(limit)) => election.campaign_within(limit).await,
+            (false, None) => election.campaign().await.map(Some),
+        }
+    })
+    .await??;
+    let what = format!("the leadership of group \"{}\"", election.group());
+    let Some(leadership) = leadership else {
+        let leader = election.leader().await.ok().flatten();
+        let by = leader
+            .map_or_else(|| "somebody else leads".into(), |leader| format!("it leads: {}", line(&leader)));
+        return Err(Failure::new(
+            wanted.exit_not_acquired,
+            format!("{what} was not won: {by}; try again, or wait longer"),
+        ));
+    };
+    let term = leadership.term();
+    let job = Job {
+        command: &options.command,
+        environment: vec![
+            ("TOOZ_GROUP", options.group.clone()),
+            ("TOOZ_TERM", term.to_string().into()),
+            ("TOOZ_FENCING_TOKEN", term.to_string().into()),
+            ("TOOZ_MEMBER", member_text(coordinator)),
+        ],
+        grace: wanted.kill_grace,
+    };
+    let ended = run(&job, &leadership, signals).await.map_err(|error| cannot_start(&error))?;
+    conclude(&what, ended, leadership.resign(), wanted).await
+}
+
+pub(crate) async fn leader(backend: &Backend, options: &args::Leader) -> Result<u8, Failure> {
+    let mut signals = Signals::catch()?;
+    let coordinator = unless_signaled(&mut signals, connect(backend)).await??;
+    let election = coordinator.election(bytes(&options.group))?;
+    let show = |leader: Option<&Leader>| match (leader, options.json) {
+        (leader, true) => text::line(&leader.map_or(Value::Null, json).to_string()),
+        (Some(leader), false) => text::line(&line(leader)),
+        (None, false) if options.watch => text::line("nobody"),
+        (None, false) => Ok(()),
+    };
+    if !options.watch {
+        let leader = election.leader().await?;
+        show(leader.as_ref())?;
+        let _ = coordinator.close().await;
+        // As grep does: an answer that is "none" can be tested for.
+        return Ok(u8::from(leader.is_none()));
+    }
+    let mut observer = election.observe().await?;
+    let follow = async {
+        while let Some(leader) = observer.next().await {
+            show(leader?.as_ref())?;
+        }
+        Ok::<_, Failure>(0)
+    };
+    unless_signaled(&mut signals, follow).await?
+}
+
+fn line(leader: &Leader) -> String {
+    let who = leader.member.as_ref().map_or_else(|| "somebody unknown".to_owned(), ToString::to_string);
+    let term = leader.term.map_or_else(String::new, |term| format!(" term {term}"));
+    format!("{who}{term}{}", text::since(leader.since))
+}
+
+fn json(leader: &Leader) -> Value {
+    json!({
+        "member": text::member(leader.member.as_ref()),
+        "term": leader.term.map(tooz::Term::get),
+        "since": leader.since.map(text::time),
+    })
+}

@@ -1,0 +1,101 @@
+//! Exit codes, and errors that carry one. The numbers follow `sysexits.h` and the shell.
+
+use std::error::Error as _;
+use std::fmt;
+use std::process::ExitCode;
+
+use tooz::ErrorKind;
+
+/// The command line is wrong, or names something that does not exist: correct it.
+pub(crate) const USAGE: u8 = 64;
+/// The backend does not answer or refuses to work: try again later.
+pub(crate) const UNAVAILABLE: u8 = 69;
+/// The lock was lost while the command ran.
+pub(crate) const LOST: u8 = 74;
+/// The lock is held by somebody else.
+pub(crate) const NOT_ACQUIRED: u8 = 75;
+/// The backend refused the credentials.
+pub(crate) const DENIED: u8 = 77;
+/// The command exists and cannot be run.
+pub(crate) const CANNOT_RUN: u8 = 126;
+/// There is no such command.
+pub(crate) const NOT_FOUND: u8 = 127;
+
+/// A signal's number is added to it.
+const SIGNALED: i32 = 128;
+
+/// The code for an end by `signal`.
+pub(crate) fn by_signal(signal: i32) -> u8 {
+    u8::try_from(SIGNALED.saturating_add(signal)).unwrap_or(u8::MAX)
+}
+
+/// Why `tooz` ends without success: one line for standard error, and the exit code.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    pub(crate) fn new(code: u8, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    /// Ends with this code and says nothing: all has been said.
+    pub(crate) fn silent(code: u8) -> Self {
+        Self::new(code, "")
+    }
+
+    /// Says why and gives the code.
+    pub(crate) fn report(&self) -> ExitCode {
+        if !self.message.is_empty() {
+            // One line, whatever a backend put into its message.
+            let message: String =
+                self.message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+            eprintln!("tooz: {message}");
+        }
+        ExitCode::from(self.code)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (exit code {})", self.message, self.code)
+    }
+}
+
+impl From<tooz::Error> for Failure {
+    fn from(error: tooz::Error) -> Self {
+        let code = match error.kind() {
+            ErrorKind::UnknownScheme
+            | ErrorKind::InvalidUrl
+            | ErrorKind::InvalidOption
+            | ErrorKind::MissingCharacteristic
+            | ErrorKind::Unsupported
+            | ErrorKind::Invalid => USAGE,
+            ErrorKind::Denied => DENIED,
+            ErrorKind::SessionLost => LOST,
+            ErrorKind::GroupExists
+            | ErrorKind::GroupNotFound
+            | ErrorKind::GroupNotEmpty
+            | ErrorKind::MemberExists
+            | ErrorKind::MemberNotFound
+            | ErrorKind::HolderUnresponsive => 1,
+            _ => UNAVAILABLE,
+        };
+        let mut message = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            message.push_str(": ");
+            message.push_str(&cause.to_string());
+            source = cause.source();
+        }
+        Self { code, message }
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::new(UNAVAILABLE, error.to_string())
+    }
+}

@@ -1,0 +1,147 @@
+//! `tooz groups`, `tooz members`, `tooz join`.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tooz::driver::MemberRecord;
+use tooz::{Capabilities, Coordinator, Deadline, GroupEvent};
+
+use crate::args::{Backend, Join, List, Members};
+use crate::backend::{bytes, connect};
+use crate::exit::{Failure, LOST, USAGE, by_signal};
+use crate::lock::{cannot_start, member_text, unless_signaled};
+use crate::run::{Ended, Job, Signals, Tenure, run};
+use crate::text;
+
+pub(crate) async fn groups(backend: &Backend, options: &List) -> Result<u8, Failure> {
+    let coordinator = connect(backend).await?;
+    let groups = coordinator.groups().await?;
+    for group in groups {
+        if options.json {
+            text::line(&json!({ "group": text::name(group.as_bytes()) }).to_string())?;
+        } else {
+            text::line(&group.to_string())?;
+        }
+    }
+    let _ = coordinator.close().await;
+    Ok(0)
+}
+
+pub(crate) async fn members(backend: &Backend, options: &Members) -> Result<u8, Failure> {
+    let mut signals = Signals::catch()?;
+    let coordinator = unless_signaled(&mut signals, connect(backend)).await??;
+    let group = coordinator.group(bytes(&options.group))?;
+    if !options.watch {
+        for record in group.members().await? {
+            let line = if options.json {
+                text::member_json(&record).to_string()
+            } else {
+                text::member_line(&record)
+            };
+            text::line(&line)?;
+        }
+        let _ = coordinator.close().await;
+        return Ok(0);
+    }
+    let mut events = group.watch().await?;
+    let follow = async {
+        while let Some(event) = events.next().await {
+            show(&event?, options.json)?;
+        }
+        Ok::<_, Failure>(0)
+    };
+    unless_signaled(&mut signals, follow).await?
+}
+
+/// One line for each change; a snapshot is one line for each member, introduced by one that says so.
+fn show(event: &GroupEvent, json: bool) -> Result<(), Failure> {
+    let one = |word: &str, record: &MemberRecord| {
+        text::line(&if json {
+            let mut value = text::member_json(record);
+            value["event"] = word.into();
+            value.to_string()
+        } else {
+            format!("{word} {}", text::member_line(record))
+        })
+    };
+    let all = |word: &str, records: &[MemberRecord]| {
+        if json {
+            let members: Vec<Value> = records.iter().map(text::member_json).collect();
+            return text::line(&json!({ "event": word, "members": members }).to_string());
+        }
+        text::line(&format!("{word} of {}", records.len()))?;
+        records.iter().try_for_each(|record| one("member", record))
+    };
+    match event {
+        GroupEvent::Snapshot(records) => all("snapshot", records),
+        GroupEvent::Resync(records) => all("resync", records),
+        GroupEvent::Joined(record) => one("joined", record),
+        GroupEvent::Left(record) => one("left", record),
+        GroupEvent::Updated(record) => one("updated", record),
+        GroupEvent::Deleted if json => text::line(&json!({ "event": "deleted" }).to_string()),
+        GroupEvent::Deleted => text::line("deleted"),
+        _ => Ok(()),
+    }
+}
+
+/// A membership is taken up again after a loss, so nothing but the end of `tooz` ends the command.
+#[derive(Debug)]
+struct Membership;
+
+impl Tenure for Membership {
+    fn deadline(&self) -> Option<Deadline> {
+        None
+    }
+
+    async fn lost(&self) -> String {
+        std::future::pending().await
+    }
+
+    fn reason(&self) -> Option<String> {
+        None
+    }
+}
+
+pub(crate) async fn join(backend: &Backend, options: &Join) -> Result<u8, Failure> {
+    let capabilities = options.capabilities.as_deref().map_or_else(|| Ok(Capabilities::none()), published)?;
+    let mut signals = Signals::catch()?;
+    let coordinator = unless_signaled(&mut signals, connect(backend)).await??;
+    let result = take_part(&coordinator, options, capabilities, &mut signals).await;
+    let _ = coordinator.close().await; // as in `lock`
+    result
+}
+
+async fn take_part(
+    coordinator: &Coordinator,
+    options: &Join,
+    capabilities: Capabilities,
+    signals: &mut Signals,
+) -> Result<u8, Failure> {
+    let group = coordinator.group(bytes(&options.group))?;
+    unless_signaled(signals, group.join_or_create(capabilities)).await??;
+    if options.command.is_empty() {
+        let signal = signals.next().await;
+        return Ok(by_signal(signal as i32));
+    }
+    let job = Job {
+        command: &options.command,
+        environment: vec![("TOOZ_GROUP", options.group.clone()), ("TOOZ_MEMBER", member_text(coordinator))],
+        grace: Duration::ZERO,
+    };
+    match run(&job, &Membership, signals).await.map_err(|error| cannot_start(&error))? {
+        Ended::Exited(code) => Ok(code),
+        Ended::Signaled(signal) => Ok(by_signal(signal)),
+        Ended::Lost(why) => Err(Failure::new(LOST, why)),
+    }
+}
+
+/// Capabilities given as JSON.
+fn published(json: &str) -> Result<Capabilities, Failure> {
+    let value: Value = serde_json::from_str(json).map_err(|error| {
+        Failure::new(
+            USAGE,
+            format!("--capabilities is not JSON ({error}); write for example '{{\"weight\": 3}}'"),
+        )
+    })?;
+    Ok(Capabilities::new(&value)?)
+}

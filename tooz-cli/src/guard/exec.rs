@@ -1,0 +1,49 @@
+//! The last step before the command: a stub of ourselves, since safe Rust can run nothing between fork and exec.
+
+use std::io::{self, ErrorKind};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::unistd::{getpgrp, getppid};
+
+use super::{Orders, terminal};
+use crate::exit;
+
+/// Becomes the command; returns only if that fails.
+pub(super) fn run(orders: &Orders) -> ExitCode {
+    if let Err(error) = prepare(orders) {
+        eprintln!("tooz: the command could not be prepared ({error}); it was not started");
+        return ExitCode::from(exit::CANNOT_RUN);
+    }
+    let [program, arguments @ ..] = orders.command.as_slice() else {
+        return ExitCode::from(exit::USAGE);
+    };
+    let error = Command::new(program).args(arguments).exec();
+    let program = program.display();
+    let (code, what) = match error.kind() {
+        ErrorKind::NotFound => {
+            (exit::NOT_FOUND, "command not found; is it spelled right and in PATH?".into())
+        }
+        ErrorKind::PermissionDenied => {
+            (exit::CANNOT_RUN, "not executable; chmod +x, or name a program".into())
+        }
+        _ => (exit::CANNOT_RUN, format!("cannot be run: {error}")),
+    };
+    eprintln!("tooz: {program}: {what}");
+    ExitCode::from(code)
+}
+
+fn prepare(orders: &Orders) -> io::Result<()> {
+    // It survives the exec below (except into a set-user-ID program), so the command never outlives the launcher.
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    // The launcher may have died before that.
+    if getppid() != orders.parent {
+        return Err(io::Error::other("its launcher is gone"));
+    }
+    // Before the exec: a command that reads at once must not be stopped by SIGTTIN.
+    terminal::pass(orders.home, getpgrp());
+    // The launcher blocks every signal, and a mask is inherited.
+    SigSet::empty().thread_set_mask()?;
+    Ok(())
+}

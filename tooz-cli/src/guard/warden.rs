@@ -1,0 +1,207 @@
+//! What guard and launcher have in common: they block every signal, listen to the parent, and end the group when
+//! its deadline nears or the parent is gone.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use nix::unistd::{Pid, getppid};
+
+use super::link::{Heard, Link};
+use super::protocol::{Lines, Order, Report};
+use super::{Orders, group};
+
+/// SIGKILL is sent this long before the deadline, so that the group is gone when the lock can move: the kernel
+/// needs a moment to take a large process down. Never more than a quarter of the grace, lest SIGTERM be useless.
+const LEAD: Duration = Duration::from_millis(100);
+/// And at least this long, however short the grace.
+const LEAST_LEAD: Duration = Duration::from_millis(20);
+
+/// Why the loop woke.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wake {
+    /// The parent is gone and the group is being killed.
+    Orphaned,
+    /// Something may have happened to the child.
+    Child,
+    /// An order came, or the deadline was acted upon; both have been dealt with.
+    Other,
+}
+
+pub(super) struct Warden {
+    parent: Link,
+    parent_pid: Pid,
+    lines: Lines,
+    signals: SignalFd,
+    timer: TimerFd,
+    deadline: Option<Duration>,
+    grace: Duration,
+    /// Set once the group has been told to end; from then on no deadline is put off.
+    ending: Option<Duration>,
+    killed: bool,
+    /// Whether this process asks before it kills: only one of the two does, lest the command see two SIGTERMs.
+    asks: bool,
+    pub(super) group: Option<Pid>,
+    pub(super) orders_seen: Vec<Order>,
+}
+
+impl Warden {
+    /// Takes over the pipes and blocks every signal.
+    pub(super) fn new(orders: &Orders, asks: bool) -> io::Result<Self> {
+        SigSet::all().thread_block()?;
+        let parent = Link::adopt(orders.input, orders.output)?;
+        // Only wakes the loop, which then finds that getppid changed.
+        nix::sys::prctl::set_pdeathsig(Signal::SIGUSR1)?;
+        let mut set = SigSet::empty();
+        set.add(Signal::SIGCHLD);
+        set.add(Signal::SIGUSR1);
+        Ok(Self {
+            parent,
+            parent_pid: orders.parent,
+            lines: Lines::default(),
+            signals: SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?,
+            timer: TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?,
+            deadline: None,
+            grace: orders.grace,
+            ending: None,
+            killed: false,
+            asks,
+            group: None,
+            orders_seen: Vec::new(),
+        })
+    }
+
+    /// Tells the parent.
+    pub(super) fn report(&mut self, report: Report) {
+        self.parent.send(report);
+    }
+
+    /// Whether the group has been killed, or was to be before there was one.
+    pub(super) fn is_over(&self) -> bool {
+        self.killed
+    }
+
+    /// Kills the group if it is known.
+    pub(super) fn kill(&mut self) {
+        self.killed = true;
+        if let Some(group) = self.group {
+            group::kill(group);
+        }
+    }
+
+    /// Learns the group. One that was to be killed before it was known is killed now.
+    pub(super) fn started(&mut self, group: Pid) {
+        self.group = Some(group);
+        if self.killed {
+            group::kill(group);
+        }
+    }
+
+    /// Waits until something happens and deals with what concerns both roles. `beside` is watched, too.
+    pub(super) fn wait(&mut self, beside: Option<BorrowedFd<'_>>) -> io::Result<Wake> {
+        let mut fds = vec![
+            PollFd::new(self.parent.input(), PollFlags::POLLIN),
+            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.timer.as_fd(), PollFlags::POLLIN),
+        ];
+        fds.extend(beside.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let woken: Vec<_> = fds.iter().map(|fd| fd.any().unwrap_or(true)).collect();
+        drop(fds);
+        let mut child = woken.get(3).copied().unwrap_or(false);
+        if woken[1] {
+            while let Ok(Some(signal)) = self.signals.read_signal() {
+                child |= signal.ssi_signo == Signal::SIGCHLD as u32;
+            }
+        }
+        let heard = if woken[0] { self.parent.read() } else { Heard::Bytes(Vec::new()) };
+        if matches!(heard, Heard::Gone(_)) || getppid() != self.parent_pid {
+            self.kill();
+            return Ok(Wake::Orphaned);
+        }
+        if let Heard::Bytes(bytes) = heard {
+            for order in self.lines.push(&bytes).iter().filter_map(|line| Order::parse(line)) {
+                self.obey(order);
+            }
+        }
+        if woken[2] {
+            // Nothing to read if it was set again meanwhile; the clock decides anyway.
+            let _ = self.timer.wait();
+        }
+        self.act();
+        self.arm()?;
+        Ok(if child { Wake::Child } else { Wake::Other })
+    }
+
+    fn obey(&mut self, order: Order) {
+        self.orders_seen.push(order);
+        match order {
+            Order::Deadline(deadline) if self.ending.is_none() => self.deadline = deadline,
+            Order::Deadline(_) => {}
+            Order::End => self.kill(),
+        }
+    }
+
+    fn lead(&self) -> Duration {
+        (self.grace / 4).clamp(LEAST_LEAD, LEAD)
+    }
+
+    /// The next moment at which to act.
+    fn next(&self) -> Option<Duration> {
+        if self.killed {
+            return None;
+        }
+        let kill = self.ending.or(self.deadline)?.saturating_sub(self.lead());
+        match self.ending {
+            None if self.asks => Some(self.deadline?.saturating_sub(self.grace).min(kill)),
+            _ => Some(kill),
+        }
+    }
+
+    /// Does what is due by the clock.
+    fn act(&mut self) {
+        let now = boot_time();
+        if self.next().is_none_or(|next| now < next) {
+            return;
+        }
+        if self.ending.is_none() {
+            self.ending = self.deadline;
+            self.report(Report::Expired);
+            if let (true, Some(group)) = (self.asks, self.group) {
+                group::signal(group, Signal::SIGTERM);
+                // A stopped command could not act on it.
+                group::signal(group, Signal::SIGCONT);
+            }
+        }
+        if self.next().is_some_and(|next| now >= next) {
+            self.kill();
+        }
+    }
+
+    fn arm(&mut self) -> io::Result<()> {
+        match self.next() {
+            // Zero would disarm it.
+            Some(next) => self.timer.set(
+                Expiration::OneShot(TimeSpec::from_duration(next.max(Duration::from_nanos(1)))),
+                TimerSetTimeFlags::TFD_TIMER_ABSTIME,
+            )?,
+            None => self.timer.unset()?,
+        }
+        Ok(())
+    }
+}
+
+/// The clock that deadlines are told in.
+pub(crate) fn boot_time() -> Duration {
+    // It exists on every Linux since 2.6.39 and cannot fail.
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
+}

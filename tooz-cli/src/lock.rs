@@ -1,0 +1,136 @@
+//! `tooz lock`: a command under a lock.
+
+use std::future::Future;
+
+use tooz::driver::Holders;
+use tooz::{Coordinator, Deadline, LockGuard};
+
+use crate::args::{Backend, Guarded, Lock};
+use crate::backend::{bytes, connect};
+use crate::exit::{Failure, by_signal};
+use crate::run::{Ended, Job, Signals, Tenure, run};
+use crate::text;
+
+impl Tenure for LockGuard {
+    fn deadline(&self) -> Option<Deadline> {
+        LockGuard::deadline(self)
+    }
+
+    async fn lost(&self) -> String {
+        LockGuard::lost(self).await.to_string()
+    }
+
+    fn reason(&self) -> Option<String> {
+        self.loss().reason().map(|reason| reason.to_string())
+    }
+}
+
+pub(crate) async fn lock(backend: &Backend, options: &Lock) -> Result<u8, Failure> {
+    let mut signals = Signals::catch()?;
+    let coordinator = unless_signaled(&mut signals, connect(backend)).await??;
+    let name = bytes(&options.name);
+    let result = hold(&coordinator, name, options, &mut signals).await;
+    // What could not be given back ends with the session; the command's own end is what the caller asked about.
+    let _ = coordinator.close().await;
+    result
+}
+
+async fn hold(
+    coordinator: &Coordinator,
+    name: &[u8],
+    options: &Lock,
+    signals: &mut Signals,
+) -> Result<u8, Failure> {
+    let lock = coordinator.lock(name)?;
+    let lock = if options.shared { lock.shared() } else { lock };
+    let wanted = &options.guarded;
+    let guard = unless_signaled(signals, async {
+        match (wanted.once, wanted.wait) {
+            (true, _) => lock.try_acquire().await,
+            (false, Some(limit)) => lock.acquire_within(limit).await,
+            (false, None) => lock.acquire().await.map(Some),
+        }
+    })
+    .await??;
+    let what = format!("lock \"{}\"", lock.name());
+    let Some(guard) = guard else {
+        return Err(not_acquired(&what, lock.holders().await.ok().as_ref(), wanted));
+    };
+    let job = Job {
+        command: &options.command,
+        environment: vec![
+            ("TOOZ_LOCK_NAME", options.name.clone()),
+            ("TOOZ_FENCING_TOKEN", guard.token().get().to_string().into()),
+            ("TOOZ_MEMBER", member_text(coordinator)),
+        ],
+        grace: wanted.kill_grace,
+    };
+    let ended = run(&job, &guard, signals).await.map_err(|error| cannot_start(&error))?;
+    let release = guard.release();
+    conclude(&what, ended, release, wanted).await
+}
+
+/// Stops waiting when a signal comes that asks `tooz` to end; dropping the future leaves nothing behind.
+pub(crate) async fn unless_signaled<F: Future>(signals: &mut Signals, work: F) -> Result<F::Output, Failure> {
+    tokio::select! {
+        biased;
+        // An answer that is there is not thrown away for a signal: the signal then reaches the command.
+        output = work => Ok(output),
+        signal = signals.next() => Err(Failure::silent(by_signal(signal as i32))),
+    }
+}
+
+/// The member's name as the environment carries it.
+pub(crate) fn member_text(coordinator: &Coordinator) -> std::ffi::OsString {
+    use std::os::unix::ffi::OsStringExt;
+    std::ffi::OsString::from_vec(coordinator.member().as_bytes().to_vec())
+}
+
+pub(crate) fn cannot_start(error: &std::io::Error) -> Failure {
+    Failure::new(
+        crate::exit::CANNOT_RUN,
+        format!(
+            "the guard process could not be started ({error}); the command was not run. Is /proc mounted?"
+        ),
+    )
+}
+
+/// Names the holder and since when.
+pub(crate) fn not_acquired(what: &str, holders: Option<&Holders>, options: &Guarded) -> Failure {
+    let holders = holders.map(|all| all.holders.iter().map(text::holder).collect::<Vec<_>>());
+    let by = match holders {
+        Some(holders) if !holders.is_empty() => format!("it is held by {}", holders.join(" and by ")),
+        _ => "it was held or others wait before us".into(),
+    };
+    let remedy = if options.once { "try again, or wait with --wait" } else { "try again, or wait longer" };
+    Failure::new(options.exit_not_acquired, format!("{what} was not acquired: {by}; {remedy}"))
+}
+
+/// Gives back what was held, and turns all of it into the exit code.
+pub(crate) async fn conclude(
+    what: &str,
+    ended: Ended,
+    release: impl Future<Output = tooz::Result<tooz::driver::Released>>,
+    options: &Guarded,
+) -> Result<u8, Failure> {
+    let released = release.await;
+    let lost = |why: &str| Failure::new(options.exit_lost, format!("{what} was lost: {why}"));
+    match (ended, released) {
+        (Ended::Lost(why), _) => Err(lost(&format!("{why}; the command's process group was ended"))),
+        (_, Ok(tooz::driver::Released::WasNotHolder)) => {
+            Err(lost("it was no longer held when the command ended; check what the command did"))
+        }
+        (ended, released) => {
+            if let Err(error) = released {
+                eprintln!(
+                    "tooz: {what} could not be released ({error}); it is free when the session has ended"
+                );
+            }
+            Ok(match ended {
+                Ended::Exited(code) => code,
+                Ended::Signaled(signal) => by_signal(signal),
+                Ended::Lost(_) => options.exit_lost,
+            })
+        }
+    }
+}

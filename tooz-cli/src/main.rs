@@ -1,0 +1,82 @@
+//! The `tooz` command. See `tooz --help`, and [`guard`] for how a command never outlives its lock.
+#![cfg_attr(not(target_os = "linux"), allow(missing_docs))]
+
+#[cfg(not(target_os = "linux"))]
+compile_error!(
+    "the tooz command needs Linux: parent-death signals, timers on the boot-time clock and /proc keep a \
+     command from outliving its lock; the library crates run elsewhere"
+);
+
+mod args;
+mod backend;
+mod drivers;
+mod elect;
+mod exit;
+mod groups;
+mod guard;
+mod holders;
+mod lock;
+mod run;
+mod text;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use args::{Cli, Verb};
+use exit::Failure;
+
+fn main() -> ExitCode {
+    if let Some(code) = guard::dispatch(std::env::args_os()) {
+        return code;
+    }
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors. Nobody is left to tell if even this cannot be printed.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    // On this thread, which lives as long as the process: see `run::run`.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Failure::from(error).report(),
+    };
+    match runtime.block_on(dispatch(&cli)) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => failure.report(),
+    }
+}
+
+async fn dispatch(cli: &Cli) -> Result<u8, Failure> {
+    let backend = &cli.backend;
+    match &cli.verb {
+        Verb::Lock(options) => lock::lock(backend, options).await,
+        Verb::Holders(options) => holders::holders(backend, options).await,
+        Verb::Break(options) => holders::break_lock(backend, options).await,
+        Verb::Groups(options) => groups::groups(backend, options).await,
+        Verb::Members(options) => groups::members(backend, options).await,
+        Verb::Join(options) => groups::join(backend, options).await,
+        Verb::Elect(options) => elect::elect(backend, options).await,
+        Verb::Leader(options) => elect::leader(backend, options).await,
+        Verb::Drivers(options) => drivers::list(options),
+        Verb::Completions(options) => {
+            clap_complete::generate(options.shell, &mut Cli::command(), "tooz", &mut std::io::stdout());
+            Ok(0)
+        }
+    }
+}
+
+/// Whether `condition` comes true within `limit`.
+#[cfg(test)]
+fn eventually(limit: std::time::Duration, condition: impl Fn() -> bool) -> bool {
+    let end = guard::boot_time() + limit;
+    while guard::boot_time() < end {
+        if condition() {
+            return true;
+        }
+        std::thread::yield_now();
+    }
+    condition()
+}

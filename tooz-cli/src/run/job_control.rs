@@ -1,0 +1,46 @@
+//! ^Z, `fg` and `bg`: a stopped command stops `tooz`, and a continued `tooz` continues the command.
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::{Pid, getsid};
+
+use crate::guard::{group, terminal};
+
+/// Passes a signal that `tooz` got on to the command's group.
+pub(super) fn pass_on(signal: Signal, group: Pid, home: Pid) {
+    if signal == Signal::SIGCONT {
+        // `fg` gave the terminal to us; after `bg` there is nothing to pass.
+        terminal::pass(home, group);
+    }
+    group::signal(group, signal);
+}
+
+/// The command was stopped by `signal`. If that came from the terminal, our own job stops with it, so that the
+/// shell sees it. While stopped, nothing renews: where sessions live by time, the guard acts at the deadline.
+pub(super) fn stopped(signal: i32, group: Option<Pid>, home: Pid) {
+    let Some(group) = group else { return };
+    let from_terminal = [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU];
+    if !from_terminal.iter().any(|&stop| stop as i32 == signal) {
+        return; // `kill -STOP` of the command alone is somebody's intention
+    }
+    terminal::pass(group, home);
+    if is_orphaned(home) {
+        // Nobody would ever continue us. The kernel drops terminal stops of such groups; so do we.
+        if terminal::has(home) {
+            terminal::pass(home, group);
+        }
+        if signal == Signal::SIGTSTP as i32 {
+            group::signal(group, Signal::SIGCONT);
+        }
+        return;
+    }
+    // The whole job, as the terminal's own ^Z would: a script around us, the other end of a pipe.
+    let _ = killpg(home, Signal::SIGSTOP);
+}
+
+/// Whether no shell looks after the group: no process of the session outside it is a member's parent. Asked for
+/// the group's leader; a group whose leader is gone counts as orphaned, which only costs the ^Z.
+fn is_orphaned(home: Pid) -> bool {
+    let parent = group::stat(home.as_raw()).and_then(|leader| group::stat(leader.parent.as_raw()));
+    let session = getsid(None).ok();
+    parent.is_none_or(|parent| Some(parent.session) != session || parent.group == home)
+}

@@ -1,0 +1,150 @@
+//! Runs a command under something that can be lost: a lock, a leadership, a membership.
+
+mod guarded;
+mod job_control;
+mod signals;
+
+use std::ffi::OsString;
+use std::future::Future;
+use std::io;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use nix::unistd::getpgrp;
+use tokio::time::sleep;
+use tooz::Deadline;
+
+use crate::guard::protocol::{Order, Report};
+use crate::guard::{boot_time, group, terminal};
+use guarded::Guard;
+pub(crate) use signals::Signals;
+
+/// What to run.
+#[derive(Debug)]
+pub(crate) struct Job<'a> {
+    /// The command and its arguments.
+    pub(crate) command: &'a [OsString],
+    /// What it finds in its environment besides ours.
+    pub(crate) environment: Vec<(&'static str, OsString)>,
+    /// Time between SIGTERM and SIGKILL when the deadline nears.
+    pub(crate) grace: Duration,
+}
+
+/// What is held while it runs.
+pub(crate) trait Tenure {
+    /// Until when it is ours; `None`: its life does not depend on time.
+    fn deadline(&self) -> Option<Deadline>;
+    /// Waits for the loss. Dropping it changes nothing.
+    fn lost(&self) -> impl Future<Output = String>;
+    /// Why it was lost, if it is and the reason is known.
+    fn reason(&self) -> Option<String>;
+}
+
+/// How it ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// The command exited with this code.
+    Exited(u8),
+    /// This signal ended it.
+    Signaled(i32),
+    /// What was held was lost, for this reason, and the command's group was ended.
+    Lost(String),
+}
+
+/// How often the deadline is looked at while it stands still: a renewal moves it every third of a ttl, and a
+/// ttl is at least a second.
+const LOOK: Duration = Duration::from_millis(100);
+
+const TOO_LATE: &str = "its deadline came before the session was renewed";
+
+/// Runs `job` to its end.
+///
+/// Must be polled on the main thread, which lives as long as `tooz`. When it returns [`Ended::Signaled`] or
+/// [`Ended::Lost`], no member of the command's group runs any more.
+pub(crate) async fn run(job: &Job<'_>, held: &impl Tenure, signals: &mut Signals) -> io::Result<Ended> {
+    signals.catch_job()?;
+    let mut deadline = absolute(held.deadline());
+    let left = deadline.map(|at| at.saturating_sub(boot_time()));
+    // The first deadline is at most a ttl away, so this is at most a third of the ttl.
+    let grace = left.map_or(job.grace, |left| job.grace.min(left / 3));
+    let mut guard = Guard::start(job, grace)?;
+    guard.order(Order::Deadline(deadline));
+    let ending = held.lost();
+    tokio::pin!(ending);
+    let mut lost: Option<String> = None;
+    let mut told = false;
+    let mut early = Vec::new();
+    let home = getpgrp();
+    let end = loop {
+        tokio::select! {
+            biased;
+            // What has happened to the command comes before what we mean to do to it: an end that was reported
+            // is an end, and no signal goes to a group that may be gone.
+            report = guard.report() => match report {
+                Some(Report::Started(group)) => {
+                    for signal in early.drain(..) {
+                        group::signal(group, signal);
+                    }
+                    if lost.is_some() {
+                        guard.kill();
+                    }
+                }
+                Some(Report::Stopped(signal)) => job_control::stopped(signal, guard.group, home),
+                Some(Report::Expired) => lost = lost.or_else(|| held.reason().or_else(|| Some(TOO_LATE.into()))),
+                Some(Report::Exited(code)) => break Some(Ended::Exited(code)),
+                Some(Report::Signaled(signal)) => break Some(Ended::Signaled(signal)),
+                None => break None,
+            },
+            // Polled also when the guard has acted already: the loss's own reason says more.
+            reason = &mut ending, if !told => {
+                told = true;
+                lost = Some(reason);
+                guard.kill();
+            }
+            signal = signals.next() => match guard.group {
+                Some(group) => job_control::pass_on(signal, group, home),
+                None => early.push(signal),
+            },
+            () = sleep(LOOK), if lost.is_none() => {
+                let now = absolute(held.deadline());
+                if moved(deadline, now) {
+                    deadline = now;
+                    guard.order(Order::Deadline(now));
+                }
+            }
+        }
+    };
+    if end.is_none() {
+        // The guard was killed; the launcher does the same.
+        guard.kill();
+        lost = lost.or_else(|| Some("its guard process was ended, without which it is not protected".into()));
+    }
+    if !matches!(end, Some(Ended::Exited(_))) {
+        guard.gone().await;
+    }
+    if let Some(group) = guard.group {
+        terminal::pass(group, home);
+    }
+    guard.reap().await;
+    Ok(match (lost, end) {
+        (Some(reason), _) => Ended::Lost(reason),
+        (None, Some(end)) => end,
+        (None, None) => Ended::Signaled(Signal::SIGKILL as i32),
+    })
+}
+
+/// On the boot-time clock, which means the same to every process of the machine. The clock is read first, so the
+/// result is rather early than late.
+fn absolute(deadline: Option<Deadline>) -> Option<Duration> {
+    let now = boot_time();
+    deadline.map(|deadline| now + deadline.remaining())
+}
+
+/// Whether a deadline is another one, and not the same one measured again.
+fn moved(old: Option<Duration>, new: Option<Duration>) -> bool {
+    const NOISE: Duration = Duration::from_millis(5);
+    match (old, new) {
+        (Some(old), Some(new)) => old.abs_diff(new) > NOISE,
+        (old, new) => old != new,
+    }
+}

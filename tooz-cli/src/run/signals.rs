@@ -1,0 +1,80 @@
+//! The signals that `tooz` catches: to end in order while it waits, and to pass on while the command runs.
+
+use std::future::poll_fn;
+use std::io;
+use std::task::Poll;
+
+use nix::sys::signal::Signal;
+use tokio::signal::unix::{self, SignalKind};
+
+/// By default each ends a process; `tooz` gives back what it holds before it ends by one.
+const ENDING: [Signal; 6] =
+    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
+
+/// Only of interest while a command runs; before that their default action is the right one.
+const OF_A_JOB: [Signal; 3] = [Signal::SIGTSTP, Signal::SIGCONT, Signal::SIGWINCH];
+
+/// The caught signals in the order of their coming.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    streams: Vec<(Signal, unix::Signal)>,
+    /// Never read: catching it keeps children waitable where SIGCHLD was ignored by whoever started us.
+    _child: unix::Signal,
+}
+
+impl Signals {
+    /// Catches the signals that end a process.
+    pub(crate) fn catch() -> io::Result<Self> {
+        let mut signals = Self { streams: Vec::new(), _child: unix::signal(SignalKind::child())? };
+        signals.add(&ENDING)?;
+        Ok(signals)
+    }
+
+    /// Catches those of a job, too.
+    pub(crate) fn catch_job(&mut self) -> io::Result<()> {
+        self.add(&OF_A_JOB)
+    }
+
+    fn add(&mut self, list: &[Signal]) -> io::Result<()> {
+        let ignored = ignored();
+        for &signal in list {
+            let number = signal as i32;
+            // What was ignored for us stays ignored for the command: `nohup tooz lock …` survives a hang-up.
+            if ignored >> (number - 1) & 1 == 0 {
+                self.streams.push((signal, unix::signal(SignalKind::from_raw(number))?));
+            }
+        }
+        Ok(())
+    }
+
+    /// The next one. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Signal {
+        poll_fn(|context| {
+            for (signal, stream) in &mut self.streams {
+                if let Poll::Ready(Some(())) = stream.poll_recv(context) {
+                    return Poll::Ready(*signal);
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+/// The signals that this process ignores, one bit each; a disposition can be asked for in no other safe way.
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rust_ignores_sigpipe_and_that_is_seen() {
+        assert_eq!(ignored() >> (Signal::SIGPIPE as i32 - 1) & 1, 1);
+        assert_eq!(ignored() >> (Signal::SIGTERM as i32 - 1) & 1, 0);
+    }
+}

@@ -1,0 +1,175 @@
+//! What the tests of the command share: real processes, watched from outside.
+#![allow(dead_code, clippy::disallowed_methods, clippy::unwrap_used)] // each test uses a part; `eventually` sleeps
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+
+/// Generous: a loaded machine must not redden a test that asserts order and cause.
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+
+/// Polls until `condition` holds, and says how long that took.
+pub(crate) fn eventually(what: &str, condition: impl FnMut() -> bool) -> Duration {
+    within(LIMIT, what, condition)
+}
+
+/// Polls until `condition` holds, for at most `limit`.
+pub(crate) fn within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    start.elapsed()
+}
+
+/// A directory with a database of its own, and the processes of one test, killed at its end whatever happens.
+#[derive(Debug)]
+pub(crate) struct Place {
+    directory: tempfile::TempDir,
+}
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        Self { directory: tempfile::tempdir().unwrap() }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("sqlite://{}", self.path("tooz.db").display())
+    }
+
+    /// `tooz` on this place's database, in a process group of its own as a shell would start it.
+    pub(crate) fn tooz(&self, arguments: &[&str]) -> Command {
+        use std::os::unix::process::CommandExt;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tooz"));
+        command
+            .args(arguments)
+            .env("TOOZ_URL", self.url())
+            .env("DIR", self.directory.path())
+            .current_dir(self.directory.path())
+            .stdin(Stdio::null())
+            .process_group(0);
+        command
+    }
+
+    /// Runs `tooz` to its end.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Finished {
+        let output = self.tooz(arguments).output().unwrap();
+        Finished {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// The number that a process wrote into a file, once it is whole.
+    pub(crate) fn number(&self, name: &str) -> i32 {
+        let path = self.path(name);
+        let mut number = None;
+        eventually(&format!("a number in {name}"), || {
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            number = text.strip_suffix('\n').and_then(|text| text.trim().parse().ok());
+            number.is_some()
+        });
+        number.unwrap()
+    }
+
+    pub(crate) fn wait_for(&self, name: &str) {
+        let path = self.path(name);
+        eventually(&format!("{name} is there"), || path.exists());
+    }
+
+    pub(crate) fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap_or_default()
+    }
+}
+
+/// A process that was run to its end.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// A child that does not outlive its test, even a failing one.
+#[derive(Debug)]
+pub(crate) struct Running(pub(crate) Child);
+
+impl Running {
+    pub(crate) fn start(mut command: Command) -> Self {
+        Self(command.spawn().unwrap())
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.0.id()).unwrap())
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).unwrap();
+    }
+
+    /// The exit code; 128 + the signal if one ended it.
+    pub(crate) fn code(&mut self) -> i32 {
+        use std::os::unix::process::ExitStatusExt;
+        let mut status = None;
+        eventually("the process ends", || {
+            status = self.0.try_wait().unwrap();
+            status.is_some()
+        });
+        let status = status.unwrap();
+        status.code().unwrap_or_else(|| 128 + status.signal().unwrap())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// `state`, parent and group of a process; `None` if it is gone.
+fn stat(pid: i32) -> Option<(char, i32, i32)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace();
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+}
+
+/// Whether a process runs; a zombie does not.
+pub(crate) fn runs(pid: i32) -> bool {
+    stat(pid).is_some_and(|(state, ..)| !matches!(state, 'Z' | 'X'))
+}
+
+pub(crate) fn is_stopped(pid: i32) -> bool {
+    stat(pid).is_some_and(|(state, ..)| state == 'T')
+}
+
+pub(crate) fn parent(pid: i32) -> i32 {
+    stat(pid).map_or(0, |(_, parent, _)| parent)
+}
+
+pub(crate) fn group(pid: i32) -> i32 {
+    stat(pid).map_or(0, |(_, _, group)| group)
+}
+
+/// Whether any member of a group runs.
+pub(crate) fn group_runs(group: i32) -> bool {
+    killpg(Pid::from_raw(group), None).is_ok()
+        && fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+            let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            pid.and_then(stat).is_some_and(|(state, _, of)| of == group && !matches!(state, 'Z' | 'X'))
+        })
+}
+
+pub(crate) fn is_empty(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|meta| meta.len() == 0)
+}

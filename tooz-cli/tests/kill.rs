@@ -1,0 +1,151 @@
+//! `kill -9` of `tooz`, of its guard and of both, and SIGSTOP: nothing of the command outlives its lock.
+#![allow(clippy::unwrap_used)] // a test may panic, and so may its helpers
+
+#[allow(unreachable_pub, clippy::redundant_pub_crate)]
+mod common;
+
+use std::time::Duration;
+
+use common::{LIMIT, Place, Running, group, is_stopped, parent, runs, within};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// A family of three in one group, deaf to everything but SIGKILL.
+const FAMILY: &str = "trap '' TERM INT HUP QUIT; \
+    sh -c 'echo $$ > child; sh -c \"echo \\$\\$ > grandchild; while :; do sleep 60; done\"; :' & \
+    echo $$ > command; while :; do sleep 60; done";
+
+/// `tooz lock` in the middle of its work.
+struct Scene {
+    place: Place,
+    tooz: Running,
+    guard: i32,
+    launcher: i32,
+    family: [i32; 3],
+}
+
+impl Scene {
+    fn set(url: Option<&str>) -> Self {
+        let place = Place::new();
+        let mut arguments = vec!["lock", "x", "--", "sh", "-c", FAMILY];
+        if let Some(url) = url {
+            arguments.splice(0..0, ["--url", url]);
+        }
+        let tooz = Running::start(place.tooz(&arguments));
+        let family = ["command", "child", "grandchild"].map(|name| place.number(name));
+        let launcher = parent(family[0]);
+        let guard = parent(launcher);
+        assert_eq!(parent(guard), tooz.pid().as_raw());
+        assert!(family.iter().all(|&pid| group(pid) == family[0]), "one group");
+        assert!([guard, launcher].iter().all(|&pid| group(pid) == pid), "each in a group of its own");
+        Self { place, tooz, guard, launcher, family }
+    }
+
+    /// Kills these in this order, and says how long the family survived.
+    fn kill(&self, victims: &[i32]) -> Duration {
+        for &victim in victims {
+            // One that the death of another took with it is gone already.
+            let _ = kill(Pid::from_raw(victim), Signal::SIGKILL);
+        }
+        within(LIMIT, "command, child and grandchild are gone", || !self.family.iter().any(|&pid| runs(pid)))
+    }
+}
+
+/// The promise; asserted of the best of some runs, since a loaded machine says nothing about the mechanism.
+const PROMISE: Duration = Duration::from_millis(100);
+/// And no run may take longer, on any machine.
+const AT_MOST: Duration = Duration::from_secs(2);
+
+fn nobody_survives(what: &str, victims: impl Fn(&Scene) -> Vec<i32>) {
+    let survived: Vec<_> = (0..5)
+        .map(|_| {
+            let scene = Scene::set(None);
+            scene.kill(&victims(&scene))
+        })
+        .collect();
+    println!("kill -9 of {what}: the family survived {survived:?}");
+    assert!(survived.iter().all(|time| *time < AT_MOST), "{what}: {survived:?}");
+    assert!(survived.iter().any(|time| *time < PROMISE), "{what}: {survived:?}");
+}
+
+#[test]
+fn nobody_survives_tooz() {
+    nobody_survives("tooz", |scene| vec![scene.tooz.pid().as_raw()]);
+}
+
+#[test]
+fn nobody_survives_the_guard() {
+    nobody_survives("the guard", |scene| vec![scene.guard]);
+}
+
+#[test]
+fn nobody_survives_the_launcher() {
+    nobody_survives("the launcher", |scene| vec![scene.launcher]);
+}
+
+#[test]
+fn nobody_survives_both_in_either_order() {
+    nobody_survives("tooz, then the guard", |scene| vec![scene.tooz.pid().as_raw(), scene.guard]);
+    nobody_survives("the guard, then tooz", |scene| vec![scene.guard, scene.tooz.pid().as_raw()]);
+}
+
+#[test]
+fn nobody_survives_any_two_of_the_three() {
+    nobody_survives("tooz and the launcher", |scene| vec![scene.tooz.pid().as_raw(), scene.launcher]);
+    nobody_survives("the launcher and the guard", |scene| vec![scene.launcher, scene.guard]);
+}
+
+#[test]
+fn the_command_itself_survives_not_even_all_three() {
+    let scene = Scene::set(None);
+    // Stopped first, so that none can act on another's death.
+    let all = [scene.launcher, scene.guard, scene.tooz.pid().as_raw()];
+    for pid in all {
+        kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+    }
+    for pid in all {
+        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    }
+    within(AT_MOST, "the command is gone", || !runs(scene.family[0]));
+    // Its children are beyond the promise; do not leave them behind.
+    let _ = nix::sys::signal::killpg(Pid::from_raw(scene.family[0]), Signal::SIGKILL);
+}
+
+#[test]
+fn a_killed_guard_is_a_loss_and_frees_the_lock() {
+    let mut scene = Scene::set(None);
+    scene.kill(&[scene.guard]);
+    assert_eq!(scene.tooz.code(), 74);
+    assert_eq!(scene.place.run(&["lock", "--try", "x", "--", "true"]).code, Some(0));
+}
+
+#[test]
+fn a_stopped_tooz_keeps_its_lock_where_sessions_do_not_live_by_time() {
+    let scene = Scene::set(None);
+    scene.tooz.signal(Signal::SIGSTOP);
+    common::eventually("tooz is stopped", || is_stopped(scene.tooz.pid().as_raw()));
+    assert_eq!(scene.place.run(&["lock", "--wait", "1s", "x", "--", "true"]).code, Some(75));
+    assert!(scene.family.iter().all(|&pid| runs(pid)));
+    scene.tooz.signal(Signal::SIGCONT);
+}
+
+#[test]
+fn the_guard_acts_at_the_deadline_while_tooz_is_stopped() {
+    // The backend inside the process is stopped with it; the deadline is the guard's business alone.
+    let mut scene = Scene::set(Some("memory://x?ttl=2s"));
+    scene.tooz.signal(Signal::SIGSTOP);
+    common::eventually("tooz is stopped", || is_stopped(scene.tooz.pid().as_raw()));
+    let took =
+        within(Duration::from_secs(5), "the family is gone", || !scene.family.iter().any(|&pid| runs(pid)));
+    println!("ttl 2 s, tooz stopped: the family was gone after {took:?}");
+    assert!(took < Duration::from_secs(2), "within the ttl");
+    scene.tooz.signal(Signal::SIGCONT);
+    assert_eq!(scene.tooz.code(), 74);
+}
+
+#[test]
+fn a_beating_heart_keeps_the_command_alive_past_many_ttls() {
+    let place = Place::new();
+    let finished = place.run(&["--url", "memory://x?ttl=1s", "lock", "x", "--", "sleep", "3.5"]);
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+}

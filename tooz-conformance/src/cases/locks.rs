@@ -1,0 +1,570 @@
+//! L1 to L5, L11 to L16: locks, as one coordinator beside another sees them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::prelude::*;
+
+pub(super) const CASES: &[Case] = &[
+    case!(lock_is_exclusive, "L1", "L2"),
+    case!(lock_is_not_reentrant, "L11", "L1"),
+    case!(lock_is_exclusive_under_contention, "L1", "L3"),
+    case!(try_acquire_answers_at_once, "L2").exact(),
+    case!(try_acquire_leaves_no_place, "L2", "L6"),
+    case!(acquire_within_ends_in_time, "L2").exact(),
+    case!(acquire_within_leaves_no_place, "L2", "L6"),
+    case!(acquire_within_no_time_is_honest, "L2"),
+    case!(acquire_within_takes_what_is_released, "L2"),
+    case!(acquire_waits, "L2"),
+    case!(tokens_grow_with_every_grant, "L3"),
+    case!(tokens_grow_across_sessions, "L3"),
+    case!(tokens_grow_across_ends_of_any_kind, "L3").kit(),
+    case!(tokens_grow_across_a_break, "L3", "L10"),
+    case!(tokens_grow_across_reopening, "L3").needs(Characteristics::DURABLE_FENCING).real(),
+    case!(release_says_what_it_found, "L4", "L10"),
+    case!(release_twice_leaves_the_next_holder_alone, "L4"),
+    case!(release_of_another_session_is_refused, "L4", "L14"),
+    case!(drop_releases, "L5"),
+    case!(drop_during_unwinding_releases, "L5"),
+    case!(drop_after_close_is_harmless, "L5"),
+    case!(close_waits_for_dropped_guards, "L5", "S3"),
+    case!(previous_tells_how_it_ended, "L12"),
+    case!(previous_is_expired_after_a_crash, "L12").ttl(),
+    case!(run_gives_the_result, "L13"),
+    case!(run_ends_at_the_loss, "L13", "L7"),
+    case!(guards_are_send_and_sync, "L13"),
+    case!(a_dead_waiter_is_never_granted, "L14", "L8"),
+    case!(an_earlier_sessions_grant_is_not_ours, "L14"),
+    case!(permits_are_limited, "L15"),
+    case!(permits_of_other_limits_are_refused, "L15"),
+    case!(permits_exclude_other_modes, "L15"),
+    case!(lock_all_takes_each_name_once, "L16"),
+    case!(lock_all_never_deadlocks, "L16"),
+    case!(lock_all_takes_all_or_nothing, "L16", "L2"),
+];
+
+/// L1, L2: whoever comes second gets nothing, until the first has released.
+async fn lock_is_exclusive(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let guard = taken(&a, "x").await?;
+    ensure(guard.is_held() && guard.mode() == LockMode::Exclusive, "granted, and not held")?;
+    ensure(guard.name().as_bytes() == b"x", "another name")?;
+    held_by_another(&b, "x").await?;
+    ensure(b.lock("x")?.acquire_within(h.limit(millis(20))).await?.is_none(), "granted beside its holder")?;
+    h.settle().await; // whoever gave up leaves nothing behind after one more round trip
+    ensure(guard.release().await? == Released::Released, "the holder's release found nothing")?;
+    taken(&b, "x").await.map(|_| ())
+}
+
+/// L11, L1: a second handle of the same coordinator contends like anybody else.
+async fn lock_is_not_reentrant(h: Harness) -> Outcome {
+    let a = h.coordinator("a").await?;
+    let guard = taken(&a, "x").await?;
+    held_by_another(&a, "x").await?;
+    ensure(
+        a.clone().lock("x")?.acquire_within(h.limit(millis(20))).await?.is_none(),
+        "granted to its holder again",
+    )?;
+    ensure(guard.is_held(), "lost by asking again")?;
+    h.settle().await; // whoever gave up leaves nothing behind after one more round trip
+    guard.release().await?;
+    taken(&a, "x").await.map(|_| ())
+}
+
+/// L1, L3: many tasks of several coordinators; nobody is ever inside beside another, tokens only grow.
+async fn lock_is_exclusive_under_contention(h: Harness) -> Outcome {
+    let inside = Arc::new(AtomicUsize::new(0));
+    let last = Arc::new(AtomicUsize::new(0));
+    let mut tasks = Vec::new();
+    for n in 0..4 {
+        let c = h.coordinator(format!("c{n}")).await?;
+        for _ in 0..4 {
+            let (c, inside, last) = (c.clone(), Arc::clone(&inside), Arc::clone(&last));
+            tasks.push(h.spawn(async move {
+                for _ in 0..12 {
+                    let guard = c.lock("x")?.acquire().await?;
+                    let alone = inside.fetch_add(1, Ordering::SeqCst) == 0;
+                    let token = usize::try_from(guard.token().get()).unwrap_or(usize::MAX);
+                    let newer = last.swap(token, Ordering::SeqCst) < token;
+                    super::linger().await;
+                    let valid = guard.is_held();
+                    inside.fetch_sub(1, Ordering::SeqCst);
+                    if !alone || !newer || !valid {
+                        return fine((alone, newer, valid));
+                    }
+                    guard.release().await?;
+                }
+                fine((true, true, true))
+            }));
+        }
+    }
+    for task in tasks {
+        let (alone, newer, valid) = task.await??;
+        ensure(alone, "two holders at once")?;
+        ensure(newer, "a token is not larger than the one before it")?;
+        ensure(valid, "lost without a reason")?;
+    }
+    Ok(())
+}
+
+/// L2: no waiting for the holder.
+async fn try_acquire_answers_at_once(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let _guard = taken(&a, "x").await?;
+    let watch = h.stopwatch();
+    held_by_another(&b, "x").await?;
+    ensure(watch.elapsed() < millis(10), format!("it took {:?}", watch.elapsed()))
+}
+
+/// L2, L6: whoever tried is not in the queue.
+async fn try_acquire_leaves_no_place(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    for _ in 0..5 {
+        let guard = taken(&a, "x").await?;
+        held_by_another(&b, "x").await?;
+        held_by_another(&a, "x").await?;
+        ensure(a.lock("x")?.holders().await?.waiters.is_none_or(|n| n == 0), "somebody waits")?;
+        guard.release().await?;
+    }
+    Ok(())
+}
+
+/// L2: never later than the limit and 100 ms, never earlier than the limit.
+async fn acquire_within_ends_in_time(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let _guard = taken(&a, "x").await?;
+    for limit in [Duration::ZERO, millis(1), millis(250), secs(3), secs(60)] {
+        let watch = h.stopwatch();
+        ensure(b.lock("x")?.acquire_within(limit).await?.is_none(), "granted beside its holder")?;
+        let took = watch.elapsed();
+        ensure(took >= limit && took <= limit + millis(100), format!("{limit:?} took {took:?}"))?;
+    }
+    Ok(())
+}
+
+/// L2, L6: whoever gave up is in nobody's way.
+async fn acquire_within_leaves_no_place(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let guard = taken(&a, "x").await?;
+    for c in [&a, &b] {
+        ensure(
+            c.lock("x")?.acquire_within(h.limit(millis(20))).await?.is_none(),
+            "granted beside its holder",
+        )?;
+    }
+    h.soon_true("nobody waits", async || {
+        Ok::<_, Error>(a.lock("x")?.holders().await?.waiters.is_none_or(|n| n == 0))
+    })
+    .await?;
+    guard.release().await?;
+    h.settle().await;
+    taken(&h.coordinator("c").await?, "x").await.map(|_| ())
+}
+
+/// L2: a limit of nothing may be too short for an answer; "somebody holds it" is none where nobody does.
+async fn acquire_within_no_time_is_honest(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    match a.lock("x")?.acquire_within(Duration::ZERO).await {
+        Ok(guard) => ensure(guard.ok_or("nobody holds it, and it was not granted")?.is_held(), "not held")?,
+        Err(error) => {
+            ensure(error.kind() == ErrorKind::Unavailable && error.is_indeterminate(), format!("{error}"))?;
+        }
+    }
+    h.soon_true("the lock is free", async || Ok::<_, Error>(b.lock("x")?.try_acquire().await?.is_some()))
+        .await
+}
+
+/// L2: a release inside the limit is enough.
+async fn acquire_within_takes_what_is_released(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let guard = taken(&a, "x").await?;
+    let lock = b.lock("x")?;
+    let waiting = h.spawn(async move { lock.acquire_within(secs(60)).await });
+    h.settle().await;
+    guard.release().await?;
+    let next = h.soon_done("the hand-over", waiting).await???;
+    ensure(next.is_some_and(|guard| guard.is_held()), "not granted though it was free")
+}
+
+/// L2: acquire has no limit of its own.
+async fn acquire_waits(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let guard = taken(&a, "x").await?;
+    let lock = b.lock("x")?;
+    let waiting = h.spawn(async move { lock.acquire().await });
+    let long = if h.is_virtual() { secs(60) } else { secs(2) }; // longer than any operation's own time limit
+    h.pass(long).await;
+    ensure(!waiting.is_finished(), "it did not wait")?;
+    guard.release().await?;
+    let next = h.soon_done("the hand-over", waiting).await???;
+    ensure(next.is_held(), "granted, and not held")
+}
+
+/// L3: every grant, whoever the holder is and however he gave it back.
+async fn tokens_grow_with_every_grant(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let mut last = 0;
+    for n in 0..20 {
+        let c = if n % 3 == 0 { &b } else { &a };
+        let guard = within("the lock", h.soon(), c.lock("x")?.acquire()).await??;
+        ensure(guard.token().get() > last, format!("{} after {last}", guard.token()))?;
+        last = guard.token().get();
+        if n % 2 == 0 {
+            guard.release().await?;
+        }
+    }
+    Ok(())
+}
+
+/// L3: closing and connecting again starts nothing anew.
+async fn tokens_grow_across_sessions(h: Harness) -> Outcome {
+    let _keeps_the_backend = h.coordinator("keeper").await?;
+    let mut last = 0;
+    for _ in 0..5 {
+        let a = h.coordinator("a").await?;
+        let guard = taken(&a, "x").await?;
+        ensure(guard.token().get() > last, format!("{} after {last}", guard.token()))?;
+        last = guard.token().get();
+        a.close().await?;
+    }
+    Ok(())
+}
+
+/// L3: an expiry, a vanished record, lost data: the next token is larger.
+async fn tokens_grow_across_ends_of_any_kind(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let mut last = 0;
+    for end in 0..3 {
+        let guard = within("the lock", h.gone(), a.lock("x")?.acquire()).await??;
+        ensure(guard.token().get() > last, format!("{} after {last}", guard.token()))?;
+        match end {
+            0 => h.kit()?.expire(h.namespace(), "a"),
+            1 => h.kit()?.vanish(h.namespace(), "x"),
+            _ => h.kit()?.lose_data(),
+        }
+        let next = within("the lock", h.gone(), b.lock("x")?.acquire()).await??;
+        ensure(next.token() > guard.token(), format!("{} after {}", next.token(), guard.token()))?;
+        last = next.token().get();
+        next.release().await?;
+    }
+    Ok(())
+}
+
+/// L3, L10: a broken grant's token is older than the next one.
+async fn tokens_grow_across_a_break(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let guard = taken(&a, "x").await?;
+    b.lock("x")?.break_lock("the holder hangs").await?;
+    let next = taken(&b, "x").await?;
+    ensure(next.token() > guard.token(), format!("{} after {}", next.token(), guard.token()))
+}
+
+/// L3: nobody is connected any more, and the counter stands all the same.
+async fn tokens_grow_across_reopening(h: Harness) -> Outcome {
+    let mut last = 0;
+    for _ in 0..5 {
+        let a = h.builder("a").connect().await?;
+        let guard = taken(&a, "x").await?;
+        ensure(guard.token().get() > last, format!("{} after {last}", guard.token()))?;
+        last = guard.token().get();
+        guard.release().await?;
+        a.close().await?;
+    }
+    Ok(())
+}
+
+/// L4, L10: what was broken is not there to release, and the next holder keeps it.
+async fn release_says_what_it_found(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let guard = taken(&a, "x").await?;
+    b.lock("x")?.break_lock("the holder hangs").await?;
+    let next = taken(&b, "x").await?;
+    ensure(guard.release().await? == Released::WasNotHolder, "a broken grant was released")?;
+    ensure(next.is_held(), "the next holder lost it")?;
+    held_by_another(&a, "x").await?;
+    ensure(next.release().await? == Released::Released, "the holder's release found nothing")
+}
+
+/// L4: at the driver's level a grant is released once.
+async fn release_twice_leaves_the_next_holder_alone(h: Harness) -> Outcome {
+    let driver = h.driver().await?;
+    let (a, b) = (h.session(&driver, "a").await?, h.session(&driver, "b").await?);
+    let first = super::level::granted(&a, "x", false).await?;
+    ensure(a.locks().release(&first).await? == Released::Released, "the holder's release found nothing")?;
+    ensure(a.locks().release(&first).await? == Released::WasNotHolder, "released twice")?;
+    let next = super::level::granted(&b, "x", false).await?;
+    ensure(a.locks().release(&first).await? == Released::WasNotHolder, "released after the next grant")?;
+    let holders = driver.locks().holders(&next.key).await?.holders;
+    ensure(holders.len() == 1 && holders[0].token == Some(next.token), "the next holder lost it")?;
+    ensure(b.locks().release(&next).await? == Released::Released, "the holder's release found nothing")
+}
+
+/// L4, L14: one session cannot release what another one holds.
+async fn release_of_another_session_is_refused(h: Harness) -> Outcome {
+    let driver = h.driver().await?;
+    let (a, b) = (h.session(&driver, "a").await?, h.session(&driver, "b").await?);
+    let grant = super::level::granted(&a, "x", false).await?;
+    // Refused with an error or with "not the holder": what counts is that nothing was released.
+    ensure(b.locks().release(&grant).await.ok() != Some(Released::Released), "released by another session")?;
+    let holders = driver.locks().holders(&grant.key).await?.holders;
+    ensure(holders.len() == 1 && holders[0].token == Some(grant.token), "the holder lost it")
+}
+
+/// L5: dropping is releasing.
+async fn drop_releases(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    drop(taken(&a, "x").await?);
+    h.soon_true("the lock is free", async || Ok::<_, Error>(b.lock("x")?.try_acquire().await?.is_some()))
+        .await
+}
+
+/// L5: also when a task panics.
+async fn drop_during_unwinding_releases(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let guard = taken(&a, "x").await?;
+    let panicking = h.spawn(async move {
+        let _guard = guard;
+        std::panic::resume_unwind(Box::new("a task panics, as this case wants it"));
+    });
+    ensure(panicking.await.is_err_and(|error| error.is_panic()), "the task did not panic")?;
+    h.soon_true("the lock is free", async || Ok::<_, Error>(b.lock("x")?.try_acquire().await?.is_some()))
+        .await
+}
+
+/// L5: nothing is left to do, and nothing goes wrong.
+async fn drop_after_close_is_harmless(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let guard = taken(&a, "x").await?;
+    a.close().await?;
+    ensure(!guard.is_held(), "held after close")?;
+    let next = taken(&b, "x").await?;
+    drop(guard);
+    h.settle().await;
+    ensure(next.is_held(), "the next holder lost it")?;
+    held_by_another(&h.coordinator("c").await?, "x").await
+}
+
+/// L5, S3: what was dropped before close is released when close returns.
+async fn close_waits_for_dropped_guards(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let mut guards = Vec::new();
+    for n in 0..50 {
+        guards.push(taken(&a, &format!("x{n}")).await?);
+    }
+    drop(guards);
+    a.close().await?;
+    for n in 0..50 {
+        drop(taken(&b, &format!("x{n}")).await?);
+    }
+    Ok(())
+}
+
+/// L12: clean at first, clean after a release or a drop, broken after a break, and then clean again.
+async fn previous_tells_how_it_ended(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let guard = taken(&a, "x").await?;
+    ensure(guard.previous() == Previous::Clean, format!("first: {:?}", guard.previous()))?;
+    guard.release().await?;
+    let guard = taken(&b, "x").await?;
+    ensure(guard.previous() == Previous::Clean, format!("after a release: {:?}", guard.previous()))?;
+    drop(guard);
+    let guard = within("the lock", h.soon(), a.lock("x")?.acquire()).await??;
+    ensure(guard.previous() == Previous::Clean, format!("after a drop: {:?}", guard.previous()))?;
+    b.lock("x")?.break_lock("the holder hangs").await?;
+    let guard = taken(&b, "x").await?;
+    ensure(guard.previous() == Previous::Broken, format!("after a break: {:?}", guard.previous()))?;
+    guard.release().await?;
+    let guard = taken(&b, "x").await?;
+    ensure(guard.previous() == Previous::Clean, format!("after a clean end: {:?}", guard.previous()))?;
+    a.close().await?;
+    let guard = taken(&h.coordinator("c").await?, "y").await?;
+    ensure(guard.previous() == Previous::Clean, format!("another name: {:?}", guard.previous()))
+}
+
+/// L12: the next holder after a crash is told, once.
+async fn previous_is_expired_after_a_crash(h: Harness) -> Outcome {
+    let a = h.keep(h.builder("a").manual_heart().rejoin(false)).await?; // it never beats
+    let b = h.coordinator("b").await?;
+    let _guard = taken(&a, "x").await?;
+    let guard = within("the lock", h.gone(), b.lock("x")?.acquire()).await??;
+    ensure(guard.previous() == Previous::Expired, format!("{:?}", guard.previous()))?;
+    guard.release().await?;
+    let guard = taken(&b, "x").await?;
+    ensure(guard.previous() == Previous::Clean, format!("after a clean end: {:?}", guard.previous()))
+}
+
+/// L13: run hands back what the work says, and the lock stays held.
+async fn run_gives_the_result(h: Harness) -> Outcome {
+    let a = h.coordinator("a").await?;
+    let guard = taken(&a, "x").await?;
+    let pass = h.pass(millis(20));
+    let answer = guard
+        .run(async {
+            pass.await;
+            42
+        })
+        .await
+        .map_err(|why| why.to_string())?;
+    ensure(answer == 42 && guard.is_held(), "run changed something")
+}
+
+/// L13, L7: run ends the work at the loss, and says why.
+async fn run_ends_at_the_loss(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let guard = taken(&a, "x").await?;
+    let running = h.spawn(async move { guard.run(std::future::pending::<()>()).await });
+    h.settle().await;
+    b.lock("x")?.break_lock("enough").await?;
+    let limit = h.some_ttl() + h.soon();
+    match within("the end of the work", limit, running).await?? {
+        Err(LossReason::Broken { .. }) => Ok(()),
+        other => Err(format!("{other:?}").into()),
+    }
+}
+
+/// L13: guards go where the work goes.
+async fn guards_are_send_and_sync(h: Harness) -> Outcome {
+    fn shared_between_tasks<T: Send + Sync + 'static>(value: T) -> Arc<T> {
+        Arc::new(value)
+    }
+    let a = h.coordinator("a").await?;
+    let guard = shared_between_tasks(taken(&a, "x").await?);
+    let elsewhere = Arc::clone(&guard);
+    let held = h.spawn(async move { elsewhere.is_held() }).await?;
+    let lead = shared_between_tasks(a.election("g")?.campaign().await?);
+    let signal = shared_between_tasks(guard.loss());
+    ensure(held && lead.is_held() && !signal.is_lost(), "not held elsewhere")
+}
+
+/// L14, L8: a session that ended while it waited is passed over.
+async fn a_dead_waiter_is_never_granted(h: Harness) -> Outcome {
+    let driver = h.driver().await?;
+    let (a, dead, b) =
+        (h.session(&driver, "a").await?, h.session(&driver, "dead").await?, h.session(&driver, "b").await?);
+    let grant = super::level::granted(&a, "x", false).await?;
+    let _dead_place = super::level::queued(&dead, "x", false).await?;
+    let place = super::level::queued(&b, "x", false).await?;
+    dead.close().await?;
+    a.locks().release(&grant).await?;
+    let turn = h.soon_done("the turn of whoever lives", b.locks().turn(&place)).await??;
+    ensure(matches!(turn, tooz_core::driver::Turn::Granted(_)), format!("{turn:?}"))
+}
+
+/// L14: the same wish in a new session is a new grant, whatever the old session had.
+async fn an_earlier_sessions_grant_is_not_ours(h: Harness) -> Outcome {
+    use tooz_core::driver::{InstanceId, OpenSession};
+    let driver = h.driver().await?;
+    let instance = InstanceId(crate::harness::random());
+    let request = OpenSession::new(tooz_core::MemberId::new("a")?, instance, h.ttl());
+    let old = driver.open_session(&request).await?;
+    let grant = super::level::granted(&old, "x", false).await?;
+    let new = driver.open_session(&request.clone().after(Some(old.id()))).await?;
+    ensure(new.id() != old.id(), "two sessions of one id")?;
+    ensure(new.locks().release(&grant).await.ok() != Some(Released::Released), "an old grant was released")?;
+    let renewal = old.renew(&tooz_core::driver::Held::default()).await;
+    ensure(renewal.is_err() || renewal.is_ok_and(|r| r.lost.is_some()), "the earlier session lives on")?;
+    let next = super::level::granted(&new, "x", false).await?;
+    ensure(next.token > grant.token, "the new grant is the old one")
+}
+
+/// L15: as many as the limit says, each with a token of its own.
+async fn permits_are_limited(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let one = a.lock("x")?.permits(3)?.try_acquire().await?.ok_or("no first permit")?;
+    let two = a.lock("x")?.permits(3)?.try_acquire().await?.ok_or("no second permit")?;
+    let three = b.lock("x")?.permits(3)?.try_acquire().await?.ok_or("no third permit")?;
+    ensure(b.lock("x")?.permits(3)?.try_acquire().await?.is_none(), "a fourth permit of three")?;
+    let tokens = std::collections::BTreeSet::from([one.token(), two.token(), three.token()]);
+    ensure(tokens.len() == 3, "two permits with one token")?;
+    ensure(three.mode() == LockMode::Permit { limit: 3 }, "another mode")?;
+    let lock = b.lock("x")?.permits(3)?;
+    let waiting = h.spawn(async move { lock.acquire().await });
+    h.settle().await;
+    ensure(!waiting.is_finished(), "a fourth permit of three")?;
+    two.release().await?;
+    let next = h.soon_done("the permit that was given back", waiting).await???;
+    ensure([&one, &three, &next].iter().all(|guard| guard.is_held()), "a permit was lost")
+}
+
+/// L15: all users of a name have to agree about its limit; both numbers are named.
+async fn permits_of_other_limits_are_refused(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    refused(a.lock("x")?.permits(0), ErrorKind::Invalid)?;
+    let _permit = a.lock("x")?.permits(3)?.acquire().await?;
+    for c in [&a, &b] {
+        let error = refused(c.lock("x")?.permits(7)?.try_acquire().await, ErrorKind::Invalid)?.to_string();
+        ensure(error.contains('3') && error.contains('7'), format!("a limit is not named: {error}"))?;
+    }
+    let _another = b.lock("x")?.permits(3)?.try_acquire().await?.ok_or("the refused call left something")?;
+    Ok(())
+}
+
+/// L15: permits stand beside neither a writer nor readers.
+async fn permits_exclude_other_modes(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let permit = a.lock("x")?.permits(2)?.acquire().await?;
+    held_by_another(&b, "x").await?;
+    permit.release().await?;
+    let _guard = taken(&b, "x").await?;
+    ensure(a.lock("x")?.permits(2)?.try_acquire().await?.is_none(), "a permit beside a writer")
+}
+
+/// L16: sorted, and a name given twice is one lock.
+async fn lock_all_takes_each_name_once(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let set = a.lock_all(["z", "a", "m", "a"])?;
+    let names: Vec<_> = set.names().iter().map(ToString::to_string).collect();
+    ensure(names == ["a", "m", "z"], format!("{names:?}"))?;
+    let guards = set.acquire().await?;
+    ensure(guards.is_held() && guards.guards().len() == 3, "not all are held")?;
+    for name in ["a", "m", "z"] {
+        held_by_another(&b, name).await?;
+    }
+    guards.release().await?;
+    for name in ["a", "m", "z"] {
+        drop(taken(&b, name).await?);
+    }
+    Ok(())
+}
+
+/// L16: callers that name the same locks in other orders.
+async fn lock_all_never_deadlocks(h: Harness) -> Outcome {
+    let mut tasks = Vec::new();
+    for n in 0..4 {
+        let c = h.coordinator(format!("c{n}")).await?;
+        tasks.push(h.spawn(async move {
+            let mut names = ["a", "b", "c"];
+            for round in 0..10 {
+                names.rotate_left((n + round) % 3);
+                if n % 2 == 0 {
+                    names.reverse();
+                }
+                c.lock_all(names)?.acquire().await?.release().await?;
+            }
+            fine(())
+        }));
+    }
+    within("everybody's turns", h.limit(secs(1)), async {
+        for task in tasks {
+            task.await??;
+        }
+        Outcome::Ok(())
+    })
+    .await?
+}
+
+/// L16, L2: if one cannot be had, none is held.
+async fn lock_all_takes_all_or_nothing(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let _middle = taken(&b, "m").await?;
+    ensure(a.lock_all(["a", "m", "z"])?.try_acquire().await?.is_none(), "granted without the middle one")?;
+    ensure(
+        a.lock_all(["a", "m", "z"])?.acquire_within(h.limit(millis(20))).await?.is_none(),
+        "granted without it",
+    )?;
+    for name in ["a", "z"] {
+        h.soon_true("it is free", async || Ok::<_, Error>(b.lock(name)?.try_acquire().await?.is_some()))
+            .await?;
+    }
+    Ok(())
+}

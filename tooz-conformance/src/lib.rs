@@ -1,0 +1,23 @@
+//! One suite that every tooz driver runs.
+#![doc = include_str!("../README.md")]
+
+mod case;
+pub mod cases;
+pub mod contract;
+mod harness;
+mod helper;
+mod kit;
+pub mod matrix;
+mod process;
+mod runner;
+mod target;
+pub mod targets;
+mod tools;
+
+pub use case::{Case, Failure, Outcome, Running};
+pub use harness::{Harness, Stopwatch, random};
+pub use kit::{Call, Fate, Kit};
+pub use process::Process;
+pub use runner::{main, run, run_within};
+pub use target::{Place, Target, Time};
+pub use tools::{dropped_after, ensure, eventually, within};

@@ -1,0 +1,126 @@
+//! Runs cases: names, gates, budgets.
+#![allow(clippy::disallowed_methods)] // runtimes are made here, one per case
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use crate::case::Case;
+use crate::harness::Harness;
+use crate::target::{Target, Time};
+use crate::tools::{Caught, panic_text};
+use crate::{cases, helper};
+
+/// A case that waits for ever moves the virtual clock this far, within a second, and fails.
+const VIRTUAL_LIMIT: Duration = Duration::from_secs(2 * 3600);
+
+/// Ends what is still running when a case is over; the case's verdict stands already.
+const SHUTDOWN: Duration = Duration::from_secs(1);
+
+/// Runs every case against every target; a test file's whole `main`.
+///
+/// What does not apply to a target is listed as *ignored* with its reason. A target whose backend is missing is
+/// ignored, too, and fails with `TOOZ_REQUIRE=all`.
+pub fn main(targets: Vec<Target>) -> ExitCode {
+    if let Some(code) = helper::if_helper() {
+        return code;
+    }
+    let arguments = Arguments::from_args();
+    let asked_for_all =
+        arguments.filter.is_none() && arguments.skip.is_empty() && !arguments.list && !arguments.ignored;
+    let require = std::env::var("TOOZ_REQUIRE").is_ok_and(|value| value == "all");
+    let conclusion = libtest_mimic::run(&arguments, trials(&targets, require));
+    if asked_for_all && conclusion.num_passed + conclusion.num_failed == 0 {
+        eprintln!("no case ran: link a driver (`use tooz_memory as _;`) and name its target");
+        return ExitCode::FAILURE;
+    }
+    conclusion.exit_code()
+}
+
+fn trials(targets: &[Target], require: bool) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for target in targets {
+        for case in cases::all() {
+            let missing = target.missing().map(|why| format!("missing: {why}"));
+            let fails = missing.is_some() && require;
+            let why = missing.or_else(|| case.why_not(target));
+            let (target_here, reason) = (target.clone(), why.clone());
+            let trial = Trial::test(format!("{}::{}", target.name(), case.name()), move || match reason {
+                Some(why) => Err(Failed::from(format!("does not apply: {why}"))),
+                None => run(&target_here, &case).map_err(Failed::from),
+            });
+            trials.push(match why {
+                Some(why) if !fails => trial.with_kind(why).with_ignored_flag(true),
+                _ => trial,
+            });
+        }
+    }
+    trials
+}
+
+/// Runs one case against one target.
+///
+/// # Errors
+/// Why it failed.
+pub fn run(target: &Target, case: &Case) -> Result<(), String> {
+    run_within(target, case, case.time_limit())
+}
+
+/// The same with another budget.
+///
+/// # Errors
+/// Why it failed.
+pub fn run_within(target: &Target, case: &Case, budget: Duration) -> Result<(), String> {
+    let (sender, receiver) = channel();
+    let (target, case) = (target.clone(), *case);
+    let thread = std::thread::Builder::new().name(case.name().into()).spawn(move || {
+        let verdict = catch_unwind(AssertUnwindSafe(|| run_here(&target, &case)));
+        // Nobody listens any more once the budget is over.
+        let _ = sender.send(verdict.unwrap_or_else(|panic| Err(panic_text(&*panic))));
+    });
+    thread.map_err(|error| format!("no thread for the case: {error}"))?;
+    match receiver.recv_timeout(budget) {
+        Ok(verdict) => verdict,
+        // Its thread is left behind, since nothing can end it; the test process ends soon.
+        Err(RecvTimeoutError::Timeout) => Err(format!("over its budget of {budget:?}")),
+        Err(RecvTimeoutError::Disconnected) => Err("its thread ended without a verdict".into()),
+    }
+}
+
+fn run_here(target: &Target, case: &Case) -> Result<(), String> {
+    let time = if case.is_virtual(target) { Time::Virtual } else { Time::Real };
+    let runtime = match time {
+        Time::Virtual => {
+            tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build()
+        }
+        Time::Real => tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build(),
+    };
+    let runtime = runtime.map_err(|error| format!("no runtime for the case: {error}"))?;
+    let verdict = runtime.block_on(async {
+        let harness = Harness::new(target, time).map_err(|error| error.to_string())?;
+        let running = Caught(Box::pin(case.run(harness.clone())));
+        let verdict = match tokio::time::timeout(VIRTUAL_LIMIT, running).await {
+            Ok(Ok(outcome)) => outcome.map_err(|error| explain(&*error)),
+            Ok(Err(panic)) => Err(panic),
+            Err(_) => Err("it waits for ever".into()),
+        };
+        harness.close_all().await;
+        verdict
+    });
+    runtime.shutdown_timeout(SHUTDOWN);
+    verdict
+}
+
+/// An error with its causes.
+fn explain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}

@@ -1,0 +1,205 @@
+//! What the suite runs against.
+
+use std::any::Any;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tooz_core::{BackendUrl, Characteristics};
+
+use crate::kit::Kit;
+
+/// A fresh, empty backend for one case.
+pub struct Place {
+    url: String,
+    files: Option<PathBuf>,
+    keep: Option<Box<dyn Any + Send + Sync>>,
+}
+
+impl Place {
+    /// A backend that stands at `url`. Nothing else uses it.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self { url: url.into(), files: None, keep: None }
+    }
+
+    /// The directory in which all its files stand.
+    #[must_use]
+    pub fn files(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.files = Some(directory.into());
+        self
+    }
+
+    /// Something to drop when the case is over: a temporary directory, a server.
+    #[must_use]
+    pub fn keep(mut self, kept: impl Any + Send + Sync) -> Self {
+        self.keep = Some(Box::new(kept));
+        self
+    }
+
+    /// The backend URL.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The directory in which its files stand.
+    pub fn directory(&self) -> Option<&Path> {
+        self.files.as_deref()
+    }
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Place")
+            .field("url", &self.url)
+            .field("kept", &self.keep.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+/// On which clock a place is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Time {
+    /// A tokio clock that jumps to the next timer when nothing else is to be done.
+    Virtual,
+    /// Time as it passes.
+    Real,
+}
+
+type Fresh = dyn Fn(Time) -> Result<Place, String> + Send + Sync;
+type MakeKit = dyn Fn(&Place) -> Box<dyn Kit> + Send + Sync;
+
+/// A driver with one way of running its backend.
+#[derive(Clone)]
+pub struct Target {
+    name: String,
+    fresh: Arc<Fresh>,
+    kit: Option<Arc<MakeKit>>,
+    characteristics: Characteristics,
+    ttl: bool,
+    files: bool,
+    virtual_clock: bool,
+    prefers_virtual: bool,
+    missing: Option<String>,
+}
+
+impl Target {
+    /// A target; `fresh` makes an empty backend for a case. What it claims is asked from the registration of
+    /// the URL's scheme, whose crate must be linked (`use my_driver as _;`).
+    pub fn new(
+        name: impl Into<String>,
+        fresh: impl Fn(Time) -> Result<Place, String> + Send + Sync + 'static,
+    ) -> Self {
+        let mut target = Self {
+            name: name.into(),
+            fresh: Arc::new(fresh),
+            kit: None,
+            characteristics: Characteristics::empty(),
+            ttl: false,
+            files: false,
+            virtual_clock: false,
+            prefers_virtual: false,
+            missing: None,
+        };
+        match (target.fresh)(Time::Real).and_then(|place| claims(&place).map(|claimed| (place, claimed))) {
+            Ok((place, claimed)) => {
+                target.characteristics = claimed;
+                target.files = place.directory().is_some();
+            }
+            Err(why) => target.missing = Some(why),
+        }
+        target
+    }
+
+    /// Sessions end by time.
+    #[must_use]
+    pub fn ttl(mut self) -> Self {
+        self.ttl = true;
+        self
+    }
+
+    /// What can be done to its backend.
+    #[must_use]
+    pub fn kit(mut self, kit: impl Fn(&Place) -> Box<dyn Kit> + Send + Sync + 'static) -> Self {
+        self.kit = Some(Arc::new(kit));
+        self
+    }
+
+    /// It works on a paused tokio clock; `preferred`: cases that can run on either clock run on that one.
+    #[must_use]
+    pub fn virtual_clock(mut self, preferred: bool) -> Self {
+        self.virtual_clock = true;
+        self.prefers_virtual = preferred;
+        self
+    }
+
+    /// Its name, the first part of each test's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What its registration claims for its URL.
+    pub fn characteristics(&self) -> Characteristics {
+        self.characteristics
+    }
+
+    /// Whether sessions end by time.
+    pub fn has_ttl(&self) -> bool {
+        self.ttl
+    }
+
+    /// Whether its backend can be hurt.
+    pub fn has_kit(&self) -> bool {
+        self.kit.is_some()
+    }
+
+    /// Whether its backend stands in files.
+    pub fn has_files(&self) -> bool {
+        self.files
+    }
+
+    /// Whether it works on a virtual clock.
+    pub fn can_virtual_clock(&self) -> bool {
+        self.virtual_clock
+    }
+
+    /// Whether cases that do not mind run on the virtual clock.
+    pub fn prefers_virtual_clock(&self) -> bool {
+        self.prefers_virtual
+    }
+
+    /// Why its backend is not here, if it is not.
+    pub fn missing(&self) -> Option<&str> {
+        self.missing.as_deref()
+    }
+
+    /// An empty backend.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn fresh(&self, time: Time) -> Result<Place, String> {
+        (self.fresh)(time)
+    }
+
+    pub(crate) fn make_kit(&self, place: &Place) -> Option<Box<dyn Kit>> {
+        self.kit.as_ref().map(|make| make(place))
+    }
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Target")
+            .field("name", &self.name)
+            .field("characteristics", &self.characteristics)
+            .finish_non_exhaustive()
+    }
+}
+
+fn claims(place: &Place) -> Result<Characteristics, String> {
+    let url = BackendUrl::parse(place.url()).map_err(|error| error.to_string())?;
+    let registered = tooz_core::drivers();
+    let registration = registered
+        .iter()
+        .find(|registration| registration.schemes().contains(&url.scheme()))
+        .ok_or_else(|| format!("no driver for {}:// is linked into this test", url.scheme()))?;
+    Ok(registration.characteristics(&url))
+}

@@ -1,0 +1,96 @@
+//! A backend that is deliberately wrong must redden exactly the cases that are there to notice it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tooz_conformance::{Case, cases, run_within, targets};
+
+/// Each fault of `memory://…?fault=`, and the case that is there for it. All that turn red stand in `FAULTS.md`.
+const FAULTS: &[(&str, &str)] = &[
+    ("two-holders", "lock_is_exclusive"),
+    ("stale-release", "release_twice_leaves_the_next_holder_alone"),
+    ("token-repeats", "tokens_grow_with_every_grant"),
+    ("lost-wakeup", "acquire_waits"),
+    ("dead-member", "members_do_not_include_the_dead"),
+    ("watch-gap", "what_is_delivered_is_the_membership"),
+    ("cancel-leaks", "an_acquire_dropped_while_held_leaves_nothing"),
+    ("barging", "nobody_passes_the_queue"),
+    ("reader-beside-writer", "a_writer_keeps_readers_out"),
+    ("silent-break", "break_tells_the_victim"),
+    ("resurrect", "capabilities_of_others_cannot_be_updated"),
+    ("leader-backwards", "a_holders_watch_never_goes_back"),
+    ("deadline-late", "the_deadline_is_before_the_backends"),
+    ("group-ids-fold", "group_ids_are_any_bytes"),
+    ("namespace-leak", "namespaces_are_disjoint"),
+];
+
+/// What no fault of these has anything to do with.
+const ALWAYS_GREEN: &[&str] = &[
+    "connect_unknown_scheme_is_refused",
+    "capabilities_have_a_limit",
+    "an_unknown_hook_is_refused",
+    "errors_say_whether_to_try_again",
+];
+
+/// On the virtual clock a case takes milliseconds; one that hangs is ended by the virtual limit.
+const BUDGET: Duration = Duration::from_secs(20);
+
+/// The cases that turn red, with the reason.
+fn red(fault: &str) -> BTreeMap<&'static str, String> {
+    let target = targets::memory::with_ttl(fault);
+    let applicable: Vec<Case> = cases::all()
+        .into_iter()
+        .filter(|case| case.why_not(&target).is_none() && case.is_virtual(&target))
+        .collect();
+    assert!(applicable.len() > 100, "only {} cases run", applicable.len());
+    let queue = Mutex::new(applicable);
+    let red = Mutex::new(BTreeMap::new());
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let Some(case) = queue.lock().unwrap_or_else(PoisonError::into_inner).pop() else {
+                        return;
+                    };
+                    if let Err(why) = run_within(&target, &case, BUDGET) {
+                        red.lock().unwrap_or_else(PoisonError::into_inner).insert(case.name(), why);
+                    }
+                }
+            });
+        }
+    });
+    red.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[test]
+fn a_sound_backend_reddens_nothing() {
+    let red = red("");
+    assert!(red.is_empty(), "{red:#?}");
+}
+
+#[test]
+fn each_fault_reddens_exactly_its_cases() {
+    let mut table = String::from(
+        "# Which fault reddens which case\n\nWritten by `TOOZ_BLESS=1 cargo test -p tooz-conformance --test faults` and \
+         compared by it. The first case of each is the one that is there for it.\n",
+    );
+    for (fault, expected) in FAULTS {
+        let mut red = red(fault);
+        assert!(red.contains_key(expected), "{fault}: {expected} stays green; red: {red:#?}");
+        for green in ALWAYS_GREEN {
+            assert!(!red.contains_key(green), "{fault}: {green} is red: {}", red[green]);
+        }
+        red.remove(expected);
+        let others: Vec<_> = red.keys().map(|name| format!("- {name}\n")).collect();
+        let _ = write!(table, "\n## {fault}\n\n- {expected}\n{}", others.concat());
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("FAULTS.md");
+    if std::env::var_os("TOOZ_BLESS").is_some() {
+        std::fs::write(&path, &table).unwrap();
+    }
+    let golden = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(golden == table, "other cases turn red than FAULTS.md says:\n{table}");
+}

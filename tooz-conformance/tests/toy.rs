@@ -1,0 +1,12 @@
+//! A driver of a third party: this is all that its test file holds.
+
+#[path = "toy/driver.rs"]
+mod driver;
+
+use std::process::ExitCode;
+
+use tooz_conformance::{Place, Target, random};
+
+fn main() -> ExitCode {
+    tooz_conformance::main(vec![Target::new("toy", |_| Ok(Place::new(format!("toy://{:x}", random()))))])
+}

@@ -1,0 +1,94 @@
+//! Acquire and release against the same two transactions written by hand with rusqlite.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, missing_docs)] // it measures time
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tooz_core::clock::Clock;
+use tooz_core::driver::{
+    Acquire, Acquired, AttemptId, Connect, Context, InstanceId, LockKey, LockMode, OpenSession, Session,
+};
+use tooz_core::entropy::Entropy;
+use tooz_core::runtime::{Runtime, Spawner};
+use tooz_core::{BackendUrl, LockName, MemberId};
+
+fn by_hand(directory: &std::path::Path, rounds: u32) -> Duration {
+    let mut connection = rusqlite::Connection::open(directory.join("hand.db")).unwrap();
+    connection.pragma_update(None, "journal_mode", "WAL").unwrap();
+    connection.pragma_update(None, "synchronous", "NORMAL").unwrap();
+    connection
+        .execute_batch("CREATE TABLE l (name TEXT PRIMARY KEY, owner TEXT, token INTEGER) WITHOUT ROWID")
+        .unwrap();
+    let start = Instant::now();
+    for _ in 0..rounds {
+        let immediate = rusqlite::TransactionBehavior::Immediate;
+        let transaction = connection.transaction_with_behavior(immediate).unwrap();
+        transaction.prepare_cached("INSERT INTO l VALUES ('x', 'me', 1)").unwrap().execute([]).unwrap();
+        transaction.commit().unwrap();
+        let transaction = connection.transaction_with_behavior(immediate).unwrap();
+        transaction
+            .prepare_cached("DELETE FROM l WHERE name = 'x' AND owner = 'me'")
+            .unwrap()
+            .execute([])
+            .unwrap();
+        transaction.commit().unwrap();
+    }
+    start.elapsed() / rounds
+}
+
+async fn pair(session: &Arc<dyn Session>, name: &str, attempt: u128) {
+    let key = LockKey::Named(LockName::new(name).unwrap());
+    let request = Acquire::new(AttemptId(attempt), key, LockMode::Exclusive);
+    let Acquired::Granted(grant) = session.locks().request(&request).await.unwrap() else {
+        panic!("it is not contended")
+    };
+    session.locks().release(&grant).await.unwrap();
+}
+
+fn main() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let context = Context::new(Clock::boot(), Entropy::system(), Spawner::new(Runtime::Library).unwrap());
+    let url = BackendUrl::parse(&format!("sqlite://{}/tooz.db", directory.path().display())).unwrap();
+    let driver = runtime.block_on(tooz_sqlite::connect(Connect::new(url, context))).unwrap();
+    let opening = OpenSession::new(MemberId::new("m").unwrap(), InstanceId(1), None);
+    let session = runtime.block_on(driver.open_session(&opening)).unwrap();
+    for round in 0..5_u128 {
+        let rounds = 5_000;
+        let hand = by_hand(tempfile::tempdir().unwrap().path(), rounds);
+        let ours = {
+            let start = Instant::now();
+            runtime.block_on(async {
+                for attempt in 0..rounds {
+                    pair(&session, "x", (round << 64) + u128::from(attempt) + 1).await;
+                }
+            });
+            start.elapsed() / rounds
+        };
+        let tasks = 64_u32;
+        let many = {
+            let start = Instant::now();
+            runtime.block_on(async {
+                let mut set = tokio::task::JoinSet::new();
+                for task in 0..tasks {
+                    let session = session.clone();
+                    set.spawn(async move {
+                        for attempt in 0..500_u32 {
+                            let id = (u128::from(task) << 100) + (round << 64) + u128::from(attempt) + 1;
+                            pair(&session, &format!("x{task}"), id).await;
+                        }
+                    });
+                }
+                while let Some(done) = set.join_next().await {
+                    done.unwrap();
+                }
+            });
+            start.elapsed() / (tasks * 500)
+        };
+        println!(
+            "by hand {hand:?} a pair; one task {ours:?} ({:.2}x); {tasks} tasks {many:?} ({:.2}x)",
+            ours.as_secs_f64() / hand.as_secs_f64(),
+            many.as_secs_f64() / hand.as_secs_f64()
+        );
+    }
+}

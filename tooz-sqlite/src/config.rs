@@ -1,0 +1,154 @@
+//! From the URL to a typed configuration.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tooz_core::options::{OptionKind, OptionSpec};
+use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
+
+/// The options that only this driver knows.
+pub(crate) const OPTIONS: &[OptionSpec] = &[
+    OptionSpec::new(
+        "synchronous",
+        OptionKind::Word(&["normal", "full"]),
+        "full: every commit survives a power cut, at the price of one sync each (default: normal; groups and the \
+         fencing counter are always written at full)",
+    ),
+    OptionSpec::new(
+        "force_filesystem",
+        OptionKind::Flag,
+        "accept a file system that is not known to be local (default: false)",
+    ),
+    OptionSpec::new(
+        "boot_id",
+        OptionKind::Text,
+        "for tests only: pretend that the machine was booted under this id (default: the kernel's)",
+    ),
+];
+
+/// The time limit of an operation if the URL names none; the core's own default.
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same for connecting.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same for closing.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a URL says.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) path: PathBuf,
+    pub(crate) namespace: Arc<str>,
+    /// Whether every commit is synced.
+    pub(crate) durable: bool,
+    pub(crate) force_filesystem: bool,
+    pub(crate) boot_id: Option<String>,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) operation_timeout: Duration,
+    pub(crate) close_timeout: Duration,
+}
+
+impl Config {
+    pub(crate) fn from_url(url: &BackendUrl) -> Result<Self> {
+        let in_memory = url.hosts().iter().any(|host| host.name.starts_with(":memory"))
+            || url.path().starts_with(b"/:memory:")
+            || url.option("mode") == Some("memory");
+        if in_memory {
+            return Err(Error::new(
+                ErrorKind::InvalidUrl,
+                "an SQLite database in memory is seen by nobody else; write memory://name instead",
+            ));
+        }
+        if url.user().is_some() || url.password().is_some() {
+            return Err(Error::new(
+                ErrorKind::InvalidUrl,
+                "sqlite:// takes no user and no password: the file's permissions decide",
+            ));
+        }
+        let path = url.file_path()?;
+        if path.file_name().is_none() || url.path().ends_with(b"/") {
+            return Err(Error::new(
+                ErrorKind::InvalidUrl,
+                "sqlite:// names a file, not a directory; write for example sqlite:///var/lib/app/tooz.db",
+            ));
+        }
+        let durable = match url.option("synchronous") {
+            None | Some("normal") => false,
+            Some("full") => true,
+            Some(_) => {
+                return Err(Error::new(
+                    ErrorKind::InvalidOption,
+                    "option \"synchronous\": it must be normal or full",
+                ));
+            }
+        };
+        let limit = |name, default| url.duration(name).map(|given| given.unwrap_or(default));
+        Ok(Self {
+            path,
+            namespace: url.option("namespace").unwrap_or("tooz").into(),
+            durable,
+            force_filesystem: url.flag("force_filesystem")?.unwrap_or(false),
+            boot_id: url.option("boot_id").map(str::to_owned),
+            connect_timeout: limit("connect_timeout", CONNECT_TIMEOUT)?,
+            operation_timeout: limit("operation_timeout", OPERATION_TIMEOUT)?,
+            close_timeout: limit("close_timeout", CLOSE_TIMEOUT)?,
+        })
+    }
+}
+
+/// What the scheme keeps on a local file system: everything but several hosts.
+pub(crate) fn characteristics(_url: &BackendUrl) -> Characteristics {
+    Characteristics::all() - Characteristics::DISTRIBUTED_ACROSS_HOSTS
+}
+
+/// What is left on a file system that was forced: whether its locks, its syncs and its change events reach every
+/// process cannot be known.
+pub(crate) fn on_unknown_file_system() -> Characteristics {
+    Characteristics::DISTRIBUTED_ACROSS_THREADS
+        | Characteristics::DISTRIBUTED_ACROSS_PROCESSES
+        | Characteristics::SEQUENTIAL
+        | Characteristics::SHARED_LOCKS
+        | Characteristics::FAIR_LOCKS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(url: &str) -> Result<Config> {
+        Config::from_url(&BackendUrl::parse(url).unwrap())
+    }
+
+    #[test]
+    fn defaults_and_options() {
+        let plain = config("sqlite:///var/lib/app/tooz.db").unwrap();
+        assert_eq!(plain.path, PathBuf::from("/var/lib/app/tooz.db"));
+        assert_eq!((&*plain.namespace, plain.durable), ("tooz", false));
+        let full = config("sqlite://./x.db?synchronous=full&namespace=n&operation_timeout=2s").unwrap();
+        assert_eq!((&*full.namespace, full.durable), ("n", true));
+        assert_eq!(full.operation_timeout, Duration::from_secs(2));
+    }
+
+    #[test]
+    fn what_is_refused_says_what_to_write() {
+        for (url, kind, word) in [
+            ("sqlite://:memory:", None, ""),
+            ("sqlite:///:memory:", Some(ErrorKind::InvalidUrl), "memory://"),
+            ("sqlite:///x.db?mode=memory", Some(ErrorKind::InvalidUrl), "memory://"),
+            ("sqlite:///x/", Some(ErrorKind::InvalidUrl), "directory"),
+            ("sqlite://host/x.db", Some(ErrorKind::InvalidUrl), "host"),
+            ("sqlite:///x.db?synchronous=off", Some(ErrorKind::InvalidOption), "normal or full"),
+            ("sqlite://me:secret@./x.db", Some(ErrorKind::InvalidUrl), "permissions"),
+        ] {
+            match (BackendUrl::parse(url), kind) {
+                (Err(_), None) => {} // the parser itself refuses it
+                (parsed, kind) => {
+                    let error = Config::from_url(&parsed.unwrap()).unwrap_err();
+                    assert_eq!(Some(error.kind()), kind, "{url}");
+                    assert!(error.to_string().contains(word), "{error}");
+                    assert!(!error.to_string().contains("secret"), "{error}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! The database thread: it runs the jobs, listens to the kernel, and tells this process what other processes did.
+//!
+//! One thread does it all, so that nothing of the database is ever looked at by two. It sleeps in one `ppoll` on
+//! the bell of the queue and on the kernel's file events; there is no timer while nobody waits for anything.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
+use tooz_core::clock::Instant;
+use tooz_core::{Error, ErrorKind, LossReason, Result};
+
+use crate::batch::MOST;
+use crate::client::{Client, Level};
+use crate::ears::Ears;
+use crate::hub::Hub;
+use crate::kernel::{self, Process};
+use crate::keys::Lock;
+use crate::reaper::{self, Recorded};
+use crate::schema::Database;
+use crate::tx::{Probes, Site};
+use crate::{error, events, fence, sessionfile};
+
+/// How long the thread looks for the next job before it sleeps: about what waking it costs, so that a caller who
+/// releases what it has just acquired does not pay for two wake-ups.
+const LINGER: Duration = Duration::from_micros(40);
+/// How long the next job may take to come while several callers are being served.
+const GATHER: Duration = Duration::from_micros(10);
+/// A second look at everything while somebody waits, so that an event that was lost hangs nobody.
+pub(crate) const SAFETY: Duration = Duration::from_secs(1);
+/// Without events (too many inotify instances) the thread looks this often, with jitter.
+pub(crate) const POLL_LOW: Duration = Duration::from_millis(5);
+pub(crate) const POLL_HIGH: Duration = Duration::from_millis(50);
+/// How long clearing away waits for another writer before jobs get their turn; it is tried again.
+pub(crate) const REAP_LIMIT: Duration = Duration::from_millis(20);
+/// How many batches run before the kernel is listened to although there is more to do.
+const DEAF: u32 = 16;
+
+/// The thread's state.
+pub(crate) struct Engine {
+    pub(crate) client: Arc<Client>,
+    pub(crate) database: Option<Database>,
+    pub(crate) site: Option<Arc<Site>>,
+    pub(crate) hub: Hub,
+    pub(crate) probes: Probes,
+    pub(crate) ears: Option<Ears>,
+    /// Up to which event this process has heard.
+    pub(crate) cursor: i64,
+    /// Other connections' commits that this process has heard of.
+    pub(crate) version: i64,
+    /// Events were logged by our own commit.
+    pub(crate) logged: bool,
+    /// Locks whose holders our own commits changed.
+    pub(crate) touched: Vec<Lock>,
+    /// Sessions that may be dead: when to look, and how often that was done.
+    pub(crate) suspects: BTreeMap<i64, (Instant, usize)>,
+    /// When to look again whether somebody has finished a commit, and after which wait.
+    pub(crate) committing: Option<(Instant, Duration)>,
+    pub(crate) safety: Instant,
+}
+
+/// Tells everybody that the thread is over, also when it panics.
+struct Farewell<'a>(&'a Client);
+
+impl Drop for Farewell<'_> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+/// The thread.
+pub(crate) fn run(client: &Arc<Client>) {
+    let farewell = Farewell(client);
+    let now = client.clock.now();
+    let mut engine = Engine {
+        client: client.clone(),
+        database: None,
+        site: None,
+        hub: Hub::default(),
+        probes: Probes::default(),
+        ears: None,
+        cursor: 0,
+        version: 0,
+        logged: false,
+        touched: Vec::new(),
+        suspects: BTreeMap::new(),
+        committing: None,
+        safety: now + SAFETY,
+    };
+    engine.turn();
+    let ended = Error::new(ErrorKind::Closed, "the connection to the database was closed");
+    for local in engine.hub.locals.values() {
+        local.end(LossReason::SessionClosed);
+    }
+    engine.hub.groups.iter().filter_map(Weak::upgrade).for_each(|watch| watch.end(ended.clone()));
+    engine.hub.locks.iter().filter_map(Weak::upgrade).for_each(|watch| watch.end(ended.clone()));
+    drop(engine); // closes the database before anybody is told that it is closed
+    drop(farewell);
+}
+
+impl Engine {
+    fn turn(&mut self) {
+        let mut batches = 0;
+        loop {
+            let jobs = self.client.take(MOST);
+            let worked = !jobs.is_empty();
+            if worked {
+                // They will come again together.
+                let expected = self.client.callers().min(MOST);
+                self.check_place();
+                let done = self.run(jobs);
+                self.dispatch_own();
+                batches += 1;
+                if done && batches % DEAF != 0 && self.linger(expected) {
+                    continue;
+                }
+            }
+            self.listen();
+            self.look_after();
+            if self.client.is_over() {
+                return;
+            }
+            if self.client.waiting() == 0 {
+                self.sleep();
+            }
+        }
+    }
+
+    /// Looks for jobs a little while before sleeping; whether there are any. Those who were just served together
+    /// come again together: the next transaction waits for `expected` of them as long as they keep coming.
+    fn linger(&self, expected: usize) -> bool {
+        let mut until = self.client.clock.now() + LINGER;
+        let mut before = 0;
+        loop {
+            let waiting = self.client.waiting();
+            if waiting >= expected.max(1) {
+                return true;
+            }
+            let now = self.client.clock.now();
+            if waiting > before {
+                before = waiting;
+                until = now + GATHER;
+            }
+            if now >= until {
+                return waiting > 0;
+            }
+            std::thread::yield_now(); // whoever is ready goes first: it may be the caller
+        }
+    }
+
+    fn sleep(&mut self) {
+        let until = self.next_look();
+        if !self.client.fall_asleep() {
+            return;
+        }
+        let timeout =
+            until.map(|until| TimeSpec::from_duration(until.saturating_since(self.client.clock.now())));
+        let mut files = vec![PollFd::new(self.client.bell().as_fd(), PollFlags::POLLIN)];
+        if let Some(ears) = &self.ears {
+            files.push(PollFd::new(ears.as_fd(), PollFlags::POLLIN));
+        }
+        // An interrupted sleep is a short one: everything is looked at again anyway.
+        let _ = ppoll(&mut files, timeout, None);
+        let rung = files.first().and_then(PollFd::any).unwrap_or(true);
+        drop(files);
+        self.client.awake();
+        if rung {
+            let _ = self.client.bell().read(); // empty only if nobody rang
+        }
+    }
+
+    /// When the thread has to look by itself; `None` while nobody waits for anything.
+    fn next_look(&self) -> Option<Instant> {
+        let mut next = self.suspects.values().map(|(at, _)| *at).min();
+        let mut sooner = |at: Instant| next = Some(next.map_or(at, |next| next.min(at)));
+        if let Some((at, _)) = self.committing {
+            sooner(at);
+        }
+        if self.somebody_waits() {
+            sooner(self.safety);
+        }
+        if self.logged {
+            sooner(self.client.clock.now() + POLL_LOW); // the log could not be read
+        }
+        next
+    }
+
+    pub(crate) fn somebody_waits(&self) -> bool {
+        self.hub.groups.iter().any(|watch| watch.strong_count() > 0)
+            || self.hub.locks.iter().any(|watch| watch.strong_count() > 0)
+            || self.hub.locals.values().any(|local| local.is_over() || local.has_waiting())
+            // Without events a session cannot hear of a break in any other way.
+            || (self.ears.is_none() && !self.hub.locals.is_empty())
+    }
+
+    /// Opens the database if it is not open.
+    pub(crate) fn open(&mut self, deadline: Instant) -> Result<()> {
+        if self.database.is_some() {
+            return Ok(());
+        }
+        let client = self.client.clone();
+        let boot_id = match &client.boot_id {
+            Some(boot_id) => boot_id.clone(),
+            None => kernel::boot_id().map_err(|error| error::io("/proc/sys/kernel/random/boot_id", error))?,
+        };
+        let site = Arc::new(Site {
+            sessions: client.place.sessions(),
+            process: Process::this(),
+            boot_id,
+            clock: client.clock.clone(),
+            entropy: client.entropy.clone(),
+        });
+        let database = Database::open(&client.place, &site, deadline)?;
+        // Before anything is read: what happens from now on is heard of.
+        self.ears = open_ears(&client);
+        self.probes = Probes::new(self.ears.is_some());
+        self.version = database.version().map_err(error::native)?;
+        self.database = Some(database);
+        self.site = Some(site.clone());
+        if let Err(error) = self.prepare(&site, deadline) {
+            self.database = None;
+            return Err(error);
+        }
+        if self.ears.is_none() {
+            self.safety = self.client.clock.now() + POLL_LOW;
+        }
+        // If it was open before, what happened meanwhile was not heard.
+        self.resync();
+        Ok(())
+    }
+
+    /// After a reboot the counter jumps; then everything that died while nobody looked is cleared away.
+    fn prepare(&mut self, site: &Site, deadline: Instant) -> Result<()> {
+        let boot: Option<String> = self
+            .write(Level::Read, deadline, |tx| tx.first("SELECT boot_id FROM fence", [], |row| row.get(0)))?;
+        let same_boot = boot.as_ref() == Some(&site.boot_id);
+        let level = if same_boot { Level::Write } else { Level::Durable };
+        let known = self.write(level, deadline, |tx| {
+            fence::rebooted(tx)?;
+            reaper::reap_all(tx)?;
+            Recorded::all(tx)
+        })?;
+        let strays =
+            sessionfile::remove_strays(&site.sessions, |id| known.iter().any(|known| known.id == id));
+        if let Err(error) = strays {
+            tracing::debug!(%error, "leftover session files stay");
+        }
+        self.cursor = self.write(Level::Read, deadline, |tx| events::latest(tx))?;
+        Ok(())
+    }
+}
+
+pub(crate) fn open_ears(client: &Client) -> Option<Ears> {
+    Ears::new(&client.place)
+        .inspect_err(|error| {
+            tracing::warn!(
+                %error,
+                "no file events (see /proc/sys/fs/inotify): changes are looked for every 5 to 50 ms instead"
+            );
+        })
+        .ok()
+}

@@ -1,0 +1,143 @@
+//! The one table from SQLite's errors to ours.
+
+use rusqlite::ErrorCode;
+use rusqlite::ffi;
+use tooz_core::{Error, ErrorKind};
+
+/// Why a piece of work inside a transaction did not succeed.
+#[derive(Debug)]
+pub(crate) enum Fail {
+    /// SQLite refused.
+    Sql(rusqlite::Error),
+    /// The contract's own answer.
+    Tooz(Error),
+    /// The durable ceiling of tokens is reached; raise it in a transaction of its own and run the job again.
+    NeedCeiling,
+}
+
+/// The result of work inside a transaction.
+pub(crate) type Work<T> = Result<T, Fail>;
+
+impl From<rusqlite::Error> for Fail {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+impl From<Error> for Fail {
+    fn from(error: Error) -> Self {
+        Self::Tooz(error)
+    }
+}
+
+impl Fail {
+    /// As the caller sees it. What failed inside a transaction was rolled back: never indeterminate.
+    pub(crate) fn into_error(self) -> Error {
+        match self {
+            Self::Sql(error) => native(error),
+            Self::Tooz(error) => error,
+            Self::NeedCeiling => {
+                Error::new(ErrorKind::Unavailable, "the range of fencing tokens is being extended")
+            }
+        }
+    }
+}
+
+/// Whether somebody else holds the database's write lock, or recovers it.
+pub(crate) fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+}
+
+/// An SQLite error by what the caller can do about it.
+pub(crate) fn native(error: rusqlite::Error) -> Error {
+    // A row that refers to a session that is no longer there: the session was ended.
+    if error.sqlite_error().is_some_and(|e| e.extended_code == ffi::SQLITE_CONSTRAINT_FOREIGNKEY) {
+        return Error::new(ErrorKind::SessionLost, "the session's record is gone from the database");
+    }
+    let (kind, context) = match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            (ErrorKind::Unavailable, "another process holds the database's write lock")
+        }
+        Some(ErrorCode::DiskFull) => (ErrorKind::Unavailable, "the disk is full; free some space"),
+        Some(ErrorCode::ReadOnly) => {
+            (ErrorKind::Denied, "the database is read-only; give write permission on it and on its directory")
+        }
+        Some(ErrorCode::PermissionDenied | ErrorCode::AuthorizationForStatementDenied) => {
+            (ErrorKind::Denied, "no permission on the database; give read and write permission")
+        }
+        Some(ErrorCode::CannotOpen) => (
+            ErrorKind::Denied,
+            "the database or a file beside it cannot be opened; check the permissions of its directory",
+        ),
+        Some(ErrorCode::NotADatabase) => {
+            (ErrorKind::Corrupt, "the file is not an SQLite database; give another path")
+        }
+        Some(ErrorCode::DatabaseCorrupt) => {
+            (ErrorKind::Corrupt, "the database is damaged; stop all users, then delete or restore it")
+        }
+        Some(ErrorCode::SystemIoFailure) => {
+            (ErrorKind::Unavailable, "reading or writing the database failed; look at the disk")
+        }
+        Some(ErrorCode::OutOfMemory) => (ErrorKind::Unavailable, "out of memory"),
+        _ => match error {
+            // A record that somebody else wrote by hand.
+            rusqlite::Error::FromSqlConversionFailure(..)
+            | rusqlite::Error::IntegralValueOutOfRange(..)
+            | rusqlite::Error::InvalidColumnType(..) => {
+                (ErrorKind::Corrupt, "a record of the database cannot be understood")
+            }
+            _ => (ErrorKind::Backend, "SQLite failed"),
+        },
+    };
+    Error::new(kind, context).caused_by(error)
+}
+
+/// The error of a COMMIT. Everything was rolled back in memory, but a failed sync may have left a complete
+/// transaction in the write-ahead log, which the next recovery would find: that alone is indeterminate.
+pub(crate) fn commit(error: rusqlite::Error) -> Error {
+    let unknown = error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure);
+    let error = native(error);
+    if unknown { error.indeterminate() } else { error }
+}
+
+/// An error of the operating system about `what`.
+pub(crate) fn io(what: impl Into<String>, error: std::io::Error) -> Error {
+    use std::io::ErrorKind as Io;
+    let kind = match error.kind() {
+        Io::PermissionDenied | Io::ReadOnlyFilesystem => ErrorKind::Denied,
+        _ => ErrorKind::Unavailable,
+    };
+    let remedy = match error.kind() {
+        Io::PermissionDenied => ": permission denied; give read and write permission",
+        Io::ReadOnlyFilesystem => ": the file system is read-only",
+        Io::StorageFull | Io::QuotaExceeded => ": the disk is full; free some space",
+        Io::NotFound => ": it is missing",
+        _ => "",
+    };
+    Error::new(kind, what.into() + remedy).caused_by(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_caller_can_do() {
+        let sql = |code| rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+        for (code, kind) in [
+            (ffi::SQLITE_BUSY, ErrorKind::Unavailable),
+            (ffi::SQLITE_FULL, ErrorKind::Unavailable),
+            (ffi::SQLITE_READONLY, ErrorKind::Denied),
+            (ffi::SQLITE_NOTADB, ErrorKind::Corrupt),
+            (ffi::SQLITE_CORRUPT, ErrorKind::Corrupt),
+            (ffi::SQLITE_CONSTRAINT_FOREIGNKEY, ErrorKind::SessionLost),
+            (ffi::SQLITE_MISUSE, ErrorKind::Backend),
+        ] {
+            let error = native(sql(code));
+            assert_eq!(error.kind(), kind, "{code}");
+            assert!(!error.is_indeterminate());
+        }
+        assert!(commit(sql(ffi::SQLITE_IOERR_FSYNC)).is_indeterminate());
+        assert!(!commit(sql(ffi::SQLITE_FULL)).is_indeterminate());
+    }
+}

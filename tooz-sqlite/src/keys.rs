@@ -1,0 +1,130 @@
+//! How ids and keys are stored: blobs as given, with the kind and the namespace in columns of their own, so that
+//! two different keys never meet (G6, G7).
+
+use std::sync::Arc;
+
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
+use tooz_core::driver::{LockKey, LockMode, Previous};
+use tooz_core::{Error, ErrorKind, GroupId, LockName};
+
+use crate::error::{Fail, Work};
+
+/// A lock in its namespace.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Lock {
+    pub(crate) namespace: Arc<str>,
+    pub(crate) key: LockKey,
+}
+
+impl Lock {
+    pub(crate) fn new(namespace: &Arc<str>, key: &LockKey) -> Self {
+        Self { namespace: namespace.clone(), key: key.clone() }
+    }
+
+    /// The columns that name it. `LockKey` may grow; a kind that is not known here cannot be stored.
+    pub(crate) fn columns(&self) -> Work<(&str, i64, &[u8])> {
+        match &self.key {
+            LockKey::Named(name) => Ok((&self.namespace, 0, name.as_bytes())),
+            LockKey::Leader(group) => Ok((&self.namespace, 1, group.as_bytes())),
+            other => Err(Fail::Tooz(Error::new(
+                ErrorKind::Unsupported,
+                format!("{other}: this driver does not know this kind of lock; upgrade tooz-sqlite"),
+            ))),
+        }
+    }
+
+    /// From its columns.
+    pub(crate) fn from_columns(namespace: &str, kind: i64, name: &[u8]) -> Work<Self> {
+        let key = match kind {
+            0 => LockKey::Named(LockName::new(name)?),
+            _ => LockKey::Leader(GroupId::new(name)?),
+        };
+        Ok(Self { namespace: namespace.into(), key })
+    }
+}
+
+/// 128 bits as a blob of 16 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Id(pub(crate) u128);
+
+impl ToSql for Id {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::from(self.0.to_be_bytes().to_vec()))
+    }
+}
+
+impl FromSql for Id {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let bytes = value.as_blob()?;
+        let bytes = bytes
+            .try_into()
+            .map_err(|_| FromSqlError::InvalidBlobSize { expected_size: 16, blob_size: bytes.len() })?;
+        Ok(Self(u128::from_be_bytes(bytes)))
+    }
+}
+
+/// A mode as one number: 0 exclusive, -1 shared, n one of n permits.
+pub(crate) fn mode_to_number(mode: LockMode) -> Work<i64> {
+    match mode {
+        LockMode::Exclusive => Ok(0),
+        LockMode::Shared => Ok(-1),
+        LockMode::Permit { limit } if limit > 0 => Ok(i64::from(limit)),
+        LockMode::Permit { .. } => {
+            Err(Fail::Tooz(Error::new(ErrorKind::Invalid, "a permit's limit must be at least 1")))
+        }
+        other => Err(Fail::Tooz(Error::new(
+            ErrorKind::Unsupported,
+            format!("{other:?}: this driver does not know this mode; upgrade tooz-sqlite"),
+        ))),
+    }
+}
+
+/// The mode that a number stands for.
+pub(crate) fn number_to_mode(number: i64) -> LockMode {
+    match u32::try_from(number) {
+        Ok(0) => LockMode::Exclusive,
+        Ok(limit) => LockMode::Permit { limit },
+        Err(_) => LockMode::Shared, // the schema allows nothing else
+    }
+}
+
+/// How the last holder ended, as a number.
+pub(crate) fn previous_to_number(previous: Previous) -> i64 {
+    match previous {
+        Previous::Expired => 1,
+        Previous::Broken => 2,
+        // A foreign holder cannot come between: nobody else writes here.
+        _ => 0,
+    }
+}
+
+/// How the last holder ended.
+pub(crate) fn number_to_previous(number: i64) -> Previous {
+    match number {
+        1 => Previous::Expired,
+        2 => Previous::Broken,
+        _ => Previous::Clean,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_and_keys_come_back() {
+        for mode in [LockMode::Exclusive, LockMode::Shared, LockMode::Permit { limit: u32::MAX }] {
+            assert_eq!(number_to_mode(mode_to_number(mode).unwrap()), mode);
+        }
+        assert!(mode_to_number(LockMode::Permit { limit: 0 }).is_err());
+        let namespace: Arc<str> = "n".into();
+        for key in [
+            LockKey::Named(LockName::new(b"a\0/\xff").unwrap()),
+            LockKey::Leader(GroupId::new(b"a\0/\xff").unwrap()),
+        ] {
+            let lock = Lock::new(&namespace, &key);
+            let (namespace, kind, name) = lock.columns().unwrap();
+            assert_eq!(Lock::from_columns(namespace, kind, name).unwrap(), lock);
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Where the database lives: the checks before it is opened, and the names of the files beside it.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::sys::statfs::{self, FsType};
+use tooz_core::{Error, ErrorKind, Result};
+
+use crate::error;
+use crate::kernel::FileId;
+
+/// File systems on which locks, syncs and change events are known to work between the processes of one host.
+/// ZFS is not in the C headers.
+const LOCAL: &[FsType] = &[
+    statfs::EXT4_SUPER_MAGIC, // ext2, ext3 and ext4 share it
+    statfs::XFS_SUPER_MAGIC,
+    statfs::BTRFS_SUPER_MAGIC,
+    FsType(0x2fc1_2fc1), // zfs
+    statfs::F2FS_SUPER_MAGIC,
+    statfs::TMPFS_MAGIC,
+    statfs::OVERLAYFS_SUPER_MAGIC,
+];
+
+/// The database file and what stands beside it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Without symlinks: every process must come to the same names beside it.
+    pub(crate) database: PathBuf,
+    /// Whether the file system is known to be local.
+    pub(crate) known_file_system: bool,
+}
+
+/// A database file that exists.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) file: FileId,
+}
+
+impl Place {
+    /// Checks the directory and resolves the name.
+    pub(crate) fn find(path: &Path, force_filesystem: bool) -> Result<Self> {
+        let shown = path.display();
+        let invalid = |what: String| Error::new(ErrorKind::InvalidUrl, what);
+        let parent = match path.parent() {
+            Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+            Some(parent) => parent,
+            None => return Err(invalid(format!("{shown} is no file"))),
+        };
+        let directory = match parent.canonicalize() {
+            Ok(directory) => directory,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(invalid(format!(
+                    "the directory {} does not exist; create it first",
+                    parent.display()
+                )));
+            }
+            Err(error) => return Err(error::io(format!("the directory {}", parent.display()), error)),
+        };
+        let name = path.file_name().ok_or_else(|| invalid(format!("{shown} is no file")))?;
+        let database = inside(&directory, &directory.join(name))?;
+        let place = Self { known_file_system: is_local(&directory)?, database };
+        if !place.known_file_system && !force_filesystem {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "{} is not on a known local file system (ext, xfs, btrfs, zfs, f2fs, tmpfs, overlay), where \
+                     locks between processes are not to be relied on; move it, or add force_filesystem=true",
+                    directory.display()
+                ),
+            ));
+        }
+        Ok(place)
+    }
+
+    /// A file beside the database.
+    pub(crate) fn beside(&self, suffix: &str) -> PathBuf {
+        let mut name = OsString::from(&self.database);
+        name.push(suffix);
+        PathBuf::from(name)
+    }
+
+    /// The directory of session files.
+    pub(crate) fn sessions(&self) -> PathBuf {
+        self.beside("-sessions")
+    }
+
+    /// Creates the database file if it is missing, readable by its owner only: SQLite gives the files beside it
+    /// the same permissions.
+    pub(crate) fn prepare(&self) -> Result<Prepared> {
+        let shown = self.database.display();
+        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.database) {
+            Ok(file) => {
+                // The umask may have taken away even the owner's rights.
+                let private = file.set_permissions(Permissions::from_mode(0o600));
+                private.map_err(|error| error::io(format!("creating {shown}"), error))?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error::io(format!("creating {shown}"), error)),
+        }
+        let data =
+            fs::symlink_metadata(&self.database).map_err(|error| error::io(format!("{shown}"), error))?;
+        let refuse = |kind, what: &str| Err(Error::new(kind, format!("{shown} {what}")));
+        if data.is_dir() {
+            return refuse(ErrorKind::InvalidUrl, "is a directory; name a file in it");
+        }
+        if !data.is_file() {
+            return refuse(ErrorKind::Invalid, "is not a regular file");
+        }
+        if data.nlink() > 1 {
+            // Two names make two write-ahead logs, and SQLite then corrupts the database.
+            return refuse(ErrorKind::Invalid, "has several hard links; remove the others");
+        }
+        for suffix in ["-wal", "-shm", "-journal"] {
+            let beside = self.beside(suffix);
+            if fs::symlink_metadata(&beside).is_ok_and(|data| data.is_symlink()) {
+                let beside = beside.display();
+                return Err(Error::new(ErrorKind::Denied, format!("{beside} is a symlink; remove it")));
+            }
+        }
+        Ok(Prepared { file: FileId::from(&data) })
+    }
+
+    /// Creates the directory of session files if it is missing.
+    pub(crate) fn make_sessions(&self) -> Result<()> {
+        let path = self.sessions();
+        let shown = path.display();
+        match fs::DirBuilder::new().mode(0o700).create(&path) {
+            Ok(()) => fs::set_permissions(&path, Permissions::from_mode(0o700))
+                .map_err(|error| error::io(format!("creating {shown}"), error)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match fs::symlink_metadata(&path) {
+                Ok(data) if data.is_dir() => Ok(()),
+                _ => Err(Error::new(ErrorKind::Denied, format!("{shown} is not a directory; remove it"))),
+            },
+            Err(error) => Err(error::io(format!("creating {shown}"), error)),
+        }
+    }
+
+    /// Makes new names in the directory survive a power cut.
+    pub(crate) fn sync_directory(&self) -> Result<()> {
+        let parent = self.database.parent().unwrap_or(Path::new("/"));
+        File::open(parent)
+            .and_then(|directory| directory.sync_all())
+            .map_err(|error| error::io(format!("syncing {}", parent.display()), error))
+    }
+}
+
+/// Follows symlinks of the last name as long as they stay in the directory (X5).
+fn inside(directory: &Path, path: &Path) -> Result<PathBuf> {
+    if !fs::symlink_metadata(path).is_ok_and(|data| data.is_symlink()) {
+        return Ok(path.to_owned());
+    }
+    let target = path.canonicalize();
+    let target = target.map_err(|error| error::io(format!("the symlink {}", path.display()), error))?;
+    if target.parent() == Some(directory) {
+        return Ok(target);
+    }
+    Err(Error::new(
+        ErrorKind::Denied,
+        format!(
+            "{} is a symlink out of its directory and is not followed; name {} itself",
+            path.display(),
+            target.display()
+        ),
+    ))
+}
+
+fn is_local(directory: &Path) -> Result<bool> {
+    let answer = statfs::statfs(directory);
+    let answer = answer
+        .map_err(|errno| error::io(format!("the file system of {}", directory.display()), errno.into()))?;
+    Ok(LOCAL.contains(&answer.filesystem_type()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn symlinks_are_not_followed_out_of_the_directory() {
+        let (here, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let target = elsewhere.path().join("victim");
+        File::create(&target).unwrap();
+        std::os::unix::fs::symlink(&target, here.path().join("out.db")).unwrap();
+        let error = Place::find(&here.path().join("out.db"), false).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Denied);
+        File::create(here.path().join("real.db")).unwrap();
+        std::os::unix::fs::symlink("real.db", here.path().join("in.db")).unwrap();
+        let place = Place::find(&here.path().join("in.db"), false).unwrap();
+        assert!(place.database.ends_with("real.db"));
+    }
+
+    #[test]
+    fn proc_is_no_place_for_a_database() {
+        let error = Place::find(Path::new("/proc/tooz.db"), false).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(!Place::find(Path::new("/proc/tooz.db"), true).unwrap().known_file_system);
+    }
+
+    #[test]
+    fn what_cannot_be_a_database_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let missing = directory.path().join("none/tooz.db");
+        assert!(Place::find(&missing, false).unwrap_err().to_string().contains("create it first"));
+        let place = Place::find(directory.path(), false).unwrap();
+        assert_eq!(place.prepare().unwrap_err().kind(), ErrorKind::InvalidUrl);
+        let linked = directory.path().join("tooz.db");
+        File::create(&linked).unwrap();
+        fs::hard_link(&linked, directory.path().join("other.db")).unwrap();
+        let error = Place::find(&linked, false).unwrap().prepare().unwrap_err();
+        assert!(error.to_string().contains("hard links"), "{error}");
+    }
+}

@@ -1,0 +1,246 @@
+//! Whether a session lives, and clearing away one that does not.
+//!
+//! A session is dead only if (a) its file is at its path, is the recorded inode, and its lock is free; or (b) its
+//! recorded process lies in our pid namespace and boot and no longer exists, although a child that inherited the
+//! descriptor still has the lock; or it was recorded under another boot. A missing file is not death: its owner
+//! notices and ends the session itself.
+
+use rusqlite::Row;
+use tooz_core::LossReason;
+use tooz_core::driver::{Previous, SessionId};
+
+use crate::error::Work;
+use crate::events::{self, Event};
+use crate::kernel::{FileId, Process};
+use crate::keys::{Id, Lock, number_to_previous};
+use crate::locks;
+use crate::sessionfile::{self, DeadFile, Look};
+use crate::tx::{Effect, Site, Tx};
+
+/// A session as it is recorded.
+#[derive(Clone, Debug)]
+pub(crate) struct Recorded {
+    pub(crate) seq: i64,
+    pub(crate) id: SessionId,
+    inode: u64,
+    process: Process,
+    boot_id: String,
+}
+
+/// The columns that [`Recorded::read`] expects.
+const COLUMNS: &str = "seq, id, inode, pid, started, pid_namespace, boot_id";
+
+impl Recorded {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            seq: row.get(0)?,
+            id: SessionId(row.get::<_, Id>(1)?.0),
+            inode: row.get::<_, i64>(2)?.cast_unsigned(),
+            process: Process { pid: row.get(3)?, started: row.get(4)?, pid_namespace: row.get(5)? },
+            boot_id: row.get(6)?,
+        })
+    }
+
+    pub(crate) fn by_seq(tx: &Tx<'_>, seq: i64) -> Work<Option<Self>> {
+        tx.first(&format!("SELECT {COLUMNS} FROM sessions WHERE seq = ?1"), [seq], Self::read)
+    }
+
+    pub(crate) fn by_id(tx: &Tx<'_>, id: SessionId) -> Work<Option<Self>> {
+        tx.first(&format!("SELECT {COLUMNS} FROM sessions WHERE id = ?1"), [Id(id.0)], Self::read)
+    }
+
+    pub(crate) fn all(tx: &Tx<'_>) -> Work<Vec<Self>> {
+        tx.all(&format!("SELECT {COLUMNS} FROM sessions"), [], Self::read)
+    }
+}
+
+/// How a session ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Its owner closed it.
+    Clean,
+    /// It died while it held what it held.
+    Expired,
+}
+
+#[derive(Debug)]
+enum Verdict {
+    Alive,
+    Dead(Option<DeadFile>),
+}
+
+/// Whether the recorded process is gone although the lock is held or the file missing: rule (b).
+fn process_is_gone(site: &Site, session: &Recorded) -> bool {
+    session.process.is_gone(&site.process)
+}
+
+/// A look that takes nothing.
+fn looks_dead(site: &Site, session: &Recorded) -> bool {
+    if session.boot_id != site.boot_id {
+        return true;
+    }
+    let path = sessionfile::path_of(&site.sessions, session.id);
+    match sessionfile::look(&path, session.inode) {
+        Ok(Look::Free) => true,
+        Ok(Look::Locked | Look::Missing) => process_is_gone(site, session),
+        Err(error) => {
+            // What cannot be looked at is not dead.
+            tracing::warn!(session = %session.id, %error, "a session's file cannot be examined");
+            false
+        }
+    }
+}
+
+/// A look that takes the dead one's lock, so that only one process clears it away.
+fn judge(site: &Site, session: &Recorded) -> Verdict {
+    if !looks_dead(site, session) {
+        return Verdict::Alive;
+    }
+    let path = sessionfile::path_of(&site.sessions, session.id);
+    match sessionfile::claim(&path, Some(session.inode)) {
+        Ok(Some(file)) => Verdict::Dead(Some(file)),
+        _ if session.boot_id != site.boot_id || process_is_gone(site, session) => Verdict::Dead(
+            FileId::at(&path)
+                .ok()
+                .filter(|id| id.inode == session.inode)
+                .map(|id| DeadFile::inherited(path, id)),
+        ),
+        // Somebody took it for a leftover; its row is looked at again later.
+        Ok(None) => Verdict::Alive,
+        Err(error) => {
+            tracing::warn!(session = %session.id, %error, "a dead session's file cannot be locked");
+            Verdict::Alive
+        }
+    }
+}
+
+/// Whether a session is dead, as far as a read may say; the dead are left to the thread to clear away.
+pub(crate) fn is_dead(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
+    let now = tx.site.clock.now();
+    if let Some(local) = tx.local(seq) {
+        return Ok(local.is_over());
+    }
+    if tx.probes.is_fresh(seq, now) {
+        return Ok(false);
+    }
+    let dead = match Recorded::by_seq(tx, seq)? {
+        Some(session) => looks_dead(tx.site, &session),
+        None => return Ok(true),
+    };
+    if dead {
+        tx.effect(Effect::Suspect(seq));
+    } else {
+        tx.probes.alive(seq, now);
+    }
+    Ok(dead)
+}
+
+/// Ends a session of another process if it is dead; whether it is gone now. Believes a recent look.
+pub(crate) fn reap_stale(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
+    if tx.probes.is_fresh(seq, tx.site.clock.now()) {
+        return Ok(false);
+    }
+    reap(tx, seq)
+}
+
+/// Ends a session if it is dead; whether it is gone now.
+pub(crate) fn reap(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
+    let Some(session) = Recorded::by_seq(tx, seq)? else { return Ok(true) };
+    if let Some(local) = tx.local(seq) {
+        // This process knows of its own sessions without asking the kernel.
+        if !local.is_over() {
+            return Ok(false);
+        }
+        let file = local.file;
+        let path = local.path.clone();
+        end(tx, &session, End::Expired)?;
+        tx.effect(Effect::Clear(DeadFile::inherited(path, file)));
+        return Ok(true);
+    }
+    match judge(tx.site, &session) {
+        Verdict::Alive => {
+            let now = tx.site.clock.now();
+            tx.probes.alive(seq, now);
+            Ok(false)
+        }
+        Verdict::Dead(file) => {
+            tracing::debug!(session = %session.id, pid = session.process.pid, "a dead session is cleared away");
+            end(tx, &session, End::Expired)?;
+            if let Some(file) = file {
+                tx.effect(Effect::Clear(file));
+            }
+            Ok(true)
+        }
+    }
+}
+
+/// Ends every session that is dead.
+pub(crate) fn reap_all(tx: &mut Tx<'_>) -> Work<()> {
+    for session in Recorded::all(tx)? {
+        if tx.local(session.seq).is_none() && looks_dead(tx.site, &session) {
+            reap(tx, session.seq)?;
+        }
+    }
+    Ok(())
+}
+
+/// Other processes' sessions that look dead.
+pub(crate) fn find_dead(tx: &mut Tx<'_>) -> Work<Vec<i64>> {
+    let now = tx.site.clock.now();
+    let mut dead = Vec::new();
+    for session in Recorded::all(tx)? {
+        if tx.local(session.seq).is_some_and(|local| !local.is_over()) {
+            continue;
+        }
+        if tx.local(session.seq).is_some() || looks_dead(tx.site, &session) {
+            dead.push(session.seq);
+        } else {
+            tx.probes.alive(session.seq, now);
+        }
+    }
+    Ok(dead)
+}
+
+/// The columns of a lock's key.
+type Columns = (String, i64, Vec<u8>);
+
+/// Deletes everything of a session and tells its owner if that is another process. What it held is handed on when
+/// the job settles.
+pub(crate) fn end(tx: &mut Tx<'_>, session: &Recorded, how: End) -> Work<()> {
+    let seq = session.seq;
+    let columns =
+        |row: &Row<'_>| -> rusqlite::Result<Columns> { Ok((row.get(0)?, row.get(1)?, row.get(2)?)) };
+    let held =
+        tx.all("SELECT namespace, kind, name, previous FROM holders WHERE session = ?1", [seq], |row| {
+            Ok((columns(row)?, row.get::<_, i64>(3)?))
+        })?;
+    let waited =
+        tx.all("SELECT DISTINCT namespace, kind, name FROM waiters WHERE session = ?1", [seq], columns)?;
+    tx.run("DELETE FROM holders WHERE session = ?1", [seq])?;
+    tx.run("DELETE FROM waiters WHERE session = ?1", [seq])?;
+    for ((namespace, kind, name), previous) in held {
+        let lock = Lock::from_columns(&namespace, kind, &name)?;
+        match how {
+            End::Expired => locks::mark(tx, &lock, Previous::Expired)?,
+            End::Clean => locks::unmark(tx, &lock, number_to_previous(previous))?,
+        }
+        locks::holders_changed(tx, &lock)?;
+        tx.unsettled.push(lock);
+    }
+    for (namespace, kind, name) in waited {
+        tx.unsettled.push(Lock::from_columns(&namespace, kind, &name)?);
+    }
+    events::members_left(tx, seq)?;
+    tx.run("DELETE FROM members WHERE session = ?1", [seq])?;
+    tx.run("DELETE FROM claims WHERE session = ?1", [seq])?;
+    tx.run("DELETE FROM sessions WHERE seq = ?1", [seq])?;
+    tx.probes.doubt(seq);
+    if tx.local(seq).is_some() {
+        let reason = if how == End::Clean { LossReason::SessionClosed } else { LossReason::Vanished };
+        tx.effect(Effect::Ended(seq, reason));
+    } else if how == End::Expired && session.boot_id == tx.site.boot_id {
+        // It is dead as far as anybody can tell; should it live after all, it has to know.
+        events::log(tx, &Event::SessionEnded(seq))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,268 @@
+//! Opening the database: its identity, its schema and the files beside it.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::libc;
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior};
+use tooz_core::clock::{Clock, Instant};
+use tooz_core::driver::Epoch;
+use tooz_core::entropy::Entropy;
+use tooz_core::{Error, ErrorKind, Result};
+
+use crate::error::{self, native};
+use crate::fence;
+use crate::kernel::{self, FileId};
+use crate::keys::Id;
+use crate::place::Place;
+use crate::sessionfile;
+use crate::tx::Site;
+
+/// "tooz" in ASCII; the database says whose it is.
+const APPLICATION: i32 = 0x746f_6f7a;
+/// The schema of this version. A later one adds a step to `migrate`.
+const VERSION: i32 = 1;
+/// Statements that are kept prepared: all of this crate's.
+const STATEMENTS: usize = 128;
+/// The byte of the shared-memory file on which a writer has its lock (`WAL_WRITE_LOCK`, "The WAL-Index File
+/// Format" in SQLite's documentation), and that of recovery.
+const WRITE_LOCK: libc::off_t = 120;
+const RECOVERY_LOCK: libc::off_t = 122;
+/// Jittered waits for another writer: SQLite's own back-off grows to 100 ms and was measured to starve a process
+/// for 330 ms.
+const BUSY_LOW: Duration = Duration::from_micros(50);
+const BUSY_HIGH: Duration = Duration::from_micros(250);
+
+/// An open database.
+#[derive(Debug)]
+pub(crate) struct Database {
+    pub(crate) connection: Connection,
+    pub(crate) file: FileId,
+    /// Until when SQLite waits for another writer.
+    patience: Arc<Mutex<Instant>>,
+    /// For asking who has the write lock. INVARIANT: closed after the connection (fields are dropped in order):
+    /// closing it earlier would drop SQLite's locks on the same file.
+    shared_memory: File,
+    full: bool,
+}
+
+impl Database {
+    /// Opens it, creating what is missing.
+    pub(crate) fn open(place: &Place, site: &Site, deadline: Instant) -> Result<Self> {
+        loop {
+            match Self::try_open(place, site, deadline) {
+                // Some steps (switching to the log, recovery) answer busy without asking the busy handler.
+                Err(error) if is_busy(&error) && site.clock.now() < deadline => {
+                    std::thread::park_timeout(site.entropy.between(BUSY_LOW, BUSY_HIGH));
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn try_open(place: &Place, site: &Site, deadline: Instant) -> Result<Self> {
+        let file = place.prepare()?.file;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX // one thread only
+            | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+        let mut connection = Connection::open_with_flags(&place.database, flags).map_err(native)?;
+        connection.set_prepared_statement_cache_capacity(STATEMENTS);
+        // Else SQLite, built with STAT4 as rusqlite's is, plans a kept statement anew whenever its parameters
+        // change (seen in 3.54): several times the cost of running it.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map_err(native)?;
+        let patience = Arc::new(Mutex::new(deadline));
+        let handler = busy_handler(site.clock.clone(), site.entropy.clone(), patience.clone());
+        connection.busy_handler(Some(handler)).map_err(native)?;
+        if connection.is_readonly("main").map_err(native)? {
+            return Err(Error::new(
+                ErrorKind::Denied,
+                format!("{} is read-only; give write permission", place.database.display()),
+            ));
+        }
+        prepare(&mut connection, place, site)?;
+        let shm = place.beside("-shm");
+        let shared_memory = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&shm)
+            .map_err(|error| error::io(format!("{}", shm.display()), error))?;
+        Ok(Self { connection, file, patience, shared_memory, full: true })
+    }
+
+    /// Sets until when the next statements wait for another writer.
+    pub(crate) fn wait_until(&self, deadline: Instant) {
+        *self.patience.lock().unwrap_or_else(PoisonError::into_inner) = deadline;
+    }
+
+    /// Sets whether commits are synced. SQLite ignores it inside a transaction.
+    pub(crate) fn set_full(&mut self, full: bool) -> rusqlite::Result<()> {
+        if self.full != full {
+            debug_assert!(self.connection.is_autocommit());
+            self.connection.pragma_update(None, "synchronous", if full { "FULL" } else { "NORMAL" })?;
+            self.full = full;
+        }
+        Ok(())
+    }
+
+    /// A number that changes with other connections' commits only.
+    pub(crate) fn version(&self) -> rusqlite::Result<i64> {
+        self.connection.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))
+    }
+
+    /// Whether another process writes; with its pid, which is 0 if it lies in another pid namespace.
+    pub(crate) fn writer(&self) -> Option<i32> {
+        kernel::posix_lock_holder(&self.shared_memory, WRITE_LOCK)
+            .or_else(|| kernel::posix_lock_holder(&self.shared_memory, RECOVERY_LOCK))
+    }
+}
+
+fn is_busy(error: &Error) -> bool {
+    use std::error::Error as _;
+    error.source().and_then(|source| source.downcast_ref()).is_some_and(error::is_busy)
+}
+
+fn busy_handler(
+    clock: Clock,
+    entropy: Entropy,
+    patience: Arc<Mutex<Instant>>,
+) -> impl FnMut(i32) -> bool + Send + 'static {
+    move |_| {
+        let until = *patience.lock().unwrap_or_else(PoisonError::into_inner);
+        let waits = clock.now() < until;
+        if waits {
+            std::thread::park_timeout(entropy.between(BUSY_LOW, BUSY_HIGH));
+        }
+        waits
+    }
+}
+
+/// Checks whose database it is before anything is changed, then brings it up to this version.
+fn prepare(connection: &mut Connection, place: &Place, site: &Site) -> Result<()> {
+    let shown = place.database.display();
+    let number = |connection: &Connection, pragma| {
+        connection.pragma_query_value(None, pragma, |row| row.get::<_, i32>(0)).map_err(native)
+    };
+    let check = |connection: &Connection| -> Result<i32> {
+        let version = number(connection, "user_version")?;
+        let application = number(connection, "application_id")?;
+        let tables: i64 = connection
+            .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+            .map_err(native)?;
+        match (application, version) {
+            (0, 0) if tables == 0 => Ok(0),
+            (APPLICATION, 1..=VERSION) => Ok(version),
+            (APPLICATION, newer) if newer > VERSION => Err(Error::new(
+                ErrorKind::Incompatible,
+                format!(
+                    "{shown} has schema {newer}, this program knows up to {VERSION}; upgrade tooz-sqlite"
+                ),
+            )),
+            _ => Err(Error::new(
+                ErrorKind::Corrupt,
+                format!("{shown} is a database of another program; give another path"),
+            )),
+        }
+    };
+    check(connection)?;
+    let mode: String =
+        connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).map_err(native)?;
+    if mode != "wal" {
+        let mode: String = connection
+            .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))
+            .map_err(native)?;
+        if mode != "wal" {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("{shown} cannot use a write-ahead log on this file system"),
+            ));
+        }
+    }
+    // FULL until the schema stands: its creation must survive a power cut as a whole.
+    connection
+        .execute_batch("PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY")
+        .map_err(native)?;
+    place.make_sessions()?;
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(native)?;
+    // Again, now that nobody else changes it.
+    let fresh = check(&transaction)? == 0;
+    if fresh {
+        create(&transaction, site)?;
+    }
+    let epoch = transaction
+        .query_row("SELECT epoch FROM tooz", [], |row| row.get::<_, Id>(0))
+        .optional()
+        .map_err(native)?
+        .ok_or_else(|| Error::new(ErrorKind::Corrupt, format!("{shown} has no epoch; restore it")))?;
+    let epoch = Epoch(epoch.0);
+    belongs(place, epoch, fresh)?;
+    transaction.commit().map_err(native)?;
+    if fresh {
+        place.sync_directory()?;
+    }
+    Ok(())
+}
+
+fn create(transaction: &Connection, site: &Site) -> Result<()> {
+    transaction.execute_batch(include_str!("schema.sql")).map_err(native)?;
+    let first = fence::first(&site.clock);
+    let filled = || -> rusqlite::Result<()> {
+        transaction.execute("INSERT INTO tooz (one, epoch) VALUES (1, ?1)", [Id(site.entropy.id())])?;
+        transaction.execute(
+            "INSERT INTO fence (one, next, ceiling, boot_id) VALUES (1, ?1, ?2, ?3)",
+            (first, first.saturating_add(fence::STEP), &site.boot_id),
+        )?;
+        transaction.pragma_update(None, "application_id", APPLICATION)?;
+        transaction.pragma_update(None, "user_version", VERSION)
+    };
+    filled().map_err(native)
+}
+
+/// The directory of sessions says to which database it belongs: with another one's, the living would be taken for
+/// dead. Called inside the write transaction, so nobody else writes the file.
+fn belongs(place: &Place, epoch: Epoch, fresh: bool) -> Result<()> {
+    let directory = place.sessions();
+    let path = directory.join(sessionfile::EPOCH);
+    let failed = |error| error::io(format!("{}", path.display()), error);
+    let mut text = String::new();
+    match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(&path) {
+        Ok(file) => {
+            // Longer than an id is none.
+            file.take(64).read_to_string(&mut text).map_err(failed)?;
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let found = Epoch::parse(text.trim());
+    if found == Some(epoch) {
+        return Ok(());
+    }
+    // A database that was deleted leaves its directory behind; a new one may have it once nobody lives there.
+    let abandoned = fresh && !sessionfile::any_locked(&directory).map_err(failed)?;
+    if !text.is_empty() && !abandoned {
+        return Err(Error::new(
+            ErrorKind::Corrupt,
+            format!(
+                "{} belongs to another database than {}; stop all users of both, then remove the directory",
+                directory.display(),
+                place.database.display()
+            ),
+        ));
+    }
+    let temporary = directory.join(".epoch-new");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(&temporary)
+        .map_err(failed)?;
+    file.set_permissions(Permissions::from_mode(0o600)).map_err(failed)?;
+    file.write_all(epoch.to_string().as_bytes()).map_err(failed)?;
+    file.sync_all().map_err(failed)?;
+    fs::rename(&temporary, &path).map_err(failed)
+}

@@ -1,0 +1,204 @@
+//! A session's file: its lock is the session's life.
+//!
+//! It is created under a temporary name, locked, and renamed in place before its row is written, so a file under
+//! its final name was never seen unlocked while its owner lives.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::libc;
+use tooz_core::driver::SessionId;
+
+use crate::kernel::{self, FileId};
+
+/// Names of files that are not in place yet begin with this.
+const TEMPORARY: &str = ".new-";
+/// The file that says to which database the directory belongs.
+pub(crate) const EPOCH: &str = ".epoch";
+/// How often a temporary file that a cleaner took for a leftover is made anew.
+const TRIES: usize = 8;
+
+/// The file of a session that is dead, locked by us so that nobody else clears it away.
+#[derive(Debug)]
+pub(crate) struct DeadFile {
+    path: PathBuf,
+    id: FileId,
+    /// `None` where a forked child of the dead owner still has the lock.
+    _lock: Option<File>,
+}
+
+impl DeadFile {
+    /// A file whose lock a child of its dead owner inherited.
+    pub(crate) fn inherited(path: PathBuf, id: FileId) -> Self {
+        Self { path, id, _lock: None }
+    }
+
+    /// Removes it, then lets go of the lock. Session ids are never used again, so nobody else can have put
+    /// another file there; it is compared all the same.
+    pub(crate) fn remove(self) {
+        if FileId::at(&self.path).is_ok_and(|id| id == self.id)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::debug!(path = %self.path.display(), %error, "a dead session's file stays");
+        }
+    }
+}
+
+/// What a look at a session's file says.
+#[derive(Debug)]
+pub(crate) enum Look {
+    /// Its owner has the lock.
+    Locked,
+    /// Nobody has the lock.
+    Free,
+    /// It is not there, or it is another file: this says nothing about the owner.
+    Missing,
+}
+
+pub(crate) fn path_of(directory: &Path, id: SessionId) -> PathBuf {
+    directory.join(id.to_string())
+}
+
+/// Creates, locks and places the file of a new session.
+pub(crate) fn create(directory: &Path, id: SessionId) -> io::Result<(File, FileId)> {
+    let temporary = directory.join(format!("{TEMPORARY}{id}"));
+    let place = path_of(directory, id);
+    for _ in 0..TRIES {
+        // Opened for writing: only then does its closing make the event that tells of our death.
+        let file =
+            match OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&temporary) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    fs::remove_file(&temporary)?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+        file.set_permissions(Permissions::from_mode(0o600))?;
+        let id = FileId::of(&file)?;
+        // Both fail only if a cleaner took the file for a leftover between two of these lines.
+        if kernel::try_lock(&file)? && rename(&temporary, &place).is_ok() {
+            if FileId::at(&place)? == id {
+                return Ok((file, id));
+            }
+            return Err(io::Error::other("another file stands under the session's name"));
+        }
+    }
+    Err(io::Error::other("the session's file was removed again and again while it was made"))
+}
+
+/// Never replaces a file.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+    Ok(renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE)?)
+}
+
+/// Without renameat2 in the C library: the name is 128 random bits, so there is nothing to replace.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)
+}
+
+/// Looks without touching: opened for reading, so that closing it makes no event that wakes everybody.
+pub(crate) fn look(path: &Path, inode: u64) -> io::Result<Look> {
+    let file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Look::Missing),
+        Err(error) => return Err(error),
+    };
+    if FileId::of(&file)?.inode != inode {
+        return Ok(Look::Missing);
+    }
+    Ok(if kernel::is_locked(&file)? { Look::Locked } else { Look::Free })
+}
+
+/// Takes the lock of a dead session's file; `None` if its owner lives or somebody else is clearing it away.
+pub(crate) fn claim(path: &Path, inode: Option<u64>) -> io::Result<Option<DeadFile>> {
+    let file = match OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if !kernel::try_lock(&file)? {
+        return Ok(None);
+    }
+    let id = FileId::of(&file)?;
+    let in_place = FileId::at(path).is_ok_and(|at| at == id) && inode.is_none_or(|inode| inode == id.inode);
+    Ok(in_place.then(|| DeadFile { path: path.to_owned(), id, _lock: Some(file) }))
+}
+
+/// Removes files that belong to no session: their makers died before their rows were written, or after they were
+/// deleted. `is_known` says which ids have a row.
+pub(crate) fn remove_strays(directory: &Path, is_known: impl Fn(SessionId) -> bool) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let name = entry?.file_name();
+        let Some(name) = name.to_str() else { continue };
+        let Some(id) = SessionId::parse(name.strip_prefix(TEMPORARY).unwrap_or(name)) else { continue };
+        if !is_known(id)
+            && let Some(dead) = claim(&directory.join(name), None)?
+        {
+            dead.remove();
+        }
+    }
+    Ok(())
+}
+
+/// Whether any session file of the directory is locked.
+pub(crate) fn any_locked(directory: &Path) -> io::Result<bool> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_name().to_str().and_then(SessionId::parse).is_none() {
+            continue;
+        }
+        match File::open(entry.path()) {
+            Ok(file) if kernel::is_locked(&file)? => return Ok(true),
+            _ => {}
+        }
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_cleaners_and_a_newcomer() {
+        let directory = tempfile::tempdir().unwrap();
+        let id = SessionId(7);
+        let path = path_of(directory.path(), id);
+        let (file, made) = create(directory.path(), id).unwrap();
+        assert!(matches!(look(&path, made.inode).unwrap(), Look::Locked));
+        assert!(claim(&path, Some(made.inode)).unwrap().is_none());
+        drop(file);
+        assert!(matches!(look(&path, made.inode).unwrap(), Look::Free));
+        let first = claim(&path, Some(made.inode)).unwrap().unwrap();
+        assert!(claim(&path, Some(made.inode)).unwrap().is_none(), "only one clears away");
+        // The first was slow: somebody removed the file and a newcomer stands there.
+        fs::remove_file(&path).unwrap();
+        let (_newcomer, new) = create(directory.path(), id).unwrap();
+        first.remove();
+        assert!(matches!(look(&path, new.inode).unwrap(), Look::Locked), "the newcomer's file stays");
+        assert!(matches!(look(&path, made.inode).unwrap(), Look::Missing));
+    }
+
+    #[test]
+    fn strays_go_and_living_files_stay() {
+        let directory = tempfile::tempdir().unwrap();
+        let (_alive, _) = create(directory.path(), SessionId(1)).unwrap();
+        drop(create(directory.path(), SessionId(2)).unwrap());
+        File::create(directory.path().join(format!("{TEMPORARY}{}", SessionId(3)))).unwrap();
+        File::create(directory.path().join("foreign")).unwrap();
+        assert!(any_locked(directory.path()).unwrap());
+        remove_strays(directory.path(), |_| false).unwrap();
+        let mut left: Vec<_> = fs::read_dir(directory.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(left, [SessionId(1).to_string(), "foreign".to_owned()]);
+    }
+}

@@ -1,0 +1,170 @@
+//! The transaction that a job works in.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rusqlite::{Connection, OptionalExtension, Params, Row};
+use tooz_core::LossReason;
+use tooz_core::clock::{Clock, Instant};
+use tooz_core::driver::{AttemptId, Grant, GroupChange, Holders};
+use tooz_core::entropy::Entropy;
+
+use crate::error::Work;
+use crate::fence::Fence;
+use crate::kernel::Process;
+use crate::keys::Lock;
+use crate::local::Local;
+use crate::sessionfile::DeadFile;
+use crate::watch::{GroupWatch, LockWatch};
+
+/// What stays the same as long as the database is open.
+#[derive(Debug)]
+pub(crate) struct Site {
+    pub(crate) sessions: PathBuf,
+    pub(crate) process: Process,
+    pub(crate) boot_id: String,
+    pub(crate) clock: Clock,
+    pub(crate) entropy: Entropy,
+}
+
+/// What is done outside the database after the commit, and not at all after a rollback.
+#[derive(Debug)]
+pub(crate) enum Effect {
+    /// A session of this process was opened.
+    Opened(Arc<Local>),
+    /// A session of this process has no rows any more.
+    Ended(i64, LossReason),
+    /// An attempt of this process waits.
+    Queued(i64, AttemptId, Lock),
+    /// An attempt of this process was granted after waiting.
+    Granted(i64, Grant),
+    /// A grant of this process was broken.
+    Broken(i64, AttemptId),
+    /// An attempt of this process neither holds nor waits any more.
+    Forgotten(i64, AttemptId),
+    /// A dead session's file can be removed.
+    Clear(DeadFile),
+    /// A session looks dead; a read found it and cannot clear it away.
+    Suspect(i64),
+    /// A watch of a group starts, or starts again, with the state as of an event.
+    WatchGroup(Arc<GroupWatch>, i64, GroupChange),
+    /// A watch of a lock starts with this state.
+    WatchLock(Arc<LockWatch>, Holders),
+    /// The holders of a lock changed.
+    Holders(Lock),
+    /// Rows were added to the log of events.
+    Logged,
+}
+
+/// How long a session that was seen alive is believed to live without another look, as long as events tell of
+/// deaths. What makes no event (a dead owner whose child inherited the file) is noticed after this time; it is
+/// half of the second that the contract grants.
+const BELIEVED: Duration = Duration::from_millis(500);
+
+/// When other processes' sessions were last seen alive.
+#[derive(Debug, Default)]
+pub(crate) struct Probes {
+    seen: HashMap<i64, Instant>,
+    /// Whether events tell of deaths.
+    pub(crate) trusted: bool,
+}
+
+impl Probes {
+    pub(crate) fn new(trusted: bool) -> Self {
+        Self { seen: HashMap::new(), trusted }
+    }
+
+    pub(crate) fn is_fresh(&self, session: i64, now: Instant) -> bool {
+        self.trusted && self.seen.get(&session).is_some_and(|seen| now.saturating_since(*seen) < BELIEVED)
+    }
+
+    pub(crate) fn alive(&mut self, session: i64, now: Instant) {
+        // Sessions come and go; what is no longer fresh is worth nothing.
+        if self.seen.len() >= 1024 {
+            self.seen.retain(|_, seen| now.saturating_since(*seen) < BELIEVED);
+        }
+        self.seen.insert(session, now);
+    }
+
+    pub(crate) fn doubt(&mut self, session: i64) {
+        self.seen.remove(&session);
+    }
+}
+
+/// A transaction, what it knows of this process, and what follows from it.
+pub(crate) struct Tx<'a> {
+    pub(crate) connection: &'a Connection,
+    pub(crate) site: &'a Site,
+    /// The sessions of this process by number.
+    pub(crate) locals: &'a HashMap<i64, Arc<Local>>,
+    pub(crate) probes: &'a mut Probes,
+    pub(crate) fence: Option<Fence>,
+    pub(crate) effects: Vec<Effect>,
+    /// Locks that may have become free for those who wait.
+    pub(crate) unsettled: Vec<Lock>,
+}
+
+impl<'a> Tx<'a> {
+    pub(crate) fn new(
+        connection: &'a Connection,
+        site: &'a Site,
+        locals: &'a HashMap<i64, Arc<Local>>,
+        probes: &'a mut Probes,
+    ) -> Self {
+        Self { connection, site, locals, probes, fence: None, effects: Vec::new(), unsettled: Vec::new() }
+    }
+
+    /// Runs a statement that returns nothing; answers how many rows it changed.
+    pub(crate) fn run(&self, sql: &str, params: impl Params) -> Work<usize> {
+        Ok(self.connection.prepare_cached(sql)?.execute(params)?)
+    }
+
+    /// The first row, if there is one.
+    pub(crate) fn first<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Work<Option<T>> {
+        Ok(self.connection.prepare_cached(sql)?.query_row(params, read).optional()?)
+    }
+
+    /// Every row.
+    pub(crate) fn all<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Work<Vec<T>> {
+        let mut statement = self.connection.prepare_cached(sql)?;
+        let rows = statement.query_map(params, read)?.collect::<rusqlite::Result<_>>()?;
+        Ok(rows)
+    }
+
+    pub(crate) fn effect(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    /// A session of this process that is still its own.
+    pub(crate) fn local(&self, session: i64) -> Option<&Arc<Local>> {
+        self.locals.get(&session)
+    }
+
+    /// Now, for people to read.
+    pub(crate) fn wall(&self) -> i64 {
+        to_micros(self.site.clock.wall())
+    }
+}
+
+/// Microseconds since 1970; 0 for what lies before.
+pub(crate) fn to_micros(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// The time that a record names; `None` if it cannot be represented.
+pub(crate) fn from_micros(micros: i64) -> Option<SystemTime> {
+    UNIX_EPOCH.checked_add(Duration::from_micros(u64::try_from(micros).ok()?))
+}

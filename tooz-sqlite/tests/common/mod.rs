@@ -1,0 +1,401 @@
+//! What the tests of this driver share: short words for long requests, and processes that can be killed.
+#![allow(dead_code, unused_imports, clippy::disallowed_methods, clippy::unwrap_used)] // each test binary uses a part; real time passes
+
+use std::future::{Future, poll_fn};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_core::Stream;
+use tooz_core::clock::Clock;
+pub(crate) use tooz_core::driver::LockMode::{Exclusive, Shared};
+use tooz_core::driver::{
+    Acquire, Acquired, AttemptId, Connect, Context, Driver, Grant, GroupChange, Held, InstanceId, Join,
+    LockKey, LockMode, MemberRecord, OpenSession, Place, Session, Turn,
+};
+use tooz_core::entropy::Entropy;
+use tooz_core::runtime::{Runtime, Spawner};
+use tooz_core::{BackendUrl, Capabilities, ErrorKind, GroupId, LockName, MemberId, Result};
+
+/// Longer than anything here takes on a busy machine; whoever waits this long has failed.
+pub(crate) const LONG: Duration = Duration::from_secs(20);
+
+pub(crate) fn url(directory: &Path, query: &str) -> String {
+    format!("sqlite://{}/tooz.db?{query}", directory.display())
+}
+
+pub(crate) async fn try_connect(url: &str) -> Result<Arc<dyn Driver>> {
+    let context = Context::new(Clock::boot(), Entropy::system(), Spawner::new(Runtime::Library).unwrap());
+    tooz_sqlite::connect(Connect::new(BackendUrl::parse(url).unwrap(), context)).await
+}
+
+pub(crate) async fn connect(url: &str) -> Arc<dyn Driver> {
+    try_connect(url).await.unwrap()
+}
+
+pub(crate) async fn session(driver: &Arc<dyn Driver>, name: &str) -> Arc<dyn Session> {
+    driver.open_session(&opening(name)).await.unwrap()
+}
+
+pub(crate) fn opening(name: &str) -> OpenSession {
+    OpenSession::new(id(name), InstanceId(Entropy::system().id()), None)
+}
+
+pub(crate) fn id(name: &str) -> MemberId {
+    MemberId::new(name).unwrap()
+}
+
+pub(crate) fn group(name: &str) -> GroupId {
+    GroupId::new(name).unwrap()
+}
+
+pub(crate) fn key(name: &str) -> LockKey {
+    LockKey::Named(LockName::new(name).unwrap())
+}
+
+pub(crate) fn ask(name: &str, mode: LockMode) -> Acquire {
+    Acquire::new(AttemptId(Entropy::system().id()), key(name), mode)
+}
+
+pub(crate) fn join(name: &str) -> Join {
+    Join::new(group(name), Capabilities::none())
+}
+
+pub(crate) async fn granted(session: &Arc<dyn Session>, request: &Acquire) -> Grant {
+    match session.locks().request(request).await.unwrap() {
+        Acquired::Granted(grant) => grant,
+        other => panic!("not granted: {other:?}"),
+    }
+}
+
+pub(crate) async fn queued(session: &Arc<dyn Session>, request: &Acquire) -> Place {
+    match session.locks().request(request).await.unwrap() {
+        Acquired::Queued(place) => place,
+        other => panic!("not queued: {other:?}"),
+    }
+}
+
+pub(crate) async fn turn(session: &Arc<dyn Session>, place: &Place) -> Grant {
+    match soon(session.locks().turn(place)).await.unwrap() {
+        Turn::Granted(grant) => grant,
+        other => panic!("not granted: {other:?}"),
+    }
+}
+
+pub(crate) fn held(grants: &[&Grant], waiting: &[&Place], groups: &[&str]) -> Held {
+    let mut held = Held::default();
+    held.grants = grants.iter().map(|grant| (grant.key.clone(), grant.attempt)).collect();
+    held.waiting = waiting.iter().map(|place| (place.key.clone(), place.attempt)).collect();
+    held.groups = groups.iter().map(|name| group(name)).collect();
+    held
+}
+
+pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(LONG, future).await.expect("it takes too long")
+}
+
+/// Polls until `what` is true.
+pub(crate) async fn eventually<F: Future<Output = bool>>(what: impl Fn() -> F) {
+    let start = Instant::now();
+    while !what().await {
+        assert!(start.elapsed() < LONG, "it never came true");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+pub(crate) async fn next<S: Stream + ?Sized>(stream: &mut Pin<Box<S>>) -> Option<S::Item> {
+    soon(poll_fn(|cx| stream.as_mut().poll_next(cx))).await
+}
+
+/// A change in few characters: `+a`, `~a`, `-a`, `[a b]`, `deleted`.
+pub(crate) fn short(change: Option<Result<GroupChange>>) -> String {
+    let name = |record: &MemberRecord| record.member.to_string();
+    match change.map(Result::unwrap) {
+        None => "end".into(),
+        Some(GroupChange::View(all)) => format!("[{}]", all.iter().map(name).collect::<Vec<_>>().join(" ")),
+        Some(GroupChange::Joined(record)) => format!("+{}", name(&record)),
+        Some(GroupChange::Updated(record)) => format!("~{}", name(&record)),
+        Some(GroupChange::Left(record)) => format!("-{}", name(&record)),
+        Some(GroupChange::Deleted) => "deleted".into(),
+        Some(other) => format!("{other:?}"),
+    }
+}
+
+/// Whether nothing comes: it must be asked after something that comes later anyway.
+pub(crate) async fn is_quiet<S: Stream + ?Sized>(stream: &mut Pin<Box<S>>) -> bool {
+    poll_fn(|cx| std::task::Poll::Ready(stream.as_mut().poll_next(cx).is_pending())).await
+}
+
+/// A process of its own, doing one of the parts in `act`.
+pub(crate) struct Actor {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    said: std::sync::mpsc::Receiver<String>,
+}
+
+impl Actor {
+    /// Starts `part` and waits for its first word.
+    pub(crate) fn start(part: &str, arguments: &[&str]) -> (Self, String) {
+        Self::run(Command::new(std::env::current_exe().unwrap()), part, arguments)
+    }
+
+    /// The same in a user namespace in which no inotify instance can be had.
+    pub(crate) fn start_deaf(part: &str, arguments: &[&str]) -> (Self, String) {
+        let mut command = Command::new("unshare");
+        let script = "echo 0 > /proc/sys/user/max_inotify_instances && exec \"$0\" \"$@\"";
+        command.args(["--user", "--map-root-user", "sh", "-c", script]);
+        command.arg(std::env::current_exe().unwrap());
+        Self::run(command, part, arguments)
+    }
+
+    fn run(mut command: Command, part: &str, arguments: &[&str]) -> (Self, String) {
+        let mut child = command
+            .args(["actor", "--exact", "--ignored", "--nocapture", "--test-threads=1"])
+            .env("TOOZ_SQLITE_PART", part)
+            .env("TOOZ_SQLITE_ARGUMENTS", arguments.join("\n"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdin = child.stdin.take();
+        let (sender, said) = std::sync::mpsc::channel();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                // The test harness may have begun the line.
+                if let Some((_, word)) = line.split_once('@') {
+                    let _ = sender.send(word.to_owned());
+                }
+            }
+        });
+        let actor = Self { child, stdin, said };
+        let word = actor.hear();
+        (actor, word)
+    }
+
+    pub(crate) fn hear(&self) -> String {
+        self.said.recv_timeout(LONG).expect("the other process says nothing")
+    }
+
+    /// What it says within a short while, if anything.
+    pub(crate) fn try_hear(&self) -> Option<String> {
+        self.said.recv_timeout(Duration::from_millis(2)).ok()
+    }
+
+    pub(crate) fn tell(&mut self, word: &str) {
+        writeln!(self.stdin.as_mut().unwrap(), "{word}").unwrap();
+    }
+
+    pub(crate) fn pid(&self) -> nix::libc::pid_t {
+        self.child.id().try_into().unwrap()
+    }
+
+    pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), signal).unwrap();
+    }
+
+    /// Stops it, and waits until each of its threads has stopped.
+    pub(crate) fn stop(&self) {
+        self.signal(nix::sys::signal::Signal::SIGSTOP);
+        let start = Instant::now();
+        let stopped = |task: std::io::Result<std::fs::DirEntry>| {
+            let line = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+            line.rsplit_once(") ").unwrap().1.starts_with('T')
+        };
+        while !std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap().all(stopped) {
+            assert!(start.elapsed() < LONG, "it does not stop");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Ends it as a crash would; it stays a zombie until this is dropped.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+    }
+}
+
+impl Drop for Actor {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub(crate) fn say(word: impl std::fmt::Display) {
+    println!("@{word}");
+    std::io::stdout().flush().unwrap();
+}
+
+/// What another process does, by the name of its part.
+pub(crate) fn act() {
+    let part = std::env::var("TOOZ_SQLITE_PART").expect("this is a part of other tests, not a test");
+    let arguments = std::env::var("TOOZ_SQLITE_ARGUMENTS").unwrap();
+    let arguments: Vec<_> = arguments.split('\n').collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    match part.as_str() {
+        "member" => runtime.block_on(member(arguments[0], arguments[1])),
+        "follow" => runtime.block_on(follow(arguments[0], arguments[1])),
+        "open-umask" => {
+            nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o777));
+            let driver = runtime.block_on(connect(arguments[0]));
+            let session = runtime.block_on(session(&driver, "umask"));
+            runtime.block_on(driver.groups().create(&group("g"))).unwrap();
+            say(session.id());
+            words().for_each(drop);
+        }
+        "sql" => {
+            rusqlite::Connection::open(arguments[0]).unwrap().execute_batch(arguments[1]).unwrap();
+            say("done");
+        }
+        "stopped-writer" => stopped_writer(arguments[0]),
+        "many-changes" => runtime.block_on(many_changes(arguments[0], arguments[1].parse().unwrap())),
+        other => panic!("no part {other}"),
+    }
+}
+
+fn words() -> impl Iterator<Item = Vec<String>> {
+    std::io::stdin().lines().map(|line| line.unwrap().split(' ').map(str::to_owned).collect())
+}
+
+/// A member that does what it is told, until its input ends.
+async fn member(url: &str, name: &str) {
+    let driver = connect(url).await;
+    let session = session(&driver, name).await;
+    say(session.id());
+    let mut grants = std::collections::HashMap::new();
+    for words in words() {
+        match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+            ["acquire", name] => {
+                let request = ask(name, Exclusive);
+                let grant = match session.locks().request(&request).await.unwrap() {
+                    Acquired::Granted(grant) => grant,
+                    Acquired::Queued(place) => {
+                        say("queued");
+                        turn(&session, &place).await
+                    }
+                    Acquired::Held => panic!("it was asked to wait"),
+                    _ => panic!("unknown answer"),
+                };
+                say(grant.token);
+                grants.insert((*name).to_owned(), grant);
+            }
+            ["try", name] => {
+                match session.locks().request(&ask(name, Exclusive).wait(false)).await.unwrap() {
+                    Acquired::Granted(grant) => {
+                        say(grant.token);
+                        grants.insert((*name).to_owned(), grant);
+                    }
+                    _ => say("held"),
+                }
+            }
+            ["release", name] => {
+                let grant = grants.remove(*name).unwrap();
+                say(format!("{:?}", session.locks().release(&grant).await.unwrap()));
+            }
+            ["join", name] => match session.groups().join(&join(name).create(true)).await {
+                Ok(()) => say("joined"),
+                Err(error) => say(format!("{:?}", error.kind())),
+            },
+            ["leave", name] => {
+                session.groups().leave(&group(name)).await.unwrap();
+                say("left");
+            }
+            ["notice"] => say(format!("{:?}", soon(session.notice()).await)),
+            ["counter", path, name, rounds] => counter(&session, path, name, rounds.parse().unwrap()).await,
+            #[allow(clippy::zombie_processes)] // it is to outlive this process
+            ["inherit"] => {
+                keep_session_files_open_on_exec();
+                let sleeper = Command::new("sleep").arg("600").spawn().unwrap();
+                say(sleeper.id());
+            }
+            other => panic!("what is {other:?}?"),
+        }
+    }
+}
+
+/// Reads, adds one and writes without any protection but the lock: two holders at once lose counts.
+pub(crate) async fn counter(session: &Arc<dyn Session>, path: &str, name: &str, rounds: u32) {
+    for _ in 0..rounds {
+        let request = ask(name, Exclusive);
+        let grant = match session.locks().request(&request).await.unwrap() {
+            Acquired::Queued(place) => turn(session, &place).await,
+            Acquired::Granted(grant) => grant,
+            other => panic!("{other:?}"),
+        };
+        let count: u64 = std::fs::read_to_string(path).unwrap().parse().unwrap();
+        tokio::task::yield_now().await;
+        std::fs::write(path, (count + 1).to_string()).unwrap();
+        session.locks().release(&grant).await.unwrap();
+    }
+    say("counted");
+}
+
+/// What a careless library does: makes a duplicate of the session file's descriptor that children inherit. Sent
+/// through a socket to ourselves, since it then comes back without the flag that closes it on exec.
+fn keep_session_files_open_on_exec() {
+    use nix::sys::socket::{
+        AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg, sendmsg, socketpair,
+    };
+    use std::io::{IoSlice, IoSliceMut};
+    use std::os::fd::AsRawFd;
+    let files: Vec<i32> = std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| {
+            let target = std::fs::read_link(path).unwrap_or_default();
+            target.parent().is_some_and(|parent| parent.to_string_lossy().ends_with("-sessions"))
+        })
+        .map(|path| path.file_name().unwrap().to_str().unwrap().parse().unwrap())
+        .collect();
+    assert_eq!(files.len(), 1, "one session file is open");
+    let (one, other) =
+        socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).unwrap();
+    sendmsg::<UnixAddr>(
+        one.as_raw_fd(),
+        &[IoSlice::new(b"x")],
+        &[ControlMessage::ScmRights(&files)],
+        MsgFlags::empty(),
+        None,
+    )
+    .unwrap();
+    let mut byte = [0];
+    let mut space = nix::cmsg_space!(i32);
+    let mut into = [IoSliceMut::new(&mut byte)];
+    let received =
+        recvmsg::<UnixAddr>(other.as_raw_fd(), &mut into, Some(&mut space), MsgFlags::empty()).unwrap();
+    assert_eq!(received.cmsgs().unwrap().count(), 1);
+}
+
+fn stopped_writer(path: &str) {
+    let connection = rusqlite::Connection::open(path).unwrap();
+    connection.execute_batch("BEGIN IMMEDIATE; DELETE FROM breaks").unwrap();
+    say(std::process::id());
+    nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP).unwrap();
+    connection.execute_batch("COMMIT").unwrap();
+    say("committed");
+    words().for_each(drop);
+}
+
+async fn follow(url: &str, name: &str) {
+    let driver = connect(url).await;
+    driver.groups().create(&group(name)).await.unwrap();
+    let mut watch = driver.groups().watch(&group(name)).await.unwrap();
+    while let Some(change) = poll_fn(|cx| watch.as_mut().poll_next(cx)).await {
+        say(short(Some(change)));
+    }
+}
+
+async fn many_changes(url: &str, count: u32) {
+    let driver = connect(url).await;
+    let session = session(&driver, "busy").await;
+    session.groups().join(&join("g").create(true)).await.unwrap();
+    for number in 0..count {
+        let capabilities = Capabilities::new(&number).unwrap();
+        session.groups().update(&group("g"), &capabilities).await.unwrap();
+    }
+    say("done");
+    words().for_each(drop);
+}

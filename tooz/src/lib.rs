@@ -1,0 +1,12 @@
+#![doc = include_str!("../README.md")]
+#![doc(html_root_url = "https://docs.rs/tooz")]
+
+// INVARIANT: every driver feature names its crate here. A crate that nothing names is dropped by the linker, and
+// its registration with it.
+
+pub use tooz_core::*;
+
+#[cfg(feature = "memory")]
+pub use tooz_memory as memory;
+#[cfg(feature = "sqlite")]
+pub use tooz_sqlite as sqlite;
