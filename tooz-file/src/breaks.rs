@@ -165,16 +165,12 @@ async fn standing(
     Ok(asked.iter().map(|(entry, _)| entry.clone()).filter(still).collect())
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// Puts a request where the holder's process hears it.
 fn ask(site: &Site, entry: &Entry, request: &BreakRequest) -> Result<()> {
     let failed = |cause| failed(&request.key, cause);
     let session = entry.record.owner.session;
     let name = keys::break_request(session, entry.record.attempt);
-    let content = format!("{}\n{}", hex(request.by.as_bytes()), request.why);
+    let content = format!("{}\n{}", keys::hex(request.by.as_bytes()), request.why);
     let temporary = directory::unique("break");
     site.tmp.write_new(&temporary, content.as_bytes(), site.mode).map_err(failed)?;
     site.tmp.rename(&temporary, &site.breaks, &name).map_err(failed)?;
@@ -202,12 +198,8 @@ pub(crate) async fn answer(client: &Client, local: &Arc<Local>) -> Result<()> {
         }
         let content = String::from_utf8_lossy(&content).into_owned();
         let (by, why) = content.split_once('\n').unwrap_or(("", &content));
-        let by: Option<Vec<u8>> = by
-            .as_bytes()
-            .chunks(2)
-            .map(|p| u8::from_str_radix(std::str::from_utf8(p).ok()?, 16).ok())
-            .collect();
-        let reason = LossReason::Broken { by: by.and_then(|id| MemberId::new(id).ok()), why: why.to_owned() };
+        let by = keys::unhex(by).and_then(|id| MemberId::new(id).ok());
+        let reason = LossReason::Broken { by, why: why.to_owned() };
         let_go(client, local, attempt, reason, Some(Previous::Broken)).await?;
     }
     Ok(())

@@ -51,10 +51,10 @@ impl Directory {
     pub(crate) fn make(&self, name: &str, mode: u32) -> io::Result<Self> {
         match stat::mkdirat(&self.fd, name, Mode::from_bits_truncate(mode)) {
             Ok(()) => {
-                let made = self.child(name)?;
+                let directory = self.child(name)?;
                 // The umask may have taken something away.
-                stat::fchmod(&made.fd, Mode::from_bits_truncate(mode))?;
-                Ok(made)
+                stat::fchmod(&directory.fd, Mode::from_bits_truncate(mode))?;
+                Ok(directory)
             }
             Err(Errno::EEXIST) => self.child(name),
             Err(errno) => Err(errno.into()),

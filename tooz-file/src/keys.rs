@@ -47,11 +47,17 @@ pub(crate) const DRIVER_PID: &str = "driver-pid";
 /// Locks are spread over so many directories: each change lists one of them, and each has its own mutex.
 pub(crate) const STRIPES: usize = 64;
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
         let _ = write!(text, "{byte:02x}"); // writing to a string cannot fail
         text
     })
+}
+
+/// The bytes of hexadecimal digits.
+pub(crate) fn unhex(digits: &str) -> Option<Vec<u8>> {
+    let pairs = digits.as_bytes().chunks(2);
+    pairs.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
 }
 
 fn sha256(parts: &[&[u8]]) -> String {
@@ -73,7 +79,7 @@ pub(crate) fn member(id: &MemberId) -> String {
 }
 
 pub(crate) fn is_member(name: &str) -> bool {
-    name.ends_with(".raw")
+    name.strip_suffix(".raw").is_some()
 }
 
 pub(crate) fn namespace(name: &str) -> String {

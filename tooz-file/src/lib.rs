@@ -11,6 +11,8 @@ mod error;
 mod fence;
 mod groups;
 mod hub;
+#[cfg(test)]
+mod inherited;
 mod kernel;
 mod keys;
 mod local;

@@ -157,6 +157,15 @@ impl Local {
         self.noticed.notify_waiters();
     }
 
+    /// As a fork would make them.
+    #[cfg(test)]
+    pub(crate) fn copies_of_files(&self) -> Vec<File> {
+        let state = self.state();
+        let held = state.held.values().flat_map(|held| &held.files);
+        let members = state.members.values().map(|membership| &membership.file);
+        state.file.iter().chain(held).chain(members).map(|file| file.try_clone().unwrap()).collect()
+    }
+
     /// Cancel-safe: what is not returned stays.
     pub(crate) async fn notice(&self) -> Notice {
         loop {

@@ -74,7 +74,7 @@ pub(crate) fn is_dead(site: &Site, owner: &Owner) -> bool {
 
 /// What stands in a session's file.
 pub(crate) fn write_session(member: &MemberId, owner: &Owner) -> Vec<u8> {
-    let member: String = member.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    let member = keys::hex(member.as_bytes());
     format!("owner {owner}\nmember {member}\n").into_bytes()
 }
 
@@ -88,11 +88,7 @@ pub(crate) fn member_of(site: &Site, id: SessionId) -> Option<MemberId> {
     if let Some(local) = site.local(id) {
         return Some(local.member.clone());
     }
-    let hex = session_field(site, id, "member")?;
-    let digits = hex.as_bytes().chunks(2);
-    let bytes: Option<Vec<u8>> =
-        digits.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect();
-    MemberId::new(bytes?).ok()
+    MemberId::new(keys::unhex(&session_field(site, id, "member")?)?).ok()
 }
 
 /// Clears away every session that is dead.

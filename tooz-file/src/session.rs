@@ -79,6 +79,11 @@ impl FileSession {
         Ok(session)
     }
 
+    #[cfg(test)]
+    pub(crate) fn local(&self) -> &Arc<Local> {
+        &self.local
+    }
+
     fn stop(&self) {
         drop(self.watchman.lock().unwrap_or_else(PoisonError::into_inner).take());
     }

@@ -1,5 +1,7 @@
 //! Groups and sessions at the driver's level, among tasks and among processes.
 
+#![allow(clippy::disallowed_methods, clippy::unwrap_used)] // in real time, and a failure is one
+
 mod common;
 
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! Locks at the driver's level, among tasks and among processes.
 
+#![allow(clippy::disallowed_methods, clippy::unwrap_used)] // in real time, and a failure is one
+
 mod common;
 
 use std::os::unix::fs::{PermissionsExt, symlink};

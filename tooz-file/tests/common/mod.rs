@@ -1,5 +1,5 @@
 //! What the tests of this driver share: connecting, helper processes, and waiting for what has to come.
-#![allow(dead_code, unused_imports, clippy::disallowed_methods)] // every test binary uses a part of it, in real time
+#![allow(dead_code, unused_imports, clippy::disallowed_methods, clippy::unwrap_used)] // every test binary uses a part of it, in real time
 
 use std::future::poll_fn;
 use std::io::{BufRead, BufReader, Write};
