@@ -214,10 +214,12 @@ pub(crate) async fn let_go(
     mark: Option<Previous>,
 ) -> Result<()> {
     let site = &local.site;
-    let Some(held) = local.state().held.remove(&attempt) else { return Ok(()) };
+    let Some(mut held) = local.state().held.remove(&attempt) else { return Ok(()) };
     local.withdraw(attempt);
     local.tell(Notice::GrantLost(attempt, reason));
     let key = held.grant.key.clone();
+    // First: whoever finds the record gone finds the file free.
+    held.files.clear();
     let work = |directory: &Directory| {
         let failed = |cause| failed(&key, cause);
         if let Some(how) = mark {
@@ -227,9 +229,7 @@ pub(crate) async fn let_go(
         Ok(Moment::Done(()))
     };
     client.in_stripe(site, &held.hash, client.deadline(), work).await?;
-    let hash = held.hash.clone();
-    drop(held);
-    site.say(&Topic::Lock(hash));
+    site.say(&Topic::Lock(held.hash));
     Ok(())
 }
 

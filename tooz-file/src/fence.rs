@@ -213,7 +213,7 @@ mod tests {
     use super::*;
 
     fn take(fence: &Fence, home: &Directory) -> u64 {
-        fence.take(home, home, UNIX_EPOCH + Duration::from_micros(1_000)).unwrap().unwrap().get()
+        fence.take(home, home, UNIX_EPOCH + Duration::from_millis(1)).unwrap().unwrap().get()
     }
 
     #[test]

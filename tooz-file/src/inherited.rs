@@ -41,6 +41,7 @@ fn join() -> Join {
 }
 
 #[test]
+#[allow(clippy::zombie_processes)] // it is to outlive its parent
 #[ignore = "the parent process of the other test"]
 fn parent() {
     let directory = std::env::var("TOOZ_FILE_DIRECTORY").unwrap();

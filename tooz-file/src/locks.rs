@@ -277,8 +277,8 @@ impl FileSessionLocks {
         }
     }
 
-    async fn take_back(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
-        self.client.check_process()?;
+    /// Ends an attempt, whether it holds or waits.
+    pub(crate) async fn take_back(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
         // Before the mutex: a request that is under way is refused even if it gets there first.
         self.local.withdraw(attempt);
         let (site, hash) = (self.site(), KeyHash::new(key));
@@ -287,8 +287,10 @@ impl FileSessionLocks {
                 let mut state = self.local.state();
                 (state.held.remove(&attempt), state.waiting.remove(&attempt))
             };
-            // A grant that nobody used leaves the mark: nobody has seen how the holder before it ended.
-            for record in held.iter().map(|held| &held.record).chain(waiting.iter().map(|w| &w.record)) {
+            // A grant that nobody used leaves the mark: nobody has seen how the holder before it ended. The files are
+            // let go first: whoever finds the record gone finds them free.
+            let records = [held.map(|held| held.record), waiting.map(|waiting| waiting.record)];
+            for record in records.iter().flatten() {
                 directory.remove(record).map_err(|cause| failed(key, cause))?;
             }
             Ok(Moment::Done(()))
@@ -354,6 +356,10 @@ impl SessionLocks for FileSessionLocks {
     }
 
     async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
+        self.client.check_process().map_err(|error| error.during("withdraw"))?;
+        if self.local.is_over() {
+            return Ok(()); // whoever ended it clears everything away
+        }
         self.take_back(key, attempt).await.map_err(|error| error.during("withdraw"))
     }
 

@@ -147,7 +147,7 @@ async fn remove_all(client: &Arc<Client>, local: &Arc<Local>, how: Previous) -> 
     }
     let locks = FileSessionLocks { client: client.clone(), local: local.clone() };
     for (attempt, key) in waiting {
-        locks.withdraw(&key, attempt).await?;
+        locks.take_back(&key, attempt).await?;
     }
     groups::leave_all(client, local, groups).await?;
     let name = local.session().to_string();

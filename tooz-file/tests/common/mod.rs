@@ -276,7 +276,7 @@ pub(crate) fn obey() {
                     grants.push(grant);
                 }
                 "unlock" => {
-                    say(&format!("{:?}", session.locks().release(&grants.pop().unwrap()).await.unwrap()))
+                    say(&format!("{:?}", session.locks().release(&grants.pop().unwrap()).await.unwrap()));
                 }
                 "count" => {
                     // Adds one to a file's number as often as told, each time under the lock.
