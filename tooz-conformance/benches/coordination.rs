@@ -193,7 +193,7 @@ async fn memory() -> Result<()> {
 async fn heartbeat() -> Result<()> {
     let coordinator =
         Coordinator::builder("memory://beats", "a").ttl(Duration::from_secs(60)).connect().await?;
-    let mut beat = async |held: usize| -> Result<f64> {
+    let beat = async |held: usize| -> Result<f64> {
         let mut figures = Vec::new();
         for _ in 0..ROUNDS {
             let start = Instant::now();

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::cases;
 
-/// Families of clauses whose cases are still to be written; the hash ring and the history checker bring them.
+/// Families of clauses that the suite does not cover yet; the hash ring and the history checker will bring their cases.
 pub const LATER: &[&str] = &["P", "H"];
 
 /// Clauses that no case can show, with the reason why.

@@ -40,7 +40,7 @@ struct Opened {
 impl Harness {
     pub(crate) fn new(target: &Target, time: Time) -> Outcome<Self> {
         let place = target.fresh(time)?;
-        let namespace = format!("case-{:016x}", random() as u64);
+        let namespace = format!("case-{:016x}", random() >> 64);
         let kit = target.make_kit(&place);
         Ok(Self(Arc::new(Inner {
             characteristics: target.characteristics(),

@@ -6,10 +6,13 @@ pub mod cases;
 pub mod contract;
 mod harness;
 mod helper;
+pub mod history;
 mod kit;
 pub mod matrix;
 mod process;
 mod runner;
+#[cfg(feature = "memory")]
+pub mod simulation;
 mod target;
 pub mod targets;
 mod tools;

@@ -70,6 +70,7 @@ type MakeKit = dyn Fn(&Place) -> Box<dyn Kit> + Send + Sync;
 
 /// A driver with one way of running its backend.
 #[derive(Clone)]
+#[allow(clippy::struct_excessive_bools)] // each is one thing that a target says about itself
 pub struct Target {
     name: String,
     fresh: Arc<Fresh>,
@@ -117,6 +118,13 @@ impl Target {
         self
     }
 
+    /// What the backend at hand keeps, where that is less than the best that its URL can keep.
+    #[must_use]
+    pub fn keeps(mut self, characteristics: Characteristics) -> Self {
+        self.characteristics = characteristics;
+        self
+    }
+
     /// What can be done to its backend.
     #[must_use]
     pub fn kit(mut self, kit: impl Fn(&Place) -> Box<dyn Kit> + Send + Sync + 'static) -> Self {
@@ -137,7 +145,7 @@ impl Target {
         &self.name
     }
 
-    /// What its registration claims for its URL.
+    /// What it claims.
     pub fn characteristics(&self) -> Characteristics {
         self.characteristics
     }

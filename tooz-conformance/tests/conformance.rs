@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    tooz_conformance::main(tooz_conformance::targets::all())
+    tooz_conformance::main(&tooz_conformance::targets::all())
 }

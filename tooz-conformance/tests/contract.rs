@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use tooz_conformance::{cases, contract, matrix, targets};
-use tooz_core::Characteristics;
+use tooz_core::{Capabilities, Characteristics, Coordinator, Result};
 
 const CONTRACT: &str = include_str!("../../docs/contract.md");
 
@@ -31,7 +31,7 @@ fn doc_comments_name_the_clauses_of_the_table() {
 #[test]
 fn names_are_unique() {
     let cases = cases::all();
-    let names: BTreeSet<_> = cases.iter().map(|case| case.name()).collect();
+    let names: BTreeSet<_> = cases.iter().map(tooz_conformance::Case::name).collect();
     assert_eq!(names.len(), cases.len());
 }
 
@@ -61,4 +61,44 @@ fn the_matrix_is_as_it_was() {
     }
     let golden = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(golden == now, "MATRIX.md differs; look at the difference after TOOZ_BLESS=1");
+}
+
+/// Never run: that it compiles is the promise. Whatever a program awaits, it can await in a task of its own.
+#[allow(dead_code, clippy::disallowed_methods)]
+fn every_future_can_be_spawned(c: Coordinator) {
+    tokio::spawn(async move {
+        let (group, lock, election) = (c.group("g")?, c.lock("x")?, c.election("g")?);
+        group.create().await?;
+        group.join(Capabilities::none()).await?;
+        group.join_or_create(Capabilities::none()).await?;
+        group.update_capabilities(Capabilities::none()).await?;
+        drop((group.members().await?, group.member("m").await?, group.member_capabilities("m").await?));
+        drop(group.watch().await?.next().await);
+        group.leave().await?;
+        group.delete().await?;
+        drop((lock.try_acquire().await?, lock.acquire_within(std::time::Duration::ZERO).await?));
+        let guard = lock.acquire().await?;
+        drop((lock.holders().await?, lock.break_lock("").await?, lock.break_token(guard.token(), "").await?));
+        guard.lost().await;
+        guard.loss().wait().await;
+        drop(guard.run(std::future::ready(())).await);
+        guard.release().await?;
+        let set = c.lock_all(["x", "y"])?;
+        drop((set.try_acquire().await?, set.acquire_within(std::time::Duration::ZERO).await?));
+        set.acquire().await?.release().await?;
+        drop((
+            election.try_campaign().await?,
+            election.leader().await?,
+            election.break_leadership("").await?,
+        ));
+        drop(election.campaign_within(std::time::Duration::ZERO).await?);
+        drop(election.observe().await?.next().await);
+        election.campaign().await?.resign().await?;
+        c.watch_join_group("g", |_| Ok(())).await?;
+        drop((c.run_watchers(std::time::Duration::ZERO).await?, c.run_elect_coordinator().await?));
+        drop((c.stand_down("g").await?, c.groups().await?, c.heartbeat().await?, c.events().next().await));
+        c.heart().wait().await;
+        c.close().await?;
+        Result::<()>::Ok(())
+    });
 }

@@ -8,5 +8,5 @@ use std::process::ExitCode;
 use tooz_conformance::{Place, Target, random};
 
 fn main() -> ExitCode {
-    tooz_conformance::main(vec![Target::new("toy", |_| Ok(Place::new(format!("toy://{:x}", random()))))])
+    tooz_conformance::main(&[Target::new("toy", |_| Ok(Place::new(format!("toy://{:x}", random()))))])
 }

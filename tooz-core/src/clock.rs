@@ -181,10 +181,25 @@ fn boot_time() -> Duration {
     read(nix::time::ClockId::CLOCK_BOOTTIME)
 }
 
+/// How far apart two readings of one clock may be for a reading of the other between them to belong to them.
+#[cfg(target_os = "linux")]
+const TOGETHER: Duration = Duration::from_millis(1);
+
 #[cfg(target_os = "linux")]
 fn time_suspended() -> Duration {
-    let monotonic = read(nix::time::ClockId::CLOCK_MONOTONIC);
-    boot_time().saturating_sub(monotonic)
+    // A thread that is put off between two readings sees the time until it goes on as time suspended; on a busy
+    // machine that is many milliseconds, and the clock would never give them back.
+    for _ in 0..16 {
+        let before = read(nix::time::ClockId::CLOCK_MONOTONIC);
+        let boot = boot_time();
+        let after = read(nix::time::ClockId::CLOCK_MONOTONIC);
+        if after.saturating_sub(before) <= TOGETHER {
+            return boot.saturating_sub(after);
+        }
+    }
+    // Never together: too little is corrected by the next reading, too much by none.
+    let boot = boot_time();
+    boot.saturating_sub(read(nix::time::ClockId::CLOCK_MONOTONIC))
 }
 
 // Elsewhere `std::time::Instant` is the best there is; on macOS it counts no suspend.

@@ -181,9 +181,7 @@ impl Heart {
     pub async fn wait(&self) {
         let mut phase = self.0.phase.subscribe();
         while self.is_alive() {
-            if phase.changed().await.is_err() {
-                return;
-            }
+            phase.changed().await;
         }
     }
 }

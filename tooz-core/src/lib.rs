@@ -89,6 +89,7 @@ mod tenure;
 mod token;
 mod url;
 mod watch;
+mod watched;
 
 pub use inventory;
 

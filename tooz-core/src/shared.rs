@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::clock::Clock;
 use crate::contend::Contention;
@@ -18,6 +18,7 @@ use crate::heart::Event;
 use crate::hooks::HookRegistry;
 use crate::runtime::Spawner;
 use crate::tenure::Tenure;
+use crate::watched::Watched;
 use crate::{
     BackendUrl, Capabilities, Characteristics, Error, ErrorKind, GroupId, LossReason, MemberId, Result,
 };
@@ -52,7 +53,7 @@ pub(crate) struct Shared {
     pub(crate) clock: Clock,
     pub(crate) entropy: Entropy,
     pub(crate) spawner: Spawner,
-    pub(crate) phase: watch::Sender<Phase>,
+    pub(crate) phase: Watched<Phase>,
     pub(crate) keeper: mpsc::UnboundedSender<Command>,
     /// Taken at the end, so that readers hear of it although handles still stand about.
     events: Mutex<Option<broadcast::Sender<Event>>>,
@@ -117,7 +118,7 @@ impl Shared {
             clock,
             entropy,
             spawner,
-            phase: watch::Sender::new(Phase::Up(first)),
+            phase: Watched::new(Phase::Up(first)),
             keeper,
             events: Mutex::new(Some(broadcast::Sender::new(crate::heart::EVENTS_KEPT))),
             contention: Arc::default(),
@@ -208,9 +209,7 @@ impl Shared {
                 // A lost one is about to be taken down by the keeper.
                 Phase::Up(_) | Phase::Down(_) => {}
             }
-            if phase.changed().await.is_err() {
-                return Err(closed());
-            }
+            phase.changed().await;
         }
     }
 

@@ -14,6 +14,7 @@ use crate::fault::Fault;
 use crate::gate::Operation;
 use crate::session::MemorySession;
 use crate::state::{Fate, State};
+use crate::truth::Happened;
 use crate::watch::{GroupFollower, LogId};
 
 /// One group.
@@ -68,12 +69,13 @@ impl State {
 
     fn create_group(&mut self, space: &Arc<str>, group: &GroupId) -> Result<()> {
         let folded = self.folded(group);
-        let space = self.spaces.entry(space.clone()).or_default();
-        if space.groups.contains_key(&folded) {
+        let known = self.spaces.entry(space.clone()).or_default();
+        if known.groups.contains_key(&folded) {
             return Err(Error::new(ErrorKind::GroupExists, format!("group \"{group}\"")));
         }
-        let log = space.orphans.remove(&folded);
-        space.groups.insert(folded, Group { log, ..Group::default() });
+        let log = known.orphans.remove(&folded);
+        known.groups.insert(folded.clone(), Group { log, ..Group::default() });
+        self.tell(space, || Happened::Created(folded));
         Ok(())
     }
 
@@ -90,6 +92,7 @@ impl State {
         if let Some(space) = self.spaces.get_mut(space) {
             space.groups.remove(&folded);
         }
+        self.tell(space, || Happened::Deleted(folded));
         self.publish(log, GroupChange::Deleted);
         Ok(())
     }
@@ -154,17 +157,21 @@ impl State {
         let log = found.log;
         let earlier = found.members.insert(member.clone(), Member { record: record.clone(), session });
         if let Some(earlier) = earlier {
+            self.tell(space, || Happened::Left(group.clone(), earlier.record.clone()));
             self.publish(log, GroupChange::Left(earlier.record));
         }
+        self.tell(space, || Happened::Joined(group.clone(), record.clone()));
         self.publish(log, GroupChange::Joined(record));
         Ok(())
     }
 
     /// Removes a member's record and tells the watchers. Answers whether there was one.
     pub(crate) fn remove_member(&mut self, space: &str, group: &GroupId, member: &MemberId) -> bool {
+        let folded = self.folded(group);
         let Ok(found) = self.group_mut(space, group) else { return false };
         let log = found.log;
         let Some(removed) = found.members.remove(member) else { return false };
+        self.tell(space, || Happened::Left(folded.clone(), removed.record.clone()));
         self.publish(log, GroupChange::Left(removed.record));
         true
     }
@@ -199,6 +206,8 @@ impl State {
         known.record.capabilities = capabilities.clone();
         known.record.updated_at = now;
         let record = known.record.clone();
+        let folded = self.folded(group);
+        self.tell(&space, || Happened::Updated(folded, record.clone()));
         self.publish(log, GroupChange::Updated(record));
         Ok(())
     }
@@ -220,11 +229,15 @@ impl State {
 
     /// All groups of a namespace are gone with the backend's data; watchers see an empty group and go on.
     pub(crate) fn lose_groups(&mut self, space: &str) {
-        let Some(space) = self.spaces.get_mut(space) else { return };
-        space.claims.clear();
-        let lost = std::mem::take(&mut space.groups);
+        let Some(known) = self.spaces.get_mut(space) else { return };
+        known.claims.clear();
+        let lost = std::mem::take(&mut known.groups);
         let logs: Vec<LogId> = lost.values().filter_map(|group| group.log).collect();
-        space.orphans.extend(lost.into_iter().filter_map(|(id, group)| Some((id, group.log?))));
+        let gone: Vec<GroupId> = lost.keys().cloned().collect();
+        known.orphans.extend(lost.into_iter().filter_map(|(id, group)| Some((id, group.log?))));
+        for group in gone {
+            self.tell(space, || Happened::Lost(group));
+        }
         for log in logs {
             self.publish(Some(log), GroupChange::View(Vec::new()));
         }

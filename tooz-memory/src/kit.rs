@@ -11,6 +11,7 @@ use crate::backend::Backend;
 use crate::config::Config;
 use crate::gate::{Cut, Operation, Outcome};
 use crate::state::State;
+use crate::truth::{Happened, Listener};
 
 /// The other end of a `memory://` backend, for tests.
 ///
@@ -153,6 +154,13 @@ impl Kit {
     /// The backend loses all its data and gets another epoch; only the fencing token keeps growing.
     pub fn lose_data(&self) {
         self.backend.act(State::lose_data);
+    }
+
+    /// Tells `listener` everything that happens in this namespace from now on, in the step in which it happens;
+    /// an earlier listener hears no more. It runs inside the backend's lock: it must not call the kit or a driver.
+    pub fn listen(&self, listener: impl FnMut(&Happened) + Send + 'static) {
+        let listener = Listener { space: self.space.clone(), tell: Box::new(listener) };
+        drop(self.backend.act(|state| state.listener.replace(listener)));
     }
 
     /// How often an operation was called, whatever became of it.

@@ -11,6 +11,7 @@ mod kit;
 mod locks;
 mod session;
 mod state;
+mod truth;
 mod watch;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use tooz_core::{Connecting, Registration};
 
 pub use gate::{Cut, Operation, Outcome};
 pub use kit::Kit;
+pub use truth::Happened;
 
 /// This driver. It registers itself when the crate is linked; pass it by hand where constructors do not run.
 pub const REGISTRATION: Registration =

@@ -18,6 +18,7 @@ use crate::fault::Fault;
 use crate::gate::{self, Operation, Outcome};
 use crate::session::MemorySession;
 use crate::state::{Ended, Fate, State};
+use crate::truth::Happened;
 use crate::watch::HolderFollower;
 
 /// One lock; it exists while it is held, waited for, or remembers an unclean end.
@@ -80,6 +81,16 @@ impl Holder {
         Grant::new(self.attempt, key.clone(), self.mode, self.token, self.previous)
     }
 
+    fn freed(&self, key: &LockKey, how: Previous) -> Happened {
+        Happened::Freed {
+            key: key.clone(),
+            member: self.member.clone(),
+            attempt: self.attempt.0,
+            token: self.token,
+            how,
+        }
+    }
+
     fn record(&self) -> HolderRecord {
         HolderRecord::new(Some(self.member.clone()), Some(self.token), self.mode, self.since)
     }
@@ -133,8 +144,13 @@ impl State {
             self.tidy(&space, key);
             return Ok(Acquired::Held);
         }
-        let waiter =
-            Waiter { attempt, session: fate.id, member, mode: request.mode, granted: Arc::default() };
+        let waiter = Waiter {
+            attempt,
+            session: fate.id,
+            member: member.clone(),
+            mode: request.mode,
+            granted: Arc::default(),
+        };
         if let Some(session) = self.sessions.get_mut(&fate.id) {
             session.attempts.insert(attempt, key.clone());
         }
@@ -142,6 +158,7 @@ impl State {
             self.grant(&space, key, waiter);
         } else if let Some(lock) = self.lock_mut(&space, key) {
             lock.queue.push_back(waiter);
+            self.tell(&space, || Happened::Queued { key: key.clone(), member, attempt: attempt.0 });
         }
         Ok(self.standing(&space, key, attempt))
     }
@@ -175,7 +192,7 @@ impl State {
         lock.holders.push(Holder {
             attempt: waiter.attempt,
             session: waiter.session,
-            member: waiter.member,
+            member: waiter.member.clone(),
             mode: waiter.mode,
             token,
             since,
@@ -184,6 +201,13 @@ impl State {
         });
         self.wakes.push(waiter.granted);
         self.holders_changed(space, key);
+        self.tell(space, || Happened::Granted {
+            key: key.clone(),
+            member: waiter.member,
+            attempt: waiter.attempt.0,
+            mode: waiter.mode,
+            token,
+        });
     }
 
     /// Hands the lock on: admits from the front of the queue while the grant rule says yes.
@@ -232,15 +256,21 @@ impl State {
     pub(crate) fn remove_attempt(&mut self, space: &str, key: &LockKey, attempt: AttemptId, how: Previous) {
         let Some(lock) = self.lock_mut(space, key) else { return };
         if let Some(index) = lock.queue.iter().position(|waiter| waiter.attempt == attempt) {
-            let waiter = lock.queue.remove(index);
+            let Some(waiter) = lock.queue.remove(index) else { return };
             // It may be waiting for its turn right now, and learns that there is none.
-            self.wakes.extend(waiter.map(|waiter| waiter.granted));
+            self.wakes.push(waiter.granted);
+            self.tell(space, || Happened::Unqueued {
+                key: key.clone(),
+                member: waiter.member,
+                attempt: attempt.0,
+            });
         } else if let Some(index) = lock.holders.iter().position(|holder| holder.attempt == attempt) {
-            lock.holders.remove(index);
+            let holder = lock.holders.remove(index);
             if how != Previous::Clean {
                 lock.previous = Some(how);
             }
             self.holders_changed(space, key);
+            self.tell(space, || holder.freed(key, how));
         }
     }
 
@@ -358,9 +388,21 @@ impl State {
                 session.attempts.remove(&waiter.attempt);
             }
         }
+        self.tell_gone(space, key, &lock);
         self.wakes.extend(lock.queue.into_iter().map(|waiter| waiter.granted));
         self.holders_changed(space, key);
         lock.holders.len()
+    }
+
+    /// A lock's record was deleted with everything in it.
+    fn tell_gone(&mut self, space: &str, key: &LockKey, lock: &Lock) {
+        for holder in &lock.holders {
+            self.tell(space, || holder.freed(key, Previous::Unknown));
+        }
+        for waiter in &lock.queue {
+            let (member, attempt) = (&waiter.member, waiter.attempt.0);
+            self.tell(space, || Happened::Unqueued { key: key.clone(), member: member.clone(), attempt });
+        }
     }
 
     /// All locks of a namespace are gone with the backend's data, and the sessions with them.
@@ -369,6 +411,7 @@ impl State {
             return;
         };
         for (key, lock) in lost {
+            self.tell_gone(space, &key, &lock);
             self.wakes.extend(lock.queue.into_iter().map(|waiter| waiter.granted));
             self.holders_changed(space, &key);
         }

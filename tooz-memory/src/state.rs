@@ -16,6 +16,7 @@ use crate::fault::Fault;
 use crate::gate::Plan;
 use crate::groups::Group;
 use crate::locks::{Lock, Watched};
+use crate::truth::{Happened, Listener};
 use crate::watch::{Log, LogId};
 
 /// Everything that a backend knows.
@@ -47,6 +48,8 @@ pub(crate) struct State {
     /// Woken when a waiter must look again for another reason than its own: the kit's plan changed, a driver
     /// was closed, or a session came that ends earlier than all others.
     pub(crate) changed: Arc<Notify>,
+    /// A test that wants to know what really happens.
+    pub(crate) listener: Option<Listener>,
     /// To be woken when the lock is let go.
     pub(crate) wakes: Vec<Arc<Notify>>,
 }
@@ -224,6 +227,7 @@ impl State {
                 fate: fate.clone(),
             },
         );
+        self.tell(space, || Happened::Opened(request.member.clone()));
         self.prolong(id);
         // Set at the first connection, without which nobody gets here.
         self.epoch.unwrap_or(Epoch(0))
@@ -271,6 +275,7 @@ impl State {
         {
             space.claims.remove(&session.member);
         }
+        self.tell(&session.space, || Happened::Ended(session.member.clone()));
         tracing::debug!(session = %id, member = %session.member, reason = %why, "session ended");
     }
 
@@ -281,6 +286,7 @@ impl State {
             if let Some(session) = self.sessions.remove(&id) {
                 let _ = session.fate.why.set(LossReason::Vanished);
                 self.wakes.push(session.fate.woken.clone());
+                self.tell(&session.space, || Happened::Ended(session.member.clone()));
             }
         }
         self.expiries.clear();

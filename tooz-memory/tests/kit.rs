@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::*;
@@ -224,4 +225,33 @@ async fn a_seed_replays_and_another_one_does_not() {
     assert_ne!(one, other);
     assert_eq!(one.len(), 20);
     assert!(one.iter().map(|(_, token, _)| *token).eq(1..=20));
+}
+
+/// What a test hears of the truth, in the order in which it happened.
+#[tokio::test(start_paused = true)]
+async fn a_listener_hears_everything_of_its_namespace() {
+    let url = "memory://listened";
+    let (_d, a) = member(url, "a").await;
+    let (_e, _other) = member(&format!("{url}?namespace=other"), "b").await;
+    let kit = Kit::of(url).unwrap();
+    let heard: Arc<Mutex<Vec<String>>> = Arc::default();
+    let noted = heard.clone();
+    kit.listen(move |happened| {
+        let word = format!("{happened:?}");
+        let end = word.find(|c: char| !c.is_alphanumeric()).unwrap_or(word.len());
+        noted.lock().unwrap().push(word[..end].to_owned());
+    });
+    a.groups().join(&Join::new(group("g"), Capabilities::none()).create(true)).await.unwrap();
+    let first = granted(&a, 1, Exclusive).await;
+    queued(&a, 2, Exclusive).await;
+    queued(&a, 3, Exclusive).await;
+    a.locks().withdraw(&key("x"), tooz_core::driver::AttemptId(3)).await.unwrap();
+    a.locks().release(&first).await.unwrap();
+    kit.expire("a");
+    kit.expire("b");
+    let expected = [
+        "Created", "Joined", "Granted", "Queued", "Queued", "Unqueued", "Freed", "Granted", "Freed", "Left",
+        "Ended",
+    ];
+    assert_eq!(*heard.lock().unwrap(), expected);
 }

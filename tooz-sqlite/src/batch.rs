@@ -136,6 +136,8 @@ impl Engine {
                 }
             }
         }
+        // While another process recovers the log, or closes it as the last, even reads have to wait.
+        let locked = level == Level::Read && outcomes.iter().any(is_locked_out);
         let single_failed = !savepoints && level != Level::Read && outcomes.iter().any(Result::is_err);
         let effects = std::mem::take(&mut tx.effects);
         let committed = match broken {
@@ -151,6 +153,9 @@ impl Engine {
         {
             tracing::warn!(%error, "a transaction could not be rolled back; the database is opened again");
             self.database = None;
+        }
+        if locked {
+            return Ended::Busy(jobs);
         }
         if optimistic && committed.as_ref().is_ok_and(|committed| !committed) {
             return Ended::Carefully(jobs);
@@ -248,12 +253,18 @@ fn begin(database: &mut Database, level: Level) -> rusqlite::Result<()> {
         return statement(database, "BEGIN");
     }
     database.set_full(level == Level::Durable)?;
-    statement(database, "BEGIN IMMEDIATE")
+    statement(database, "BEGIN IMMEDIATE")?;
+    database.had_its_turn();
+    Ok(())
 }
 
 fn statement(database: &Database, sql: &str) -> rusqlite::Result<()> {
     database.connection.prepare_cached(sql)?.execute([])?;
     Ok(())
+}
+
+fn is_locked_out(outcome: &Result<(), Fail>) -> bool {
+    matches!(outcome, Err(Fail::Sql(error)) if error::is_busy(error))
 }
 
 /// Runs one job. The outer error is that of the whole transaction.

@@ -3,9 +3,12 @@
 //! Every watch has the smallest mask that will do, and events of names that are no session's are dropped: an
 //! unfiltered watcher is woken by every look of every other process.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use tooz_core::driver::SessionId;
 
@@ -20,8 +23,8 @@ pub(crate) enum Heard {
     Moved,
     /// The file of a session was closed by somebody who could write to it: its owner died, perhaps.
     Closed(SessionId),
-    /// The file of a session was removed.
-    Removed(SessionId),
+    /// Something happened to the file of a session of this process: it was removed, perhaps.
+    Touched(SessionId),
     /// Events were lost: look at everything.
     Overflow,
 }
@@ -29,8 +32,11 @@ pub(crate) enum Heard {
 #[derive(Debug)]
 pub(crate) struct Ears {
     inotify: Inotify,
-    log: WatchDescriptor,
+    database: WatchDescriptor,
+    log: Option<WatchDescriptor>,
     sessions: WatchDescriptor,
+    /// The files of this process's sessions.
+    own: HashMap<WatchDescriptor, SessionId>,
 }
 
 impl Ears {
@@ -39,16 +45,53 @@ impl Ears {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
         let gone = AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_MOVE_SELF;
         // An unlinked file that is still open changes its attributes (the number of links) only.
-        inotify.add_watch(&place.database, gone | AddWatchFlags::IN_ATTRIB)?;
-        let log = inotify.add_watch(&place.beside("-wal"), AddWatchFlags::IN_MODIFY)?;
+        let database = inotify.add_watch(&place.database, gone | AddWatchFlags::IN_ATTRIB)?;
+        // A session that is closed in order removes its file before it closes it; that is nobody's death. (nix 0.31
+        // has no name for the flag.)
+        let linked = AddWatchFlags::from_bits_retain(libc::IN_EXCL_UNLINK);
         let sessions = inotify.add_watch(
             &place.sessions(),
-            gone | AddWatchFlags::IN_CLOSE_WRITE
-                | AddWatchFlags::IN_DELETE
-                | AddWatchFlags::IN_MOVED_FROM
-                | AddWatchFlags::IN_ONLYDIR,
+            gone | AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_ONLYDIR | linked,
         )?;
-        Ok(Self { inotify, log, sessions })
+        Ok(Self { inotify, database, log: None, sessions, own: HashMap::new() })
+    }
+
+    /// Listens for every commit; whether that is new.
+    pub(crate) fn watch_log(&mut self, place: &Place) -> Result<bool, Errno> {
+        if self.log.is_some() {
+            return Ok(false);
+        }
+        self.log = Some(self.inotify.add_watch(&place.beside("-wal"), AddWatchFlags::IN_MODIFY)?);
+        Ok(true)
+    }
+
+    /// No longer listens for every commit.
+    pub(crate) fn forget_log(&mut self) {
+        if let Some(log) = self.log.take() {
+            let _ = self.inotify.rm_watch(log); // it is gone already if the file is
+        }
+    }
+
+    /// Listens for the loss of a file of our own. Where that cannot be had, the look every second must do.
+    pub(crate) fn watch_session(&mut self, path: &Path, id: SessionId) {
+        let lost = AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_MOVE_SELF | AddWatchFlags::IN_DELETE_SELF;
+        match self.inotify.add_watch(path, lost) {
+            Ok(watch) => {
+                self.own.insert(watch, id);
+            }
+            Err(error) => {
+                tracing::debug!(%error, session = %id, "the loss of the session's file makes no event");
+            }
+        }
+    }
+
+    /// The session has ended.
+    pub(crate) fn forget_session(&mut self, id: SessionId) {
+        let watch = self.own.iter().find(|(_, own)| **own == id).map(|(watch, _)| *watch);
+        if let Some(watch) = watch {
+            self.own.remove(&watch);
+            let _ = self.inotify.rm_watch(watch); // it is gone already if the file is
+        }
     }
 
     /// Everything that was heard since the last call, without waiting.
@@ -60,20 +103,23 @@ impl Ears {
                     for event in events {
                         let what = if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
                             Some(Heard::Overflow)
-                        } else if event.wd == self.log {
+                        } else if event.mask.contains(AddWatchFlags::IN_IGNORED) {
+                            None // a watch ended; why, the event before it has told
+                        } else if Some(event.wd) == self.log {
                             Some(Heard::Written)
+                        } else if let Some(id) = self.own.get(&event.wd) {
+                            Some(Heard::Touched(*id))
                         } else if event.wd == self.sessions {
                             let id = event.name.as_ref().and_then(|name| name.to_str());
                             match id.map(SessionId::parse) {
                                 None => Some(Heard::Moved), // about the directory itself
                                 Some(None) => None,
-                                Some(Some(id)) if event.mask.contains(AddWatchFlags::IN_CLOSE_WRITE) => {
-                                    Some(Heard::Closed(id))
-                                }
-                                Some(Some(id)) => Some(Heard::Removed(id)),
+                                Some(Some(id)) => Some(Heard::Closed(id)),
                             }
-                        } else {
+                        } else if event.wd == self.database {
                             Some(Heard::Moved)
+                        } else {
+                            None // of a watch that was given up meanwhile
                         };
                         if let Some(what) = what
                             && heard.last() != Some(&what)

@@ -3,7 +3,7 @@
 //! One thread does it all, so that nothing of the database is ever looked at by two. It sleeps in one `ppoll` on
 //! the bell of the queue and on the kernel's file events; there is no timer while nobody waits for anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -11,9 +11,12 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use tooz_core::clock::Instant;
+use tooz_core::driver::SessionId;
 use tooz_core::{Error, ErrorKind, LossReason, Result};
 
+use crate::ahead::Ahead;
 use crate::batch::MOST;
+use crate::bell::Bell;
 use crate::client::{Client, Level};
 use crate::ears::Ears;
 use crate::hub::Hub;
@@ -22,7 +25,7 @@ use crate::keys::Lock;
 use crate::reaper::{self, Recorded};
 use crate::schema::Database;
 use crate::tx::{Probes, Site};
-use crate::{error, events, fence, sessionfile};
+use crate::{bell, error, events, fence, schema, sessionfile};
 
 /// How long the thread looks for the next job before it sleeps: about what waking it costs, so that a caller who
 /// releases what it has just acquired does not pay for two wake-ups.
@@ -47,6 +50,16 @@ pub(crate) struct Engine {
     pub(crate) hub: Hub,
     pub(crate) probes: Probes,
     pub(crate) ears: Option<Ears>,
+    /// Whether it was said that there are none.
+    pub(crate) deaf: bool,
+    /// What other processes ring.
+    pub(crate) bell: Option<Bell>,
+    /// Whose ends concern our waiters.
+    pub(crate) ahead: Ahead,
+    /// That may have changed.
+    pub(crate) ahead_changed: bool,
+    /// Sessions that ended and do not concern us, and when to see whether somebody cleared them away.
+    pub(crate) strangers: Option<(Instant, Vec<SessionId>)>,
     /// Up to which event this process has heard.
     pub(crate) cursor: i64,
     /// Other connections' commits that this process has heard of.
@@ -82,6 +95,11 @@ pub(crate) fn run(client: &Arc<Client>) {
         hub: Hub::default(),
         probes: Probes::default(),
         ears: None,
+        deaf: false,
+        bell: None,
+        ahead: Ahead::default(),
+        ahead_changed: false,
+        strangers: None,
         cursor: 0,
         version: 0,
         logged: false,
@@ -162,6 +180,11 @@ impl Engine {
         if let Some(ears) = &self.ears {
             files.push(PollFd::new(ears.as_fd(), PollFlags::POLLIN));
         }
+        if let Some(bell) = &self.bell {
+            files.push(PollFd::new(bell.file().as_fd(), PollFlags::POLLIN));
+        }
+        // Only their ends, which are told without being asked for.
+        files.extend(self.ahead.files().map(|file| PollFd::new(file.as_fd(), PollFlags::empty())));
         // An interrupted sleep is a short one: everything is looked at again anyway.
         let _ = ppoll(&mut files, timeout, None);
         let rung = files.first().and_then(PollFd::any).unwrap_or(true);
@@ -179,6 +202,9 @@ impl Engine {
         if let Some((at, _)) = self.committing {
             sooner(at);
         }
+        if let Some((at, _)) = &self.strangers {
+            sooner(*at);
+        }
         if self.somebody_waits() {
             sooner(self.safety);
         }
@@ -189,11 +215,21 @@ impl Engine {
     }
 
     pub(crate) fn somebody_waits(&self) -> bool {
+        self.somebody_watches()
+            || self.hub.locals.values().any(|local| local.is_over() || local.has_waiting())
+            // Without them a session cannot hear of a break, or of the loss of its file, in any other way.
+            || ((self.ears.is_none() || self.bell.is_none()) && !self.hub.locals.is_empty())
+    }
+
+    /// Whether every commit of every process may concern this one.
+    pub(crate) fn somebody_watches(&self) -> bool {
         self.hub.groups.iter().any(|watch| watch.strong_count() > 0)
             || self.hub.locks.iter().any(|watch| watch.strong_count() > 0)
-            || self.hub.locals.values().any(|local| local.is_over() || local.has_waiting())
-            // Without events a session cannot hear of a break in any other way.
-            || (self.ears.is_none() && !self.hub.locals.is_empty())
+    }
+
+    /// Whether changes that concern this process may come without any event.
+    pub(crate) fn is_deaf(&self) -> bool {
+        self.bell.is_none() || (self.ears.is_none() && self.somebody_watches())
     }
 
     /// Opens the database if it is not open.
@@ -206,60 +242,65 @@ impl Engine {
             Some(boot_id) => boot_id.clone(),
             None => kernel::boot_id().map_err(|error| error::io("/proc/sys/kernel/random/boot_id", error))?,
         };
-        let site = Arc::new(Site {
+        let mut site = Site {
             sessions: client.place.sessions(),
             process: Process::this(),
             boot_id,
+            bell: None,
             clock: client.clock.clone(),
             entropy: client.entropy.clone(),
-        });
+        };
         let database = Database::open(&client.place, &site, deadline)?;
         // Before anything is read: what happens from now on is heard of.
-        self.ears = open_ears(&client);
+        self.open_ears();
+        self.bell = Bell::hang(&site.sessions, || client.entropy.id())
+            .inspect_err(|error| tracing::warn!(%error, "no FIFO can be had: changes are looked for instead"))
+            .ok();
+        site.bell = self.bell.as_ref().map(|bell| bell.id);
+        let site = Arc::new(site);
         self.probes = Probes::new(self.ears.is_some());
         self.version = database.version().map_err(error::native)?;
         self.database = Some(database);
         self.site = Some(site.clone());
-        if let Err(error) = self.prepare(&site, deadline) {
-            self.database = None;
-            return Err(error);
+        while let Err(error) = self.prepare(&site, deadline) {
+            // A read answers busy, too, while another process recovers the log or closes the database as the last.
+            if !schema::is_busy(&error) || client.clock.now() >= deadline {
+                self.database = None;
+                return Err(error);
+            }
+            std::thread::park_timeout(client.entropy.between(schema::BUSY_LOW, schema::BUSY_HIGH));
         }
-        if self.ears.is_none() {
+        if self.is_deaf() {
             self.safety = self.client.clock.now() + POLL_LOW;
         }
         // If it was open before, what happened meanwhile was not heard.
-        self.resync();
+        self.resync(i64::MAX);
         Ok(())
     }
 
     /// After a reboot the counter jumps; then everything that died while nobody looked is cleared away.
     fn prepare(&mut self, site: &Site, deadline: Instant) -> Result<()> {
-        let boot: Option<String> = self
-            .write(Level::Read, deadline, |tx| tx.first("SELECT boot_id FROM fence", [], |row| row.get(0)))?;
-        let same_boot = boot.as_ref() == Some(&site.boot_id);
-        let level = if same_boot { Level::Write } else { Level::Durable };
-        let known = self.write(level, deadline, |tx| {
-            fence::rebooted(tx)?;
-            reaper::reap_all(tx)?;
-            Recorded::all(tx)
+        // First without the write lock: of many that start together hardly one has anything to write.
+        let (boot, dead) = self.write(Level::Read, deadline, |tx| {
+            let boot: Option<String> = tx.first("SELECT boot_id FROM fence", [], |row| row.get(0))?;
+            Ok((boot, reaper::find_dead(tx)?))
         })?;
-        let strays =
-            sessionfile::remove_strays(&site.sessions, |id| known.iter().any(|known| known.id == id));
+        let same_boot = boot.as_ref() == Some(&site.boot_id);
+        if !same_boot || !dead.is_empty() {
+            let level = if same_boot { Level::Write } else { Level::Durable };
+            self.write(level, deadline, |tx| {
+                fence::rebooted(tx)?;
+                reaper::reap_each(tx, &dead)
+            })?;
+        }
+        let known = self.write(Level::Read, deadline, |tx| Recorded::all(tx))?;
+        let (ids, bells): (HashSet<_>, HashSet<_>) = known.iter().map(|one| (one.id, one.bell)).unzip();
+        let strays = sessionfile::remove_strays(&site.sessions, |id| ids.contains(&id))
+            .and_then(|()| bell::remove_strays(&site.sessions, |bell| bells.contains(&Some(bell))));
         if let Err(error) = strays {
             tracing::debug!(%error, "leftover session files stay");
         }
         self.cursor = self.write(Level::Read, deadline, |tx| events::latest(tx))?;
         Ok(())
     }
-}
-
-pub(crate) fn open_ears(client: &Client) -> Option<Ears> {
-    Ears::new(&client.place)
-        .inspect_err(|error| {
-            tracing::warn!(
-                %error,
-                "no file events (see /proc/sys/fs/inotify): changes are looked for every 5 to 50 ms instead"
-            );
-        })
-        .ok()
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use tooz_core::LossReason;
 use tooz_core::driver::{AttemptId, GroupChange, LockKey, Notice, Turn};
 
+use crate::bell;
 use crate::client::Level;
 use crate::engine::{Engine, REAP_LIMIT};
 use crate::events::{self, Entry};
@@ -26,15 +27,23 @@ pub(crate) struct Hub {
 impl Engine {
     /// Does what follows from a commit.
     pub(crate) fn apply(&mut self, effects: Vec<Effect>) {
+        let mut rung = Vec::new();
         for effect in effects {
             match effect {
                 Effect::Opened(local) => {
                     local.record();
+                    if let Some(ears) = &mut self.ears {
+                        ears.watch_session(&local.path, local.id);
+                    }
+                    self.check_own_file(&local); // it may have gone before that
                     self.hub.locals.insert(local.seq, local);
                 }
                 Effect::Ended(seq, reason) => {
                     self.suspects.remove(&seq);
                     if let Some(local) = self.hub.locals.remove(&seq) {
+                        if let Some(ears) = &mut self.ears {
+                            ears.forget_session(local.id);
+                        }
                         local.end(reason);
                     }
                 }
@@ -62,12 +71,14 @@ impl Engine {
                     if !known {
                         self.hub.groups.retain(|watch| watch.strong_count() > 0);
                         self.hub.groups.push(Arc::downgrade(&watch));
+                        self.hear_commits();
                     }
                 }
                 Effect::WatchLock(watch, holders) => {
                     watch.set(holders);
                     self.hub.locks.retain(|watch| watch.strong_count() > 0);
                     self.hub.locks.push(Arc::downgrade(&watch));
+                    self.hear_commits();
                 }
                 Effect::Holders(lock) => {
                     if !self.hub.locks.is_empty() {
@@ -75,6 +86,14 @@ impl Engine {
                     }
                 }
                 Effect::Logged => self.logged = true,
+                Effect::Ring(bell) => {
+                    if !rung.contains(&bell) {
+                        bell::ring(&self.client.place.sessions(), bell);
+                        rung.push(bell);
+                    }
+                }
+                Effect::Unhang(bell) => bell::remove_dead(&self.client.place.sessions(), bell),
+                Effect::LookAhead => self.ahead_changed = true,
             }
         }
     }
@@ -96,6 +115,9 @@ impl Engine {
         if !touched.is_empty() {
             self.refresh(|lock| touched.contains(lock));
         }
+        if self.ahead_changed {
+            self.look_ahead();
+        }
     }
 
     /// Reads the log from where it was left; `foreign`: after another process's commit.
@@ -111,8 +133,10 @@ impl Engine {
                 return;
             }
         };
-        if entries.first().is_some_and(|(seq, _)| *seq > cursor + 1) {
-            self.resync();
+        if let Some((first, _)) = entries.first()
+            && *first > cursor + 1
+        {
+            self.resync(*first - 1);
         }
         let mut leaders = Vec::new();
         for (seq, entry) in entries {
@@ -149,6 +173,9 @@ impl Engine {
             Entry::Broken(session, attempt) => self.broken(session, attempt),
             Entry::SessionEnded(session) => {
                 if let Some(local) = self.hub.locals.remove(&session) {
+                    if let Some(ears) = &mut self.ears {
+                        ears.forget_session(local.id);
+                    }
                     tracing::warn!(session = %local.id, "another process took this session for dead");
                     local.end(LossReason::Vanished);
                 }
@@ -177,15 +204,15 @@ impl Engine {
         }
     }
 
-    /// Events were cut off before they were read: looks at the state instead.
-    pub(crate) fn resync(&mut self) {
+    /// Events up to `missed` were cut off before they were read: looks at the state instead.
+    pub(crate) fn resync(&mut self, missed: i64) {
         for local in self.hub.locals.values().cloned().collect::<Vec<_>>() {
             for (attempt, slot) in local.waiting() {
                 self.settle(&local, attempt, &slot.lock);
             }
         }
         for watch in self.hub.groups.iter().filter_map(Weak::upgrade) {
-            watch.fall_behind(false);
+            watch.miss(missed);
         }
         self.refresh(|_| true);
     }

@@ -4,7 +4,9 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("tooz-sqlite needs Linux: open-file-description locks and inotify tell who lives");
 
+mod ahead;
 mod batch;
+mod bell;
 mod client;
 mod config;
 mod driver;

@@ -170,11 +170,54 @@ pub(crate) fn request(tx: &mut Tx<'_>, session: &Local, request: &Acquire, lock:
         return Ok(Acquired::Held);
     }
     let (namespace, kind, name) = lock.columns()?;
+    if stands_behind_another_process(tx, &holders, lock)? {
+        tx.effect(Effect::LookAhead);
+    }
     tx.run(
         "INSERT INTO waiters (namespace, kind, name, attempt, session, mode) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         (namespace, kind, name, Id(request.attempt.0), session.seq, mode),
     )?;
     Ok(queued(tx, session, request, lock))
+}
+
+/// Whether a new waiter has to listen for the end of another process: of that which asked before it, or, if it is
+/// the first, of a holder.
+fn stands_behind_another_process(tx: &Tx<'_>, holders: &[Held], lock: &Lock) -> Work<bool> {
+    let last = tx.first(
+        "SELECT session FROM waiters WHERE namespace = ?1 AND kind = ?2 AND name = ?3 ORDER BY place DESC LIMIT 1",
+        lock.columns()?,
+        |row| row.get::<_, i64>(0),
+    )?;
+    Ok(match last {
+        Some(last) => tx.local(last).is_none(),
+        None => holders.iter().any(|held| tx.local(held.session).is_none()),
+    })
+}
+
+/// The sessions of other processes that stand immediately before this process's first waiter: whoever is dead among
+/// them is for this process to clear away. It does not concern its later waiters as long as the first stands.
+pub(crate) fn immediately_before(tx: &Tx<'_>, lock: &Lock) -> Work<Vec<i64>> {
+    let (namespace, kind, name) = lock.columns()?;
+    let mut statement = tx.connection.prepare_cached(
+        "SELECT session FROM waiters WHERE namespace = ?1 AND kind = ?2 AND name = ?3 ORDER BY place",
+    )?;
+    let mut waiters = statement.query((namespace, kind, name))?;
+    let mut before = None;
+    while let Some(row) = waiters.next()? {
+        let session: i64 = row.get(0)?;
+        if tx.local(session).is_some() {
+            return Ok(match before {
+                Some(before) => vec![before],
+                None => holders_of(tx, lock)?
+                    .iter()
+                    .map(|held| held.session)
+                    .filter(|session| tx.local(*session).is_none())
+                    .collect(),
+            });
+        }
+        before = Some(session);
+    }
+    Ok(Vec::new())
 }
 
 fn queued(tx: &mut Tx<'_>, session: &Local, request: &Acquire, lock: &Lock) -> Acquired {
@@ -222,6 +265,12 @@ fn hand_on(tx: &mut Tx<'_>, lock: &Lock) -> Work<()> {
         // Permits of another limit wait until those in use are returned.
         let admission = admits(waiter.mode, holders.iter().map(|held| held.mode)).unwrap_or(Admission::No);
         if admission == Admission::No {
+            // It may be the first only now, and then has to listen for the holders' ends.
+            if tx.local(waiter.session).is_none() {
+                ring(tx, waiter.session)?;
+            } else if holders.iter().any(|held| tx.local(held.session).is_none()) {
+                tx.effect(Effect::LookAhead);
+            }
             break;
         }
         // The lock is never given to a session that is dead: looked at now, whatever was seen before.
@@ -239,7 +288,18 @@ fn hand_on(tx: &mut Tx<'_>, lock: &Lock) -> Work<()> {
             tx.effect(Effect::Granted(waiter.session, grant));
         } else {
             events::log(tx, &Event::Granted(waiter.session, waiter.attempt))?;
+            ring(tx, waiter.session)?;
         }
+    }
+    Ok(())
+}
+
+/// Wakes the process of a session, after the commit.
+fn ring(tx: &mut Tx<'_>, session: i64) -> Work<()> {
+    let bell =
+        tx.first("SELECT bell FROM sessions WHERE seq = ?1", [session], |row| row.get::<_, Option<Id>>(0))?;
+    if let Some(bell) = bell.flatten() {
+        tx.effect(Effect::Ring(bell.0));
     }
     Ok(())
 }
@@ -376,6 +436,7 @@ pub(crate) fn break_lock(tx: &mut Tx<'_>, lock: &Lock, request: &BreakRequest) -
             tx.effect(Effect::Broken(session, attempt));
         } else {
             events::log(tx, &Event::Broken(session, attempt))?;
+            ring(tx, session)?;
         }
         broken.push(record);
     }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::statfs::{self, FsType};
 use tooz_core::{Error, ErrorKind, Result};
 
+use crate::bell;
 use crate::error;
 use crate::kernel::FileId;
 
@@ -123,19 +124,10 @@ impl Place {
         Ok(Prepared { file: FileId::from(&data) })
     }
 
-    /// Creates the directory of session files if it is missing.
+    /// Creates the directories of session files and of bells if they are missing.
     pub(crate) fn make_sessions(&self) -> Result<()> {
-        let path = self.sessions();
-        let shown = path.display();
-        match fs::DirBuilder::new().mode(0o700).create(&path) {
-            Ok(()) => fs::set_permissions(&path, Permissions::from_mode(0o700))
-                .map_err(|error| error::io(format!("creating {shown}"), error)),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match fs::symlink_metadata(&path) {
-                Ok(data) if data.is_dir() => Ok(()),
-                _ => Err(Error::new(ErrorKind::Denied, format!("{shown} is not a directory; remove it"))),
-            },
-            Err(error) => Err(error::io(format!("creating {shown}"), error)),
-        }
+        make_directory(&self.sessions())?;
+        make_directory(&self.sessions().join(bell::DIRECTORY))
     }
 
     /// Makes new names in the directory survive a power cut.
@@ -144,6 +136,19 @@ impl Place {
         File::open(parent)
             .and_then(|directory| directory.sync_all())
             .map_err(|error| error::io(format!("syncing {}", parent.display()), error))
+    }
+}
+
+fn make_directory(path: &Path) -> Result<()> {
+    let shown = path.display();
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => fs::set_permissions(path, Permissions::from_mode(0o700))
+            .map_err(|error| error::io(format!("creating {shown}"), error)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match fs::symlink_metadata(path) {
+            Ok(data) if data.is_dir() => Ok(()),
+            _ => Err(Error::new(ErrorKind::Denied, format!("{shown} is not a directory; remove it"))),
+        },
+        Err(error) => Err(error::io(format!("creating {shown}"), error)),
     }
 }
 

@@ -25,10 +25,11 @@ pub(crate) struct Recorded {
     inode: u64,
     process: Process,
     boot_id: String,
+    pub(crate) bell: Option<u128>,
 }
 
 /// The columns that [`Recorded::read`] expects.
-const COLUMNS: &str = "seq, id, inode, pid, started, pid_namespace, boot_id";
+const COLUMNS: &str = "seq, id, inode, pid, started, pid_namespace, boot_id, bell";
 
 impl Recorded {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
@@ -38,6 +39,7 @@ impl Recorded {
             inode: row.get::<_, i64>(2)?.cast_unsigned(),
             process: Process { pid: row.get(3)?, started: row.get(4)?, pid_namespace: row.get(5)? },
             boot_id: row.get(6)?,
+            bell: row.get::<_, Option<Id>>(7)?.map(|bell| bell.0),
         })
     }
 
@@ -75,7 +77,7 @@ fn process_is_gone(site: &Site, session: &Recorded) -> bool {
 }
 
 /// A look that takes nothing.
-fn looks_dead(site: &Site, session: &Recorded) -> bool {
+pub(crate) fn looks_dead(site: &Site, session: &Recorded) -> bool {
     if session.boot_id != site.boot_id {
         return true;
     }
@@ -169,17 +171,18 @@ pub(crate) fn reap(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
             if let Some(file) = file {
                 tx.effect(Effect::Clear(file));
             }
+            if let Some(bell) = session.bell {
+                tx.effect(Effect::Unhang(bell));
+            }
             Ok(true)
         }
     }
 }
 
-/// Ends every session that is dead.
-pub(crate) fn reap_all(tx: &mut Tx<'_>) -> Work<()> {
-    for session in Recorded::all(tx)? {
-        if tx.local(session.seq).is_none() && looks_dead(tx.site, &session) {
-            reap(tx, session.seq)?;
-        }
+/// Ends those of these sessions that are dead.
+pub(crate) fn reap_each(tx: &mut Tx<'_>, sessions: &[i64]) -> Work<()> {
+    for session in sessions {
+        reap(tx, *session)?;
     }
     Ok(())
 }
@@ -241,6 +244,9 @@ pub(crate) fn end(tx: &mut Tx<'_>, session: &Recorded, how: End) -> Work<()> {
     } else if how == End::Expired && session.boot_id == tx.site.boot_id {
         // It is dead as far as anybody can tell; should it live after all, it has to know.
         events::log(tx, &Event::SessionEnded(seq))?;
+        if let Some(bell) = session.bell {
+            tx.effect(Effect::Ring(bell));
+        }
     }
     Ok(())
 }

@@ -34,8 +34,22 @@ const WRITE_LOCK: libc::off_t = 120;
 const RECOVERY_LOCK: libc::off_t = 122;
 /// Jittered waits for another writer: SQLite's own back-off grows to 100 ms and was measured to starve a process
 /// for 330 ms.
-const BUSY_LOW: Duration = Duration::from_micros(50);
-const BUSY_HIGH: Duration = Duration::from_micros(250);
+pub(crate) const BUSY_LOW: Duration = Duration::from_micros(50);
+pub(crate) const BUSY_HIGH: Duration = Duration::from_micros(250);
+/// After this many waits they grow, doubling with as many again: somebody's transaction takes about as long, so by
+/// then several others are waiting, too, and asking more often would only take the processor from the writer.
+const BUSY_STEADY: u32 = 4;
+/// The longest wait. Some two hundred waiting writers then ask every 50 µs between them, so the write lock is not
+/// left unused for longer than a transaction takes.
+const BUSY_MOST: Duration = Duration::from_millis(16);
+
+/// How a connection waits for another writer.
+#[derive(Debug)]
+struct Patience {
+    until: Instant,
+    /// How often it has waited since it last wrote.
+    waits: u32,
+}
 
 /// An open database.
 #[derive(Debug)]
@@ -43,7 +57,7 @@ pub(crate) struct Database {
     pub(crate) connection: Connection,
     pub(crate) file: FileId,
     /// Until when SQLite waits for another writer.
-    patience: Arc<Mutex<Instant>>,
+    patience: Arc<Mutex<Patience>>,
     /// For asking who has the write lock. INVARIANT: closed after the connection (fields are dropped in order):
     /// closing it earlier would drop SQLite's locks on the same file.
     shared_memory: File,
@@ -74,7 +88,7 @@ impl Database {
         // Else SQLite, built with STAT4 as rusqlite's is, plans a kept statement anew whenever its parameters
         // change (seen in 3.54): several times the cost of running it.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map_err(native)?;
-        let patience = Arc::new(Mutex::new(deadline));
+        let patience = Arc::new(Mutex::new(Patience { until: deadline, waits: 0 }));
         let handler = busy_handler(site.clock.clone(), site.entropy.clone(), patience.clone());
         connection.busy_handler(Some(handler)).map_err(native)?;
         if connection.is_readonly("main").map_err(native)? {
@@ -95,7 +109,12 @@ impl Database {
 
     /// Sets until when the next statements wait for another writer.
     pub(crate) fn wait_until(&self, deadline: Instant) {
-        *self.patience.lock().unwrap_or_else(PoisonError::into_inner) = deadline;
+        self.patience.lock().unwrap_or_else(PoisonError::into_inner).until = deadline;
+    }
+
+    /// The write lock was had: the next wait is for somebody else.
+    pub(crate) fn had_its_turn(&self) {
+        self.patience.lock().unwrap_or_else(PoisonError::into_inner).waits = 0;
     }
 
     /// Sets whether commits are synced. SQLite ignores it inside a transaction.
@@ -120,7 +139,8 @@ impl Database {
     }
 }
 
-fn is_busy(error: &Error) -> bool {
+/// Whether another process had the database for itself.
+pub(crate) fn is_busy(error: &Error) -> bool {
     use std::error::Error as _;
     error.source().and_then(|source| source.downcast_ref()).is_some_and(error::is_busy)
 }
@@ -128,15 +148,21 @@ fn is_busy(error: &Error) -> bool {
 fn busy_handler(
     clock: Clock,
     entropy: Entropy,
-    patience: Arc<Mutex<Instant>>,
+    patience: Arc<Mutex<Patience>>,
 ) -> impl FnMut(i32) -> bool + Send + 'static {
     move |_| {
-        let until = *patience.lock().unwrap_or_else(PoisonError::into_inner);
-        let waits = clock.now() < until;
-        if waits {
-            std::thread::park_timeout(entropy.between(BUSY_LOW, BUSY_HIGH));
+        let (until, waits) = {
+            let mut patience = patience.lock().unwrap_or_else(PoisonError::into_inner);
+            patience.waits = patience.waits.saturating_add(1);
+            (patience.until, patience.waits)
+        };
+        let left = until.saturating_since(clock.now());
+        if left.is_zero() {
+            return false;
         }
-        waits
+        let most = BUSY_HIGH.saturating_mul(1 << (waits / BUSY_STEADY).min(16)).min(BUSY_MOST);
+        std::thread::park_timeout(entropy.between(BUSY_LOW, most).min(left));
+        true
     }
 }
 
@@ -167,7 +193,12 @@ fn prepare(connection: &mut Connection, place: &Place, site: &Site) -> Result<()
             )),
         }
     };
-    check(connection)?;
+    {
+        // In one transaction: between two of its questions another process may create the schema.
+        let seen = connection.unchecked_transaction().map_err(native)?;
+        check(&seen)?;
+        seen.commit().map_err(native)?;
+    }
     let mode: String =
         connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).map_err(native)?;
     if mode != "wal" {
@@ -186,24 +217,34 @@ fn prepare(connection: &mut Connection, place: &Place, site: &Site) -> Result<()
         .execute_batch("PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY")
         .map_err(native)?;
     place.make_sessions()?;
+    // Without the write lock where nothing is to be done: many may start together.
+    let known = connection.unchecked_transaction().map_err(native)?;
+    if check(&known)? == VERSION && is_marked(place, epoch(&known, place)?)? {
+        return known.commit().map_err(native);
+    }
+    drop(known);
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(native)?;
     // Again, now that nobody else changes it.
     let fresh = check(&transaction)? == 0;
     if fresh {
         create(&transaction, site)?;
     }
-    let epoch = transaction
-        .query_row("SELECT epoch FROM tooz", [], |row| row.get::<_, Id>(0))
-        .optional()
-        .map_err(native)?
-        .ok_or_else(|| Error::new(ErrorKind::Corrupt, format!("{shown} has no epoch; restore it")))?;
-    let epoch = Epoch(epoch.0);
-    belongs(place, epoch, fresh)?;
+    belongs(place, epoch(&transaction, place)?, fresh)?;
     transaction.commit().map_err(native)?;
     if fresh {
         place.sync_directory()?;
     }
     Ok(())
+}
+
+fn epoch(connection: &Connection, place: &Place) -> Result<Epoch> {
+    let epoch = connection
+        .query_row("SELECT epoch FROM tooz", [], |row| row.get::<_, Id>(0))
+        .optional()
+        .map_err(native)?;
+    epoch.map(|epoch| Epoch(epoch.0)).ok_or_else(|| {
+        Error::new(ErrorKind::Corrupt, format!("{} has no epoch; restore it", place.database.display()))
+    })
 }
 
 fn create(transaction: &Connection, site: &Site) -> Result<()> {
@@ -221,11 +262,9 @@ fn create(transaction: &Connection, site: &Site) -> Result<()> {
     filled().map_err(native)
 }
 
-/// The directory of sessions says to which database it belongs: with another one's, the living would be taken for
-/// dead. Called inside the write transaction, so nobody else writes the file.
-fn belongs(place: &Place, epoch: Epoch, fresh: bool) -> Result<()> {
-    let directory = place.sessions();
-    let path = directory.join(sessionfile::EPOCH);
+/// What the directory of sessions says about whose it is; empty if it says nothing.
+fn mark(place: &Place) -> Result<String> {
+    let path = place.sessions().join(sessionfile::EPOCH);
     let failed = |error| error::io(format!("{}", path.display()), error);
     let mut text = String::new();
     match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(&path) {
@@ -236,8 +275,21 @@ fn belongs(place: &Place, epoch: Epoch, fresh: bool) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(failed(error)),
     }
-    let found = Epoch::parse(text.trim());
-    if found == Some(epoch) {
+    Ok(text)
+}
+
+fn is_marked(place: &Place, epoch: Epoch) -> Result<bool> {
+    Ok(Epoch::parse(mark(place)?.trim()) == Some(epoch))
+}
+
+/// The directory of sessions says to which database it belongs: with another one's, the living would be taken for
+/// dead. Called inside the write transaction, so nobody else writes the file.
+fn belongs(place: &Place, epoch: Epoch, fresh: bool) -> Result<()> {
+    let directory = place.sessions();
+    let path = directory.join(sessionfile::EPOCH);
+    let failed = |error| error::io(format!("{}", path.display()), error);
+    let text = mark(place)?;
+    if Epoch::parse(text.trim()) == Some(epoch) {
         return Ok(());
     }
     // A database that was deleted leaves its directory behind; a new one may have it once nobody lives there.

@@ -28,7 +28,9 @@ CREATE TABLE sessions (
     started INTEGER,
     pid_namespace INTEGER,
     boot_id TEXT NOT NULL,
-    opened_at INTEGER NOT NULL
+    opened_at INTEGER NOT NULL,
+    -- What wakes its process; without one it looks by itself.
+    bell BLOB CHECK (length(bell) = 16)
 ) STRICT;
 
 -- A member id belongs to one live session per namespace; the first join claims it.

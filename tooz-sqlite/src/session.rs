@@ -130,8 +130,8 @@ fn open(
     };
     let inserted = tx.first(
         "INSERT INTO sessions \
-         (id, namespace, member, instance, inode, pid, started, pid_namespace, boot_id, opened_at) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) RETURNING seq",
+         (id, namespace, member, instance, inode, pid, started, pid_namespace, boot_id, opened_at, bell) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) RETURNING seq",
         (
             Id(id.0),
             &**namespace,
@@ -143,6 +143,7 @@ fn open(
             process.pid_namespace,
             &tx.site.boot_id,
             tx.wall(),
+            tx.site.bell.map(Id),
         ),
         |row| row.get::<_, i64>(0),
     );

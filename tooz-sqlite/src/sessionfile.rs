@@ -137,8 +137,12 @@ pub(crate) fn remove_strays(directory: &Path, is_known: impl Fn(SessionId) -> bo
         let name = entry?.file_name();
         let Some(name) = name.to_str() else { continue };
         let Some(id) = SessionId::parse(name.strip_prefix(TEMPORARY).unwrap_or(name)) else { continue };
+        let path = directory.join(name);
+        // A newcomer's is no stray, and its opening for writing would tell everybody of an end.
+        let free = || File::open(&path).and_then(|file| kernel::is_locked(&file)).is_ok_and(|locked| !locked);
         if !is_known(id)
-            && let Some(dead) = claim(&directory.join(name), None)?
+            && free()
+            && let Some(dead) = claim(&path, None)?
         {
             dead.remove();
         }

@@ -25,6 +25,8 @@ pub(crate) struct Site {
     pub(crate) sessions: PathBuf,
     pub(crate) process: Process,
     pub(crate) boot_id: String,
+    /// What others ring to wake this process.
+    pub(crate) bell: Option<u128>,
     pub(crate) clock: Clock,
     pub(crate) entropy: Entropy,
 }
@@ -56,6 +58,12 @@ pub(crate) enum Effect {
     Holders(Lock),
     /// Rows were added to the log of events.
     Logged,
+    /// The commit concerns a process that has to be woken.
+    Ring(u128),
+    /// The bell of a session that was cleared away can be removed if its owner is gone, too.
+    Unhang(u128),
+    /// Who stands before a waiter of this process may have changed.
+    LookAhead,
 }
 
 /// How long a session that was seen alive is believed to live without another look, as long as events tell of
@@ -90,6 +98,10 @@ impl Probes {
 
     pub(crate) fn doubt(&mut self, session: i64) {
         self.seen.remove(&session);
+    }
+
+    pub(crate) fn doubt_all(&mut self) {
+        self.seen.clear();
     }
 }
 

@@ -6,9 +6,10 @@ use std::time::Duration;
 use tooz_core::LossReason;
 use tooz_core::driver::SessionId;
 
+use crate::bell::Bell;
 use crate::client::Level;
 use crate::ears::{Ears, Heard};
-use crate::engine::{Engine, POLL_HIGH, POLL_LOW, REAP_LIMIT, SAFETY, open_ears};
+use crate::engine::{Engine, POLL_HIGH, POLL_LOW, REAP_LIMIT, SAFETY};
 use crate::kernel::FileId;
 use crate::local::Local;
 use crate::reaper::{self, Recorded};
@@ -17,6 +18,9 @@ use crate::reaper::{self, Recorded};
 /// and then ever less often (a commit that syncs takes some 200 µs).
 const COMMITTING: Duration = Duration::from_micros(100);
 const COMMITTING_MOST: Duration = Duration::from_millis(5);
+/// Those who hear of a death that they need not be the first to see to wait for a random part of this time for each
+/// session: about what it takes one of them to look.
+const TURNS: Duration = Duration::from_micros(100);
 /// The kernel tells that a file was closed shortly before it drops its lock; after the first look, the file is
 /// looked at again after these times. Later deaths are found by the safety look.
 const AGAIN: [Duration; 5] = [
@@ -28,16 +32,68 @@ const AGAIN: [Duration; 5] = [
 ];
 
 impl Engine {
+    /// Listens to the files, as far as the user may have another inotify instance.
+    pub(crate) fn open_ears(&mut self) {
+        match Ears::new(&self.client.place) {
+            Ok(mut ears) => {
+                for local in self.hub.locals.values() {
+                    ears.watch_session(&local.path, local.id);
+                }
+                self.ears = Some(ears);
+                self.deaf = false;
+                self.hear_commits();
+            }
+            Err(error) if !self.deaf && self.somebody_watches() => {
+                self.deaf = true;
+                tracing::warn!(
+                    %error,
+                    "no file events (see /proc/sys/fs/inotify): changes are looked for every 5 to 50 ms instead"
+                );
+            }
+            Err(error) => tracing::debug!(%error, "no file events"),
+        }
+        self.probes.trusted = self.ears.is_some();
+    }
+
+    /// Hears of every commit as long as somebody watches.
+    pub(crate) fn hear_commits(&mut self) {
+        let watched = self.somebody_watches();
+        let Some(ears) = &mut self.ears else {
+            if watched {
+                self.safety = self.safety.min(self.client.clock.now() + POLL_LOW);
+            }
+            return;
+        };
+        if !watched {
+            ears.forget_log();
+            self.committing = None;
+            return;
+        }
+        match ears.watch_log(&self.client.place) {
+            Ok(true) => self.committing = Some((self.client.clock.now(), COMMITTING)), // what came before
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(%error, "the log makes no events (see /proc/sys/fs/inotify)");
+                self.ears = None;
+                self.probes.trusted = false;
+            }
+        }
+    }
+
     pub(crate) fn listen(&mut self) {
+        self.hear_ends();
+        if self.bell.as_ref().is_some_and(Bell::was_rung) {
+            self.check_commits(false);
+            self.ahead_changed = true;
+        }
         let heard = self.ears.as_ref().map(Ears::listen).unwrap_or_default();
         let mut written = false;
         for what in heard {
             match what {
                 Heard::Written => written = true,
                 Heard::Moved => self.check_place(),
-                Heard::Closed(id) => self.suspect_by_id(id),
-                Heard::Removed(id) => {
-                    // Only the owner cares; a session of this process that was not closed by us is over.
+                Heard::Closed(id) => self.ended(id),
+                Heard::Touched(id) => {
                     let local = self.hub.locals.values().find(|local| local.id == id).cloned();
                     if let Some(local) = local {
                         self.check_own_file(&local);
@@ -49,9 +105,24 @@ impl Engine {
                 }
             }
         }
-        if written {
-            self.check_commits();
+        if written && self.somebody_watches() {
+            self.check_commits(true);
+        } else if written {
+            self.hear_commits();
         }
+    }
+
+    /// A session's file was closed. Those behind it have heard it by its bell; here everybody hears it, so nobody
+    /// hurries to the database who does not watch.
+    fn ended(&mut self, id: SessionId) {
+        self.probes.doubt_all();
+        let own = self.hub.locals.values().any(|local| local.id == id);
+        if own || self.bell.is_none() || self.somebody_watches() {
+            self.suspect_by_id(id);
+            return;
+        }
+        let at = self.client.clock.now() + self.client.entropy.between(POLL_HIGH, SAFETY);
+        self.strangers.get_or_insert_with(|| (at, Vec::new())).1.push(id);
     }
 
     pub(crate) fn suspect_by_id(&mut self, id: SessionId) {
@@ -63,8 +134,18 @@ impl Engine {
             return;
         }
         let deadline = self.client.clock.now() + REAP_LIMIT;
-        match self.write(Level::Read, deadline, |tx| Recorded::by_id(tx, id)) {
-            Ok(Some(session)) => self.suspect(session.seq),
+        let found = self.write(Level::Read, deadline, |tx| {
+            let sessions = tx.first("SELECT count(*) FROM sessions", [], |row| row.get::<_, u32>(0))?;
+            Ok(Recorded::by_id(tx, id)?.map(|session| (session.seq, sessions.unwrap_or(0))))
+        });
+        match found {
+            Ok(Some((seq, sessions))) => {
+                self.probes.doubt(seq);
+                // Everybody who watches hears it at once: one is enough to clear it away, and the rest find it done.
+                let wait = self.client.entropy.between(Duration::ZERO, TURNS * sessions);
+                let at = self.client.clock.now() + wait.min(SAFETY);
+                self.suspects.entry(seq).or_insert((at, 0));
+            }
             Ok(None) => {} // cleared away already
             Err(error) => tracing::debug!(%error, "a session that may be dead is looked at later"),
         }
@@ -120,13 +201,17 @@ impl Engine {
         self.database = None;
         self.suspects.clear();
         self.committing = None;
+        self.bell = None;
+        self.ahead.clear();
+        self.strangers = None;
     }
 
-    /// Looks whether another process has committed, and again later while one is about to.
-    pub(crate) fn check_commits(&mut self) {
+    /// Looks whether another process has committed, and, if a write to the log was heard, again later while one is
+    /// about to: it writes first and publishes then. A bell is rung after both.
+    pub(crate) fn check_commits(&mut self, written: bool) {
         let Some(database) = &self.database else { return };
         // In this order: who was done before the question has published what it wrote.
-        let writing = database.writer().is_some();
+        let writing = written && database.writer().is_some();
         match database.version() {
             Ok(version) if version != self.version => {
                 self.version = version;
@@ -134,6 +219,9 @@ impl Engine {
             }
             Ok(_) => {}
             Err(error) => tracing::debug!(%error, "other processes' commits are looked for later"),
+        }
+        if !written {
+            return;
         }
         let now = self.client.clock.now();
         self.committing = writing.then(|| {
@@ -153,15 +241,21 @@ impl Engine {
         }
         let now = self.client.clock.now();
         if self.committing.is_some_and(|(at, _)| at <= now) {
-            self.check_commits();
+            self.check_commits(true);
+        }
+        if self.strangers.as_ref().is_some_and(|(at, _)| *at <= now) {
+            let (_, strangers) = self.strangers.take().unwrap_or((now, Vec::new()));
+            for id in strangers {
+                self.suspect_by_id(id);
+            }
         }
         if self.suspects.values().any(|(at, _)| *at <= now) {
             self.clear_suspects();
         }
         self.dispatch_own();
         if self.safety <= now {
-            let wait =
-                if self.ears.is_some() { SAFETY } else { self.client.entropy.between(POLL_LOW, POLL_HIGH) };
+            let deaf = self.is_deaf();
+            let wait = if deaf { self.client.entropy.between(POLL_LOW, POLL_HIGH) } else { SAFETY };
             self.safety = now + wait;
             if self.somebody_waits() {
                 self.check_place();
@@ -170,11 +264,18 @@ impl Engine {
                     return;
                 }
                 if self.ears.is_none() && self.database.is_some() {
-                    self.ears = open_ears(&self.client);
-                    self.probes.trusted = self.ears.is_some();
+                    self.open_ears();
                 }
-                self.look_at_everything();
-                self.check_commits();
+                self.hear_commits();
+                if self.somebody_watches() {
+                    self.look_at_everything();
+                } else {
+                    for local in self.hub.locals.values().cloned().collect::<Vec<_>>() {
+                        self.check_own_file(&local);
+                    }
+                }
+                self.check_commits(false);
+                self.look_ahead();
             }
         }
     }
@@ -203,22 +304,24 @@ impl Engine {
         }
         // First without the write lock: most suspects live, or somebody else was faster.
         let dead = self.write(Level::Read, now + REAP_LIMIT, |tx| {
-            let mut dead = Vec::new();
+            let (mut dead, mut gone) = (Vec::new(), Vec::new());
             for seq in &due {
-                if reaper::is_dead(tx, *seq)? {
+                if Recorded::by_seq(tx, *seq)?.is_none() {
+                    gone.push(*seq);
+                } else if reaper::is_dead(tx, *seq)? {
                     dead.push(*seq);
                 }
             }
             // They are looked at below; the reads' own suspicion would only repeat that.
             tx.effects.clear();
-            Ok(dead)
+            Ok((dead, gone))
         });
-        let cleared = dead.and_then(|dead| {
+        let cleared = dead.and_then(|(dead, gone)| {
             if dead.is_empty() {
-                return Ok(Vec::new());
+                return Ok(gone);
             }
             self.write(Level::Write, now + REAP_LIMIT, |tx| {
-                let mut cleared = Vec::new();
+                let mut cleared = gone.clone();
                 for seq in &dead {
                     if reaper::reap(tx, *seq)? {
                         cleared.push(*seq);
@@ -230,6 +333,8 @@ impl Engine {
         let now = self.client.clock.now();
         match cleared {
             Ok(cleared) => {
+                // Somebody else stands before us then.
+                self.ahead_changed |= !cleared.is_empty();
                 for seq in due {
                     let looked = self.suspects.get(&seq).map_or(0, |(_, looked)| *looked);
                     if cleared.contains(&seq) {

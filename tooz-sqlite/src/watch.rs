@@ -79,6 +79,13 @@ impl GroupWatch {
         wake(state.waker.take());
     }
 
+    /// Events up to `missed` cannot be told any more.
+    pub(crate) fn miss(&self, missed: i64) {
+        if self.state().seen < missed {
+            self.fall_behind(false);
+        }
+    }
+
     /// What was delivered so far may have a gap; `replaced`: since the database was deleted or replaced.
     pub(crate) fn fall_behind(&self, replaced: bool) {
         let mut state = self.state();

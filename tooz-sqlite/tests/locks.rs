@@ -190,8 +190,9 @@ async fn closing_hands_on_cleanly_and_dropping_as_a_crash() {
         assert_eq!(again.previous, expected);
         c.locks().release(&again).await.unwrap();
     }
-    let files = std::fs::read_dir(directory.path().join("tooz.db-sessions")).unwrap().count();
-    assert_eq!(files, 2, "one session and the epoch are left");
+    let count = |name: &str| std::fs::read_dir(directory.path().join(name)).unwrap().count();
+    assert_eq!(count("tooz.db-sessions"), 3, "one session, the epoch and the directory of bells are left");
+    assert_eq!(count("tooz.db-sessions/.bells"), 1, "this process's");
 }
 
 #[tokio::test]

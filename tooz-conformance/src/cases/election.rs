@@ -168,8 +168,8 @@ async fn observe_starts_with_the_present(h: Harness) -> Outcome {
     let mut vacant = b.election("g")?.observe().await?;
     ensure(seen(&h, &mut vacant, "the present").await?.is_none(), "somebody leads a new group")?;
     let lead = wins(&a).await?;
-    let mut led = b.election("g")?.observe().await?;
-    let leader = seen(&h, &mut led, "the present").await?.ok_or("nobody leads")?;
+    let mut observer = b.election("g")?.observe().await?;
+    let leader = seen(&h, &mut observer, "the present").await?.ok_or("nobody leads")?;
     ensure(
         leader.term == Some(lead.term()) && leader.member.as_ref() == Some(a.member()),
         format!("{leader:?}"),
@@ -259,10 +259,10 @@ async fn a_crashed_leader_is_followed(h: Harness) -> Outcome {
     ensure(next.term() > lead.term(), "an older term")?;
     within("the observer to see it", h.soon(), async {
         loop {
-            if let Some(leader) = observer.next().await.ok_or("the observer ended")?? {
-                if leader.term == Some(next.term()) {
-                    return Outcome::Ok(());
-                }
+            if let Some(leader) = observer.next().await.ok_or("the observer ended")??
+                && leader.term == Some(next.term())
+            {
+                return Outcome::Ok(());
             }
         }
     })

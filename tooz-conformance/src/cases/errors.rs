@@ -50,7 +50,7 @@ async fn no_url_panics(h: Harness) -> Outcome {
     let url = h.url().to_owned();
     let scheme = url.split("://").next().unwrap_or_default().to_owned();
     let urls = [
-        format!("{scheme}"),
+        scheme.clone(),
         format!("{scheme}:"),
         format!("{scheme}:/"),
         format!("{url}?"),

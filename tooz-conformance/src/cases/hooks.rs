@@ -162,7 +162,7 @@ async fn an_elected_hook_runs(h: Harness) -> Outcome {
     ensure(told.all() == ["a leads g", "b leads g"], format!("{:?}", told.all()))
 }
 
-/// W5, E2: stand_down says whether there was something to give up.
+/// W5, E2: `stand_down` says whether there was something to give up.
 async fn standing_down_gives_up_what_a_hook_won(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     let told = Told::default();

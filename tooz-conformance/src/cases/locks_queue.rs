@@ -220,8 +220,10 @@ async fn one_release_grants_one_writer(h: Harness) -> Outcome {
         h.settle().await;
     }
     guard.release().await?;
-    h.soon_true("one is served", async || Ok::<_, Error>(waiting.iter().any(|one| one.is_finished())))
-        .await?;
+    h.soon_true("one is served", async || {
+        Ok::<_, Error>(waiting.iter().any(tokio::task::JoinHandle::is_finished))
+    })
+    .await?;
     h.settle().await;
     let served = waiting.iter().filter(|one| one.is_finished()).count();
     ensure(served == 1, format!("{served} are served by one release"))

@@ -106,6 +106,7 @@ mod prelude {
     }
 
     /// A success of tooz's own result, for tasks, whose type nothing else says.
+    #[allow(clippy::unnecessary_wraps)] // that is what it is for
     pub(super) fn fine<T>(value: T) -> Result<T> {
         Ok(value)
     }

@@ -60,7 +60,7 @@ async fn a_blocked_runtime_does_not_delay_the_heart(h: Harness) -> Outcome {
         h.pass(millis(20)).await;
     }
     ensure(looks > 0, "nobody looked while it was blocked")?;
-    ensure(blocked.await?.map_err(|error| error.to_string())?, "not held after the block")
+    ensure(blocked.await?.map_err(|error| error.clone())?, "not held after the block")
 }
 
 async fn on_a_thread_static<T: Send + 'static>(
@@ -140,7 +140,7 @@ async fn a_guard_outlives_the_runtime_that_took_it(h: Harness) -> Outcome {
         .await
 }
 
-/// S11, L7: with Runtime::Current the session ends with the runtime, and guards know it at once.
+/// S11, L7: with `Runtime::Current` the session ends with the runtime, and guards know it at once.
 async fn a_session_ends_with_its_runtime(h: Harness) -> Outcome {
     let b = h.coordinator("b").await?;
     let builder = h.builder("a").runtime(Runtime::Current);

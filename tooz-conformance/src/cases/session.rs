@@ -93,7 +93,7 @@ async fn an_option_beside_the_url_wins(h: Harness) -> Outcome {
     ensure(b.groups().await?.len() == 1, "the namespace of the URL was taken")
 }
 
-/// S1: a backend that does not answer costs a caller no more than connect_timeout.
+/// S1: a backend that does not answer costs a caller no more than `connect_timeout`.
 async fn connect_is_limited_while_the_backend_is_down(h: Harness) -> Outcome {
     let _keeps_the_backend = h.coordinator("a").await?;
     h.kit()?.pause();
@@ -124,7 +124,7 @@ async fn close_can_be_called_twice(h: Harness) -> Outcome {
     Ok(a.close().await?)
 }
 
-/// S3: a backend that does not answer holds close up for no longer than close_timeout.
+/// S3: a backend that does not answer holds close up for no longer than `close_timeout`.
 async fn close_is_limited_while_the_backend_is_down(h: Harness) -> Outcome {
     let a = h.keep(h.builder("a").close_timeout(secs(2))).await?;
     a.group("g")?.join_or_create(Capabilities::none()).await?;

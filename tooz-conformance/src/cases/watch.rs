@@ -179,8 +179,8 @@ async fn what_is_delivered_is_the_membership(h: Harness) -> Outcome {
                     (true, 0) => group.leave().await?,
                     (true, _) => group.update_capabilities(Capabilities::new(&step)?).await?,
                 }
-                inside = !(inside && random % 3 == 0);
-                if random % 5 == 0 {
+                inside = !(inside && random.is_multiple_of(3));
+                if random.is_multiple_of(5) {
                     tokio::task::yield_now().await;
                 }
             }

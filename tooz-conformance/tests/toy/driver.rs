@@ -1,14 +1,20 @@
 //! The smallest driver: `toy://` hands everything to the in-process one.
 
-use tooz_core::driver::Connect;
-use tooz_core::{BackendUrl, Characteristics, Connecting, Registration};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tooz_core::driver::{Connect, Driver, Groups, Locks, OpenSession, Session};
+use tooz_core::{BackendUrl, Characteristics, Connecting, Registration, Result};
 
 /// What it keeps: less than what it stands on, so that the twins of the suite have something to do.
-fn characteristics(_: &BackendUrl) -> Characteristics {
-    Characteristics::DISTRIBUTED_ACROSS_THREADS
-        | Characteristics::SHARED_LOCKS
-        | Characteristics::LINEARIZABLE
-}
+const CHARACTERISTICS: Characteristics = Characteristics::DISTRIBUTED_ACROSS_THREADS
+    .union(Characteristics::NON_TIMEOUT_BASED)
+    .union(Characteristics::LINEARIZABLE)
+    .union(Characteristics::SHARED_LOCKS);
+
+const REGISTRATION: Registration = Registration::new("toy", &["toy"], |_| CHARACTERISTICS, connect);
+
+tooz_core::inventory::submit! { REGISTRATION }
 
 fn connect(mut request: Connect) -> Connecting {
     Box::pin(async move {
@@ -18,42 +24,32 @@ fn connect(mut request: Connect) -> Connecting {
         for (option, value) in options {
             request.url.set_option(&option, value);
         }
-        let inner = tooz_memory::connect(request).await?;
-        Ok(std::sync::Arc::new(Toy(inner)) as std::sync::Arc<dyn tooz_core::driver::Driver>)
+        Ok(Arc::new(Toy(tooz_memory::connect(request).await?)) as Arc<dyn Driver>)
     })
 }
 
-const REGISTRATION: Registration = Registration::new("toy", &["toy"], characteristics, connect);
-
-tooz_core::inventory::submit! { REGISTRATION }
-
 #[derive(Debug)]
-struct Toy(std::sync::Arc<dyn tooz_core::driver::Driver>);
+struct Toy(Arc<dyn Driver>);
 
-#[async_trait::async_trait]
-impl tooz_core::driver::Driver for Toy {
+#[async_trait]
+impl Driver for Toy {
     fn characteristics(&self) -> Characteristics {
-        Characteristics::DISTRIBUTED_ACROSS_THREADS
-            | Characteristics::SHARED_LOCKS
-            | Characteristics::LINEARIZABLE
+        CHARACTERISTICS
     }
 
-    async fn open_session(
-        &self,
-        request: &tooz_core::driver::OpenSession,
-    ) -> tooz_core::Result<std::sync::Arc<dyn tooz_core::driver::Session>> {
+    async fn open_session(&self, request: &OpenSession) -> Result<Arc<dyn Session>> {
         self.0.open_session(request).await
     }
 
-    fn groups(&self) -> &dyn tooz_core::driver::Groups {
+    fn groups(&self) -> &dyn Groups {
         self.0.groups()
     }
 
-    fn locks(&self) -> &dyn tooz_core::driver::Locks {
+    fn locks(&self) -> &dyn Locks {
         self.0.locks()
     }
 
-    async fn close(&self) -> tooz_core::Result<()> {
+    async fn close(&self) -> Result<()> {
         self.0.close().await
     }
 }

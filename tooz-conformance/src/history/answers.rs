@@ -1,0 +1,251 @@
+//! Answers against the truth: an outcome that nobody can know is never reported as something definite (H, L2, L4,
+//! G1 to G3), and nothing is left behind.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tooz_core::ErrorKind;
+
+use super::{Answer, Asked, End, Fact, History, Moment, Name, OperationId, Outcome, Violation};
+
+/// A sibling's place in its coordinator's own queue is freed when the backend's answer arrives, up to the time
+/// limit of an operation after the fact: 15 s are longer than the default of 10 s.
+const SIBLING: u64 = 15_000_000_000;
+
+/// A value over time.
+struct Line<T>(Vec<(Moment, T)>);
+
+impl<T: Clone + Default> Line<T> {
+    fn last(&self) -> T {
+        self.0.last().map(|(_, value)| value.clone()).unwrap_or_default()
+    }
+
+    /// Whether `fits` was true at any moment of the window.
+    fn ever(&self, from: Moment, to: Moment, fits: impl Fn(&T) -> bool) -> bool {
+        let after = self.0.partition_point(|(moment, _)| *moment <= from);
+        let before = match after.checked_sub(1).and_then(|last| self.0.get(last)) {
+            Some((_, value)) => fits(value),
+            None => fits(&T::default()),
+        };
+        before || self.0.iter().skip(after).take_while(|(at, _)| *at <= to).any(|(_, value)| fits(value))
+    }
+}
+
+/// The facts by what they are about.
+#[derive(Default)]
+struct Truth {
+    /// How many hold or wait for a lock.
+    busy: BTreeMap<Name, Line<usize>>,
+    waiting: BTreeSet<(Name, u128)>,
+    /// When a coordinator had anything to do with a lock.
+    own: BTreeMap<(Name, Name), Vec<Moment>>,
+    granted: BTreeMap<(Name, u64), Moment>,
+    released: BTreeMap<(Name, u64), Moment>,
+    exists: BTreeMap<Name, Line<bool>>,
+    members: BTreeMap<Name, Line<usize>>,
+    joined: BTreeMap<(Name, Name), Vec<Moment>>,
+    updated: BTreeMap<(Name, Name), Vec<Moment>>,
+    is_member: BTreeMap<(Name, Name), Line<bool>>,
+}
+
+fn step<K: Ord, T: Clone + Default>(
+    lines: &mut BTreeMap<K, Line<T>>,
+    key: K,
+    at: Moment,
+    to: impl FnOnce(T) -> T,
+) {
+    let line = lines.entry(key).or_insert_with(|| Line(Vec::new()));
+    let value = to(line.last());
+    line.0.push((at, value));
+}
+
+fn any_in(moments: Option<&Vec<Moment>>, from: Moment, to: Moment) -> bool {
+    moments.is_some_and(|all| all.get(all.partition_point(|at| *at < from)).is_some_and(|at| *at <= to))
+}
+
+impl Truth {
+    fn of(history: &History) -> Self {
+        let mut truth = Self::default();
+        for (moment, fact) in &history.facts {
+            truth.add(*moment, fact);
+        }
+        truth
+    }
+
+    fn add(&mut self, at: Moment, fact: &Fact) {
+        match *fact {
+            Fact::Queued { lock, member, attempt } => {
+                self.waiting.insert((lock, attempt));
+                step(&mut self.busy, lock, at, |busy| busy + 1);
+                self.own.entry((lock, member)).or_default().push(at);
+            }
+            Fact::Unqueued { lock, member, attempt } => {
+                self.waiting.remove(&(lock, attempt));
+                step(&mut self.busy, lock, at, |busy| busy.saturating_sub(1));
+                self.own.entry((lock, member)).or_default().push(at);
+            }
+            Fact::Granted { lock, member, attempt, token, .. } => {
+                // Whoever comes from the queue was counted there.
+                if !self.waiting.remove(&(lock, attempt)) {
+                    step(&mut self.busy, lock, at, |busy| busy + 1);
+                }
+                self.granted.insert((lock, token), at);
+                self.own.entry((lock, member)).or_default().push(at);
+            }
+            Fact::Freed { lock, member, token, end, .. } => {
+                step(&mut self.busy, lock, at, |busy| busy.saturating_sub(1));
+                if end == End::Released {
+                    self.released.insert((lock, token), at);
+                }
+                self.own.entry((lock, member)).or_default().push(at);
+            }
+            Fact::Created { group } => {
+                step(&mut self.exists, group, at, |_| true);
+                step(&mut self.members, group, at, |_| 0);
+            }
+            Fact::Deleted { group } | Fact::Lost { group } => {
+                step(&mut self.exists, group, at, |_| false);
+                step(&mut self.members, group, at, |_| 0);
+                let of: Vec<_> = self.is_member.keys().filter(|(g, _)| *g == group).copied().collect();
+                for key in of {
+                    step(&mut self.is_member, key, at, |_| false);
+                }
+            }
+            Fact::Joined { group, record } => {
+                step(&mut self.members, group, at, |members| members + 1);
+                self.joined.entry((group, record.member)).or_default().push(at);
+                step(&mut self.is_member, (group, record.member), at, |_| true);
+            }
+            Fact::Updated { group, record } => {
+                self.updated.entry((group, record.member)).or_default().push(at);
+            }
+            Fact::Left { group, record } => {
+                step(&mut self.members, group, at, |members| members.saturating_sub(1));
+                step(&mut self.is_member, (group, record.member), at, |_| false);
+            }
+            Fact::Reachable { .. } => {}
+        }
+    }
+
+    fn group_ever(&self, group: Name, from: Moment, to: Moment, exists: bool) -> bool {
+        self.exists.get(&group).map_or(!exists, |line| line.ever(from, to, |now| *now == exists))
+    }
+}
+
+impl History {
+    pub(super) fn check_answers(&self, found: &mut Vec<Violation>) {
+        let truth = Truth::of(self);
+        for (place, operation) in self.operations.iter().enumerate() {
+            let id = OperationId(place);
+            if let Some((clause, why)) = self.contradiction(&truth, id) {
+                let what =
+                    format!("{} [{} to {}]: {why}", self.describe(id), operation.call, operation.returned);
+                found.push(Violation { clause, operation: Some(id), what });
+            }
+        }
+    }
+
+    /// Why this answer cannot be true.
+    fn contradiction(&self, truth: &Truth, id: OperationId) -> Option<(&'static str, &'static str)> {
+        let operation = self.operation(id)?;
+        let (from, to, client) = (operation.call, operation.returned, operation.client);
+        let within = |moment: Option<&Moment>| moment.is_some_and(|at| (from..=to).contains(at));
+        match (operation.asked, &operation.outcome) {
+            (Asked::Acquire { lock, .. }, Outcome::Ok(Answer::Granted(token))) => {
+                let known = within(truth.granted.get(&(lock, *token)));
+                (!known).then_some(("H", "the backend granted no such token meanwhile"))
+            }
+            (Asked::Acquire { lock, .. }, Outcome::Ok(Answer::Held)) => {
+                let busy = truth.busy.get(&lock).is_some_and(|line| line.ever(from, to, |busy| *busy > 0));
+                let sibling = Moment(from.0.saturating_sub(SIBLING));
+                let own = any_in(truth.own.get(&(lock, client)), sibling, to);
+                (!busy && !own && !self.has_sibling(id)).then_some(("L2", "nobody held it or was before us"))
+            }
+            (Asked::Release { hold }, Outcome::Ok(Answer::Done)) => {
+                let hold = self.operation(hold)?;
+                let (Asked::Acquire { lock, .. }, Outcome::Ok(Answer::Granted(token))) =
+                    (hold.asked, &hold.outcome)
+                else {
+                    return Some(("L4", "it was never granted"));
+                };
+                let known = within(truth.released.get(&(lock, *token)));
+                (!known).then_some(("L4", "the backend released nothing meanwhile"))
+            }
+            (Asked::Create(group), Outcome::Ok(Answer::Done)) => {
+                let created = truth.exists.get(&group).is_some_and(|line| {
+                    line.0.iter().any(|(at, exists)| *exists && (from..=to).contains(at))
+                });
+                (!created).then_some(("G1", "no group was created meanwhile"))
+            }
+            (Asked::Create(group), Outcome::Fail(ErrorKind::GroupExists)) => {
+                (!truth.group_ever(group, from, to, true)).then_some(("G1", "there was no such group"))
+            }
+            (Asked::Delete(group), Outcome::Fail(ErrorKind::GroupNotEmpty)) => {
+                let members = truth.members.get(&group).is_some_and(|line| line.ever(from, to, |n| *n > 0));
+                (!members).then_some(("G1", "it had no members"))
+            }
+            (Asked::Delete(group), Outcome::Ok(Answer::Done))
+            | (
+                Asked::Delete(group) | Asked::Join(group, _) | Asked::Leave(group) | Asked::Update(group, _),
+                Outcome::Fail(ErrorKind::GroupNotFound),
+            ) => (!truth.group_ever(group, from, to, false))
+                .then_some(("G1", "the group was there all the time")),
+            (Asked::Join(group, _), Outcome::Ok(Answer::Done)) => {
+                let joined = any_in(truth.joined.get(&(group, client)), from, to);
+                (!joined).then_some(("G2", "nobody joined meanwhile"))
+            }
+            (Asked::Leave(group), Outcome::Ok(Answer::Done)) => {
+                let line = truth.is_member.get(&(group, client));
+                let out = line.is_none_or(|line| line.ever(from, to, |member| !member));
+                (!out).then_some(("G3", "it was a member all the time"))
+            }
+            (Asked::Update(group, _), Outcome::Ok(Answer::Done)) => {
+                let key = (group, client);
+                let updated = any_in(truth.updated.get(&key), from, to);
+                // Between the loss of a session and the rejoin it is noted and published with the rejoin; an
+                // update that itself makes a member of nobody is another matter.
+                let out = truth.is_member.get(&key).is_some_and(|line| line.ever(from, to, |member| !member));
+                let later = out && !any_in(truth.joined.get(&key), from, to);
+                (!updated && !later).then_some(("G5", "no record was updated meanwhile"))
+            }
+            (Asked::List, Outcome::Ok(Answer::Groups(listed))) => {
+                let invented = listed.iter().any(|group| !truth.group_ever(*group, from, to, true));
+                let mut always = truth
+                    .exists
+                    .iter()
+                    .filter(|(_, line)| !line.ever(from, to, |exists| !exists))
+                    .map(|(g, _)| g);
+                if invented {
+                    Some(("G7", "it lists a group that was not there"))
+                } else if always.any(|group| !listed.contains(group)) {
+                    Some(("G1", "a group is missing"))
+                } else {
+                    None
+                }
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether another task of the same coordinator was busy with the lock meanwhile, or was given up before.
+    fn has_sibling(&self, id: OperationId) -> bool {
+        let Some(operation) = self.operation(id) else { return false };
+        let Asked::Acquire { lock: wanted, .. } = operation.asked else { return false };
+        let earliest = Moment(operation.call.0.saturating_sub(SIBLING));
+        let first = self.operations.partition_point(|other| other.call < earliest);
+        let called = self.operations.iter().enumerate().skip(first);
+        let mut window = called.take_while(|(_, other)| other.call < operation.returned);
+        // Those that began still earlier and wait stand in the backend's queue.
+        window.any(|(place, other)| {
+            place != id.0
+                && other.client == operation.client
+                && matches!(other.asked, Asked::Acquire { lock, .. } if lock == wanted)
+        })
+    }
+
+    pub(super) fn check_left(&self, found: &mut Vec<Violation>) {
+        for left in &self.left {
+            let what = format!("{} {} left behind", left.count, left.what);
+            found.push(Violation { clause: "S3", operation: None, what });
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! The backend's own doing: whom it lets in, in which order, and whether anybody hears of it (L1, L6, L8, L9).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::holds::{Reach, conflict};
+use super::{Bounds, Fact, History, Mode, Moment, Name, Violation};
+
+struct Standing {
+    member: Name,
+    mode: Mode,
+    token: u64,
+    since: Moment,
+}
+
+#[derive(Default)]
+struct Lock {
+    holders: BTreeMap<u128, Standing>,
+    queue: Vec<u128>,
+}
+
+impl History {
+    pub(super) fn check_queues(&self, bounds: &Bounds, found: &mut Vec<Violation>) {
+        let reach = Reach::of(self);
+        let known: BTreeSet<(Name, u64)> = self.granted().map(|hold| (hold.lock, hold.token)).collect();
+        let mut locks: BTreeMap<Name, Lock> = BTreeMap::new();
+        let mut end = Moment::default();
+        for (moment, fact) in &self.facts {
+            end = *moment;
+            match *fact {
+                Fact::Queued { lock, attempt, .. } => locks.entry(lock).or_default().queue.push(attempt),
+                Fact::Unqueued { lock, attempt, .. } => {
+                    locks.entry(lock).or_default().queue.retain(|queued| *queued != attempt);
+                }
+                Fact::Granted { lock, member, attempt, mode, token } => {
+                    let known = locks.entry(lock).or_default();
+                    if bounds.fair && known.queue.first().is_some_and(|first| *first != attempt) {
+                        let what = format!(
+                            "{moment}: {} was granted {} (token {token}) before those who asked earlier",
+                            self.name(member),
+                            self.name(lock)
+                        );
+                        found.push(Violation { clause: "L8", operation: None, what });
+                    }
+                    known.queue.retain(|queued| *queued != attempt);
+                    for holder in known.holders.values().filter(|holder| conflict(holder.mode, mode)) {
+                        let what = format!(
+                            "{moment}: the backend gave {} to {} (token {token}) beside {} (token {})",
+                            self.name(lock),
+                            self.name(member),
+                            self.name(holder.member),
+                            holder.token
+                        );
+                        let clause = if mode == Mode::Shared { "L9" } else { "L1" };
+                        found.push(Violation { clause, operation: None, what });
+                    }
+                    known.holders.insert(attempt, Standing { member, mode, token, since: *moment });
+                }
+                Fact::Freed { lock, attempt, .. } => {
+                    if let Some(holder) = locks.entry(lock).or_default().holders.remove(&attempt) {
+                        self.check_heard(lock, &holder, *moment, bounds, &known, &reach, found);
+                    }
+                }
+                _ => {}
+            }
+        }
+        for (lock, standing) in &locks {
+            for holder in standing.holders.values() {
+                self.check_heard(*lock, holder, end, bounds, &known, &reach, found);
+            }
+        }
+    }
+
+    /// A grant is told to whoever waits for it, or taken back: it does not stand for nobody.
+    #[allow(clippy::too_many_arguments)] // called twice, above
+    fn check_heard(
+        &self,
+        lock: Name,
+        holder: &Standing,
+        until: Moment,
+        bounds: &Bounds,
+        known: &BTreeSet<(Name, u64)>,
+        reach: &Reach,
+        found: &mut Vec<Violation>,
+    ) {
+        let Some(bound) = bounds.told_within else { return };
+        if !known.contains(&(lock, holder.token)) && reach.longest(holder.member, holder.since, until) > bound
+        {
+            let what = format!(
+                "{}: {} has token {} of {}, and nobody heard of it until {until}",
+                holder.since,
+                self.name(holder.member),
+                holder.token,
+                self.name(lock)
+            );
+            found.push(Violation { clause: "L6", operation: None, what });
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Simulation: the whole core on the in-process backend and on virtual time, with everything that can go wrong going
+//! wrong, and all of it from one number.
+//!
+//! A run has a few members (coordinators with several tasks each) that use locks, leaderships, groups, watches and
+//! hooks, give up in the middle, and are cut off, paused, suspended, broken, evicted, killed and closed. Everything
+//! is recorded, together with what the backend itself says that happened, and judged by [`crate::history`]. Nothing
+//! is left to chance but the seed: the same seed gives the same trace, byte by byte.
+//!
+//! ```
+//! let run = tooz_conformance::simulation::run(&tooz_conformance::simulation::Plan::new(1));
+//! assert!(run.violations.is_empty(), "{}", run.report());
+//! ```
+
+#![allow(clippy::large_futures)] // a step of a worker is as large as all that it may do
+
+mod dice;
+mod grouping;
+mod locking;
+mod nemesis;
+mod people;
+mod worker;
+mod world;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use tooz_core::clock::Clock;
+use tooz_core::{Error, Result};
+use tooz_memory::Kit;
+
+use crate::history::{Asked, Bounds, End, Fact, History, Name, Outcome, Recorder, Violation};
+use dice::Dice;
+use nemesis::Nemesis;
+use people::{Door, People};
+use world::{World, locked};
+
+/// A run to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    seed: u64,
+    fault: Option<&'static str>,
+}
+
+impl Plan {
+    /// The run of this seed.
+    pub fn new(seed: u64) -> Self {
+        Self { seed, fault: None }
+    }
+
+    /// On a backend that is wrong in this way (`memory://?fault=`).
+    #[must_use]
+    pub fn with_fault(mut self, fault: &'static str) -> Self {
+        self.fault = Some(fault);
+        self
+    }
+}
+
+/// What was met in a run; one in which nothing happened proves nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Met {
+    /// Operations.
+    pub operations: u64,
+    /// Grants.
+    pub grants: u64,
+    /// Grants that followed on the end of another member's that he did not want.
+    pub hand_overs: u64,
+    /// Grants that ended with their session's time.
+    pub expiries: u64,
+    /// Operations of unknown outcome.
+    pub unknown: u64,
+    /// Operations that their callers gave up.
+    pub cancelled: u64,
+    /// Changes that watches delivered.
+    pub watched: u64,
+    /// Keys that were too busy for the search for an order.
+    pub unsearched: u64,
+}
+
+impl Met {
+    /// Whether the run counts: a hand-over that a fault caused, an expiry and an unknown outcome.
+    pub fn counts(&self) -> bool {
+        self.hand_overs > 0 && self.expiries > 0 && self.unknown > 0
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            operations: self.operations + other.operations,
+            grants: self.grants + other.grants,
+            hand_overs: self.hand_overs + other.hand_overs,
+            expiries: self.expiries + other.expiries,
+            unknown: self.unknown + other.unknown,
+            cancelled: self.cancelled + other.cancelled,
+            watched: self.watched + other.watched,
+            unsearched: self.unsearched + other.unsearched,
+        }
+    }
+
+    fn of(history: &History, cancelled: u64) -> Self {
+        let mut met = Self { operations: history.operations.len() as u64, cancelled, ..Self::default() };
+        met.unknown = history.operations.iter().filter(|o| o.outcome == Outcome::Unknown).count() as u64;
+        met.watched = history.watches.iter().map(|watch| watch.seen.len() as u64).sum();
+        let mut unwanted: BTreeMap<Name, Name> = BTreeMap::new();
+        for (_, fact) in &history.facts {
+            match *fact {
+                Fact::Freed { end: End::Released, lock, .. } => drop(unwanted.remove(&lock)),
+                Fact::Freed { lock, member, end, .. } => {
+                    met.expiries += u64::from(end == End::Expired);
+                    unwanted.insert(lock, member);
+                }
+                Fact::Granted { lock, member, .. } => {
+                    met.grants += 1;
+                    let before = unwanted.remove(&lock);
+                    met.hand_overs += u64::from(before.is_some_and(|before| before != member));
+                }
+                _ => {}
+            }
+        }
+        met
+    }
+}
+
+/// What came of a run.
+#[derive(Debug)]
+pub struct Run {
+    /// Its seed.
+    pub seed: u64,
+    /// One line for each event, with the virtual time.
+    pub trace: String,
+    /// What the contract forbids, and happened.
+    pub violations: Vec<Violation>,
+    /// What was met.
+    pub met: Met,
+}
+
+impl Run {
+    /// The seed, what is wrong, and the whole trace.
+    pub fn report(&self) -> String {
+        let mut report = format!("{}seed {}\n", self.trace, self.seed);
+        for violation in &self.violations {
+            // Writing to a string cannot fail.
+            let _ = writeln!(report, "{violation}");
+        }
+        let _ = writeln!(report, "to replay: TOOZ_SEED={}", self.seed);
+        report
+    }
+}
+
+/// Names of backends are shared by the process, and seeds run side by side.
+static RUNS: AtomicU64 = AtomicU64::new(0);
+
+/// Makes a run, on a runtime of its own with a clock of its own.
+pub fn run(plan: &Plan) -> Run {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let result = match runtime {
+        Ok(runtime) => tokio::task::LocalSet::new().block_on(&runtime, live(plan)),
+        Err(error) => Err(Error::new(tooz_core::ErrorKind::NoRuntime, "no runtime").caused_by(error)),
+    };
+    result.unwrap_or_else(|error| {
+        let what = format!("the run could not be made: {error}");
+        let violations = vec![Violation { clause: "S1", operation: None, what }];
+        Run { seed: plan.seed, trace: String::new(), violations, met: Met::default() }
+    })
+}
+
+async fn live(plan: &Plan) -> Result<Run> {
+    let dice = Dice::new(plan.seed);
+    let ttl = if dice.one_in(3) { None } else { Some(dice.millis(2_000, 6_000)) };
+    let mut backend = format!("memory://simulation-{}?namespace=here", RUNS.fetch_add(1, Ordering::Relaxed));
+    let kit = Kit::of(&backend)?;
+    if let Some(fault) = plan.fault {
+        let _ = write!(backend, "&fault={fault}");
+    }
+    let url = if dice.one_in(3) { backend.clone() } else { format!("{backend}&yield_seed={}", dice.seed()) };
+    let door = Door { url, ttl, tasks: dice.roll(3) + 1 };
+    let clock = Clock::tokio(SystemTime::UNIX_EPOCH);
+    let members = (0..dice.roll(3) + 2).map(|number| format!("m{number}")).collect();
+    // The first to connect brings the backend's clock. It must outlive everybody, and no fault is aimed at it.
+    let observer = door.enter("observer", dice.seed()).await?;
+    let world = World::new(Recorder::new(clock), kit, members);
+    world.note("", format_args!("seed {} ttl {ttl:?} fault {:?}", plan.seed, plan.fault));
+    let elsewhere = Door { url: backend.replace("=here", "=elsewhere"), ttl, tasks: 0 };
+    let stranger = elsewhere.enter("stranger", dice.seed()).await?;
+    stranger.group("elsewhere")?.create().await?;
+    let mut people = People::new(door, observer);
+    for place in 0..world.members.len() {
+        people.enter(&world, &dice, place).await;
+    }
+    Nemesis { world: &world, dice: &dice, ttl }.rage(&mut people, 8 + dice.roll(10)).await;
+    rest(&world, &mut people, ttl).await?;
+    people.observer().close().await?;
+    stranger.close().await?;
+    let kit = &world.kit;
+    for (what, count) in [
+        ("sessions", kit.sessions()),
+        ("grants", kit.held()),
+        ("places in queues", kit.queued()),
+        ("watches", kit.watchers()),
+        ("hanging calls", kit.hanging()),
+    ] {
+        world.recorder.left(what, count);
+    }
+    Ok(judge(plan, &world))
+}
+
+/// Everything is healed, everybody finishes; then the groups must be as everybody believes.
+async fn rest(world: &Arc<World>, people: &mut People, ttl: Option<Duration>) -> Result<()> {
+    world.note("", format_args!("the end: everything is healed"));
+    world.over.store(true, Ordering::Relaxed);
+    people.come_to_rest(world).await;
+    // Longer than the longest beat and what follows from it.
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    let observer = people.observer().clone();
+    let mut real = BTreeMap::new();
+    let id = world.called(&("obs".into(), world.recorder.name("observer")), Asked::List);
+    let groups = observer.groups().await?;
+    let names = groups.iter().map(|group| world.recorder.name(&group.to_string())).collect();
+    world.recorder.returned(id, Outcome::Ok(crate::history::Answer::Groups(names)));
+    for group in groups {
+        let Ok(members) = observer.group(&group)?.members().await else { continue };
+        let members = members.iter().map(|record| world.record_of(record));
+        real.insert(world.recorder.name(&group.to_string()), members.collect());
+    }
+    people.check_membership(world, &real);
+    people.leave(world).await;
+    // What a lost answer to the last call left is the session's to end.
+    tokio::time::sleep(ttl.unwrap_or_default() + Duration::from_secs(1)).await;
+    for group in observer.groups().await? {
+        let Ok(members) = observer.group(&group)?.members().await else { continue };
+        world.recorder.left("members", members.len());
+    }
+    Ok(())
+}
+
+fn judge(plan: &Plan, world: &World) -> Run {
+    // The longest beat is 5 s (without a ttl); one may fail, and a time limit and pauses come on top.
+    let told_within = Some(Duration::from_secs(12).as_nanos()).and_then(|nanos| u64::try_from(nanos).ok());
+    let bounds = Bounds { told_within, fair: true, every_change: true };
+    let cancelled = world.cancelled.load(Ordering::Relaxed);
+    let (violations, met) = world.recorder.read(|history| {
+        let mut found = history.violations(&bounds);
+        let mut met = Met::of(history, cancelled);
+        let unsearched = history.check_locks_linear(&mut found) + history.check_members_linear(&mut found);
+        met.unsearched = unsearched as u64;
+        for (clause, what) in &*locked(&world.wrong) {
+            found.push(Violation { clause, operation: None, what: what.clone() });
+        }
+        (found, met)
+    });
+    Run { seed: plan.seed, trace: world.take_trace(), violations, met }
+}

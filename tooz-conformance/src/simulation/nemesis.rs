@@ -1,0 +1,149 @@
+//! What goes wrong: cuts, pauses, lost answers, breaks, evictions, killed sessions, suspended machines, crashes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tooz_memory::{Cut, Operation, Outcome};
+
+use super::dice::Dice;
+use super::people::People;
+use super::world::World;
+
+/// Calls whose answers get lost.
+const CALLS: [Operation; 15] = [
+    Operation::Open,
+    Operation::Renew,
+    Operation::Request,
+    Operation::Request,
+    Operation::Turn,
+    Operation::Withdraw,
+    Operation::Release,
+    Operation::Release,
+    Operation::Join,
+    Operation::Leave,
+    Operation::Update,
+    Operation::Create,
+    Operation::Watch,
+    Operation::Break,
+    Operation::Close,
+];
+
+pub(super) struct Nemesis<'a> {
+    pub(super) world: &'a Arc<World>,
+    pub(super) dice: &'a Dice,
+    pub(super) ttl: Option<Duration>,
+}
+
+impl Nemesis<'_> {
+    /// Does harm for so long.
+    pub(super) async fn rage(&self, people: &mut People, rounds: u64) {
+        for _ in 0..rounds {
+            tokio::time::sleep(self.dice.millis(50, 1_500)).await;
+            self.world.ask_everybody();
+            self.strike(people).await;
+        }
+    }
+
+    /// Shorter than a ttl, or longer.
+    fn a_while(&self) -> Duration {
+        let ttl = self.ttl.unwrap_or(Duration::from_secs(3));
+        let most = u64::try_from(ttl.as_millis()).unwrap_or(3_000) * 2;
+        if self.dice.one_in(2) { self.dice.millis(50, 1_000) } else { self.dice.millis(1_000, most) }
+    }
+
+    async fn strike(&self, people: &mut People) {
+        let (world, dice) = (self.world, self.dice);
+        let place = usize::try_from(dice.roll(world.members.len() as u64)).unwrap_or(0);
+        let Some(member) = world.members.get(place) else { return };
+        match dice.roll(18) {
+            0..=3 => {
+                let how = if dice.one_in(3) { Cut::Fail } else { Cut::Hang };
+                world.cut_off(member, how);
+                self.meanwhile(self.a_while()).await;
+                world.heal(member);
+            }
+            4 => {
+                world.pause(true);
+                self.meanwhile(self.a_while()).await;
+                world.pause(false);
+            }
+            5 => {
+                let delay = dice.millis(0, 60);
+                world.note("", format_args!("every call takes {delay:?} more"));
+                world.kit.delay(delay);
+                tokio::time::sleep(dice.millis(100, 2_000)).await;
+                world.kit.delay(Duration::ZERO);
+            }
+            6..=9 => self.lose_answers(member),
+            10 => {
+                world.note("", format_args!("kill the sessions of {}", member.0));
+                world.by_force(|kit| kit.expire(&member.0));
+            }
+            11 => self.by_hand(member),
+            12 | 13 => {
+                let time = self.a_while();
+                world.note("", format_args!("the machine is suspended for {time:?}"));
+                world.recorder.suspend(time);
+                people.suspend(time);
+                world.ask_everybody();
+            }
+            14 | 15 => people.crash(world, dice, place).await,
+            16 => people.close(world, dice, place).await,
+            _ => {
+                // Two at once: whoever holds is cut off, and whoever waits loses his answer.
+                world.cut_off(member, Cut::Hang);
+                self.lose_answers(member);
+                self.meanwhile(self.a_while()).await;
+                world.heal(member);
+            }
+        }
+    }
+
+    /// Waits, and asks everybody from time to time whether he still believes.
+    async fn meanwhile(&self, time: Duration) {
+        for _ in 0..4 {
+            tokio::time::sleep(time / 4).await;
+            self.world.ask_everybody();
+        }
+    }
+
+    fn lose_answers(&self, member: &(String, crate::history::Name)) {
+        let dice = self.dice;
+        let call = dice.one_of(&CALLS).unwrap_or(Operation::Request);
+        let outcome =
+            dice.one_of(&[Outcome::Fail, Outcome::Indeterminate, Outcome::Indeterminate, Outcome::Lost]);
+        let outcome = outcome.unwrap_or(Outcome::Lost);
+        // More than one beat in a row that fails would be a session that ends, and other faults do that.
+        let count = if call == Operation::Renew { 1 } else { dice.roll(3) + 1 };
+        self.world.note("", format_args!("the next {count} {call:?} of {}: {outcome:?}", member.0));
+        self.world.kit.next_of(&member.0, call, count, outcome);
+    }
+
+    fn by_hand(&self, member: &(String, crate::history::Name)) {
+        let (world, dice) = (self.world, self.dice);
+        let lock = dice.one_of(&["x", "y", "p"]).unwrap_or("x");
+        let group = dice.one_of(&super::grouping::GROUPS).unwrap_or("g");
+        match dice.roll(8) {
+            0 | 1 => {
+                world.note("", format_args!("break {lock} by hand"));
+                world.by_force(|kit| kit.break_lock(lock, "by hand"));
+            }
+            2 => {
+                world.note("", format_args!("depose the leader"));
+                world.by_force(|kit| kit.depose("g", "by hand"));
+            }
+            3 => {
+                world.note("", format_args!("delete {lock} by hand"));
+                world.by_force(|kit| kit.forget_lock(lock));
+            }
+            4..=6 => {
+                world.note("", format_args!("evict {} from {group}", member.0));
+                world.kit.evict(group, &member.0);
+            }
+            _ => {
+                world.note("", format_args!("all data is lost"));
+                world.by_force(tooz_memory::Kit::lose_data);
+            }
+        }
+    }
+}

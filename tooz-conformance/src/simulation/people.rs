@@ -1,0 +1,191 @@
+//! The members of a run: connected, crashed, closed, and connected again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tooz_core::{Coordinator, ErrorKind, Event, Result, Runtime};
+use tooz_memory::Cut;
+
+use super::dice::Dice;
+use super::worker::{Crowd, Wish, Worker};
+use super::world::{Task, World, locked};
+use crate::history::{Name, Record};
+
+/// How a coordinator connects.
+pub(super) struct Door {
+    pub(super) url: String,
+    pub(super) ttl: Option<Duration>,
+    /// Tasks of each coordinator.
+    pub(super) tasks: u64,
+}
+
+impl Door {
+    pub(super) async fn enter(&self, title: &str, seed: u64) -> Result<Coordinator> {
+        let mut builder = Coordinator::builder(&self.url, title)
+            .driver(tooz_memory::REGISTRATION)
+            .runtime(Runtime::Current)
+            .seed(seed)
+            // Short, so that little virtual time passes until everything is at rest.
+            .operation_timeout(Duration::from_secs(2))
+            .connect_timeout(Duration::from_secs(2))
+            .close_timeout(Duration::from_secs(2))
+            .option("initial_reconnect_backoff", "50ms")
+            .option("max_reconnect_backoff", "1s");
+        if let Some(ttl) = self.ttl {
+            builder = builder.ttl(ttl);
+        }
+        builder.connect().await
+    }
+}
+
+/// One member that is there.
+struct Person {
+    coordinator: Coordinator,
+    crowd: Arc<Crowd>,
+    workers: Vec<Task>,
+    listener: Task,
+}
+
+/// Everybody, by his place among the members.
+pub(super) struct People {
+    door: Door,
+    /// Whose clock is the backend's; it belongs to nobody and does nothing.
+    observer: Coordinator,
+    there: BTreeMap<usize, Person>,
+}
+
+impl People {
+    pub(super) fn new(door: Door, observer: Coordinator) -> Self {
+        Self { door, observer, there: BTreeMap::new() }
+    }
+
+    pub(super) fn observer(&self) -> &Coordinator {
+        &self.observer
+    }
+
+    /// All clocks jump at once: it is one machine.
+    pub(super) fn suspend(&self, time: Duration) {
+        self.observer.simulate_suspend(time);
+        for person in self.there.values() {
+            person.coordinator.simulate_suspend(time);
+        }
+    }
+
+    /// Connects a member, again and again until it is let in.
+    pub(super) async fn enter(&mut self, world: &Arc<World>, dice: &Dice, place: usize) {
+        let Some(me) = world.members.get(place).cloned() else { return };
+        let coordinator = loop {
+            match self.door.enter(&me.0, dice.seed()).await {
+                Ok(coordinator) => break coordinator,
+                Err(error) => world.note(&me.0, format_args!("not connected: {:?}", error.kind())),
+            }
+            tokio::time::sleep(dice.millis(50, 500)).await;
+        };
+        world.note(&me.0, format_args!("connected"));
+        let crowd = Arc::new(Crowd::default());
+        let mut events = coordinator.events();
+        let (listening, wanting, title) = (Arc::clone(world), Arc::clone(&crowd), me.0.clone());
+        let listener = Task::spawn(async move {
+            while let Some(event) = events.next().await {
+                listening.note(&title, format_args!("{event:?}"));
+                if let Event::GroupDeleted(group) = &event {
+                    let group = listening.recorder.name(&group.to_string());
+                    locked(&wanting.wanted).entry(group).or_default().wish = Wish::Open;
+                }
+            }
+        });
+        let worker = |_| {
+            let (world, me, coordinator) = (Arc::clone(world), me.clone(), coordinator.clone());
+            let worker = Worker { world, me, dice: dice.split(), coordinator, crowd: Arc::clone(&crowd) };
+            worker.work()
+        };
+        let workers = (0..self.door.tasks).map(|number| Task::spawn(worker(number))).collect();
+        self.there.insert(place, Person { coordinator, crowd, workers, listener });
+    }
+
+    /// A member's process ends without a title: nothing of it reaches the backend any more.
+    pub(super) async fn crash(&mut self, world: &Arc<World>, dice: &Dice, place: usize) {
+        let (Some(member), Some(person)) = (world.members.get(place), self.there.remove(&place)) else {
+            return;
+        };
+        world.note(&member.0, format_args!("crashes"));
+        world.cut_off(member, Cut::Hang);
+        drop(person.workers);
+        drop(person.listener);
+        locked(&person.crowd.followers).clear();
+        drop(person.coordinator);
+        // Longer than close_timeout: then the last of it is gone, as it is at once when a process dies.
+        tokio::time::sleep(Duration::from_secs(2) + dice.millis(10, 2_000)).await;
+        world.heal(member);
+        self.enter(world, dice, place).await;
+    }
+
+    /// A member says good-bye, with work under way.
+    pub(super) async fn close(&mut self, world: &Arc<World>, dice: &Dice, place: usize) {
+        let (Some(member), Some(person)) = (world.members.get(place), self.there.remove(&place)) else {
+            return;
+        };
+        let result = person.coordinator.close().await;
+        world.note(&member.0, format_args!("closed: {:?}", result.map_err(|error| error.kind())));
+        drop(person);
+        tokio::time::sleep(dice.millis(10, 1_000)).await;
+        self.enter(world, dice, place).await;
+    }
+
+    /// Waits until every task has come to its end.
+    pub(super) async fn come_to_rest(&mut self, world: &World) {
+        let limit = Duration::from_secs(60);
+        for (place, person) in &mut self.there {
+            for (number, worker) in person.workers.drain(..).enumerate() {
+                if tokio::time::timeout(limit, worker).await.is_err() {
+                    let title = world.members.get(*place).map_or("?", |(title, _)| title);
+                    world.wrong("L8", format!("task {number} of {title} never came to its end"));
+                }
+            }
+        }
+    }
+
+    /// Whether everybody is a member of exactly what he wanted, as the backend sees it.
+    pub(super) fn check_membership(&self, world: &World, real: &BTreeMap<Name, Vec<Record>>) {
+        for (place, person) in &self.there {
+            let Some((title, member)) = world.members.get(*place) else { continue };
+            for (group, wanted) in &*locked(&person.crowd.wanted) {
+                let Some(members) = real.get(group) else { continue };
+                let record = members.iter().find(|record| record.member == *member);
+                let right = match (wanted.wish, record) {
+                    _ if wanted.changing > 0 => true,
+                    (Wish::Open, _) | (Wish::Out, None) | (Wish::In(None), Some(_)) => true,
+                    (Wish::In(Some(value)), Some(record)) => record.value == value,
+                    (Wish::Out, Some(_)) | (Wish::In(_), None) => false,
+                };
+                if !right {
+                    let group = world.recorder.read(|history| history.name(*group).to_owned());
+                    let what = format!("{title} in {group}: {record:?}, and it was told {:?}", wanted.wish);
+                    world.wrong("S7", what);
+                }
+            }
+        }
+    }
+
+    /// Closes everybody, one after the other.
+    pub(super) async fn leave(&mut self, world: &World) {
+        for person in self.there.values() {
+            for watch in &*locked(&person.crowd.watches) {
+                world.recorder.at_rest(*watch);
+            }
+        }
+        for (place, person) in std::mem::take(&mut self.there) {
+            locked(&person.crowd.followers).clear();
+            let title = world.members.get(place).map_or("?", |(title, _)| title);
+            let result = person.coordinator.close().await;
+            world.note(title, format_args!("closed: {:?}", result.as_ref().map_err(tooz_core::Error::kind)));
+            // A lost answer to the last call is planned now and then; anything else is a refusal to close.
+            if let Err(error) = result
+                && error.kind() != ErrorKind::Unavailable
+            {
+                world.wrong("S3", format!("{title} could not be closed: {error}"));
+            }
+        }
+    }
+}

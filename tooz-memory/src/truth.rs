@@ -1,0 +1,99 @@
+//! What really happened on a backend, told to a test in the step in which it happened.
+//!
+//! A checker of histories needs it: clients know what they were told, and only the backend knows when a session
+//! ended, who was granted what, and what became of a call whose answer was lost.
+
+use std::fmt;
+use std::sync::Arc;
+
+use tooz_core::driver::{LockKey, LockMode, MemberRecord, Previous};
+use tooz_core::{FencingToken, GroupId, MemberId};
+
+use crate::state::State;
+
+/// One thing that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Happened {
+    /// A session was opened.
+    Opened(MemberId),
+    /// A session ended; what hung on it ended just before.
+    Ended(MemberId),
+    /// An attempt took its place at the end of a lock's queue.
+    Queued {
+        /// The lock.
+        key: LockKey,
+        /// Whose attempt.
+        member: MemberId,
+        /// Which attempt.
+        attempt: u128,
+    },
+    /// An attempt left the queue without a grant.
+    Unqueued {
+        /// The lock.
+        key: LockKey,
+        /// Whose attempt.
+        member: MemberId,
+        /// Which attempt.
+        attempt: u128,
+    },
+    /// An attempt holds a lock from now on.
+    Granted {
+        /// The lock.
+        key: LockKey,
+        /// Who.
+        member: MemberId,
+        /// Which attempt.
+        attempt: u128,
+        /// How.
+        mode: LockMode,
+        /// The fencing token.
+        token: FencingToken,
+    },
+    /// A grant ended.
+    Freed {
+        /// The lock.
+        key: LockKey,
+        /// Who held it.
+        member: MemberId,
+        /// Which attempt.
+        attempt: u128,
+        /// The fencing token.
+        token: FencingToken,
+        /// How it ended; `Unknown`: its record was deleted.
+        how: Previous,
+    },
+    /// A group was created.
+    Created(GroupId),
+    /// A group was deleted.
+    Deleted(GroupId),
+    /// A group went with the backend's data.
+    Lost(GroupId),
+    /// A member joined.
+    Joined(GroupId, MemberRecord),
+    /// A member published other capabilities.
+    Updated(GroupId, MemberRecord),
+    /// A member left, was removed, or died.
+    Left(GroupId, MemberRecord),
+}
+
+/// Hears of everything in one namespace.
+pub(crate) struct Listener {
+    pub(crate) space: Arc<str>,
+    pub(crate) tell: Box<dyn FnMut(&Happened) + Send>,
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener").field("space", &self.space).finish_non_exhaustive()
+    }
+}
+
+impl State {
+    /// Tells the listener, if this namespace has one; nothing is built for nobody.
+    pub(crate) fn tell(&mut self, space: &str, happened: impl FnOnce() -> Happened) {
+        if let Some(listener) = self.listener.as_mut().filter(|listener| &*listener.space == space) {
+            (listener.tell)(&happened());
+        }
+    }
+}
