@@ -68,7 +68,15 @@ impl Process {
     /// # Errors
     /// The command failed, or there is no answer.
     pub async fn answer(&mut self) -> Outcome<String> {
-        let line = within("the helper's answer", ANSWER, self.answers.recv()).await?;
+        self.answer_within(ANSWER).await
+    }
+
+    /// The same with another limit, for a command that is work.
+    ///
+    /// # Errors
+    /// The command failed, or there is no answer.
+    pub async fn answer_within(&mut self, limit: Duration) -> Outcome<String> {
+        let line = within("the helper's answer", limit, self.answers.recv()).await?;
         let line = line.ok_or("the helper process is gone")?;
         match line.split_once(' ').unwrap_or((&line, "")) {
             ("ok", answer) => Ok(answer.to_owned()),

@@ -28,7 +28,10 @@ pub fn main(targets: &[Target]) -> ExitCode {
     if let Some(code) = helper::if_helper() {
         return code;
     }
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    // Most cases mostly wait.
+    let threads = 4 * std::thread::available_parallelism().map_or(2, usize::from);
+    arguments.test_threads.get_or_insert(threads);
     let asked_for_all =
         arguments.filter.is_none() && arguments.skip.is_empty() && !arguments.list && !arguments.ignored;
     let require = std::env::var("TOOZ_REQUIRE").is_ok_and(|value| value == "all");

@@ -10,7 +10,7 @@ pub(super) const CASES: &[Case] = &[
     case!(a_limited_acquire_dropped_leaves_nothing, "L6", "L2"),
     case!(a_shared_acquire_dropped_leaves_nothing, "L6", "L9").needs(Characteristics::SHARED_LOCKS),
     case!(a_campaign_dropped_leaves_nothing, "L6", "E2"),
-    case!(a_set_dropped_leaves_nothing, "L6", "L16"),
+    case!(a_set_dropped_leaves_nothing, "L6", "L16").budget(60),
     case!(a_release_dropped_is_done, "L6", "L5"),
     case!(an_acquire_dropped_while_the_backend_is_down_leaves_nothing, "L6").kit(),
     case!(a_join_dropped_is_done_or_not, "L6", "G2"),
@@ -21,7 +21,8 @@ pub(super) const CASES: &[Case] = &[
 const POINTS: usize = 20;
 
 async fn free(h: &Harness, c: &Coordinator, name: &str) -> Outcome {
-    h.soon_true("the lock is free and nobody waits", async || {
+    // A withdrawal is one round trip, but behind whatever else the machine has to do.
+    eventually("the lock is free and nobody waits", h.limit(millis(500)), async || {
         let Some(guard) = c.lock(name)?.try_acquire().await? else { return Ok(false) };
         let nobody = c.lock(name)?.holders().await?.waiters.is_none_or(|n| n == 0);
         guard.release().await?;
@@ -158,10 +159,9 @@ async fn a_join_dropped_is_done_or_not(h: Harness) -> Outcome {
     for point in 0..POINTS {
         dropped_after(point, millis(5), group.join(Capabilities::none())).await.transpose()?;
         h.settle().await;
-        let there = !ids(&b, "g").await?.is_empty();
         match group.leave().await {
             Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::MemberNotFound && !there => {}
+            Err(error) if error.kind() == ErrorKind::MemberNotFound => {}
             Err(error) => return Err(format!("dropped after {point} polls: {error}").into()),
         }
         ensure(ids(&b, "g").await?.is_empty(), format!("dropped after {point} polls: still a member"))?;

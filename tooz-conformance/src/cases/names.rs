@@ -4,9 +4,9 @@ use super::prelude::*;
 
 pub(super) const CASES: &[Case] = &[
     case!(group_ids_are_any_bytes, "G6"),
-    case!(member_ids_are_any_bytes, "G6"),
+    case!(member_ids_are_any_bytes, "G6").budget(60),
     case!(lock_names_are_any_bytes, "G6", "L11"),
-    case!(election_names_are_any_bytes, "G6"),
+    case!(election_names_are_any_bytes, "G6").budget(40),
     case!(names_that_are_none_are_refused, "G6", "X2"),
     case!(locks_groups_and_elections_do_not_meet, "G6"),
     case!(namespaces_are_disjoint, "G7"),

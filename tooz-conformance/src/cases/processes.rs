@@ -4,7 +4,7 @@ use super::prelude::*;
 
 pub(super) const CASES: &[Case] = &[
     case!(processes_exclude_each_other, "L1").processes(),
-    case!(processes_never_overlap, "L1", "L3").processes().budget(60),
+    case!(processes_never_overlap, "L1", "L3").processes().budget(90),
     case!(processes_share_groups, "G4", "W1").processes(),
     case!(processes_share_elections, "E1").processes(),
     case!(a_killed_process_is_gone, "S2", "G4").processes(),
@@ -65,7 +65,7 @@ async fn processes_never_overlap(h: Harness) -> Outcome {
         processes.push(process);
     }
     for process in &mut processes {
-        process.answer().await?;
+        process.answer_within(secs(60)).await?;
     }
     Ok(())
 }
