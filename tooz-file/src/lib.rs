@@ -17,6 +17,7 @@ mod kernel;
 mod keys;
 mod local;
 mod locks;
+mod members;
 mod msgpack;
 mod oslock;
 mod owner;

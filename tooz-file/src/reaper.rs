@@ -17,10 +17,10 @@ use crate::book::{self, Entry};
 use crate::client::Client;
 use crate::directory::{self, Directory};
 use crate::error;
-use crate::groups;
 use crate::hub::Topic;
 use crate::kernel::{FileId, Hold};
 use crate::keys::{self, KeyHash, Named, Role};
+use crate::members;
 use crate::owner::Owner;
 use crate::site::{Moment, Site};
 
@@ -128,7 +128,7 @@ async fn reap(client: &Client, site: &Site, id: SessionId) -> Result<()> {
     // The lock is held until everything is gone.
     let Some((file, file_id)) = claim(site, id).map_err(failed)? else { return Ok(()) };
     remove_lock_records(client, site, id).await?;
-    groups::remove_members(client, site, id).await?;
+    members::remove_members(client, site, id).await?;
     let name = id.to_string();
     if site.sessions.has(&name, file_id) {
         site.sessions.remove(&name).map_err(failed)?;

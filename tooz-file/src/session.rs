@@ -18,11 +18,12 @@ use crate::breaks;
 use crate::client::Client;
 use crate::directory;
 use crate::error;
-use crate::groups::{self, FileSessionGroups};
+use crate::groups::FileSessionGroups;
 use crate::hub::Topic;
 use crate::kernel::{FileId, Hold};
 use crate::local::{Local, Waiting};
 use crate::locks::{self, FileSessionLocks};
+use crate::members;
 use crate::oslock::{self, Tried};
 use crate::owner::Owner;
 use crate::portable::SESSION_POLL;
@@ -69,7 +70,7 @@ impl FileSession {
             // S7: it is ended first; what it claimed passes on without a gap.
             if let Some(earlier) = earlier(client, &site, previous, request)? {
                 // Before its end: its own task gives back what it still has.
-                groups::pass_claim(client, &site, &earlier, &session.local).await?;
+                members::pass_claim(client, &site, &earlier, &session.local).await?;
                 earlier.end(LossReason::Expired);
                 clear(client, &earlier, Previous::Expired).await?;
             }
@@ -149,7 +150,7 @@ async fn remove_all(client: &Arc<Client>, local: &Arc<Local>, how: Previous) -> 
     for (attempt, key) in waiting {
         locks.take_back(&key, attempt).await?;
     }
-    groups::leave_all(client, local, groups).await?;
+    members::leave_all(client, local, groups).await?;
     let name = local.session().to_string();
     if site.sessions.has(&name, local.id) {
         site.sessions.remove(&name).map_err(|cause| error::io(format!("the session file {name}"), cause))?;
@@ -189,7 +190,7 @@ async fn inspect(client: &Client, local: &Arc<Local>) -> Result<Missing> {
             missing.waiting.push(attempt);
         }
     }
-    missing.groups = groups::missing(client, local).await?;
+    missing.groups = members::missing(client, local).await?;
     Ok(missing)
 }
 
@@ -257,7 +258,7 @@ async fn watch(client: Arc<Client>, local: Arc<Local>) {
         let due = clock.now() >= touch;
         if due {
             touch = clock.now() + TOUCH;
-            groups::touch(&local, clock.wall());
+            members::touch(&local, clock.wall());
         }
         if let Err(error) = round(&client, &local, died || due).await {
             tracing::warn!(%error, session = %local.session(), "looking after the session failed");
