@@ -10,6 +10,8 @@ pub fn all() -> Vec<Target> {
     targets.extend([memory::without_ttl(), memory::with_ttl("")]);
     #[cfg(feature = "sqlite")]
     targets.push(sqlite::target());
+    #[cfg(feature = "file")]
+    targets.extend([file::target(), file::portable()]);
     targets
 }
 
@@ -153,5 +155,29 @@ pub mod sqlite {
             let url = format!("sqlite://{}/tooz.db", directory.path().display());
             Ok(Place::new(url).files(directory.path()).keep(directory))
         })
+    }
+}
+
+/// `file://` in a temporary directory, with either kind of lock.
+#[cfg(feature = "file")]
+pub mod file {
+    use tooz_file as _;
+
+    use crate::target::{Place, Target};
+
+    fn place(options: &str) -> Result<Place, String> {
+        let directory = tempfile::tempdir().map_err(|error| format!("no temporary directory: {error}"))?;
+        let url = format!("file://{}{options}", directory.path().display());
+        Ok(Place::new(url).files(directory.path()).keep(directory))
+    }
+
+    /// The locks that Python sees, and changes pushed by the kernel.
+    pub fn target() -> Target {
+        Target::new("file", |_| place(""))
+    }
+
+    /// The standard library's locks, and polling.
+    pub fn portable() -> Target {
+        Target::new("file+portable", |_| place("?backend=portable"))
     }
 }

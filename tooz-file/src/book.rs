@@ -1,0 +1,130 @@
+//! What stands for one lock: its holders, its queue and how the last holder ended, read from the names of its
+//! records; and the grant rule on it.
+
+use std::io;
+
+use tooz_core::Result;
+use tooz_core::driver::{Admission, AttemptId, LockMode, Previous, admits};
+
+use crate::directory::Directory;
+use crate::keys::{self, KeyHash, Named, Record, Role};
+use crate::reaper::Doctor;
+
+/// A record and its name.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) name: String,
+    pub(crate) record: Record,
+    /// Its token, or its place.
+    pub(crate) number: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Book {
+    /// In the order of their tokens.
+    pub(crate) holders: Vec<Entry>,
+    /// In the order of asking.
+    pub(crate) queue: Vec<Entry>,
+    pub(crate) mark: Option<Previous>,
+}
+
+impl Book {
+    pub(crate) fn read(directory: &Directory, key: &KeyHash) -> io::Result<Self> {
+        let mut book = Self::default();
+        for name in directory.names()? {
+            match keys::parse(key, &name) {
+                Some(Named::Record(record)) => {
+                    let (list, number) = match record.role {
+                        Role::Holder(token) => (&mut book.holders, token),
+                        Role::Waiter(place) => (&mut book.queue, place),
+                    };
+                    list.push(Entry { name, record, number });
+                }
+                // Broken says more than that somebody died later.
+                Some(Named::Mark(Previous::Broken)) => book.mark = Some(Previous::Broken),
+                Some(Named::Mark(how)) => book.mark = book.mark.or(Some(how)),
+                None => {}
+            }
+        }
+        let order = |entry: &Entry| (entry.number, entry.record.attempt);
+        book.holders.sort_by_key(order);
+        book.queue.sort_by_key(order);
+        Ok(book)
+    }
+
+    /// Removes what dead sessions left, in the book and, if told so, in the directory. Answers whether there was
+    /// something.
+    pub(crate) fn bury(
+        &mut self,
+        doctor: &mut Doctor<'_>,
+        graves: Option<(&Directory, &KeyHash, u32)>,
+    ) -> io::Result<bool> {
+        let mut found = false;
+        let (holders, queue) = (std::mem::take(&mut self.holders), std::mem::take(&mut self.queue));
+        for (entries, kept, held) in [(holders, &mut self.holders, true), (queue, &mut self.queue, false)] {
+            for entry in entries {
+                if !doctor.is_dead(&entry.record.owner) {
+                    kept.push(entry);
+                    continue;
+                }
+                found = true;
+                if held {
+                    self.mark = self.mark.or(Some(Previous::Expired));
+                }
+                if let Some((directory, key, mode)) = graves {
+                    remove_dead(directory, key, &entry, mode)?;
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    pub(crate) fn waiter_of(&self, attempt: AttemptId) -> Option<&Entry> {
+        self.queue.iter().find(|entry| entry.record.attempt == attempt)
+    }
+
+    /// Whether a wish may be granted now: nobody waits before it, and it fits beside the holders.
+    ///
+    /// # Errors
+    /// `Invalid` if permits of another limit are held or waited for.
+    pub(crate) fn admits(&self, attempt: AttemptId, mode: LockMode) -> Result<bool> {
+        // Two limits in one queue could never both be right.
+        admits(
+            mode,
+            self.queue.iter().filter(|entry| entry.record.attempt != attempt).map(|e| e.record.mode),
+        )?;
+        let fits = admits(mode, self.holders.iter().map(|entry| entry.record.mode))? == Admission::Yes;
+        let first = self.queue.first().is_none_or(|entry| entry.record.attempt == attempt);
+        Ok(fits && first)
+    }
+
+    pub(crate) fn next_place(&self) -> u64 {
+        self.queue.last().map_or(0, |entry| entry.number.saturating_add(1))
+    }
+}
+
+/// Removes a dead session's record; a holder's leaves a mark (L12).
+pub(crate) fn remove_dead(directory: &Directory, key: &KeyHash, entry: &Entry, mode: u32) -> io::Result<()> {
+    if matches!(entry.record.role, Role::Holder(_)) {
+        mark(directory, key, Previous::Expired, mode)?;
+    }
+    directory.remove(&entry.name)?;
+    Ok(())
+}
+
+pub(crate) fn mark(directory: &Directory, key: &KeyHash, how: Previous, mode: u32) -> io::Result<()> {
+    match key.mark(how).map(|name| directory.create(&name, mode)) {
+        Some(Err(error)) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// A clean release by somebody who was told of it.
+pub(crate) fn unmark(directory: &Directory, key: &KeyHash) -> io::Result<()> {
+    for how in [Previous::Expired, Previous::Broken] {
+        if let Some(name) = key.mark(how) {
+            directory.remove(&name)?;
+        }
+    }
+    Ok(())
+}

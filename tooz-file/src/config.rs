@@ -1,0 +1,169 @@
+//! From the URL to a typed configuration.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tooz_core::options::{OptionKind, OptionSpec};
+use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
+
+use crate::kernel::Flavor;
+
+/// The options that only this driver knows.
+pub(crate) const OPTIONS: &[OptionSpec] = &[
+    OptionSpec::new(
+        "backend",
+        OptionKind::Word(&["ofd", "portable"]),
+        "portable: the standard library's file locks and polling; does not exclude Python (default: ofd)",
+    ),
+    OptionSpec::new(
+        "timeout",
+        OptionKind::Duration { min: Duration::from_secs(1), max: Duration::from_secs(86_400) },
+        "how long a Python member lives after its last heartbeat; give what the Python processes use (default: 10s)",
+    ),
+    OptionSpec::new(
+        "mode",
+        OptionKind::Text,
+        "permissions of new files in octal; directories get the x that goes with each r (default: 600)",
+    ),
+    OptionSpec::new(
+        "force_filesystem",
+        OptionKind::Flag,
+        "accept a file system that is not known to be local (default: false)",
+    ),
+    OptionSpec::new(
+        "boot_id",
+        OptionKind::Text,
+        "for tests only: pretend that the machine was booted under this id (default: the kernel's)",
+    ),
+];
+
+/// The core's default; ours must end before it, to say more than that the time is over.
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same for closing.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Python tooz's own default.
+const PYTHON_TIMEOUT: Duration = Duration::from_secs(10);
+/// The namespace that is the directory itself, since Python's driver knows none.
+const DEFAULT_NAMESPACE: &str = "tooz";
+
+/// What a URL says.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) path: PathBuf,
+    /// `None`: the one that is shared with Python.
+    pub(crate) namespace: Option<String>,
+    pub(crate) flavor: Flavor,
+    pub(crate) force_filesystem: bool,
+    pub(crate) python_timeout: Duration,
+    pub(crate) mode: u32,
+    pub(crate) boot_id: Option<String>,
+    pub(crate) operation_timeout: Duration,
+    pub(crate) close_timeout: Duration,
+}
+
+impl Config {
+    pub(crate) fn read(url: &BackendUrl) -> Result<Self> {
+        if url.user().is_some() || url.password().is_some() {
+            return Err(Error::new(
+                ErrorKind::InvalidUrl,
+                "file:// takes no user and no password: the directory's permissions decide",
+            ));
+        }
+        let refuse =
+            |name, why| Error::new(ErrorKind::InvalidOption, format!("option \"{name}\": it must be {why}"));
+        let flavor = match url.option("backend") {
+            None | Some("ofd") => Flavor::OpenFile,
+            Some("portable") => Flavor::Portable,
+            Some(_) => return Err(refuse("backend", "ofd or portable")),
+        };
+        let mode = match url.option("mode") {
+            None => 0o600,
+            Some(text) => u32::from_str_radix(text, 8)
+                .ok()
+                // Without the owner's own rights nothing would work, and nothing here is to be run.
+                .filter(|mode| mode & 0o600 == 0o600 && mode & !0o666 == 0)
+                .ok_or_else(|| refuse("mode", "an octal number from 600 to 666, such as 660"))?,
+        };
+        let limit = |name, default| url.duration(name).map(|given| given.unwrap_or(default));
+        Ok(Self {
+            path: url.file_path()?,
+            namespace: url.option("namespace").filter(|name| *name != DEFAULT_NAMESPACE).map(str::to_owned),
+            flavor,
+            force_filesystem: url.flag("force_filesystem")?.unwrap_or(false),
+            python_timeout: limit("timeout", PYTHON_TIMEOUT)?,
+            mode,
+            boot_id: url.option("boot_id").map(str::to_owned),
+            operation_timeout: limit("operation_timeout", OPERATION_TIMEOUT)?,
+            close_timeout: limit("close_timeout", CLOSE_TIMEOUT)?,
+        })
+    }
+
+    /// Whoever may read a directory may look into it.
+    pub(crate) fn directory_mode(&self) -> u32 {
+        self.mode | (self.mode & 0o444) >> 2
+    }
+}
+
+/// What such a URL keeps on a local file system; the README gives the reason for each.
+pub(crate) fn characteristics(url: &BackendUrl) -> Characteristics {
+    let all =
+        Characteristics::all() - Characteristics::DISTRIBUTED_ACROSS_HOSTS - Characteristics::FAIR_LOCKS;
+    if url.option("backend") == Some("portable") { all - Characteristics::PUSH_WATCHES } else { all }
+}
+
+/// What is left on a file system that was forced: whether its locks, its syncs and its change events reach every
+/// process cannot be known.
+pub(crate) fn on_unknown_file_system() -> Characteristics {
+    Characteristics::DISTRIBUTED_ACROSS_THREADS
+        | Characteristics::DISTRIBUTED_ACROSS_PROCESSES
+        | Characteristics::SEQUENTIAL
+        | Characteristics::SHARED_LOCKS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(url: &str) -> Result<Config> {
+        Config::read(&BackendUrl::parse(url).unwrap())
+    }
+
+    #[test]
+    fn defaults_and_options() {
+        let plain = config("file:///var/lib/app").unwrap();
+        assert_eq!(plain.path, PathBuf::from("/var/lib/app"));
+        assert_eq!((plain.namespace, plain.flavor, plain.mode), (None, Flavor::OpenFile, 0o600));
+        assert_eq!(plain.python_timeout, Duration::from_secs(10));
+        assert_eq!(config("file:///x?namespace=tooz").unwrap().namespace, None);
+        let other = config("file://./x?namespace=n&backend=portable&mode=660&timeout=30").unwrap();
+        assert_eq!((other.namespace.as_deref(), other.flavor), (Some("n"), Flavor::Portable));
+        assert_eq!((other.mode, other.directory_mode()), (0o660, 0o770));
+        assert_eq!(other.python_timeout, Duration::from_secs(30));
+    }
+
+    #[test]
+    fn what_is_refused_says_why() {
+        for (url, kind) in [
+            ("file://", ErrorKind::InvalidUrl),
+            ("file://host/x", ErrorKind::InvalidUrl),
+            ("file://me:secret@./x", ErrorKind::InvalidUrl),
+            ("file:///x?backend=flock", ErrorKind::InvalidOption),
+            ("file:///x?mode=777", ErrorKind::InvalidOption),
+            ("file:///x?mode=440", ErrorKind::InvalidOption),
+            ("file:///x?mode=rw", ErrorKind::InvalidOption),
+        ] {
+            let error = config(url).unwrap_err();
+            assert_eq!(error.kind(), kind, "{url}");
+            assert!(!error.to_string().contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn polling_pushes_nothing() {
+        let claims = |url| characteristics(&BackendUrl::parse(url).unwrap());
+        let full = claims("file:///x");
+        assert!(full.contains(Characteristics::STRICT_EXCLUSION | Characteristics::DURABLE_FENCING));
+        assert!(!full.contains(Characteristics::FAIR_LOCKS));
+        assert_eq!(full - claims("file:///x?backend=portable"), Characteristics::PUSH_WATCHES);
+    }
+}

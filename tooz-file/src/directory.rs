@@ -1,0 +1,196 @@
+//! Directories as open files: every name is looked up beside the directory that was opened, and no symlink is ever
+//! followed, so nothing outside the given directory can be reached (X5).
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{self, FileStat, Mode};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use crate::kernel::{FileId, Process};
+
+/// Nobody of ours writes more: 64 KiB of capabilities and some hundred bytes around them.
+const MOST_BYTES: u64 = 256 * 1024;
+
+/// An open directory. Names are single components.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    fd: OwnedFd,
+    /// For messages and for inotify, which wants a path.
+    pub(crate) path: PathBuf,
+}
+
+// O_NONBLOCK: opening a FIFO that somebody put here must not wait for a writer.
+const SAFE: OFlag = OFlag::O_NOFOLLOW.union(OFlag::O_CLOEXEC).union(OFlag::O_NONBLOCK);
+
+impl Directory {
+    pub(crate) fn open_path(path: &Path) -> io::Result<Self> {
+        let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let fd = nix::fcntl::open(path, flags, Mode::empty())?;
+        Ok(Self { fd, path: path.to_owned() })
+    }
+
+    pub(crate) fn id(&self) -> io::Result<FileId> {
+        Ok(FileId::from(&stat::fstat(&self.fd)?))
+    }
+
+    pub(crate) fn child(&self, name: &str) -> io::Result<Self> {
+        let fd = openat(&self.fd, name, OFlag::O_DIRECTORY | OFlag::O_RDONLY | SAFE, Mode::empty())?;
+        Ok(Self { fd, path: self.path.join(name) })
+    }
+
+    /// Opens a directory in this one, made with these permissions if it is missing.
+    pub(crate) fn make(&self, name: &str, mode: u32) -> io::Result<Self> {
+        match stat::mkdirat(&self.fd, name, Mode::from_bits_truncate(mode)) {
+            Ok(()) => {
+                let directory = self.child(name)?;
+                // The umask may have taken something away.
+                stat::fchmod(&directory.fd, Mode::from_bits_truncate(mode))?;
+                Ok(directory)
+            }
+            Err(Errno::EEXIST) => self.child(name),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Opens a file for reading: closing it makes no event that wakes anybody.
+    pub(crate) fn open(&self, name: &str) -> io::Result<File> {
+        Ok(openat(&self.fd, name, OFlag::O_RDONLY | SAFE, Mode::empty())?.into())
+    }
+
+    pub(crate) fn open_write(&self, name: &str) -> io::Result<File> {
+        Ok(openat(&self.fd, name, OFlag::O_RDWR | SAFE, Mode::empty())?.into())
+    }
+
+    /// Opens a file for writing, made if it is missing.
+    pub(crate) fn open_or_create(&self, name: &str, mode: u32) -> io::Result<File> {
+        loop {
+            match self.open_write(name) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => match self.create(name, mode) {
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                    answer => return answer,
+                },
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Creates a file that must not exist.
+    pub(crate) fn create(&self, name: &str, mode: u32) -> io::Result<File> {
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | SAFE;
+        let fd = openat(&self.fd, name, flags, Mode::from_bits_truncate(mode))?;
+        stat::fchmod(&fd, Mode::from_bits_truncate(mode))?;
+        Ok(fd.into())
+    }
+
+    /// Reads a whole file of sensible size.
+    pub(crate) fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        read_all(&self.open(name)?)
+    }
+
+    /// Replaces what stands there. Whoever has the file open goes on to be heard of under its new name when it
+    /// closes it, which is not so after a link.
+    pub(crate) fn rename(&self, from: &str, place: &Self, to: &str) -> io::Result<()> {
+        Ok(nix::fcntl::renameat(&self.fd, from, &place.fd, to)?)
+    }
+
+    /// As [`Directory::rename`], but never replaces anything; for files whose closing nobody listens to. By a link,
+    /// since renameat2 is missing from some C libraries.
+    pub(crate) fn publish(&self, from: &str, place: &Self, to: &str) -> io::Result<()> {
+        nix::unistd::linkat(&self.fd, from, &place.fd, to, AtFlags::empty())?;
+        self.unlink(from)
+    }
+
+    pub(crate) fn unlink(&self, name: &str) -> io::Result<()> {
+        Ok(unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir)?)
+    }
+
+    /// As [`Directory::unlink`]; says whether there was something.
+    pub(crate) fn remove(&self, name: &str) -> io::Result<bool> {
+        match self.unlink(name) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(crate) fn remove_directory(&self, name: &str) -> io::Result<()> {
+        Ok(unlinkat(&self.fd, name, UnlinkatFlags::RemoveDir)?)
+    }
+
+    /// `None` if it is missing.
+    pub(crate) fn stat(&self, name: &str) -> io::Result<Option<FileStat>> {
+        match stat::fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(data) => Ok(Some(data)),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Whether the file of this id stands under this name.
+    pub(crate) fn has(&self, name: &str, id: FileId) -> bool {
+        matches!(self.stat(name), Ok(Some(data)) if FileId::from(&data) == id)
+    }
+
+    /// The names in it, but for those that are not UTF-8: none of ours.
+    pub(crate) fn names(&self) -> io::Result<Vec<String>> {
+        // A descriptor of its own: copies of one share their position.
+        let mut entries = Dir::openat(&self.fd, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        let mut names = Vec::new();
+        for entry in entries.iter() {
+            let name = OsString::from_vec(entry?.file_name().to_bytes().to_vec());
+            match name.into_string() {
+                Ok(name) if name != "." && name != ".." => names.push(name),
+                _ => {}
+            }
+        }
+        Ok(names)
+    }
+
+    /// Makes new names in it survive a power cut.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        Ok(nix::unistd::fsync(&self.fd)?)
+    }
+
+    /// Creates a file with this content under a temporary name.
+    pub(crate) fn write_new(&self, name: &str, content: &[u8], mode: u32) -> io::Result<File> {
+        let mut file = self.create(name, mode)?;
+        match file.write_all(content) {
+            Ok(()) => Ok(file),
+            Err(error) => {
+                // A full disk: nothing half-written stays.
+                let _ = self.unlink(name);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// A name for a file that is not in place yet, used by nobody else.
+pub(crate) fn unique(what: &str) -> String {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    // A pid is used again, and may be used in two containers at once; the inode and the start tell them apart.
+    let process = Process::this();
+    format!("{what}-{:x}-{:x}-{:x}-{number:x}", process.namespace, process.pid, process.started)
+}
+
+pub(crate) fn read_all(file: &File) -> io::Result<Vec<u8>> {
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file"));
+    }
+    let mut content = Vec::new();
+    file.take(MOST_BYTES + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > MOST_BYTES {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "too large"));
+    }
+    Ok(content)
+}

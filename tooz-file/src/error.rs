@@ -1,0 +1,65 @@
+//! The one table from the operating system's errors to ours.
+
+use std::io;
+
+use tooz_core::{Error, ErrorKind};
+
+/// An error of the operating system about `what`, which names the file.
+pub(crate) fn io(what: impl Into<String>, error: io::Error) -> Error {
+    use io::ErrorKind as Io;
+    let (kind, remedy) = match error.kind() {
+        Io::PermissionDenied => (ErrorKind::Denied, ": permission denied; give read and write permission"),
+        Io::ReadOnlyFilesystem => (ErrorKind::Denied, ": the file system is read-only"),
+        Io::NotADirectory => {
+            (ErrorKind::Denied, ": something that is not a directory is in the way; remove it")
+        }
+        Io::StorageFull | Io::QuotaExceeded => {
+            (ErrorKind::Unavailable, ": the disk is full; free some space")
+        }
+        Io::NotFound => (ErrorKind::Unavailable, ": it is missing"),
+        _ => (ErrorKind::Unavailable, ""),
+    };
+    // O_NOFOLLOW met a symlink; the standard library's name for it is not stable yet.
+    let (kind, remedy) = if error.raw_os_error() == Some(nix::libc::ELOOP) {
+        (ErrorKind::Denied, ": it is a symlink, which is not followed; remove it")
+    } else {
+        (kind, remedy)
+    };
+    Error::new(kind, what.into() + remedy).caused_by(error)
+}
+
+/// What a handle of the parent answers in a forked child.
+pub(crate) fn forked(owner: u32) -> Error {
+    Error::new(
+        ErrorKind::Invalid,
+        format!(
+            "this process was forked from process {owner}, which owns this handle; connect anew after exec"
+        ),
+    )
+}
+
+pub(crate) fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "this driver was closed; connect a new one")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_caller_can_do() {
+        for (errno, kind, word) in [
+            (nix::libc::EACCES, ErrorKind::Denied, "permission"),
+            (nix::libc::EROFS, ErrorKind::Denied, "read-only"),
+            (nix::libc::ELOOP, ErrorKind::Denied, "symlink"),
+            (nix::libc::ENOSPC, ErrorKind::Unavailable, "full"),
+            (nix::libc::EDQUOT, ErrorKind::Unavailable, "full"),
+            (nix::libc::EIO, ErrorKind::Unavailable, "x"),
+        ] {
+            let error = io("x", io::Error::from_raw_os_error(errno));
+            assert_eq!(error.kind(), kind, "{errno}");
+            assert!(error.to_string().contains(word), "{error}");
+            assert!(!error.is_indeterminate());
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Fencing tokens that keep growing across a power cut.
+//!
+//! What was written may be lost when the machine loses power, and with it the last numbers that were given out. So
+//! the file holds `next`, `ceiling` and the id of the boot: no number at or above `ceiling` is given out before a
+//! higher ceiling was synced, and whoever finds the id of another boot continues at the ceiling. It stands in a file
+//! of its own: programs delete the files of locks.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tooz_core::{Error, ErrorKind, FencingToken, Result};
+
+use crate::directory::{self, Directory};
+use crate::error;
+use crate::kernel::{FileId, Flavor, Hold};
+use crate::keys;
+
+/// How many tokens one sync covers: at the fastest rate of grants there is still less than one sync a second, and
+/// a reboot skips no more than this.
+const STEP: u64 = 100_000;
+
+const MAGIC: &[u8; 8] = b"toozfnc1";
+/// Magic, next, ceiling (big-endian), and the boot id padded with NULs.
+const LENGTH: usize = 64;
+const BOOT: usize = 24;
+
+/// The counter of one directory, as this process has it open.
+#[derive(Debug)]
+pub(crate) struct Fence {
+    flavor: Flavor,
+    boot_id: String,
+    mode: u32,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    file: Option<(File, FileId)>,
+    /// The largest number that this process has seen: a counter that was deleted goes on above it.
+    floor: u64,
+}
+
+#[derive(Debug)]
+struct Counter {
+    next: u64,
+    ceiling: u64,
+    boot: Vec<u8>,
+}
+
+impl Counter {
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend(self.next.to_be_bytes());
+        bytes.extend(self.ceiling.to_be_bytes());
+        bytes.extend(&self.boot);
+        bytes.resize(LENGTH, 0);
+        bytes
+    }
+
+    fn decode(bytes: &[u8; LENGTH]) -> Option<Self> {
+        let number = |at: usize| Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+        let (next, ceiling) = (number(8)?, number(16)?);
+        let boot = bytes[BOOT..].iter().copied().take_while(|byte| *byte != 0).collect();
+        (bytes.starts_with(MAGIC) && next > 0 && next <= ceiling).then_some(Self { next, ceiling, boot })
+    }
+}
+
+impl Fence {
+    pub(crate) fn new(flavor: Flavor, boot_id: &str, mode: u32) -> Self {
+        // A boot id has 36 characters; what a test gives may be longer.
+        let boot_id = boot_id.chars().filter(char::is_ascii).take(LENGTH - BOOT).collect();
+        Self { flavor, boot_id, mode, state: Mutex::default() }
+    }
+
+    /// The next token; `None` while another process is taking one.
+    ///
+    /// `tmp` is on the same file system, for a counter that is made anew.
+    pub(crate) fn take(
+        &self,
+        home: &Directory,
+        tmp: &Directory,
+        wall: SystemTime,
+    ) -> Result<Option<FencingToken>> {
+        let shown = || format!("the fencing counter {}", home.path.join(keys::FENCE).display());
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let answer = self.next(&mut state, home, tmp, wall).map_err(|fail| match fail {
+            Fail::Io(cause) => error::io(shown(), cause),
+            Fail::Corrupt => Error::new(
+                ErrorKind::Corrupt,
+                format!(
+                    "{} cannot be read; if no token was ever above the microseconds since 1970, delete it",
+                    shown()
+                ),
+            ),
+        })?;
+        if let Some(token) = answer {
+            state.floor = state.floor.max(token);
+        }
+        Ok(answer.and_then(FencingToken::new))
+    }
+
+    fn next(
+        &self,
+        state: &mut State,
+        home: &Directory,
+        tmp: &Directory,
+        wall: SystemTime,
+    ) -> std::result::Result<Option<u64>, Fail> {
+        let floor = state.floor;
+        if !state.file.as_ref().is_some_and(|(_, id)| home.has(keys::FENCE, *id)) {
+            state.file = None;
+            state.file = Some(self.open(home, tmp, floor, wall)?);
+        }
+        let Some((file, id)) = &state.file else { return Ok(None) };
+        if !spin(|| self.flavor.try_lock(file, Hold::Alone))? {
+            return Ok(None);
+        }
+        // Replaced between opening and locking: look again.
+        let answer =
+            if home.has(keys::FENCE, *id) { self.advance(file, home, floor).map(Some) } else { Ok(None) };
+        self.flavor.unlock(file)?;
+        answer
+    }
+
+    fn open(
+        &self,
+        home: &Directory,
+        tmp: &Directory,
+        floor: u64,
+        wall: SystemTime,
+    ) -> std::io::Result<(File, FileId)> {
+        let file = match home.open_write(keys::FENCE) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                // If it replaces one that was deleted, clients have seen that one's tokens; microseconds since 1970
+                // are above all of them unless the clock was set back meanwhile.
+                let since = wall.duration_since(UNIX_EPOCH).unwrap_or_default();
+                let next = u64::try_from(since.as_micros()).unwrap_or(1).max(floor + 1);
+                let counter =
+                    Counter { next, ceiling: next.saturating_add(STEP), boot: self.boot_id.clone().into() };
+                let name = directory::unique("fence");
+                tmp.write_new(&name, &counter.encode(), self.mode)?.sync_all()?;
+                match tmp.publish(&name, home, keys::FENCE) {
+                    Ok(()) => home.sync()?,
+                    Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                        tmp.remove(&name)?;
+                    }
+                    Err(error) => return Err(error),
+                }
+                home.open_write(keys::FENCE)?
+            }
+            answer => answer?,
+        };
+        let id = FileId::of(&file)?;
+        Ok((file, id))
+    }
+
+    fn advance(&self, file: &File, home: &Directory, floor: u64) -> std::result::Result<u64, Fail> {
+        let mut bytes = [0; LENGTH];
+        file.read_exact_at(&mut bytes, 0).map_err(|_| Fail::Corrupt)?;
+        let mut counter = Counter::decode(&bytes).ok_or(Fail::Corrupt)?;
+        let mut sync = false;
+        if counter.boot != self.boot_id.as_bytes() {
+            // The numbers below the ceiling may have been given out, whatever `next` says.
+            counter.next = counter.ceiling;
+            counter.boot = self.boot_id.clone().into();
+            sync = true;
+        }
+        counter.next = counter.next.max(floor + 1); // an older copy was put back
+        if sync || counter.next >= counter.ceiling {
+            counter.ceiling = counter.next.checked_add(STEP).ok_or(Fail::Corrupt)?;
+            file.write_all_at(&counter.encode(), 0)?;
+            // INVARIANT: synced before any token at or above the old ceiling is given out.
+            file.sync_all()?;
+            home.sync()?;
+        }
+        let token = counter.next;
+        // Eight bytes in one write: nobody reads half of them.
+        file.write_all_at(&(token + 1).to_be_bytes(), 8)?;
+        Ok(token)
+    }
+}
+
+enum Fail {
+    Io(std::io::Error),
+    Corrupt,
+}
+
+impl From<std::io::Error> for Fail {
+    fn from(error: std::io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// How often a lock that is only ever held for microseconds is tried before something else is done meanwhile.
+const SPINS: usize = 40;
+
+pub(crate) fn spin(mut attempt: impl FnMut() -> std::io::Result<bool>) -> std::io::Result<bool> {
+    for _ in 0..SPINS {
+        if attempt()? {
+            return Ok(true);
+        }
+        std::thread::yield_now();
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn take(fence: &Fence, home: &Directory) -> u64 {
+        fence.take(home, home, UNIX_EPOCH + Duration::from_millis(1)).unwrap().unwrap().get()
+    }
+
+    #[test]
+    fn tokens_grow_across_processes_reboots_and_deletion() {
+        let directory = tempfile::tempdir().unwrap();
+        let home = Directory::open_path(directory.path()).unwrap();
+        let one = Fence::new(Flavor::OpenFile, "boot-1", 0o600);
+        let other = Fence::new(Flavor::OpenFile, "boot-1", 0o600);
+        assert_eq!((take(&one, &home), take(&other, &home), take(&one, &home)), (1_000, 1_001, 1_002));
+        let rebooted = Fence::new(Flavor::OpenFile, "boot-2", 0o600);
+        assert_eq!(take(&rebooted, &home), 1_000 + STEP);
+        home.unlink(keys::FENCE).unwrap();
+        assert_eq!(take(&rebooted, &home), 1_001 + STEP);
+    }
+
+    #[test]
+    fn the_ceiling_moves_in_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let home = Directory::open_path(directory.path()).unwrap();
+        let fence = Fence::new(Flavor::OpenFile, "boot", 0o600);
+        let counter = Counter { next: 9, ceiling: 10, boot: b"boot".to_vec() };
+        home.write_new(keys::FENCE, &counter.encode(), 0o600).unwrap();
+        assert_eq!((take(&fence, &home), take(&fence, &home)), (9, 10));
+        let bytes = home.read(keys::FENCE).unwrap().try_into().unwrap();
+        assert_eq!(Counter::decode(&bytes).unwrap().ceiling, 10 + STEP);
+    }
+
+    #[test]
+    fn a_counter_that_cannot_be_read_is_corrupt() {
+        let directory = tempfile::tempdir().unwrap();
+        let home = Directory::open_path(directory.path()).unwrap();
+        for content in [&b""[..], b"toozfnc1", &[0; LENGTH], &[255; LENGTH]] {
+            home.remove(keys::FENCE).unwrap();
+            home.write_new(keys::FENCE, content, 0o600).unwrap();
+            let fence = Fence::new(Flavor::OpenFile, "boot", 0o600);
+            assert_eq!(fence.take(&home, &home, UNIX_EPOCH).unwrap_err().kind(), ErrorKind::Corrupt);
+        }
+    }
+}

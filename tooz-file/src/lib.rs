@@ -1,0 +1,65 @@
+#![doc = include_str!("../README.md")]
+#![doc(html_root_url = "https://docs.rs/tooz-file")]
+
+mod book;
+mod breaks;
+mod client;
+mod config;
+mod directory;
+mod ears;
+mod error;
+mod fence;
+mod groups;
+mod hub;
+#[cfg(test)]
+mod inherited;
+mod kernel;
+mod keys;
+mod local;
+mod locks;
+mod members;
+mod msgpack;
+mod oslock;
+mod owner;
+mod place;
+mod portable;
+mod reaper;
+mod record;
+mod session;
+mod site;
+mod watch;
+
+use std::sync::Arc;
+
+use tooz_core::driver::{Connect, Driver};
+use tooz_core::{Connecting, Registration};
+
+/// This driver. It registers itself when the crate is linked; pass it by hand where constructors do not run.
+pub const REGISTRATION: Registration =
+    Registration::new(env!("CARGO_PKG_NAME"), &["file"], config::characteristics, connect)
+        .options(config::OPTIONS);
+
+tooz_core::inventory::submit! { REGISTRATION }
+
+/// Connects at the driver's level, for programs that work with [`tooz_core::driver`] and for tests of drivers;
+/// everybody else connects a coordinator.
+///
+/// # Errors
+/// `InvalidUrl`, `InvalidOption`; `Unsupported`: the file system is not known to be local; `Denied`: permissions or
+/// a symlink in the way; `Incompatible`: the directory is used with other locks; `Unavailable`.
+pub fn connect(request: Connect) -> Connecting {
+    Box::pin(async move {
+        let client = client::Client::connect(request).await.map_err(|error| error.during("connect"))?;
+        Ok(Arc::new(client::FileDriver(client)) as Arc<dyn Driver>)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn linking_the_crate_registers_it() {
+        let drivers = tooz_core::drivers();
+        let ours = drivers.iter().find(|driver| driver.crate_name() == "tooz-file").unwrap();
+        assert_eq!(ours.schemes(), ["file"]);
+    }
+}

@@ -1,0 +1,45 @@
+//! Who wrote a record, in enough detail to judge whether it still lives.
+
+use std::fmt;
+
+use tooz_core::driver::SessionId;
+
+use crate::kernel::Process;
+
+/// A session, its file and its process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub(crate) session: SessionId,
+    /// The inode of the session's file: a copy that a backup put there says nothing.
+    pub(crate) inode: u64,
+    pub(crate) process: Process,
+    /// Of which boot of the machine.
+    pub(crate) boot: u32,
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Process { pid, started, namespace } = &self.process;
+        write!(f, "{}.{:x}.{pid:x}.{started:x}.{namespace:x}.{:x}", self.session, self.inode, self.boot)
+    }
+}
+
+impl Owner {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split('.');
+        let session = SessionId::parse(parts.next()?)?;
+        let mut number = || u64::from_str_radix(parts.next()?, 16).ok();
+        let (inode, pid, started, namespace, boot) = (number()?, number()?, number()?, number()?, number()?);
+        if parts.next().is_some() {
+            return None;
+        }
+        let process = Process { pid: u32::try_from(pid).ok()?, started, namespace };
+        Some(Self { session, inode, process, boot: u32::try_from(boot).ok()? })
+    }
+}
+
+/// A boot id in short: only ever compared with that of another boot of the same machine.
+pub(crate) fn short_boot(id: &str) -> u32 {
+    // FNV-1a (Fowler, Noll and Vo): stable over versions, which the standard library's hashes are not.
+    id.bytes().fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}

@@ -1,0 +1,81 @@
+//! The directory that the URL names: the checks before anything is written into it.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
+use nix::sys::statfs::{self, FsType};
+use tooz_core::{Error, ErrorKind, Result};
+
+use crate::config::Config;
+use crate::directory::Directory;
+use crate::error;
+
+/// File systems on which locks, syncs and change events are known to work between the processes of one host.
+/// ZFS is not in the C headers.
+const LOCAL: &[FsType] = &[
+    statfs::EXT4_SUPER_MAGIC, // ext2, ext3 and ext4 share it
+    statfs::XFS_SUPER_MAGIC,
+    statfs::BTRFS_SUPER_MAGIC,
+    FsType(0x2fc1_2fc1), // zfs
+    statfs::F2FS_SUPER_MAGIC,
+    statfs::TMPFS_MAGIC,
+    statfs::OVERLAYFS_SUPER_MAGIC,
+];
+
+/// Creates the directory if it is missing, as Python does, and answers its path without symlinks, so that every
+/// process comes to the same names, and whether its file system is known to be local.
+pub(crate) fn prepare(config: &Config) -> Result<(Directory, bool)> {
+    let shown = config.path.display();
+    let made = DirBuilder::new().recursive(true).mode(config.directory_mode()).create(&config.path);
+    match made {
+        Ok(()) => {}
+        Err(error) if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory) => {
+            return Err(Error::new(
+                ErrorKind::InvalidUrl,
+                format!("{shown} is not a directory, or lies below something that is not; name a directory"),
+            ));
+        }
+        Err(error) => return Err(error::io(format!("the directory {shown}"), error)),
+    }
+    let path =
+        config.path.canonicalize().map_err(|error| error::io(format!("the directory {shown}"), error))?;
+    let local = is_local(&path)?;
+    if !local && !config.force_filesystem {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "{shown} is not on a known local file system (ext, xfs, btrfs, zfs, f2fs, tmpfs, overlay), where \
+                 locks between processes are not to be relied on; move it, or add force_filesystem=true"
+            ),
+        ));
+    }
+    let base =
+        Directory::open_path(&path).map_err(|error| error::io(format!("the directory {shown}"), error))?;
+    Ok((base, local))
+}
+
+fn is_local(directory: &Path) -> Result<bool> {
+    let answer = statfs::statfs(directory);
+    let answer = answer
+        .map_err(|errno| error::io(format!("the file system of {}", directory.display()), errno.into()))?;
+    Ok(LOCAL.contains(&answer.filesystem_type()))
+}
+
+#[cfg(test)]
+mod tests {
+    use tooz_core::BackendUrl;
+
+    use super::*;
+
+    #[test]
+    fn proc_is_no_place_for_it() {
+        let read = |url| Config::read(&BackendUrl::parse(url).unwrap()).unwrap();
+        let error = prepare(&read("file:///proc")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(!prepare(&read("file:///proc?force_filesystem=true")).unwrap().1);
+        let error = prepare(&read("file:///proc/version")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidUrl);
+    }
+}

@@ -1,0 +1,203 @@
+//! Whether a session lives, and clearing away one that does not.
+//!
+//! A session is dead only if (a) its file is at its path, is the recorded inode, and its lock is free; or (b) its
+//! recorded process lies in our pid namespace and no longer exists, although a child that inherited the descriptor
+//! still has the lock; or it was recorded under another boot. A missing file is not death: its owner notices and
+//! ends the session itself.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::time::{Duration, UNIX_EPOCH};
+
+use tooz_core::driver::SessionId;
+use tooz_core::{MemberId, Result};
+
+use crate::book::{self, Entry};
+use crate::client::Client;
+use crate::directory::{self, Directory};
+use crate::error;
+use crate::hub::Topic;
+use crate::kernel::{FileId, Hold};
+use crate::keys::{self, KeyHash, Named, Role};
+use crate::members;
+use crate::owner::Owner;
+use crate::site::{Moment, Site};
+
+/// Judges the owners of records, each session once.
+#[derive(Debug)]
+pub(crate) struct Doctor<'a> {
+    site: &'a Site,
+    known: BTreeMap<SessionId, bool>,
+}
+
+impl<'a> Doctor<'a> {
+    pub(crate) fn new(site: &'a Site) -> Self {
+        Self { site, known: BTreeMap::new() }
+    }
+
+    pub(crate) fn is_dead(&mut self, owner: &Owner) -> bool {
+        if let Some(known) = self.known.get(&owner.session) {
+            return *known;
+        }
+        let dead = is_dead(self.site, owner);
+        self.known.insert(owner.session, dead);
+        dead
+    }
+}
+
+pub(crate) fn is_dead(site: &Site, owner: &Owner) -> bool {
+    if let Some(local) = site.local(owner.session) {
+        return local.is_over();
+    }
+    if owner.boot != site.boot {
+        return true;
+    }
+    let name = owner.session.to_string();
+    let found = site.sessions.open(&name).and_then(|file| {
+        if FileId::of(&file)?.inode != owner.inode {
+            return Ok(true); // a copy says nothing
+        }
+        Ok(site.flavor.in_the_way(&file, Hold::Alone)?.is_some())
+    });
+    match found {
+        Ok(false) => true,
+        Ok(true) => owner.process.is_gone(&site.process),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => owner.process.is_gone(&site.process),
+        Err(error) => {
+            // What cannot be looked at is not dead.
+            tracing::warn!(session = %owner.session, %error, "a session's file cannot be examined");
+            false
+        }
+    }
+}
+
+/// What stands in a session's file.
+pub(crate) fn write_session(member: &MemberId, owner: &Owner) -> Vec<u8> {
+    let member = keys::hex(member.as_bytes());
+    format!("owner {owner}\nmember {member}\n").into_bytes()
+}
+
+fn session_field(site: &Site, id: SessionId, field: &str) -> Option<String> {
+    let content = String::from_utf8(site.sessions.read(&id.to_string()).ok()?).ok()?;
+    content.lines().find_map(|line| Some(line.strip_prefix(field)?.strip_prefix(' ')?.to_owned()))
+}
+
+/// Whose session it is, if its file says so.
+pub(crate) fn member_of(site: &Site, id: SessionId) -> Option<MemberId> {
+    if let Some(local) = site.local(id) {
+        return Some(local.member.clone());
+    }
+    MemberId::new(keys::unhex(&session_field(site, id, "member")?)?).ok()
+}
+
+/// Clears away every session that is dead.
+pub(crate) async fn reap_all(client: &Client, site: &Site) -> Result<()> {
+    let names =
+        site.sessions.names().map_err(|cause| error::io(site.sessions.path.display().to_string(), cause))?;
+    for id in names.iter().filter_map(|name| SessionId::parse(name)) {
+        if site.local(id).is_some() {
+            continue; // its owner clears it away
+        }
+        let owner = session_field(site, id, "owner").and_then(|text| Owner::parse(&text));
+        if owner.is_some_and(|owner| owner.session == id && is_dead(site, &owner)) {
+            reap(client, site, id).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Locks the dead session's file, so that only one process clears it away; `None` if another does, or if it lives
+/// after all. A child of the dead owner may have inherited the lock: then the file cannot be locked, and whatever
+/// two processes then remove twice is named by ids that are never used again.
+fn claim(site: &Site, id: SessionId) -> io::Result<Option<(File, FileId)>> {
+    let name = id.to_string();
+    let file = match site.sessions.open_write(&name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        answer => answer?,
+    };
+    let file_id = FileId::of(&file)?;
+    let locked = site.flavor.try_lock(&file, Hold::Alone)?;
+    let owner = session_field(site, id, "owner").and_then(|text| Owner::parse(&text));
+    let gone = owner.is_some_and(|owner| owner.boot != site.boot || owner.process.is_gone(&site.process));
+    Ok(((locked || gone) && site.sessions.has(&name, file_id)).then_some((file, file_id)))
+}
+
+async fn reap(client: &Client, site: &Site, id: SessionId) -> Result<()> {
+    let failed = |cause| error::io(format!("clearing away the dead session {id}"), cause);
+    // The lock is held until everything is gone.
+    let Some((file, file_id)) = claim(site, id).map_err(failed)? else { return Ok(()) };
+    remove_lock_records(client, site, id).await?;
+    members::remove_members(client, site, id).await?;
+    let name = id.to_string();
+    if site.sessions.has(&name, file_id) {
+        site.sessions.remove(&name).map_err(failed)?;
+    }
+    tracing::debug!(session = %id, "cleared away a dead session");
+    drop(file);
+    Ok(())
+}
+
+/// Removes every record of a lock that a session left, wherever it stands.
+pub(crate) async fn remove_lock_records(client: &Client, site: &Site, id: SessionId) -> Result<()> {
+    let deadline = client.deadline();
+    let belongs = format!(".{id}.");
+    for number in 0..keys::STRIPES {
+        if !site.has_stripe(number) {
+            continue;
+        }
+        let failed = |cause| error::io("the records of locks", cause);
+        let directory = site.stripe(number).map_err(failed)?;
+        let names: Vec<String> =
+            directory.names().map_err(failed)?.into_iter().filter(|name| name.contains(&belongs)).collect();
+        if names.is_empty() {
+            continue;
+        }
+        let work = |directory: &Directory| {
+            for name in &names {
+                let Some(key) = KeyHash::of_record(name) else { continue };
+                let Some(Named::Record(record)) = keys::parse(&key, name) else { continue };
+                let (Role::Holder(number) | Role::Waiter(number)) = record.role;
+                if record.owner.session == id && directory.stat(name).is_ok_and(|found| found.is_some()) {
+                    let entry = Entry { name: name.clone(), record, number };
+                    book::remove_dead(directory, &key, &entry, site.mode).map_err(failed)?;
+                    site.say(&Topic::Lock(key));
+                }
+            }
+            Ok(Moment::Done(()))
+        };
+        client.in_stripe_number(site, number, deadline, work).await?;
+    }
+    Ok(())
+}
+
+/// Leftovers of processes that died in the middle of something are taken for such after this long; everything
+/// that is under way takes milliseconds.
+const LEFTOVER: Duration = Duration::from_secs(60);
+/// How long it stays on record who broke a lock (L10).
+const BROKEN_KEPT: Duration = Duration::from_secs(3_600);
+
+/// Removes files that nobody will look for any more.
+pub(crate) fn tidy(client: &Client, site: &Site) -> Result<()> {
+    let now = client.context.clock.wall().duration_since(UNIX_EPOCH).unwrap_or_default();
+    for (directory, age) in [(&site.tmp, LEFTOVER), (&site.breaks, LEFTOVER), (&site.broken, BROKEN_KEPT)] {
+        let failed = |cause| error::io(directory.path.display().to_string(), cause);
+        for name in directory.names().map_err(failed)? {
+            let Some(data) = directory.stat(&name).map_err(failed)? else { continue };
+            let changed = Duration::from_secs(u64::try_from(data.st_ctime).unwrap_or(0));
+            if now.saturating_sub(changed) > age {
+                directory.remove(&name).map_err(failed)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Content of a claim: the owner of a member id.
+pub(crate) fn read_owner(directory: &Directory, name: &str) -> io::Result<Option<Owner>> {
+    match directory.open(name).and_then(|file| directory::read_all(&file)) {
+        Ok(content) => Ok(std::str::from_utf8(&content).ok().and_then(|text| Owner::parse(text.trim()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}

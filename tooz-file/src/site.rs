@@ -1,0 +1,393 @@
+//! A directory as this process works in it: open directories, mutexes, the counter and the ears. One for each
+//! directory, namespace and kind of lock, shared by all coordinators of the process.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+
+use tooz_core::driver::{Epoch, LockKey, SessionId};
+use tooz_core::{Error, ErrorKind, Result};
+
+use crate::config::Config;
+use crate::directory::{self, Directory};
+use crate::ears::{Area, Ears};
+use crate::error;
+use crate::fence::{Fence, spin};
+use crate::hub::{Hub, Topic};
+use crate::kernel::{self, FileId, Flavor, Hold, InTheWay, Process};
+use crate::keys;
+use crate::local::Local;
+use crate::owner::short_boot;
+use crate::place;
+
+/// See [`keys`] for what is where.
+#[derive(Debug)]
+pub(crate) struct Site {
+    pub(crate) pid: u32,
+    pub(crate) process: Process,
+    pub(crate) boot: u32,
+    pub(crate) flavor: Flavor,
+    pub(crate) mode: u32,
+    pub(crate) directory_mode: u32,
+    pub(crate) known_file_system: bool,
+    /// Whether this is the namespace in which Python works.
+    pub(crate) is_default: bool,
+    pub(crate) base: Directory,
+    root: Directory,
+    pub(crate) home: Directory,
+    pub(crate) groups: Directory,
+    pub(crate) sessions: Directory,
+    pub(crate) claims: Directory,
+    pub(crate) breaks: Directory,
+    pub(crate) broken: Directory,
+    pub(crate) tmp: Directory,
+    locks: Directory,
+    stripes: Vec<OnceLock<Stripe>>,
+    driver_pid: File,
+    fence: Fence,
+    pub(crate) hub: Arc<Hub>,
+    ears: Option<Ears>,
+    pub(crate) epoch: Epoch,
+    locals: Mutex<BTreeMap<SessionId, Weak<Local>>>,
+    warned: AtomicBool,
+}
+
+/// Locks that are changed under one mutex.
+#[derive(Debug)]
+struct Stripe {
+    directory: Directory,
+    mutex: Mutex<Option<(File, FileId)>>,
+}
+
+/// What a lookup of a site is by.
+type Identity = (PathBuf, Option<String>, Flavor, Option<String>, u32);
+
+static SITES: Mutex<BTreeMap<Identity, Weak<Site>>> = Mutex::new(BTreeMap::new());
+
+/// What a moment under a mutex gave.
+pub(crate) enum Moment<T> {
+    Done(T),
+    /// Somebody else has it, of this pid as far as that is known.
+    Busy(Option<u32>),
+}
+
+impl Site {
+    /// The site of this directory: the one that the process has, unless its directory was replaced.
+    pub(crate) fn open(config: &Config, epoch: Epoch) -> Result<Arc<Self>> {
+        let (base, known) = place::prepare(config)?;
+        let identity =
+            (base.path.clone(), config.namespace.clone(), config.flavor, config.boot_id.clone(), config.mode);
+        let mut sites = SITES.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(site) = sites.get(&identity).and_then(Weak::upgrade)
+            && site.pid == std::process::id()
+            && site.is_in_place()
+        {
+            let now = marks(&site.home, &site.tmp, site.flavor, site.epoch, site.mode);
+            if now.map_err(|fail| fail.about(&base))? == site.epoch {
+                return Ok(site);
+            }
+        }
+        let shown = base.path.clone();
+        let site = Self::prepare(config, base, known, epoch);
+        let site = Arc::new(site.map_err(|fail| fail.about_path(&shown))?);
+        sites.retain(|_, site| site.strong_count() > 0);
+        sites.insert(identity, Arc::downgrade(&site));
+        Ok(site)
+    }
+
+    fn prepare(
+        config: &Config,
+        base: Directory,
+        known: bool,
+        epoch: Epoch,
+    ) -> std::result::Result<Self, Fail> {
+        let (mode, directory_mode, flavor) = (config.mode, config.directory_mode(), config.flavor);
+        let root = base.make(keys::OURS, directory_mode)?;
+        let (home, groups) = match &config.namespace {
+            None => (base.make(keys::OURS, directory_mode)?, base.make(keys::GROUPS, directory_mode)?),
+            Some(namespace) => {
+                let namespaces = root.make(keys::NAMESPACES, directory_mode)?;
+                let home = namespaces.make(&keys::namespace(namespace), directory_mode)?;
+                let groups = home.make(keys::GROUPS, directory_mode)?;
+                (home, groups)
+            }
+        };
+        let tmp = home.make("tmp", directory_mode)?;
+        let epoch = marks(&home, &tmp, flavor, epoch, mode)?;
+        let boot_id = config.boot_id.clone().map_or_else(kernel::boot_id, Ok)?;
+        let hub = Arc::<Hub>::default();
+        let ears = match flavor {
+            Flavor::Portable => None,
+            Flavor::OpenFile => Ears::new(&hub)
+                .inspect_err(
+                    |error| tracing::warn!(%error, "no inotify instance is left; changes are polled"),
+                )
+                .ok(),
+        };
+        let site = Self {
+            pid: std::process::id(),
+            process: Process::this(),
+            boot: short_boot(&boot_id),
+            flavor,
+            mode,
+            directory_mode,
+            known_file_system: known,
+            is_default: config.namespace.is_none(),
+            sessions: home.make("sessions", directory_mode)?,
+            claims: home.make("claims", directory_mode)?,
+            breaks: home.make("breaks", directory_mode)?,
+            broken: home.make("broken", directory_mode)?,
+            locks: home.make("locks", directory_mode)?,
+            driver_pid: home.open_or_create(keys::DRIVER_PID, mode)?,
+            stripes: (0..keys::STRIPES).map(|_| OnceLock::new()).collect(),
+            fence: Fence::new(flavor, &boot_id, mode),
+            hub,
+            ears,
+            epoch,
+            locals: Mutex::default(),
+            warned: AtomicBool::new(false),
+            base,
+            root,
+            home,
+            groups,
+            tmp,
+        };
+        site.watch(&site.sessions, Area::Sessions);
+        site.watch(&site.breaks, Area::Breaks);
+        Ok(site)
+    }
+
+    /// Whether it is still what stands under its path.
+    pub(crate) fn is_in_place(&self) -> bool {
+        let found = fs::symlink_metadata(&self.home.path);
+        matches!((found, self.home.id()), (Ok(found), Ok(id)) if found.ino() == id.inode)
+            && self.home.stat(keys::EPOCH).is_ok_and(|epoch| epoch.is_some())
+    }
+
+    /// Whether changes are pushed by the kernel.
+    pub(crate) fn hears(&self) -> bool {
+        self.ears.is_some()
+    }
+
+    pub(crate) fn watch(&self, directory: &Directory, area: Area) -> bool {
+        self.ears.as_ref().is_some_and(|ears| ears.watch(&directory.path, area))
+    }
+
+    pub(crate) fn unwatch(&self, area: &Area) {
+        if let Some(ears) = &self.ears {
+            ears.unwatch(area);
+        }
+    }
+
+    /// The path at which Python keeps this lock's file, if it is shared with Python.
+    pub(crate) fn python_path<'a>(&self, key: &'a LockKey) -> Option<Vec<&'a str>> {
+        if !self.is_default || self.flavor == Flavor::Portable {
+            return None;
+        }
+        let path = keys::python_path(key);
+        if path.is_none() && matches!(key, LockKey::Named(_)) && !self.warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(%key, "this name cannot be shared with Python tooz; it excludes Rust peers only");
+        }
+        path
+    }
+
+    pub(crate) fn stripe(&self, number: usize) -> io::Result<&Directory> {
+        self.open_stripe(number).map(|stripe| &stripe.directory)
+    }
+
+    fn open_stripe(&self, number: usize) -> io::Result<&Stripe> {
+        let missing = || io::Error::from(io::ErrorKind::NotFound);
+        let slot = self.stripes.get(number).ok_or_else(missing)?;
+        if slot.get().is_none() {
+            let directory = self.locks.make(&keys::stripe(number), self.directory_mode)?;
+            self.watch(&directory, Area::Stripe(number));
+            // Another thread may have been faster; then this one is dropped.
+            let _ = slot.set(Stripe { directory, mutex: Mutex::new(None) });
+        }
+        slot.get().ok_or_else(missing)
+    }
+
+    /// Whether there are records in this stripe.
+    pub(crate) fn has_stripe(&self, number: usize) -> bool {
+        self.locks.stat(&keys::stripe(number)).is_ok_and(|found| found.is_some())
+    }
+
+    /// Does something while nobody else, in any process, changes the locks of this stripe.
+    pub(crate) fn try_in_stripe<T>(
+        &self,
+        number: usize,
+        work: impl FnOnce(&Directory) -> Result<Moment<T>>,
+    ) -> Result<Moment<T>> {
+        let failed =
+            |cause| error::io(format!("{}", self.locks.path.join(keys::stripe(number)).display()), cause);
+        let stripe = self.open_stripe(number).map_err(failed)?;
+        let mut mutex = stripe.mutex.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_place = mutex.as_ref().is_some_and(|(_, id)| stripe.directory.has(keys::MUTEX, *id));
+        if !in_place {
+            let file = stripe.directory.open_or_create(keys::MUTEX, self.mode).map_err(failed)?;
+            let id = FileId::of(&file).map_err(failed)?;
+            *mutex = Some((file, id));
+        }
+        let Some((file, id)) = mutex.as_ref() else { return Ok(Moment::Busy(None)) };
+        if !spin(|| self.flavor.try_lock(file, Hold::Alone)).map_err(failed)? {
+            return Ok(Moment::Busy(read_pid(file)));
+        }
+        // Deleted between opening and locking: another process may have locked a new one.
+        let answer = if stripe.directory.has(keys::MUTEX, *id) {
+            let written = write_pid(file, self.pid).map_err(failed);
+            written.and_then(|()| work(&stripe.directory))
+        } else {
+            Ok(Moment::Busy(None))
+        };
+        self.flavor.unlock(file).map_err(failed)?;
+        answer
+    }
+
+    /// Tries Python's lock around changes of groups.
+    pub(crate) fn try_driver_lock(&self, hold: Hold) -> io::Result<Moment<DriverLock>> {
+        // Python's is in the directory itself; another namespace has one of its own.
+        let place = if self.is_default { &self.base } else { &self.home };
+        let file = place.open_or_create(keys::DRIVER_LOCK, self.mode)?;
+        if !spin(|| self.flavor.try_lock(&file, hold))? {
+            let who = match self.flavor.in_the_way(&file, hold)? {
+                Some(InTheWay::Process(pid)) => Some(pid),
+                Some(InTheWay::OpenFile) => read_pid(&self.driver_pid),
+                None => None,
+            };
+            return Ok(Moment::Busy(who.filter(|pid| *pid > 0)));
+        }
+        if !place.has(keys::DRIVER_LOCK, FileId::of(&file)?) {
+            return Ok(Moment::Busy(None));
+        }
+        write_pid(&self.driver_pid, self.pid)?;
+        Ok(Moment::Done(DriverLock { _file: file }))
+    }
+
+    pub(crate) fn fence(&self, wall: std::time::SystemTime) -> Result<Option<tooz_core::FencingToken>> {
+        self.fence.take(&self.root, &self.tmp, wall)
+    }
+
+    pub(crate) fn locals(&self) -> MutexGuard<'_, BTreeMap<SessionId, Weak<Local>>> {
+        self.locals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A session of this process.
+    pub(crate) fn local(&self, id: SessionId) -> Option<Arc<Local>> {
+        self.locals().get(&id).and_then(Weak::upgrade)
+    }
+
+    pub(crate) fn say(&self, topic: &Topic) {
+        self.hub.say(topic);
+    }
+}
+
+/// As long as it lives, no other process changes groups (or, when held together, nobody does).
+#[derive(Debug)]
+pub(crate) struct DriverLock {
+    _file: File,
+}
+
+enum Fail {
+    Io(io::Error),
+    Tooz(Error),
+}
+
+impl Fail {
+    fn about(self, base: &Directory) -> Error {
+        self.about_path(&base.path)
+    }
+
+    fn about_path(self, base: &Path) -> Error {
+        match self {
+            Self::Io(cause) => error::io(format!("the directory {}", base.join(keys::OURS).display()), cause),
+            Self::Tooz(error) => error,
+        }
+    }
+}
+
+impl From<io::Error> for Fail {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<Error> for Fail {
+    fn from(error: Error) -> Self {
+        Self::Tooz(error)
+    }
+}
+
+/// Says, or compares, which locks are used here; answers the id of the data.
+fn marks(
+    home: &Directory,
+    tmp: &Directory,
+    flavor: Flavor,
+    epoch: Epoch,
+    mode: u32,
+) -> std::result::Result<Epoch, Fail> {
+    let word: &[u8] = match flavor {
+        Flavor::OpenFile => b"ofd\n",
+        Flavor::Portable => b"portable\n",
+    };
+    let found = once(home, tmp, keys::BACKEND, word, mode)?;
+    if found != word {
+        return Err(Fail::Tooz(other_locks(home, &found)));
+    }
+    let written = once(home, tmp, keys::EPOCH, epoch.to_string().as_bytes(), mode)?;
+    let epoch = std::str::from_utf8(&written).ok().and_then(Epoch::parse).ok_or_else(|| {
+        let path = home.path.join(keys::EPOCH);
+        Error::new(ErrorKind::Corrupt, format!("{} is not 32 hexadecimal digits; delete it", path.display()))
+    })?;
+    Ok(epoch)
+}
+
+/// Why the directory cannot be used with this kind of lock.
+fn other_locks(home: &Directory, found: &[u8]) -> Error {
+    let path = home.path.join(keys::BACKEND);
+    if found.starts_with(b"ofd") || found.starts_with(b"portable") {
+        return Error::new(
+            ErrorKind::Incompatible,
+            format!(
+                "the directory is used with the other of backend=ofd and backend=portable, whose locks do not see each \
+                 other; use the same everywhere, or stop all users and delete {}",
+                path.display()
+            ),
+        );
+    }
+    Error::new(
+        ErrorKind::Corrupt,
+        format!("{} says neither ofd nor portable; look at it, then delete it", path.display()),
+    )
+}
+
+/// The content of a file that whoever came first wrote, in one step.
+fn once(home: &Directory, tmp: &Directory, name: &str, content: &[u8], mode: u32) -> io::Result<Vec<u8>> {
+    match home.read(name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let temporary = directory::unique(name);
+            tmp.write_new(&temporary, content, mode)?.sync_all()?;
+            match tmp.publish(&temporary, home, name) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    tmp.remove(&temporary)?;
+                }
+                answer => answer?,
+            }
+            home.read(name)
+        }
+        answer => answer,
+    }
+}
+
+fn write_pid(file: &File, pid: u32) -> io::Result<()> {
+    file.write_all_at(&pid.to_be_bytes(), 0)
+}
+
+fn read_pid(file: &File) -> Option<u32> {
+    let mut bytes = [0; 4];
+    file.read_exact_at(&mut bytes, 0).ok()?;
+    Some(u32::from_be_bytes(bytes)).filter(|pid| *pid > 0)
+}

@@ -1,0 +1,310 @@
+//! What the tests of this driver share: connecting, helper processes, and waiting for what has to come.
+#![allow(dead_code, unused_imports, clippy::disallowed_methods, clippy::unwrap_used)] // every test binary uses a part of it, in real time
+
+use std::future::poll_fn;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::pin::Pin;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use futures_core::Stream;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tooz_core::clock::Clock;
+use tooz_core::driver::{
+    Acquire, Acquired, AttemptId, Connect, Context, Driver, Grant, GroupChange, Held, InstanceId, LockKey,
+    LockMode, OpenSession, Place, Session, Turn,
+};
+use tooz_core::entropy::Entropy;
+use tooz_core::runtime::{Runtime, Spawner};
+use tooz_core::{BackendUrl, Capabilities, Coordinator, ErrorKind, GroupId, LockName, MemberId, Result};
+use tooz_file as _;
+
+pub(crate) use tooz_core::driver::LockMode::{Exclusive, Shared};
+
+/// Twenty times what the slowest of these takes on an idle machine.
+pub(crate) const LONG: Duration = Duration::from_secs(20);
+/// Long enough that what should not come would have come.
+pub(crate) const QUIET: Duration = Duration::from_millis(300);
+
+pub(crate) fn url(directory: &Path, options: &str) -> String {
+    format!("file://{}{options}", directory.display())
+}
+
+pub(crate) async fn connect(url: &str) -> Result<Arc<dyn Driver>> {
+    let context = Context::new(Clock::boot(), Entropy::system(), Spawner::new(Runtime::Library)?);
+    tooz_file::connect(Connect::new(BackendUrl::parse(url)?, context)).await
+}
+
+/// A driver and a session on it, as a coordinator has them.
+pub(crate) async fn member(url: &str, name: &str) -> (Arc<dyn Driver>, Arc<dyn Session>) {
+    let driver = connect(url).await.unwrap();
+    let session = driver.open_session(&opening(name)).await.unwrap();
+    (driver, session)
+}
+
+pub(crate) async fn coordinator(url: &str, name: &str) -> Coordinator {
+    Coordinator::builder(url, name).connect().await.unwrap()
+}
+
+pub(crate) fn opening(name: &str) -> OpenSession {
+    static INSTANCE: AtomicU64 = AtomicU64::new(1);
+    let instance = InstanceId(u128::from(INSTANCE.fetch_add(1, Ordering::Relaxed)));
+    OpenSession::new(id(name), instance, None)
+}
+
+pub(crate) fn id(name: &str) -> MemberId {
+    MemberId::new(name).unwrap()
+}
+
+pub(crate) fn group(name: &str) -> GroupId {
+    GroupId::new(name).unwrap()
+}
+
+pub(crate) fn key(name: &str) -> LockKey {
+    LockKey::Named(LockName::new(name).unwrap())
+}
+
+pub(crate) fn ask(attempt: u128, name: &str, mode: LockMode) -> Acquire {
+    Acquire::new(AttemptId(attempt), key(name), mode)
+}
+
+pub(crate) async fn request(
+    session: &Arc<dyn Session>,
+    attempt: u128,
+    name: &str,
+    mode: LockMode,
+) -> Acquired {
+    session.locks().request(&ask(attempt, name, mode)).await.unwrap()
+}
+
+pub(crate) async fn granted(session: &Arc<dyn Session>, attempt: u128, name: &str, mode: LockMode) -> Grant {
+    match request(session, attempt, name, mode).await {
+        Acquired::Granted(grant) => grant,
+        other => panic!("{attempt} was not granted: {other:?}"),
+    }
+}
+
+pub(crate) async fn queued(session: &Arc<dyn Session>, attempt: u128, name: &str, mode: LockMode) -> Place {
+    match request(session, attempt, name, mode).await {
+        Acquired::Queued(place) => place,
+        other => panic!("{attempt} is not in the queue: {other:?}"),
+    }
+}
+
+pub(crate) async fn held(session: &Arc<dyn Session>, name: &str, mode: LockMode) -> bool {
+    static NEXT: AtomicU64 = AtomicU64::new(1 << 40);
+    let attempt = u128::from(NEXT.fetch_add(1, Ordering::Relaxed));
+    match session.locks().request(&ask(attempt, name, mode).wait(false)).await.unwrap() {
+        Acquired::Held => true,
+        Acquired::Granted(grant) => {
+            session.locks().release(&grant).await.unwrap();
+            false
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+pub(crate) async fn turn(session: &Arc<dyn Session>, place: &Place) -> Grant {
+    match soon(session.locks().turn(place)).await.unwrap() {
+        Turn::Granted(grant) => grant,
+        other => panic!("{place:?}: {other:?}"),
+    }
+}
+
+pub(crate) async fn still_waits(session: &Arc<dyn Session>, place: &Place) -> bool {
+    tokio::time::timeout(QUIET, session.locks().turn(place)).await.is_err()
+}
+
+pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LONG, future).await.expect("it did not come")
+}
+
+/// Polls until it is so.
+pub(crate) async fn eventually(what: &str, mut look: impl AsyncFnMut() -> bool) {
+    let begun = Instant::now();
+    while !look().await {
+        assert!(begun.elapsed() < LONG, "it did not come about that {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+pub(crate) fn holding(grants: &[&Grant], waiting: &[&Place], groups: &[&str]) -> Held {
+    let mut held = Held::default();
+    held.grants = grants.iter().map(|grant| (grant.key.clone(), grant.attempt)).collect();
+    held.waiting = waiting.iter().map(|place| (place.key.clone(), place.attempt)).collect();
+    held.groups = groups.iter().map(|name| group(name)).collect();
+    held
+}
+
+pub(crate) type Watched<T> = Pin<Box<dyn Stream<Item = Result<T>> + Send>>;
+
+pub(crate) async fn next<T>(stream: &mut Watched<T>) -> Option<T> {
+    soon(poll_fn(|cx| stream.as_mut().poll_next(cx))).await.map(Result::unwrap)
+}
+
+/// A change in few characters: `+a`, `~a`, `-a`, `[a b]`, `deleted`.
+pub(crate) fn short(change: Option<GroupChange>) -> String {
+    let name = |record: &tooz_core::driver::MemberRecord| record.member.to_string();
+    match change {
+        None => "end".into(),
+        Some(GroupChange::View(all)) => format!("[{}]", all.iter().map(name).collect::<Vec<_>>().join(" ")),
+        Some(GroupChange::Joined(record)) => format!("+{}", name(&record)),
+        Some(GroupChange::Updated(record)) => format!("~{}", name(&record)),
+        Some(GroupChange::Left(record)) => format!("-{}", name(&record)),
+        Some(GroupChange::Deleted) => "deleted".into(),
+        Some(other) => format!("{other:?}"),
+    }
+}
+
+pub(crate) fn kind<T: std::fmt::Debug>(result: Result<T>) -> ErrorKind {
+    result.unwrap_err().kind()
+}
+
+pub(crate) async fn names(driver: &Arc<dyn Driver>, name: &str) -> Vec<String> {
+    let members = driver.groups().members(&group(name)).await.unwrap();
+    members.iter().map(|record| record.member.to_string()).collect()
+}
+
+/// A process of this test binary that does what it is told.
+pub(crate) struct Helper {
+    child: Child,
+    input: ChildStdin,
+    lines: Receiver<String>,
+}
+
+const SAYS: &str = "HELPER ";
+
+impl Helper {
+    /// Starts one that connects to `url` as `name`.
+    pub(crate) fn start(url: &str, name: &str) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "helper", "--nocapture", "--test-threads=1"])
+            .env("TOOZ_FILE_URL", url)
+            .env("TOOZ_FILE_MEMBER", name)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let (send, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(std::result::Result::ok) {
+                // The harness writes its own before and after, also on the same line.
+                if let Some((_, said)) = line.split_once(SAYS)
+                    && send.send(said.to_owned()).is_err()
+                {
+                    return;
+                }
+            }
+        });
+        let helper = Self { child, input, lines };
+        assert_eq!(helper.hear(), "connected");
+        helper
+    }
+
+    pub(crate) fn hear(&self) -> String {
+        self.lines.recv_timeout(LONG).expect("the helper says nothing")
+    }
+
+    pub(crate) fn tell(&mut self, command: &str) {
+        writeln!(self.input, "{command}").unwrap();
+        self.input.flush().unwrap();
+    }
+
+    pub(crate) fn does(&mut self, command: &str) -> String {
+        self.tell(command);
+        self.hear()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+    }
+
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        // It may have been killed already; a stopped one dies too.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The body of the test `helper` of each binary that starts helpers: obeys line by line until its input ends.
+pub(crate) fn obey() {
+    let say = |text: &str| {
+        println!("{SAYS}{text}");
+    };
+    let (Ok(url), Ok(name)) = (std::env::var("TOOZ_FILE_URL"), std::env::var("TOOZ_FILE_MEMBER")) else {
+        panic!("this is run by the other tests");
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (driver, session) = member(&url, &name).await;
+        say("connected");
+        let mut attempt = u128::from(std::process::id()) << 32;
+        let mut grants: Vec<Grant> = Vec::new();
+        for line in std::io::stdin().lock().lines() {
+            let line = line.unwrap();
+            let (verb, rest) = line.split_once(' ').unwrap_or((&line, ""));
+            attempt += 1;
+            match verb {
+                "lock" | "share" | "lead" => {
+                    let wanted = if verb == "lead" { LockKey::Leader(group(rest)) } else { key(rest) };
+                    let mode = if verb == "share" { Shared } else { Exclusive };
+                    let asked =
+                        session.locks().request(&Acquire::new(AttemptId(attempt), wanted, mode)).await;
+                    let grant = match asked.unwrap() {
+                        Acquired::Granted(grant) => grant,
+                        Acquired::Queued(place) => turn(&session, &place).await,
+                        other => panic!("{other:?}"),
+                    };
+                    say(&grant.token.to_string());
+                    grants.push(grant);
+                }
+                "unlock" => {
+                    say(&format!("{:?}", session.locks().release(&grants.pop().unwrap()).await.unwrap()));
+                }
+                "count" => {
+                    // Adds one to a file's number as often as told, each time under the lock.
+                    let (times, file) = rest.split_once(' ').unwrap();
+                    for _ in 0..times.parse::<u32>().unwrap() {
+                        attempt += 1;
+                        let grant = match request(&session, attempt, "counter", Exclusive).await {
+                            Acquired::Granted(grant) => grant,
+                            Acquired::Queued(place) => turn(&session, &place).await,
+                            other => panic!("{other:?}"),
+                        };
+                        let number: u64 = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
+                        std::fs::write(file, (number + 1).to_string()).unwrap();
+                        session.locks().release(&grant).await.unwrap();
+                    }
+                    say("counted");
+                }
+                "join" => {
+                    let join = tooz_core::driver::Join::new(group(rest), Capabilities::none()).create(true);
+                    say(&format!("{:?}", session.groups().join(&join).await.map_err(|error| error.kind())));
+                }
+                "close" => {
+                    session.close().await.unwrap();
+                    driver.close().await.unwrap();
+                    say("closed");
+                }
+                other => panic!("what is {other}?"),
+            }
+        }
+    });
+}
