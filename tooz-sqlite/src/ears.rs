@@ -46,30 +46,38 @@ impl Ears {
         let gone = AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_MOVE_SELF;
         // An unlinked file that is still open changes its attributes (the number of links) only.
         let database = inotify.add_watch(&place.database, gone | AddWatchFlags::IN_ATTRIB)?;
-        // A session that is closed in order removes its file before it closes it; that is nobody's death. (nix 0.31
-        // has no name for the flag.)
-        let linked = AddWatchFlags::from_bits_retain(libc::IN_EXCL_UNLINK);
-        let sessions = inotify.add_watch(
-            &place.sessions(),
-            gone | AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_ONLYDIR | linked,
-        )?;
+        let sessions = inotify.add_watch(&place.sessions(), gone | AddWatchFlags::IN_ONLYDIR)?;
         Ok(Self { inotify, database, log: None, sessions, own: HashMap::new() })
     }
 
-    /// Listens for every commit; whether that is new.
-    pub(crate) fn watch_log(&mut self, place: &Place) -> Result<bool, Errno> {
-        if self.log.is_some() {
-            return Ok(false);
-        }
-        self.log = Some(self.inotify.add_watch(&place.beside("-wal"), AddWatchFlags::IN_MODIFY)?);
-        Ok(true)
+    /// Whether every commit and every death is heard.
+    pub(crate) fn hears_everybody(&self) -> bool {
+        self.log.is_some()
     }
 
-    /// No longer listens for every commit.
-    pub(crate) fn forget_log(&mut self) {
+    /// Listens for every commit and every death.
+    pub(crate) fn hear_everybody(&mut self, place: &Place) -> Result<(), Errno> {
+        // A session that is closed in order removes its file before it closes it; that is nobody's death. (nix 0.31
+        // has no name for the flag.)
+        let linked = AddWatchFlags::from_bits_retain(libc::IN_EXCL_UNLINK);
+        self.listen_to_sessions(place, AddWatchFlags::IN_CLOSE_WRITE | linked)?;
+        self.log = Some(self.inotify.add_watch(&place.beside("-wal"), AddWatchFlags::IN_MODIFY)?);
+        Ok(())
+    }
+
+    /// Listens for what concerns this process only: else each death would wake every process.
+    pub(crate) fn hear_nobody(&mut self, place: &Place) {
         if let Some(log) = self.log.take() {
             let _ = self.inotify.rm_watch(log); // it is gone already if the file is
         }
+        let _ = self.listen_to_sessions(place, AddWatchFlags::empty()); // then it goes on hearing more
+    }
+
+    /// The same path again replaces what is listened for.
+    fn listen_to_sessions(&mut self, place: &Place, what: AddWatchFlags) -> Result<(), Errno> {
+        let gone = AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_MOVE_SELF;
+        self.sessions = self.inotify.add_watch(&place.sessions(), gone | AddWatchFlags::IN_ONLYDIR | what)?;
+        Ok(())
     }
 
     /// Listens for the loss of a file of our own. Where that cannot be had, the look every second must do.

@@ -11,7 +11,6 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use tooz_core::clock::Instant;
-use tooz_core::driver::SessionId;
 use tooz_core::{Error, ErrorKind, LossReason, Result};
 
 use crate::ahead::Ahead;
@@ -58,8 +57,6 @@ pub(crate) struct Engine {
     pub(crate) ahead: Ahead,
     /// That may have changed.
     pub(crate) ahead_changed: bool,
-    /// Sessions that ended and do not concern us, and when to see whether somebody cleared them away.
-    pub(crate) strangers: Option<(Instant, Vec<SessionId>)>,
     /// Up to which event this process has heard.
     pub(crate) cursor: i64,
     /// Other connections' commits that this process has heard of.
@@ -99,7 +96,6 @@ pub(crate) fn run(client: &Arc<Client>) {
         bell: None,
         ahead: Ahead::default(),
         ahead_changed: false,
-        strangers: None,
         cursor: 0,
         version: 0,
         logged: false,
@@ -202,9 +198,6 @@ impl Engine {
         if let Some((at, _)) = self.committing {
             sooner(at);
         }
-        if let Some((at, _)) = &self.strangers {
-            sooner(*at);
-        }
         if self.somebody_waits() {
             sooner(self.safety);
         }
@@ -252,13 +245,13 @@ impl Engine {
         };
         let database = Database::open(&client.place, &site, deadline)?;
         // Before anything is read: what happens from now on is heard of.
+        self.probes = Probes::default();
         self.open_ears();
         self.bell = Bell::hang(&site.sessions, || client.entropy.id())
             .inspect_err(|error| tracing::warn!(%error, "no FIFO can be had: changes are looked for instead"))
             .ok();
         site.bell = self.bell.as_ref().map(|bell| bell.id);
         let site = Arc::new(site);
-        self.probes = Probes::new(self.ears.is_some());
         self.version = database.version().map_err(error::native)?;
         self.database = Some(database);
         self.site = Some(site.clone());

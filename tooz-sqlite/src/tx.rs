@@ -80,10 +80,6 @@ pub(crate) struct Probes {
 }
 
 impl Probes {
-    pub(crate) fn new(trusted: bool) -> Self {
-        Self { seen: HashMap::new(), trusted }
-    }
-
     pub(crate) fn is_fresh(&self, session: i64, now: Instant) -> bool {
         self.trusted && self.seen.get(&session).is_some_and(|seen| now.saturating_since(*seen) < BELIEVED)
     }

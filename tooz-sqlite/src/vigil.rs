@@ -52,10 +52,9 @@ impl Engine {
             }
             Err(error) => tracing::debug!(%error, "no file events"),
         }
-        self.probes.trusted = self.ears.is_some();
     }
 
-    /// Hears of every commit as long as somebody watches.
+    /// Hears of every commit and every death as long as somebody watches.
     pub(crate) fn hear_commits(&mut self) {
         let watched = self.somebody_watches();
         let Some(ears) = &mut self.ears else {
@@ -64,16 +63,26 @@ impl Engine {
             }
             return;
         };
+        if watched == ears.hears_everybody() {
+            return;
+        }
+        // Who was seen alive before may have died unheard since.
+        self.probes.doubt_all();
+        self.probes.trusted = watched;
         if !watched {
-            ears.forget_log();
+            ears.hear_nobody(&self.client.place);
             self.committing = None;
             return;
         }
-        match ears.watch_log(&self.client.place) {
-            Ok(true) => self.committing = Some((self.client.clock.now(), COMMITTING)), // what came before
-            Ok(false) => {}
+        match ears.hear_everybody(&self.client.place) {
+            Ok(()) => {
+                // What came before.
+                let now = self.client.clock.now();
+                self.committing = Some((now, COMMITTING));
+                self.safety = now;
+            }
             Err(error) => {
-                tracing::warn!(%error, "the log makes no events (see /proc/sys/fs/inotify)");
+                tracing::warn!(%error, "commits make no events (see /proc/sys/fs/inotify)");
                 self.ears = None;
                 self.probes.trusted = false;
             }
@@ -92,7 +101,7 @@ impl Engine {
             match what {
                 Heard::Written => written = true,
                 Heard::Moved => self.check_place(),
-                Heard::Closed(id) => self.ended(id),
+                Heard::Closed(id) => self.suspect_by_id(id),
                 Heard::Touched(id) => {
                     let local = self.hub.locals.values().find(|local| local.id == id).cloned();
                     if let Some(local) = local {
@@ -110,19 +119,6 @@ impl Engine {
         } else if written {
             self.hear_commits();
         }
-    }
-
-    /// A session's file was closed. Those behind it have heard it by its bell; here everybody hears it, so nobody
-    /// hurries to the database who does not watch.
-    fn ended(&mut self, id: SessionId) {
-        self.probes.doubt_all();
-        let own = self.hub.locals.values().any(|local| local.id == id);
-        if own || self.bell.is_none() || self.somebody_watches() {
-            self.suspect_by_id(id);
-            return;
-        }
-        let at = self.client.clock.now() + self.client.entropy.between(POLL_HIGH, SAFETY);
-        self.strangers.get_or_insert_with(|| (at, Vec::new())).1.push(id);
     }
 
     pub(crate) fn suspect_by_id(&mut self, id: SessionId) {
@@ -203,7 +199,6 @@ impl Engine {
         self.committing = None;
         self.bell = None;
         self.ahead.clear();
-        self.strangers = None;
     }
 
     /// Looks whether another process has committed, and, if a write to the log was heard, again later while one is
@@ -242,12 +237,6 @@ impl Engine {
         let now = self.client.clock.now();
         if self.committing.is_some_and(|(at, _)| at <= now) {
             self.check_commits(true);
-        }
-        if self.strangers.as_ref().is_some_and(|(at, _)| *at <= now) {
-            let (_, strangers) = self.strangers.take().unwrap_or((now, Vec::new()));
-            for id in strangers {
-                self.suspect_by_id(id);
-            }
         }
         if self.suspects.values().any(|(at, _)| *at <= now) {
             self.clear_suspects();
