@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tooz_conformance::simulation::{Met, Plan, Run, run};
 
 /// As many as take about half a minute on two cores without optimization; a release is tested with many more.
-const SEEDS: u64 = 400;
+const SEEDS: u64 = 500;
 
-/// Runs whose traces are compared. Half of them would do; each is made twice.
+/// Seeds that are run twice, to compare the traces.
 const REPLAYED: u64 = 100;
 
 fn number(name: &str) -> Option<u64> {

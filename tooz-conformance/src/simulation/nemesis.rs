@@ -83,8 +83,10 @@ impl Nemesis<'_> {
             12 | 13 => {
                 let time = self.a_while();
                 world.note("", format_args!("the machine is suspended for {time:?}"));
-                world.recorder.suspend(time);
-                people.suspend(time);
+                world.asleep(|| {
+                    world.recorder.suspend(time);
+                    people.suspend(time);
+                });
                 world.ask_everybody();
             }
             14 | 15 => people.crash(world, dice, place).await,

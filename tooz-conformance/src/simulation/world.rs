@@ -226,6 +226,14 @@ impl World {
         if paused { self.kit.pause() } else { self.kit.resume() }
     }
 
+    /// While the machine is suspended nobody hears anything.
+    pub(super) fn asleep(&self, suspend: impl FnOnce()) {
+        let mut before = false;
+        self.reachable(|(_, paused)| before = std::mem::replace(paused, true));
+        suspend();
+        self.reachable(|(_, paused)| *paused = before);
+    }
+
     /// An acquire returned a guard; everybody else is asked whether he still believes in his.
     pub(super) fn believes(&self, id: OperationId, signal: LossSignal) {
         locked(&self.believed).insert(id, signal);
