@@ -114,7 +114,7 @@ fn every_planted_fault_is_seen_by_its_checker() {
             violation.map(|violation| (seed, violation))
         });
         match seen {
-            Some((seed, found)) => println!("{fault}: {} seeds: {found}", seed + 1),
+            Some((seed, breach)) => println!("{fault}: {} seeds: {breach}", seed + 1),
             None => panic!("{fault}: not seen as {clauses:?} within {within} seeds"),
         }
     }

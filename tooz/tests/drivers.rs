@@ -9,7 +9,11 @@ fn schemes() -> Vec<&'static str> {
 /// The scheme of every enabled feature is found.
 #[test]
 fn every_enabled_driver_is_registered() {
-    let expected = [("memory", cfg!(feature = "memory")), ("sqlite", cfg!(feature = "sqlite"))];
+    let expected = [
+        ("file", cfg!(feature = "file")),
+        ("memory", cfg!(feature = "memory")),
+        ("sqlite", cfg!(feature = "sqlite")),
+    ];
     for (scheme, enabled) in expected {
         assert_eq!(schemes().contains(&scheme), enabled, "{scheme}://");
     }
