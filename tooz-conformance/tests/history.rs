@@ -81,7 +81,7 @@ impl Story {
 
     fn held(&mut self, id: OperationId, token: u64) {
         self.answer(id, Outcome::Ok(Answer::Granted(token)));
-        self.history.holds.push(Hold { operation: id, claimed: None });
+        self.history.holds.push(Hold { operation: id, claimed: None, ended: None });
         self.claim(id);
     }
 
@@ -213,6 +213,7 @@ fn an_expiry_excuses_nobody() {
     let next = story.acquire(B, Mode::Exclusive, 2);
     story.claim(late);
     story.shows("L1", Some(next));
+    story.shows("S6", Some(late));
 }
 
 #[test]
@@ -297,6 +298,18 @@ fn a_grant_for_nobody_is_named() {
     story.history.facts.pop();
     story.now += 60 * SECOND;
     story.free(A, attempt, 1, End::Released);
+    story.shows("L6", None);
+}
+
+#[test]
+fn a_grant_that_was_given_back_and_stands_is_named() {
+    let mut story = Story::begin();
+    let held = story.acquire(A, Mode::Exclusive, 1);
+    let ended = story.now();
+    story.history.holds[0].ended = Some(ended);
+    story.tell(A, Asked::Release { hold: held }, Outcome::Unknown);
+    story.now += 60 * SECOND;
+    story.fact(Fact::Created { group: GROUP });
     story.shows("L6", None);
 }
 
@@ -423,7 +436,7 @@ fn a_million_operations() {
         let attempt = story.grant(client, Mode::Exclusive, token);
         story.answer(held, Outcome::Ok(Answer::Granted(token)));
         let claimed = Some(story.now());
-        story.history.holds.push(Hold { operation: held, claimed });
+        story.history.holds.push(Hold { operation: held, claimed, ended: None });
         let released = story.call(client, Asked::Release { hold: held });
         story.free(client, attempt, token, End::Released);
         story.answer(released, Outcome::Ok(Answer::Done));

@@ -42,10 +42,16 @@ impl Reach {
 
 impl History {
     pub(super) fn check_holds(&self, bounds: &Bounds, found: &mut Vec<Violation>) {
-        let mut forced = BTreeMap::new();
+        let (mut forced, mut expired) = (BTreeMap::new(), BTreeMap::new());
         for (moment, fact) in &self.facts {
-            if let Fact::Freed { lock, token, end: End::Forced, .. } = fact {
-                forced.entry((*lock, *token)).or_insert(*moment);
+            match fact {
+                Fact::Freed { lock, token, end: End::Forced, .. } => {
+                    forced.entry((*lock, *token)).or_insert(*moment);
+                }
+                Fact::Freed { lock, token, end: End::Expired, .. } => {
+                    expired.entry((*lock, *token)).or_insert(*moment);
+                }
+                _ => {}
             }
         }
         let reach = Reach::of(self);
@@ -53,6 +59,12 @@ impl History {
             let mut active: Vec<(Granted, Moment)> = Vec::new();
             for hold in holds {
                 let Some(mut until) = hold.until else { continue }; // nobody ever believed in it
+                if let Some(end) = expired.get(&(hold.lock, hold.token)).filter(|end| until > **end) {
+                    // Its deadline comes before the backend's: nobody believes longer than that.
+                    let what =
+                        format!("{} ended at {end} and was claimed at {until}", self.describe(hold.id));
+                    found.push(Violation { clause: "S6", operation: Some(hold.id), what });
+                }
                 if let Some(end) = forced.get(&(hold.lock, hold.token)) {
                     if let Some(bound) = bounds.told_within {
                         self.check_told(&hold, until, *end, bound, &reach, found);

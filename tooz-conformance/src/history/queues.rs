@@ -1,6 +1,6 @@
 //! The backend's own doing: whom it lets in, in which order, and whether anybody hears of it (L1, L6, L8, L9).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::holds::{Reach, conflict};
 use super::{Bounds, Fact, History, Mode, Moment, Name, Violation};
@@ -21,7 +21,7 @@ struct Lock {
 impl History {
     pub(super) fn check_queues(&self, bounds: &Bounds, found: &mut Vec<Violation>) {
         let reach = Reach::of(self);
-        let known: BTreeSet<(Name, u64)> = self.granted().map(|hold| (hold.lock, hold.token)).collect();
+        let known = self.granted().map(|hold| ((hold.lock, hold.token), hold.ended)).collect();
         let mut locks: BTreeMap<Name, Lock> = BTreeMap::new();
         let mut end = Moment::default();
         for (moment, fact) in &self.facts {
@@ -70,7 +70,8 @@ impl History {
         }
     }
 
-    /// A grant is told to whoever waits for it, or taken back: it does not stand for nobody.
+    /// A grant is told to whoever waits for it, or taken back, and what is given back is gone: none stands for
+    /// nobody.
     #[allow(clippy::too_many_arguments)] // called twice, above
     fn check_heard(
         &self,
@@ -78,16 +79,19 @@ impl History {
         holder: &Standing,
         until: Moment,
         bounds: &Bounds,
-        known: &BTreeSet<(Name, u64)>,
+        known: &BTreeMap<(Name, u64), Option<Moment>>,
         reach: &Reach,
         found: &mut Vec<Violation>,
     ) {
         let Some(bound) = bounds.told_within else { return };
-        if !known.contains(&(lock, holder.token)) && reach.longest(holder.member, holder.since, until) > bound
-        {
+        let (since, why) = match known.get(&(lock, holder.token)) {
+            None => (holder.since, "nobody heard of it"),
+            Some(Some(ended)) => (holder.since.max(*ended), "it was given back, and stood"),
+            Some(None) => return,
+        };
+        if reach.longest(holder.member, since, until) > bound {
             let what = format!(
-                "{}: {} has token {} of {}, and nobody heard of it until {until}",
-                holder.since,
+                "{since}: {} has token {} of {}, and {why} until {until}",
                 self.name(holder.member),
                 holder.token,
                 self.name(lock)

@@ -96,7 +96,7 @@ impl Recorder {
         {
             let place = inner.history.holds.len();
             inner.holds.insert(id, place);
-            inner.history.holds.push(Hold { operation: id, claimed: None });
+            inner.history.holds.push(Hold { operation: id, claimed: None, ended: None });
         }
         if let Some(operation) = inner.history.operations.get_mut(id.0) {
             operation.returned = moment;
@@ -112,6 +112,17 @@ impl Recorder {
             && let Some(hold) = inner.history.holds.get_mut(place)
         {
             hold.claimed = Some(moment);
+        }
+    }
+
+    /// A client begins to give a hold back.
+    pub fn ended(&self, hold: OperationId) {
+        let mut inner = self.inner();
+        let moment = inner.moment();
+        if let Some(place) = inner.holds.get(&hold).copied()
+            && let Some(hold) = inner.history.holds.get_mut(place)
+        {
+            hold.ended = Some(moment);
         }
     }
 

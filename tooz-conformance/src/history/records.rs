@@ -123,6 +123,8 @@ pub struct Hold {
     pub operation: OperationId,
     /// When it was last said to be held; `None`: never, it was lost before anybody asked.
     pub claimed: Option<Moment>,
+    /// When its client began to give it back, by whatever way.
+    pub ended: Option<Moment>,
 }
 
 /// How a grant ended on the backend.
@@ -324,6 +326,7 @@ impl History {
                     call: operation.call,
                     from: operation.returned,
                     until: hold.claimed,
+                    ended: hold.ended,
                 }),
                 _ => None,
             }
@@ -343,6 +346,7 @@ pub(super) struct Granted {
     pub(super) from: Moment,
     /// The last claim.
     pub(super) until: Option<Moment>,
+    pub(super) ended: Option<Moment>,
 }
 
 /// Things of one lock or group together, each list in the order in which it came.

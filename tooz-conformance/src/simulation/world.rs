@@ -242,6 +242,7 @@ impl World {
 
     pub(super) fn believes_no_more(&self, id: OperationId) {
         locked(&self.believed).remove(&id);
+        self.recorder.ended(id);
     }
 
     pub(super) fn ask_everybody(&self) {
