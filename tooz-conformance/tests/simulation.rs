@@ -108,12 +108,12 @@ const HIDDEN: &[(&str, &str)] =
 #[test]
 fn every_planted_fault_is_seen_by_its_checker() {
     for (fault, clauses, within) in SEEN {
-        let seen = (0..*within).find_map(|seed| {
+        let caught = (0..*within).find_map(|seed| {
             let run = run(&Plan::new(seed).with_fault(fault));
             let violation = run.violations.into_iter().find(|violation| clauses.contains(&violation.clause));
             violation.map(|violation| (seed, violation))
         });
-        match seen {
+        match caught {
             Some((seed, breach)) => println!("{fault}: {} seeds: {breach}", seed + 1),
             None => panic!("{fault}: not seen as {clauses:?} within {within} seeds"),
         }
