@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tooz_conformance::simulation::{Met, Plan, Run, run};
 
 /// As many as take about half a minute on two cores without optimization; a release is tested with many more.
-const SEEDS: u64 = 500;
+const SEEDS: u64 = 400;
 
 /// Seeds that are run twice, to compare the traces.
 const REPLAYED: u64 = 100;
