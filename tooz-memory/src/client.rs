@@ -74,6 +74,10 @@ impl Client {
             }
             None => self.backend.act(act),
         };
+        let delay = self.backend.act(|state| state.plan.answer_delay);
+        if !delay.is_zero() {
+            self.context.spawner.sleep(delay).await;
+        }
         self.random_pace().await;
         answer.map_err(|error| error.during(operation.name()))
     }

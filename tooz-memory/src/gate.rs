@@ -97,6 +97,7 @@ pub enum Cut {
 pub(crate) struct Plan {
     pub(crate) paused: bool,
     pub(crate) delay: Duration,
+    pub(crate) answer_delay: Duration,
     pub(crate) cut: BTreeMap<MemberId, Cut>,
     next: VecDeque<Planned>,
     pub(crate) calls: BTreeMap<Operation, u64>,

@@ -111,6 +111,12 @@ impl Kit {
         self.backend.act(|state| state.plan.delay = duration);
     }
 
+    /// Delays the answer of every call that is done from now on: it has taken effect long before its caller hears
+    /// of it. Waiting for a turn is not delayed. Zero ends it.
+    pub fn delay_answers(&self, duration: Duration) {
+        self.backend.act(|state| state.plan.answer_delay = duration);
+    }
+
     /// Decides what shall become of the next `count` calls of an operation, whoever makes them. Several decisions
     /// are used up one after the other.
     pub fn next(&self, operation: Operation, count: u64, outcome: Outcome) {

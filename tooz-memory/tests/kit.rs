@@ -255,3 +255,19 @@ async fn a_listener_hears_everything_of_its_namespace() {
     ];
     assert_eq!(*heard.lock().unwrap(), expected);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_delayed_answer_is_of_a_call_that_was_done_before() {
+    let url = "memory://answers-delayed";
+    let (_d, a) = member(url, "a").await;
+    let kit = Kit::of(url).unwrap();
+    kit.delay_answers(Duration::from_secs(2));
+    let watch = Stopwatch::start();
+    let asking = granted(&a, 1, Exclusive);
+    let looking = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        kit.held()
+    };
+    assert_eq!(tokio::join!(asking, looking).1, 1);
+    assert_eq!(watch.elapsed(), Duration::from_secs(2));
+}

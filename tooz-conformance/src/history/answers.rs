@@ -145,6 +145,7 @@ impl History {
     }
 
     /// Why this answer cannot be true.
+    #[allow(clippy::match_same_arms)] // one arm for each promise
     fn contradiction(&self, truth: &Truth, id: OperationId) -> Option<(&'static str, &'static str)> {
         let operation = self.operation(id)?;
         let (from, to, client) = (operation.call, operation.returned, operation.client);

@@ -69,10 +69,20 @@ impl Nemesis<'_> {
             }
             5 => {
                 let delay = dice.millis(0, 60);
-                world.note("", format_args!("every call takes {delay:?} more"));
+                // An answer that comes late proves the session from when its beat was sent, and no later.
+                let answers = if dice.one_in(2) { dice.millis(100, 900) } else { Duration::ZERO };
+                world.note("", format_args!("calls take {delay:?} more, and their answers {answers:?}"));
                 world.kit.delay(delay);
-                tokio::time::sleep(dice.millis(100, 2_000)).await;
+                world.kit.delay_answers(answers);
+                self.meanwhile(dice.millis(100, 5_000)).await;
                 world.kit.delay(Duration::ZERO);
+                if dice.one_in(2) {
+                    // The last answers are still under way when the member is cut off.
+                    world.cut_off(member, Cut::Hang);
+                }
+                world.kit.delay_answers(Duration::ZERO);
+                self.meanwhile(self.a_while()).await;
+                world.heal(member);
             }
             6..=9 => self.lose_answers(member),
             10 => {
