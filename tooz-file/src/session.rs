@@ -243,6 +243,10 @@ async fn watch(client: Arc<Client>, local: Arc<Local>) {
     let mut deaths = site.hub.listen(vec![Topic::Deaths]);
     let clock = client.context.clock.clone();
     let mut touch = clock.now() + TOUCH;
+    // What was said between the session's opening and now, when nobody listened yet.
+    if let Err(error) = round(&client, &local, false).await {
+        tracing::warn!(%error, session = %local.session(), "looking after the session failed");
+    }
     loop {
         let left = touch.saturating_since(clock.now());
         let pause = if site.hears() { left } else { left.min(SESSION_POLL) };
