@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use crate::cases;
 
-/// Families of clauses that the suite does not cover yet; the hash ring and the history checker will bring their cases.
+/// Families of clauses without cases: P, since there is no hash ring yet, and H, which is how [`crate::history`]
+/// judges the runs of [`crate::simulation`].
 pub const LATER: &[&str] = &["P", "H"];
 
 /// Clauses that no case can show, with the reason why.

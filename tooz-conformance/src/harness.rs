@@ -231,7 +231,8 @@ impl Harness {
         Stopwatch(tokio::time::Instant::now())
     }
 
-    /// Lets every task run that can: what was sent has arrived after it.
+    /// Lets every task run that can. On the virtual clock what was sent has arrived after it; on a real backend it
+    /// is only likely. Where it has not, a case proves less or turns red.
     pub async fn settle(&self) {
         let pause = if self.is_virtual() { Duration::from_millis(1) } else { Duration::from_millis(20) };
         tokio::time::sleep(pause).await;
