@@ -413,7 +413,13 @@ impl<'a> Entry<'a> {
         }
         ticket.set_stage(Stage::Granted);
         match self.tenure.accept(grant, ticket) {
-            Ok(state) => Ok(Ok(state)),
+            Ok(state) => {
+                if state.grant.proved_at.is_some() {
+                    // Its own deadline may be earlier than anything that the keeper waits for.
+                    self.shared.command(Command::Wake);
+                }
+                Ok(Ok(state))
+            }
             Err(ticket) => {
                 self.ticket = Some(ticket);
                 Ok(Err(self.withdraw().await?))
