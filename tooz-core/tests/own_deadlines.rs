@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use common::*;
 use scripted::*;
+use tooz_core::driver::Released;
 use tooz_core::{LockGuard, LossReason};
 use tooz_memory::Operation;
 
@@ -63,7 +64,7 @@ async fn its_deadline_is_the_earlier_one_and_the_session_lives_on() {
 
 #[tokio::test(start_paused = true)]
 async fn the_guard_itself_compares_the_clock() {
-    let (script, _, [a]) = scripted("own-clock", "ttl=15s", ["a"]).await;
+    let (script, kit, [a]) = scripted("own-clock", "ttl=15s", ["a"]).await;
     proved_a_while_ago(&script).await;
     let guard = a.lock("x").unwrap().acquire().await.unwrap();
     // One poll lets the time pass, and nobody else runs between it and the question.
@@ -72,6 +73,9 @@ async fn the_guard_itself_compares_the_clock() {
     tokio::time::advance(Duration::from_millis(1)).await;
     assert!(!guard.is_held());
     assert!(guard.run(async { panic!("it runs without the lock") }).await.is_err());
+    // The backend may still have it: it is given back, and yet it was not held any more.
+    assert_eq!(guard.release().await.unwrap(), Released::WasNotHolder);
+    eventually("it is given back", || kit.held() == 0).await;
 }
 
 #[tokio::test(start_paused = true)]

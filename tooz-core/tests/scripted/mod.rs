@@ -33,6 +33,8 @@ pub(crate) enum Ask {
     Fails(Error),
     /// It is done, and answers this error.
     Hides(Error),
+    /// It is sent so much later.
+    Slow(Duration),
 }
 
 type Edit = Box<dyn FnOnce(&mut Grant) + Send>;
@@ -43,6 +45,8 @@ struct Plan {
     grants: VecDeque<Edit>,
     waits: VecDeque<Wait>,
     asks: VecDeque<Ask>,
+    log: Vec<&'static str>,
+    listed: Held,
 }
 
 /// What one backend of that name is to say.
@@ -83,8 +87,27 @@ impl Script {
         self.plan().asks.push_back(ask);
     }
 
+    /// The clock of whoever connected first.
+    pub(crate) fn clock(&self) -> &Clock {
+        self.clock.get().expect("nobody is connected")
+    }
+
     pub(crate) fn now(&self) -> Instant {
-        self.clock.get().expect("nobody is connected").now()
+        self.clock().now()
+    }
+
+    /// What was called so far, in the order of beginnings and ends.
+    pub(crate) fn log(&self) -> Vec<&'static str> {
+        self.plan().log.clone()
+    }
+
+    /// What the last beat listed.
+    pub(crate) fn listed(&self) -> Held {
+        self.plan().listed.clone()
+    }
+
+    fn note(&self, what: &'static str) {
+        self.plan().log.push(what);
     }
 
     fn bend(&self, mut grant: Grant, proved_at: Instant) -> Grant {
@@ -193,6 +216,7 @@ impl Session for Bent<Arc<dyn Session>> {
     }
 
     async fn renew(&self, held: &Held) -> Result<Renewal> {
+        self.1.plan().listed = held.clone();
         self.0.renew(held).await
     }
 
@@ -217,10 +241,14 @@ impl Session for Bent<Arc<dyn Session>> {
 impl SessionLocks for Bent<Arc<dyn Session>> {
     async fn request(&self, request: &Acquire) -> Result<Acquired> {
         let (sent, ask) = (self.1.now(), self.1.plan().asks.pop_front());
-        if let Some(Ask::Fails(error)) = ask {
-            return Err(error);
+        self.1.note("ask");
+        match &ask {
+            Some(Ask::Fails(error)) => return Err(error.clone()),
+            Some(Ask::Slow(time)) => tokio::time::sleep(*time).await,
+            _ => {}
         }
         let answer = self.0.locks().request(request).await?;
+        self.1.note("asked");
         if let Some(Ask::Hides(error)) = ask {
             return Err(error);
         }
@@ -249,10 +277,16 @@ impl SessionLocks for Bent<Arc<dyn Session>> {
     }
 
     async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
-        self.0.locks().withdraw(key, attempt).await
+        self.1.note("withdraw");
+        let answer = self.0.locks().withdraw(key, attempt).await;
+        self.1.note("withdrawn");
+        answer
     }
 
     async fn release(&self, grant: &Grant) -> Result<Released> {
-        self.0.locks().release(grant).await
+        self.1.note("release");
+        let answer = self.0.locks().release(grant).await;
+        self.1.note("released");
+        answer
     }
 }
