@@ -42,6 +42,7 @@ type Edit = Box<dyn FnOnce(&mut Grant) + Send>;
 #[derive(Default)]
 struct Plan {
     own_ttl: bool,
+    silent: bool,
     grants: VecDeque<Edit>,
     waits: VecDeque<Wait>,
     asks: VecDeque<Ask>,
@@ -70,6 +71,11 @@ impl Script {
     /// Every grant has a ttl of its own from now on, proved when it was asked for.
     pub(crate) fn own_ttl(&self) {
         self.plan().own_ttl = true;
+    }
+
+    /// The backend says nothing by itself any more: only beats tell.
+    pub(crate) fn silent(&self) {
+        self.plan().silent = true;
     }
 
     /// Changes the next grant; several changes are for several grants.
@@ -193,6 +199,7 @@ impl Driver for Bent<Arc<dyn Driver>> {
     }
 
     async fn close(&self) -> Result<()> {
+        self.1.note("driver closed");
         self.0.close().await
     }
 }
@@ -221,7 +228,8 @@ impl Session for Bent<Arc<dyn Session>> {
     }
 
     async fn notice(&self) -> Notice {
-        self.0.notice().await
+        let notice = self.0.notice().await;
+        if self.1.plan().silent { std::future::pending().await } else { notice }
     }
 
     fn groups(&self) -> &dyn SessionGroups {
@@ -233,6 +241,7 @@ impl Session for Bent<Arc<dyn Session>> {
     }
 
     async fn close(&self) -> Result<()> {
+        self.1.note("session closed");
         self.0.close().await
     }
 }
