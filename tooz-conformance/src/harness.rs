@@ -94,7 +94,7 @@ impl Harness {
 
     /// A builder of a coordinator in the case's namespace. Nobody closes what it connects but its last handle.
     pub fn builder(&self, member: impl AsRef<[u8]>) -> Builder {
-        self.builder_at(self.url(), member)
+        self.builder_at(&self.0.place.url_of(member.as_ref()), member)
     }
 
     /// The same with another URL.
@@ -162,7 +162,7 @@ impl Harness {
     /// # Errors
     /// It cannot be started.
     pub async fn process(&self, member: &str) -> Outcome<Process> {
-        Process::start(self.url(), self.namespace(), member).await
+        Process::start(&self.0.place.url_of(member.as_bytes()), self.namespace(), member).await
     }
 
     /// The ttl of sessions, as the URL says it.
