@@ -15,6 +15,7 @@ use crate::kit::Kit;
 use crate::process::Process;
 use crate::target::{Place, Target, Time};
 use crate::tools::{eventually, within};
+use crate::victim::Victim;
 
 /// A backend of its own, and everything that a case does with it. A cheap clone.
 #[derive(Clone, Debug)]
@@ -165,6 +166,14 @@ impl Harness {
     /// It cannot be started.
     pub async fn process(&self, member: &str) -> Outcome<Process> {
         Process::start(&self.0.place.url_of(member.as_bytes()), self.namespace(), member).await
+    }
+
+    /// Somebody who is going to die without a word.
+    ///
+    /// # Errors
+    /// It cannot be started: the case lacks its `.deaths()`.
+    pub async fn victim(&self, member: &str) -> Outcome<Victim> {
+        Victim::start(self, member).await
     }
 
     /// The ttl of sessions, as the URL says it.
