@@ -11,6 +11,8 @@ mod kit;
 pub mod matrix;
 mod process;
 mod runner;
+#[cfg(feature = "servers")]
+pub mod servers;
 #[cfg(feature = "memory")]
 pub mod simulation;
 mod target;
