@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 
 use super::super::prelude::*;
 use super::{asks, queued};
+use crate::kit::{Call, Fate};
 
 pub(super) const CASES: &[Case] = &[
     case!(incident_hazelcast_1055, "L10"),
     case!(incident_terraform_27033, "L10"),
     case!(incident_terraform_14513, "L7", "L3").ttl().kit(),
     case!(incident_etcd_22082, "L4", "L10"),
+    case!(incident_etcd_22115, "L4", "L5").kit(),
     case!(incident_filelock_494, "L1", "X5").files(),
 ];
 
@@ -84,6 +86,31 @@ async fn incident_etcd_22082(h: Harness) -> Outcome {
         ensure(new.is_held(), "a late release took the next grant")?;
         held_by_another(&b, "x").await?;
         ensure(new.release().await? == Released::Released, "the holder's release found nothing")?;
+    }
+    Ok(())
+}
+
+/// L4, L5: the answer to a release was lost; whatever repeats it must not find the next grant of the same coordinator.
+async fn incident_etcd_22115(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    for fate in [Fate::AnswerLost, Fate::RequestLost] {
+        for dropped in [false, true] {
+            let old = within("the lock", h.gone(), a.lock("x")?.acquire()).await??;
+            h.kit()?.next("a", Call::Release, 1, fate);
+            h.kit()?.next("a", Call::Withdraw, 1, fate);
+            if dropped {
+                drop(old);
+            } else {
+                drop(old.release().await); // it may say that it does not know
+            }
+            let new = within("the lock again", h.gone(), a.lock("x")?.acquire()).await??;
+            h.pass(h.some_ttl()).await; // whatever comes late
+            ensure(new.is_held(), "a repeated release took the next grant")?;
+            held_by_another(&b, "x").await?;
+            let shown = b.lock("x")?.holders().await?.holders;
+            ensure(shown.len() == 1 && shown[0].token == Some(new.token()), format!("{shown:?}"))?;
+            ensure(new.release().await? == Released::Released, "the holder's release found nothing")?;
+        }
     }
     Ok(())
 }
