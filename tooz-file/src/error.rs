@@ -15,6 +15,11 @@ pub(crate) fn is_unreadable(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::InvalidData
 }
 
+/// `O_NOFOLLOW` met a symlink; the standard library's name for it is not stable yet.
+pub(crate) fn is_symlink(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(nix::libc::ELOOP)
+}
+
 /// An error of the operating system about `what`, which names the file.
 pub(crate) fn io(what: impl Into<String>, error: io::Error) -> Error {
     use io::ErrorKind as Io;
@@ -36,8 +41,7 @@ pub(crate) fn io(what: impl Into<String>, error: io::Error) -> Error {
         Io::NotFound => (ErrorKind::Unavailable, ": it is missing"),
         _ => (ErrorKind::Unavailable, ""),
     };
-    // O_NOFOLLOW met a symlink; the standard library's name for it is not stable yet.
-    let (kind, remedy) = if error.raw_os_error() == Some(nix::libc::ELOOP) {
+    let (kind, remedy) = if is_symlink(&error) {
         (ErrorKind::Denied, ": it is a symlink, which is not followed; remove it")
     } else {
         (kind, remedy)

@@ -205,7 +205,7 @@ pub(crate) fn tidy(client: &Client, site: &Site) -> Result<()> {
 /// cleared away.
 pub(crate) fn skip<T>(answer: io::Result<T>) -> io::Result<Option<T>> {
     match answer {
-        Err(error) if error::is_unreadable(&error) => {
+        Err(error) if error::is_unreadable(&error) || error::is_symlink(&error) => {
             tracing::warn!(%error, "skipped");
             Ok(None)
         }
