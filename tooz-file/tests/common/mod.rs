@@ -275,6 +275,13 @@ pub(crate) fn obey() {
                     say(&grant.token.to_string());
                     grants.push(grant);
                 }
+                "queue" => {
+                    let place = queued(&session, attempt, rest, Exclusive).await;
+                    say("queued");
+                    let grant = turn(&session, &place).await;
+                    say(&grant.token.to_string());
+                    grants.push(grant);
+                }
                 "unlock" => {
                     say(&format!("{:?}", session.locks().release(&grants.pop().unwrap()).await.unwrap()));
                 }
