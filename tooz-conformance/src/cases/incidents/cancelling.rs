@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::super::prelude::*;
 use super::super::runtimes::{on_a_thread, one_worker};
-use super::{asks, free, queued};
+use super::{asks, free};
 use crate::kit::{Call, Fate};
 use crate::tools::{block_on, dropped_after};
 
@@ -165,8 +165,8 @@ async fn incident_etcd_client_50(h: Harness) -> Outcome {
         let guard = within("the lock", h.soon(), a.lock("x")?.acquire()).await??;
         let mut waiting = Vec::new();
         for (n, one) in [&b, &c, &d].into_iter().enumerate() {
-            waiting.push(asks(&h, one.lock("x")?));
-            queued(&h, &a, "x", n as u64 + 1).await?;
+            waiting.push(asks(&h, one.lock("x")?).await);
+            h.waiters("x", n as u64 + 1).await?;
         }
         let cancelled = waiting.remove(round % 3);
         if round < 3 {
