@@ -166,11 +166,11 @@ async fn incident_redis_py_656(h: Harness) -> Outcome {
 /// L6, L8: waiters whose clients cancel them, in the middle of a queue that moves.
 async fn incident_etcd_client_50(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
-    let (c, d) = (h.coordinator("c").await?, h.coordinator("d").await?);
+    let more = [h.coordinator("c").await?, h.coordinator("d").await?];
     for round in 0..6 {
         let guard = within("the lock", h.soon(), a.lock("x")?.acquire()).await??;
         let mut waiting = Vec::new();
-        for (n, one) in [&b, &c, &d].into_iter().enumerate() {
+        for (n, one) in [&b, &more[0], &more[1]].into_iter().enumerate() {
             waiting.push(asks(&h, one.lock("x")?).await);
             h.waiters("x", n as u64 + 1).await?;
         }

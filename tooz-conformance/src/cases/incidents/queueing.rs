@@ -204,7 +204,7 @@ async fn incident_kazoo_315(h: Harness) -> Outcome {
     let waiting = [asks(&h, b.lock("x")?).await, asks(&h, a.lock("x")?).await];
     h.waiters("x", 1).await?;
     for one in [&a, &b, &c] {
-        h.soon_done("the answer to a try", held_by_another(one, "x")).await??;
+        h.soon_done("the answer to a try", Box::pin(held_by_another(one, "x"))).await??;
     }
     guard.release().await?;
     for one in waiting {
