@@ -28,6 +28,7 @@ struct Inner {
     place: Place,
     kit: Option<Box<dyn Kit>>,
     namespace: String,
+    clocks_stop: bool,
     opened: Mutex<Opened>,
 }
 
@@ -51,6 +52,7 @@ impl Harness {
             kit,
             place,
             namespace,
+            clocks_stop: target.clocks_stop,
             opened: Mutex::default(),
         })))
     }
@@ -206,6 +208,16 @@ impl Harness {
     /// Lets time pass, because the promise is about what time alone does.
     pub async fn pass(&self, time: Duration) {
         tokio::time::sleep(time).await;
+    }
+
+    /// The machine was suspended, on the virtual clock: the clocks of all coordinators jump, and no timer notices.
+    pub fn suspend(&self, time: Duration) {
+        for (place, coordinator) in self.opened().coordinators.iter().enumerate() {
+            // The first to connect brings the backend's clock.
+            if place == 0 || !self.0.clocks_stop {
+                coordinator.simulate_suspend(time);
+            }
+        }
     }
 
     /// Waits until `check` says yes; it is to happen at once.
