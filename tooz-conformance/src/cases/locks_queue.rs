@@ -225,8 +225,10 @@ async fn a_waiter_whose_place_vanished_asks_again(h: Harness) -> Outcome {
     let guard = taken(&a, "x").await?;
     let lock = b.lock("x")?;
     let waiting = h.spawn(async move { lock.acquire().await });
-    eventually("b waits", h.soon(), async || Ok::<_, Error>(a.lock("x")?.holders().await?.waiters != Some(0)))
-        .await?;
+    eventually("b waits", h.soon(), async || {
+        Ok::<_, Error>(a.lock("x")?.holders().await?.waiters != Some(0))
+    })
+    .await?;
     h.kit()?.vanish(h.namespace(), "x");
     let next = within("the lock", h.some_ttl(), waiting).await???;
     ensure(next.is_held() && next.token() > guard.token(), "granted, and not held, or with an old token")
