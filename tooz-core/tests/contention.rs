@@ -26,16 +26,20 @@ async fn an_answer_that_is_on_its_way_at_the_limit_counts() {
     assert!(b.lock("x").unwrap().acquire_within(10 * MILLI).await.unwrap().is_none());
 }
 
-/// L2: who tries asks once.
+/// L2, L4: who tries asks once, and who gives back says so once.
 #[tokio::test(start_paused = true)]
-async fn a_try_is_one_round_trip() {
+async fn a_try_and_a_release_are_one_round_trip_each() {
     let url = "memory://contention-try";
     let (kit, a, b) = (Kit::of(url).unwrap(), connect(url, "a").await, connect(url, "b").await);
-    let _guard = a.lock("x").unwrap().acquire().await.unwrap();
+    let guard = a.lock("x").unwrap().acquire().await.unwrap();
     kit.reset_calls();
     assert!(b.lock("x").unwrap().try_acquire().await.unwrap().is_none());
     tokio::time::sleep(SECOND).await;
     assert_eq!((kit.calls(Operation::Request), kit.all_calls()), (1, 1));
+    kit.reset_calls();
+    guard.release().await.unwrap();
+    tokio::time::sleep(SECOND).await;
+    assert_eq!((kit.calls(Operation::Release), kit.all_calls()), (1, 1));
 }
 
 /// L2: what the backend says to one task is an answer to the ones behind it, as soon as it is said.

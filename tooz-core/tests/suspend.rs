@@ -9,7 +9,7 @@ use std::time::Duration;
 use common::*;
 use scripted::*;
 use tooz_core::driver::Released;
-use tooz_core::{Capabilities, Liveness};
+use tooz_core::{Capabilities, Liveness, LossReason};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -29,7 +29,9 @@ async fn whoever_asks_afterwards_is_told_without_waiting_for_anybody() {
     assert!(cancelled_at(0, set.run(async { panic!("without the locks") })).await.unwrap().is_err());
     assert!(!guard.is_held() && guard.loss().is_lost() && !set.is_held());
     assert!(matches!(a.liveness(), Liveness::Lost { .. }) && a.session_id().is_none());
+    let signal = guard.loss();
     assert_eq!(guard.release().await.unwrap(), Released::WasNotHolder);
+    assert_eq!(signal.reason(), Some(LossReason::Expired), "giving it back is not why it was lost");
     drop(set);
     eventually("all is given back", || kit.held() == 0).await;
 }
@@ -46,8 +48,8 @@ async fn work_that_began_before_is_not_polled_afterwards() {
         };
         let (one, all) = (guard.run(work()), set.run(work()));
         let (mut one, mut all) = (std::pin::pin!(one), std::pin::pin!(all));
-        let once = async { tokio::join!(one.as_mut(), all.as_mut()) };
-        assert!(cancelled_at(0, once).await.is_none());
+        let begun = async { tokio::join!(one.as_mut(), all.as_mut()) };
+        assert!(cancelled_at(0, begun).await.is_none());
         if suspended {
             script.clock().simulate_suspend(15 * SECOND);
         }
