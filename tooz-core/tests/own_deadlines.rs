@@ -47,6 +47,7 @@ async fn beats_that_list_it_move_its_deadline() {
 async fn its_deadline_is_the_earlier_one_and_the_session_lives_on() {
     let (script, _, [a]) = scripted("own-earlier", "ttl=15s", ["a"]).await;
     let session = a.session_id();
+    script.own_ttl();
     proved_a_while_ago(&script).await;
     let (guard, other) = (a.lock("x").unwrap().acquire().await.unwrap(), a.lock("y").unwrap());
     let other = other.acquire().await.unwrap();
