@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::driver::LockMode;
 use crate::guard::LockGuard;
 use crate::lock::{Lock, Patience};
-use crate::{LockName, LossReason, Result};
+use crate::{Error, ErrorKind, LockName, LossReason, Result};
 
 /// Several locks to be taken together.
 ///
@@ -44,7 +44,7 @@ impl LockSet {
         Self::new(self.locks.iter().chain(&others.locks).cloned().collect())
     }
 
-    /// Waits until all are held.
+    /// Waits until all are held. What is lost while another one is waited for is taken again, with all others.
     ///
     /// # Errors
     /// As [`Lock::acquire`]; what was taken is released.
@@ -52,29 +52,41 @@ impl LockSet {
     /// # Cancel safety
     /// Dropping the future releases what was taken.
     pub async fn acquire(&self) -> Result<LockSetGuard> {
-        let mut guards = Vec::with_capacity(self.locks.len());
-        for lock in &self.locks {
-            guards.push(lock.acquire().await?);
+        loop {
+            let mut set = LockSetGuard { guards: Vec::with_capacity(self.locks.len()) };
+            for lock in &self.locks {
+                set.guards.push(lock.acquire().await?);
+            }
+            if set.is_held() {
+                return Ok(set);
+            }
+            // Or the others would be taken again before they are given back.
+            set.release().await?;
         }
-        Ok(LockSetGuard { guards })
     }
 
     /// Takes all that are named if all can be had at once; else none.
     ///
     /// # Errors
-    /// As [`LockSet::acquire`].
+    /// As [`LockSet::acquire`]; `SessionLost` if one was lost while the others were taken.
     ///
     /// # Cancel safety
     /// As [`LockSet::acquire`].
     pub async fn try_acquire(&self) -> Result<Option<LockSetGuard>> {
-        let mut guards = Vec::with_capacity(self.locks.len());
+        let mut set = LockSetGuard { guards: Vec::with_capacity(self.locks.len()) };
         for lock in &self.locks {
             match lock.acquire_by(Patience::None).await? {
-                Some(guard) => guards.push(guard),
+                Some(guard) => set.guards.push(guard),
                 None => return Ok(None),
             }
         }
-        Ok(Some(LockSetGuard { guards }))
+        match set.guards.iter().find_map(|guard| guard.loss().reason()) {
+            None => Ok(Some(set)),
+            Some(why) => Err(Error::new(
+                ErrorKind::SessionLost,
+                format!("one of the locks was lost while the others were taken: {why}; try again"),
+            )),
+        }
     }
 
     /// Takes all within `limit`, which counts for all together; else none.
@@ -88,15 +100,20 @@ impl LockSet {
         let Some(first) = self.locks.first() else { return Ok(Some(LockSetGuard { guards: Vec::new() })) };
         let clock = first.life().clock.clone();
         let end = clock.now() + limit;
-        let mut guards = Vec::with_capacity(self.locks.len());
-        for lock in &self.locks {
-            let left = end.saturating_since(clock.now());
-            match lock.acquire_within(left).await? {
-                Some(guard) => guards.push(guard),
-                None => return Ok(None),
+        loop {
+            let mut set = LockSetGuard { guards: Vec::with_capacity(self.locks.len()) };
+            for lock in &self.locks {
+                let left = end.saturating_since(clock.now());
+                match lock.acquire_within(left).await? {
+                    Some(guard) => set.guards.push(guard),
+                    None => return Ok(None),
+                }
             }
+            if set.is_held() {
+                return Ok(Some(set));
+            }
+            set.release().await?;
         }
-        Ok(Some(LockSetGuard { guards }))
     }
 }
 
