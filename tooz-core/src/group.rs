@@ -156,8 +156,7 @@ impl Group {
         let finish = Box::new(|unfinished: Owned<Result<()>>| -> Owned<()> {
             Box::pin(async move {
                 let answer = tenure.or_lost(unfinished).await;
-                let open = |error: Error| error.is_indeterminate() || error.is_retryable();
-                if answer.is_some_and(|answer| answer.is_err_and(open)) {
+                if answer.is_some_and(|answer| answer.is_err_and(|error| error.is_indeterminate())) {
                     leave_until_answered(&shared, &tenure, &id).await;
                 }
                 drop(kept);

@@ -306,6 +306,10 @@ async fn contend(
                 entry.done();
                 return Ok(None);
             }
+            Err(error) if !error.is_retryable() && !error.is_indeterminate() => {
+                entry.done(); // refused: nothing was written
+                return Err(error);
+            }
             Err(error) => Err(error),
         };
         let error = match granted {
@@ -331,7 +335,7 @@ async fn contend(
             Patience::Forever => error.is_retryable() && (heard || error.kind() == ErrorKind::SessionLost),
         };
         if !again {
-            // Whatever the error says, there may be a place in the queue: the keeper withdraws the attempt.
+            // Also after a wait that was refused for good there is a place in the queue: the keeper withdraws it.
             return Err(error);
         }
         tracing::debug!(%error, %key, "asking for the lock again");
