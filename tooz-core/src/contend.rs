@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use crate::driver::{Admission, Grant, LockKey, LockMode, admits};
+use crate::waits::waits;
 use crate::{Error, ErrorKind, FencingToken, Result};
 
 /// Names that nobody uses any more keep their last token until there are this many; it is what a token that goes
@@ -159,7 +160,7 @@ impl Ticket {
     /// queue.
     pub(crate) async fn pass(&self) {
         while !self.has_passed() {
-            self.passed.notified().await;
+            waits(self.passed.notified()).await;
         }
     }
 
@@ -180,7 +181,7 @@ impl Ticket {
                 // It counts from here, under the lock.
                 Arc::clone(&queue.changed).notified_owned()
             };
-            changed.await;
+            waits(changed).await;
         }
     }
 
