@@ -13,6 +13,7 @@ mod process;
 mod runner;
 #[cfg(feature = "memory")]
 pub mod simulation;
+pub mod sweep;
 mod target;
 pub mod targets;
 mod tools;
