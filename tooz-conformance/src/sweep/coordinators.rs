@@ -1,7 +1,6 @@
 //! A coordinator's own life: connecting leaves no session behind, a beat and a close that were begun go on. And the
 //! tasks and timers that drivers are given.
 
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,14 +11,19 @@ use tooz_core::{ErrorKind, Liveness, Runtime};
 use super::point::{Moment, Point};
 use super::scene::{Scene, in_every_weather, run};
 use super::takes::{What, all_held_by, nobody_is_in_the_way};
-use super::weather::Called;
+use super::weather::{Called, Weather};
 use crate::case::Outcome;
 use crate::tools::{ensure, within};
 
 pub(super) fn scenes() -> Vec<Scene> {
     let mut scenes = in_every_weather("Builder::connect", "alone", Called::Open, run!(connected));
     scenes.push(Scene::new("Builder::connect_driver", "alone", run!(driver_connected)));
-    scenes.extend(in_every_weather("Coordinator::heartbeat", "its session lives", Called::Renew, run!(beaten)));
+    scenes.extend(in_every_weather(
+        "Coordinator::heartbeat",
+        "its session lives",
+        Called::Renew,
+        run!(beaten),
+    ));
     scenes.extend(in_every_weather("Coordinator::close", "a lock is held", Called::Close, run!(closed)));
     scenes.push(Scene::new("Heart::wait", "it is stopped", run!(heart_waited_for)));
     scenes.push(Scene::new("Spawner::timeout", "its work ends", run!(timed)));
@@ -42,6 +46,10 @@ async fn connected(p: Point) -> Outcome {
             ensure(p.world().sessions()? > before, "a coordinator without a session")?;
             own.close().await?;
         }
+    }
+    // One whose opening was not heard of is nobody's to close: it ends by its ttl (L6).
+    if matches!(p.weather(), Weather::AnswerLost(_)) {
+        p.h().pass(p.h().gone()).await;
     }
     p.world().sessions_are_again(before).await?;
     let again = p.h().builder(&member).connect().await?;
@@ -76,7 +84,9 @@ async fn beaten(p: Point) -> Outcome {
     if p.h().is_virtual() {
         ensure(own.heart().beats() == expected, format!("{} beats, not {expected}", own.heart().beats()))?;
     } else {
-        p.h().soon_true("the beat", async || Ok::<_, crate::Failure>(own.heart().beats() == expected)).await?;
+        p.h()
+            .soon_true("the beat", async || Ok::<_, crate::Failure>(own.heart().beats() == expected))
+            .await?;
     }
     p.world().forget_fates();
     own.heartbeat().await?;
@@ -106,6 +116,10 @@ async fn closed(p: Point) -> Outcome {
     ensure(again.is_ok() || p.weather().allows_errors(), format!("{again:?}"))?;
     drop(held);
     drop(own);
+    // One that could not be closed holds on until its ttl is over (S3).
+    if p.weather().allows_errors() {
+        p.h().pass(p.h().gone()).await;
+    }
     p.world().sessions_are_again(before).await?;
     nobody_is_in_the_way(&p, What::Lock).await
 }
@@ -115,7 +129,7 @@ async fn heart_waited_for(p: Point) -> Outcome {
     let own = p.fresh().await?;
     let heart = own.heart();
     let stops = async {
-        p.h().settle().await;
+        p.settle().await;
         ensure(heart.is_alive(), "waiting for its end stopped it")?;
         heart.stop();
         Ok(())
@@ -202,7 +216,8 @@ mod hurt {
     use crate::sweep::scene::Needs;
 
     pub(super) fn scene() -> Scene {
-        Scene::new("Coordinator::heartbeat", "its session was lost", run!(beaten_after_a_loss)).needs(Needs::Kit)
+        Scene::new("Coordinator::heartbeat", "its session was lost", run!(beaten_after_a_loss))
+            .needs(Needs::Kit)
     }
 
     /// The beat goes on: it opens a new session although nobody waits for it.
@@ -210,11 +225,13 @@ mod hurt {
         let builder = p.h().builder(format!("own-{}", p.name())).manual_heart();
         let own = p.world().prepared(builder.connect().await?);
         p.world().kit().ok_or("this scene needs the kit")?.expire(own.member().as_bytes());
-        p.h().settle().await;
+        p.settle().await;
         ensure(own.session_id().is_none(), "its session has not ended")?;
         if let Some(beat) = p.sweep(own.heartbeat()).await? {
             beat?;
         }
+        // The old one is closed first.
+        p.settle().await;
         let asked = p.moment() != Moment::Woken(0);
         ensure(own.session_id().is_some() == asked, "the first poll asks for a session, and it is opened")?;
         own.heartbeat().await?;

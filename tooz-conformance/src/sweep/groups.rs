@@ -143,7 +143,7 @@ async fn changed_after_another(p: Point, change: Change) -> Outcome {
     let joined = poll_fn(|cx| Poll::Ready(joining.as_mut().poll(cx))).await.is_ready();
     let before = p.world().calls(change.call());
     let ends = async {
-        p.h().settle().await;
+        p.settle().await;
         if !joined {
             joining.await?;
         }
@@ -151,9 +151,7 @@ async fn changed_after_another(p: Point, change: Change) -> Outcome {
     };
     let group = p.a().group(p.name())?;
     let done = p.sweep_while(change.make(&group), ends).await?;
-    // The other join is one of the calls that are counted.
-    let own = u64::from(change.call() == Called::Join && !joined);
-    let begun = p.world().calls(change.call()).map(|calls| calls - before.unwrap_or_default() > own);
+    let begun = p.world().calls(change.call()).map(|calls| Some(calls) > before);
     other.leave().await?;
     match begun {
         Some(begun) => judge(&p, p.a(), change, done, begun).await,
@@ -164,7 +162,11 @@ async fn changed_after_another(p: Point, change: Change) -> Outcome {
 /// What is seen is what was begun, and the next change is made at once.
 async fn judge(p: &Point, a: &Coordinator, change: Change, done: Option<Result<()>>, begun: bool) -> Outcome {
     let [before, after] = change.states();
-    let undone = if change == Change::JoinOrCreate && begun && p.weather().lets_through() { State::Empty } else { before };
+    let undone = if change == Change::JoinOrCreate && begun && p.weather().lets_through() {
+        State::Empty
+    } else {
+        before
+    };
     let joins = matches!(change, Change::Join | Change::JoinOrCreate);
     let expected = match &done {
         Some(Ok(())) => after,
@@ -187,7 +189,10 @@ async fn judge(p: &Point, a: &Coordinator, change: Change, done: Option<Result<(
         ensure(seen == expected, format!("{seen:?}, not {expected:?} (begun: {begun}, ended: {done:?})"))?;
     } else {
         let limit = p.h().limit(std::time::Duration::from_millis(100));
-        eventually(&format!("{expected:?}"), limit, async || Ok::<_, crate::Failure>(state(p).await? == expected)).await?;
+        eventually(&format!("{expected:?}"), limit, async || {
+            Ok::<_, crate::Failure>(state(p).await? == expected)
+        })
+        .await?;
     }
     next(p, a, expected).await
 }
@@ -287,7 +292,10 @@ mod hurt {
     use crate::sweep::scene::Needs;
 
     pub(super) fn scenes(operation: &'static str, change: Change) -> Vec<Scene> {
-        vec![Scene::new(operation, "while no session stands", run!(without_a_session, change)).needs(Needs::Kit)]
+        vec![
+            Scene::new(operation, "while no session stands", run!(without_a_session, change))
+                .needs(Needs::Kit),
+        ]
     }
 
     /// The session is lost, and a new one is being opened; the groups are joined again first.
@@ -297,7 +305,7 @@ mod hurt {
         let kit = p.world().kit().ok_or("this scene needs the kit")?;
         kit.next(Operation::Open, 1, Fate::Fail);
         kit.expire(own.member().as_bytes());
-        p.h().settle().await;
+        p.settle().await;
         ensure(own.session_id().is_none(), "its session has not ended")?;
         let before = kit.calls(change.call().operation());
         let done = p.sweep(change.make(&own.group(p.name())?)).await?;

@@ -38,7 +38,12 @@ pub(super) fn scenes() -> Vec<Scene> {
         scenes.extend(in_every_weather(operation, "held", Called::Break, run!(broken, how)));
     }
     scenes.extend(in_every_weather("Lock::holders", "held", Called::Holders, run!(looked_at, What::Lock)));
-    scenes.extend(in_every_weather("Election::leader", "led", Called::Holders, run!(looked_at, What::Leadership)));
+    scenes.extend(in_every_weather(
+        "Election::leader",
+        "led",
+        Called::Holders,
+        run!(looked_at, What::Leadership),
+    ));
     scenes
 }
 
@@ -65,7 +70,7 @@ async fn released_to_the_next(p: Point, what: What) -> Outcome {
             lock.acquire().await?.release().await
         }
     });
-    p.h().settle().await;
+    p.settle().await;
     if let Some(released) = p.sweep(held.give_back()).await? {
         released?;
     }
@@ -89,7 +94,7 @@ fn is_broken(reason: &LossReason) -> bool {
 async fn loss_waited_for(p: Point, what: What) -> Outcome {
     let held = all_held_by(p.a(), what, p.name()).await?;
     let ends = async {
-        p.h().settle().await;
+        p.settle().await;
         ensure(held.is_held(), "waiting for its loss lost it")?;
         break_it(&p, what).await
     };
@@ -105,7 +110,7 @@ async fn signal_waited_for(p: Point) -> Outcome {
     let held = all_held_by(p.a(), What::Lock, p.name()).await?;
     let signal = held.signal().ok_or("an empty set")?;
     let ends = async {
-        p.h().settle().await;
+        p.settle().await;
         ensure(held.is_held() && !signal.is_lost(), "waiting for its loss lost it")?;
         break_it(&p, What::Lock).await
     };
@@ -136,12 +141,15 @@ async fn work_until_a_loss(p: Point, what: What) -> Outcome {
         std::future::pending::<()>().await;
     };
     let ends = async {
-        p.h().settle().await;
+        p.settle().await;
         ensure(held.is_held(), "work that was dropped took the lock along")?;
         break_it(&p, what).await
     };
     let answer = p.sweep_while(held.run(endless), ends).await?;
-    ensure(answer.is_none_or(|answer| answer.as_ref().is_err_and(is_broken)), "work without an end has ended")?;
+    ensure(
+        answer.is_none_or(|answer| answer.as_ref().is_err_and(is_broken)),
+        "work without an end has ended",
+    )?;
     ensure(gone.load(Ordering::Acquire), "the work goes on")?;
     p.h().soon_true("the loss is known", async || Ok::<_, crate::Failure>(!held.is_held())).await?;
     held.give_back().await?;

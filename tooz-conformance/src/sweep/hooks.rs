@@ -22,13 +22,27 @@ pub(super) fn scenes() -> Vec<Scene> {
         ("Coordinator::watch_elected_as_leader", Kind::Elected),
     ] {
         scenes.extend(in_every_weather(operation, "a group", Called::Watch, run!(registered, kind)));
-        scenes.push(Scene::new(operation, "while the watchers are run", run!(registered_beside_a_run, kind)));
+        #[cfg(feature = "memory")]
+        scenes.push(hurt::scene(operation, kind));
+        // One for an election waits for nobody.
+        if kind != Kind::Elected {
+            scenes.push(Scene::new(
+                operation,
+                "while the watchers are run",
+                run!(registered_beside_a_run, kind),
+            ));
+        }
     }
     let run = "Coordinator::run_watchers";
     scenes.push(Scene::new(run, "an event has come", run!(run_with_an_event)));
     scenes.push(Scene::new(run, "an event comes", run!(run_until_an_event)));
     scenes.push(Scene::new(run, "beside another run", run!(run_beside_a_run)));
-    scenes.extend(in_every_weather(run, "a group is there again", Called::Watch, run!(run_watches_again, false)));
+    scenes.extend(in_every_weather(
+        run,
+        "a group is there again",
+        Called::Watch,
+        run!(run_watches_again, false),
+    ));
     scenes.push(Scene::new(run, "an event comes and a group is there again", run!(run_watches_again, true)));
     scenes.extend(in_every_weather(run, "an election is free", Called::Request, run!(elected, true)));
     let elect = "Coordinator::run_elect_coordinator";
@@ -87,7 +101,7 @@ async fn happens(p: &Point) -> Outcome {
     let group = p.b().group(p.name())?;
     group.join(Capabilities::none()).await?;
     group.leave().await?;
-    p.h().settle().await;
+    p.settle().await;
     Ok(())
 }
 
@@ -162,7 +176,12 @@ async fn settled(p: &Point, kind: Kind, id: Option<Result<HookId>>, count: &Coun
 }
 
 /// A join that has come, or comes, runs the hook once, in this run or in the next.
-async fn run_once(p: &Point, c: &Coordinator, events: Option<Result<Vec<HookEvent>>>, count: &Count) -> Outcome {
+async fn run_once(
+    p: &Point,
+    c: &Coordinator,
+    events: Option<Result<Vec<HookEvent>>>,
+    count: &Count,
+) -> Outcome {
     if let Some(events) = events {
         let events = events?;
         ensure(events.len() == 1, format!("{events:?}"))?;
@@ -184,7 +203,7 @@ async fn run_with_an_event(p: Point) -> Outcome {
     group.create().await?;
     register(&own, Kind::Join, p.name(), &count).await?;
     group.join(Capabilities::none()).await?;
-    p.h().settle().await;
+    p.settle().await;
     let events = p.sweep(own.run_watchers(p.h().soon())).await?;
     run_once(&p, &own, events, &count).await
 }
@@ -195,7 +214,7 @@ async fn run_until_an_event(p: Point) -> Outcome {
     group.create().await?;
     register(&own, Kind::Join, p.name(), &count).await?;
     let joins = async {
-        p.h().settle().await;
+        p.settle().await;
         Ok(group.join(Capabilities::none()).await?)
     };
     let events = p.sweep_while(own.run_watchers(p.h().soon() * 10), joins).await?;
@@ -229,17 +248,18 @@ async fn run_watches_again(p: Point, meanwhile: bool) -> Outcome {
         (format!("{}-again", p.name()), p.a().watch_join_group(again.id().as_bytes(), count.hook()).await?),
     ];
     again.delete().await?;
-    p.h().settle().await;
+    p.settle().await;
     run_out(p.a()).await?;
     run_out(p.a()).await?;
-    again.create().await?;
     if !meanwhile {
+        again.create().await?;
         group.join(Capabilities::none()).await?;
-        p.h().settle().await;
+        p.settle().await;
     }
     let joins = async {
-        p.h().settle().await;
+        p.settle().await;
         if meanwhile {
+            again.create().await?;
             group.join(Capabilities::none()).await?;
         }
         Ok(())
@@ -297,7 +317,10 @@ async fn elected_beside_a_run(p: Point) -> Outcome {
     let mut first = Box::pin(first);
     first_poll(&mut first).await;
     let events = p.sweep_while(own.run_elect_coordinator(), first).await?;
-    ensure(events.is_none_or(|events| events.is_ok_and(|events| events.is_empty())), "it ran hooks of no election")?;
+    ensure(
+        events.is_none_or(|events| events.is_ok_and(|events| events.is_empty())),
+        "it ran hooks of no election",
+    )?;
     ensure(own.run_elect_coordinator().await?.is_empty(), "the next run has the turn")
 }
 
@@ -340,7 +363,38 @@ async fn stood_down_beside_a_run(p: Point) -> Outcome {
     ensure(led != Some(false), "it led and was told that it did not")?;
     let still = own.stand_down(p.name()).await?;
     ensure(!(still && led.is_some()), "it leads although it stood down")?;
-    drop(held_by(p.b(), What::Leadership, p.name()).await?);
-    p.calm().await;
+    held_by(p.b(), What::Leadership, p.name()).await?.give_back().await?;
+    // Its watch goes with it.
+    p.end().await?;
     nobody_is_in_the_way(&p, What::Leadership).await
+}
+
+/// Situations that only a backend with a kit can be brought into.
+#[cfg(feature = "memory")]
+mod hurt {
+    use tooz_memory::Cut;
+
+    use super::{Count, Kind, Outcome, Point, Scene, register, run, settled};
+    use crate::sweep::scene::Needs;
+    use crate::sweep::weather::LATENCY;
+
+    pub(super) fn scene(operation: &'static str, kind: Kind) -> Scene {
+        Scene::new(operation, "its first view is late", run!(first_view_late, kind)).needs(Needs::Kit)
+    }
+
+    /// The watch stands, and what it says first does not come through for a while.
+    async fn first_view_late(p: Point, kind: Kind) -> Outcome {
+        p.b().group(p.name())?.create().await?;
+        let kit = p.world().kit().ok_or("this scene needs the kit")?;
+        let late = async {
+            p.h().pass(LATENCY + LATENCY / 2).await;
+            kit.cut_off("a", Cut::Hang);
+            p.settle().await;
+            kit.heal("a");
+            Ok(())
+        };
+        let count = Count::default();
+        let id = p.sweep_while(register(p.a(), kind, p.name(), &count), late).await?;
+        settled(&p, kind, id, &count).await
+    }
 }

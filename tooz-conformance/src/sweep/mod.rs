@@ -66,10 +66,17 @@ pub fn operations() -> BTreeSet<&'static str> {
 }
 
 fn scenes() -> Vec<Scene> {
-    [takes::scenes(), guards::scenes(), groups::scenes(), watches::scenes(), hooks::scenes(), coordinators::scenes()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        takes::scenes(),
+        guards::scenes(),
+        groups::scenes(),
+        watches::scenes(),
+        hooks::scenes(),
+        coordinators::scenes(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Sweeps every operation against a target, on the virtual clock where it can.
@@ -80,8 +87,9 @@ pub fn run(target: &Target, abandons: bool) -> Vec<Swept> {
     let memory = target.name().starts_with("memory");
     let scenes: Vec<_> = scenes().into_iter().filter(|scene| scene.fits(memory, target.has_ttl())).collect();
     let (queue, swept) = (Mutex::new(scenes.into_iter().rev().collect::<Vec<_>>()), Mutex::new(Vec::new()));
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
     // On a real clock they mostly wait.
-    let threads = if time == Time::Virtual { 1 } else { 4 };
+    let threads = if time == Time::Virtual { cores } else { cores * 2 };
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {

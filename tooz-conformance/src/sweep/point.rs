@@ -12,7 +12,7 @@ use std::time::Duration;
 use tooz_core::Coordinator;
 
 use super::stack::{self, Line};
-use super::weather::Weather;
+use super::weather::{LATENCY, Weather};
 use super::world::World;
 use crate::case::Outcome;
 use crate::harness::Harness;
@@ -130,9 +130,7 @@ impl Point {
     ) -> Outcome<Option<F::Output>> {
         let dropped = async {
             self.0.weather.begins(self.world());
-            let output = self.drop_at_its_moment(future).await;
-            self.0.weather.ends(self.world());
-            output
+            self.drop_at_its_moment(future).await
         };
         let all = async { tokio::join!(dropped, self.0.weather.passes(self.world()), other) };
         let (output, (), other) = within("the end of a future that is dropped", LIMIT, all).await?;
@@ -141,12 +139,17 @@ impl Point {
         Ok(output)
     }
 
+    /// Lets everything happen that was begun, one call after the other.
+    pub(super) async fn settle(&self) {
+        if self.h().is_virtual() { self.h().pass(LATENCY * 8).await } else { self.h().settle().await }
+    }
+
     /// On the virtual clock exactly as long as is promised, whatever happened; on a real one it has to be looked for.
     pub(super) async fn calm(&self) {
-        let round_trip = self.0.weather.cleared_after();
-        self.h().settle().await;
         if self.h().is_virtual() {
-            self.h().pass(round_trip).await;
+            self.h().pass(self.0.weather.cleared_after()).await;
+        } else {
+            self.h().settle().await;
         }
         self.world().forget_fates();
     }
@@ -168,8 +171,8 @@ impl Point {
             }
             self.0.polls.set(polls + 1);
             let mut context = Context::from_waker(&waker);
-            let last = matches!(self.moment(), Moment::Polled(n) | Moment::Woken(n) if n == polls + 1);
-            let poll = if last && self.world().looks() {
+            // The stack is the same whether it is woken afterwards or not.
+            let poll = if self.moment() == Moment::Polled(polls + 1) && self.world().looks() {
                 let (poll, seen) = stack::watched(|| polled.as_mut().poll(&mut context));
                 *self.0.seen.borrow_mut() = seen;
                 poll

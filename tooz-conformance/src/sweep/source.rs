@@ -20,10 +20,15 @@ fn code(text: &str) -> Vec<(usize, &str)> {
     before_tests.filter(|(_, line)| !line.trim_start().starts_with("//")).collect()
 }
 
-/// The first word of a type: `LockGuard` of `LockGuard {` and `Task` of `Task<T> {`.
-fn type_name(text: &str) -> String {
-    let text = text.rsplit("::").next().unwrap_or_default();
+/// The word with which a text begins.
+fn word(text: &str) -> String {
     text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+}
+
+/// A type without its path and its parameters: `Future` of `std::future::Future<Output = u32>`.
+fn type_name(text: &str) -> String {
+    let path = text.split(['<', ' ']).next().unwrap_or_default();
+    word(path.rsplit("::").next().unwrap_or_default())
 }
 
 /// Whom an `impl` line at the beginning of a line is for: the type, and the trait if it is one's.
@@ -96,9 +101,9 @@ pub fn operations(files: &BTreeMap<String, String>) -> BTreeSet<String> {
                 })
                 .collect();
             let head = head.join(" ");
-            let answer = head.rsplit_once("->").map_or("", |(_, answer)| answer);
+            let answer = head.rsplit_once(") ->").map_or("", |(_, answer)| answer);
             if is_async || AWAITED.iter().any(|word| answer.contains(word)) {
-                let name = type_name(rest);
+                let name = word(rest);
                 found.insert(match &owner {
                     Some((whom, _)) => format!("{whom}::{name}"),
                     None => format!("{}::{name}", file.trim_end_matches(".rs")),
@@ -139,7 +144,8 @@ fn function_name(line: &str) -> Option<&str> {
     let at = if line.starts_with("fn ") { 0 } else { line.find(" fn ")? + 1 };
     // A type of a function has no name.
     let head = &line[..at];
-    let is_head = head.split_whitespace().all(|word| word.starts_with("pub") || word == "async" || word == "const");
+    let is_head =
+        head.split_whitespace().all(|word| word.starts_with("pub") || word == "async" || word == "const");
     let rest = &line[at + 3..];
     let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_')?;
     (is_head && end > 0).then(|| &rest[..end])
@@ -170,7 +176,7 @@ struct Hidden;
 
 impl<T: Into<Vec<u8>>> Thing<T> {
     /// pub async fn of_a_comment()
-    pub async fn first(&self) -> u32 {
+    pub async fn first<F: Future>(&self) -> Result<F::Output> {
         self.second()
             .third(|x| {
                 x

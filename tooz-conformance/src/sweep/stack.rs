@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
+use tracing::subscriber::NoSubscriber;
 use tracing::{Dispatch, Event, Metadata, Subscriber, span};
 
 /// Where the core's files are found in a path.
@@ -23,10 +24,13 @@ thread_local! {
 
 /// Watches one poll.
 pub(super) fn watched<T>(poll: impl FnOnce() -> T) -> (T, BTreeSet<Line>) {
-    // One for all: each new one makes every event of the process ask anew who listens.
-    static EARS: OnceLock<Dispatch> = OnceLock::new();
+    // One for all: each new one makes every event of the process ask anew who listens. And a deaf one beside it: as
+    // long as there is only one, an event that is met for the first time outside of its scope is taken to interest
+    // nobody, for good (tracing-core 0.1.36, `Rebuilder::JustOne`).
+    static EARS: OnceLock<[Dispatch; 2]> = OnceLock::new();
+    let [ears, _] = EARS.get_or_init(|| [Dispatch::new(Ears), Dispatch::new(NoSubscriber::default())]);
     SEEN.set(Some(BTreeSet::new()));
-    let polled = tracing::dispatcher::with_default(EARS.get_or_init(|| Dispatch::new(Ears)), poll);
+    let polled = tracing::dispatcher::with_default(ears, poll);
     (polled, SEEN.take().unwrap_or_default())
 }
 
@@ -78,6 +82,18 @@ impl Subscriber for Ears {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wait_of_the_core_is_heard() {
+        let sleep = std::pin::pin!(async {
+            let spawner = tooz_core::runtime::Spawner::new(tooz_core::Runtime::Library).unwrap();
+            spawner.sleep(std::time::Duration::from_secs(1)).await;
+        });
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let (poll, seen) = watched(|| sleep.poll(&mut context));
+        assert!(poll.is_pending());
+        assert!(seen.iter().any(|(file, _)| file == "runtime.rs"), "{seen:?}");
+    }
 
     #[test]
     fn frames_of_others_are_left_out() {

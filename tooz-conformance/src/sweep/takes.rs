@@ -3,11 +3,13 @@
 
 use std::time::Duration;
 
-use tooz_core::{Coordinator, ErrorKind, Leadership, LockGuard, LockSetGuard, LossReason, LossSignal, Result};
+use tooz_core::{
+    Coordinator, ErrorKind, Leadership, LockGuard, LockSetGuard, LossReason, LossSignal, Result,
+};
 
 use super::point::Point;
 use super::scene::{Needs, Scene, in_every_weather, run};
-use super::weather::Called;
+use super::weather::{Called, Weather};
 use crate::case::Outcome;
 use crate::tools::{ensure, eventually};
 
@@ -105,7 +107,9 @@ async fn take(c: &Coordinator, what: What, how: How, name: &str) -> Result<Optio
         (What::Set, How::Within(limit)) => set.acquire_within(limit).await?.map(Held::Set),
         (What::Leadership, How::Forever) => Some(Held::Leadership(election.campaign().await?)),
         (What::Leadership, How::Try) => election.try_campaign().await?.map(Held::Leadership),
-        (What::Leadership, How::Within(limit)) => election.campaign_within(limit).await?.map(Held::Leadership),
+        (What::Leadership, How::Within(limit)) => {
+            election.campaign_within(limit).await?.map(Held::Leadership)
+        }
         (_, How::Forever) => Some(Held::Lock(lock.acquire().await?)),
         (_, How::Try) => lock.try_acquire().await?.map(Held::Lock),
         (_, How::Within(limit)) => lock.acquire_within(limit).await?.map(Held::Lock),
@@ -146,7 +150,9 @@ pub(super) fn scenes() -> Vec<Scene> {
     let mut scenes = Vec::new();
     for what in [What::Lock, What::Shared, What::Permit, What::Set, What::Leadership] {
         for how in [How::Forever, How::Try, How::Within(LONG)] {
-            scenes.extend(of(what, how));
+            let other_mode = matches!(what, What::Shared | What::Permit);
+            let scene = |scene: Scene| if other_mode { scene.like_another() } else { scene };
+            scenes.extend(of(what, how).into_iter().map(scene));
         }
     }
     scenes
@@ -166,10 +172,15 @@ fn of(what: What, how: How) -> Vec<Scene> {
     let named = |situation: &str| format!("{}{situation}", mode(what));
     let mut scenes = in_every_weather(op, &named("free"), Called::Request, run!(free, what, how));
     scenes.extend(in_every_weather(op, &named("handed over"), Called::Request, run!(handed_over, what, how)));
-    scenes.push(Scene::new(op, named("after a task of the same coordinator"), run!(after_a_sibling, what, how)));
+    scenes.push(Scene::new(
+        op,
+        named("after a task of the same coordinator"),
+        run!(after_a_sibling, what, how),
+    ));
     if how != How::Forever && how != How::Try {
         let short = How::Within(Duration::from_millis(30));
-        scenes.push(Scene::new(op, named("until its limit"), run!(until_its_limit, what, short)));
+        let run = run!(until_its_limit, what, short);
+        scenes.extend(in_every_weather(op, &named("until its limit"), Called::Request, run));
     }
     #[cfg(feature = "memory")]
     scenes.extend(hurt::scenes(op, &named, what, how));
@@ -186,7 +197,7 @@ async fn free(p: Point, what: What, how: How) -> Outcome {
 async fn handed_over(p: Point, what: What, how: How) -> Outcome {
     let held = held_by(p.b(), what, p.name()).await?;
     let back = async {
-        p.h().settle().await;
+        p.settle().await;
         Ok(held.give_back().await?)
     };
     let taken = p.sweep_while(take(p.a(), what, how, p.name()), back).await?;
@@ -197,7 +208,7 @@ async fn handed_over(p: Point, what: What, how: How) -> Outcome {
 async fn after_a_sibling(p: Point, what: What, how: How) -> Outcome {
     let held = held_by(p.a(), what, p.name()).await?;
     let back = async {
-        p.h().settle().await;
+        p.settle().await;
         Ok(held.give_back().await?)
     };
     let taken = p.sweep_while(take(p.a(), what, how, p.name()), back).await?;
@@ -224,7 +235,8 @@ async fn over(p: &Point, what: What, how: How, taken: Option<Result<Option<Held>
         }
         Some(Ok(None)) => ensure(how != How::Forever, "it gave up waiting")?,
         Some(Err(error)) => {
-            let may = matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::SessionLost);
+            let may =
+                matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::SessionLost);
             ensure(p.weather().allows_errors() && may, format!("it failed: {error}"))?;
         }
     }
@@ -263,11 +275,16 @@ mod hurt {
     use tooz_memory::{Cut, Operation, Outcome as Fate};
 
     use super::{
-        Duration, Held, How, Needs, Outcome, Point, Scene, What, ensure, fought_for, held_by,
-        nobody_is_in_the_way, over, run, take,
+        Called, Duration, Held, How, Needs, Outcome, Point, Scene, Weather, What, ensure, fought_for,
+        held_by, nobody_is_in_the_way, over, run, take,
     };
 
-    pub(super) fn scenes(op: &'static str, named: &dyn Fn(&str) -> String, what: What, how: How) -> Vec<Scene> {
+    pub(super) fn scenes(
+        op: &'static str,
+        named: &dyn Fn(&str) -> String,
+        what: What,
+        how: How,
+    ) -> Vec<Scene> {
         let mut scenes = vec![
             Scene::new(op, named("beside a task that asks"), run!(beside_one_that_asks, what, how)),
             Scene::new(op, named("while no session stands"), run!(without_a_session, what, how)),
@@ -275,17 +292,32 @@ mod hurt {
         if how != How::Try {
             scenes.extend([
                 Scene::new(op, named("its session ends in the queue"), run!(session_ends_waiting, what, how)),
-                Scene::new(op, named("its session ends while it is asked"), run!(session_ends_asking, what, how)),
+                Scene::new(
+                    op,
+                    named("its session ends while it is asked"),
+                    run!(session_ends_asking, what, how),
+                ),
                 Scene::new(op, named("waiting fails"), run!(waiting_fails, what, how)),
-                Scene::new(op, named("granted after its deadline"), run!(granted_too_late, what, how)).needs(Needs::Ttl),
+                Scene::new(op, named("granted after its deadline"), run!(granted_too_late, what, how))
+                    .needs(Needs::Ttl),
             ]);
             if what != What::Leadership {
-                scenes.push(Scene::new(op, named("its place is gone"), run!(place_gone, what, how)));
+                for weather in [Weather::Clear, Weather::ClearingFails(Called::Request)] {
+                    let scene = Scene::new(op, named("its place is gone"), run!(place_gone, what, how));
+                    scenes.push(scene.under(weather));
+                }
             }
         }
         let kit = |scene: Scene| if scene.fits(false, true) { scene.needs(Needs::Kit) } else { scene };
         scenes.into_iter().map(kit).collect()
     }
+
+    /// Shorter than the ttl, so that the session stands on the backend, but by less than the margin at which its
+    /// coordinator stops believing that.
+    const DEAD: Duration = Duration::from_millis(14_500);
+
+    /// A suspend is noticed a quarter of a second after it at the latest, on a clock whose timers sleep through it.
+    const NOTICED: Duration = Duration::from_millis(300);
 
     fn kit(p: &Point) -> Outcome<&tooz_memory::Kit> {
         p.world().kit().ok_or_else(|| "this scene needs the kit".into())
@@ -293,7 +325,6 @@ mod hurt {
 
     /// A task of the same coordinator is asking for it and has not heard yet.
     async fn beside_one_that_asks(p: Point, what: What, how: How) -> Outcome {
-        kit(&p)?.delay(Duration::from_millis(5));
         let (a, name) = (p.a().clone(), p.name().to_owned());
         let sibling = p.h().spawn(async move {
             let what = if what == What::Leadership { what } else { What::Lock };
@@ -301,10 +332,9 @@ mod hurt {
         });
         // Its turn comes first.
         tokio::task::yield_now().await;
-        kit(&p)?.delay(Duration::ZERO);
         let back = async {
             let held = sibling.await??;
-            p.h().settle().await;
+            p.settle().await;
             Ok(held.ok_or("the task that asked first has nothing")?.give_back().await?)
         };
         let taken = p.sweep_while(take(p.a(), what, how, p.name()), back).await?;
@@ -316,7 +346,7 @@ mod hurt {
         let own = p.fresh().await?;
         kit(&p)?.next(Operation::Open, 1, Fate::Fail);
         kit(&p)?.expire(own.member().as_bytes());
-        p.h().settle().await;
+        p.settle().await;
         ensure(own.session_id().is_none(), "its session has not ended")?;
         let taken = p.sweep(take(&own, what, how, p.name())).await?;
         done(&p, what, taken).await
@@ -326,9 +356,9 @@ mod hurt {
     async fn session_ends_waiting(p: Point, what: What, how: How) -> Outcome {
         let (own, held) = (p.fresh().await?, held_by(p.b(), what, p.name()).await?);
         let ends = async {
-            p.h().settle().await;
+            p.settle().await;
             kit(&p)?.expire(own.member().as_bytes());
-            p.h().settle().await;
+            p.settle().await;
             Ok(held.give_back().await?)
         };
         let taken = p.sweep_while(take(&own, what, how, p.name()), ends).await?;
@@ -340,7 +370,7 @@ mod hurt {
         let own = p.fresh().await?;
         kit(&p)?.cut_off(own.member().as_bytes(), Cut::Hang);
         let ends = async {
-            p.h().settle().await;
+            p.settle().await;
             // Its coordinator hears of it although its calls hang: another way than the one they take.
             own.simulate_suspend(Duration::from_secs(3600));
             p.h().pass(Duration::from_secs(2)).await;
@@ -355,9 +385,9 @@ mod hurt {
     async fn waiting_fails(p: Point, what: What, how: How) -> Outcome {
         let (own, held) = (p.fresh().await?, held_by(p.b(), what, p.name()).await?);
         let fails = async {
-            p.h().settle().await;
+            p.settle().await;
             kit(&p)?.cut_off(own.member().as_bytes(), Cut::Fail);
-            p.h().settle().await;
+            p.settle().await;
             kit(&p)?.heal(own.member().as_bytes());
             p.h().pass(Duration::from_secs(1)).await;
             Ok(held.give_back().await?)
@@ -370,12 +400,13 @@ mod hurt {
     async fn granted_too_late(p: Point, what: What, how: How) -> Outcome {
         let (own, held) = (p.fresh().await?, held_by(p.b(), what, p.name()).await?);
         let late = async {
-            p.h().settle().await;
-            held.give_back().await?;
-            own.simulate_suspend(Duration::from_secs(14));
-            Ok(())
+            p.settle().await;
+            own.simulate_suspend(DEAD);
+            Ok(held.give_back().await?)
         };
         let taken = p.sweep_while(take(&own, what, how, p.name()), late).await?;
+        // What such a session has ends with it, and it is ended as soon as its coordinator looks at the clock.
+        p.h().pass(NOTICED).await;
         done(&p, what, taken).await
     }
 
@@ -383,7 +414,7 @@ mod hurt {
     async fn place_gone(p: Point, what: What, how: How) -> Outcome {
         let held = held_by(p.b(), what, p.name()).await?;
         let gone = async {
-            p.h().settle().await;
+            p.settle().await;
             kit(&p)?.forget_lock(fought_for(p.name()));
             Ok(())
         };

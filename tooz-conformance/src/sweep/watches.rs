@@ -15,7 +15,12 @@ use crate::tools::{ensure, within};
 
 pub(super) fn scenes() -> Vec<Scene> {
     let mut scenes = in_every_weather("Group::watch", "a group", Called::Watch, run!(group_watched));
-    scenes.extend(in_every_weather("Election::observe", "nobody leads", Called::Watch, run!(election_observed)));
+    scenes.extend(in_every_weather(
+        "Election::observe",
+        "nobody leads",
+        Called::Watch,
+        run!(election_observed),
+    ));
     for (operation, by_hand) in [("GroupWatch::next", false), ("GroupWatch as Stream", true)] {
         scenes.push(Scene::new(operation, "somebody joins", run!(next_of_a_group, by_hand)));
         scenes.push(Scene::new(operation, "the first view", run!(first_of_a_group, by_hand)));
@@ -58,7 +63,10 @@ async fn group_watched(p: Point) -> Outcome {
 
 async fn first_is_empty(p: &Point, watch: &mut GroupWatch) -> Outcome {
     let first = within("the first view", p.h().soon(), watch.next()).await?;
-    ensure(matches!(&first, Some(Ok(GroupEvent::Snapshot(members))) if members.is_empty()), format!("{first:?}"))
+    ensure(
+        matches!(&first, Some(Ok(GroupEvent::Snapshot(members))) if members.is_empty()),
+        format!("{first:?}"),
+    )
 }
 
 async fn election_observed(p: Point) -> Outcome {
@@ -95,7 +103,7 @@ async fn next_of_a_group(p: Point, by_hand: bool) -> Outcome {
     first_is_empty(&p, &mut watch).await?;
     let theirs = p.b().group(p.name())?;
     let joins = async {
-        p.h().settle().await;
+        p.settle().await;
         Ok(theirs.join(Capabilities::none()).await?)
     };
     let event = p.sweep_while(group_event(&mut watch, by_hand), joins).await?;
@@ -126,7 +134,7 @@ async fn next_leader(p: Point, by_hand: bool) -> Outcome {
     let election = p.b().election(p.name())?;
     let mut won = None;
     let wins = async {
-        p.h().settle().await;
+        p.settle().await;
         won = election.try_campaign().await?;
         Ok(())
     };
@@ -149,7 +157,7 @@ async fn next_event(p: Point, by_hand: bool) -> Outcome {
     let own = p.fresh().await?;
     let mut events = own.events();
     let ends = async {
-        p.h().settle().await;
+        p.settle().await;
         own.heart().stop();
         Ok(own.close().await?)
     };

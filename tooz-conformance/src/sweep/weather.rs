@@ -28,12 +28,8 @@ pub(super) enum Called {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Weather {
-    /// Every call is answered at once.
+    /// Every call is done and answered.
     Clear,
-    /// Every call is on its way for a while.
-    SlowRequests(Called),
-    /// Every call is done at once, and its answer is on its way for a while.
-    SlowAnswers(Called),
     /// The call is done, and its answer is lost.
     AnswerLost(Called),
     /// The call is not done, and nobody says so.
@@ -41,13 +37,18 @@ pub(super) enum Weather {
     /// The call fails.
     Fails(Called),
     /// The backend does not answer for a while.
-    Hangs(Called),
+    Hangs,
     /// The first call that clears up fails.
     ClearingFails(Called),
 }
 
-/// How long what is slow is on its way.
-const DELAY: Duration = Duration::from_millis(20);
+/// How long a request is on its way to the memory driver's backend, and an answer on its way back. Without it a call
+/// would be over before anybody could drop it.
+pub(super) const LATENCY: Duration = Duration::from_millis(2);
+
+/// How long a backend that hangs does so: longer than the shortest limit in a scene, shorter than what is waited for
+/// an answer after it.
+const HANGS: Duration = Duration::from_millis(40);
 
 /// The longest pause before a second try: three times the first (option `initial_reconnect_backoff`).
 const AGAIN: Duration = Duration::from_millis(300);
@@ -57,19 +58,20 @@ impl Weather {
     pub(super) fn all(call: Called) -> Vec<Self> {
         vec![
             Self::Clear,
-            Self::SlowRequests(call),
-            Self::SlowAnswers(call),
             Self::AnswerLost(call),
             Self::RequestLost(call),
             Self::Fails(call),
-            Self::Hangs(call),
+            Self::Hangs,
             Self::ClearingFails(call),
         ]
     }
 
     /// Whether a call that was begun may end with an error.
     pub(super) fn allows_errors(self) -> bool {
-        matches!(self, Self::AnswerLost(_) | Self::RequestLost(_) | Self::Fails(_))
+        matches!(
+            self,
+            Self::AnswerLost(_) | Self::RequestLost(_) | Self::Fails(_) | Self::ClearingFails(Called::Leave)
+        )
     }
 
     /// Whether a call that was begun takes effect.
@@ -77,14 +79,13 @@ impl Weather {
         !matches!(self, Self::RequestLost(_) | Self::Fails(_))
     }
 
-    /// What is promised to be over then (L6): one more round trip for what was on its way, and another try.
+    /// What is promised to be over then (L6): what was on its way is there and back, and so is one more call, which
+    /// clears up after it; where that fails, it is tried again.
     pub(super) fn cleared_after(self) -> Duration {
+        let two_calls = LATENCY * 4;
         match self {
-            Self::Clear | Self::AnswerLost(_) | Self::RequestLost(_) | Self::Fails(_) | Self::Hangs(_) => {
-                Duration::ZERO
-            }
-            Self::SlowRequests(_) | Self::SlowAnswers(_) => DELAY * 2,
-            Self::ClearingFails(_) => AGAIN,
+            Self::ClearingFails(_) => two_calls + AGAIN + LATENCY * 2,
+            _ => two_calls,
         }
     }
 }
@@ -93,12 +94,10 @@ impl fmt::Display for Weather {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Clear => "",
-            Self::SlowRequests(_) => "request slow",
-            Self::SlowAnswers(_) => "answer slow",
             Self::AnswerLost(_) => "answer lost",
             Self::RequestLost(_) => "request lost",
-            Self::Fails(_) => "fails",
-            Self::Hangs(_) => "backend hangs",
+            Self::Fails(_) => "the call fails",
+            Self::Hangs => "backend hangs",
             Self::ClearingFails(_) => "clearing up fails",
         })
     }
@@ -108,8 +107,6 @@ impl fmt::Display for Weather {
 impl Weather {
     pub(super) fn begins(self, _: &World) {}
 
-    pub(super) fn ends(self, _: &World) {}
-
     pub(super) async fn passes(self, _: &World) {}
 }
 
@@ -118,19 +115,17 @@ impl Weather {
     pub(super) fn begins(self, world: &World) {
         use tooz_memory::{Operation, Outcome};
         let Some(kit) = world.kit() else { return };
-        let next = |call, outcome| match call {
+        let next = |call: Called, outcome| match call {
             // Of a coordinator of the point's own.
             Called::Open | Called::Renew | Called::Close => kit.next(call.operation(), 1, outcome),
             _ => kit.next_of("a", call.operation(), 1, outcome),
         };
         match self {
             Self::Clear => {}
-            Self::SlowRequests(_) => kit.delay(DELAY),
-            Self::SlowAnswers(_) => kit.delay_answers(DELAY),
             Self::AnswerLost(call) => next(call, Outcome::Indeterminate),
             Self::RequestLost(call) => next(call, Outcome::Lost),
             Self::Fails(call) => next(call, Outcome::Fail),
-            Self::Hangs(_) => kit.pause(),
+            Self::Hangs => kit.pause(),
             Self::ClearingFails(_) => {
                 for clearing in [Operation::Withdraw, Operation::Leave] {
                     kit.next_of("a", clearing, 1, Outcome::Fail);
@@ -139,17 +134,10 @@ impl Weather {
         }
     }
 
-    /// What is on its way stays on its way.
-    pub(super) fn ends(self, world: &World) {
-        let Some(kit) = world.kit() else { return };
-        kit.delay(Duration::ZERO);
-        kit.delay_answers(Duration::ZERO);
-    }
-
     /// Until the end of what ends by itself.
     pub(super) async fn passes(self, world: &World) {
-        if matches!(self, Self::Hangs(_)) {
-            world.h.pass(DELAY).await;
+        if self == Self::Hangs {
+            world.h.pass(HANGS).await;
             if let Some(kit) = world.kit() {
                 kit.resume();
             }

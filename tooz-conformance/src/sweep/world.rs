@@ -5,6 +5,8 @@ use std::time::Duration;
 use tooz_core::Coordinator;
 
 use super::weather::Called;
+#[cfg(feature = "memory")]
+use super::weather::LATENCY;
 use crate::case::Outcome;
 use crate::harness::Harness;
 use crate::tools::{ensure, eventually};
@@ -14,13 +16,14 @@ pub(super) struct World {
     pub(super) a: Coordinator,
     pub(super) b: Coordinator,
     abandons: bool,
+    looks: bool,
     #[cfg(feature = "memory")]
     kit: Option<tooz_memory::Kit>,
 }
 
 impl World {
-    /// `abandons`: what callers leave unfinished is dropped.
-    pub(super) async fn new(h: Harness, abandons: bool) -> Outcome<Self> {
+    /// `abandons`: what callers leave unfinished is dropped. `looks`: the stacks of what is dropped are looked at.
+    pub(super) async fn new(h: Harness, abandons: bool, looks: bool) -> Outcome<Self> {
         let (a, b) = h.pair().await?;
         if abandons {
             a.simulate_abandon();
@@ -29,11 +32,16 @@ impl World {
         let kit = match h.url().split(['?', ':']).next() {
             Some("memory") => {
                 let place = h.url().split('?').next().unwrap_or_default();
-                Some(tooz_memory::Kit::of(&format!("{place}?namespace={}", h.namespace()))?)
+                let kit = tooz_memory::Kit::of(&format!("{place}?namespace={}", h.namespace()))?;
+                kit.delay(LATENCY);
+                kit.delay_answers(LATENCY);
+                Some(kit)
             }
             _ => None,
         };
         Ok(Self {
+            // On the virtual clock a swept future has its thread for itself.
+            looks: looks && h.is_virtual() && h.ttl().is_some(),
             h,
             a,
             b,
@@ -48,9 +56,8 @@ impl World {
         self.kit.as_ref()
     }
 
-    /// Whether stacks are looked at: on the virtual clock, where the swept future has its thread for itself.
     pub(super) fn looks(&self) -> bool {
-        self.h.is_virtual() && self.h.ttl().is_some()
+        self.looks
     }
 
     pub(super) fn prepared(&self, coordinator: Coordinator) -> Coordinator {
@@ -107,7 +114,14 @@ impl World {
 
     /// Waits until as many sessions stand as before.
     pub(super) async fn sessions_are_again(&self, before: usize) -> Outcome {
-        let limit = if self.h.is_virtual() { Duration::from_millis(1) } else { self.h.limit(Duration::from_millis(500)) };
-        eventually("no session is left behind", limit, async || Ok::<_, crate::Failure>(self.sessions()? <= before)).await
+        let limit = if self.h.is_virtual() {
+            Duration::from_millis(1)
+        } else {
+            self.h.limit(Duration::from_millis(500))
+        };
+        eventually("no session is left behind", limit, async || {
+            Ok::<_, crate::Failure>(self.sessions()? <= before)
+        })
+        .await
     }
 }
