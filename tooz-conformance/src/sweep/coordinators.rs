@@ -176,11 +176,22 @@ async fn timed(p: Point) -> Outcome {
 /// What runs on a thread cannot be dropped; it ends by itself.
 async fn blocking(p: Point) -> Outcome {
     let (work, gone) = work();
+    let (go_on, may_go_on) = std::sync::mpsc::channel::<()>();
     let blocking = spawner(&p)?;
-    if let Some(done) = p.sweep(blocking.blocking(move || drop(work))).await? {
+    // A virtual clock stands still as long as it runs.
+    let ends = async {
+        crate::cases::linger().await;
+        drop(go_on);
+        Ok(())
+    };
+    let swept = blocking.blocking(move || {
+        let _work = work;
+        // An error: nobody has anything to say, as expected.
+        let _ = may_go_on.recv();
+    });
+    if let Some(done) = p.sweep_while(swept, ends).await? {
         done?;
     }
-    // On a thread, for which no virtual clock waits.
     while !gone.load(Ordering::Acquire) {
         tokio::task::yield_now().await;
     }
