@@ -96,13 +96,16 @@ fn unregister(c: &Coordinator, kind: Kind, name: &str, id: HookId) -> Result<()>
     }
 }
 
-/// Everything that can happen to a group happens.
-async fn happens(p: &Point) -> Outcome {
+/// Everything that can happen to a group happens, one thing after the other; answers the events of the watchers.
+async fn happens(p: &Point, c: &Coordinator) -> Outcome<Vec<HookEvent>> {
     let group = p.b().group(p.name())?;
     group.join(Capabilities::none()).await?;
+    p.settle().await;
+    let mut events = c.run_watchers(p.h().soon()).await?;
     group.leave().await?;
     p.settle().await;
-    Ok(())
+    events.extend(c.run_watchers(p.h().soon()).await?);
+    Ok(events)
 }
 
 /// Runs what there is to run, so that no watch is kept for hooks that are gone.
@@ -136,8 +139,8 @@ async fn registered_beside_a_run(p: Point, kind: Kind) -> Outcome {
     if let Some(id) = id {
         unregister(&own, kind, p.name(), id?)?;
     }
-    happens(&p).await?;
-    ensure(own.run_watchers(Duration::ZERO).await?.is_empty(), "a hook that nobody knows of ran")?;
+    let events = happens(&p, &own).await?;
+    ensure(events.is_empty(), format!("a hook that nobody knows of ran: {events:?}"))?;
     count.is(0)
 }
 
@@ -164,8 +167,7 @@ async fn settled(p: &Point, kind: Kind, id: Option<Result<HookId>>, count: &Coun
     if registered.is_none() {
         p.world().nothing_stands()?;
     }
-    happens(p).await?;
-    let events = p.a().run_watchers(Duration::ZERO).await?;
+    let events = happens(p, p.a()).await?;
     ensure(events.is_empty() == registered.is_none(), format!("{events:?}"))?;
     count.is(usize::from(registered.is_some()))?;
     if let Some(id) = registered {

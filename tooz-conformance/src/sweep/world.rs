@@ -1,5 +1,6 @@
 //! What the points of a scene share: a backend, two coordinators, and what is known about the backend.
 
+use std::path::Path;
 use std::time::Duration;
 
 use tooz_core::Coordinator;
@@ -107,9 +108,14 @@ impl World {
         if let Some(kit) = self.kit() {
             return Ok(kit.sessions());
         }
+        // A session is a file that is kept open and locked, in a directory of such files.
         let directory = self.h.directory()?.canonicalize()?;
+        let is_session = |path: &Path| {
+            let place = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+            path.starts_with(&directory) && place.contains("sessions")
+        };
         let open = std::fs::read_dir("/proc/self/fd")?.filter_map(Result::ok);
-        Ok(open.filter(|file| file.path().read_link().is_ok_and(|to| to.starts_with(&directory))).count())
+        Ok(open.filter(|file| file.path().read_link().is_ok_and(|path| is_session(&path))).count())
     }
 
     /// Waits until as many sessions stand as before.
