@@ -11,12 +11,15 @@ mod kit;
 pub mod matrix;
 mod process;
 mod runner;
+#[cfg(feature = "servers")]
+pub mod servers;
 #[cfg(feature = "memory")]
 pub mod simulation;
 pub mod sweep;
 mod target;
 pub mod targets;
 mod tools;
+mod victim;
 
 pub use case::{Case, Failure, Outcome, Running};
 pub use harness::{Harness, Stopwatch, random};
@@ -25,3 +28,4 @@ pub use process::Process;
 pub use runner::{main, run, run_within};
 pub use target::{Place, Target, Time};
 pub use tools::{dropped_after, ensure, eventually, within};
+pub use victim::Victim;

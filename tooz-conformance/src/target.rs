@@ -12,14 +12,25 @@ use crate::kit::Kit;
 /// A fresh, empty backend for one case.
 pub struct Place {
     url: String,
+    route: Option<Box<Route>>,
     files: Option<PathBuf>,
     keep: Option<Box<dyn Any + Send + Sync>>,
 }
 
+/// The URL under which a member reaches the backend.
+type Route = dyn Fn(&[u8]) -> String + Send + Sync;
+
 impl Place {
     /// A backend that stands at `url`. Nothing else uses it.
     pub fn new(url: impl Into<String>) -> Self {
-        Self { url: url.into(), files: None, keep: None }
+        Self { url: url.into(), route: None, files: None, keep: None }
+    }
+
+    /// Gives each member a URL of its own, so that its network can be hurt alone.
+    #[must_use]
+    pub fn route(mut self, route: impl Fn(&[u8]) -> String + Send + Sync + 'static) -> Self {
+        self.route = Some(Box::new(route));
+        self
     }
 
     /// The directory in which all its files stand.
@@ -39,6 +50,11 @@ impl Place {
     /// The backend URL.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The URL under which `member` reaches it.
+    pub fn url_of(&self, member: &[u8]) -> String {
+        self.route.as_ref().map_or_else(|| self.url.clone(), |route| route(member))
     }
 
     /// The directory in which its files stand.
@@ -80,6 +96,7 @@ pub struct Target {
     files: bool,
     virtual_clock: bool,
     prefers_virtual: bool,
+    pub(crate) clocks_stop: bool,
     missing: Option<String>,
 }
 
@@ -99,6 +116,7 @@ impl Target {
             files: false,
             virtual_clock: false,
             prefers_virtual: false,
+            clocks_stop: false,
             missing: None,
         };
         match (target.fresh)(Time::Real).and_then(|place| claims(&place).map(|claimed| (place, claimed))) {
@@ -140,6 +158,13 @@ impl Target {
         self
     }
 
+    /// A planted defect: while the machine is suspended the clocks of all coordinators but the first stand still.
+    #[must_use]
+    pub fn clocks_stop(mut self) -> Self {
+        self.clocks_stop = true;
+        self
+    }
+
     /// Its name, the first part of each test's name.
     pub fn name(&self) -> &str {
         &self.name
@@ -158,6 +183,11 @@ impl Target {
     /// Whether its backend can be hurt.
     pub fn has_kit(&self) -> bool {
         self.kit.is_some()
+    }
+
+    /// Whether a session can die without a word.
+    pub fn has_deaths(&self) -> bool {
+        self.has_kit() || self.characteristics.contains(Characteristics::DISTRIBUTED_ACROSS_PROCESSES)
     }
 
     /// Whether its backend stands in files.

@@ -1,0 +1,296 @@
+//! A server as a process.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+/// How long a server may take until it answers; the slowest is done in a second on an idle machine.
+const READY: Duration = Duration::from_secs(30);
+
+/// Between two questions whether it is ready.
+const ASK: Duration = Duration::from_millis(10);
+
+/// How to start a server.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    program: PathBuf,
+    arguments: Vec<OsString>,
+}
+
+impl Launch {
+    /// Starts `program`, found by [`find`].
+    pub fn new(program: impl Into<PathBuf>) -> Self {
+        Self { program: program.into(), arguments: Vec::new() }
+    }
+
+    /// An argument.
+    #[must_use]
+    pub fn arg(mut self, argument: impl Into<OsString>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// Several arguments.
+    #[must_use]
+    pub fn args<A: Into<OsString>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
+        self.arguments.extend(arguments.into_iter().map(Into::into));
+        self
+    }
+}
+
+/// Says whether a server answers.
+type Ready = dyn Fn() -> bool + Send + Sync;
+
+/// A running server with its data. Dropping it ends the process and removes the data.
+pub struct Server {
+    launch: Launch,
+    ready: Box<Ready>,
+    child: Mutex<Child>,
+    data: TempDir,
+}
+
+impl Server {
+    /// Starts a server and waits until `ready` says that it answers. `data` is where it keeps its files; what it prints
+    /// stands there in `log`.
+    ///
+    /// # Errors
+    /// It cannot be started, ends by itself, or does not answer; with the end of what it printed.
+    pub fn start(
+        data: TempDir,
+        launch: Launch,
+        ready: impl Fn() -> bool + Send + Sync + 'static,
+    ) -> Result<Self, String> {
+        let child = spawn(&launch, data.path())?;
+        let server = Self { launch, ready: Box::new(ready), child: Mutex::new(child), data };
+        server.wait_ready()?;
+        Ok(server)
+    }
+
+    fn child(&self) -> MutexGuard<'_, Child> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_ready(&self) -> Result<(), String> {
+        let until = Instant::now() + READY;
+        while !(self.ready)() {
+            if let Ok(Some(status)) = self.child().try_wait() {
+                return Err(format!("{} ended at once ({status}): {}", self.name(), self.last_words()));
+            }
+            if Instant::now() > until {
+                return Err(format!(
+                    "{} does not answer after {READY:?}: {}",
+                    self.name(),
+                    self.last_words()
+                ));
+            }
+            std::thread::sleep(ASK);
+        }
+        Ok(())
+    }
+
+    fn name(&self) -> std::path::Display<'_> {
+        self.launch.program.display()
+    }
+
+    fn last_words(&self) -> String {
+        let text = std::fs::read(self.data.path().join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&text[text.len().saturating_sub(2000)..]).into_owned()
+    }
+
+    /// Where its files stand.
+    pub fn data(&self) -> &Path {
+        self.data.path()
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child().id()
+    }
+
+    fn signal(&self, signal: Signal) {
+        let id = i32::try_from(self.id()).unwrap_or_default();
+        // It is our own child and not yet reaped, so the number is still its own; a dead one needs no signal.
+        let _ = kill(Pid::from_raw(id), signal);
+    }
+
+    /// It stands still: connections stay, nothing is answered.
+    pub fn stop(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// It goes on after [`stop`](Server::stop).
+    pub fn resume(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    /// It ends without a chance to write anything.
+    pub fn kill(&self) {
+        let mut child = self.child();
+        // Errors only if it is dead already.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+
+    /// It is asked to end, and does.
+    pub fn terminate(&self) {
+        self.signal(Signal::SIGTERM);
+        let _ = self.child().wait();
+    }
+
+    /// Starts it again after [`kill`](Server::kill) or [`terminate`](Server::terminate), with the same data and port.
+    ///
+    /// # Errors
+    /// As [`start`](Server::start).
+    pub fn start_again(&self) -> Result<(), String> {
+        self.kill();
+        *self.child() = spawn(&self.launch, self.data.path())?;
+        self.wait_ready()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("launch", &self.launch)
+            .field("id", &self.id())
+            .field("data", &self.data.path())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A wish for a process, and where the answer goes.
+type Order = (Command, Sender<std::io::Result<Child>>);
+
+/// Starts a process that dies with this one, also if this one is killed: `setpriv` has the kernel send it SIGKILL when
+/// the thread ends that started it, which is why one thread that never ends starts them all. Without `setpriv`
+/// a killed test run leaves its servers behind.
+fn spawn(launch: &Launch, data: &Path) -> Result<Child, String> {
+    static STARTER: OnceLock<Mutex<Sender<Order>>> = OnceLock::new();
+    let log = OpenOptions::new().create(true).append(true).open(data.join("log"));
+    let log = log.map_err(|error| format!("no log in {}: {error}", data.display()))?;
+    let starter = STARTER.get_or_init(|| {
+        let (sender, orders) = channel::<Order>();
+        std::thread::spawn(move || {
+            for (mut command, answer) in orders {
+                // Whoever asked waits for it.
+                let _ = answer.send(command.spawn());
+            }
+        });
+        Mutex::new(sender)
+    });
+    let (sender, answer) = channel();
+    let order = (command(launch, data, log)?, sender);
+    starter
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .send(order)
+        .map_err(|_| "the thread that starts servers is gone")?;
+    let child = answer.recv().map_err(|_| "the thread that starts servers is gone")?;
+    child.map_err(|error| format!("cannot start {}: {error}", launch.program.display()))
+}
+
+fn command(launch: &Launch, data: &Path, log: File) -> Result<Command, String> {
+    let mut command = match find("setpriv") {
+        Some(setpriv) => {
+            let mut command = Command::new(setpriv);
+            command.args(["--pdeathsig", "KILL"]).arg(&launch.program);
+            command
+        }
+        None => Command::new(&launch.program),
+    };
+    let errors = log.try_clone().map_err(|error| format!("no second handle on the log: {error}"))?;
+    command
+        .args(&launch.arguments)
+        .current_dir(data)
+        .stdin(Stdio::null())
+        .stdout(Stdio::from(log))
+        .stderr(Stdio::from(errors));
+    Ok(command)
+}
+
+/// Finds a program in `PATH` and where Debian puts those of administrators.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin", "/usr/local/bin"].map(PathBuf::from))
+        .map(|directory| directory.join(program))
+        .find(|candidate| candidate.is_file())
+}
+
+/// A port that was free a moment ago. Below the range from which the kernel takes ports for clients: there a
+/// connection that just ended could hold it for a minute.
+///
+/// # Errors
+/// There is none.
+pub fn free_port() -> Result<u16, String> {
+    for _ in 0..1000 {
+        let port = 10_000 + u16::try_from(crate::random() % 22_000).unwrap_or_default();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    Err("no free port between 10000 and 32000 on 127.0.0.1".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn data() -> TempDir {
+        tempfile::tempdir().unwrap()
+    }
+
+    /// A server is ready when it has written a file.
+    fn shell(data: &TempDir, script: &str) -> (Launch, impl Fn() -> bool + Send + Sync + 'static) {
+        let ready = data.path().join("ready");
+        (Launch::new("/bin/sh").args(["-c", script]), move || ready.exists())
+    }
+
+    #[test]
+    fn a_server_is_killed_and_started_again_with_its_data() {
+        let data = data();
+        let (launch, ready) = shell(&data, "echo $$ >>pids; touch ready; exec sleep 1000");
+        let server = Server::start(data, launch, ready).unwrap();
+        let first = server.id();
+        server.stop();
+        server.kill();
+        std::fs::remove_file(server.data().join("ready")).unwrap();
+        server.start_again().unwrap();
+        assert_ne!(server.id(), first);
+        let pids = std::fs::read_to_string(server.data().join("pids")).unwrap();
+        assert_eq!(pids, format!("{first}\n{}\n", server.id()));
+        let (place, last) = (server.data().to_owned(), server.id());
+        drop(server);
+        assert!(!place.exists() && !Path::new(&format!("/proc/{last}")).exists());
+    }
+
+    #[test]
+    fn one_that_ends_at_once_says_why() {
+        let data = data();
+        let (launch, ready) = shell(&data, "echo port is taken >&2; exit 3");
+        let error = Server::start(data, launch, ready).unwrap_err();
+        assert!(error.contains("exit status: 3") && error.contains("port is taken"), "{error}");
+    }
+
+    #[test]
+    fn a_program_is_found_in_the_path() {
+        assert!(find("sh").is_some());
+        assert_eq!(find("no-such-program-anywhere"), None);
+    }
+}

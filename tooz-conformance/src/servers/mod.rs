@@ -1,0 +1,14 @@
+//! Real servers for the tests, and the network between them and a coordinator.
+//!
+//! A server is a program of this machine, started on a free loopback port with its data in a temporary directory. It
+//! ends with the test process, however that ends, and is stopped, continued, killed and started again by process id.
+//! Nothing here touches a server that somebody else started.
+#![allow(clippy::disallowed_methods)] // threads, clocks and runtimes outside any case are made here
+
+mod launch;
+mod pool;
+mod proxy;
+
+pub use launch::{Launch, Server, find, free_port};
+pub use pool::{Lent, Pool};
+pub use proxy::{Proxy, Way};
