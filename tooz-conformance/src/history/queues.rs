@@ -55,7 +55,8 @@ impl History {
                         let clause = if mode == Mode::Shared { "L9" } else { "L1" };
                         found.push(Violation { clause, operation: None, what });
                     }
-                    let permits = known.holders.values().filter(|h| matches!(h.mode, Mode::Permit(_))).count();
+                    let permits =
+                        known.holders.values().filter(|h| matches!(h.mode, Mode::Permit(_))).count();
                     if let Mode::Permit(limit) = mode
                         && permits >= limit as usize
                     {

@@ -209,7 +209,9 @@ async fn broken(p: Point, how: Break) -> Outcome {
     };
     ensure(begun || !told, "it was begun and is not done")?;
     let is_known = async || Ok::<_, crate::Failure>(signal.reason().as_ref().is_some_and(is_broken));
-    if p.weather().lets_through() && (begun && told || p.h().is_virtual() && begun) {
+    // Where nobody counts calls, it is only known to be begun if its answer came or it begins with the first poll.
+    let done = begun && (told || p.h().is_virtual());
+    if done && p.weather().lets_through() {
         p.h().soon_true("the holder is told", is_known).await?;
     } else if p.h().is_virtual() {
         ensure(held.is_held(), "broken by nobody")?;

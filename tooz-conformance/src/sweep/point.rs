@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,6 +34,9 @@ impl Moment {
         if number.is_multiple_of(2) { Self::Woken(number / 2) } else { Self::Polled(number.div_ceil(2)) }
     }
 }
+
+/// A future that is being swept; its output, unless it was dropped.
+type Sweeping<'a, T> = Pin<Box<dyn Future<Output = Outcome<Option<T>>> + 'a>>;
 
 /// What a scene is given: a world that it shares with the scene's other points, and names of its own.
 #[derive(Clone)]
@@ -118,25 +122,29 @@ impl Point {
 
     /// Polls a future until its moment, and drops it then; meanwhile the weather is what it is. Then waits until
     /// everything has been done that is promised to be done afterwards.
-    pub(super) async fn sweep<F: Future>(&self, future: F) -> Outcome<Option<F::Output>> {
-        self.sweep_while(future, async { Ok(()) }).await
+    pub(super) fn sweep<'a, F: Future + 'a>(&'a self, future: F) -> Sweeping<'a, F::Output> {
+        self.sweep_while(future, async { Ok(()) })
     }
 
     /// The same, while something else happens.
-    pub(super) async fn sweep_while<F: Future>(
-        &self,
+    pub(super) fn sweep_while<'a, F: Future + 'a>(
+        &'a self,
         future: F,
-        other: impl Future<Output = Outcome>,
-    ) -> Outcome<Option<F::Output>> {
-        let dropped = async {
-            self.0.weather.begins(self.world());
-            self.drop_at_its_moment(future).await
-        };
-        let all = async { tokio::join!(dropped, self.0.weather.passes(self.world()), other) };
-        let (output, (), other) = within("the end of a future that is dropped", LIMIT, all).await?;
-        other?;
-        self.calm().await;
-        Ok(output)
+        other: impl Future<Output = Outcome> + 'a,
+    ) -> Sweeping<'a, F::Output> {
+        // Some of them are large.
+        let future = Box::pin(future);
+        Box::pin(async move {
+            let dropped = async {
+                self.0.weather.begins(self.world());
+                self.drop_at_its_moment(future).await
+            };
+            let all = async { tokio::join!(dropped, self.0.weather.passes(self.world()), other) };
+            let (output, (), other) = within("the end of a future that is dropped", LIMIT, all).await?;
+            other?;
+            self.calm().await;
+            Ok(output)
+        })
     }
 
     /// Lets everything happen that was begun, one call after the other.
@@ -154,8 +162,8 @@ impl Point {
         self.world().forget_fates();
     }
 
-    async fn drop_at_its_moment<F: Future>(&self, future: F) -> Option<F::Output> {
-        let mut future = Some(Box::pin(future));
+    async fn drop_at_its_moment<F: Future>(&self, future: Pin<Box<F>>) -> Option<F::Output> {
+        let mut future = Some(future);
         let alarm = Arc::new(Alarm { rung: AtomicBool::new(true), outer: Mutex::default() });
         let waker = Waker::from(Arc::clone(&alarm));
         let output = poll_fn(|cx| {

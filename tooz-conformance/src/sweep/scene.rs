@@ -25,7 +25,7 @@ const SHUTDOWN: Duration = Duration::from_secs(1);
 pub(super) struct Scene {
     pub(super) operation: &'static str,
     situation: String,
-    weather: Weather,
+    pub(super) weather: Weather,
     needs: Needs,
     looks: bool,
     run: Box<dyn Fn(Point) -> Running + Send>,
@@ -62,10 +62,10 @@ impl Scene {
         self
     }
 
-    /// One that takes the same way through the core as another one: nobody looks at its stacks, which takes longer
-    /// than all the rest.
-    pub(super) fn like_another(mut self) -> Self {
-        self.looks = false;
+    /// Whether its stacks are looked at. That takes longer than all the rest, so it is done once for every way through
+    /// the core.
+    pub(super) fn looks(mut self, looks: bool) -> Self {
+        self.looks = looks;
         self
     }
 
@@ -122,9 +122,7 @@ impl Scene {
     }
 
     async fn points(&self, harness: Harness, abandons: bool, swept: &mut Swept) -> Outcome {
-        let world = Rc::new(
-            World::new(harness, abandons, self.looks && !self.weather.allows_errors() && !abandons).await?,
-        );
+        let world = Rc::new(World::new(harness, abandons, self.looks && !abandons).await?);
         for number in 0..MOST {
             let point = Point::new(&world, self.weather, number);
             let outcome = async {
@@ -159,7 +157,8 @@ where
 {
     let scene = |weather| {
         let needs = if weather == Weather::Clear { Needs::Nothing } else { Needs::Kit };
-        Scene::new(operation, situation, run.clone()).needs(needs).under(weather)
+        let scene = Scene::new(operation, situation, run.clone()).needs(needs).under(weather);
+        scene.looks(weather == Weather::Clear)
     };
     Weather::all(call).into_iter().map(scene).collect()
 }

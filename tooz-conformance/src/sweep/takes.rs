@@ -151,7 +151,7 @@ pub(super) fn scenes() -> Vec<Scene> {
     for what in [What::Lock, What::Shared, What::Permit, What::Set, What::Leadership] {
         for how in [How::Forever, How::Try, How::Within(LONG)] {
             let other_mode = matches!(what, What::Shared | What::Permit);
-            let scene = |scene: Scene| if other_mode { scene.like_another() } else { scene };
+            let scene = |scene: Scene| if other_mode { scene.looks(false) } else { scene };
             scenes.extend(of(what, how).into_iter().map(scene));
         }
     }
@@ -180,7 +180,10 @@ fn of(what: What, how: How) -> Vec<Scene> {
     if how != How::Forever && how != How::Try {
         let short = How::Within(Duration::from_millis(30));
         let run = run!(until_its_limit, what, short);
-        scenes.extend(in_every_weather(op, &named("until its limit"), Called::Request, run));
+        // The answer that comes after the limit is a way of its own.
+        let look = |scene: Scene| if scene.weather == Weather::Hangs { scene.looks(true) } else { scene };
+        let limited = in_every_weather(op, &named("until its limit"), Called::Request, run);
+        scenes.extend(limited.into_iter().map(look));
     }
     #[cfg(feature = "memory")]
     scenes.extend(hurt::scenes(op, &named, what, how));
