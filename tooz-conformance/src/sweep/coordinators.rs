@@ -11,7 +11,7 @@ use tooz_core::{ErrorKind, Liveness, Runtime};
 use super::point::{Moment, Point};
 use super::scene::{Scene, in_every_weather, run};
 use super::takes::{What, all_held_by, nobody_is_in_the_way};
-use super::weather::{Called, Weather};
+use super::weather::{Called, LATENCY, Weather};
 use crate::case::Outcome;
 use crate::tools::{ensure, within};
 
@@ -166,7 +166,7 @@ async fn timed(p: Point) -> Outcome {
     let done = p
         .sweep(timed.timeout(p.h().soon() * 10, async move {
             let _work = work;
-            h.settle().await;
+            h.pass(LATENCY).await;
         }))
         .await?;
     ensure(!matches!(done, Some(None)), "its time was over before its work")?;
@@ -213,7 +213,7 @@ async fn task_waited_for(p: Point) -> Outcome {
     let h = p.h().clone();
     let task = spawner(&p)?.spawn(async move {
         let _work = work;
-        h.settle().await;
+        h.pass(LATENCY).await;
     });
     let done = p.sweep(task).await?;
     ensure(!matches!(done, Some(None)), "it ended otherwise")?;

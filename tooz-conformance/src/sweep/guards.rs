@@ -9,7 +9,7 @@ use tooz_core::LossReason;
 use super::point::Point;
 use super::scene::{Scene, in_every_weather, run};
 use super::takes::{What, all_held_by, fought_for, nobody_is_in_the_way};
-use super::weather::Called;
+use super::weather::{Called, LATENCY};
 use crate::case::Outcome;
 use crate::tools::{ensure, eventually};
 
@@ -160,7 +160,7 @@ async fn work_until_a_loss(p: Point, what: What) -> Outcome {
 async fn work_that_ends(p: Point, what: What) -> Outcome {
     let held = all_held_by(p.a(), what, p.name()).await?;
     let h = p.h().clone();
-    let answer = p.sweep(held.run(async move { h.settle().await })).await?;
+    let answer = p.sweep(held.run(async move { h.pass(LATENCY).await })).await?;
     ensure(answer.is_none_or(|answer| answer.is_ok()), "it was lost")?;
     ensure(held.is_held(), "work that was dropped took the lock along")?;
     held.give_back().await?;

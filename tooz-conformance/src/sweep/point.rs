@@ -149,16 +149,12 @@ impl Point {
 
     /// Lets everything happen that was begun, one call after the other.
     pub(super) async fn settle(&self) {
-        if self.h().is_virtual() { self.h().pass(LATENCY * 8).await } else { self.h().settle().await }
+        self.h().pass(if self.h().is_virtual() { LATENCY * 8 } else { REAL }).await;
     }
 
     /// On the virtual clock exactly as long as is promised, whatever happened; on a real one it has to be looked for.
     pub(super) async fn calm(&self) {
-        if self.h().is_virtual() {
-            self.h().pass(self.0.weather.cleared_after()).await;
-        } else {
-            self.h().settle().await;
-        }
+        self.h().pass(if self.h().is_virtual() { self.0.weather.cleared_after() } else { REAL }).await;
         self.world().forget_fates();
     }
 
@@ -210,6 +206,10 @@ impl Point {
         Ok(())
     }
 }
+
+/// On a real clock what was sent has most likely arrived after it; where it has not, a point proves less, and what is
+/// asserted is looked for until it is so.
+const REAL: Duration = Duration::from_millis(20);
 
 /// On the virtual clock longer than anything takes; on a real one a future that hangs.
 const LIMIT: Duration = Duration::from_secs(120);
