@@ -6,6 +6,7 @@
 //! the end of the backend's queue, since its next task asks anew.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -153,7 +154,7 @@ impl Ticket {
     /// queue.
     pub(crate) async fn pass(&self) {
         while !self.has_passed() {
-            waits(self.passed.notified()).await;
+            waits(pin!(self.passed.notified())).await;
         }
     }
 
@@ -174,7 +175,7 @@ impl Ticket {
                 // It counts from here, under the lock.
                 Arc::clone(&queue.changed).notified_owned()
             };
-            waits(changed).await;
+            waits(pin!(changed)).await;
         }
     }
 

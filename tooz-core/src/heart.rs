@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
@@ -105,7 +105,7 @@ type Receive = Pin<
 
 fn receive(mut receiver: broadcast::Receiver<Event>) -> Receive {
     Box::pin(async move {
-        let event = waits(receiver.recv()).await;
+        let event = waits(pin!(receiver.recv())).await;
         (receiver, event)
     })
 }

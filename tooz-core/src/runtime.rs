@@ -7,7 +7,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -130,7 +130,7 @@ impl Spawner {
 
     /// Runs blocking work on a thread of the coordinator's runtime.
     pub async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-        waits(self.handle.spawn_blocking(work))
+        waits(pin!(self.handle.spawn_blocking(work)))
             .await
             .map_err(|error| Error::new(ErrorKind::Closed, "the runtime ended").caused_by(error))
     }

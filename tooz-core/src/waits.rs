@@ -6,15 +6,14 @@
 //! this crate a future was dropped.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::Pin;
 use std::task::Poll;
 
 /// The target of the events.
 const TARGET: &str = "tooz_core::waits";
 
-/// Awaits `future`.
-pub(crate) async fn waits<F: Future>(future: F) -> F::Output {
-    let mut future = pin!(future);
+/// Awaits `future`, which stays where the caller pinned it: moved in here it would take its room twice.
+pub(crate) async fn waits<F: Future>(mut future: Pin<&mut F>) -> F::Output {
     poll_fn(|cx| seen(future.as_mut().poll(cx))).await
 }
 
