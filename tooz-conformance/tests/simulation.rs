@@ -109,7 +109,7 @@ const SEEN: &[(&str, &[&str])] = &[
     ("resume-too-early", &["W1"]),
     ("place-lost", &["L8"]),
     ("too-many-permits", &["L15"]),
-    ("renews-the-dead", &["S6", "L1"]),
+    ("renews-the-dead", &["L8", "L10", "S7"]),
     ("dead-waiter", &["L6", "L8"]),
     ("orphan-lock", &["L6", "L8"]),
     ("last-first", &["L8"]),
@@ -122,7 +122,7 @@ const SEEN: &[(&str, &[&str])] = &[
 ];
 
 /// A fault that shows in none of so many seeds is taken to be invisible.
-const LOOKED: u64 = 100;
+const LOOKED: u64 = 200;
 
 /// The first seed that shows a fault to a checker which is there for it.
 fn first_seen(fault: &'static str, clauses: &[&str]) -> Option<Run> {

@@ -44,7 +44,6 @@ pub(crate) struct Config {
     pub(crate) rejoin: bool,
 }
 
-#[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) characteristics: Characteristics,
@@ -340,18 +339,6 @@ impl Shared {
     }
 }
 
-impl std::fmt::Debug for Command {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Settle(_) => "Settle",
-            Self::Beat(_) => "Beat",
-            Self::Suspect => "Suspect",
-            Self::Wake => "Wake",
-            Self::Close => "Close",
-        })
-    }
-}
-
 pub(crate) fn closed() -> Error {
     Error::new(ErrorKind::Closed, "connect a new coordinator")
 }
@@ -422,7 +409,6 @@ impl Backoff {
 }
 
 /// The last of these closes the coordinator (S11). The keeper holds none.
-#[derive(Debug)]
 pub(crate) struct Life(pub(crate) Arc<Shared>);
 
 impl Drop for Life {

@@ -118,7 +118,7 @@ impl People {
         let (Some(member), Some(person)) = (world.members.get(place), self.there.remove(&place)) else {
             return;
         };
-        world.crashes(member);
+        world.note(&member.0, format_args!("crashes"));
         world.cut_off(member, Cut::Hang);
         drop(person.workers);
         drop(person.listener);

@@ -29,7 +29,7 @@ pub(super) struct World {
     /// Set while what happens is force, not fate.
     force: AtomicBool,
     cut: Mutex<(BTreeSet<Name>, bool)>,
-    /// How many sessions of each member live, and how many of those are of a process that crashed.
+    /// How many sessions of each member live, and how many of those nobody knows any more.
     sessions: Mutex<BTreeMap<Name, (usize, usize)>>,
     /// The members of the run.
     pub(super) members: Vec<(String, Name)>,
@@ -151,13 +151,17 @@ impl World {
                 Fact::Left { group: name(group), record: self.record_of(record) }
             }
             Happened::Opened(member) => {
-                locked(&self.sessions).entry(name(member)).or_default().0 += 1;
+                // Those before it are of a process that crashed, or the answer to their opening was lost.
+                let mut sessions = locked(&self.sessions);
+                let (live, unknown) = sessions.entry(name(member)).or_default();
+                *unknown = *live;
+                *live += 1;
                 return self.note("", format_args!("session of {member} opened"));
             }
             Happened::Ended(member) => {
-                if let Some((live, crashed)) = locked(&self.sessions).get_mut(&name(member)) {
+                if let Some((live, unknown)) = locked(&self.sessions).get_mut(&name(member)) {
                     *live = live.saturating_sub(1);
-                    *crashed = (*crashed).min(*live);
+                    *unknown = (*unknown).min(*live);
                 }
                 return self.note("", format_args!("session of {member} ended"));
             }
@@ -199,17 +203,9 @@ impl World {
     /// A coordinator was closed: what it said about that must be true.
     pub(super) fn closed(&self, (word, member): &(String, Name), result: &tooz_core::Result<()>) {
         self.note(word, format_args!("closed: {:?}", result.as_ref().map_err(Error::kind)));
-        let (live, crashed) = locked(&self.sessions).get(member).copied().unwrap_or_default();
-        if result.is_ok() && live > crashed {
+        let (live, unknown) = locked(&self.sessions).get(member).copied().unwrap_or_default();
+        if result.is_ok() && live > unknown {
             self.wrong("S3", format!("{word} was closed, and its session lives"));
-        }
-    }
-
-    /// A member's process is about to end without a word: its sessions are nobody's to close.
-    pub(super) fn crashes(&self, (word, member): &(String, Name)) {
-        self.note(word, format_args!("crashes"));
-        if let Some((live, crashed)) = locked(&self.sessions).get_mut(member) {
-            *crashed = *live;
         }
     }
 
