@@ -6,11 +6,13 @@
 //! the end of the backend's queue, since its next task asks anew.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
 use crate::driver::{Admission, Grant, LockKey, LockMode, admits};
+use crate::waits::waits;
 use crate::{Error, ErrorKind, FencingToken, Result};
 
 /// Names that nobody uses any more are kept with their last tokens until there are this many; it is what a token that
@@ -151,7 +153,7 @@ impl Ticket {
     /// queue.
     pub(crate) async fn pass(&self) {
         while !self.has_passed() {
-            self.passed.notified().await;
+            waits(pin!(self.passed.notified())).await;
         }
     }
 
@@ -172,7 +174,7 @@ impl Ticket {
                 // It counts from here, under the lock.
                 Arc::clone(&queue.changed).notified_owned()
             };
-            changed.await;
+            waits(pin!(changed)).await;
         }
     }
 

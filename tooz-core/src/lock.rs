@@ -465,13 +465,13 @@ impl Drop for Entry<'_> {
         let (key, attempt, unfinished) = (self.key.clone(), self.attempt, self.asking.take());
         tenure.stop_waiting(attempt);
         ticket.set_leaving();
-        self.shared.command(Command::Settle(Box::pin(async move {
+        self.shared.settle(Box::pin(async move {
             if let Some(unfinished) = unfinished {
                 // A request that never returns must not keep the name longer than its session lives.
                 tenure.or_lost(unfinished).await;
             }
             shared.withdraw(&tenure, &key, attempt).await;
             drop(ticket);
-        })));
+        }));
     }
 }
