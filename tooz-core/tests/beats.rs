@@ -177,6 +177,32 @@ async fn a_beat_alone_tells_what_is_gone() {
     event(&mut events, |event| matches!(event, Event::Rejoined(_)).then_some(())).await;
 }
 
+/// S7: a driver may say it as an error, too.
+#[tokio::test(start_paused = true)]
+async fn a_beat_that_is_told_of_a_lost_session_ends_it() {
+    let (script, _, [a]) = scripted("beats-error", "ttl=15s", ["a"]).await;
+    let mut events = a.events();
+    let guard = a.lock("x").unwrap().acquire().await.unwrap();
+    script.next_beat(tooz_core::Error::new(ErrorKind::SessionLost, "the lease is gone"));
+    assert_eq!(a.heartbeat().await.unwrap_err().kind(), ErrorKind::SessionLost);
+    assert!(!guard.is_held());
+    let events = told(&mut events).await;
+    assert!(matches!(events[..], [Event::Lost(LossReason::Expired), Event::Rejoined(_)]), "{events:?}");
+}
+
+/// S5: no news while all is well.
+#[tokio::test(start_paused = true)]
+async fn beats_that_succeed_are_no_events() {
+    for ttl in ["", "?ttl=15s"] {
+        let c = connect(&format!("memory://beats-quiet{ttl}"), "a").await;
+        let mut events = c.events();
+        pass(120_000).await;
+        assert!(c.heart().beats() > 20);
+        let events = told(&mut events).await;
+        assert!(events.is_empty(), "{events:?}");
+    }
+}
+
 /// S7: a beat that was sent before a group was joined again does not say that its record was removed.
 #[tokio::test(start_paused = true)]
 async fn a_beat_under_way_does_not_evict_who_joins_meanwhile() {

@@ -30,7 +30,7 @@ async fn the_session_is_closed_and_then_the_driver() {
     let (script, kit, [a]) = scripted("closing-order", "ttl=15s", ["a"]).await;
     let guard = a.lock("x").unwrap().acquire().await.unwrap();
     a.close().await.unwrap();
-    assert_eq!(script.log()[2..], ["session closed", "driver closed"]);
+    assert_eq!(script.log()[2..], ["close session", "session closed", "driver closed"]);
     assert_eq!((kit.sessions(), kit.held(), guard.is_held()), (0, 0, false));
 }
 

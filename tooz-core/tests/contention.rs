@@ -10,7 +10,7 @@ use std::time::Duration;
 use common::*;
 use scripted::*;
 use tooz_core::{Error, ErrorKind};
-use tooz_memory::{Cut, Kit, Operation};
+use tooz_memory::{Cut, Kit, Operation, Outcome};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLI: Duration = Duration::from_millis(1);
@@ -104,6 +104,37 @@ async fn whoever_has_a_limit_waits_for_the_backend_within_it() {
         assert!(guard.is_held());
         assert!(kit.calls(Operation::Request) < 100, "{} tries", kit.calls(Operation::Request));
     }
+}
+
+/// L2: where only the request fails, too, tries have pauses between them.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_fails_is_not_repeated_in_a_hot_loop() {
+    let url = "memory://contention-pauses?ttl=1h";
+    let (kit, c) = (Kit::of(url).unwrap(), connect(url, "a").await);
+    kit.next_of("a", Operation::Request, u64::MAX, Outcome::Fail);
+    let error = c.lock("x").unwrap().acquire_within(300 * SECOND).await.expect_err("every request fails");
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    let tries = kit.calls(Operation::Request);
+    assert!((15..400).contains(&tries), "{tries} tries in five minutes");
+}
+
+/// L2: a sibling that gave up waiting, and whose place is being withdrawn, says nothing about a try.
+#[tokio::test(start_paused = true)]
+async fn a_try_waits_for_what_is_being_withdrawn() {
+    let url = "memory://contention-leaving?ttl=1h";
+    let (kit, a, b) = (Kit::of(url).unwrap(), connect(url, "a").await, connect(url, "b").await);
+    let lock = a.lock("x").unwrap();
+    let next = b.lock("x").unwrap().acquire().await.unwrap();
+    let _ = tokio::join!(lock.acquire_within(SECOND), async {
+        tokio::time::sleep(SECOND / 2).await;
+        kit.delay_answers(SECOND);
+        tokio::time::sleep(SECOND * 6 / 10).await; // it gave up, and is being withdrawn
+        let release = next.release();
+        let tried = lock.try_acquire();
+        let (released, tried) = tokio::join!(release, tried);
+        released.unwrap();
+        assert!(tried.unwrap().is_some(), "nobody holds it, and nobody is before us");
+    });
 }
 
 /// X1: until the backend has answered once, `acquire` is an operation like any other.
@@ -253,4 +284,68 @@ async fn a_wait_that_is_refused_for_good_leaves_no_place() {
     assert_eq!(error.kind(), ErrorKind::Denied);
     eventually("nobody waits", || kit.queued() == 0).await;
     assert!(guard.is_held());
+}
+
+/// L6: cleaning up goes on while the backend is away, and not in a hot loop.
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_withdrawn_is_tried_again_with_pauses() {
+    let url = "memory://contention-withdraw";
+    let (kit, a, b) = (Kit::of(url).unwrap(), connect(url, "a").await, connect(url, "b").await);
+    let guard = b.lock("x").unwrap().acquire().await.unwrap();
+    assert!(a.lock("x").unwrap().acquire_within(MILLI).await.unwrap().is_none());
+    kit.reset_calls();
+    kit.cut_off("a", Cut::Fail);
+    tokio::time::sleep(300 * SECOND).await;
+    let tries = kit.calls(Operation::Withdraw);
+    assert!((15..400).contains(&tries), "{tries} tries in five minutes");
+    kit.heal("a");
+    eventually("nobody waits", || kit.queued() == 0).await;
+    assert!(guard.is_held());
+}
+
+/// S7: whoever cleans up and is told that the session is gone makes the keeper look at once.
+#[tokio::test(start_paused = true)]
+async fn a_withdrawal_that_is_told_of_a_lost_session_makes_the_heart_beat_at_once() {
+    let (script, kit, [a]) = scripted("contention-suspect", "ttl=15s", ["a"]).await;
+    tokio::time::sleep(6 * SECOND).await;
+    let beats = kit.calls(Operation::Renew);
+    script.next_withdrawal(Error::new(ErrorKind::SessionLost, "the lease is gone"));
+    script.next_ask(Ask::Slow(10 * MILLI));
+    assert!(cancelled_at(0, a.lock("x").unwrap().acquire()).await.is_none());
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(kit.calls(Operation::Renew), beats + 1);
+}
+
+/// L6: what repeating does not mend is left to the session's end, and a name is not blocked by it.
+#[tokio::test(start_paused = true)]
+async fn a_withdrawal_that_is_refused_for_good_is_not_repeated() {
+    let (script, _, [a]) = scripted("contention-denied", "ttl=15s", ["a"]).await;
+    script.next_withdrawal(Error::new(ErrorKind::Denied, "the credentials were revoked"));
+    script.next_ask(Ask::Slow(10 * MILLI));
+    assert!(cancelled_at(0, a.lock("x").unwrap().acquire()).await.is_none());
+    tokio::time::sleep(60 * SECOND).await;
+    let withdrawals = script.log().iter().filter(|call| **call == "withdraw").count();
+    assert_eq!(withdrawals, 1);
+    // It is this coordinator's own, and an exclusive lock that the backend still has for it.
+    assert!(a.lock("x").unwrap().try_acquire().await.unwrap().is_none());
+}
+
+/// L2, L16: the limit counts for all locks of a set together.
+#[tokio::test(start_paused = true)]
+async fn a_limit_counts_for_a_whole_set() {
+    let url = "memory://contention-set";
+    let (a, b) = (connect(url, "a").await, connect(url, "b").await);
+    let (x, y) =
+        (b.lock("x").unwrap().acquire().await.unwrap(), b.lock("y").unwrap().acquire().await.unwrap());
+    let set = a.lock_all(["y", "x"]).unwrap();
+    let began = tokio::time::Instant::now();
+    let (taken, ()) = tokio::join!(set.acquire_within(SECOND), async {
+        tokio::time::sleep(SECOND * 9 / 10).await;
+        drop(x);
+    });
+    assert!(taken.unwrap().is_none());
+    assert!(began.elapsed() <= SECOND + 100 * MILLI, "{:?}", began.elapsed());
+    drop(y);
+    let all = set.acquire_within(SECOND).await.unwrap().expect("nobody holds them");
+    assert!(all.is_held() && all.guards().len() == 2);
 }

@@ -64,6 +64,15 @@ impl Ahead {
         hearing
     }
 
+    /// Whether everybody still stands and lives who was before the waiter when it listened.
+    pub(crate) fn stands(site: &Site, hash: &KeyHash, before: &[Before]) -> bool {
+        site.stripe(hash.stripe()).is_ok_and(|stripe| {
+            before.iter().all(|one| {
+                matches!(stripe.stat(&one.name), Ok(Some(_))) && !reaper::is_dead(site, &one.owner)
+            })
+        })
+    }
+
     /// Listens to the lock's file, which somebody has locked who keeps no records.
     pub(crate) fn listen_to_file(&mut self, site: &Site, path: &[&str]) {
         self.records.clear();

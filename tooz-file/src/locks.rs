@@ -28,8 +28,8 @@ use crate::portable::LOCK_POLL;
 use crate::reaper::Doctor;
 use crate::site::{Moment, Site};
 
-/// How often a waiter looks although nobody told it anything: it costs one directory listing, and nothing depends
-/// on it unless an event was lost.
+/// How often a waiter looks although nobody told it anything: whether whoever is before it still stands and lives, and
+/// nothing depends on it unless an event was lost.
 const SAFETY_POLL: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
@@ -283,9 +283,22 @@ impl FileSessionLocks {
                 Hearing::Poor => self.client.context.entropy.between(LOCK_POLL.0, LOCK_POLL.1),
                 Hearing::Good => SAFETY_POLL,
             };
-            self.client.context.spawner.timeout(pause, listener.heard()).await;
+            while self.client.context.spawner.timeout(pause, listener.heard()).await.is_none() {
+                self.client.check()?;
+                let quiet = hearing == Hearing::Good && self.has_place(&hash, place.attempt);
+                if !(quiet && Ahead::stands(site, &hash, &before)) {
+                    break;
+                }
+            }
             self.client.check()?;
         }
+    }
+
+    /// Whether the record of a waiter of ours stands.
+    fn has_place(&self, hash: &KeyHash, attempt: AttemptId) -> bool {
+        let record = self.local.state().waiting.get(&attempt).map(|waiting| waiting.record.clone());
+        let stripe = self.site().stripe(hash.stripe());
+        record.zip(stripe.ok()).is_some_and(|(record, stripe)| matches!(stripe.stat(&record), Ok(Some(_))))
     }
 
     /// Ends an attempt, whether it holds or waits.

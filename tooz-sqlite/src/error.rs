@@ -49,6 +49,7 @@ impl Fail {
             other => other,
         }
     }
+
     /// As the caller sees it. What failed inside a transaction was rolled back: never indeterminate.
     pub(crate) fn into_error(self) -> Error {
         match self {

@@ -67,9 +67,11 @@ impl MemberRow {
 
     /// As [`MemberRow::read`], of a member that is leaving: its id is enough for those who see it go.
     pub(crate) fn leaving(row: &Row<'_>, at: usize) -> rusqlite::Result<Self> {
+        let capabilities =
+            row.get::<_, Vec<u8>>(at + 1).ok().and_then(|c| Capabilities::from_msgpack(&c).ok());
         Ok(Self {
             member: row.get(at)?,
-            capabilities: row.get(at + 1).unwrap_or_else(|_| Capabilities::none().as_msgpack().to_vec()),
+            capabilities: capabilities.unwrap_or_default().as_msgpack().to_vec(),
             incarnation: row.get::<_, Id>(at + 2).map_or(0, |id| id.0),
             joined_at: row.get(at + 3).unwrap_or_default(),
             updated_at: row.get(at + 4).unwrap_or_default(),

@@ -46,6 +46,8 @@ struct Plan {
     grants: VecDeque<Edit>,
     waits: VecDeque<Wait>,
     asks: VecDeque<Ask>,
+    beats: VecDeque<Error>,
+    withdrawals: VecDeque<Error>,
     log: Vec<&'static str>,
     listed: Held,
 }
@@ -91,6 +93,16 @@ impl Script {
     /// Decides about the next request for a lock.
     pub(crate) fn next_ask(&self, ask: Ask) {
         self.plan().asks.push_back(ask);
+    }
+
+    /// The error that the next beat is answered with.
+    pub(crate) fn next_beat(&self, error: Error) {
+        self.plan().beats.push_back(error);
+    }
+
+    /// The error that the next withdrawal is answered with; it is not done.
+    pub(crate) fn next_withdrawal(&self, error: Error) {
+        self.plan().withdrawals.push_back(error);
     }
 
     /// The clock of whoever connected first.
@@ -223,7 +235,14 @@ impl Session for Bent<Arc<dyn Session>> {
     }
 
     async fn renew(&self, held: &Held) -> Result<Renewal> {
-        self.1.plan().listed = held.clone();
+        let error = {
+            let mut plan = self.1.plan();
+            plan.listed = held.clone();
+            plan.beats.pop_front()
+        };
+        if let Some(error) = error {
+            return Err(error);
+        }
         self.0.renew(held).await
     }
 
@@ -241,8 +260,10 @@ impl Session for Bent<Arc<dyn Session>> {
     }
 
     async fn close(&self) -> Result<()> {
+        self.1.note("close session");
+        let answer = self.0.close().await;
         self.1.note("session closed");
-        self.0.close().await
+        answer
     }
 }
 
@@ -287,6 +308,10 @@ impl SessionLocks for Bent<Arc<dyn Session>> {
 
     async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
         self.1.note("withdraw");
+        let error = self.1.plan().withdrawals.pop_front();
+        if let Some(error) = error {
+            return Err(error);
+        }
         let answer = self.0.locks().withdraw(key, attempt).await;
         self.1.note("withdrawn");
         answer

@@ -41,7 +41,7 @@ async fn observes(h: &Harness, observer: &mut Observer, term: Option<u64>) -> Ou
     within(&format!("the observer to see {term:?}"), h.gone(), async {
         loop {
             let leader = observer.next().await.ok_or("the observer ended")??;
-            if leader.and_then(|leader| leader.term).map(|t| t.get()) == term {
+            if leader.and_then(|leader| leader.term).map(tooz_core::Term::get) == term {
                 return Outcome::Ok(());
             }
         }
@@ -71,6 +71,15 @@ async fn incident_kubernetes_23731(h: Harness) -> Outcome {
 async fn incident_kubernetes_44887(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     let lead = a.election("g")?.campaign().await?;
+    let slow = h.some_ttl() / 8; // still in time for a renewal
+    h.kit()?.slow(slow);
+    h.pass(h.some_ttl()).await;
+    for _ in 0..100 {
+        h.pass(h.some_ttl() / 50).await;
+        let left = lead.deadline().ok_or("a leadership of a session with a ttl has no deadline")?.remaining();
+        ensure(lead.is_held(), "lost although every renewal was in time")?;
+        ensure(left + slow <= h.some_ttl(), format!("{left:?} are left, counted from an answer"))?;
+    }
     let watch = h.stopwatch();
     h.kit()?.slow(h.some_ttl() * 2);
     within("the loss", h.some_ttl(), lead.lost()).await?;

@@ -8,11 +8,13 @@ use tooz_core::driver::Turn;
 use super::super::prelude::*;
 use super::super::{level, linger};
 use super::{asks, free};
+use crate::kit::{Call, Fate};
 
 pub(super) const CASES: &[Case] = &[
     case!(incident_etcd_9921, "L14", "L8"),
     case!(incident_etcd_11456, "L14", "S6").ttl().kit(),
     case!(incident_etcd_19597, "L2", "S3"),
+    case!(incident_etcd_19598, "L2", "S3").ttl().kit(),
     case!(incident_etcd_10756, "L1", "L11").budget(60),
     case!(incident_kazoo_429, "L8", "L6"),
     case!(incident_zk_49, "L6", "L2"),
@@ -76,6 +78,23 @@ async fn incident_etcd_19597(h: Harness) -> Outcome {
     refused(h.soon_done("the end of the campaign", campaign).await??, ErrorKind::Closed)?;
     ensure(guard.is_held() && lead.is_held(), "lost to a waiter that left")?;
     h.waiters("x", 0).await
+}
+
+/// L2, S3: the same for a waiter that the backend cannot tell: its wait ends although its question is never answered.
+async fn incident_etcd_19598(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let guard = taken(&a, "x").await?;
+    let waiting = asks(&h, b.lock("x")?).await;
+    h.waiters("x", 1).await?;
+    let mut events = b.events();
+    h.kit()?.cut(h.namespace(), "b");
+    event(&mut events, h.gone(), "Lost", |event| matches!(event, Event::Lost(_))).await?;
+    h.pass(h.gone()).await;
+    h.waiters("x", 0).await?; // its place went with its session
+    ensure(!waiting.is_finished(), "it gave up, and has no limit")?;
+    drop(b.close().await); // the backend does not answer that either
+    refused(h.soon_done("the end of the wait", waiting).await??, ErrorKind::Closed)?;
+    ensure(guard.is_held(), "lost to a waiter that is away")
 }
 
 /// L1, L11: a thousand tasks of one session try at once, and one of them gets it.
@@ -146,8 +165,9 @@ async fn incident_zk_49(h: Harness) -> Outcome {
 
 /// L6, L2: a try that failed cleans up after itself, although its first attempts at that fail.
 async fn incident_kazoo_760(h: Harness) -> Outcome {
-    use crate::kit::{Call, Fate};
-    let (a, b) = h.pair().await?;
+    let a = h.coordinator("a").await?;
+    let b = h.builder("b").option("initial_reconnect_backoff", "5ms").option("max_reconnect_backoff", "20ms");
+    let b = h.keep(b).await?;
     let guard = taken(&a, "x").await?;
     for fate in [Fate::AnswerLost, Fate::RequestLost, Fate::Fails] {
         h.kit()?.next("b", Call::Request, 1, fate);
@@ -184,7 +204,7 @@ async fn incident_kazoo_315(h: Harness) -> Outcome {
     let waiting = [asks(&h, b.lock("x")?).await, asks(&h, a.lock("x")?).await];
     h.waiters("x", 1).await?;
     for one in [&a, &b, &c] {
-        h.soon_done("the answer to a try", held_by_another(one, "x")).await??;
+        h.soon_done("the answer to a try", Box::pin(held_by_another(one, "x"))).await??;
     }
     guard.release().await?;
     for one in waiting {
