@@ -474,9 +474,23 @@ fn an_update_between_a_loss_and_the_rejoin_is_published_with_the_rejoin() {
     let (mut story, _) = updated(&[left, joined, left_again], Outcome::Ok(Answer::Done));
     story.fact(Fact::Joined { group: GROUP, record: record(A, 3, 2) });
     story.is_right();
-    // But it makes no member of somebody who left.
+    // Nor whether it is answered before the rejoin or after it.
     let risen = Fact::Joined { group: GROUP, record: record(A, 2, 2) };
-    let (story, id) = updated(&[left, risen], Outcome::Ok(Answer::Done));
+    updated(&[left, risen], Outcome::Ok(Answer::Done)).0.is_right();
+}
+
+#[test]
+fn an_update_makes_no_member_of_somebody_who_left() {
+    let mut story = Story::begin();
+    story.fact(Fact::Created { group: GROUP });
+    story.fact(Fact::Joined { group: GROUP, record: record(A, 1, 1) });
+    let leaving = story.call(A, Asked::Leave(GROUP));
+    story.fact(Fact::Left { group: GROUP, record: record(A, 1, 1) });
+    story.answer(leaving, Outcome::Ok(Answer::Done));
+    story.is_right();
+    let id = story.call(A, Asked::Update(GROUP, 2));
+    story.fact(Fact::Joined { group: GROUP, record: record(A, 2, 2) });
+    story.answer(id, Outcome::Ok(Answer::Done));
     story.shows("G5", Some(id));
 }
 
