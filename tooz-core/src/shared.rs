@@ -201,6 +201,11 @@ impl Shared {
         }
     }
 
+    /// Whether the last beat was not answered.
+    pub(crate) fn is_suspended(&self) -> bool {
+        matches!(&*self.phase.borrow(), Phase::Up(tenure) if tenure.is_suspended())
+    }
+
     /// The living session, waited for while a new one is being opened.
     pub(crate) async fn tenure(&self) -> Result<Arc<Tenure>> {
         let mut phase = self.phase.subscribe();

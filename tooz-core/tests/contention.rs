@@ -10,7 +10,7 @@ use std::time::Duration;
 use common::*;
 use scripted::*;
 use tooz_core::{Error, ErrorKind};
-use tooz_memory::{Cut, Kit, Operation};
+use tooz_memory::{Cut, Kit, Operation, Outcome};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLI: Duration = Duration::from_millis(1);
@@ -104,6 +104,37 @@ async fn whoever_has_a_limit_waits_for_the_backend_within_it() {
         assert!(guard.is_held());
         assert!(kit.calls(Operation::Request) < 100, "{} tries", kit.calls(Operation::Request));
     }
+}
+
+/// L2: where only the request fails, too, tries have pauses between them.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_fails_is_not_repeated_in_a_hot_loop() {
+    let url = "memory://contention-pauses?ttl=1h";
+    let (kit, c) = (Kit::of(url).unwrap(), connect(url, "a").await);
+    kit.next_of("a", Operation::Request, u64::MAX, Outcome::Fail);
+    let error = c.lock("x").unwrap().acquire_within(300 * SECOND).await.expect_err("every request fails");
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    let tries = kit.calls(Operation::Request);
+    assert!((15..400).contains(&tries), "{tries} tries in five minutes");
+}
+
+/// L2: a sibling that gave up waiting, and whose place is being withdrawn, says nothing about a try.
+#[tokio::test(start_paused = true)]
+async fn a_try_waits_for_what_is_being_withdrawn() {
+    let url = "memory://contention-leaving?ttl=1h";
+    let (kit, a, b) = (Kit::of(url).unwrap(), connect(url, "a").await, connect(url, "b").await);
+    let lock = a.lock("x").unwrap();
+    let next = b.lock("x").unwrap().acquire().await.unwrap();
+    let _ = tokio::join!(lock.acquire_within(SECOND), async {
+        tokio::time::sleep(SECOND / 2).await;
+        kit.delay_answers(SECOND);
+        tokio::time::sleep(SECOND * 6 / 10).await; // it gave up, and is being withdrawn
+        let release = next.release();
+        let tried = lock.try_acquire();
+        let (released, tried) = tokio::join!(release, tried);
+        released.unwrap();
+        assert!(tried.unwrap().is_some(), "nobody holds it, and nobody is before us");
+    });
 }
 
 /// X1: until the backend has answered once, `acquire` is an operation like any other.

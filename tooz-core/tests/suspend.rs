@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use common::*;
 use scripted::*;
-use tooz_core::Liveness;
 use tooz_core::driver::Released;
+use tooz_core::{Capabilities, Liveness};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -54,6 +54,17 @@ async fn work_that_began_before_is_not_polled_afterwards() {
         let (one, all) = tokio::join!(one, all);
         assert_eq!((one.is_err(), all.is_err()), (suspended, suspended));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_begun_afterwards_is_begun_in_the_next_session() {
+    let (script, kit, [a]) = scripted("suspend-next", "ttl=15s", ["a"]).await;
+    let session = a.session_id();
+    script.clock().simulate_suspend(20 * SECOND);
+    a.group("g").unwrap().join_or_create(Capabilities::none()).await.unwrap();
+    assert!(a.session_id().is_some() && a.session_id() != session);
+    assert!(a.lock("x").unwrap().acquire().await.unwrap().is_held());
+    assert_eq!((kit.sessions(), a.group("g").unwrap().members().await.unwrap().len()), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
