@@ -102,7 +102,7 @@ fn unhit(swept: &[Swept], places: &[Await]) -> Vec<String> {
         match (hit, excuse) {
             (false, None) => wrong.push(format!("nothing was dropped at {at}")),
             (true, Some(_)) => {
-                wrong.push(format!("callers are said not to be at {at}, and were dropped there"))
+                wrong.push(format!("callers are said not to be at {at}, and were dropped there"));
             }
             (true, None) | (false, Some(_)) => {}
         }

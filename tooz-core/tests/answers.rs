@@ -1,5 +1,6 @@
 //! What the core makes of the answers of drivers that say more than the in-process one does.
 #![allow(clippy::unwrap_used)] // a test says by panicking that something is wrong
+#![allow(clippy::disallowed_methods)] // tasks run on the paused clock of the test
 
 mod common;
 mod scripted;

@@ -26,6 +26,20 @@ async fn a_call_that_was_dropped_just_before_is_driven_to_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn so_is_one_that_was_dropped_when_the_close_had_begun() {
+    let url = "memory://closing-begun?ttl=15s";
+    let (kit, a, b) = (Kit::of(url).unwrap(), connect(url, "a").await, connect(url, "b").await);
+    kit.delay(SECOND);
+    let group = a.group("g").unwrap();
+    let mut creating = Box::pin(group.create());
+    assert!(tokio::time::timeout(SECOND / 2, &mut creating).await.is_err());
+    kit.delay(Duration::ZERO);
+    let (closed, ()) = tokio::join!(a.close(), async { drop(creating) });
+    closed.unwrap();
+    assert_eq!(b.groups().await.unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_session_is_closed_and_then_the_driver() {
     let (script, kit, [a]) = scripted("closing-order", "ttl=15s", ["a"]).await;
     let guard = a.lock("x").unwrap().acquire().await.unwrap();

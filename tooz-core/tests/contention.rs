@@ -26,16 +26,20 @@ async fn an_answer_that_is_on_its_way_at_the_limit_counts() {
     assert!(b.lock("x").unwrap().acquire_within(10 * MILLI).await.unwrap().is_none());
 }
 
-/// L2: who tries asks once.
+/// L2, L4: who tries asks once, and who gives back says so once.
 #[tokio::test(start_paused = true)]
-async fn a_try_is_one_round_trip() {
+async fn a_try_and_a_release_are_one_round_trip_each() {
     let url = "memory://contention-try";
     let (kit, a, b) = (Kit::of(url).unwrap(), connect(url, "a").await, connect(url, "b").await);
-    let _guard = a.lock("x").unwrap().acquire().await.unwrap();
+    let guard = a.lock("x").unwrap().acquire().await.unwrap();
     kit.reset_calls();
     assert!(b.lock("x").unwrap().try_acquire().await.unwrap().is_none());
     tokio::time::sleep(SECOND).await;
     assert_eq!((kit.calls(Operation::Request), kit.all_calls()), (1, 1));
+    kit.reset_calls();
+    guard.release().await.unwrap();
+    tokio::time::sleep(SECOND).await;
+    assert_eq!((kit.calls(Operation::Release), kit.all_calls()), (1, 1));
 }
 
 /// L2: what the backend says to one task is an answer to the ones behind it, as soon as it is said.
@@ -178,9 +182,9 @@ async fn readers_of_one_coordinator_that_waited_hold_together() {
 #[tokio::test(start_paused = true)]
 async fn permits_of_another_limit_than_that_of_waiting_siblings_are_refused() {
     let url = "memory://contention-permits?ttl=15s";
-    let (a, b) = (connect(url, "a").await, connect(url, "b").await);
-    let writer = b.lock("x").unwrap().acquire().await.unwrap();
+    let a = connect(url, "a").await;
     let lock = a.lock("x").unwrap();
+    let writer = lock.acquire().await.unwrap();
     let (first, second) = (lock.permits(2).unwrap(), lock.permits(2).unwrap());
     let (first, second) = (
         tokio::spawn(async move { first.acquire().await.unwrap() }),
@@ -348,4 +352,25 @@ async fn a_limit_counts_for_a_whole_set() {
     drop(y);
     let all = set.acquire_within(SECOND).await.unwrap().expect("nobody holds them");
     assert!(all.is_held() && all.guards().len() == 2);
+}
+
+/// L8, L11: also when more names were used than are remembered, a name in use keeps its queue.
+#[tokio::test(start_paused = true)]
+async fn a_name_in_use_keeps_its_queue_however_many_there_were() {
+    let url = "memory://contention-many";
+    let (kit, c) = (Kit::of(url).unwrap(), connect(url, "a").await);
+    for index in 0..4_200 {
+        let guard = c.lock(format!("name-{index}")).unwrap().try_acquire().await.unwrap();
+        guard.expect("nobody holds it").release().await.unwrap();
+    }
+    let lock = c.lock("x").unwrap();
+    let guard = lock.acquire().await.unwrap();
+    assert!(lock.acquire_within(MILLI).await.unwrap().is_none());
+    kit.reset_calls();
+    let waiting = lock.clone();
+    let waiting = tokio::spawn(async move { waiting.acquire().await.unwrap() });
+    tokio::time::sleep(SECOND).await;
+    assert_eq!((kit.calls(Operation::Request), kit.queued()), (0, 0), "it asks beside its sibling");
+    drop(guard);
+    assert!(soon(waiting).await.unwrap().is_held());
 }

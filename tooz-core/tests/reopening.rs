@@ -249,3 +249,22 @@ async fn without_rejoin_an_evicted_member_stays_out() {
     assert_eq!(group.members().await.unwrap().len(), 0);
     group.join(Capabilities::none()).await.unwrap();
 }
+
+/// A try to open a session is not made sooner, and none beside another, because something else happens meanwhile.
+#[tokio::test(start_paused = true)]
+async fn what_happens_meanwhile_makes_no_try_come_sooner() {
+    for how in [Cut::Fail, Cut::Hang] {
+        let url = &format!("memory://reopening-sooner-{how:?}?ttl=15s&initial_reconnect_backoff=1s");
+        let (kit, c) = (Kit::of(url).unwrap(), connect(url, "a").await);
+        let mut events = c.events();
+        kit.cut_off("a", how);
+        lost(&mut events).await;
+        kit.reset_calls();
+        for _ in 0..1_000 {
+            c.heart().start(); // it wakes the keeper
+            tokio::time::sleep(10 * MILLI).await;
+        }
+        let tries = kit.calls(Operation::Open) + kit.calls(Operation::Close);
+        assert!((1..=22).contains(&tries), "{tries} calls in ten seconds");
+    }
+}

@@ -9,7 +9,8 @@ use std::time::Duration;
 use common::*;
 use scripted::*;
 use tooz_core::driver::Released;
-use tooz_core::{Capabilities, Liveness};
+use tooz_core::{Capabilities, Liveness, LossReason};
+use tooz_memory::Kit;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -29,7 +30,9 @@ async fn whoever_asks_afterwards_is_told_without_waiting_for_anybody() {
     assert!(cancelled_at(0, set.run(async { panic!("without the locks") })).await.unwrap().is_err());
     assert!(!guard.is_held() && guard.loss().is_lost() && !set.is_held());
     assert!(matches!(a.liveness(), Liveness::Lost { .. }) && a.session_id().is_none());
+    let signal = guard.loss();
     assert_eq!(guard.release().await.unwrap(), Released::WasNotHolder);
+    assert_eq!(signal.reason(), Some(LossReason::Expired), "giving it back is not why it was lost");
     drop(set);
     eventually("all is given back", || kit.held() == 0).await;
 }
@@ -46,8 +49,8 @@ async fn work_that_began_before_is_not_polled_afterwards() {
         };
         let (one, all) = (guard.run(work()), set.run(work()));
         let (mut one, mut all) = (std::pin::pin!(one), std::pin::pin!(all));
-        let once = async { tokio::join!(one.as_mut(), all.as_mut()) };
-        assert!(cancelled_at(0, once).await.is_none());
+        let begun = async { tokio::join!(one.as_mut(), all.as_mut()) };
+        assert!(cancelled_at(0, begun).await.is_none());
         if suspended {
             script.clock().simulate_suspend(15 * SECOND);
         }
@@ -67,17 +70,36 @@ async fn what_is_begun_afterwards_is_begun_in_the_next_session() {
     assert_eq!((kit.sessions(), a.group("g").unwrap().members().await.unwrap().len()), (1, 1));
 }
 
+/// A beat that comes within the tenth of a second after this was sent, and is answered before any timer notices.
+async fn beat_under_way(kit: &Kit, millis: u64) {
+    tokio::time::sleep(Duration::from_millis(millis)).await;
+    kit.delay_answers(Duration::from_millis(50));
+    tokio::time::sleep(Duration::from_millis(110)).await;
+    kit.delay_answers(Duration::ZERO);
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_answer_to_a_beat_that_was_under_way_revives_nothing() {
     let (script, kit, [a]) = scripted("suspend-beat", "ttl=15s", ["a"]).await;
     let session = a.session_id().unwrap();
     let guard = a.lock("x").unwrap().acquire().await.unwrap();
-    tokio::time::sleep(4900 * Duration::from_millis(1)).await;
-    kit.delay_answers(SECOND);
-    tokio::time::sleep(SECOND / 2).await; // the beat of the fifth second is under way
-    kit.delay_answers(Duration::ZERO);
+    beat_under_way(&kit, 4900).await;
     // Beyond the deadline that was told, and not beyond the one that the answer would prove.
     script.clock().simulate_suspend(Duration::from_millis(9_500));
     eventually("a new session stands", || a.session_id().is_some_and(|id| id != session)).await;
     assert!(!guard.is_held());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nor_does_it_revive_a_grant_whose_own_deadline_has_passed() {
+    let (script, kit, [a]) = scripted("suspend-own", "ttl=15s", ["a"]).await;
+    let opened = script.now();
+    tokio::time::sleep(6 * SECOND).await; // the session was proved since
+    script.next_grant(move |grant| grant.proved_at = Some(opened));
+    let (guard, other) = (a.lock("x").unwrap().acquire().await.unwrap(), a.lock("y").unwrap());
+    let other = other.acquire().await.unwrap();
+    beat_under_way(&kit, 3900).await; // it lists the grant
+    script.clock().simulate_suspend(5 * SECOND);
+    tokio::time::sleep(SECOND).await;
+    assert!(!guard.is_held() && other.is_held());
 }
