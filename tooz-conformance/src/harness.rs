@@ -299,14 +299,12 @@ impl Harness {
         };
         self.opened().looking = Some(Arc::clone(&driver));
         self.soon_true(&format!("{n} wait for {key}"), async || {
-            match driver.locks().holders(&key).await?.waiters {
-                Some(waiters) => Ok::<_, Error>(waiters == n),
+            let Some(waiters) = driver.locks().holders(&key).await?.waiters else {
                 // It cannot say who waits: all that is left is to give the wish time to arrive.
-                None => {
-                    self.pass(Duration::from_millis(20)).await;
-                    Ok(true)
-                }
-            }
+                self.pass(Duration::from_millis(20)).await;
+                return Ok::<_, Error>(true);
+            };
+            Ok(waiters == n)
         })
         .await
     }

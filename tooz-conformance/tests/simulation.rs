@@ -122,7 +122,7 @@ const SEEN: &[(&str, &[&str])] = &[
 ];
 
 /// A fault that shows in none of so many seeds is taken to be invisible.
-const LOOKED: u64 = 200;
+const LOOKED: u64 = 500;
 
 /// The first seed that shows a fault to a checker which is there for it.
 fn first_seen(fault: &'static str, clauses: &[&str]) -> Option<Run> {

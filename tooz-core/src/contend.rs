@@ -6,11 +6,13 @@
 //! the end of the backend's queue, since its next task asks anew.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
 use crate::driver::{Admission, Grant, LockKey, LockMode, admits};
+use crate::waits::waits;
 use crate::{Error, ErrorKind, FencingToken, Result};
 
 /// Names that nobody uses any more are kept with their last tokens until there are this many; it is what a token that
@@ -56,7 +58,7 @@ struct Passed {
 }
 
 /// How far a ticket that passed has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Stage {
     /// The backend has not answered yet.
     Asking,
@@ -114,17 +116,16 @@ impl Contention {
         Ok(Ticket { contention: Arc::clone(self), key: key.clone(), id, passed })
     }
 
-    /// Whether the backend's last word to the ticket `id` is that it has to wait, or to one of this coordinator
-    /// before it that it waits or holds the lock: then `None` is a true answer when the time is over.
-    pub(crate) fn answered(&self, key: &LockKey, id: u64) -> bool {
+    /// Why the ticket `id` has to wait, by the backend's last word: it is queued, or one of this coordinator before it
+    /// is queued or holds the lock. `None`: there is no such word.
+    pub(crate) fn in_the_way(&self, key: &LockKey, id: u64) -> Option<Stage> {
         let queues = self.queues();
-        queues.keys.get(key).is_some_and(|queue| {
-            let mut passed = queue.passed.iter();
-            match passed.clone().find(|passed| passed.id == id) {
-                Some(own) => own.stage == Stage::Queued && !own.leaving,
-                None => passed.any(|passed| passed.stage != Stage::Asking && !passed.leaving),
-            }
-        })
+        let staying =
+            || queues.keys.get(key).into_iter().flat_map(|queue| &queue.passed).filter(|p| !p.leaving);
+        match queues.keys.get(key)?.passed.iter().find(|passed| passed.id == id) {
+            Some(own) => (own.stage == Stage::Queued && !own.leaving).then_some(Stage::Queued),
+            None => staying().map(|passed| passed.stage).filter(|stage| *stage != Stage::Asking).max(),
+        }
     }
 }
 
@@ -152,7 +153,7 @@ impl Ticket {
     /// queue.
     pub(crate) async fn pass(&self) {
         while !self.has_passed() {
-            self.passed.notified().await;
+            waits(pin!(self.passed.notified())).await;
         }
     }
 
@@ -173,7 +174,7 @@ impl Ticket {
                 // It counts from here, under the lock.
                 Arc::clone(&queue.changed).notified_owned()
             };
-            changed.await;
+            waits(pin!(changed)).await;
         }
     }
 

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
@@ -17,6 +17,7 @@ use tokio::sync::broadcast;
 
 use crate::clock::Deadline;
 use crate::shared::{Command, Life, Phase};
+use crate::waits::waits;
 use crate::{GroupId, LossReason};
 
 /// How many events a reader may fall behind before it is told that it missed some: more than a session can have
@@ -104,7 +105,7 @@ type Receive = Pin<
 
 fn receive(mut receiver: broadcast::Receiver<Event>) -> Receive {
     Box::pin(async move {
-        let event = receiver.recv().await;
+        let event = waits(pin!(receiver.recv())).await;
         (receiver, event)
     })
 }

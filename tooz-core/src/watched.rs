@@ -10,6 +10,8 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::sync::Notify;
 
+use crate::waits::waits;
+
 pub(crate) struct Watched<T> {
     value: RwLock<(u64, T)>,
     changed: Notify,
@@ -86,7 +88,7 @@ impl<T> Subscription<'_, T> {
                 self.seen = now;
                 return;
             }
-            notified.await;
+            waits(notified).await;
         }
     }
 }

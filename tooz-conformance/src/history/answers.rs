@@ -46,6 +46,8 @@ struct Truth {
     joined: BTreeMap<(Name, Name), Vec<Moment>>,
     updated: BTreeMap<(Name, Name), Vec<Moment>>,
     is_member: BTreeMap<(Name, Name), Line<bool>>,
+    /// When it called to leave, and until when that may have taken effect.
+    leaving: BTreeMap<(Name, Name), Vec<(Moment, Moment)>>,
     /// When a value was published. No two operations of a run publish the same.
     published: BTreeMap<(Name, Name, u64), Vec<Moment>>,
 }
@@ -70,6 +72,15 @@ impl Truth {
         let mut truth = Self::default();
         for (moment, fact) in &history.facts {
             truth.add(*moment, fact);
+        }
+        for operation in &history.operations {
+            let Asked::Leave(group) = operation.asked else { continue };
+            let until = match operation.outcome {
+                Outcome::Ok(_) => operation.returned,
+                Outcome::Fail(_) => continue,
+                Outcome::Unknown => Moment(u64::MAX),
+            };
+            truth.leaving.entry((group, operation.client)).or_default().push((operation.call, until));
         }
         truth
     }
@@ -129,6 +140,23 @@ impl Truth {
             }
             Fact::Reachable { .. } => {}
         }
+    }
+
+    /// Whether a record that was written between these moments stands for one that its member lost against its will:
+    /// its session ended, or somebody removed it.
+    fn rejoined(&self, key: (Name, Name), value: u64, from: Moment, to: Moment) -> bool {
+        let written =
+            self.published.get(&(key.0, key.1, value)).and_then(|all| all.iter().find(|at| **at >= from));
+        let Some(written) = written.filter(|at| **at <= to) else { return false };
+        let ends = self.is_member.get(&key).map_or(&[][..], |line| &line.0);
+        let before = ends.partition_point(|(at, _)| at < written);
+        let end = ends.iter().take(before).rev().find(|(_, member)| !member);
+        let by_itself = |at: &Moment| {
+            self.leaving
+                .get(&key)
+                .is_some_and(|all| all.iter().any(|(call, until)| call <= at && at <= until))
+        };
+        end.is_some_and(|(at, _)| !by_itself(at))
     }
 
     fn group_ever(&self, group: Name, from: Moment, to: Moment, exists: bool) -> bool {
@@ -207,10 +235,11 @@ impl History {
             (Asked::Update(group, value), Outcome::Ok(Answer::Done)) => {
                 let key = (group, client);
                 let updated = any_in(truth.updated.get(&key), from, to);
-                // Between the loss of a session and the rejoin it is noted and published with the rejoin; an
-                // update that itself makes a member of nobody is another matter.
+                // Between the loss of a session and the rejoin it is noted and published with the rejoin, before or
+                // after it is answered; an update that itself makes a member of nobody is another matter.
                 let out = truth.is_member.get(&key).is_some_and(|line| line.ever(from, to, |member| !member));
-                let later = out && !any_in(truth.published.get(&(group, client, value)), from, to);
+                let written = any_in(truth.published.get(&(group, client, value)), from, to);
+                let later = out && (!written || truth.rejoined(key, value, from, to));
                 (!updated && !later).then_some(("G5", "no record was updated meanwhile"))
             }
             (Asked::Join(group, value) | Asked::Update(group, value), Outcome::Fail(_)) => {

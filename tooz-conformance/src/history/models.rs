@@ -67,6 +67,10 @@ impl Model for FencedLock {
         }
     }
 
+    fn is_read(_: &LockOperation) -> bool {
+        false
+    }
+
     fn is_unknown(operation: &LockOperation) -> bool {
         matches!(operation, LockOperation::PerhapsGranted | LockOperation::PerhapsReleased(_))
     }
@@ -119,6 +123,10 @@ impl Model for MemberRegister {
             (Became(value), _) => next.push(value),
             _ => {}
         }
+    }
+
+    fn is_read(operation: &MemberOperation) -> bool {
+        matches!(operation, MemberOperation::Read(_))
     }
 
     fn is_unknown(operation: &MemberOperation) -> bool {
