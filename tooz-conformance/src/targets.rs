@@ -12,6 +12,8 @@ pub fn all() -> Vec<Target> {
     targets.push(sqlite::target());
     #[cfg(feature = "file")]
     targets.extend([file::target(), file::portable()]);
+    #[cfg(feature = "redis")]
+    targets.push(redis::target());
     targets
 }
 
@@ -181,3 +183,6 @@ pub mod file {
         Target::new("file+portable", |_| place("?backend=portable"))
     }
 }
+
+#[cfg(feature = "redis")]
+pub mod redis;

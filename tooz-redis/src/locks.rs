@@ -11,7 +11,7 @@ use tooz_core::{Error, ErrorKind, FencingToken, Result};
 
 use crate::client::Repeat;
 use crate::reply::Parts;
-use crate::script::{self, Call};
+use crate::script::{self, Call, Script};
 use crate::session::{Inner, RedisSession, previous};
 use crate::slots::Standing;
 
@@ -109,18 +109,17 @@ impl Inner {
         }
     }
 
-    async fn give_back(&self, key: &LockKey, attempt: AttemptId, place_too: bool) -> Result<(bool, bool)> {
+    async fn give_back(&self, key: &LockKey, attempt: AttemptId, how: &'static Script) -> Result<(bool, bool)> {
         let place = self.client.keys.lock(key);
         let call = self
             .client
-            .script(&script::RELEASE)
+            .script(how)
             .keys(place.keys())
             .keys([self.key(), self.client.keys.fence()])
             .arg(attempt.to_string())
             .arg(self.id.to_string())
             .number(self.keep().as_millis())
-            .arg(&place.base)
-            .number(u8::from(place_too));
+            .arg(&place.base);
         let answer = self.client.call(&call, Repeat::Yes).await?;
         Ok((answer.value == redis::Value::Int(1), answer.repeated))
     }
@@ -184,13 +183,13 @@ impl SessionLocks for RedisSession {
     }
 
     async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
-        self.inner.give_back(key, attempt, true).await?;
+        self.inner.give_back(key, attempt, &script::WITHDRAW).await?;
         self.inner.slots.forget(attempt);
         Ok(())
     }
 
     async fn release(&self, grant: &Grant) -> Result<Released> {
-        let (found, repeated) = self.inner.give_back(&grant.key, grant.attempt, false).await?;
+        let (found, repeated) = self.inner.give_back(&grant.key, grant.attempt, &script::RELEASE).await?;
         if !found && repeated {
             // The first time may have found it.
             let why = format!("{}: whether it was given back by this is not known; it is not held now", grant.key);

@@ -51,7 +51,8 @@ macro_rules! scripts {
 
 scripts! {
     REQUEST: "lock" "request";
-    RELEASE: "lock" "release";
+    RELEASE: "lock" "give_back" "release";
+    WITHDRAW: "lock" "give_back" "withdraw";
     HOLDERS: "lock" "holders";
     BREAK: "lock" "break";
     JOIN: "group" "join";

@@ -106,7 +106,8 @@ impl RedisSession {
             .number(inner.ttl.as_millis())
             .arg(Epoch(client.context.entropy.id()).to_string())
             .arg(request.previous.map(|id| id.to_string()).unwrap_or_default())
-            .number(inner.keep().as_millis());
+            .number(inner.keep().as_millis())
+            .arg(inner.member.as_bytes());
         let mut answer = Parts::of(client.call(&call, Repeat::Yes).await?.value)?;
         let epoch = Epoch::parse(&answer.text("the epoch")?)
             .ok_or_else(|| Error::new(ErrorKind::Corrupt, "the epoch of this namespace is no id"))?;

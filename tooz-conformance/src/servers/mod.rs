@@ -8,6 +8,8 @@
 mod launch;
 mod pool;
 mod proxy;
+#[cfg(feature = "redis")]
+pub mod redis;
 
 pub use launch::{Launch, Server, find, free_port};
 pub use pool::{Lent, Pool};
