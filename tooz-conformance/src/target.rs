@@ -176,6 +176,11 @@ impl Target {
         self.kit.is_some()
     }
 
+    /// Whether a session can die without a word.
+    pub fn has_deaths(&self) -> bool {
+        self.has_kit() || self.characteristics.contains(Characteristics::DISTRIBUTED_ACROSS_PROCESSES)
+    }
+
     /// Whether its backend stands in files.
     pub fn has_files(&self) -> bool {
         self.files

@@ -7,6 +7,7 @@ use tooz_core::Result;
 use tooz_core::driver::{Admission, AttemptId, LockMode, Previous, admits};
 
 use crate::directory::Directory;
+use crate::error;
 use crate::keys::{self, KeyHash, Named, Record, Role};
 use crate::reaper::Doctor;
 
@@ -29,6 +30,7 @@ pub(crate) struct Book {
 }
 
 impl Book {
+    /// Fails if there is a record of this lock that cannot be understood.
     pub(crate) fn read(directory: &Directory, key: &KeyHash) -> io::Result<Self> {
         let mut book = Self::default();
         for name in directory.names()? {
@@ -43,6 +45,10 @@ impl Book {
                 // Broken says more than that somebody died later.
                 Some(Named::Mark(Previous::Broken)) => book.mark = Some(Previous::Broken),
                 Some(Named::Mark(how)) => book.mark = book.mark.or(Some(how)),
+                Some(Named::Unknown) => {
+                    let path = directory.path.join(&name);
+                    return Err(error::unreadable(&path, "is no record that this version knows"));
+                }
                 None => {}
             }
         }

@@ -189,7 +189,10 @@ pub(crate) async fn answer(client: &Client, local: &Arc<Local>) -> Result<()> {
         }
         let content = match site.breaks.read(&name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // withdrawn
-            answer => answer.map_err(failed)?,
+            answer => match reaper::skip(answer).map_err(failed)? {
+                Some(content) => content,
+                None => continue,
+            },
         };
         // From here on whoever asked can no longer withdraw it; it stays on record.
         match site.breaks.rename(&name, &site.broken, &keys::broken(attempt)) {

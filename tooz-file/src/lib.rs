@@ -3,6 +3,9 @@
 
 mod book;
 mod breaks;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod checks;
 mod client;
 mod config;
 mod directory;

@@ -279,15 +279,17 @@ async fn watch(client: Arc<Client>, local: Arc<Local>) {
 }
 
 async fn round(client: &Client, local: &Arc<Local>, reap: bool) -> Result<()> {
-    breaks::answer(client, local).await?;
-    let missing = inspect(client, local).await?;
-    for group in missing.groups {
-        local.tell(Notice::Evicted(group));
-    }
+    // One that fails does not keep the others from being done.
+    let answered = breaks::answer(client, local).await;
+    let inspected = inspect(client, local).await.map(|missing| {
+        for group in missing.groups {
+            local.tell(Notice::Evicted(group));
+        }
+    });
     if reap {
         reaper::reap_all(client, &local.site).await?;
     }
-    Ok(())
+    answered.and(inspected)
 }
 
 #[async_trait]

@@ -264,6 +264,8 @@ struct HolderFollower {
     key: LockKey,
     listener: Listener,
     seen: Option<Holders>,
+    /// It looked, and next waits to hear something; also after an error, or whoever asks on would ask without end.
+    waits: bool,
 }
 
 fn listen(site: &Arc<Site>, key: &LockKey) -> Listener {
@@ -281,7 +283,8 @@ fn listen(site: &Arc<Site>, key: &LockKey) -> Listener {
 pub(crate) fn holders(client: &Arc<Client>, key: &LockKey) -> Result<HolderStream> {
     let site = client.enter()?;
     let listener = listen(&site, key);
-    let follower = HolderFollower { client: client.clone(), site, key: key.clone(), listener, seen: None };
+    let follower =
+        HolderFollower { client: client.clone(), site, key: key.clone(), listener, seen: None, waits: false };
     Ok(Box::pin(Following::Idle(follower)))
 }
 
@@ -300,21 +303,27 @@ impl Follow for HolderFollower {
                 }
                 self.listener = listen(&self.site, &self.key);
             }
+            if std::mem::take(&mut self.waits) {
+                let pause = if self.site.hears() {
+                    SAFETY_POLL
+                } else {
+                    self.client.context.entropy.between(WATCH_POLL.0, WATCH_POLL.1)
+                };
+                self.client.context.spawner.timeout(pause, self.listener.heard()).await;
+                continue;
+            }
             match breaks::holders(&self.client, &self.site, &self.key).await {
                 // Who waits is of no interest here.
                 Ok(now) if self.seen.as_ref().is_none_or(|seen| seen.holders != now.holders) => {
                     self.seen = Some(now.clone());
                     return Some(Ok(now));
                 }
-                Err(error) if error.kind() != ErrorKind::Unavailable => return Some(Err(error)),
-                _ => {}
+                Err(error) if error.kind() != ErrorKind::Unavailable => {
+                    self.waits = true;
+                    return Some(Err(error));
+                }
+                _ => self.waits = true,
             }
-            let pause = if self.site.hears() {
-                SAFETY_POLL
-            } else {
-                self.client.context.entropy.between(WATCH_POLL.0, WATCH_POLL.1)
-            };
-            self.client.context.spawner.timeout(pause, self.listener.heard()).await;
         }
     }
 }

@@ -173,3 +173,22 @@ pub(crate) fn group_runs(group: i32) -> bool {
 pub(crate) fn is_empty(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|meta| meta.len() == 0)
 }
+
+/// The processes that carry this place's URL in their environment: `tooz`, what stands below it, and every command
+/// that it started. Zombies are none.
+pub(crate) fn below(place: &Place) -> Vec<i32> {
+    let marked = format!("TOOZ_URL={}", place.url());
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|&byte| byte == 0).any(|variable| variable == marked.as_bytes()) && runs(*pid)
+    })
+    .collect()
+}
+
+/// The children of a process.
+pub(crate) fn children(pid: i32) -> Vec<i32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}

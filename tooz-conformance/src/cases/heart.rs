@@ -200,8 +200,7 @@ async fn the_heart_counts_stops_and_starts(h: Harness) -> Outcome {
 async fn waiting_for_the_heart_ends_with_close(h: Harness) -> Outcome {
     let a = h.coordinator("a").await?;
     let heart = a.heart();
-    let waiting = h.spawn(async move { heart.wait().await });
-    h.settle().await;
+    let waiting = h.started(async move { heart.wait().await }).await;
     ensure(!waiting.is_finished(), "the heart beats, and waiting for it ended")?;
     a.close().await?;
     Ok(h.soon_done("the wait to end", waiting).await??)

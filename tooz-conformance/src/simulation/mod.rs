@@ -16,6 +16,7 @@
 mod dice;
 mod grouping;
 mod locking;
+mod many;
 mod nemesis;
 mod people;
 mod worker;
@@ -28,11 +29,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use tooz_core::clock::Clock;
-use tooz_core::{Error, Result};
+use tooz_core::{Error, ErrorKind, Result};
 use tooz_memory::Kit;
 
 use crate::history::{Asked, Bounds, End, Fact, History, Name, Outcome, Recorder, Violation};
 use dice::Dice;
+pub use many::{Summary, many};
 use nemesis::Nemesis;
 use people::{Door, People};
 use world::{World, locked};
@@ -138,6 +140,11 @@ pub struct Run {
 }
 
 impl Run {
+    fn impossible(plan: &Plan, what: String) -> Self {
+        let violations = vec![Violation { clause: "S1", operation: None, what }];
+        Self { seed: plan.seed, trace: String::new(), violations, met: Met::default() }
+    }
+
     /// The seed, what is wrong, and the whole trace.
     pub fn report(&self) -> String {
         let mut report = format!("{}seed {}\n", self.trace, self.seed);
@@ -153,18 +160,31 @@ impl Run {
 /// Names of backends are shared by the process, and seeds run side by side.
 static RUNS: AtomicU64 = AtomicU64::new(0);
 
+/// A run of virtual time lasts a few minutes at most; one that lasts longer waits for something that never comes.
+const LONGEST: Duration = Duration::from_secs(3_600);
+
 /// Makes a run, on a runtime of its own with a clock of its own.
 pub fn run(plan: &Plan) -> Run {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    let result = match runtime {
-        Ok(runtime) => tokio::task::LocalSet::new().block_on(&runtime, live(plan)),
-        Err(error) => Err(Error::new(tooz_core::ErrorKind::NoRuntime, "no runtime").caused_by(error)),
+    let (result, panics) = many::panics_in(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        let runtime =
+            runtime.map_err(|error| Error::new(ErrorKind::NoRuntime, "no runtime").caused_by(error))?;
+        let live = async {
+            let late = |_| Error::new(ErrorKind::Timeout, "it never came to its end");
+            tokio::time::timeout(LONGEST, live(plan)).await.map_err(late)?
+        };
+        tokio::task::LocalSet::new().block_on(&runtime, live)
+    });
+    let mut run = match result {
+        Some(Ok(run)) => run,
+        Some(Err(error)) => Run::impossible(plan, format!("the run could not be made: {error}")),
+        None => Run::impossible(plan, "it panicked".to_owned()),
     };
-    result.unwrap_or_else(|error| {
-        let what = format!("the run could not be made: {error}");
-        let violations = vec![Violation { clause: "S1", operation: None, what }];
-        Run { seed: plan.seed, trace: String::new(), violations, met: Met::default() }
-    })
+    if panics > 0 {
+        let what = format!("{panics} panics; standard error has them");
+        run.violations.push(Violation { clause: "X2", operation: None, what });
+    }
+    run
 }
 
 async fn live(plan: &Plan) -> Result<Run> {
