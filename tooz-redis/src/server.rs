@@ -38,8 +38,16 @@ impl Facts {
 
 /// Asks the server and sees to it that it knows the scripts.
 pub(crate) async fn ask(client: &Client, link: &Link) -> Result<Facts> {
-    let info = command(client, link, &redis::cmd("INFO")).await?;
-    let info = fields(&info);
+    let info = match client.send(link, &redis::cmd("INFO")).await {
+        Sent::Answered(info) => fields(&info),
+        Sent::Refused(refusal) if error::of(refusal.clone()).kind() == ErrorKind::Denied => {
+            tracing::warn!(address = %link.address, "the user may not call INFO; what the server keeps is not known");
+            load(client, link).await;
+            return Ok(Facts { replicas: 1, durable: false, evicts: true });
+        }
+        Sent::Refused(refusal) => return Err(error::connecting(&link.address.to_string(), refusal)),
+        Sent::Lost => return Err(Error::new(ErrorKind::Unavailable, format!("{}: {}", link.address, link.why()))),
+    };
     let say = |name: &str| info.get(name).map_or("", String::as_str);
     if say("cluster_enabled") == "1" {
         return Err(Error::new(

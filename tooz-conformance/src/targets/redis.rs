@@ -27,10 +27,13 @@ pub fn target() -> Target {
             let asked = AtomicBool::new(false);
             // The first question, which every helper process asks, too, is only what the URL claims.
             let fresh = move |_| match asked.swap(true, Ordering::SeqCst) {
-                false => redis::program().map(|_| Place::new(url(SocketAddr::from((Ipv4Addr::LOCALHOST, 6379))))),
+                false => Ok(Place::new(url(SocketAddr::from((Ipv4Addr::LOCALHOST, 6379))))),
                 true => Ok(place(Arc::new(Stage::set()?))),
             };
-            Target::new("redis", fresh).ttl().kit(|place| Box::new(Backend { stage: stage_of(place.url()) }))
+            Target::new("redis", fresh)
+                .missing_because(redis::program().err())
+                .ttl()
+                .kit(|place| Box::new(Backend { stage: stage_of(place.url()) }))
         }
     }
 }
