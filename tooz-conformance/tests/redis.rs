@@ -31,7 +31,9 @@ async fn connect(redis: &Redis, ttl: &str, member: &str) -> Coordinator {
 }
 
 async fn within<T>(what: &str, limit: u64, future: impl Future<Output = T>) -> T {
-    let Ok(done) = tokio::time::timeout(Duration::from_secs(limit), future).await else { panic!("not in time: {what}") };
+    let Ok(done) = tokio::time::timeout(Duration::from_secs(limit), future).await else {
+        panic!("not in time: {what}")
+    };
     done
 }
 
@@ -83,7 +85,10 @@ async fn a_restart_is_survived() {
     within("a new session", 15, rejoined).await;
     let again = within("the lock", 15, b.lock("x").unwrap().acquire()).await.unwrap();
     assert!(again.token() > next.token());
-    eventually("the member is back", async || a.group("g").unwrap().members().await.is_ok_and(|m| m.len() == 1)).await;
+    eventually("the member is back", async || {
+        a.group("g").unwrap().members().await.is_ok_and(|m| m.len() == 1)
+    })
+    .await;
 }
 
 /// A server that forgot the scripts is told them again, by every kind of call.
@@ -132,7 +137,8 @@ async fn a_wiped_queue_is_queued_in_again() {
     let guard = a.lock("x").unwrap().acquire().await.unwrap();
     let waiting = wait_for(&b, "x", 0).await;
     redis.command(&[b"DEL", b"_tooz_rs:lock:x:q", b"_tooz_rs:lock:x:w"]).unwrap();
-    eventually("it waits again", async || a.lock("x").unwrap().holders().await.unwrap().waiters == Some(1)).await;
+    eventually("it waits again", async || a.lock("x").unwrap().holders().await.unwrap().waiters == Some(1))
+        .await;
     guard.release().await.unwrap();
     assert!(within("the hand-over", 5, waiting).await.unwrap().is_held());
 }
@@ -189,7 +195,14 @@ async fn a_late_request_comes_to_nothing() {
     let newest = text(&redis.command(&[b"HGET", session.as_bytes(), b"e"]).unwrap());
     assert_eq!(newest, "2");
     let id = a.session_id().unwrap().to_string();
-    let keys = ["_tooz_x_lock", "_tooz_rs:lock:x:h", "_tooz_rs:lock:x:q", "_tooz_rs:lock:x:w", &session, "_tooz_rs:fence"];
+    let keys = [
+        "_tooz_x_lock",
+        "_tooz_rs:lock:x:h",
+        "_tooz_rs:lock:x:q",
+        "_tooz_rs:lock:x:w",
+        &session,
+        "_tooz_rs:fence",
+    ];
     let mut ghost = vec!["EVALSHA", tooz_redis::script_hash("request").unwrap(), "6"];
     ghost.extend(keys);
     let attempt = "0123456789abcdef0123456789abcdef";
@@ -204,7 +217,8 @@ async fn a_late_request_comes_to_nothing() {
     ghost[10] = "2";
     assert!(late(&ghost).starts_with(b"*4\r\n$7\r\ngranted"));
     // Nor does a join come back to life.
-    let mut join = vec!["EVALSHA", tooz_redis::script_hash("join").unwrap(), "5", "_tooz_group:g", "_tooz_groups"];
+    let mut join =
+        vec!["EVALSHA", tooz_redis::script_hash("join").unwrap(), "5", "_tooz_group:g", "_tooz_groups"];
     join.extend(["_tooz_rs:group:g:m", &session, "_tooz_beats:a", "_tooz", "1", &id, "a", "\u{0}", "0"]);
     join.extend([attempt, attempt, "3000", "g", "_tooz_rs:group:g:", ""]);
     assert_eq!(late(&join), b"*1\r\n$4\r\nlate\r\n");
@@ -254,7 +268,9 @@ async fn foreign_keys_are_corrupt() {
     // Records that cannot be read are nobody's, and messages nobody understands are ignored.
     redis.command(&[b"HSET", b"_tooz_rs:lock:y:h", b"0123456789abcdef0123456789abcdef", b"\xff"]).unwrap();
     for inbox in list(&redis.command(&[b"PUBSUB", b"CHANNELS", b"*"]).unwrap()) {
-        for message in [&b""[..], b"G", b"G x", b"B 1", b"X \xff", b"b 99999999999999999999999", b"\xff\xff\xff"] {
+        for message in
+            [&b""[..], b"G", b"G x", b"B 1", b"X \xff", b"b 99999999999999999999999", b"\xff\xff\xff"]
+        {
             redis.command(&[b"PUBLISH", inbox.as_bytes(), message]).unwrap();
         }
     }
@@ -288,7 +304,8 @@ async fn one_round_trip_each() {
     let redis = server!();
     let proxy = Arc::new(Proxy::start(redis.address()).unwrap());
     // So long a ttl that no beat comes between.
-    let a = Coordinator::builder(format!("redis://{}?ttl=10m", proxy.address()), "a").connect().await.unwrap();
+    let a =
+        Coordinator::builder(format!("redis://{}?ttl=10m", proxy.address()), "a").connect().await.unwrap();
     let others: Vec<_> = futures(30, |n| {
         let url = url(&redis, "10m");
         async move {
@@ -313,7 +330,8 @@ async fn one_round_trip_each() {
     let start = now();
     assert_eq!(group.members().await.unwrap().len(), 31);
     assert_eq!(count(start), 1, "members");
-    let guards = [a.lock("1").unwrap().acquire().await.unwrap(), a.lock("2").unwrap().acquire().await.unwrap()];
+    let guards =
+        [a.lock("1").unwrap().acquire().await.unwrap(), a.lock("2").unwrap().acquire().await.unwrap()];
     let start = now();
     a.heartbeat().await.unwrap();
     assert_eq!(count(start), 1, "a beat");
@@ -346,7 +364,8 @@ async fn futures<F: Future>(count: usize, make: impl Fn(usize) -> F) -> Vec<F::O
 async fn users_and_permissions() {
     let redis = server!();
     let rules = "on >hunter2 ~_tooz_* &_tooz_* -@all +@read +@write +@pubsub +@scripting +@connection +time -@dangerous";
-    let words: Vec<_> = ["ACL", "SETUSER", "app"].into_iter().chain(rules.split(' ')).map(str::as_bytes).collect();
+    let words: Vec<_> =
+        ["ACL", "SETUSER", "app"].into_iter().chain(rules.split(' ')).map(str::as_bytes).collect();
     redis.command(&words).unwrap();
     redis.command(&[b"ACL", b"SETUSER", b"default", b"off"]).unwrap();
     let address = redis.address();
@@ -379,11 +398,14 @@ async fn the_server_lowers_what_is_promised() {
     let durable = Characteristics::DURABLE_FENCING;
     let redis = server!();
     assert!(connect(&redis, "5s", "a").await.characteristics().contains(durable));
-    let refused = Coordinator::builder(url(&redis, "5s"), "a").require(Characteristics::LINEARIZABLE).connect().await;
+    let refused =
+        Coordinator::builder(url(&redis, "5s"), "a").require(Characteristics::LINEARIZABLE).connect().await;
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::MissingCharacteristic);
     redis.command(&[b"CONFIG", b"SET", b"appendfsync", b"everysec"]).unwrap();
     assert!(!connect(&redis, "5s", "a").await.characteristics().contains(durable));
-    redis.command(&[b"CONFIG", b"SET", b"appendfsync", b"always", b"maxmemory-policy", b"allkeys-lru"]).unwrap();
+    redis
+        .command(&[b"CONFIG", b"SET", b"appendfsync", b"always", b"maxmemory-policy", b"allkeys-lru"])
+        .unwrap();
     let refused = Coordinator::builder(url(&redis, "5s"), "a").require(durable).connect().await;
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::MissingCharacteristic);
     let port = redis.address().port().to_string();
@@ -405,13 +427,36 @@ async fn a_unix_socket_and_a_database() {
     let place = tempfile::tempdir().unwrap();
     let socket = place.path().join("redis.sock");
     let redis = server!("--unixsocket", socket.to_str().unwrap());
-    let a = Coordinator::builder(format!("redis+unix://{}?ttl=2s", socket.display()), "a").connect().await.unwrap();
+    let a = Coordinator::builder(format!("redis+unix://{}?ttl=2s", socket.display()), "a")
+        .connect()
+        .await
+        .unwrap();
     let guard = a.lock("x").unwrap().try_acquire().await.unwrap().unwrap();
     assert!(connect(&redis, "2s", "b").await.lock("x").unwrap().try_acquire().await.unwrap().is_none());
     let other = format!("valkey://{}/1?ttl=2s", redis.address());
-    let elsewhere = Coordinator::builder(other, "b").connect().await.unwrap();
+    let elsewhere = Coordinator::builder(&other, "b").connect().await.unwrap();
+    let third = Coordinator::builder(other, "c").connect().await.unwrap();
     let second = elsewhere.lock("x").unwrap().try_acquire().await.unwrap().unwrap();
-    assert!(guard.is_held() && second.is_held());
+    // Databases share their channels: what happens in one must not be heard in the other.
+    let mut watches = Vec::new();
+    for c in [&a, &elsewhere] {
+        c.group("g").unwrap().create().await.unwrap();
+        let mut watch = c.group("g").unwrap().watch().await.unwrap();
+        assert!(watch.next().await.unwrap().is_ok());
+        watches.push(watch);
+    }
+    elsewhere.group("g").unwrap().join(Capabilities::none()).await.unwrap();
+    assert!(matches!(
+        within("the join", 2, watches[1].next()).await,
+        Some(Ok(tooz_core::GroupEvent::Joined(_)))
+    ));
+    let waiting = wait_for(&third, "x", 0).await;
+    assert!(
+        tokio::time::timeout(Duration::from_millis(1500), watches[0].next()).await.is_err(),
+        "heard in another database"
+    );
+    second.release().await.unwrap();
+    assert!(within("the hand-over", 2, waiting).await.unwrap().is_held() && guard.is_held());
 }
 
 /// Nothing is left behind by locks, groups and sessions that came to a clean end.

@@ -136,7 +136,10 @@ async fn a_lock_excludes_both_ways(stage: Stage) {
             assert_eq!(peer.does(&format!("try {name}")), json!(true), "{name}");
             assert!(lock.try_acquire().await.unwrap().is_none(), "{name}");
             let holders = lock.holders().await.unwrap().holders;
-            assert!(holders.len() == 1 && holders[0].member.is_none() && holders[0].token.is_none(), "{holders:?}");
+            assert!(
+                holders.len() == 1 && holders[0].member.is_none() && holders[0].token.is_none(),
+                "{holders:?}"
+            );
             assert_eq!(peer.does(&format!("release {name}")), json!(true));
         }
     }
@@ -159,7 +162,8 @@ async fn each_waits_for_the_other(stage: Stage) {
     assert_eq!(peer.does("try x"), json!(true));
     let lock = rust.lock("x").unwrap();
     let waiting = tokio::spawn(async move { lock.acquire().await.unwrap() });
-    eventually("it waits", async || rust.lock("x").unwrap().holders().await.unwrap().waiters == Some(1)).await;
+    eventually("it waits", async || rust.lock("x").unwrap().holders().await.unwrap().waiters == Some(1))
+        .await;
     for _ in 0..6 {
         peer.does("beat"); // Python's holder renews, and says nothing
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -180,7 +184,9 @@ async fn two_thousand_contended_acquisitions_do_not_overlap(stage: Stage) {
     let lock = rust.lock("contended").unwrap();
     let (mut overlaps, mut tokens) = (0, Vec::new());
     for n in 0..EACH {
-        let guard = if n % 2 == 0 { lock.acquire().await.unwrap() } else {
+        let guard = if n % 2 == 0 {
+            lock.acquire().await.unwrap()
+        } else {
             loop {
                 if let Some(guard) = lock.try_acquire().await.unwrap() {
                     break guard;
@@ -203,7 +209,10 @@ async fn a_python_holder_that_dies_is_waited_for(stage: Stage) {
     let (rust, mut peer) = (stage.rust("rust").await, stage.python("python"));
     assert_eq!(peer.does("try x"), json!(true));
     drop(peer);
-    let guard = tokio::time::timeout(Duration::from_secs(10), rust.lock("x").unwrap().acquire()).await.unwrap().unwrap();
+    let guard = tokio::time::timeout(Duration::from_secs(10), rust.lock("x").unwrap().acquire())
+        .await
+        .unwrap()
+        .unwrap();
     assert!(guard.is_held());
 }
 
@@ -241,7 +250,9 @@ async fn groups_mix(stage: Stage) {
     let mut watch = group.watch().await.unwrap();
     assert!(matches!(watch.next().await, Some(Ok(GroupEvent::Snapshot(members))) if members.is_empty()));
     assert_eq!(peer.does("join g"), Value::Null);
-    assert!(matches!(watch.next().await, Some(Ok(GroupEvent::Joined(r))) if r.member.as_bytes() == b"python"));
+    assert!(
+        matches!(watch.next().await, Some(Ok(GroupEvent::Joined(r))) if r.member.as_bytes() == b"python")
+    );
     let capabilities = Capabilities::new(&json!({"from": "rust", "n": [1, 2.5, null]})).unwrap();
     group.join(capabilities).await.unwrap();
     assert!(matches!(watch.next().await, Some(Ok(GroupEvent::Joined(r))) if r.member.as_bytes() == b"rust"));
@@ -252,7 +263,9 @@ async fn groups_mix(stage: Stage) {
     assert_eq!(theirs.joined_at, None);
 
     assert_eq!(peer.does("update g"), Value::Null);
-    assert!(matches!(watch.next().await, Some(Ok(GroupEvent::Updated(r))) if r.member.as_bytes() == b"python"));
+    assert!(
+        matches!(watch.next().await, Some(Ok(GroupEvent::Updated(r))) if r.member.as_bytes() == b"python")
+    );
     group.update_capabilities(Capabilities::new(&json!({"weight": 7})).unwrap()).await.unwrap();
     assert!(matches!(watch.next().await, Some(Ok(GroupEvent::Updated(r))) if r.member.as_bytes() == b"rust"));
     assert_eq!(peer.does("capabilities g")["rust"], json!({"weight": 7}));
@@ -304,7 +317,10 @@ async fn members_are_seen_alive_and_dead(stage: Stage) {
     // Python took it out by itself, and its own member of that id may come.
     let mut heir = stage.python("dead");
     assert_eq!(heir.does("join g"), Value::Null);
-    eventually("Rust sees the heir", async || ids(&group.members().await.unwrap()) == ["dead", "python", "rust"]).await;
+    eventually("Rust sees the heir", async || {
+        ids(&group.members().await.unwrap()) == ["dead", "python", "rust"]
+    })
+    .await;
 }
 
 async fn an_election_is_shared(stage: Stage) {
@@ -319,7 +335,8 @@ async fn an_election_is_shared(stage: Stage) {
     let leader = rust.election("g").unwrap().leader().await.unwrap().unwrap();
     assert!(leader.member.is_none() && leader.term.is_none(), "{leader:?}");
     drop(peer);
-    let lead = tokio::time::timeout(Duration::from_secs(10), rust.election("g").unwrap().campaign()).await.unwrap();
+    let lead =
+        tokio::time::timeout(Duration::from_secs(10), rust.election("g").unwrap().campaign()).await.unwrap();
     assert!(lead.unwrap().is_held());
 }
 
@@ -378,7 +395,9 @@ fn main() -> ExitCode {
                 ended.map_err(|_| Failed::from("it takes longer than two minutes"))
             });
             match why.filter(|_| ignored) {
-                Some(why) => trial.with_kind(why.chars().take(60).collect::<String>()).with_ignored_flag(true),
+                Some(why) => {
+                    trial.with_kind(why.chars().take(60).collect::<String>()).with_ignored_flag(true)
+                }
                 None => trial,
             }
         })

@@ -78,7 +78,7 @@ impl Client {
     ) -> Result<(Arc<Self>, Facts, impl Future<Output = ()> + Send + 'static)> {
         let (suspicions, orders) = mpsc::unbounded_channel();
         let client = Arc::new(Self {
-            keys: Keys::new(&config.namespace),
+            keys: Keys::new(&config.namespace, config.db),
             config,
             context,
             channels: Channels::default(),
@@ -93,7 +93,8 @@ impl Client {
             let facts = server::ask(&first, &link).await?;
             Ok::<_, Error>((link, facts))
         });
-        let (link, facts) = first.await.ok_or_else(|| Error::new(ErrorKind::Closed, "the runtime ended"))??;
+        let (link, facts) =
+            first.await.ok_or_else(|| Error::new(ErrorKind::Closed, "the runtime ended"))??;
         client.state.send_replace(State::Up(Arc::clone(&link)));
         let supervisor = Supervisor { client: Arc::clone(&client), orders };
         Ok((client, facts, supervisor.run(link)))
@@ -129,13 +130,17 @@ impl Client {
             State::Down(_) => false,
             State::Closed => true,
         });
-        let found = self.context.spawner.timeout(limit, waiting).await.map(|state| state.map(|state| state.clone()));
+        let found =
+            self.context.spawner.timeout(limit, waiting).await.map(|state| state.map(|state| state.clone()));
         match found {
             Some(Ok(State::Up(link))) => Ok(link),
             None => {
                 let why = match &*self.state.borrow() {
                     State::Down(why) => why.clone(),
-                    _ => Error::new(ErrorKind::Unavailable, format!("no connection to {}", self.config.address)),
+                    _ => Error::new(
+                        ErrorKind::Unavailable,
+                        format!("no connection to {}", self.config.address),
+                    ),
                 };
                 Err(why)
             }
@@ -154,12 +159,13 @@ impl Client {
         let limit = self.config.operation_timeout;
         let asking = link.send(self, command, self.config.beat_limit());
         tokio::pin!(asking);
-        let sent = match self.context.spawner.timeout(limit, asking.as_mut()).await {
-            Some(sent) => sent,
-            None => {
-                self.suspect(link, true);
-                asking.await
-            }
+        let in_time = self.context.spawner.timeout(limit, asking.as_mut()).await;
+        let sent = if let Some(sent) = in_time {
+            sent
+        } else {
+            // Others may be answered; this one never was.
+            self.suspect(link, true);
+            asking.await
         };
         if let Sent::Refused(refusal) = &sent
             && error::is_elsewhere(refusal)
@@ -203,7 +209,10 @@ impl Client {
                 Sent::Lost => (repeated, newer_than) = (true, link.generation),
             }
         }
-        let error = Error::new(ErrorKind::Unavailable, format!("the connections to {} end again and again", self.config.address));
+        let error = Error::new(
+            ErrorKind::Unavailable,
+            format!("the connections to {} end again and again", self.config.address),
+        );
         Err(if repeated { error.indeterminate() } else { error })
     }
 
@@ -218,7 +227,10 @@ impl Client {
                 Sent::Lost => newer_than = link.generation,
             }
         }
-        Err(Error::new(ErrorKind::Unavailable, format!("the connections to {} end again and again", self.config.address)))
+        Err(Error::new(
+            ErrorKind::Unavailable,
+            format!("the connections to {} end again and again", self.config.address),
+        ))
     }
 
     /// Sees to it that the link of now listens to a channel.
@@ -232,7 +244,10 @@ impl Client {
                 Err(error) => return Err(error::of(error)),
             }
         }
-        Err(Error::new(ErrorKind::Unavailable, format!("the connections to {} end again and again", self.config.address)))
+        Err(Error::new(
+            ErrorKind::Unavailable,
+            format!("the connections to {} end again and again", self.config.address),
+        ))
     }
 
     pub(crate) async fn unsubscribe(&self, channel: &[u8]) {
@@ -245,7 +260,7 @@ impl Client {
 
     /// A script's call in this namespace.
     pub(crate) fn script(&self, script: &'static crate::script::Script) -> Call {
-        Call::new(script, self.keys.namespace())
+        Call::new(script, self.keys.namespace(), self.keys.database())
     }
 }
 
@@ -272,7 +287,9 @@ impl Supervisor {
                 return;
             }
             let next = match suspicion {
-                Some(suspicion) if suspicion.generation == link.generation => self.beside(&link, suspicion.deaf).await,
+                Some(suspicion) if suspicion.generation == link.generation => {
+                    self.beside(&link, suspicion.deaf).await
+                }
                 Some(_) => continue,
                 None => Some(self.again(&link).await),
             };
@@ -310,7 +327,10 @@ impl Supervisor {
         let limit = self.client.config.ttl.max(Duration::from_secs(1)).min(Duration::from_secs(5));
         match self.client.context.spawner.timeout(limit, self.client.link_up()).await {
             Some(result) => result,
-            None => Err(Error::new(ErrorKind::Unavailable, format!("{} does not greet", self.client.config.address))),
+            None => Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("{} does not greet", self.client.config.address),
+            )),
         }
     }
 

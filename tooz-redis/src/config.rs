@@ -61,7 +61,7 @@ pub(crate) struct Config {
     pub(crate) namespace: String,
     user: Option<String>,
     password: Option<String>,
-    db: i64,
+    pub(crate) db: i64,
     pub(crate) ttl: Duration,
     pub(crate) operation_timeout: Duration,
 }
@@ -69,7 +69,10 @@ pub(crate) struct Config {
 /// Without the password.
 impl std::fmt::Debug for Config {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Config").field("address", &self.address).field("namespace", &self.namespace).finish_non_exhaustive()
+        f.debug_struct("Config")
+            .field("address", &self.address)
+            .field("namespace", &self.namespace)
+            .finish_non_exhaustive()
     }
 }
 
@@ -149,7 +152,9 @@ fn database(scheme: &str, path: &[u8]) -> Result<Option<u64>> {
             let number = std::str::from_utf8(digits).ok().and_then(|text| text.parse::<u16>().ok());
             // Not shown: part of a password may have ended up here.
             let number = number.ok_or_else(|| {
-                invalid(format!("the path of {scheme}:// is the number of a database, as in {scheme}://host/3"))
+                invalid(format!(
+                    "the path of {scheme}:// is the number of a database, as in {scheme}://host/3"
+                ))
             })?;
             Ok(Some(number.into()))
         }

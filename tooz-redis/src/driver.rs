@@ -19,7 +19,8 @@ pub fn connect(request: Connect) -> Connecting {
         let Connect { url, context, .. } = request;
         let config = Config::read(&url)?;
         let spawner = context.spawner.clone();
-        let (client, facts, supervisor) = Client::connect(config, context).await.map_err(|e| e.during("connect"))?;
+        let (client, facts, supervisor) =
+            Client::connect(config, context).await.map_err(|e| e.during("connect"))?;
         Ok(Arc::new(Redis {
             characteristics: facts.lower(config::characteristics(&url)),
             groups: RedisGroups(Arc::clone(&client)),

@@ -39,7 +39,9 @@ fn meaning(error: &RedisError) -> (ErrorKind, &'static str, bool) {
         Native::RESP3NotSupported => {
             (ErrorKind::Incompatible, "the server is too old; Redis 6 or newer is needed", false)
         }
-        Native::AuthenticationFailed => (ErrorKind::Denied, "the server refuses the user or the password", false),
+        Native::AuthenticationFailed => {
+            (ErrorKind::Denied, "the server refuses the user or the password", false)
+        }
         Native::Server(S::NoPerm) => {
             (ErrorKind::Denied, "the user may not do this; see the README for the permissions", false)
         }
@@ -57,7 +59,9 @@ fn meaning(error: &RedisError) -> (ErrorKind, &'static str, bool) {
         Native::Parse | Native::UnexpectedReturnType => {
             (ErrorKind::Corrupt, "the server answered what cannot be understood", true)
         }
-        Native::InvalidClientConfig => (ErrorKind::InvalidUrl, "the connection cannot be made like this", false),
+        Native::InvalidClientConfig => {
+            (ErrorKind::InvalidUrl, "the connection cannot be made like this", false)
+        }
         _ => (ErrorKind::Backend, "the server failed", true),
     }
 }
@@ -71,10 +75,14 @@ fn by_code(error: &RedisError) -> (ErrorKind, &'static str, bool) {
         "BUSY" => (ErrorKind::Unavailable, "the server is busy with a script", false),
         "LOADING" => (ErrorKind::Unavailable, "the server is loading its data", false),
         "READONLY" => (ErrorKind::Unavailable, "the server is a replica", false),
-        "NOAUTH" | "WRONGPASS" | "NOPERM" => (ErrorKind::Denied, "the server refuses the user or the password", false),
+        "NOAUTH" | "WRONGPASS" | "NOPERM" => {
+            (ErrorKind::Denied, "the server refuses the user or the password", false)
+        }
         "WRONGTYPE" => (ErrorKind::Corrupt, "a key of this namespace holds something else", false),
         // What a command inside a script failed with stands in the text.
-        _ if detail.contains("OOM ") => (ErrorKind::Unavailable, "the server is out of memory (maxmemory)", false),
+        _ if detail.contains("OOM ") => {
+            (ErrorKind::Unavailable, "the server is out of memory (maxmemory)", false)
+        }
         _ if detail.contains("WRONGTYPE") || detail.contains("CORRUPT") => {
             (ErrorKind::Corrupt, "a key of this namespace holds something else", false)
         }

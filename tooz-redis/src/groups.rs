@@ -49,12 +49,21 @@ pub(crate) fn moment(text: &str) -> Option<SystemTime> {
 }
 
 /// A record; `None`, and a warning, for what is none: anybody may have written it.
-pub(crate) fn record(member: &[u8], caps: &[u8], incarnation: &str, joined: &str, updated: &str) -> Option<MemberRecord> {
+pub(crate) fn record(
+    member: &[u8],
+    caps: &[u8],
+    incarnation: &str,
+    joined: &str,
+    updated: &str,
+) -> Option<MemberRecord> {
     let read = || {
         let id = MemberId::new(member)?;
         // Python's members have no incarnation.
         let incarnation = u128::from_str_radix(incarnation, 16).unwrap_or(0);
-        Ok::<_, Error>(MemberRecord::new(id, Capabilities::from_msgpack(caps)?, incarnation).at(moment(joined), moment(updated)))
+        Ok::<_, Error>(
+            MemberRecord::new(id, Capabilities::from_msgpack(caps)?, incarnation)
+                .at(moment(joined), moment(updated)),
+        )
     };
     match read() {
         Ok(record) => Some(record),
@@ -87,7 +96,8 @@ pub(crate) async fn read(client: &Client, group: &GroupId, only: &[u8]) -> Resul
     for one in answer.parts("the members")? {
         let mut one = Parts::of(one)?;
         let (member, caps) = (one.bytes("a member")?, one.bytes("capabilities")?);
-        let (incarnation, joined, updated) = (one.text("an incarnation")?, one.text("a time")?, one.text("a time")?);
+        let (incarnation, joined, updated) =
+            (one.text("an incarnation")?, one.text("a time")?, one.text("a time")?);
         let record = record(&member, &caps, &incarnation, &joined, &updated);
         members.push((member, caps, record));
     }

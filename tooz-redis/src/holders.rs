@@ -47,7 +47,8 @@ async fn read(client: &Client, key: &LockKey) -> Result<Holders> {
     let waiters = u64::try_from(answer.number("how many wait")?).unwrap_or_default();
     let foreign = answer.number("who holds it")? == 1;
     answer.number("for how long")?;
-    let mut holders = answer.map(Parts::of).map(|parts| parts.and_then(holder)).collect::<Result<Vec<_>>>()?;
+    let mut holders =
+        answer.map(Parts::of).map(|parts| parts.and_then(holder)).collect::<Result<Vec<_>>>()?;
     holders.sort_by_key(|holder| holder.token);
     if foreign {
         // Python's lock holds a random word: nobody knows whose.
@@ -74,8 +75,10 @@ impl Locks for RedisLocks {
             .arg(request.by.as_bytes())
             .arg(&request.why);
         let answer = client.call(&call, Repeat::Yes).await?;
-        let mut broken =
-            Parts::of(answer.value)?.map(Parts::of).map(|parts| parts.and_then(holder)).collect::<Result<Vec<_>>>()?;
+        let mut broken = Parts::of(answer.value)?
+            .map(Parts::of)
+            .map(|parts| parts.and_then(holder))
+            .collect::<Result<Vec<_>>>()?;
         if broken.is_empty() && answer.repeated {
             let why = format!("{}: the answer was lost, and nobody holds it now", request.key);
             return Err(Error::new(ErrorKind::Unavailable, why).indeterminate());
@@ -93,7 +96,8 @@ impl Locks for RedisLocks {
         let changed = Arc::new(Notify::new());
         let heard = Arc::clone(&changed);
         let ear = move |_: Heard<'_>| heard.notify_one();
-        let subscription = Subscription::start(&client, client.keys.lock(&key).channel(), Arc::new(ear)).await?;
+        let subscription =
+            Subscription::start(&client, client.keys.lock(&key).channel, Arc::new(ear)).await?;
         let first = read(&client, &key).await?;
         let outlet = Arc::new(Outlet::default());
         outlet.put_only(Ok(first.clone()));
@@ -114,7 +118,9 @@ impl Locks for RedisLocks {
                         last = now.clone();
                         feed.put_only(Ok(now));
                     }
-                    Err(error) if error.is_retryable() => tracing::debug!(%error, "the holders could not be read"),
+                    Err(error) if error.is_retryable() => {
+                        tracing::debug!(%error, "the holders could not be read")
+                    }
                     Err(error) => feed.put_only(Err(error)),
                 }
             }

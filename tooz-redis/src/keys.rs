@@ -8,9 +8,13 @@ use std::sync::Arc;
 use tooz_core::driver::{LockKey, SessionId};
 use tooz_core::{GroupId, MemberId};
 
-/// The keys of one namespace.
+/// The keys of one namespace in one database.
 #[derive(Clone, Debug)]
-pub(crate) struct Keys(Arc<str>);
+pub(crate) struct Keys {
+    namespace: Arc<str>,
+    /// What the names of channels end in: a server's databases have keys of their own and share the channels.
+    database: String,
+}
 
 /// Where a lock stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +23,8 @@ pub(crate) struct LockPlace {
     pub(crate) key: Vec<u8>,
     /// What our own keys and the channel of this lock begin with.
     pub(crate) base: Vec<u8>,
+    /// Where a change of holders is announced.
+    pub(crate) channel: Vec<u8>,
 }
 
 /// Where a group stands.
@@ -28,20 +34,27 @@ pub(crate) struct GroupPlace {
     pub(crate) key: Vec<u8>,
     /// What our own key and the channel of this group begin with.
     pub(crate) base: Vec<u8>,
+    /// Where changes are announced.
+    pub(crate) channel: Vec<u8>,
 }
 
 impl Keys {
-    pub(crate) fn new(namespace: &str) -> Self {
-        Self(namespace.into())
+    pub(crate) fn new(namespace: &str, database: i64) -> Self {
+        let database = if database == 0 { String::new() } else { format!("@{database}") };
+        Self { namespace: namespace.into(), database }
     }
 
     /// The namespace as it stands in keys.
     pub(crate) fn namespace(&self) -> &str {
-        &self.0
+        &self.namespace
+    }
+
+    fn channel(&self, name: &[u8]) -> Vec<u8> {
+        [name, self.database.as_bytes()].concat()
     }
 
     fn python(&self, parts: &[&[u8]]) -> Vec<u8> {
-        let mut key = self.0.as_bytes().to_vec();
+        let mut key = self.namespace.as_bytes().to_vec();
         key.push(b'_');
         for part in parts {
             key.extend_from_slice(part);
@@ -63,10 +76,9 @@ impl Keys {
     }
 
     pub(crate) fn group(&self, group: &GroupId) -> GroupPlace {
-        GroupPlace {
-            key: self.python(&[b"group:", group.as_bytes()]),
-            base: self.own(&[b"group:", &encoded(group.as_bytes()), b":"]),
-        }
+        let base = self.own(&[b"group:", &encoded(group.as_bytes()), b":"]);
+        let channel = self.channel(&with(&base, b"c"));
+        GroupPlace { key: self.python(&[b"group:", group.as_bytes()]), base, channel }
     }
 
     /// That a member lives, for Python; and whose it is.
@@ -91,14 +103,17 @@ impl Keys {
             }
             // No other kind exists; one that is added later gets a place that nothing else has.
             other => {
-                let name = other.to_string();
-                return LockPlace {
-                    key: self.own(&[b"other:", &encoded(name.as_bytes()), b":k"]),
-                    base: self.own(&[b"other:", &encoded(name.as_bytes()), b":"]),
-                };
+                let name = encoded(other.to_string().as_bytes());
+                let key = self.own(&[b"other:", &name, b":k"]);
+                return self.lock_at(key, self.own(&[b"other:", &name, b":"]));
             }
         };
-        LockPlace { key, base: self.own(&[kind, &encoded(name), b":"]) }
+        self.lock_at(key, self.own(&[kind, &encoded(name), b":"]))
+    }
+
+    fn lock_at(&self, key: Vec<u8>, base: Vec<u8>) -> LockPlace {
+        let channel = self.channel(&with(&base, b"c"));
+        LockPlace { key, base, channel }
     }
 
     pub(crate) fn session(&self, session: SessionId) -> Vec<u8> {
@@ -107,12 +122,22 @@ impl Keys {
 
     /// The channel on which a session is spoken to.
     pub(crate) fn inbox(&self, session: SessionId) -> Vec<u8> {
-        self.own(&[b"i:", session.to_string().as_bytes()])
+        self.channel(&self.own(&[b"i:", session.to_string().as_bytes()]))
     }
 
-    /// The id of the data; also the channel on which a new one is announced.
+    /// The id of the data.
     pub(crate) fn epoch(&self) -> Vec<u8> {
         self.own(&[b"epoch"])
+    }
+
+    /// Where a new epoch is announced.
+    pub(crate) fn epochs(&self) -> Vec<u8> {
+        self.channel(&self.epoch())
+    }
+
+    /// The end of channels' names.
+    pub(crate) fn database(&self) -> &str {
+        &self.database
     }
 
     /// The counter of fencing tokens.
@@ -130,22 +155,12 @@ impl LockPlace {
     pub(crate) fn keys(&self) -> [Vec<u8>; 4] {
         [self.key.clone(), with(&self.base, b"h"), with(&self.base, b"q"), with(&self.base, b"w")]
     }
-
-    /// The channel on which a change of holders is announced.
-    pub(crate) fn channel(&self) -> Vec<u8> {
-        with(&self.base, b"c")
-    }
 }
 
 impl GroupPlace {
     /// Our own hash.
     pub(crate) fn own(&self) -> Vec<u8> {
         with(&self.base, b"m")
-    }
-
-    /// The channel on which changes are announced.
-    pub(crate) fn channel(&self) -> Vec<u8> {
-        with(&self.base, b"c")
     }
 }
 
@@ -178,13 +193,13 @@ mod tests {
     use super::*;
 
     fn every_key(name: &[u8]) -> Vec<(String, Vec<u8>)> {
-        let keys = Keys::new("_tooz");
+        let keys = Keys::new("_tooz", 0);
         let text = name.escape_ascii().to_string();
         let group = keys.group(&GroupId::new(name).unwrap());
         let mut all = vec![
             (format!("group {text}"), group.key.clone()),
             (format!("group's own {text}"), group.own()),
-            (format!("group's channel {text}"), group.channel()),
+            (format!("group's channel {text}"), group.channel.clone()),
             (format!("beat {text}"), keys.beat(&MemberId::new(name).unwrap())),
             ("groups".into(), keys.groups()),
             ("epoch".into(), keys.epoch()),
@@ -198,7 +213,7 @@ mod tests {
         ];
         for (kind, lock) in locks {
             let place = keys.lock(&lock);
-            all.push((format!("{kind}'s channel {text}"), place.channel()));
+            all.push((format!("{kind}'s channel {text}"), place.channel.clone()));
             for (n, key) in place.keys().into_iter().enumerate() {
                 all.push((format!("{kind} {n} {text}"), key));
             }
@@ -220,10 +235,14 @@ mod tests {
 
     #[test]
     fn names_made_to_meet_do_not() {
-        let mut names: Vec<Vec<u8>> = ["a", "a_lock", "group:a", "group:a_lock", "beats:a", "leader_of_a", "groups", "rs:a"]
-            .map(|name| name.as_bytes().to_vec())
-            .to_vec();
-        names.extend(["rs:s:x", "rs:lock:a:h", "rs:group:a:m", "rs:epoch", "%3A", ":", "a:", "__created__"].map(Vec::from));
+        let mut names: Vec<Vec<u8>> =
+            ["a", "a_lock", "group:a", "group:a_lock", "beats:a", "leader_of_a", "groups", "rs:a"]
+                .map(|name| name.as_bytes().to_vec())
+                .to_vec();
+        names.extend(
+            ["rs:s:x", "rs:lock:a:h", "rs:group:a:m", "rs:epoch", "%3A", ":", "a:", "__created__"]
+                .map(Vec::from),
+        );
         distinct(&names);
     }
 
@@ -236,7 +255,7 @@ mod tests {
 
     #[test]
     fn python_finds_them() {
-        let keys = Keys::new("_tooz");
+        let keys = Keys::new("_tooz", 0);
         let lock = keys.lock(&LockKey::Named(LockName::new("a/b").unwrap()));
         assert_eq!(lock.key, b"_tooz_a/b_lock");
         let lead = keys.lock(&LockKey::Leader(GroupId::new("g").unwrap()));

@@ -93,7 +93,9 @@ impl Link {
                 PushKind::Disconnection => life.end("the connection for messages ended"),
                 PushKind::Message => {
                     let mut data = push.data.into_iter().filter_map(bytes);
-                    if let (Some(client), Some(channel), Some(message)) = (client.upgrade(), data.next(), data.next()) {
+                    if let (Some(client), Some(channel), Some(message)) =
+                        (client.upgrade(), data.next(), data.next())
+                    {
                         client.channels.hear(&channel, &message);
                     }
                 }
@@ -114,7 +116,9 @@ impl Link {
     pub(crate) async fn send(&self, client: &Client, command: &Cmd, grace: Duration) -> Sent {
         let mut connection = self.commands.clone();
         let over = async {
-            self.state.until(|life| life.broken.load(Ordering::Acquire) || life.retired.load(Ordering::Acquire)).await;
+            self.state
+                .until(|life| life.broken.load(Ordering::Acquire) || life.retired.load(Ordering::Acquire))
+                .await;
             let nap = client.context.spawner.sleep(grace);
             tokio::select! {
                 biased; // a broken one answers no more
@@ -213,12 +217,17 @@ impl Link {
     }
 
     async fn over(&self) {
-        self.state.until(|life| life.broken.load(Ordering::Acquire) || life.retired.load(Ordering::Acquire)).await;
+        self.state
+            .until(|life| life.broken.load(Ordering::Acquire) || life.retired.load(Ordering::Acquire))
+            .await;
     }
 }
 
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link").field("generation", &self.generation).field("address", &self.address).finish_non_exhaustive()
+        f.debug_struct("Link")
+            .field("generation", &self.generation)
+            .field("address", &self.address)
+            .finish_non_exhaustive()
     }
 }

@@ -65,7 +65,8 @@ impl Inner {
         match answer.text("its outcome")?.as_str() {
             "granted" => {
                 let token = u64::try_from(answer.number("a token")?).ok().and_then(FencingToken::new);
-                let token = token.ok_or_else(|| Error::new(ErrorKind::Corrupt, "a fencing token is no number"))?;
+                let token =
+                    token.ok_or_else(|| Error::new(ErrorKind::Corrupt, "a fencing token is no number"))?;
                 let how = previous(&answer.text("how the last holder ended")?);
                 let left = Duration::from_millis(u64::try_from(answer.number("the time left")?).unwrap_or(0));
                 let proved = proved_at(sent, self.ttl, left);
@@ -109,7 +110,12 @@ impl Inner {
         }
     }
 
-    async fn give_back(&self, key: &LockKey, attempt: AttemptId, how: &'static Script) -> Result<(bool, bool)> {
+    async fn give_back(
+        &self,
+        key: &LockKey,
+        attempt: AttemptId,
+        how: &'static Script,
+    ) -> Result<(bool, bool)> {
         let place = self.client.keys.lock(key);
         let call = self
             .client
@@ -192,7 +198,8 @@ impl SessionLocks for RedisSession {
         let (found, repeated) = self.inner.give_back(&grant.key, grant.attempt, &script::RELEASE).await?;
         if !found && repeated {
             // The first time may have found it.
-            let why = format!("{}: whether it was given back by this is not known; it is not held now", grant.key);
+            let why =
+                format!("{}: whether it was given back by this is not known; it is not held now", grant.key);
             return Err(Error::new(ErrorKind::Unavailable, why).indeterminate());
         }
         self.inner.slots.forget(grant.attempt);

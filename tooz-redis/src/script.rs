@@ -76,14 +76,15 @@ pub fn hash_of(name: &str) -> Option<&'static str> {
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     pub(crate) script: &'static Script,
+    database: String,
     keys: Vec<Vec<u8>>,
     arguments: Vec<Vec<u8>>,
 }
 
 impl Call {
-    /// Every script takes the namespace first; the number of the connection goes second when it is sent.
-    pub(crate) fn new(script: &'static Script, namespace: &str) -> Self {
-        Self { script, keys: Vec::new(), arguments: vec![namespace.into()] }
+    /// Every script takes the namespace first; the number of the connection goes second when it is sent, with the database.
+    pub(crate) fn new(script: &'static Script, namespace: &str, database: &str) -> Self {
+        Self { script, database: database.to_owned(), keys: Vec::new(), arguments: vec![namespace.into()] }
     }
 
     pub(crate) fn key(mut self, key: impl Into<Vec<u8>>) -> Self {
@@ -114,7 +115,7 @@ impl Call {
             command.arg(key.as_slice());
         }
         let (first, rest) = self.arguments.split_first().map_or((&[][..], &[][..]), |(f, r)| (f, r));
-        command.arg(first).arg(generation);
+        command.arg(first).arg(format!("{generation}{}", self.database));
         for argument in rest {
             command.arg(argument.as_slice());
         }

@@ -46,13 +46,18 @@ pub(crate) async fn ask(client: &Client, link: &Link) -> Result<Facts> {
             return Ok(Facts { replicas: 1, durable: false, evicts: true });
         }
         Sent::Refused(refusal) => return Err(error::connecting(&link.address.to_string(), refusal)),
-        Sent::Lost => return Err(Error::new(ErrorKind::Unavailable, format!("{}: {}", link.address, link.why()))),
+        Sent::Lost => {
+            return Err(Error::new(ErrorKind::Unavailable, format!("{}: {}", link.address, link.why())));
+        }
     };
     let say = |name: &str| info.get(name).map_or("", String::as_str);
     if say("cluster_enabled") == "1" {
         return Err(Error::new(
             ErrorKind::Unsupported,
-            format!("{} is a node of a cluster, which would send us on to others; use a server of its own", link.address),
+            format!(
+                "{} is a node of a cluster, which would send us on to others; use a server of its own",
+                link.address
+            ),
         ));
     }
     if say("role") == "slave" {
@@ -137,7 +142,7 @@ mod tests {
     #[test]
     fn what_a_server_does_not_keep_is_not_claimed() {
         let best = Characteristics::DURABLE_FENCING | Characteristics::CAUSAL | Characteristics::FAIR_LOCKS;
-        let kept = |durable, evicts, replicas| Facts { durable, evicts, replicas }.lower(best);
+        let kept = |durable, evicts, replicas| Facts { replicas, durable, evicts }.lower(best);
         assert_eq!(kept(true, false, 0), best);
         assert_eq!(kept(false, false, 0), best - Characteristics::DURABLE_FENCING);
         assert_eq!(kept(true, true, 0), best - Characteristics::DURABLE_FENCING);

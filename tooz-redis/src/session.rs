@@ -9,7 +9,8 @@ use async_trait::async_trait;
 use tokio::sync::Notify;
 use tooz_core::clock::Instant;
 use tooz_core::driver::{
-    AttemptId, Epoch, Held, Notice, OpenSession, Previous, Renewal, Session, SessionGroups, SessionId, SessionLocks,
+    AttemptId, Epoch, Held, Notice, OpenSession, Previous, Renewal, Session, SessionGroups, SessionId,
+    SessionLocks,
 };
 use tooz_core::{Error, ErrorKind, FencingToken, LossReason, MemberId, Result};
 
@@ -96,7 +97,7 @@ impl RedisSession {
                 inner.hear_epoch(epoch);
             }
         };
-        let epochs = Subscription::start(client, client.keys.epoch(), Arc::new(ear)).await?;
+        let epochs = Subscription::start(client, client.keys.epochs(), Arc::new(ear)).await?;
         // Counted from here, not from before the subscriptions: the session is not proved by those.
         let opened_at = client.context.clock.now();
         let call = client
@@ -305,7 +306,8 @@ impl Inner {
             }
         }
         for one in answer.parts("what lost its place")? {
-            let attempt = crate::reply::bytes(one).and_then(|b| AttemptId::parse(std::str::from_utf8(&b).ok()?));
+            let attempt =
+                crate::reply::bytes(one).and_then(|b| AttemptId::parse(std::str::from_utf8(&b).ok()?));
             renewal.unqueued.extend(attempt);
         }
         for one in answer.parts("where the member is missing")? {
@@ -365,7 +367,9 @@ impl Session for RedisSession {
     async fn notice(&self) -> Notice {
         loop {
             let noticed = self.inner.noticed.notified();
-            if let Some(notice) = self.inner.notices.lock().unwrap_or_else(PoisonError::into_inner).pop_front() {
+            if let Some(notice) =
+                self.inner.notices.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+            {
                 return notice;
             }
             noticed.await;
@@ -398,7 +402,10 @@ mod tests {
     #[test]
     fn who_and_why() {
         let told = |text: &[u8]| broken(text);
-        assert_eq!(told(b"2:meit hangs"), LossReason::Broken { by: MemberId::new("me").ok(), why: "it hangs".into() });
+        assert_eq!(
+            told(b"2:meit hangs"),
+            LossReason::Broken { by: MemberId::new("me").ok(), why: "it hangs".into() }
+        );
         assert_eq!(told(b"0:x"), LossReason::Broken { by: None, why: "x".into() });
         for hostile in [&b""[..], b":", b"99:x", b"18446744073709551615:x", b"x"] {
             assert!(matches!(told(hostile), LossReason::Broken { .. }));

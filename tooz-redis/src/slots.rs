@@ -60,7 +60,13 @@ impl Slots {
     }
 
     /// The server said that it is held; `None`: nobody asked for it.
-    pub(crate) fn granted(&self, attempt: AttemptId, token: FencingToken, how: Previous, proved: Instant) -> Option<Grant> {
+    pub(crate) fn granted(
+        &self,
+        attempt: AttemptId,
+        token: FencingToken,
+        how: Previous,
+        proved: Instant,
+    ) -> Option<Grant> {
         let mut slots = self.slots();
         let slot = slots.get_mut(&attempt)?;
         let mut grant = Grant::new(attempt, slot.request.key.clone(), slot.request.mode, token, how);

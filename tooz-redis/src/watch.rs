@@ -150,7 +150,7 @@ pub(crate) async fn follow(client: &Arc<Client>, group: &GroupId) -> Result<Chan
         let _ = sender.send(news);
     };
     // Listened first, then read: what changes in between comes as a message, too, and is known by its version.
-    let subscription = Subscription::start(client, client.keys.group(group).channel(), Arc::new(ear)).await?;
+    let subscription = Subscription::start(client, client.keys.group(group).channel, Arc::new(ear)).await?;
     let Seen::There(view) = groups::read(client, group, b"").await? else { return Err(no_group(group)) };
     let outlet = Arc::new(Outlet::default());
     let mut follower = Follower {
@@ -220,8 +220,11 @@ impl Follower {
 
     fn take(&mut self, view: View) {
         self.version = view.version;
-        self.members =
-            view.members.into_iter().map(|(id, caps, record)| (id.clone(), (record, part(&id, &caps)))).collect();
+        self.members = view
+            .members
+            .into_iter()
+            .map(|(id, caps, record)| (id.clone(), (record, part(&id, &caps))))
+            .collect();
     }
 
     /// Reads the whole group; `aloud`: something may have been missed.
@@ -290,7 +293,9 @@ impl Follower {
             let Some(new) = new else { continue };
             match before.get(id).and_then(|(record, _)| record.as_ref()) {
                 Some(old) if old == new => {}
-                Some(old) if old.incarnation == new.incarnation => self.deliver(GroupChange::Updated(new.clone())),
+                Some(old) if old.incarnation == new.incarnation => {
+                    self.deliver(GroupChange::Updated(new.clone()))
+                }
                 _ => self.deliver(GroupChange::Joined(new.clone())),
             }
         }
@@ -336,7 +341,8 @@ impl Follower {
                 let pair = pair.get(colon + 1..)?;
                 let (id, caps) = (pair.get(..length)?, pair.get(length..)?);
                 let new = record(id, caps, incarnation, joined, updated);
-                let old = self.members.insert(id.to_vec(), (new.clone(), part(id, caps))).and_then(|(old, _)| old);
+                let old =
+                    self.members.insert(id.to_vec(), (new.clone(), part(id, caps))).and_then(|(old, _)| old);
                 match (old, new) {
                     (Some(old), Some(new)) if old.incarnation == new.incarnation => {
                         self.deliver(GroupChange::Updated(new));
@@ -427,6 +433,9 @@ fn split_number(message: &[u8]) -> Option<(u64, &[u8])> {
 
 impl fmt::Debug for Follower {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Follower").field("group", &self.group).field("version", &self.version).finish_non_exhaustive()
+        f.debug_struct("Follower")
+            .field("group", &self.group)
+            .field("version", &self.version)
+            .finish_non_exhaustive()
     }
 }

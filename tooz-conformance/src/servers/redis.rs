@@ -156,7 +156,14 @@ mod tests {
 
     #[test]
     fn answers_are_read_as_a_whole() {
-        for whole in [&b"+OK\r\n"[..], b":1\r\n", b"$-1\r\n", b"$3\r\na\r\n\r\n", b"*2\r\n$1\r\na\r\n:1\r\n", b"*0\r\n"] {
+        for whole in [
+            &b"+OK\r\n"[..],
+            b":1\r\n",
+            b"$-1\r\n",
+            b"$3\r\na\r\n\r\n",
+            b"*2\r\n$1\r\na\r\n:1\r\n",
+            b"*0\r\n",
+        ] {
             assert!(is_whole(whole), "{}", whole.escape_ascii());
             assert!(!is_whole(&whole[..whole.len() - 1]), "{}", whole.escape_ascii());
         }

@@ -49,7 +49,8 @@ impl Summary {
 /// What was judged; then the failed seeds, each with how to replay it.
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Met { operations, grants, hand_overs, expiries, unknown, cancelled, watched, unsearched } = self.met;
+        let Met { operations, grants, hand_overs, expiries, unknown, cancelled, watched, unsearched } =
+            self.met;
         write!(
             f,
             "{} seeds, {operations} operations judged: {grants} grants, {hand_overs} of them after an end that \

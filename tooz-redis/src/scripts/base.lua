@@ -1,8 +1,11 @@
--- Begins every script. ARGV[1] is the namespace as it stands in keys, ARGV[2] the number of the connection that sent it.
+-- Begins every script. ARGV[1] is the namespace as it stands in keys, ARGV[2] the number of the connection that sent it, an @,
+-- and the number of the database.
 --
 -- INVARIANT: a number never becomes text through `..` or tostring(), which keep 14 digits (tokens of two grants within 100 µs
 -- would be equal); num() keeps all 16.
-local NS, SENDER = ARGV[1], tonumber(ARGV[2])
+local NS = ARGV[1]
+local sender, database = string.match(ARGV[2], '^(%d+)@?(%d*)$')
+local SENDER = tonumber(sender)
 local OWN = NS .. '_rs:'
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -20,9 +23,15 @@ local function alive(id)
   return redis.call('EXISTS', session(id)) == 1
 end
 
+-- Keys are a database's own, channels are the server's: those of another database than the first are named after it.
+local function publish(channel, message)
+  if database ~= '' and database ~= '0' then channel = channel .. '@' .. database end
+  redis.call('PUBLISH', channel, message)
+end
+
 -- A word to the coordinator of a session.
 local function tell(id, message)
-  redis.call('PUBLISH', OWN .. 'i:' .. id, message)
+  publish(OWN .. 'i:' .. id, message)
 end
 
 -- Two byte strings in one, without a separator that either may contain.

@@ -17,7 +17,7 @@ end
 
 local function changed(g, message)
   redis.call('HDEL', g.m, 't')
-  redis.call('PUBLISH', g.channel, num(redis.call('HINCRBY', g.m, 'v', 1)) .. ' ' .. message)
+  publish(g.channel, num(redis.call('HINCRBY', g.m, 'v', 1)) .. ' ' .. message)
 end
 
 local function record(text)

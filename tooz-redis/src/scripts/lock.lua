@@ -174,7 +174,7 @@ local function finish(l)
   if l.count == 0 and not l.p and redis.call('ZCARD', l.q) == 0 then
     redis.call('DEL', l.h, l.q, l.w)
   end
-  if l.changed then redis.call('PUBLISH', l.base .. 'c', '1') end
+  if l.changed then publish(l.base .. 'c', '1') end
 end
 
 local function granted(h)

@@ -5,7 +5,7 @@ if ARGV[6] ~= '' then
   end_session(ARGV[6], 'E', ARGV[7])
   if redis.call('GET', KEYS[3]) == 'rs:' .. ARGV[6] then redis.call('DEL', KEYS[3]) end
 end
-if redis.call('SET', KEYS[2], ARGV[5], 'NX') then redis.call('PUBLISH', OWN .. 'epoch', ARGV[5]) end
-redis.call('HSET', KEYS[1], 'e', ARGV[2], 'b', 0, 'm', ARGV[8])
+if redis.call('SET', KEYS[2], ARGV[5], 'NX') then publish(OWN .. 'epoch', ARGV[5]) end
+redis.call('HSET', KEYS[1], 'e', sender, 'b', 0, 'm', ARGV[8])
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
 return { redis.call('GET', KEYS[2]), num(now) }
