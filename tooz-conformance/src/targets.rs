@@ -14,6 +14,8 @@ pub fn all() -> Vec<Target> {
     targets.extend([file::target(), file::portable()]);
     #[cfg(feature = "redis")]
     targets.push(redis::target());
+    #[cfg(feature = "redis-tls")]
+    targets.push(redis::with_tls());
     targets
 }
 

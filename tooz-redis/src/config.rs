@@ -7,15 +7,38 @@ use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion,
 use tooz_core::options::{OptionKind, OptionSpec};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
+use crate::tls::Tls;
+
 /// The schemes; the first is the driver's name.
-pub(crate) const SCHEMES: &[&str] = &["redis", "valkey", "redis+unix", "valkey+unix"];
+pub(crate) const SCHEMES: &[&str] = &[
+    "redis",
+    "valkey",
+    "redis+unix",
+    "valkey+unix",
+    #[cfg(feature = "tls")]
+    "rediss",
+    #[cfg(feature = "tls")]
+    "valkeys",
+];
 
 /// The options that only this driver knows.
-pub(crate) const OPTIONS: &[OptionSpec] = &[OptionSpec::new(
-    "db",
-    OptionKind::Integer { min: 0, max: 65_535 },
-    "the number of the database (default: 0); also written as the path, redis://host/3",
-)];
+pub(crate) const OPTIONS: &[OptionSpec] = &[
+    OptionSpec::new(
+        "db",
+        OptionKind::Integer { min: 0, max: 65_535 },
+        "the number of the database (default: 0); also written as the path, redis://host/3",
+    ),
+    #[cfg(feature = "tls")]
+    OptionSpec::new(
+        "tls_ca",
+        OptionKind::Text,
+        "a PEM file with the certificates that the server's must be signed by (default: the system's)",
+    ),
+    #[cfg(feature = "tls")]
+    OptionSpec::new("tls_cert", OptionKind::Text, "a PEM file with our own certificate (default: none)"),
+    #[cfg(feature = "tls")]
+    OptionSpec::new("tls_key", OptionKind::Text, "a PEM file with the key of tls_cert (default: none)"),
+];
 
 /// The ttl of a session if neither the URL nor the program names one.
 pub(crate) const TTL: Duration = Duration::from_secs(15);
@@ -61,6 +84,8 @@ pub(crate) struct Config {
     pub(crate) namespace: String,
     user: Option<String>,
     password: Option<String>,
+    /// `None`: the connection is not encrypted.
+    pub(crate) tls: Option<Tls>,
     pub(crate) db: i64,
     pub(crate) ttl: Duration,
     pub(crate) operation_timeout: Duration,
@@ -109,6 +134,7 @@ impl Config {
             namespace,
             user: url.user().map(str::to_owned),
             password: url.password().map(str::to_owned),
+            tls: tls(url)?,
             db: i64::try_from(db).unwrap_or_default(),
             ttl: url.duration("ttl")?.unwrap_or(TTL),
             operation_timeout: url.duration("operation_timeout")?.unwrap_or(OPERATION_TIMEOUT),
@@ -118,6 +144,9 @@ impl Config {
     /// How to connect to a server.
     pub(crate) fn connection(&self, address: &Address) -> redis::RedisResult<ConnectionInfo> {
         let addr = match address {
+            Address::Tcp(host, port) if self.tls.is_some() => {
+                ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure: false, tls_params: None }
+            }
             Address::Tcp(host, port) => ConnectionAddr::Tcp(host.clone(), *port),
             Address::Unix(path) => ConnectionAddr::Unix(path.clone()),
         };
@@ -142,6 +171,26 @@ impl Config {
     pub(crate) fn beat_limit(&self) -> Duration {
         self.ttl / 6
     }
+}
+
+#[cfg(feature = "tls")]
+fn tls(url: &BackendUrl) -> Result<Option<Tls>> {
+    if matches!(url.scheme(), "rediss" | "valkeys") {
+        return Tls::read(url).map(Some);
+    }
+    match ["tls_ca", "tls_cert", "tls_key"].into_iter().find(|option| url.option(option).is_some()) {
+        Some(option) => Err(Error::new(
+            ErrorKind::InvalidOption,
+            format!("option \"{option}\": {}:// is not encrypted; write rediss://", url.scheme()),
+        )),
+        None => Ok(None),
+    }
+}
+
+#[cfg(not(feature = "tls"))]
+#[allow(clippy::unnecessary_wraps)] // with the feature it can fail
+fn tls(_: &BackendUrl) -> Result<Option<Tls>> {
+    Ok(None)
 }
 
 /// The database that a path names.

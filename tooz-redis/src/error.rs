@@ -55,6 +55,9 @@ fn meaning(error: &RedisError) -> (ErrorKind, &'static str, bool) {
         }
         Native::Server(_) | Native::Extension => by_code(error),
         Native::Io if error.is_connection_refusal() => (ErrorKind::Unavailable, "connection refused", false),
+        Native::Io if is_tls(error) => {
+            (ErrorKind::Denied, "the server's certificate is not accepted, or ours is not, or it speaks no TLS", false)
+        }
         Native::Io | Native::Client => (ErrorKind::Unavailable, "the connection failed", true),
         Native::Parse | Native::UnexpectedReturnType => {
             (ErrorKind::Corrupt, "the server answered what cannot be understood", true)
@@ -64,6 +67,12 @@ fn meaning(error: &RedisError) -> (ErrorKind, &'static str, bool) {
         }
         _ => (ErrorKind::Backend, "the server failed", true),
     }
+}
+
+/// rustls says it only in words.
+fn is_tls(error: &RedisError) -> bool {
+    let words = error.to_string();
+    ["certificate", "handshake", "corrupt message"].iter().any(|word| words.contains(word))
 }
 
 fn by_code(error: &RedisError) -> (ErrorKind, &'static str, bool) {

@@ -119,7 +119,7 @@ impl Locks for RedisLocks {
                         feed.put_only(Ok(now));
                     }
                     Err(error) if error.is_retryable() => {
-                        tracing::debug!(%error, "the holders could not be read")
+                        tracing::debug!(%error, "the holders could not be read");
                     }
                     Err(error) => feed.put_only(Err(error)),
                 }

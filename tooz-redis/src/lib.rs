@@ -16,6 +16,7 @@ mod script;
 mod server;
 mod session;
 mod slots;
+mod tls;
 mod watch;
 
 use tooz_core::Registration;

@@ -103,7 +103,7 @@ impl Link {
             }
             Ok::<_, ()>(())
         });
-        let server = redis::Client::open(config.connection(&address)?)?;
+        let server = crate::tls::open(config.connection(&address)?, config.tls.as_ref())?;
         let (commands, listener) = tokio::try_join!(
             server.get_multiplexed_async_connection_with_config(&on_commands),
             server.get_multiplexed_async_connection_with_config(&on_listener),

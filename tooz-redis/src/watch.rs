@@ -294,7 +294,7 @@ impl Follower {
             match before.get(id).and_then(|(record, _)| record.as_ref()) {
                 Some(old) if old == new => {}
                 Some(old) if old.incarnation == new.incarnation => {
-                    self.deliver(GroupChange::Updated(new.clone()))
+                    self.deliver(GroupChange::Updated(new.clone()));
                 }
                 _ => self.deliver(GroupChange::Joined(new.clone())),
             }

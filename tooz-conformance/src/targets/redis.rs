@@ -38,6 +38,29 @@ pub fn target() -> Target {
     }
 }
 
+/// The same, encrypted; nothing on the way can read what to hurt, so there is no kit.
+#[cfg(feature = "redis-tls")]
+pub fn with_tls() -> Target {
+    use crate::servers::find;
+    use crate::servers::redis_tls::{Certificates, RedisTls};
+    static CERTIFICATES: LazyLock<Result<Certificates, String>> = LazyLock::new(Certificates::make);
+    static SERVERS: LazyLock<Pool<RedisTls>> = LazyLock::new(|| {
+        let start = || RedisTls::start(CERTIFICATES.as_ref().map_err(Clone::clone)?, false);
+        Pool::new(start, |server| server.redis.clean())
+    });
+    let missing = redis::program().err().or_else(|| find("openssl").is_none().then(|| "openssl is not installed".into()));
+    let asked = AtomicBool::new(false);
+    let fresh = move |_| {
+        if !asked.swap(true, Ordering::SeqCst) {
+            return Ok(Place::new(format!("rediss://127.0.0.1?{TTL}")));
+        }
+        let server = SERVERS.lend()?;
+        let ca = CERTIFICATES.as_ref().map_err(Clone::clone)?.file("ca.pem");
+        Ok(Place::new(format!("rediss://{}?{TTL}&tls_ca={}", server.address(), ca.display())).keep(server))
+    };
+    Target::new("redis+tls", fresh).missing_because(missing).ttl()
+}
+
 static SERVERS: LazyLock<Pool<Redis>> = LazyLock::new(|| Pool::new(Redis::start, Redis::clean));
 
 /// The stages that stand now, by their URL, for the kit.
