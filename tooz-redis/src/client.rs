@@ -149,9 +149,9 @@ impl Client {
     }
 
     /// A link is suspected: a beat over it was not answered in time, or its messages do not come through.
-    pub(crate) fn suspect(&self, link: &Link, deaf: bool) {
+    pub(crate) fn suspect(&self, generation: u64, deaf: bool) {
         // The supervisor is gone only when the driver is.
-        let _ = self.suspicions.send(Suspicion { generation: link.generation, deaf });
+        let _ = self.suspicions.send(Suspicion { generation, deaf });
     }
 
     /// Sends one command over one link.
@@ -164,7 +164,7 @@ impl Client {
             sent
         } else {
             // Others may be answered; this one never was.
-            self.suspect(link, true);
+            self.suspect(link.generation, true);
             asking.await
         };
         if let Sent::Refused(refusal) = &sent

@@ -87,10 +87,14 @@ impl Link {
             }
             Ok::<_, ()>(())
         });
-        let life = Arc::clone(&state);
         let on_listener = options.set_push_sender(move |push: PushInfo| {
             match push.kind {
-                PushKind::Disconnection => life.end("the connection for messages ended"),
+                // What was asked over the other connection is still answered there, while a new pair is made.
+                PushKind::Disconnection => {
+                    if let Some(client) = client.upgrade() {
+                        client.suspect(generation, true);
+                    }
+                }
                 PushKind::Message => {
                     let mut data = push.data.into_iter().filter_map(bytes);
                     if let (Some(client), Some(channel), Some(message)) =

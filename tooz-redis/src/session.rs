@@ -212,7 +212,7 @@ impl Inner {
             (beats.last, silent, deaf)
         };
         if silent || deaf {
-            self.client.suspect(link, deaf);
+            self.client.suspect(link.generation, deaf);
         }
         self.sent(number, now);
         number
