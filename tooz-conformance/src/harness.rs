@@ -28,6 +28,7 @@ struct Inner {
     place: Place,
     kit: Option<Box<dyn Kit>>,
     namespace: String,
+    clocks_stop: bool,
     opened: Mutex<Opened>,
 }
 
@@ -51,6 +52,7 @@ impl Harness {
             kit,
             place,
             namespace,
+            clocks_stop: target.clocks_stop,
             opened: Mutex::default(),
         })))
     }
@@ -213,6 +215,16 @@ impl Harness {
         tokio::time::sleep(time).await;
     }
 
+    /// The machine was suspended, on the virtual clock: the clocks of all coordinators jump, and no timer notices.
+    pub fn suspend(&self, time: Duration) {
+        for (place, coordinator) in self.opened().coordinators.iter().enumerate() {
+            // The first to connect brings the backend's clock.
+            if place == 0 || !self.0.clocks_stop {
+                coordinator.simulate_suspend(time);
+            }
+        }
+    }
+
     /// Waits until `check` says yes; it is to happen at once.
     ///
     /// # Errors
@@ -292,14 +304,12 @@ impl Harness {
         };
         self.opened().looking = Some(Arc::clone(&driver));
         self.soon_true(&format!("{n} wait for {key}"), async || {
-            match driver.locks().holders(&key).await?.waiters {
-                Some(waiters) => Ok::<_, Error>(waiters == n),
+            let Some(waiters) = driver.locks().holders(&key).await?.waiters else {
                 // It cannot say who waits: all that is left is to give the wish time to arrive.
-                None => {
-                    self.pass(Duration::from_millis(20)).await;
-                    Ok(true)
-                }
-            }
+                self.pass(Duration::from_millis(20)).await;
+                return Ok::<_, Error>(true);
+            };
+            Ok(waiters == n)
         })
         .await
     }

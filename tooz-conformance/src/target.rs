@@ -96,6 +96,7 @@ pub struct Target {
     files: bool,
     virtual_clock: bool,
     prefers_virtual: bool,
+    pub(crate) clocks_stop: bool,
     missing: Option<String>,
 }
 
@@ -115,6 +116,7 @@ impl Target {
             files: false,
             virtual_clock: false,
             prefers_virtual: false,
+            clocks_stop: false,
             missing: None,
         };
         match (target.fresh)(Time::Real).and_then(|place| claims(&place).map(|claimed| (place, claimed))) {
@@ -161,6 +163,13 @@ impl Target {
     pub fn virtual_clock(mut self, preferred: bool) -> Self {
         self.virtual_clock = true;
         self.prefers_virtual = preferred;
+        self
+    }
+
+    /// A planted defect: while the machine is suspended the clocks of all coordinators but the first stand still.
+    #[must_use]
+    pub fn clocks_stop(mut self) -> Self {
+        self.clocks_stop = true;
         self
     }
 

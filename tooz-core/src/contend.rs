@@ -6,15 +6,17 @@
 //! the end of the backend's queue, since its next task asks anew.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
 use crate::driver::{Admission, Grant, LockKey, LockMode, admits};
+use crate::waits::waits;
 use crate::{Error, ErrorKind, FencingToken, Result};
 
-/// Names that nobody uses any more keep their last token until there are this many; it is what a token that goes
-/// back is noticed by, and 4096 names cost less than a megabyte.
+/// Names that nobody uses any more are kept with their last tokens until there are this many; it is what a token that
+/// goes back is noticed by, and 4096 names cost less than a megabyte.
 const REMEMBERED: usize = 4096;
 
 /// The local queues of a coordinator.
@@ -56,7 +58,7 @@ struct Passed {
 }
 
 /// How far a ticket that passed has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Stage {
     /// The backend has not answered yet.
     Asking,
@@ -82,19 +84,12 @@ impl Queue {
     }
 
     fn let_pass(&mut self) {
-        while let Some(first) = self.waiting.front() {
-            if !self.may_pass(first.mode) {
-                return;
-            }
-            if let Some(first) = self.waiting.pop_front() {
-                self.passed.push(Passed {
-                    id: first.id,
-                    mode: first.mode,
-                    stage: Stage::Asking,
-                    leaving: false,
-                });
-                first.passed.notify_one();
-            }
+        // At most one: nobody may pass beside one that asks.
+        if self.waiting.front().is_some_and(|first| self.may_pass(first.mode))
+            && let Some(first) = self.waiting.pop_front()
+        {
+            self.passed.push(Passed { id: first.id, mode: first.mode, stage: Stage::Asking, leaving: false });
+            first.passed.notify_one();
         }
     }
 }
@@ -121,17 +116,16 @@ impl Contention {
         Ok(Ticket { contention: Arc::clone(self), key: key.clone(), id, passed })
     }
 
-    /// Whether the backend's last word to the ticket `id` is that it has to wait, or to one of this coordinator
-    /// before it that it waits or holds the lock: then `None` is a true answer when the time is over.
-    pub(crate) fn answered(&self, key: &LockKey, id: u64) -> bool {
+    /// Why the ticket `id` has to wait, by the backend's last word: it is queued, or one of this coordinator before it
+    /// is queued or holds the lock. `None`: there is no such word.
+    pub(crate) fn in_the_way(&self, key: &LockKey, id: u64) -> Option<Stage> {
         let queues = self.queues();
-        queues.keys.get(key).is_some_and(|queue| {
-            let mut passed = queue.passed.iter();
-            match passed.clone().find(|passed| passed.id == id) {
-                Some(own) => own.stage == Stage::Queued && !own.leaving,
-                None => passed.any(|passed| passed.stage != Stage::Asking && !passed.leaving),
-            }
-        })
+        let staying =
+            || queues.keys.get(key).into_iter().flat_map(|queue| &queue.passed).filter(|p| !p.leaving);
+        match queues.keys.get(key)?.passed.iter().find(|passed| passed.id == id) {
+            Some(own) => (own.stage == Stage::Queued && !own.leaving).then_some(Stage::Queued),
+            None => staying().map(|passed| passed.stage).filter(|stage| *stage != Stage::Asking).max(),
+        }
     }
 }
 
@@ -159,7 +153,7 @@ impl Ticket {
     /// queue.
     pub(crate) async fn pass(&self) {
         while !self.has_passed() {
-            self.passed.notified().await;
+            waits(pin!(self.passed.notified())).await;
         }
     }
 
@@ -180,7 +174,7 @@ impl Ticket {
                 // It counts from here, under the lock.
                 Arc::clone(&queue.changed).notified_owned()
             };
-            changed.await;
+            waits(pin!(changed)).await;
         }
     }
 
@@ -237,7 +231,7 @@ impl Drop for Ticket {
         queue.let_pass();
         queue.changed.notify_waiters();
         let idle = |queue: &Queue| queue.waiting.is_empty() && queue.passed.is_empty();
-        if idle(queue) && (queue.any.is_none() || queues.keys.len() > REMEMBERED) {
+        if idle(queue) && queues.keys.len() > REMEMBERED {
             queues.keys.remove(&self.key);
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -293,6 +294,13 @@ impl Coordinator {
     #[doc(hidden)]
     pub fn simulate_suspend(&self, duration: Duration) {
         self.life.clock.simulate_suspend(duration);
+    }
+
+    /// Test of tests: from now on what callers leave unfinished is dropped instead of being driven to its end. A
+    /// suite that claims to notice leaks has to notice these.
+    #[doc(hidden)]
+    pub fn simulate_abandon(&self) {
+        self.life.abandoning.store(true, Ordering::Relaxed);
     }
 
     /// Leaves every group, releases every lock, ends the session and the connection. Ends within `close_timeout`

@@ -1,12 +1,16 @@
 //! Groups: who is there, and what they publish about themselves.
 
 use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use tokio::sync::OwnedMutexGuard;
 
 use crate::driver::{Join, MemberRecord, Session};
-use crate::shared::{Life, Membership, Owned, Shared};
+use crate::runtime::Task;
+use crate::shared::{Life, Membership, Owned, Shared, closed, poll_once};
 use crate::tenure::Tenure;
 use crate::watch::GroupWatch;
 use crate::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
@@ -72,7 +76,9 @@ impl Group {
     /// # Cancel safety
     /// Dropping the future leaves no membership behind, within one more round trip or by the session's end.
     pub async fn join(&self, capabilities: Capabilities) -> Result<()> {
-        self.limited(self.join_as(capabilities, false)).await.map_err(|error| error.during("join"))
+        let group = self.clone();
+        let change = Box::pin(async move { group.join_as(capabilities, false).await });
+        self.change(change).await.map_err(|error| error.during("join"))
     }
 
     /// As [`Group::join`], and creates the group in the same step if it is missing.
@@ -83,7 +89,9 @@ impl Group {
     /// # Cancel safety
     /// As [`Group::join`]; the group may have been created.
     pub async fn join_or_create(&self, capabilities: Capabilities) -> Result<()> {
-        self.limited(self.join_as(capabilities, true)).await.map_err(|error| error.during("join"))
+        let group = self.clone();
+        let change = Box::pin(async move { group.join_as(capabilities, true).await });
+        self.change(change).await.map_err(|error| error.during("join"))
     }
 
     async fn join_as(&self, capabilities: Capabilities, create: bool) -> Result<()> {
@@ -126,8 +134,9 @@ impl Group {
     /// # Cancel safety
     /// A leave that was begun is driven to its end.
     pub async fn leave(&self) -> Result<()> {
-        let result = self.limited(self.leave_group()).await;
-        result.map_err(|error| error.during("leave"))
+        let group = self.clone();
+        let change = Box::pin(async move { group.leave_group().await });
+        self.change_to_the_end(change).await.map_err(|error| error.during("leave"))
     }
 
     async fn leave_group(&self) -> Result<()> {
@@ -147,8 +156,7 @@ impl Group {
         let finish = Box::new(|unfinished: Owned<Result<()>>| -> Owned<()> {
             Box::pin(async move {
                 let answer = tenure.or_lost(unfinished).await;
-                let open = |error: Error| error.is_indeterminate() || error.is_retryable();
-                if answer.is_some_and(|answer| answer.is_err_and(open)) {
+                if answer.is_some_and(|answer| answer.is_err_and(|error| error.is_indeterminate())) {
                     leave_until_answered(&shared, &tenure, &id).await;
                 }
                 drop(kept);
@@ -174,14 +182,40 @@ impl Group {
     /// # Cancel safety
     /// An update that was begun is driven to its end.
     pub async fn update_capabilities(&self, capabilities: Capabilities) -> Result<()> {
-        let result = self.limited(self.update(capabilities)).await;
-        result.map_err(|error| error.during("update_capabilities"))
+        let group = self.clone();
+        let change = Box::pin(async move { group.update(capabilities).await });
+        self.change_to_the_end(change).await.map_err(|error| error.during("update_capabilities"))
     }
 
-    /// One time limit for everything that a change waits for: its turn, a session, the answer.
-    async fn limited<T>(&self, change: impl Future<Output = Result<T>>) -> Result<T> {
-        let limit = self.life.config.operation_timeout;
-        self.life.limited(limit, change).await.unwrap_or_else(|| Err(self.life.timed_out()))
+    /// Drives a change that is not done at once where the keeper lives: it has the turn of all changes, and a caller who
+    /// is not polled must not keep the keeper from joining again after a loss. Dropped here, it is dropped there. One
+    /// time limit for everything that it waits for: its turn, a session, the answer.
+    async fn apart(&self, change: Owned<Result<()>>) -> Result<Apart> {
+        self.life.check()?;
+        let shared = Arc::clone(&self.life);
+        let mut change: Owned<Result<()>> = Box::pin(async move {
+            let limit = shared.config.operation_timeout;
+            shared.limited(limit, change).await.unwrap_or_else(|| Err(shared.timed_out()))
+        });
+        // Most changes on an embedded backend are done here: then no other thread is woken.
+        match poll_once(change.as_mut()).await {
+            Poll::Ready(result) => Ok(Apart::Done(result)),
+            Poll::Pending => Ok(Apart::Going(self.life.spawner.spawn(change))),
+        }
+    }
+
+    async fn change(&self, change: Owned<Result<()>>) -> Result<()> {
+        match self.apart(change).await? {
+            Apart::Done(result) => result,
+            Apart::Going(task) => task.await.unwrap_or_else(|| Err(closed().indeterminate())),
+        }
+    }
+
+    async fn change_to_the_end(&self, change: Owned<Result<()>>) -> Result<()> {
+        match self.apart(change).await? {
+            Apart::Done(result) => result,
+            Apart::Going(task) => ToTheEnd(Some(task)).await,
+        }
     }
 
     async fn update(&self, capabilities: Capabilities) -> Result<()> {
@@ -267,6 +301,35 @@ pub(crate) async fn watch(shared: &Arc<Shared>, id: &GroupId, life: Option<Arc<L
     // The answer is a type of ours: with the stream's trait object in it, rustc would not see that this is `Send`.
     let call = Box::pin(async move { Ok(GroupWatch::new(life, driver.groups().watch(&id).await?)) });
     shared.read(call).await.map_err(|error| error.during("watch"))
+}
+
+/// How far a change has come.
+enum Apart {
+    Done(Result<()>),
+    Going(Task<Result<()>>),
+}
+
+/// A change that goes on when its caller goes away.
+struct ToTheEnd(Option<Task<Result<()>>>);
+
+impl Future for ToTheEnd {
+    type Output = Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        let ended = || Err(closed().indeterminate());
+        match &mut self.0 {
+            Some(task) => Pin::new(task).poll(cx).map(|result| result.unwrap_or_else(ended)),
+            None => Poll::Ready(ended()),
+        }
+    }
+}
+
+impl Drop for ToTheEnd {
+    fn drop(&mut self) {
+        if let Some(task) = self.0.take() {
+            task.detach();
+        }
+    }
 }
 
 /// The right to change memberships, on a living session.

@@ -9,7 +9,7 @@ use std::task::Poll;
 use crate::clock::Deadline;
 use crate::contend::Ticket;
 use crate::driver::{LockMode, Previous, Released, Session};
-use crate::shared::{Command, Life, Owned, Shared};
+use crate::shared::{Life, Owned, Shared};
 use crate::tenure::GrantState;
 use crate::{FencingToken, LockName, LossReason, Result};
 
@@ -162,7 +162,7 @@ impl Drop for Releasing<'_> {
     fn drop(&mut self) {
         let Some(ticket) = self.ticket.take() else { return };
         let (shared, state, call) = (Arc::clone(self.shared), Arc::clone(self.state), self.call.take());
-        self.shared.command(Command::Settle(Box::pin(async move {
+        self.shared.settle(Box::pin(async move {
             let answered = match call {
                 Some(call) => state.tenure.or_lost(call).await.is_some_and(|answer| answer.is_ok()),
                 None => false,
@@ -172,7 +172,7 @@ impl Drop for Releasing<'_> {
             }
             // Only now: a sibling that asked earlier could be overtaken by the unfinished release.
             drop(ticket);
-        })));
+        }));
     }
 }
 

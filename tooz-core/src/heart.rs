@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
@@ -17,6 +17,7 @@ use tokio::sync::broadcast;
 
 use crate::clock::Deadline;
 use crate::shared::{Command, Life, Phase};
+use crate::waits::waits;
 use crate::{GroupId, LossReason};
 
 /// How many events a reader may fall behind before it is told that it missed some: more than a session can have
@@ -104,7 +105,7 @@ type Receive = Pin<
 
 fn receive(mut receiver: broadcast::Receiver<Event>) -> Receive {
     Box::pin(async move {
-        let event = receiver.recv().await;
+        let event = waits(pin!(receiver.recv())).await;
         (receiver, event)
     })
 }
@@ -152,15 +153,13 @@ impl Heart {
     pub fn start(&self) {
         self.0.beating.store(true, Ordering::Release);
         self.0.command(Command::Wake);
-        // Whoever waits for a session looks again.
-        self.0.phase.send_modify(|_| {});
     }
 
     /// Stops beating by itself: the session is lost at its deadline unless
     /// [`Coordinator::heartbeat`](crate::Coordinator::heartbeat) is called in time.
     pub fn stop(&self) {
         self.0.beating.store(false, Ordering::Release);
-        self.0.command(Command::Wake);
+        // Whoever waits for the heart, or for a session that only the heart would open, looks again.
         self.0.phase.send_modify(|_| {});
     }
 

@@ -88,6 +88,7 @@ mod shared;
 mod tenure;
 mod token;
 mod url;
+mod waits;
 mod watch;
 mod watched;
 

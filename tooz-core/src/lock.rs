@@ -101,7 +101,7 @@ impl Lock {
     ///
     /// # Errors
     /// As [`Lock::acquire`]; `Unavailable`, indeterminate, if the backend's last word is missing when the time
-    /// is over.
+    /// is over, or if it did not answer the last beat (liveness is `Suspended`), so that its word is old.
     ///
     /// # Cancel safety
     /// As [`Lock::acquire`].
@@ -236,7 +236,12 @@ async fn acquire_key(
         return result;
     }
     // Asked while the contender still has its place: once it is dropped the keeper clears up after it.
-    let answered = || shared.contention.answered(key, id);
+    let answered = || match shared.contention.in_the_way(key, id) {
+        Some(Stage::Granted) => true,
+        // A place in a queue is as old as the last beat that was answered; somebody may have left since.
+        Some(Stage::Queued) => !shared.is_suspended(),
+        Some(Stage::Asking) | None => false,
+    };
     let last_word = std::future::poll_fn(|cx| match contending.as_mut().poll(cx) {
         Poll::Ready(result) => Poll::Ready(result),
         Poll::Pending if answered() => Poll::Ready(Ok(None)),
@@ -301,6 +306,10 @@ async fn contend(
                 entry.done();
                 return Ok(None);
             }
+            Err(error) if !error.is_retryable() && !error.is_indeterminate() => {
+                entry.done(); // refused: nothing was written
+                return Err(error);
+            }
             Err(error) => Err(error),
         };
         let error = match granted {
@@ -326,9 +335,7 @@ async fn contend(
             Patience::Forever => error.is_retryable() && (heard || error.kind() == ErrorKind::SessionLost),
         };
         if !again {
-            if !error.is_indeterminate() && !error.is_retryable() {
-                entry.done(); // refused: nothing was written
-            }
+            // Also after a wait that was refused for good there is a place in the queue: the keeper withdraws it.
             return Err(error);
         }
         tracing::debug!(%error, %key, "asking for the lock again");
@@ -413,7 +420,13 @@ impl<'a> Entry<'a> {
         }
         ticket.set_stage(Stage::Granted);
         match self.tenure.accept(grant, ticket) {
-            Ok(state) => Ok(Ok(state)),
+            Ok(state) => {
+                if state.grant.proved_at.is_some() {
+                    // Its own deadline may be earlier than anything that the keeper waits for.
+                    self.shared.command(Command::Wake);
+                }
+                Ok(Ok(state))
+            }
             Err(ticket) => {
                 self.ticket = Some(ticket);
                 Ok(Err(self.withdraw().await?))
@@ -439,9 +452,8 @@ impl<'a> Entry<'a> {
         self.ticket.take().ok_or_else(|| Error::from(ErrorKind::Closed))
     }
 
-    /// Nothing was left behind.
+    /// Nothing was left behind, and it never waited.
     fn done(mut self) {
-        self.tenure.stop_waiting(self.attempt);
         self.ticket = None;
     }
 }
@@ -453,13 +465,13 @@ impl Drop for Entry<'_> {
         let (key, attempt, unfinished) = (self.key.clone(), self.attempt, self.asking.take());
         tenure.stop_waiting(attempt);
         ticket.set_leaving();
-        self.shared.command(Command::Settle(Box::pin(async move {
+        self.shared.settle(Box::pin(async move {
             if let Some(unfinished) = unfinished {
                 // A request that never returns must not keep the name longer than its session lives.
                 tenure.or_lost(unfinished).await;
             }
             shared.withdraw(&tenure, &key, attempt).await;
             drop(ticket);
-        })));
+        }));
     }
 }

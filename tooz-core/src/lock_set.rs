@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use crate::clock::Instant;
 use crate::driver::LockMode;
 use crate::guard::LockGuard;
 use crate::lock::{Lock, Patience};
@@ -44,7 +45,7 @@ impl LockSet {
         Self::new(self.locks.iter().chain(&others.locks).cloned().collect())
     }
 
-    /// Waits until all are held.
+    /// Waits until all are held. What is lost while it waits for the others is taken anew.
     ///
     /// # Errors
     /// As [`Lock::acquire`]; what was taken is released.
@@ -52,11 +53,12 @@ impl LockSet {
     /// # Cancel safety
     /// Dropping the future releases what was taken.
     pub async fn acquire(&self) -> Result<LockSetGuard> {
-        let mut guards = Vec::with_capacity(self.locks.len());
-        for lock in &self.locks {
-            guards.push(lock.acquire().await?);
+        loop {
+            // Without a limit it is never told that somebody else has them.
+            if let Some(guard) = self.take(|_| Patience::Forever).await? {
+                return Ok(guard);
+            }
         }
-        Ok(LockSetGuard { guards })
     }
 
     /// Takes all that are named if all can be had at once; else none.
@@ -67,14 +69,7 @@ impl LockSet {
     /// # Cancel safety
     /// As [`LockSet::acquire`].
     pub async fn try_acquire(&self) -> Result<Option<LockSetGuard>> {
-        let mut guards = Vec::with_capacity(self.locks.len());
-        for lock in &self.locks {
-            match lock.acquire_by(Patience::None).await? {
-                Some(guard) => guards.push(guard),
-                None => return Ok(None),
-            }
-        }
-        Ok(Some(LockSetGuard { guards }))
+        self.take(|_| Patience::None).await
     }
 
     /// Takes all within `limit`, which counts for all together; else none.
@@ -85,18 +80,29 @@ impl LockSet {
     /// # Cancel safety
     /// As [`LockSet::acquire`].
     pub async fn acquire_within(&self, limit: Duration) -> Result<Option<LockSetGuard>> {
-        let Some(first) = self.locks.first() else { return Ok(Some(LockSetGuard { guards: Vec::new() })) };
-        let clock = first.life().clock.clone();
-        let end = clock.now() + limit;
-        let mut guards = Vec::with_capacity(self.locks.len());
-        for lock in &self.locks {
-            let left = end.saturating_since(clock.now());
-            match lock.acquire_within(left).await? {
-                Some(guard) => guards.push(guard),
-                None => return Ok(None),
+        let end = self.locks.first().map(|first| first.life().clock.now() + limit);
+        let left = |now| Patience::For(end.map_or(limit, |end| end.saturating_since(now)));
+        self.take(left).await
+    }
+
+    /// Takes one after the other, each as patiently as is said at that moment. INVARIANT: what it answers was held
+    /// together: a session that ends between two of them takes the first along, and then all are taken anew, in
+    /// their order, or two callers could wait for each other in a circle.
+    async fn take(&self, patience: impl Fn(Instant) -> Patience) -> Result<Option<LockSetGuard>> {
+        loop {
+            let mut guards = Vec::with_capacity(self.locks.len());
+            for lock in &self.locks {
+                match lock.acquire_by(patience(lock.life().clock.now())).await? {
+                    Some(guard) => guards.push(guard),
+                    None => return Ok(None),
+                }
             }
+            let set = LockSetGuard { guards };
+            if set.is_held() {
+                return Ok(Some(set));
+            }
+            tracing::debug!("a lock was lost before the last one was taken: all are taken anew");
         }
-        Ok(Some(LockSetGuard { guards }))
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use tokio::sync::Notify;
 
 use crate::MemberId;
+use crate::waits::waits;
 
 /// Why a lock, a leadership or a session was lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +76,7 @@ impl Latch {
             if let Some(reason) = self.get() {
                 return reason.clone();
             }
-            notified.await;
+            waits(notified).await;
         }
     }
 }

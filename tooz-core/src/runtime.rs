@@ -7,13 +7,14 @@
 
 use std::fmt;
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 
+use crate::waits::{seen, waits};
 use crate::{Error, ErrorKind, Result};
 
 /// On which runtime a coordinator lives.
@@ -129,8 +130,7 @@ impl Spawner {
 
     /// Runs blocking work on a thread of the coordinator's runtime.
     pub async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-        self.handle
-            .spawn_blocking(work)
+        waits(pin!(self.handle.spawn_blocking(work)))
             .await
             .map_err(|error| Error::new(ErrorKind::Closed, "the runtime ended").caused_by(error))
     }
@@ -168,7 +168,7 @@ impl<T> Future for Task<T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
         match &mut self.0 {
-            Some(task) => Pin::new(task).poll(cx).map(Result::ok),
+            Some(task) => seen(Pin::new(task).poll(cx)).map(Result::ok),
             None => Poll::Ready(None),
         }
     }
@@ -188,7 +188,7 @@ impl Future for Sleep {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         match &mut *self {
-            Self::Timer(sleep) => sleep.as_mut().poll(cx),
+            Self::Timer(sleep) => seen(sleep.as_mut().poll(cx)),
             Self::Task(task) => Pin::new(task).poll(cx).map(|_| ()),
         }
     }

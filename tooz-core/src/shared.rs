@@ -44,7 +44,6 @@ pub(crate) struct Config {
     pub(crate) rejoin: bool,
 }
 
-#[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) characteristics: Characteristics,
@@ -65,6 +64,8 @@ pub(crate) struct Shared {
     /// Whether beats are sent without being asked for.
     pub(crate) beating: AtomicBool,
     pub(crate) beats: AtomicU64,
+    /// See [`Coordinator::simulate_abandon`](crate::Coordinator::simulate_abandon).
+    pub(crate) abandoning: AtomicBool,
     pid: u32,
 }
 
@@ -127,6 +128,7 @@ impl Shared {
             hooks: HookRegistry::default(),
             beating: AtomicBool::new(beating),
             beats: AtomicU64::new(0),
+            abandoning: AtomicBool::new(false),
             pid: std::process::id(),
         });
         (shared, commands)
@@ -161,6 +163,13 @@ impl Shared {
         let _ = self.keeper.send(command);
     }
 
+    /// Hands unfinished business of a caller that is gone over to the keeper, which drives it to its end.
+    pub(crate) fn settle(&self, job: Owned<()>) {
+        if !self.abandoning.load(Ordering::Relaxed) {
+            self.command(Command::Settle(job));
+        }
+    }
+
     pub(crate) fn attempt(&self) -> AttemptId {
         AttemptId(self.entropy.id())
     }
@@ -190,6 +199,11 @@ impl Shared {
             Phase::Closed(_) => Err(closed()),
             _ => Ok(()),
         }
+    }
+
+    /// Whether the last beat was not answered.
+    pub(crate) fn is_suspended(&self) -> bool {
+        matches!(&*self.phase.borrow(), Phase::Up(tenure) if tenure.is_suspended())
     }
 
     /// The living session, waited for while a new one is being opened.
@@ -257,14 +271,14 @@ impl Shared {
     ) -> Result<T> {
         self.check()?;
         let limit = self.config.operation_timeout;
-        let call = Call { call: Some((call, settle)), keeper: &self.keeper };
+        let call = Call { call: Some((call, settle)), shared: self };
         self.limited(limit, call).await.unwrap_or_else(|| Err(self.timed_out()))
     }
 
     /// A call that changes nothing: when its time is over, nothing can have taken effect.
     pub(crate) async fn read<T: Send + 'static>(&self, call: Owned<Result<T>>) -> Result<T> {
         self.check()?;
-        let call = Call { call: Some((call, Box::new(drive::<T>))), keeper: &self.keeper };
+        let call = Call { call: Some((call, Box::new(drive::<T>))), shared: self };
         self.limited(self.config.operation_timeout, call).await.unwrap_or_else(|| Err(self.no_answer()))
     }
 
@@ -330,18 +344,6 @@ impl Shared {
     }
 }
 
-impl std::fmt::Debug for Command {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Settle(_) => "Settle",
-            Self::Beat(_) => "Beat",
-            Self::Suspect => "Suspect",
-            Self::Wake => "Wake",
-            Self::Close => "Close",
-        })
-    }
-}
-
 pub(crate) fn closed() -> Error {
     Error::new(ErrorKind::Closed, "connect a new coordinator")
 }
@@ -359,7 +361,7 @@ pub(crate) async fn poll_once<F: Future + ?Sized>(mut future: Pin<&mut F>) -> Po
 /// A call to the backend that is handed over to the keeper when its caller goes away.
 struct Call<'a, T: Send + 'static> {
     call: Option<(Owned<Result<T>>, Settle<T>)>,
-    keeper: &'a mpsc::UnboundedSender<Command>,
+    shared: &'a Shared,
 }
 
 impl<T: Send + 'static> Future for Call<'_, T> {
@@ -374,7 +376,7 @@ impl<T: Send + 'static> Future for Call<'_, T> {
             // It may have taken effect: what has to be done about that starts with this answer.
             if let Some((_, settle)) = self.call.take() {
                 let error = error.clone();
-                let _ = self.keeper.send(Command::Settle(settle(Box::pin(async move { Err(error) }))));
+                self.shared.settle(settle(Box::pin(async move { Err(error) })));
             }
         } else if output.is_ready() {
             self.call = None;
@@ -386,7 +388,7 @@ impl<T: Send + 'static> Future for Call<'_, T> {
 impl<T: Send + 'static> Drop for Call<'_, T> {
     fn drop(&mut self) {
         if let Some((call, settle)) = self.call.take() {
-            let _ = self.keeper.send(Command::Settle(settle(call)));
+            self.shared.settle(settle(call));
         }
     }
 }
@@ -412,7 +414,6 @@ impl Backoff {
 }
 
 /// The last of these closes the coordinator (S11). The keeper holds none.
-#[derive(Debug)]
 pub(crate) struct Life(pub(crate) Arc<Shared>);
 
 impl Drop for Life {

@@ -78,10 +78,7 @@ impl Stream for GroupWatch {
             GroupChange::Joined(member) => GroupEvent::Joined(member),
             GroupChange::Updated(member) => GroupEvent::Updated(member),
             GroupChange::Left(member) => GroupEvent::Left(member),
-            GroupChange::Deleted => {
-                self.stream = None;
-                GroupEvent::Deleted
-            }
+            GroupChange::Deleted => GroupEvent::Deleted,
         })))
     }
 }

@@ -4,22 +4,17 @@
 //! queues by a generator that only `tokio_unstable` can seed): with it no seed would replay. Here they are woken in
 //! the order in which they came.
 
-use std::fmt;
 use std::ops::Deref;
 use std::pin::pin;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::sync::Notify;
 
+use crate::waits::waits;
+
 pub(crate) struct Watched<T> {
     value: RwLock<(u64, T)>,
     changed: Notify,
-}
-
-impl<T: fmt::Debug> fmt::Debug for Watched<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Watched").field(&*self.borrow()).finish()
-    }
 }
 
 /// The value, read-locked: it must not be held while the value is set.
@@ -93,7 +88,7 @@ impl<T> Subscription<'_, T> {
                 self.seen = now;
                 return;
             }
-            notified.await;
+            waits(notified).await;
         }
     }
 }
@@ -111,9 +106,13 @@ mod tests {
         watched.send_replace(2);
         assert_eq!(watched.send_replace(3), 2);
         follower.changed().await;
-        assert_eq!(*follower.borrow_and_update(), 3);
         let again = tokio::time::timeout(std::time::Duration::from_millis(1), follower.changed()).await;
         assert!(again.is_err());
+        assert_eq!(*follower.borrow_and_update(), 3);
+        watched.send_replace(4);
+        assert_eq!(*follower.borrow_and_update(), 4);
+        let looked_at = tokio::time::timeout(std::time::Duration::from_millis(1), follower.changed()).await;
+        assert!(looked_at.is_err());
     }
 
     /// The reason for this type.

@@ -200,7 +200,7 @@ async fn a_leave_that_could_not_be_sent_goes_on_in_the_background() {
     let (kit, c) = (Kit::of(url).unwrap(), connect(url, "a").await);
     let group = c.group("g").unwrap();
     group.join_or_create(Capabilities::none()).await.unwrap();
-    kit.next_of("a", Operation::Leave, 1, Outcome::Fail);
+    kit.next_of("a", Operation::Leave, 4, Outcome::Fail);
     assert_eq!(group.leave().await.unwrap_err().kind(), ErrorKind::Unavailable);
     soon(group.join(Capabilities::none())).await.unwrap();
     assert_eq!(group.members().await.unwrap().len(), 1);

@@ -111,6 +111,7 @@ async fn break_lock(client: &Client, site: &Site, request: &BreakRequest) -> Res
     }
     let hash = KeyHash::new(key);
     let mut listener = site.hub.listen(vec![Topic::Lock(hash.clone()), Topic::Deaths]);
+    let _watched = site.watch_lock(&hash);
     let mut asked: Vec<(Entry, HolderRecord)> = present.entries;
     asked.retain(|(_, record)| request.token.is_none() || record.token == request.token);
     for (entry, _) in &asked {

@@ -200,7 +200,7 @@ mod tests {
         })
     }
 
-    fn damaged(mut bytes: Vec<u8>, at: &prop::sample::Index, with: u8) -> Vec<u8> {
+    fn damaged(mut bytes: Vec<u8>, at: prop::sample::Index, with: u8) -> Vec<u8> {
         let at = at.index(bytes.len());
         bytes[at] = with;
         bytes
@@ -225,11 +225,11 @@ mod tests {
             with in any::<u8>(),
         ) {
             member(&whole);
-            member(&damaged(whole.clone(), &at, with));
+            member(&damaged(whole.clone(), at, with));
             prop_assert!(Member::read(&whole[..at.index(whole.len())]).is_err(), "a part is no record");
             let whole = record::write_group(&GroupId::new(id).unwrap());
             group(&whole);
-            group(&damaged(whole.clone(), &at, with));
+            group(&damaged(whole.clone(), at, with));
             prop_assert!(record::read_group(&whole[..at.index(whole.len())]).is_err(), "a part is no record");
         }
 

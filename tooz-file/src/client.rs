@@ -65,7 +65,7 @@ impl Client {
         });
         let site = client.site()?;
         reaper::tidy(&client, &site)?;
-        reaper::reap_all(&client, &site).await?;
+        reaper::reap_in_turn(&client, &site).await?;
         Ok(client)
     }
 

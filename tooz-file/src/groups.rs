@@ -207,7 +207,7 @@ impl FileSessionGroups {
                 }
                 // What a power cut left of a record, perhaps.
                 Err(error) => {
-                    tracing::warn!(path = %directory.path.join(&name).display(), %error, "replaced")
+                    tracing::warn!(path = %directory.path.join(&name).display(), %error, "replaced");
                 }
             }
         }

@@ -7,6 +7,7 @@
 //! <dir>/<lock name>                  Python: the lock's file, for names that it can have
 //! <dir>/.tooz-rs/                    ours; for another namespace <dir>/.tooz-rs/ns/<sha256 namespace>/
 //!   backend  epoch  driver-pid       which locks are used; the id of the data; who has .driver_lock
+//!   reaped                           when somebody last cleared the dead away: the file's time
 //!   fence                            the fencing counter, one for the directory
 //!   sessions/<session>               locked as long as the session lives
 //!   claims/<sha256 member>           which session a member id belongs to
@@ -43,6 +44,7 @@ pub(crate) const FENCE: &str = "fence";
 pub(crate) const BACKEND: &str = "backend";
 pub(crate) const EPOCH: &str = "epoch";
 pub(crate) const DRIVER_PID: &str = "driver-pid";
+pub(crate) const REAPED: &str = "reaped";
 
 /// Locks are spread over so many directories: each change lists one of them, and each has its own mutex.
 pub(crate) const STRIPES: usize = 64;

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![doc(html_root_url = "https://docs.rs/tooz-file")]
 
+mod ahead;
 mod book;
 mod breaks;
 #[cfg(any(test, feature = "fuzzing"))]

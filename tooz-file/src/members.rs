@@ -39,7 +39,8 @@ pub(crate) fn claim(site: &Site, local: &Local) -> Result<()> {
                 return Err(error::io(what, error));
             }
         }
-        answer => drop(answer.map_err(failed)?),
+        Err(error) => return Err(failed(error)),
+        Ok(_) => {} // nobody's, or a dead session's
     }
     write_claim(site, &name, &local.owner).map_err(failed)
 }

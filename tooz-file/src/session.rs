@@ -17,6 +17,7 @@ use tooz_core::{Error, ErrorKind, GroupId, LossReason, Result};
 use crate::breaks;
 use crate::client::Client;
 use crate::directory;
+use crate::ears::Area;
 use crate::error;
 use crate::groups::FileSessionGroups;
 use crate::hub::Topic;
@@ -32,7 +33,7 @@ use crate::site::Site;
 
 /// How often members' files are touched and everything is looked at: Python takes a member for dead after its own
 /// option `timeout`, 10 s unless told otherwise, so that two touches may fail or come late.
-const TOUCH: Duration = Duration::from_secs(3);
+const TOUCH: Duration = reaper::ROUND;
 
 /// A session.
 #[derive(Debug)]
@@ -241,10 +242,12 @@ async fn watch(client: Arc<Client>, local: Arc<Local>) {
     let site = local.site.clone();
     let mut ours = site.hub.listen(vec![Topic::Session(local.session()), Topic::LockFileGone]);
     let mut deaths = site.hub.listen(vec![Topic::Deaths]);
+    let own = (local.session().to_string(), Area::Own(local.session()));
+    let _watched = site.watch_file(&site.sessions, &own.0, own.1);
     let clock = client.context.clock.clone();
     let mut touch = clock.now() + TOUCH;
     // What was said between the session's opening and now, when nobody listened yet.
-    if let Err(error) = round(&client, &local, false).await {
+    if let Err(error) = round(&client, &local, Reap::Nobody).await {
         tracing::warn!(%error, session = %local.session(), "looking after the session failed");
     }
     loop {
@@ -259,12 +262,13 @@ async fn watch(client: Arc<Client>, local: Arc<Local>) {
         if local.is_over() {
             break;
         }
-        let due = clock.now() >= touch;
-        if due {
+        let mut reap = if died { Reap::Now } else { Reap::Nobody };
+        if clock.now() >= touch {
             touch = clock.now() + TOUCH;
             members::touch(&local, clock.wall());
+            reap = if died { Reap::Now } else { Reap::InTurn };
         }
-        if let Err(error) = round(&client, &local, died || due).await {
+        if let Err(error) = round(&client, &local, reap).await {
             tracing::warn!(%error, session = %local.session(), "looking after the session failed");
         }
         if local.is_over() {
@@ -278,7 +282,16 @@ async fn watch(client: Arc<Client>, local: Arc<Local>) {
     }
 }
 
-async fn round(client: &Client, local: &Arc<Local>, reap: bool) -> Result<()> {
+/// Whether to clear away sessions that died.
+#[derive(Clone, Copy, Debug)]
+enum Reap {
+    Nobody,
+    /// Unless another process did a moment ago.
+    InTurn,
+    Now,
+}
+
+async fn round(client: &Client, local: &Arc<Local>, reap: Reap) -> Result<()> {
     // One that fails does not keep the others from being done.
     let answered = breaks::answer(client, local).await;
     let inspected = inspect(client, local).await.map(|missing| {
@@ -286,8 +299,10 @@ async fn round(client: &Client, local: &Arc<Local>, reap: bool) -> Result<()> {
             local.tell(Notice::Evicted(group));
         }
     });
-    if reap {
-        reaper::reap_all(client, &local.site).await?;
+    match reap {
+        Reap::Nobody => {}
+        Reap::InTurn => reaper::reap_in_turn(client, &local.site).await?,
+        Reap::Now => reaper::reap_all(client, &local.site).await?,
     }
     answered.and(inspected)
 }

@@ -132,6 +132,11 @@ impl Plan {
         }
     }
 
+    /// Forgets what is planned.
+    pub(crate) fn forget_next(&mut self) {
+        self.next.clear();
+    }
+
     /// Takes what is planned for this call.
     pub(crate) fn take(&mut self, operation: Operation, member: Option<&MemberId>) -> Option<Outcome> {
         let fits = |planned: &Planned| {
@@ -180,6 +185,9 @@ mod tests {
         assert_eq!(plan.take(Operation::Join, None), Some(Outcome::Fail));
         assert_eq!(plan.take(Operation::Join, Some(&member)), Some(Outcome::Lost));
         assert_eq!(plan.take(Operation::Join, Some(&member)), Some(Outcome::Fail));
+        assert_eq!(plan.take(Operation::Join, Some(&member)), None);
+        plan.next(Operation::Join, None, 1, Outcome::Fail);
+        plan.forget_next();
         assert_eq!(plan.take(Operation::Join, Some(&member)), None);
     }
 }

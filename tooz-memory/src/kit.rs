@@ -130,6 +130,11 @@ impl Kit {
         }
     }
 
+    /// Forgets what [`Kit::next`] and [`Kit::next_of`] decided for calls that have not been made.
+    pub fn forget_next(&self) {
+        self.backend.act(|state| state.plan.forget_next());
+    }
+
     /// Breaks a lock, by nobody in particular, and answers how many held it.
     pub fn break_lock(&self, name: impl AsRef<[u8]>, why: &str) -> usize {
         LockName::new(name).map_or(0, |name| self.break_key(&LockKey::Named(name), why))

@@ -9,7 +9,7 @@ use std::time::Duration;
 use common::*;
 use tooz_core::driver::{Acquired, BreakRequest, Join, LockMode};
 use tooz_core::{Capabilities, LossReason};
-use tooz_memory::Kit;
+use tooz_memory::{Cut, Kit, Operation, Outcome};
 
 fn join(name: &str) -> Join {
     Join::new(group(name), Capabilities::none()).create(true)
@@ -159,6 +159,137 @@ async fn namespaces_are_apart(url: &str) -> bool {
     two.groups().list().await.unwrap().is_empty()
 }
 
+async fn a_limit_of_permits_is_kept(url: &str) -> bool {
+    let (_d, a) = member(url, "a").await;
+    granted(&a, 1, LockMode::Permit { limit: 1 }).await;
+    !is_granted(&request(&a, 2, LockMode::Permit { limit: 1 }).await)
+}
+
+async fn the_first_to_ask_is_the_first_to_be_granted(url: &str) -> bool {
+    let (_d, a) = member(url, "a").await;
+    let first = granted(&a, 1, Exclusive).await;
+    let (second, _third) = (queued(&a, 2, Exclusive).await, queued(&a, 3, Exclusive).await);
+    a.locks().release(&first).await.unwrap();
+    !still_waits(&a, &second).await
+}
+
+async fn a_lock_ends_with_its_session(url: &str) -> bool {
+    let (_d, a) = member(url, "a").await;
+    granted(&a, 1, Exclusive).await;
+    a.close().await.unwrap();
+    Kit::of(url).unwrap().held() == 0
+}
+
+async fn a_place_ends_with_its_session(url: &str) -> bool {
+    let (driver, a) = member(url, "a").await;
+    let (_d, b) = member(url, "b").await;
+    let first = granted(&a, 1, Exclusive).await;
+    queued(&b, 2, Exclusive).await;
+    b.close().await.unwrap();
+    a.locks().release(&first).await.unwrap();
+    driver.locks().holders(&key("x")).await.unwrap().holders.is_empty()
+}
+
+async fn a_session_that_ended_is_not_renewed(url: &str) -> bool {
+    let (_d, a) = member(url, "a").await;
+    assert_eq!(Kit::of(url).unwrap().expire("a"), 1);
+    a.renew(&held(&[], &[], &[])).await.unwrap().lost.is_some()
+}
+
+async fn a_close_ends_the_session(url: &str) -> bool {
+    let (_d, a) = member(url, "a").await;
+    a.close().await.unwrap();
+    Kit::of(url).unwrap().sessions() == 0
+}
+
+async fn a_leave_is_a_leave(url: &str) -> bool {
+    let (driver, a) = member(url, "a").await;
+    a.groups().join(&join("g")).await.unwrap();
+    a.groups().leave(&group("g")).await.unwrap();
+    driver.groups().members(&group("g")).await.unwrap().is_empty()
+}
+
+async fn a_late_update_changes_nothing(url: &str) -> bool {
+    let (driver, a) = member(url, "a").await;
+    a.groups().join(&join("g")).await.unwrap();
+    let [old, new] = ["old", "new"].map(|word| Capabilities::new(word).unwrap());
+    a.groups().update(&group("g"), &old).await.unwrap();
+    a.groups().update(&group("g"), &new).await.unwrap();
+    driver.groups().member(&group("g"), &id("a")).await.unwrap().capabilities == new
+}
+
+async fn tokens_survive_the_loss_of_the_data(url: &str) -> bool {
+    let (_d, a) = member(url, "a").await;
+    let first = granted(&a, 1, Exclusive).await;
+    Kit::of(url).unwrap().lose_data();
+    let (_d, b) = member(url, "b").await;
+    granted(&b, 2, Exclusive).await.token > first.token
+}
+
+async fn a_lost_answer_is_not_a_refusal(url: &str) -> bool {
+    a_lost_answer_is_reported_as_such(url).await
+}
+
+async fn a_lost_answer_is_reported_as_such(url: &str) -> bool {
+    let (_d, a) = member(url, "a").await;
+    let kit = Kit::of(url).unwrap();
+    kit.next(Operation::Join, 1, Outcome::Indeterminate);
+    a.groups().join(&join("g")).await.is_err_and(|error| error.is_indeterminate())
+}
+
+async fn a_deletion_is_told(url: &str) -> bool {
+    let (driver, _a) = member(url, "a").await;
+    driver.groups().create(&group("g")).await.unwrap();
+    let mut changes = driver.groups().watch(&group("g")).await.unwrap();
+    assert_eq!(short(next(&mut changes).await), "[]");
+    driver.groups().delete(&group("g")).await.unwrap();
+    !quiet(&mut changes).await
+}
+
+async fn a_watch_goes_on_with_the_next_change(url: &str) -> bool {
+    let (driver, a) = member(url, "a").await;
+    driver.groups().create(&group("g")).await.unwrap();
+    let mut changes = driver.groups().watch(&group("g")).await.unwrap();
+    assert_eq!(short(next(&mut changes).await), "[]");
+    a.groups().join(&join("g")).await.unwrap();
+    !quiet(&mut changes).await
+}
+
+async fn a_watch_repeats_nothing_of_its_view(url: &str) -> bool {
+    let (driver, a) = member(url, "a").await;
+    driver.groups().create(&group("g")).await.unwrap();
+    let _keeps_the_log = driver.groups().watch(&group("g")).await.unwrap();
+    a.groups().join(&join("g")).await.unwrap();
+    let mut changes = driver.groups().watch(&group("g")).await.unwrap();
+    assert_eq!(short(next(&mut changes).await), "[a]");
+    quiet(&mut changes).await
+}
+
+async fn the_loss_of_the_data_is_told(url: &str) -> bool {
+    let (driver, a) = member(url, "a").await;
+    a.groups().join(&join("g")).await.unwrap();
+    let mut changes = driver.groups().watch(&group("g")).await.unwrap();
+    assert_eq!(short(next(&mut changes).await), "[a]");
+    Kit::of(url).unwrap().lose_data();
+    !quiet(&mut changes).await
+}
+
+async fn a_lost_place_is_told(url: &str) -> bool {
+    let (_d, a) = member(url, "a").await;
+    granted(&a, 1, Exclusive).await;
+    let place = queued(&a, 2, Exclusive).await;
+    Kit::of(url).unwrap().forget_lock("x");
+    !still_waits(&a, &place).await
+}
+
+async fn a_beat_is_answered_by_the_backend(url: &str) -> bool {
+    let (_d, a) = member(url, "a").await;
+    a.renew(&held(&[], &[], &[])).await.unwrap();
+    let kit = Kit::of(url).unwrap();
+    kit.cut_off("a", Cut::Fail);
+    a.renew(&held(&[], &[], &[])).await.is_err()
+}
+
 macro_rules! faults {
     ($($test:ident: $word:literal,)*) => {$(
         mod $test {
@@ -188,4 +319,21 @@ faults! {
     a_session_lives_as_long_as_it_says: "deadline-late",
     ids_do_not_meet: "group-ids-fold",
     namespaces_are_apart: "namespace-leak",
+    a_lost_answer_is_not_a_refusal: "unknown-is-failure",
+    a_beat_is_answered_by_the_backend: "deadline-from-reply",
+    a_lost_answer_is_reported_as_such: "unknown-is-success",
+    a_late_update_changes_nothing: "late-update",
+    a_watch_goes_on_with_the_next_change: "resume-too-far",
+    a_watch_repeats_nothing_of_its_view: "resume-too-early",
+    a_lost_place_is_told: "place-lost",
+    a_limit_of_permits_is_kept: "too-many-permits",
+    a_session_that_ended_is_not_renewed: "renews-the-dead",
+    a_place_ends_with_its_session: "dead-waiter",
+    a_lock_ends_with_its_session: "orphan-lock",
+    the_first_to_ask_is_the_first_to_be_granted: "last-first",
+    a_deletion_is_told: "deletion-untold",
+    the_loss_of_the_data_is_told: "loss-untold",
+    a_close_ends_the_session: "close-leaks",
+    a_leave_is_a_leave: "leave-ignored",
+    tokens_survive_the_loss_of_the_data: "tokens-restart",
 }

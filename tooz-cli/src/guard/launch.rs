@@ -59,11 +59,12 @@ fn launch(orders: &Orders) -> io::Result<()> {
             }
             Wake::Other => {}
         }
-        if warden.orders_seen.contains(&Order::Begin) && !warden.is_over() {
-            if let Some(mut gate) = gate.take() {
-                // A stub that is gone is seen as a child that has ended.
-                let _ = gate.write(b"\n");
-            }
+        if warden.orders_seen.contains(&Order::Begin)
+            && !warden.is_over()
+            && let Some(mut gate) = gate.take()
+        {
+            // A stub that is gone is seen as a child that has ended.
+            let _ = gate.write(b"\n");
         }
         warden.orders_seen.clear();
     }

@@ -27,15 +27,27 @@ pub(crate) fn within(limit: Duration, what: &str, mut condition: impl FnMut() ->
     start.elapsed()
 }
 
-/// A directory with a database of its own, and the processes of one test, killed at its end whatever happens.
+/// A directory with a backend of its own, and the processes of one test, killed at its end whatever happens.
 #[derive(Debug)]
 pub(crate) struct Place {
     directory: tempfile::TempDir,
+    backend: Backend,
+}
+
+/// What coordinates the processes of a test.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Backend {
+    Sqlite,
+    File,
 }
 
 impl Place {
     pub(crate) fn new() -> Self {
-        Self { directory: tempfile::tempdir().unwrap() }
+        Self::on(Backend::Sqlite)
+    }
+
+    pub(crate) fn on(backend: Backend) -> Self {
+        Self { directory: tempfile::tempdir().unwrap(), backend }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -43,10 +55,13 @@ impl Place {
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("sqlite://{}", self.path("tooz.db").display())
+        match self.backend {
+            Backend::Sqlite => format!("sqlite://{}", self.path("tooz.db").display()),
+            Backend::File => format!("file://{}", self.path("coordination").display()),
+        }
     }
 
-    /// `tooz` on this place's database, in a process group of its own as a shell would start it.
+    /// `tooz` on this place's backend, in a process group of its own as a shell would start it.
     pub(crate) fn tooz(&self, arguments: &[&str]) -> Command {
         use std::os::unix::process::CommandExt;
         let mut command = Command::new(env!("CARGO_BIN_EXE_tooz"));

@@ -9,6 +9,7 @@ pub(super) const CASES: &[Case] = &[
     case!(lock_all_takes_each_name_once, "L16"),
     case!(lock_all_never_deadlocks, "L16"),
     case!(lock_all_takes_all_or_nothing, "L16", "L2"),
+    case!(lock_all_returns_nothing_that_was_lost, "L16", "L1"),
 ];
 
 /// L15: as many as the limit says, each with a token of its own.
@@ -95,6 +96,28 @@ async fn lock_all_never_deadlocks(h: Harness) -> Outcome {
         Outcome::Ok(())
     })
     .await?
+}
+
+/// L16, L1: what was lost while the others were waited for is taken again.
+async fn lock_all_returns_nothing_that_was_lost(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    for limited in [false, true] {
+        let last = taken(&b, "z").await?;
+        let set = a.lock_all(["a", "z"])?;
+        let waiting = h.spawn(async move {
+            if limited { set.acquire_within(secs(60)).await } else { set.acquire().await.map(Some) }
+        });
+        h.waiters("z", 1).await?;
+        let broken = b.lock("a")?.break_lock("enough").await?;
+        ensure(broken.len() == 1, "the first one was not held while the last one was waited for")?;
+        h.pass(h.some_ttl()).await; // it is told by push, or at its next beat
+        last.release().await?;
+        let set = h.soon_done("all of them", waiting).await???.ok_or("none within a minute")?;
+        ensure(set.is_held(), "a set of which one was lost before it was returned")?;
+        ensure(set.guards().iter().all(|guard| Some(guard.token()) > broken[0].token), "an old token")?;
+        set.release().await?;
+    }
+    Ok(())
 }
 
 /// L16, L2: if one cannot be had, none is held.

@@ -15,6 +15,7 @@ pub(super) const CASES: &[Case] = &[
     case!(everybody_is_served_without_order, "L8").lacks(Characteristics::FAIR_LOCKS),
     case!(a_cancelled_waiter_is_in_nobodys_way, "L8", "L6"),
     case!(a_crashed_waiter_is_in_nobodys_way, "L8").ttl(),
+    case!(a_waiter_whose_place_vanished_asks_again, "L8").ttl().kit(),
     case!(one_release_grants_one_writer, "L8", "L1"),
     case!(every_hand_over_is_a_grant, "L8", "L3"),
     case!(a_hand_over_takes_no_poll, "L8").exact(),
@@ -216,6 +217,21 @@ async fn a_crashed_waiter_is_in_nobodys_way(h: Harness) -> Outcome {
     guard.release().await?;
     all(&h, vec![last]).await?;
     ensure(order.seen().first().is_some_and(|who| who == "last"), format!("{:?}", order.seen()))
+}
+
+/// L8: a lock's record is deleted with its queue; whoever waited learns it at its next beat, and asks again.
+async fn a_waiter_whose_place_vanished_asks_again(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let guard = taken(&a, "x").await?;
+    let lock = b.lock("x")?;
+    let waiting = h.spawn(async move { lock.acquire().await });
+    eventually("b waits", h.soon(), async || {
+        Ok::<_, Error>(a.lock("x")?.holders().await?.waiters != Some(0))
+    })
+    .await?;
+    h.kit()?.vanish(h.namespace(), "x");
+    let next = within("the lock", h.some_ttl(), waiting).await???;
+    ensure(next.is_held() && next.token() > guard.token(), "granted, and not held, or with an old token")
 }
 
 /// L8, L1: of several writers that wait, one release lets exactly one in.

@@ -85,7 +85,7 @@ const SOURCES: &[&str] = &[
 ];
 
 /// Stays where it is while others run: long enough for a second holder to come in, if one is let in.
-async fn linger() {
+pub(crate) async fn linger() {
     for _ in 0..10 {
         tokio::task::yield_now().await;
     }

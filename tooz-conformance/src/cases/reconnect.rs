@@ -12,6 +12,7 @@ pub(super) const CASES: &[Case] = &[
     case!(a_group_deleted_meanwhile_is_not_created_again, "S7").ttl().kit(),
     case!(lost_data_is_written_again, "S7", "W1").ttl().kit(),
     case!(losses_again_and_again, "S7").ttl().kit(),
+    case!(a_join_that_nobody_polls_holds_up_no_rejoin, "S7").kit(),
     case!(a_waiting_acquirer_survives_a_loss, "S7", "L2").kit(),
     case!(a_watch_survives_a_loss, "S7", "W1").ttl().kit(),
 ];
@@ -180,6 +181,24 @@ async fn losses_again_and_again(h: Harness) -> Outcome {
         taken(&a, "x").await?.release().await?;
     }
     Ok(())
+}
+
+/// S7: a program that does not get to poll what it began keeps nothing from being joined again.
+async fn a_join_that_nobody_polls_holds_up_no_rejoin(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let mut events = a.events();
+    a.group("g")?.join_or_create(Capabilities::none()).await?;
+    let other = b.group("h")?;
+    other.create().await?;
+    h.kit()?.pause();
+    let joined = a.group("h")?;
+    let mut join = std::pin::pin!(joined.join(Capabilities::none()));
+    let begun = std::future::poll_fn(|cx| std::task::Poll::Ready(join.as_mut().poll(cx))).await;
+    ensure(begun.is_pending(), "an answer from a backend that does not answer")?;
+    h.kit()?.expire(h.namespace(), "a");
+    h.kit()?.resume();
+    event(&mut events, h.gone(), "Rejoined", rejoined).await?;
+    ensure(ids(&b, "g").await? == ["a"], "rejoined, and no member")
 }
 
 /// S7, L2: whoever waits for a lock queues again by himself.

@@ -8,6 +8,7 @@ pub(super) const CASES: &[Case] = &[
     case!(a_lost_answer_leaves_no_lock, "L2", "L6").kit(),
     case!(a_lost_request_leaves_no_lock, "L2", "L6").kit(),
     case!(a_limit_without_an_answer_is_no_none, "L2", "X1").kit(),
+    case!(a_limit_behind_a_backend_that_went_away_is_no_none, "L2", "X1").ttl().kit(),
     case!(acquire_survives_a_backend_that_is_away, "L2").kit().no_ttl(),
     case!(a_lost_answer_to_a_release_is_repaired, "L4", "L5").kit(),
     case!(a_failed_release_is_repeated, "L5").kit(),
@@ -86,6 +87,22 @@ async fn a_limit_without_an_answer_is_no_none(h: Harness) -> Outcome {
     let error = answer.err().ok_or("an answer from a backend that does not answer")?;
     ensure(error.kind() == ErrorKind::Unavailable, format!("{error}"))?;
     ensure(error.is_indeterminate(), format!("it claims to know: {error}"))?;
+    h.kit()?.heal(h.namespace(), "a");
+    free_in_the_end(&h, &b).await
+}
+
+/// L2, X1: a place in the queue is no news of the holder once a beat has had no answer.
+async fn a_limit_behind_a_backend_that_went_away_is_no_none(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let guard = taken(&b, "x").await?;
+    let (lock, limit) = (a.lock("x")?, h.some_ttl() / 4 * 3);
+    let waiting = h.spawn(async move { lock.acquire_within(limit).await });
+    h.waiters("x", 1).await?;
+    h.kit()?.cut(h.namespace(), "a");
+    guard.release().await?;
+    let error = within("the limit", limit + h.soon(), waiting).await??;
+    let error = error.err().ok_or("an answer from a backend that does not answer")?;
+    ensure(error.kind() == ErrorKind::Unavailable && error.is_indeterminate(), format!("{error}"))?;
     h.kit()?.heal(h.namespace(), "a");
     free_in_the_end(&h, &b).await
 }

@@ -138,19 +138,19 @@ impl Nemesis<'_> {
         let lock = dice.one_of(&["x", "y", "p"]).unwrap_or("x");
         let group = dice.one_of(&super::grouping::GROUPS).unwrap_or("g");
         match dice.roll(8) {
-            0 | 1 => {
+            0 => {
                 world.note("", format_args!("break {lock} by hand"));
                 world.by_force(|kit| kit.break_lock(lock, "by hand"));
             }
-            2 => {
+            1 => {
                 world.note("", format_args!("depose the leader"));
                 world.by_force(|kit| kit.depose("g", "by hand"));
             }
-            3 => {
+            2 | 3 => {
                 world.note("", format_args!("delete {lock} by hand"));
                 world.by_force(|kit| kit.forget_lock(lock));
             }
-            4..=6 => {
+            4 | 5 => {
                 world.note("", format_args!("evict {} from {group}", member.0));
                 world.kit.evict(group, &member.0);
             }

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::super::prelude::*;
-use super::{asks, queued};
+use super::asks;
 use crate::kit::{Call, Fate};
 
 pub(super) const CASES: &[Case] = &[
@@ -22,8 +22,8 @@ async fn incident_hazelcast_1055(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     let operator = h.coordinator("operator").await?;
     let guard = taken(&a, "x").await?;
-    let waiting = asks(&h, b.lock("x")?);
-    queued(&h, &operator, "x", 1).await?;
+    let waiting = asks(&h, b.lock("x")?).await;
+    h.waiters("x", 1).await?;
     let shown = operator.lock("x")?.holders().await?;
     let [holder] = &shown.holders[..] else { return Err(format!("{shown:?}").into()) };
     ensure(holder.member.as_ref() == Some(a.member()), format!("{holder:?}"))?;
@@ -61,8 +61,8 @@ async fn incident_terraform_27033(h: Harness) -> Outcome {
 async fn incident_terraform_14513(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     let guard = taken(&a, "x").await?;
-    let waiting = asks(&h, b.lock("x")?);
-    queued(&h, &a, "x", 1).await?;
+    let waiting = asks(&h, b.lock("x")?).await;
+    h.waiters("x", 1).await?;
     h.kit()?.vanish(h.namespace(), "x");
     let next = within("the lock that nobody holds", h.some_ttl(), waiting).await???;
     ensure(next.token() > guard.token(), format!("{} after {}", next.token(), guard.token()))?;

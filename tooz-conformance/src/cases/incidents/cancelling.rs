@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::super::prelude::*;
 use super::super::runtimes::{on_a_thread, one_worker};
-use super::{asks, free, queued};
+use super::{asks, free};
 use crate::kit::{Call, Fate};
 use crate::tools::{block_on, dropped_after};
 
@@ -89,11 +89,12 @@ async fn incident_curator_1006(h: Harness) -> Outcome {
     ensure(other.is_held() && again.is_held(), "a failed release cost another lock")
 }
 
-/// L5, S12: guards that are dropped on a thread without a runtime, while the runtime that took them is gone.
+/// L5, S12: guards that are dropped on a thread without a runtime, while the runtime that took them is gone and their
+/// coordinator is still used.
 async fn incident_rustfs_2633(h: Harness) -> Outcome {
     let b = h.coordinator("b").await?;
     let builder = h.builder("a");
-    on_a_thread(move || {
+    let a = on_a_thread(move || {
         let (a, guards) = one_worker()?
             .block_on(async {
                 let a = builder.connect().await?;
@@ -104,16 +105,21 @@ async fn incident_rustfs_2633(h: Harness) -> Outcome {
                 fine((a, guards))
             })
             .map_err(|error| error.to_string())?;
-        drop((a, guards));
-        Ok(())
+        drop(guards);
+        Ok(a)
     })
     .await?;
-    let mut taken_over = Vec::new();
+    let mut next = Vec::new();
     for n in 0..10 {
-        taken_over.push(within("a dropped lock", h.soon(), b.lock(format!("x{n}"))?.acquire()).await??);
+        next.push(within("a dropped lock", h.soon(), b.lock(format!("x{n}"))?.acquire()).await??);
     }
-    h.pass(millis(200)).await; // whatever comes late
-    ensure(taken_over.iter().all(LockGuard::is_held), "a late clean-up took what others hold")
+    a.heartbeat().await?;
+    a.close().await?; // whatever was to come late
+    ensure(next.iter().all(LockGuard::is_held), "a late clean-up took what others hold")?;
+    for n in 0..10 {
+        held_by_another(&h.coordinator(format!("c{n}")).await?, &format!("x{n}")).await?;
+    }
+    Ok(())
 }
 
 /// L5, X2: however a guard has ended, dropping it does not panic.
@@ -160,13 +166,13 @@ async fn incident_redis_py_656(h: Harness) -> Outcome {
 /// L6, L8: waiters whose clients cancel them, in the middle of a queue that moves.
 async fn incident_etcd_client_50(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
-    let (c, d) = (h.coordinator("c").await?, h.coordinator("d").await?);
+    let more = [h.coordinator("c").await?, h.coordinator("d").await?];
     for round in 0..6 {
         let guard = within("the lock", h.soon(), a.lock("x")?.acquire()).await??;
         let mut waiting = Vec::new();
-        for (n, one) in [&b, &c, &d].into_iter().enumerate() {
-            waiting.push(asks(&h, one.lock("x")?));
-            queued(&h, &a, "x", n as u64 + 1).await?;
+        for (n, one) in [&b, &more[0], &more[1]].into_iter().enumerate() {
+            waiting.push(asks(&h, one.lock("x")?).await);
+            h.waiters("x", n as u64 + 1).await?;
         }
         let cancelled = waiting.remove(round % 3);
         if round < 3 {

@@ -2,7 +2,7 @@
 
 use super::super::prelude::*;
 use super::super::{level, linger};
-use super::{alive, asks, free, queued};
+use super::{alive, asks, free};
 
 pub(super) const CASES: &[Case] = &[
     case!(incident_curator_1121, "L14", "L1"),
@@ -43,8 +43,8 @@ async fn incident_curator_1112(h: Harness) -> Outcome {
     dead.ask("permit x 2").await?;
     let lock = a.lock("x")?.permits(2)?;
     ensure(lock.try_acquire().await?.is_none(), "a third permit of two")?;
-    let waiting = asks(&h, lock);
-    queued(&h, &a, "x", 1).await?;
+    let waiting = asks(&h, lock).await;
+    h.waiters("x", 1).await?;
     dead.die()?;
     let two = within("the permit of the dead", h.gone(), waiting).await???;
     ensure(one.is_held() && two.is_held(), "a permit was lost")?;
@@ -225,7 +225,6 @@ async fn incident_delfin_640(h: Harness) -> Outcome {
     alive(&h, &a).await?;
     for _ in 0..3 {
         ensure(a.run_elect_coordinator().await?.is_empty(), "elected beside a leader")?;
-        ensure(!a.stand_down("g").await?, "it stood down from what it had lost")?;
         h.pass(h.some_ttl() / 3).await;
     }
     ensure(lead.is_held(), "the next leader lost it")?;

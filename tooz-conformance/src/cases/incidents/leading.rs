@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::task::JoinHandle;
-use tooz_core::driver::LockKey;
-use tooz_core::{GroupId, Leadership, Observer};
+use tooz_core::{Leadership, Observer};
 
 use super::super::linger;
 use super::super::prelude::*;
@@ -31,18 +30,10 @@ pub(super) const CASES: &[Case] = &[
     case!(incident_fisco_bcos_5265, "S1", "E4"),
 ];
 
-fn campaigns(h: &Harness, c: &Coordinator) -> Outcome<JoinHandle<Result<Leadership>>> {
+/// Runs for leader in a task of its own, and returns when that has begun.
+async fn campaigns(h: &Harness, c: &Coordinator) -> Outcome<JoinHandle<Result<Leadership>>> {
     let election = c.election("g")?;
-    Ok(h.spawn(async move { election.campaign().await }))
-}
-
-/// Waits until so many candidates stand behind the leader, where the backend can say.
-async fn standing(h: &Harness, count: u64) -> Outcome {
-    let (driver, key) = (h.driver().await?, LockKey::Leader(GroupId::new("g")?));
-    h.soon_true(&format!("{count} candidates"), async || {
-        Ok::<_, Error>(driver.locks().holders(&key).await?.waiters.is_none_or(|n| n == count))
-    })
-    .await
+    Ok(h.started(async move { election.campaign().await }).await)
 }
 
 /// Reads until the observer says that this term leads, or that nobody does.
@@ -50,7 +41,7 @@ async fn observes(h: &Harness, observer: &mut Observer, term: Option<u64>) -> Ou
     within(&format!("the observer to see {term:?}"), h.gone(), async {
         loop {
             let leader = observer.next().await.ok_or("the observer ended")??;
-            if leader.and_then(|leader| leader.term).map(|t| t.get()) == term {
+            if leader.and_then(|leader| leader.term).map(tooz_core::Term::get) == term {
                 return Outcome::Ok(());
             }
         }
@@ -66,8 +57,8 @@ async fn incident_kubernetes_23731(h: Harness) -> Outcome {
         let signal = lead.loss();
         async move { signal.wait().await }
     });
-    let next = campaigns(&h, &b)?;
-    standing(&h, 1).await?;
+    let next = campaigns(&h, &b).await?;
+    h.candidates("g", 1).await?;
     h.kit()?.cut(h.namespace(), "a");
     let next = within("the next leader", h.gone(), next).await???;
     ensure(!lead.is_held() && next.is_held(), "two leaders")?;
@@ -80,6 +71,15 @@ async fn incident_kubernetes_23731(h: Harness) -> Outcome {
 async fn incident_kubernetes_44887(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     let lead = a.election("g")?.campaign().await?;
+    let slow = h.some_ttl() / 8; // still in time for a renewal
+    h.kit()?.slow(slow);
+    h.pass(h.some_ttl()).await;
+    for _ in 0..100 {
+        h.pass(h.some_ttl() / 50).await;
+        let left = lead.deadline().ok_or("a leadership of a session with a ttl has no deadline")?.remaining();
+        ensure(lead.is_held(), "lost although every renewal was in time")?;
+        ensure(left + slow <= h.some_ttl(), format!("{left:?} are left, counted from an answer"))?;
+    }
     let watch = h.stopwatch();
     h.kit()?.slow(h.some_ttl() * 2);
     within("the loss", h.some_ttl(), lead.lost()).await?;
@@ -124,10 +124,10 @@ async fn incident_client_go_1187(h: Harness) -> Outcome {
     ensure(!matches!(none, Ok(Some(_))), "two leaders")?;
     ensure(b.run_elect_coordinator().await?.is_empty(), "elected beside a leader")?;
     ensure(!b.stand_down("g").await?, "it stood down from nothing")?;
-    let campaign = campaigns(&h, &b)?;
-    standing(&h, 1).await?;
+    let campaign = campaigns(&h, &b).await?;
+    h.candidates("g", 1).await?;
     campaign.abort();
-    standing(&h, 0).await?;
+    h.candidates("g", 0).await?;
     ensure(lead.is_held(), "a candidate that gave up ended a leadership")?;
     b.close().await?;
     let told = h.soon_done("the end of the events", events.next()).await?;
@@ -153,8 +153,8 @@ async fn incident_cilium_42920(h: Harness) -> Outcome {
             .await
         }
     });
-    let next = campaigns(&h, &b)?;
-    standing(&h, 1).await?;
+    let next = campaigns(&h, &b).await?;
+    h.candidates("g", 1).await?;
     h.kit()?.cut(h.namespace(), "a");
     let next = within("the next leader", h.gone(), next).await???;
     ensure(leading.load(Ordering::SeqCst) == 0, "the first leader's work goes on beside the next leader")?;
@@ -185,7 +185,7 @@ async fn incident_curator_1024(h: Harness) -> Outcome {
         let lead = within("the election", h.gone(), a.election("g")?.campaign()).await??;
         h.kit()?.cut(h.namespace(), "a");
         let next = within("the next leader", h.gone(), b.election("g")?.campaign()).await??;
-        let again = campaigns(&h, &a)?; // it runs again while it is away
+        let again = campaigns(&h, &a).await?; // it runs again while it is away
         h.kit()?.heal(h.namespace(), "a");
         alive(&h, &a).await?;
         h.pass(h.some_ttl() * 2).await;
@@ -217,8 +217,8 @@ async fn incident_curator_1169(h: Harness) -> Outcome {
     for round in 0..4 {
         let lead = within("the election", h.gone(), a.election("g")?.campaign()).await??;
         ensure(lead.term().get() > newest, "an older term")?;
-        let next = campaigns(&h, &b)?;
-        standing(&h, 1).await?;
+        let next = campaigns(&h, &b).await?;
+        h.candidates("g", 1).await?;
         for member in ["a", "b"] {
             h.kit()?.cut(h.namespace(), member);
         }
@@ -245,8 +245,8 @@ async fn incident_curator_1211(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     let mut events = a.events();
     let lead = a.election("g")?.campaign().await?;
-    let next = campaigns(&h, &b)?;
-    standing(&h, 1).await?;
+    let next = campaigns(&h, &b).await?;
+    h.candidates("g", 1).await?;
     h.kit()?.expire(h.namespace(), "a");
     event(&mut events, h.gone(), "Lost", |event| matches!(event, Event::Lost(_))).await?;
     let next = within("the next leader", h.gone(), next).await???;
@@ -269,8 +269,8 @@ async fn incident_curator_515(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     let mut observer = h.coordinator("observer").await?.election("g")?.observe().await?;
     let lead = a.election("g")?.campaign().await?;
-    let next = campaigns(&h, &b)?;
-    standing(&h, 1).await?;
+    let next = campaigns(&h, &b).await?;
+    h.candidates("g", 1).await?;
     h.kit()?.lose_data();
     within("the first leader to be told", h.gone(), lead.lost()).await?;
     let next = within("a leader", h.gone(), next).await???;
@@ -299,8 +299,8 @@ async fn incident_etcd_18163(h: Harness) -> Outcome {
     let mut members = vec![b.clone(), c.clone()];
     let mut leads = a.clone();
     while let Some(candidate) = members.pop() {
-        let next = campaigns(&h, &candidate)?;
-        standing(&h, 1).await?;
+        let next = campaigns(&h, &candidate).await?;
+        h.candidates("g", 1).await?;
         observes(&h, &mut observer, Some(lead.term().get())).await?;
         let leader = candidate.election("g")?.leader().await?.ok_or("nobody leads")?;
         ensure(leader.member.as_ref() == Some(leads.member()), format!("{leader:?}"))?;
@@ -345,13 +345,13 @@ async fn incident_etcd_11007(h: Harness) -> Outcome {
 async fn incident_charts_326(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     let lead = a.election("g")?.campaign().await?;
-    let next = campaigns(&h, &b)?;
-    standing(&h, 1).await?;
+    let next = campaigns(&h, &b).await?;
+    h.candidates("g", 1).await?;
     let mut events = b.events();
     h.kit()?.expire(h.namespace(), "b");
     event(&mut events, h.gone(), "Lost", |event| matches!(event, Event::Lost(_))).await?;
     alive(&h, &b).await?;
-    standing(&h, 1).await?;
+    h.candidates("g", 1).await?;
     ensure(!next.is_finished() && lead.is_held(), "elected beside a leader")?;
     lead.resign().await?;
     let next = within("the election", h.gone(), next).await???;

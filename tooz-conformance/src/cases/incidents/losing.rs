@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::super::prelude::*;
-use super::{Store, alive, asks, free, queued};
+use super::{Store, alive, asks, free};
 use crate::kit::{Call, Fate};
 
 pub(super) const CASES: &[Case] = &[
@@ -282,14 +282,14 @@ async fn incident_dynamodb_lock_client_1(h: Harness) -> Outcome {
 async fn incident_spring_integration_1888(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     let lost = taken(&a, "x").await?;
-    let waiting = asks(&h, a.lock("x")?);
+    let waiting = asks(&h, a.lock("x")?).await;
     b.lock("x")?.break_lock("enough").await?;
     // The program keeps the guard: it has not noticed, or it does not care.
     let limit = h.some_ttl() + h.soon();
     let next = within("the turn of the task behind a lost guard", limit, waiting).await???;
     ensure(next.is_held() && !lost.is_held(), "two holders in one program")?;
-    let third = asks(&h, b.lock("x")?);
-    queued(&h, &a, "x", 1).await?;
+    let third = asks(&h, b.lock("x")?).await;
+    h.waiters("x", 1).await?;
     drop(lost);
     ensure(next.is_held() && !third.is_finished(), "dropping a lost guard released somebody else's lock")?;
     next.release().await?;

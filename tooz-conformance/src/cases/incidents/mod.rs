@@ -54,18 +54,9 @@ impl Store {
     }
 }
 
-/// Begins to wait for a lock.
-fn asks(h: &Harness, lock: Lock) -> JoinHandle<Result<LockGuard>> {
-    h.spawn(async move { lock.acquire().await })
-}
-
-/// Waits until so many coordinators stand in the lock's queue, where the backend can say.
-async fn queued(h: &Harness, c: &Coordinator, name: &str, count: u64) -> Outcome {
-    let lock = c.lock(name)?;
-    h.soon_true(&format!("{count} wait for {name}"), async || {
-        Ok::<_, Error>(lock.holders().await?.waiters.is_none_or(|n| n == count))
-    })
-    .await
+/// Asks for a lock in a task of its own, and returns when that has begun.
+async fn asks(h: &Harness, lock: Lock) -> JoinHandle<Result<LockGuard>> {
+    h.started(async move { lock.acquire().await }).await
 }
 
 /// Waits until nobody holds the lock and nobody waits for it.

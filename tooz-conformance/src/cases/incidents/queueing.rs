@@ -7,12 +7,14 @@ use tooz_core::driver::Turn;
 
 use super::super::prelude::*;
 use super::super::{level, linger};
-use super::{asks, free, queued};
+use super::{asks, free};
+use crate::kit::{Call, Fate};
 
 pub(super) const CASES: &[Case] = &[
     case!(incident_etcd_9921, "L14", "L8"),
     case!(incident_etcd_11456, "L14", "S6").ttl().kit(),
     case!(incident_etcd_19597, "L2", "S3"),
+    case!(incident_etcd_19598, "L2", "S3").ttl().kit(),
     case!(incident_etcd_10756, "L1", "L11").budget(60),
     case!(incident_kazoo_429, "L8", "L6"),
     case!(incident_zk_49, "L6", "L2"),
@@ -47,10 +49,10 @@ async fn incident_etcd_11456(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     let c = h.coordinator("c").await?;
     let guard = taken(&a, "x").await?;
-    let late = asks(&h, b.lock("x")?);
-    queued(&h, &a, "x", 1).await?;
-    let behind = asks(&h, c.lock("x")?);
-    queued(&h, &a, "x", 2).await?;
+    let late = asks(&h, b.lock("x")?).await;
+    h.waiters("x", 1).await?;
+    let behind = asks(&h, c.lock("x")?).await;
+    h.waiters("x", 2).await?;
     h.kit()?.cut(h.namespace(), "b");
     guard.release().await?;
     let next = within("the lock that was granted to nobody", h.gone(), behind).await???;
@@ -66,16 +68,33 @@ async fn incident_etcd_11456(h: Harness) -> Outcome {
 async fn incident_etcd_19597(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     let guard = taken(&a, "x").await?;
-    let waiting = asks(&h, b.lock("x")?);
+    let waiting = asks(&h, b.lock("x")?).await;
     let lead = a.election("g")?.campaign().await?;
     let election = b.election("g")?;
-    let campaign = h.spawn(async move { election.campaign().await });
-    queued(&h, &a, "x", 1).await?;
+    let campaign = h.started(async move { election.campaign().await }).await;
+    h.waiters("x", 1).await?;
     b.close().await?;
     refused(h.soon_done("the end of the wait", waiting).await??, ErrorKind::Closed)?;
     refused(h.soon_done("the end of the campaign", campaign).await??, ErrorKind::Closed)?;
     ensure(guard.is_held() && lead.is_held(), "lost to a waiter that left")?;
-    queued(&h, &a, "x", 0).await
+    h.waiters("x", 0).await
+}
+
+/// L2, S3: the same for a waiter that the backend cannot tell: its wait ends although its question is never answered.
+async fn incident_etcd_19598(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let guard = taken(&a, "x").await?;
+    let waiting = asks(&h, b.lock("x")?).await;
+    h.waiters("x", 1).await?;
+    let mut events = b.events();
+    h.kit()?.cut(h.namespace(), "b");
+    event(&mut events, h.gone(), "Lost", |event| matches!(event, Event::Lost(_))).await?;
+    h.pass(h.gone()).await;
+    h.waiters("x", 0).await?; // its place went with its session
+    ensure(!waiting.is_finished(), "it gave up, and has no limit")?;
+    drop(b.close().await); // the backend does not answer that either
+    refused(h.soon_done("the end of the wait", waiting).await??, ErrorKind::Closed)?;
+    ensure(guard.is_held(), "lost to a waiter that is away")
 }
 
 /// L1, L11: a thousand tasks of one session try at once, and one of them gets it.
@@ -113,12 +132,12 @@ async fn incident_kazoo_429(h: Harness) -> Outcome {
     let guard = taken(&a, "x").await?;
     let lock = b.lock("x")?;
     let gives_up = h.spawn(async move { lock.acquire_within(millis(500)).await });
-    queued(&h, &a, "x", 1).await?;
-    let behind = asks(&h, c.lock("x")?);
+    h.waiters("x", 1).await?;
+    let behind = asks(&h, c.lock("x")?).await;
     // A limit that a loaded machine does not keep is an error, and leaves nothing either.
     let none = within("the limit", millis(500) + h.soon(), gives_up).await??;
     ensure(!matches!(none, Ok(Some(_))), "granted beside its holder")?;
-    queued(&h, &a, "x", 1).await?;
+    h.waiters("x", 1).await?;
     guard.release().await?;
     let next = h.soon_done("the turn of whoever stands behind", behind).await???;
     ensure(next.is_held(), "granted, and not held")
@@ -138,7 +157,7 @@ async fn incident_zk_49(h: Harness) -> Outcome {
             let none = task.await?;
             ensure(!matches!(none, Ok(Some(_))), "granted beside its holder")?;
         }
-        queued(&h, &a, "x", 0).await?;
+        h.waiters("x", 0).await?;
     }
     guard.release().await?;
     taken(&h.coordinator("c").await?, "x").await.map(|_| ())
@@ -146,8 +165,9 @@ async fn incident_zk_49(h: Harness) -> Outcome {
 
 /// L6, L2: a try that failed cleans up after itself, although its first attempts at that fail.
 async fn incident_kazoo_760(h: Harness) -> Outcome {
-    use crate::kit::{Call, Fate};
-    let (a, b) = h.pair().await?;
+    let a = h.coordinator("a").await?;
+    let b = h.builder("b").option("initial_reconnect_backoff", "5ms").option("max_reconnect_backoff", "20ms");
+    let b = h.keep(b).await?;
     let guard = taken(&a, "x").await?;
     for fate in [Fate::AnswerLost, Fate::RequestLost, Fate::Fails] {
         h.kit()?.next("b", Call::Request, 1, fate);
@@ -181,10 +201,10 @@ async fn incident_kazoo_315(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     let c = h.coordinator("c").await?;
     let guard = taken(&a, "x").await?;
-    let waiting = [asks(&h, b.lock("x")?), asks(&h, a.lock("x")?)];
-    queued(&h, &c, "x", 1).await?;
+    let waiting = [asks(&h, b.lock("x")?).await, asks(&h, a.lock("x")?).await];
+    h.waiters("x", 1).await?;
     for one in [&a, &b, &c] {
-        h.soon_done("the answer to a try", held_by_another(one, "x")).await??;
+        h.soon_done("the answer to a try", Box::pin(held_by_another(one, "x"))).await??;
     }
     guard.release().await?;
     for one in waiting {
@@ -199,14 +219,14 @@ async fn incident_kazoo_649(h: Harness) -> Outcome {
     let c = h.coordinator("c").await?;
     let reader = a.lock("x")?.shared().acquire().await?;
     for _ in 0..5 {
-        let writer = asks(&h, b.lock("x")?);
-        queued(&h, &a, "x", 1).await?;
-        let behind = asks(&h, c.lock("x")?.shared());
+        let writer = asks(&h, b.lock("x")?).await;
+        h.waiters("x", 1).await?;
+        let behind = asks(&h, c.lock("x")?.shared()).await;
         writer.abort();
         let other = within("the reader behind a writer that gave up", h.gone(), behind).await???;
         ensure(reader.is_held() && other.is_held(), "readers are not together")?;
         other.release().await?;
-        queued(&h, &a, "x", 0).await?;
+        h.waiters("x", 0).await?;
     }
     reader.release().await?;
     taken(&b, "x").await.map(|_| ())
@@ -216,7 +236,7 @@ async fn incident_kazoo_649(h: Harness) -> Outcome {
 async fn incident_kazoo_291(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     let guard = taken(&a, "x").await?;
-    let inner = asks(&h, a.lock("x")?);
+    let inner = asks(&h, a.lock("x")?).await;
     held_by_another(&a, "x").await?;
     ensure(!inner.is_finished(), "granted to its holder again")?;
     inner.abort();
@@ -243,7 +263,7 @@ async fn incident_opencti_17341(h: Harness) -> Outcome {
             }
             fine(())
         }));
-        queued(&h, &keeper, "x", n + 1).await?;
+        h.waiters("x", n + 1).await?;
     }
     guard.release().await?;
     within("every writer's turns", h.limit(secs(2)), async {
@@ -253,5 +273,5 @@ async fn incident_opencti_17341(h: Harness) -> Outcome {
         Outcome::Ok(())
     })
     .await??;
-    queued(&h, &keeper, "x", 0).await
+    h.waiters("x", 0).await
 }
