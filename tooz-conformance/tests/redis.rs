@@ -506,18 +506,27 @@ async fn certificates_are_verified() {
         let error = connect(&open, options).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
     }
-    let pair = format!("&tls_cert={}&tls_key={}", ours.file("client.pem").display(), ours.file("client.key").display());
+    let pair = format!(
+        "&tls_cert={}&tls_key={}",
+        ours.file("client.pem").display(),
+        ours.file("client.key").display()
+    );
     let b = connect(&closed, format!("{}{pair}", ca(&ours))).await.unwrap();
     assert!(b.lock("x").unwrap().try_acquire().await.unwrap().is_some());
     assert!(connect(&closed, ca(&ours)).await.is_err(), "a server that asks for a certificate got none");
     let half = format!("{}&tls_cert={}", ca(&ours), ours.file("client.pem").display());
     assert_eq!(connect(&closed, half).await.unwrap_err().kind(), ErrorKind::InvalidOption);
     let error = connect(&open, "&tls_ca=/nowhere/ca.pem".into()).await.unwrap_err();
-    assert!(error.kind() == ErrorKind::InvalidOption && error.to_string().contains("/nowhere/ca.pem"), "{error}");
+    assert!(
+        error.kind() == ErrorKind::InvalidOption && error.to_string().contains("/nowhere/ca.pem"),
+        "{error}"
+    );
     let plain = format!("redis://{}?tls_ca=/x", open.redis.address());
     let error = Coordinator::builder(plain, "a").connect().await.unwrap_err();
     assert!(error.to_string().contains("rediss://"), "{error}");
     // A server that speaks no TLS.
-    let error = Coordinator::builder(format!("rediss://{}?connect_timeout=5s", open.redis.address()), "a").connect().await;
+    let error = Coordinator::builder(format!("rediss://{}?connect_timeout=5s", open.redis.address()), "a")
+        .connect()
+        .await;
     assert!(error.is_err());
 }

@@ -55,9 +55,11 @@ fn meaning(error: &RedisError) -> (ErrorKind, &'static str, bool) {
         }
         Native::Server(_) | Native::Extension => by_code(error),
         Native::Io if error.is_connection_refusal() => (ErrorKind::Unavailable, "connection refused", false),
-        Native::Io if is_tls(error) => {
-            (ErrorKind::Denied, "the server's certificate is not accepted, or ours is not, or it speaks no TLS", false)
-        }
+        Native::Io if is_tls(error) => (
+            ErrorKind::Denied,
+            "the server's certificate is not accepted, or ours is not, or it speaks no TLS",
+            false,
+        ),
         Native::Io | Native::Client => (ErrorKind::Unavailable, "the connection failed", true),
         Native::Parse | Native::UnexpectedReturnType => {
             (ErrorKind::Corrupt, "the server answered what cannot be understood", true)

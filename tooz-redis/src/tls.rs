@@ -19,7 +19,8 @@ pub(crate) struct Tls {
 #[cfg(feature = "tls")]
 impl Tls {
     pub(crate) fn read(url: &BackendUrl) -> Result<Self> {
-        let file = |option: &'static str| url.option(option).map(|path| read(option, Path::new(path))).transpose();
+        let file =
+            |option: &'static str| url.option(option).map(|path| read(option, Path::new(path))).transpose();
         let client = match (file("tls_cert")?, file("tls_key")?) {
             (Some(cert), Some(key)) => Some((cert, key)),
             (None, None) => None,
@@ -37,7 +38,8 @@ fn refuse(option: &str, why: &str) -> Error {
 
 #[cfg(feature = "tls")]
 fn read(option: &str, path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|error| refuse(option, &format!("{} cannot be read", path.display())).caused_by(error))
+    std::fs::read(path)
+        .map_err(|error| refuse(option, &format!("{} cannot be read", path.display())).caused_by(error))
 }
 
 /// rustls panics if two providers are linked and none is chosen. A program that chose one keeps it.
@@ -55,7 +57,8 @@ pub(crate) fn open(info: ConnectionInfo, tls: Option<&Tls>) -> RedisResult<redis
     if let Some(tls) = tls {
         let client = tls.client.clone();
         let certificates = redis::TlsCertificates {
-            client_tls: client.map(|(cert, key)| redis::ClientTlsConfig { client_cert: cert, client_key: key }),
+            client_tls: client
+                .map(|(cert, key)| redis::ClientTlsConfig { client_cert: cert, client_key: key }),
             root_cert: tls.root.clone(),
         };
         return redis::Client::build_with_tls(info, certificates);

@@ -48,7 +48,9 @@ pub fn with_tls() -> Target {
         let start = || RedisTls::start(CERTIFICATES.as_ref().map_err(Clone::clone)?, false);
         Pool::new(start, |server| server.redis.clean())
     });
-    let missing = redis::program().err().or_else(|| find("openssl").is_none().then(|| "openssl is not installed".into()));
+    let missing = redis::program()
+        .err()
+        .or_else(|| find("openssl").is_none().then(|| "openssl is not installed".into()));
     let asked = AtomicBool::new(false);
     let fresh = move |_| {
         if !asked.swap(true, Ordering::SeqCst) {
