@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::kit::{Call, Fate, Kit};
@@ -73,6 +73,8 @@ struct Stage {
     redis: Lent<Redis>,
     proxies: Mutex<BTreeMap<Vec<u8>, Arc<Proxy>>>,
     slow: Mutex<Duration>,
+    /// While the server stands still: whose sessions are to be ended as soon as it goes on.
+    standing: Mutex<Option<Vec<(String, String)>>>,
 }
 
 impl fmt::Debug for Stage {
@@ -105,7 +107,12 @@ fn stage_of(url: &str) -> Arc<Stage> {
 
 impl Stage {
     fn set() -> Result<Self, String> {
-        Ok(Self { redis: SERVERS.lend()?, proxies: Mutex::default(), slow: Mutex::default() })
+        Ok(Self {
+            redis: SERVERS.lend()?,
+            proxies: Mutex::default(),
+            slow: Mutex::default(),
+            standing: Mutex::default(),
+        })
     }
 
     fn proxy(&self, member: &[u8]) -> Result<Arc<Proxy>, String> {
@@ -146,8 +153,13 @@ impl Backend {
     }
 }
 
-impl Kit for Backend {
-    fn expire(&self, namespace: &str, member: &str) {
+impl Backend {
+    fn standing(&self) -> MutexGuard<'_, Option<Vec<(String, String)>>> {
+        self.stage.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the sessions of a member; says how many there were.
+    fn end_sessions(&self, namespace: &str, member: &str) -> usize {
         let beat = format!("{namespace}_beats:{member}");
         let pattern = format!("{namespace}_rs:s:*");
         // The member's session is the one that its beat names; one that joined nothing is known by what it wrote itself.
@@ -162,7 +174,16 @@ impl Kit for Backend {
             }
         }
         self.command(&[b"DEL", beat.as_bytes()]);
-        assert!(expired > 0, "{member} has no session to expire");
+        expired
+    }
+}
+
+impl Kit for Backend {
+    fn expire(&self, namespace: &str, member: &str) {
+        if let Some(later) = &mut *self.standing() {
+            return later.push((namespace.to_owned(), member.to_owned()));
+        }
+        assert!(self.end_sessions(namespace, member) > 0, "{member} has no session to expire");
     }
 
     fn cut(&self, _: &str, member: &str) {
@@ -174,11 +195,17 @@ impl Kit for Backend {
     }
 
     fn pause(&self) {
+        self.standing().get_or_insert_default();
         self.stage.redis.server().stop();
     }
 
     fn resume(&self) {
         self.stage.redis.server().resume();
+        let later = self.standing().take();
+        for (namespace, member) in later.into_iter().flatten() {
+            // It may have ended by itself meanwhile.
+            self.end_sessions(&namespace, &member);
+        }
     }
 
     fn next(&self, member: &str, call: Call, times: u64, fate: Fate) {
