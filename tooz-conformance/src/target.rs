@@ -129,6 +129,14 @@ impl Target {
         target
     }
 
+    /// Its backend is not here: its cases are listed as *ignored*, and fail with `TOOZ_REQUIRE=all`. What it claims is
+    /// known all the same.
+    #[must_use]
+    pub fn missing_because(mut self, why: Option<String>) -> Self {
+        self.missing = why;
+        self
+    }
+
     /// Sessions end by time.
     #[must_use]
     pub fn ttl(mut self) -> Self {

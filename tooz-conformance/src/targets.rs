@@ -12,6 +12,10 @@ pub fn all() -> Vec<Target> {
     targets.push(sqlite::target());
     #[cfg(feature = "file")]
     targets.extend([file::target(), file::portable()]);
+    #[cfg(feature = "redis")]
+    targets.push(redis::target());
+    #[cfg(feature = "redis-tls")]
+    targets.push(redis::with_tls());
     targets
 }
 
@@ -189,3 +193,6 @@ pub mod file {
         Target::new("file+portable", |_| place("?backend=portable"))
     }
 }
+
+#[cfg(feature = "redis")]
+pub mod redis;

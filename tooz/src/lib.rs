@@ -10,5 +10,7 @@ pub use tooz_core::*;
 pub use tooz_file as file;
 #[cfg(feature = "memory")]
 pub use tooz_memory as memory;
+#[cfg(feature = "redis")]
+pub use tooz_redis as redis;
 #[cfg(feature = "sqlite")]
 pub use tooz_sqlite as sqlite;

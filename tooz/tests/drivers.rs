@@ -12,6 +12,7 @@ fn every_enabled_driver_is_registered() {
     let expected = [
         ("file", cfg!(feature = "file")),
         ("memory", cfg!(feature = "memory")),
+        ("redis", cfg!(feature = "redis")),
         ("sqlite", cfg!(feature = "sqlite")),
     ];
     for (scheme, enabled) in expected {

@@ -8,6 +8,10 @@
 mod launch;
 mod pool;
 mod proxy;
+#[cfg(feature = "redis")]
+pub mod redis;
+#[cfg(feature = "redis-tls")]
+pub mod redis_tls;
 
 pub use launch::{Launch, Server, find, free_port};
 pub use pool::{Lent, Pool};
