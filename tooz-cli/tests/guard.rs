@@ -4,7 +4,7 @@
 #[allow(unreachable_pub, clippy::redundant_pub_crate)]
 mod common;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
@@ -30,10 +30,27 @@ struct Guard {
     process: Running,
     orders: Option<File>,
     reports: BufReader<File>,
+    /// The command's group.
+    group: i32,
 }
 
 impl Guard {
+    /// With a command that has begun.
     fn start(place: &Place, grace: u32, first: &str, script: &str) -> Self {
+        let mut guard = Self::prepare(place, grace, first, script);
+        guard.order("begin");
+        guard
+    }
+
+    /// With a command that waits for the word to begin.
+    fn prepare(place: &Place, grace: u32, first: &str, script: &str) -> Self {
+        let mut guard = Self::unprepared(place, grace, first, script);
+        let report = guard.report();
+        guard.group = report.strip_prefix("started ").unwrap().parse().unwrap();
+        guard
+    }
+
+    fn unprepared(place: &Place, grace: u32, first: &str, script: &str) -> Self {
         let (their_input, orders) = std::io::pipe().unwrap();
         let (reports, their_output) = std::io::pipe().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_tooz"));
@@ -50,6 +67,7 @@ impl Guard {
             process,
             orders: Some(OwnedFd::from(orders).into()),
             reports: BufReader::new(OwnedFd::from(reports).into()),
+            group: 0,
         };
         guard.order(first);
         guard
@@ -76,7 +94,7 @@ fn the_group_is_asked_and_then_killed_before_the_deadline() {
     let end = now() + Duration::from_secs(3);
     let mut guard = Guard::start(&place, 2_000, &deadline(end), STUBBORN);
     let (command, child) = (place.number("command"), place.number("child"));
-    assert_eq!(guard.report(), format!("started {command}"));
+    assert_eq!(guard.group, command);
     eventually("SIGTERM came", || place.read("terms") == "term\n");
     assert!(now() + Duration::from_secs(2) >= end, "no earlier than the grace before the deadline");
     assert!(runs(command) && runs(child), "it is given the grace");
@@ -112,7 +130,6 @@ fn a_renewal_puts_the_end_off_until_sigterm_was_sent_and_not_afterwards() {
 fn without_a_deadline_the_command_ends_by_itself() {
     let place = Place::new();
     let mut guard = Guard::start(&place, 100, "deadline none", "exit 7");
-    assert!(guard.report().starts_with("started "));
     assert_eq!(guard.report(), "exited 7");
     assert_eq!(guard.process.code(), 0);
 }
@@ -136,7 +153,7 @@ fn an_order_to_end_ends_the_group_at_once() {
     place.number("child");
     guard.order("end");
     eventually("the group is gone", || !group_runs(command));
-    assert_eq!(guard.report(), format!("started {command}"));
+    assert_eq!(guard.group, command);
     assert_eq!(guard.report(), "signaled 9");
 }
 
@@ -156,7 +173,7 @@ fn a_stopped_guard_is_stood_in_for_by_the_launcher() {
 #[test]
 fn a_command_whose_deadline_has_passed_is_not_started() {
     let place = Place::new();
-    let mut guard = Guard::start(&place, 400, &deadline(now()), "echo 1 > $DIR/ran");
+    let mut guard = Guard::unprepared(&place, 400, &deadline(now()), "echo 1 > $DIR/ran");
     let mut last = guard.report();
     while last == "expired" {
         last = guard.report();
@@ -164,6 +181,36 @@ fn a_command_whose_deadline_has_passed_is_not_started() {
     assert_eq!(last, "signaled 9");
     guard.process.code();
     assert!(!place.path("ran").exists());
+}
+
+/// A command that nobody above it knows of cannot be ended by them: it begins when `tooz` has heard of it.
+#[test]
+fn a_command_begins_when_it_is_known() {
+    let place = Place::new();
+    let mut guard = Guard::prepare(&place, 100, "deadline none", "echo 1 > $DIR/ran; exit 7");
+    let first = fs::read_to_string(format!("/proc/{}/cmdline", guard.group)).unwrap();
+    assert!(first.starts_with("tooz\0__exec\0"), "{first:?} has begun unasked");
+    guard.order("begin");
+    assert_eq!(guard.report(), "exited 7");
+    assert!(place.path("ran").exists());
+}
+
+#[test]
+fn a_command_that_never_began_ends_with_those_above_it() {
+    for also_the_launcher in [false, true] {
+        let place = Place::new();
+        let guard = Guard::prepare(&place, 100, "deadline none", "echo 1 > $DIR/ran; sleep 60");
+        // None may act upon the end of the other, as if both ended in one moment.
+        let launcher = parent(guard.group);
+        let victims = [Some(guard.process.pid().as_raw()), also_the_launcher.then_some(launcher)];
+        for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+            for pid in victims.into_iter().flatten() {
+                kill(Pid::from_raw(pid), signal).unwrap();
+            }
+        }
+        eventually("nobody is left", || !group_runs(guard.group) && !runs(launcher));
+        assert!(!place.path("ran").exists(), "it began though nobody could have ended it");
+    }
 }
 
 #[test]
@@ -175,7 +222,7 @@ fn a_mangled_order_changes_nothing() {
         guard.order(line);
     }
     guard.order("end");
-    assert_eq!(guard.report(), format!("started {command}"));
+    assert_eq!(guard.group, command);
     assert_eq!(guard.report(), "signaled 9");
 }
 
@@ -190,6 +237,6 @@ fn ordinary_signals_do_not_reach_guard_or_launcher() {
         kill(launcher, signal).unwrap();
     }
     guard.order("end");
-    assert_eq!(guard.report(), format!("started {command}"));
+    assert_eq!(guard.group, command);
     assert_eq!(guard.report(), "signaled 9", "both live and do their work");
 }

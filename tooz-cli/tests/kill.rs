@@ -1,12 +1,12 @@
 //! `kill -9` of `tooz`, of its guard and of both, and SIGSTOP: nothing of the command outlives its lock.
-#![allow(clippy::unwrap_used)] // a test may panic, and so may its helpers
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)] // a test may panic, and so may its helpers
 
 #[allow(unreachable_pub, clippy::redundant_pub_crate)]
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use common::{LIMIT, Place, Running, group, is_stopped, parent, runs, within};
+use common::{LIMIT, Place, Running, below, children, group, is_stopped, parent, runs, within};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -93,6 +93,42 @@ fn nobody_survives_both_in_either_order() {
 fn nobody_survives_any_two_of_the_three() {
     nobody_survives("tooz and the launcher", |scene| vec![scene.tooz.pid().as_raw(), scene.launcher]);
     nobody_survives("the launcher and the guard", |scene| vec![scene.launcher, scene.guard]);
+}
+
+/// Whoever dies while the command is being started, in whatever moment of that: it runs under three that live, or not
+/// at all.
+#[test]
+fn nobody_survives_a_kill_during_the_start() {
+    for round in 0..48 {
+        let place = Place::new();
+        let tooz = Running::start(place.tooz(&["lock", "x", "--", "sh", "-c", FAMILY]));
+        let mut chain = [tooz.pid().as_raw(); 3];
+        for depth in 1..3 {
+            within(LIMIT, "guard and launcher are started", || {
+                chain[depth] = children(chain[depth - 1]).first().copied().unwrap_or(0);
+                chain[depth] != 0
+            });
+        }
+        // From the launcher's first breath to a command that has long begun.
+        let moment = Instant::now() + Duration::from_micros(400) * round;
+        while Instant::now() < moment {
+            std::hint::spin_loop();
+        }
+        let [_, guard, launcher] = chain;
+        let victims = if round % 2 == 0 { [launcher, guard] } else { [guard, launcher] };
+        for victim in victims {
+            let _ = kill(Pid::from_raw(victim), Signal::SIGKILL); // gone already: the other took it with it
+        }
+        let end = Instant::now() + AT_MOST;
+        let mut left = below(&place);
+        while !left.is_empty() && Instant::now() < end {
+            left = below(&place);
+        }
+        for &pid in &left {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL); // not into the next test
+        }
+        assert!(left.is_empty(), "round {round}: {left:?} outlived guard and launcher");
+    }
 }
 
 #[test]

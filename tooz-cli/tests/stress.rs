@@ -8,7 +8,7 @@ mod common;
 
 use std::fs;
 
-use common::{Place, Running, eventually};
+use common::{Backend, Place, Running, eventually};
 use nix::sys::signal::Signal;
 
 /// Says who is at work, reads the counter, waits a little so that an overlap would show, writes it back by rename, and only then logs
@@ -25,10 +25,19 @@ const INCREMENT: &str = r#"
 "#;
 
 #[test]
-fn no_update_is_lost_or_done_twice() {
+fn no_update_is_lost_or_done_twice_on_sqlite() {
+    no_update_is_lost_or_done_twice(Backend::Sqlite);
+}
+
+#[test]
+fn no_update_is_lost_or_done_twice_on_file() {
+    no_update_is_lost_or_done_twice(Backend::File);
+}
+
+fn no_update_is_lost_or_done_twice(backend: Backend) {
     let size: usize =
-        std::env::var("TOOZ_STRESS").map_or(60, |text| text.parse().expect("TOOZ_STRESS: a number"));
-    let place = Place::new();
+        std::env::var("TOOZ_STRESS").map_or(45, |text| text.parse().expect("TOOZ_STRESS: a number"));
+    let place = Place::on(backend);
     fs::write(place.path("counter"), "0\n").unwrap();
     let mut all: Vec<_> = (0..size)
         .map(|_| Running::start(place.tooz(&["lock", "counter", "--", "sh", "-c", INCREMENT])))
@@ -82,7 +91,7 @@ fn no_update_is_lost_or_done_twice() {
     values.dedup();
     assert!(values.into_iter().take(last).eq(1..=last as u64), "each value was reached: {done:?}");
     println!(
-        "{size} processes, {killed} killed ({at_work} of them at work), {succeeded} succeeded, the counter shows {last}"
+        "{backend:?}: {size} processes, {killed} killed ({at_work} of them at work), {succeeded} succeeded, the counter shows {last}"
     );
     assert_eq!(
         place.run(&["lock", "--try", "counter", "--", "true"]).code,

@@ -48,6 +48,8 @@ enum Extra {
     Kit,
     /// Files that can be looked at.
     Files,
+    /// A way to make a session die without a word: a [`Kit`](crate::Kit), or processes to be killed.
+    Deaths,
 }
 
 /// One promise of the contract, put to the test.
@@ -117,6 +119,12 @@ impl Case {
     /// Needs to look at the backend's files.
     pub(crate) const fn files(mut self) -> Self {
         self.extra = Extra::Files;
+        self
+    }
+
+    /// Lets a session die without a word, see [`Victim`](crate::Victim).
+    pub(crate) const fn deaths(mut self) -> Self {
+        self.extra = Extra::Deaths;
         self
     }
 
@@ -201,6 +209,7 @@ impl Case {
         match self.extra {
             Extra::Kit if !target.has_kit() => return Some("needs a fault kit".into()),
             Extra::Files if !target.has_files() => return Some("needs a backend in files".into()),
+            Extra::Deaths if !target.has_deaths() => return Some("needs a fault kit or processes".into()),
             _ => {}
         }
         (self.clock == Clock::Virtual && !target.can_virtual_clock())

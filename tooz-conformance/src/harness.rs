@@ -6,15 +6,16 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tooz_core::driver::{Driver, InstanceId, OpenSession, Session};
+use tooz_core::driver::{Driver, InstanceId, LockKey, OpenSession, Session};
 use tooz_core::entropy::Entropy;
-use tooz_core::{Builder, Characteristics, Coordinator, MemberId, Runtime};
+use tooz_core::{Builder, Characteristics, Coordinator, Error, GroupId, LockName, MemberId, Runtime};
 
 use crate::case::{Failure, Outcome};
 use crate::kit::Kit;
 use crate::process::Process;
 use crate::target::{Place, Target, Time};
 use crate::tools::{eventually, within};
+use crate::victim::Victim;
 
 /// A backend of its own, and everything that a case does with it. A cheap clone.
 #[derive(Clone, Debug)]
@@ -27,6 +28,7 @@ struct Inner {
     place: Place,
     kit: Option<Box<dyn Kit>>,
     namespace: String,
+    clocks_stop: bool,
     opened: Mutex<Opened>,
 }
 
@@ -34,6 +36,8 @@ struct Inner {
 struct Opened {
     coordinators: Vec<Coordinator>,
     drivers: Vec<Arc<dyn Driver>>,
+    /// The one of them that looks who waits.
+    looking: Option<Arc<dyn Driver>>,
     seed: u64,
 }
 
@@ -48,6 +52,7 @@ impl Harness {
             kit,
             place,
             namespace,
+            clocks_stop: target.clocks_stop,
             opened: Mutex::default(),
         })))
     }
@@ -165,6 +170,14 @@ impl Harness {
         Process::start(&self.0.place.url_of(member.as_bytes()), self.namespace(), member).await
     }
 
+    /// Somebody who is going to die without a word.
+    ///
+    /// # Errors
+    /// It cannot be started: the case lacks its `.deaths()`.
+    pub async fn victim(&self, member: &str) -> Outcome<Victim> {
+        Victim::start(self, member).await
+    }
+
     /// The ttl of sessions, as the URL says it.
     pub fn ttl(&self) -> Option<Duration> {
         let url = tooz_core::BackendUrl::parse(self.url()).ok()?;
@@ -195,6 +208,16 @@ impl Harness {
     /// Lets time pass, because the promise is about what time alone does.
     pub async fn pass(&self, time: Duration) {
         tokio::time::sleep(time).await;
+    }
+
+    /// The machine was suspended, on the virtual clock: the clocks of all coordinators jump, and no timer notices.
+    pub fn suspend(&self, time: Duration) {
+        for (place, coordinator) in self.opened().coordinators.iter().enumerate() {
+            // The first to connect brings the backend's clock.
+            if place == 0 || !self.0.clocks_stop {
+                coordinator.simulate_suspend(time);
+            }
+        }
     }
 
     /// Waits until `check` says yes; it is to happen at once.
@@ -231,11 +254,61 @@ impl Harness {
         Stopwatch(tokio::time::Instant::now())
     }
 
-    /// Lets every task run that can. On the virtual clock what was sent has arrived after it; on a real backend it
-    /// is only likely. Where it has not, a case proves less or turns red.
-    pub async fn settle(&self) {
-        let pause = if self.is_virtual() { Duration::from_millis(1) } else { Duration::from_millis(20) };
-        tokio::time::sleep(pause).await;
+    /// Starts a task, and returns when it has been polled once: what it does before it first waits is done.
+    pub async fn started<F>(&self, future: F) -> tokio::task::JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        let (tell, polled) = tokio::sync::oneshot::channel();
+        let mut tell = Some(tell);
+        let mut future = Box::pin(future);
+        let task = self.spawn(std::future::poll_fn(move |cx| {
+            let poll = future.as_mut().poll(cx);
+            if let Some(tell) = tell.take() {
+                let _ = tell.send(()); // nobody listens: the case has ended
+            }
+            poll
+        }));
+        let _ = polled.await; // an error: it panicked, and whoever awaits the task learns it
+        task
+    }
+
+    /// Waits until exactly `n` coordinators wait for the lock, as the backend says. Tasks of one coordinator
+    /// count as one, and not at all while their coordinator holds the lock.
+    ///
+    /// # Errors
+    /// It did not come to be.
+    pub async fn waiters(&self, lock: &str, n: u64) -> Outcome {
+        self.queue(LockKey::Named(LockName::new(lock)?), n).await
+    }
+
+    /// Waits until exactly `n` coordinators wait to lead the group, as the backend says.
+    ///
+    /// # Errors
+    /// It did not come to be.
+    pub async fn candidates(&self, group: &str, n: u64) -> Outcome {
+        self.queue(LockKey::Leader(GroupId::new(group)?), n).await
+    }
+
+    async fn queue(&self, key: LockKey, n: u64) -> Outcome {
+        let known = self.opened().looking.clone();
+        let driver = match known {
+            Some(driver) => driver,
+            None => self.driver().await?,
+        };
+        self.opened().looking = Some(Arc::clone(&driver));
+        self.soon_true(&format!("{n} wait for {key}"), async || {
+            match driver.locks().holders(&key).await?.waiters {
+                Some(waiters) => Ok::<_, Error>(waiters == n),
+                // It cannot say who waits: all that is left is to give the wish time to arrive.
+                None => {
+                    self.pass(Duration::from_millis(20)).await;
+                    Ok(true)
+                }
+            }
+        })
+        .await
     }
 
     /// Ends everything that the case opened.

@@ -21,8 +21,9 @@ pub(crate) fn if_helper() -> Option<ExitCode> {
     })
 }
 
-#[derive(Default)]
-struct Held {
+/// What was acquired by order.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
     guards: BTreeMap<String, LockGuard>,
     leads: BTreeMap<String, Leadership>,
 }
@@ -55,7 +56,8 @@ fn say(line: &str) -> Outcome {
     Ok(output.flush()?)
 }
 
-async fn obey(c: &Coordinator, held: &mut Held, words: &[&str]) -> Outcome<String> {
+/// Does what a line of words says, here or in a process of its own.
+pub(crate) async fn obey(c: &Coordinator, held: &mut Held, words: &[&str]) -> Outcome<String> {
     let guard = |held: &Held, name: &str| held.guards.get(name).map(LockGuard::is_held);
     Ok(match *words {
         ["join", group] => {
@@ -70,6 +72,12 @@ async fn obey(c: &Coordinator, held: &mut Held, words: &[&str]) -> Outcome<Strin
         }
         ["share", name] => {
             let guard = c.lock(name)?.shared().acquire().await?;
+            let answer = guard.token().to_string();
+            held.guards.insert(name.to_owned(), guard);
+            answer
+        }
+        ["permit", name, limit] => {
+            let guard = c.lock(name)?.permits(limit.parse()?)?.acquire().await?;
             let answer = guard.token().to_string();
             held.guards.insert(name.to_owned(), guard);
             answer

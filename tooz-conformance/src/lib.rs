@@ -18,6 +18,7 @@ pub mod simulation;
 mod target;
 pub mod targets;
 mod tools;
+mod victim;
 
 pub use case::{Case, Failure, Outcome, Running};
 pub use harness::{Harness, Stopwatch, random};
@@ -26,3 +27,4 @@ pub use process::Process;
 pub use runner::{main, run, run_within};
 pub use target::{Place, Target, Time};
 pub use tools::{dropped_after, ensure, eventually, within};
+pub use victim::Victim;

@@ -96,6 +96,7 @@ pub struct Target {
     files: bool,
     virtual_clock: bool,
     prefers_virtual: bool,
+    pub(crate) clocks_stop: bool,
     missing: Option<String>,
 }
 
@@ -115,6 +116,7 @@ impl Target {
             files: false,
             virtual_clock: false,
             prefers_virtual: false,
+            clocks_stop: false,
             missing: None,
         };
         match (target.fresh)(Time::Real).and_then(|place| claims(&place).map(|claimed| (place, claimed))) {
@@ -156,6 +158,13 @@ impl Target {
         self
     }
 
+    /// A planted defect: while the machine is suspended the clocks of all coordinators but the first stand still.
+    #[must_use]
+    pub fn clocks_stop(mut self) -> Self {
+        self.clocks_stop = true;
+        self
+    }
+
     /// Its name, the first part of each test's name.
     pub fn name(&self) -> &str {
         &self.name
@@ -174,6 +183,11 @@ impl Target {
     /// Whether its backend can be hurt.
     pub fn has_kit(&self) -> bool {
         self.kit.is_some()
+    }
+
+    /// Whether a session can die without a word.
+    pub fn has_deaths(&self) -> bool {
+        self.has_kit() || self.characteristics.contains(Characteristics::DISTRIBUTED_ACROSS_PROCESSES)
     }
 
     /// Whether its backend stands in files.

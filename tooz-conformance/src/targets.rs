@@ -33,8 +33,16 @@ pub mod memory {
             .virtual_clock(false)
     }
 
-    /// Sessions with a ttl, on the virtual clock; `fault` is empty or one of the driver's deliberate faults.
+    /// The fault of a machine on which the members' clocks stand still while it is suspended. The driver knows
+    /// nothing of it.
+    pub const CLOCKS_STOP: &str = "clocks-stop";
+
+    /// Sessions with a ttl, on the virtual clock; `fault` is empty, one of the driver's deliberate faults, or
+    /// [`CLOCKS_STOP`].
     pub fn with_ttl(fault: &str) -> Target {
+        if fault == CLOCKS_STOP {
+            return with_ttl("").clocks_stop();
+        }
         let fault = if fault.is_empty() { String::new() } else { format!("&fault={fault}") };
         Target::new("memory+ttl", move |time| {
             // On the real clock somebody waits for it.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tooz_conformance::{Case, cases, run_within, targets};
 
-/// Each fault of `memory://…?fault=`, and the case that is there for it. All that turn red stand in `FAULTS.md`.
+/// Each fault of `memory://…?fault=` and that of the machine, and the case that is there for it. All that turn red stand in `FAULTS.md`.
 const FAULTS: &[(&str, &str)] = &[
     ("two-holders", "lock_is_exclusive"),
     ("stale-release", "release_twice_leaves_the_next_holder_alone"),
@@ -25,6 +25,24 @@ const FAULTS: &[(&str, &str)] = &[
     ("deadline-late", "the_deadline_is_before_the_backends"),
     ("group-ids-fold", "group_ids_are_any_bytes"),
     ("namespace-leak", "namespaces_are_disjoint"),
+    ("deadline-from-reply", "the_deadline_is_before_the_backends"),
+    ("unknown-is-failure", "a_lost_answer_leaves_no_lock"),
+    ("unknown-is-success", "a_lost_answer_to_a_release_is_repaired"),
+    ("late-update", "what_is_delivered_is_the_membership"),
+    ("resume-too-far", "what_is_delivered_is_the_membership"),
+    ("resume-too-early", "two_watches_do_not_take_from_each_other"),
+    ("place-lost", "a_waiting_acquirer_survives_a_loss"),
+    ("too-many-permits", "permits_are_limited"),
+    ("renews-the-dead", "after_a_loss_groups_are_joined_again"),
+    ("dead-waiter", "a_crashed_waiter_is_in_nobodys_way"),
+    ("orphan-lock", "a_crashed_leader_is_followed"),
+    ("last-first", "coordinators_are_served_in_order"),
+    ("deletion-untold", "a_deleted_group_ends_its_watch"),
+    ("loss-untold", "watchers"),
+    ("close-leaks", "close_leaves_and_releases"),
+    ("leave-ignored", "leave"),
+    ("tokens-restart", "tokens_grow_across_ends_of_any_kind"),
+    (targets::memory::CLOCKS_STOP, "a_suspended_machine_holds_nothing"),
 ];
 
 /// What no fault of these has anything to do with.

@@ -347,7 +347,9 @@ fn watched(seen: &[Seen]) -> Story {
     story.fact(Fact::Created { group: GROUP });
     story.fact(Fact::Joined { group: GROUP, record: record(B, 1, 0) });
     story.fact(Fact::Joined { group: GROUP, record: record(A, 2, 0) });
+    let updated = story.call(A, Asked::Update(GROUP, 7));
     story.fact(Fact::Updated { group: GROUP, record: record(A, 2, 7) });
+    story.answer(updated, Outcome::Ok(Answer::Done));
     story.fact(Fact::Left { group: GROUP, record: record(A, 2, 7) });
     story.fact(Fact::Joined { group: GROUP, record: record(A, 3, 0) });
     let mut watch = Watch { client: A, group: GROUP, seen: Vec::new(), at_rest: None };
@@ -421,6 +423,83 @@ fn a_stale_read_of_a_member_has_no_order() {
     let stale = story.tell(B, Asked::Read(GROUP, A), Outcome::Ok(Answer::Value(Some(1))));
     story.has_no_order(Some(stale));
     assert!(new < stale);
+}
+
+/// A member of one group, with an update that is answered as `outcome` after `facts`.
+fn updated(facts: &[Fact], outcome: Outcome) -> (Story, OperationId) {
+    let mut story = Story::begin();
+    story.fact(Fact::Created { group: GROUP });
+    story.fact(Fact::Joined { group: GROUP, record: record(A, 1, 1) });
+    let id = story.call(A, Asked::Update(GROUP, 2));
+    for fact in facts {
+        story.fact(*fact);
+    }
+    story.answer(id, outcome);
+    (story, id)
+}
+
+#[test]
+fn an_update_is_done_once_and_while_it_runs_or_refused() {
+    let done = || Outcome::Ok(Answer::Done);
+    let published = Fact::Updated { group: GROUP, record: record(A, 1, 2) };
+    updated(&[published], done()).0.is_right();
+    updated(&[published], Outcome::Unknown).0.is_right();
+    updated(&[], Outcome::Unknown).0.is_right();
+    updated(&[], Outcome::Fail(ErrorKind::Unavailable)).0.is_right();
+    let (story, id) = updated(&[], done());
+    story.shows("G5", Some(id));
+    let (story, id) = updated(&[published], Outcome::Fail(ErrorKind::Unavailable));
+    story.shows("H", Some(id));
+    // The same once more is no change; what was replaced must not come back.
+    updated(&[published, published], done()).0.is_right();
+    let (mut story, id) = updated(&[published], done());
+    let newer = story.call(A, Asked::Update(GROUP, 3));
+    story.fact(Fact::Updated { group: GROUP, record: record(A, 1, 3) });
+    story.answer(newer, done());
+    story.is_right();
+    story.fact(published);
+    story.shows("G5", Some(id));
+    let (mut story, _) = updated(&[], Outcome::Unknown);
+    story.fact(Fact::Updated { group: GROUP, record: record(A, 1, 9) });
+    story.shows("G5", None);
+}
+
+/// An update while its coordinator is without a session is noted, and published with the rejoin.
+#[test]
+fn an_update_between_a_loss_and_the_rejoin_is_published_with_the_rejoin() {
+    let left = Fact::Left { group: GROUP, record: record(A, 1, 1) };
+    // Nor does it matter that another call of the same coordinator joined meanwhile.
+    let joined = Fact::Joined { group: GROUP, record: record(A, 2, 3) };
+    let left_again = Fact::Left { group: GROUP, record: record(A, 2, 3) };
+    let (mut story, _) = updated(&[left, joined, left_again], Outcome::Ok(Answer::Done));
+    story.fact(Fact::Joined { group: GROUP, record: record(A, 3, 2) });
+    story.is_right();
+    // But it makes no member of somebody who left.
+    let risen = Fact::Joined { group: GROUP, record: record(A, 2, 2) };
+    let (story, id) = updated(&[left, risen], Outcome::Ok(Answer::Done));
+    story.shows("G5", Some(id));
+}
+
+#[test]
+fn one_permit_too_many_is_named_although_nobody_claims_it() {
+    let mut story = Story::begin();
+    for (number, clean) in [(1, true), (2, true), (3, false)] {
+        story.grant(A, Mode::Permit(2), number);
+        let found = story.violations();
+        assert_eq!(found.iter().all(|violation| violation.clause != "L15"), clean, "{found:?}");
+    }
+}
+
+#[test]
+fn a_release_that_is_refused_and_done_is_named() {
+    let mut story = Story::begin();
+    let held = story.call(A, Story::ask(Mode::Exclusive));
+    let attempt = story.grant(A, Mode::Exclusive, 1);
+    story.answer(held, Outcome::Ok(Answer::Granted(1)));
+    let released = story.call(A, Asked::Release { hold: held });
+    story.free(A, attempt, 1, End::Released);
+    story.answer(released, Outcome::Fail(ErrorKind::Unavailable));
+    story.shows("H", Some(released));
 }
 
 /// `cargo test -p tooz-conformance --release --test history -- --ignored --nocapture`: below a second is the goal.

@@ -76,6 +76,8 @@ enum Source {
 /// INVARIANT: `taken` and `simulated` only grow, so the clock never goes back.
 struct Suspended {
     initial: Duration,
+    /// What tokio's clock showed when the time spent suspended was last read.
+    read_at: Option<Duration>,
     taken: Duration,
     simulated: Duration,
 }
@@ -93,7 +95,12 @@ impl Clock {
         Self(Arc::new(Source::Tokio {
             origin: tokio::time::Instant::now(),
             wall,
-            suspended: Mutex::new(Suspended { initial, taken: initial, simulated: Duration::ZERO }),
+            suspended: Mutex::new(Suspended {
+                initial,
+                read_at: None,
+                taken: initial,
+                simulated: Duration::ZERO,
+            }),
         }))
     }
 
@@ -108,13 +115,18 @@ impl Clock {
             Source::Boot => Instant(boot_time()),
             Source::Tokio { origin, suspended, .. } => {
                 let mut suspended = suspended.lock().unwrap_or_else(PoisonError::into_inner);
-                let seen = time_suspended();
-                if seen > suspended.taken + SUSPEND_GRAIN {
-                    suspended.taken = seen;
+                // An origin of its own keeps differences representable: nothing is ever before zero.
+                let passed = origin.elapsed();
+                // A clock that has not moved since is a virtual one at rest: no machine falls asleep and wakes within
+                // a nanosecond, and asking the kernel was a tenth of what a simulation cost.
+                if suspended.read_at.replace(passed) != Some(passed) {
+                    let seen = time_suspended();
+                    if seen > suspended.taken + SUSPEND_GRAIN {
+                        suspended.taken = seen;
+                    }
                 }
                 let slept = suspended.taken.saturating_sub(suspended.initial) + suspended.simulated;
-                // An origin of its own keeps differences representable: nothing is ever before zero.
-                Instant(origin.elapsed() + slept)
+                Instant(passed + slept)
             }
         }
     }

@@ -13,8 +13,8 @@ use tokio::sync::Notify;
 use crate::driver::{Admission, Grant, LockKey, LockMode, admits};
 use crate::{Error, ErrorKind, FencingToken, Result};
 
-/// Names that nobody uses any more keep their last token until there are this many; it is what a token that goes
-/// back is noticed by, and 4096 names cost less than a megabyte.
+/// Names that nobody uses any more are kept with their last tokens until there are this many; it is what a token that
+/// goes back is noticed by, and 4096 names cost less than a megabyte.
 const REMEMBERED: usize = 4096;
 
 /// The local queues of a coordinator.
@@ -82,19 +82,12 @@ impl Queue {
     }
 
     fn let_pass(&mut self) {
-        while let Some(first) = self.waiting.front() {
-            if !self.may_pass(first.mode) {
-                return;
-            }
-            if let Some(first) = self.waiting.pop_front() {
-                self.passed.push(Passed {
-                    id: first.id,
-                    mode: first.mode,
-                    stage: Stage::Asking,
-                    leaving: false,
-                });
-                first.passed.notify_one();
-            }
+        // At most one: nobody may pass beside one that asks.
+        if self.waiting.front().is_some_and(|first| self.may_pass(first.mode))
+            && let Some(first) = self.waiting.pop_front()
+        {
+            self.passed.push(Passed { id: first.id, mode: first.mode, stage: Stage::Asking, leaving: false });
+            first.passed.notify_one();
         }
     }
 }
@@ -237,7 +230,7 @@ impl Drop for Ticket {
         queue.let_pass();
         queue.changed.notify_waiters();
         let idle = |queue: &Queue| queue.waiting.is_empty() && queue.passed.is_empty();
-        if idle(queue) && (queue.any.is_none() || queues.keys.len() > REMEMBERED) {
+        if idle(queue) && queues.keys.len() > REMEMBERED {
             queues.keys.remove(&self.key);
         }
     }

@@ -152,15 +152,13 @@ impl Heart {
     pub fn start(&self) {
         self.0.beating.store(true, Ordering::Release);
         self.0.command(Command::Wake);
-        // Whoever waits for a session looks again.
-        self.0.phase.send_modify(|_| {});
     }
 
     /// Stops beating by itself: the session is lost at its deadline unless
     /// [`Coordinator::heartbeat`](crate::Coordinator::heartbeat) is called in time.
     pub fn stop(&self) {
         self.0.beating.store(false, Ordering::Release);
-        self.0.command(Command::Wake);
+        // Whoever waits for the heart, or for a session that only the heart would open, looks again.
         self.0.phase.send_modify(|_| {});
     }
 

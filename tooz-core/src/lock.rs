@@ -326,9 +326,7 @@ async fn contend(
             Patience::Forever => error.is_retryable() && (heard || error.kind() == ErrorKind::SessionLost),
         };
         if !again {
-            if !error.is_indeterminate() && !error.is_retryable() {
-                entry.done(); // refused: nothing was written
-            }
+            // Whatever the error says, there may be a place in the queue: the keeper withdraws the attempt.
             return Err(error);
         }
         tracing::debug!(%error, %key, "asking for the lock again");
@@ -413,7 +411,13 @@ impl<'a> Entry<'a> {
         }
         ticket.set_stage(Stage::Granted);
         match self.tenure.accept(grant, ticket) {
-            Ok(state) => Ok(Ok(state)),
+            Ok(state) => {
+                if state.grant.proved_at.is_some() {
+                    // Its own deadline may be earlier than anything that the keeper waits for.
+                    self.shared.command(Command::Wake);
+                }
+                Ok(Ok(state))
+            }
             Err(ticket) => {
                 self.ticket = Some(ticket);
                 Ok(Err(self.withdraw().await?))
@@ -439,9 +443,8 @@ impl<'a> Entry<'a> {
         self.ticket.take().ok_or_else(|| Error::from(ErrorKind::Closed))
     }
 
-    /// Nothing was left behind.
+    /// Nothing was left behind, and it never waited.
     fn done(mut self) {
-        self.tenure.stop_waiting(self.attempt);
         self.ticket = None;
     }
 }

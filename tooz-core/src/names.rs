@@ -76,13 +76,19 @@ fn check(what: &str, bytes: &[u8]) -> Result<()> {
     }
 }
 
+/// Whether it would break a line, or show the rest of it in another order (N. Boucher and R. Anderson, *Trojan
+/// Source*, 2021).
+fn is_unsafe(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// UTF-8 text stays readable; control characters, quotes and what is not UTF-8 are escaped.
 fn write_escaped(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     for chunk in bytes.utf8_chunks() {
         for character in chunk.valid().chars() {
             match character {
                 '\\' | '"' => write!(f, "\\{character}")?,
-                c if c.is_control() => write!(f, "{}", c.escape_default())?,
+                c if is_unsafe(c) => write!(f, "{}", c.escape_default())?,
                 c => write!(f, "{c}")?,
             }
         }

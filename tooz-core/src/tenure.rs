@@ -146,9 +146,6 @@ impl Tenure {
     /// A request that was sent at `sent` proved this session and the `listed` grants. `false`: too late.
     pub(crate) fn prove(&self, sent: Instant, listed: &[(LockKey, AttemptId)]) -> bool {
         let inner = self.inner();
-        if self.ended.get().is_some() {
-            return false;
-        }
         if self.passed(self.deadline_at()) {
             self.ended.set(self.expiry());
             return false;
@@ -156,8 +153,7 @@ impl Tenure {
         self.proved.fetch_max(sent.nanos(), Ordering::AcqRel);
         for (_, attempt) in listed {
             // One whose own deadline has passed stays lost; the keeper takes it out.
-            let living = inner.grants.get(attempt).filter(|state| state.ended.get().is_none());
-            let proved = living.and_then(|state| state.proved.as_ref());
+            let proved = inner.grants.get(attempt).and_then(|state| state.proved.as_ref());
             if let Some(proved) = proved.filter(|proved| !self.passed_from(proved)) {
                 proved.fetch_max(sent.nanos(), Ordering::AcqRel);
             }
@@ -185,7 +181,6 @@ impl Tenure {
         let (session, grants) = {
             let mut inner = self.inner();
             self.ended.set(reason.clone());
-            inner.waiting.clear();
             (inner.session.take(), std::mem::take(&mut inner.grants))
         };
         let reason = self.ended.get().unwrap_or(reason);
@@ -305,7 +300,7 @@ impl GrantState {
         tokio::select! {
             biased; // the grant's own reason says more than the session's
             reason = self.ended.wait() => reason,
-            reason = self.tenure.lost() => self.ended.get().cloned().unwrap_or(reason),
+            reason = self.tenure.lost() => reason,
         }
     }
 

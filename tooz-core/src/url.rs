@@ -39,6 +39,14 @@ fn decode(what: &str, text: &str) -> Result<String> {
     Ok(decoded.map_err(|_| invalid(format!("the {what} is not UTF-8 after percent-decoding")))?.into_owned())
 }
 
+/// One option of the query, as forms encode it. Not through the `form_urlencoded` crate: it replaces what is not
+/// UTF-8, and two different namespaces would become the same one.
+fn option(part: &str) -> Result<(String, String)> {
+    let (name, value) = part.split_once('=').unwrap_or((part, ""));
+    let read = |text: &str| decode("name or value of an option", &text.replace('+', " "));
+    Ok((read(name)?, read(value)?))
+}
+
 impl BackendUrl {
     /// Reads a URL.
     ///
@@ -64,6 +72,14 @@ impl BackendUrl {
             Some(slash) => rest.split_at(slash),
             None => (rest, ""),
         };
+        // `user:12/rest@host`: what looks like a host and a port is the beginning of a password, and its end would be
+        // shown as a path or an option.
+        if authority.contains([':', '@']) && (path.contains('@') || query.contains('@')) {
+            return Err(invalid(
+                "there is an '@' behind the first '/' or '?'; in a password write %2F for '/', %3F for '?' and %40 for \
+                 '@', and in a path or an option %40 for '@'",
+            ));
+        }
         let (userinfo, hosts) = match authority.rsplit_once('@') {
             Some((userinfo, hosts)) => (Some(userinfo), hosts),
             None => (None, authority),
@@ -85,7 +101,7 @@ impl BackendUrl {
             password,
             hosts,
             path: percent_decode_str(path).collect(),
-            options: form_urlencoded::parse(query.as_bytes()).into_owned().collect(),
+            options: query.split('&').filter(|part| !part.is_empty()).map(option).collect::<Result<_>>()?,
         })
     }
 
@@ -142,7 +158,8 @@ impl BackendUrl {
             [host, ..] => {
                 return Err(invalid(format!(
                     "{}:// takes a path, not the host \"{}\"; write {0}:///absolute/path or {0}://./relative/path",
-                    self.scheme, host.name
+                    self.scheme,
+                    host.name.escape_debug()
                 )));
             }
         };
@@ -202,10 +219,10 @@ impl Host {
     }
 }
 
-/// Whether an option's value must not be shown.
+/// Whether an option's value must not be shown. Hiding one that is none costs nothing.
 fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    ["password", "secret", "token", "credential", "passphrase"].iter().any(|word| name.contains(word))
+    ["pass", "pwd", "secret", "token", "credential", "auth", "key"].iter().any(|word| name.contains(word))
 }
 
 /// Without password and secret options; not meant to be parsed again.
@@ -214,13 +231,13 @@ impl fmt::Display for BackendUrl {
         write!(f, "{}://", self.scheme)?;
         match (&self.user, &self.password) {
             (None, None) => {}
-            (user, None) => write!(f, "{}@", user.as_deref().unwrap_or_default())?,
-            (user, Some(_)) => write!(f, "{}:***@", user.as_deref().unwrap_or_default())?,
+            (user, None) => write!(f, "{}@", user.as_deref().unwrap_or_default().escape_debug())?,
+            (user, Some(_)) => write!(f, "{}:***@", user.as_deref().unwrap_or_default().escape_debug())?,
         }
         for (index, host) in self.hosts.iter().enumerate() {
             let comma = if index == 0 { "" } else { "," };
             let (open, close) = if host.name.contains(':') { ("[", "]") } else { ("", "") };
-            write!(f, "{comma}{open}{}{close}", host.name)?;
+            write!(f, "{comma}{open}{}{close}", host.name.escape_debug())?;
             if let Some(port) = host.port {
                 write!(f, ":{port}")?;
             }
@@ -265,6 +282,11 @@ mod tests {
             "r://:hunter2@h",
             "r://h:hunter2",
             "r://h?password=hunter2",
+            "r://h?api_key=hunter2&PASSWD=hunter2",
+            "r://u:12/hunter2@h",
+            "r://u:12?hunter2@h",
+            "r://u:12?x=hunter2@h",
+            "r://u:1@2/hunter2@h",
         ] {
             let shown = match BackendUrl::parse(text) {
                 Ok(url) => format!("{url} {url:?}"),
@@ -287,6 +309,8 @@ mod tests {
             "r://[::1",
             "r://a,,b",
             "r://h#x",
+            "r://h?x=%ff",
+            "r://h?%fe=x",
         ] {
             assert_eq!(BackendUrl::parse(text).unwrap_err().kind(), ErrorKind::InvalidUrl, "{text}");
         }

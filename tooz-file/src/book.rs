@@ -7,7 +7,9 @@ use tooz_core::Result;
 use tooz_core::driver::{Admission, AttemptId, LockMode, Previous, admits};
 
 use crate::directory::Directory;
+use crate::error;
 use crate::keys::{self, KeyHash, Named, Record, Role};
+use crate::owner::Owner;
 use crate::reaper::Doctor;
 
 /// A record and its name.
@@ -17,6 +19,16 @@ pub(crate) struct Entry {
     pub(crate) record: Record,
     /// Its token, or its place.
     pub(crate) number: u64,
+}
+
+/// Somebody whom a waiter waits for.
+#[derive(Debug)]
+pub(crate) struct Before {
+    /// Of its record.
+    pub(crate) name: String,
+    pub(crate) owner: Owner,
+    /// Whether the waiter may hold the lock beside it.
+    pub(crate) together: bool,
 }
 
 #[derive(Debug, Default)]
@@ -29,6 +41,7 @@ pub(crate) struct Book {
 }
 
 impl Book {
+    /// Fails if there is a record of this lock that cannot be understood.
     pub(crate) fn read(directory: &Directory, key: &KeyHash) -> io::Result<Self> {
         let mut book = Self::default();
         for name in directory.names()? {
@@ -43,6 +56,10 @@ impl Book {
                 // Broken says more than that somebody died later.
                 Some(Named::Mark(Previous::Broken)) => book.mark = Some(Previous::Broken),
                 Some(Named::Mark(how)) => book.mark = book.mark.or(Some(how)),
+                Some(Named::Unknown) => {
+                    let path = directory.path.join(&name);
+                    return Err(error::unreadable(&path, "is no record that this version knows"));
+                }
                 None => {}
             }
         }
@@ -52,31 +69,43 @@ impl Book {
         Ok(book)
     }
 
-    /// Removes what dead sessions left, in the book and, if told so, in the directory. Answers whether there was
-    /// something.
-    pub(crate) fn bury(
-        &mut self,
-        doctor: &mut Doctor<'_>,
-        graves: Option<(&Directory, &KeyHash, u32)>,
-    ) -> io::Result<bool> {
-        let mut found = false;
-        let (holders, queue) = (std::mem::take(&mut self.holders), std::mem::take(&mut self.queue));
-        for (entries, kept, held) in [(holders, &mut self.holders, true), (queue, &mut self.queue, false)] {
-            for entry in entries {
-                if !doctor.is_dead(&entry.record.owner) {
-                    kept.push(entry);
-                    continue;
-                }
-                found = true;
-                if held {
-                    self.mark = self.mark.or(Some(Previous::Expired));
-                }
-                if let Some((directory, key, mode)) = graves {
-                    remove_dead(directory, key, &entry, mode)?;
-                }
-            }
+    /// Removes what dead sessions left, in the book and, if told so, in the directory.
+    pub(crate) fn bury(&mut self, doctor: &mut Doctor<'_>, graves: Option<Graves<'_>>) -> io::Result<()> {
+        self.bury_holders(doctor, graves)?;
+        living(&mut self.queue, doctor, graves)?;
+        Ok(())
+    }
+
+    fn bury_holders(&mut self, doctor: &mut Doctor<'_>, graves: Option<Graves<'_>>) -> io::Result<()> {
+        if living(&mut self.holders, doctor, graves)? {
+            self.mark = self.mark.or(Some(Previous::Expired));
         }
-        Ok(found)
+        Ok(())
+    }
+
+    /// As [`Book::bury`], but of those alone who are before this attempt, and only as far as it has to be known: whoever
+    /// stands behind another who lives need not ask who else does, and so a look costs the same however many wait.
+    pub(crate) fn make_way(
+        &mut self,
+        attempt: AttemptId,
+        mode: LockMode,
+        doctor: &mut Doctor<'_>,
+        graves: Option<Graves<'_>>,
+    ) -> io::Result<()> {
+        let ours = self.queue.iter().position(|entry| entry.record.attempt == attempt);
+        let mut place = ours.unwrap_or(self.queue.len());
+        while place > 0 && doctor.is_dead(&self.queue[place - 1].record.owner) {
+            let entry = self.queue.remove(place - 1);
+            if let Some((directory, key, mode)) = graves {
+                remove_dead(directory, key, &entry, mode)?;
+            }
+            place -= 1;
+        }
+        if place == 0 {
+            self.bury_holders(doctor, graves)?;
+        }
+        // The limit of permits is compared with all who live.
+        if self.admits(attempt, mode).is_err() { self.bury(doctor, graves) } else { Ok(()) }
     }
 
     pub(crate) fn waiter_of(&self, attempt: AttemptId) -> Option<&Entry> {
@@ -98,9 +127,39 @@ impl Book {
         Ok(fits && first)
     }
 
+    /// Who is immediately before a waiter: whoever stands before it in the queue, or all holders. Until one of them goes
+    /// (or, if both may hold it together, comes to hold it) nothing changes for the waiter.
+    pub(crate) fn before(&self, attempt: AttemptId, mode: LockMode) -> Vec<Before> {
+        let ours = self.queue.iter().position(|entry| entry.record.attempt == attempt);
+        let entries = match ours.unwrap_or(self.queue.len()) {
+            0 => &self.holders[..],
+            place => &self.queue[place - 1..place],
+        };
+        let before = |entry: &Entry| Before {
+            name: entry.name.clone(),
+            owner: entry.record.owner.clone(),
+            together: matches!(admits(mode, [entry.record.mode]), Ok(Admission::Yes)),
+        };
+        entries.iter().map(before).collect()
+    }
+
     pub(crate) fn next_place(&self) -> u64 {
         self.queue.last().map_or(0, |entry| entry.number.saturating_add(1))
     }
+}
+
+/// Where records are removed: the directory, the lock, and the permissions of new files.
+pub(crate) type Graves<'a> = (&'a Directory, &'a KeyHash, u32);
+
+/// Keeps the entries whose sessions live; says whether there were others.
+fn living(entries: &mut Vec<Entry>, doctor: &mut Doctor<'_>, graves: Option<Graves<'_>>) -> io::Result<bool> {
+    let dead: Vec<Entry> = entries.extract_if(.., |entry| doctor.is_dead(&entry.record.owner)).collect();
+    if let Some((directory, key, mode)) = graves {
+        for entry in &dead {
+            remove_dead(directory, key, entry, mode)?;
+        }
+    }
+    Ok(!dead.is_empty())
 }
 
 /// Removes a dead session's record; a holder's leaves a mark (L12).

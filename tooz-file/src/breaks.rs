@@ -111,6 +111,7 @@ async fn break_lock(client: &Client, site: &Site, request: &BreakRequest) -> Res
     }
     let hash = KeyHash::new(key);
     let mut listener = site.hub.listen(vec![Topic::Lock(hash.clone()), Topic::Deaths]);
+    let _watched = site.watch_lock(&hash);
     let mut asked: Vec<(Entry, HolderRecord)> = present.entries;
     asked.retain(|(_, record)| request.token.is_none() || record.token == request.token);
     for (entry, _) in &asked {
@@ -189,7 +190,10 @@ pub(crate) async fn answer(client: &Client, local: &Arc<Local>) -> Result<()> {
         }
         let content = match site.breaks.read(&name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // withdrawn
-            answer => answer.map_err(failed)?,
+            answer => match reaper::skip(answer).map_err(failed)? {
+                Some(content) => content,
+                None => continue,
+            },
         };
         // From here on whoever asked can no longer withdraw it; it stays on record.
         match site.breaks.rename(&name, &site.broken, &keys::broken(attempt)) {

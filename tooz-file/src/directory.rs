@@ -15,6 +15,7 @@ use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{self, FileStat, Mode};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use crate::error::unreadable;
 use crate::kernel::{FileId, Process};
 
 /// Nobody of ours writes more: 64 KiB of capabilities and some hundred bytes around them.
@@ -93,7 +94,16 @@ impl Directory {
 
     /// Reads a whole file of sensible size.
     pub(crate) fn read(&self, name: &str) -> io::Result<Vec<u8>> {
-        read_all(&self.open(name)?)
+        let file = self.open(name)?;
+        if !file.metadata()?.is_file() {
+            return Err(unreadable(&self.path.join(name), "is not a regular file"));
+        }
+        let mut content = Vec::new();
+        file.take(MOST_BYTES + 1).read_to_end(&mut content)?;
+        if content.len() as u64 > MOST_BYTES {
+            return Err(unreadable(&self.path.join(name), "is larger than any record of ours"));
+        }
+        Ok(content)
     }
 
     /// Replaces what stands there. Whoever has the file open goes on to be heard of under its new name when it
@@ -110,7 +120,10 @@ impl Directory {
     }
 
     pub(crate) fn unlink(&self, name: &str) -> io::Result<()> {
-        Ok(unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir)?)
+        match unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir) {
+            Err(Errno::EISDIR) => Err(unreadable(&self.path.join(name), "is a directory")),
+            answer => Ok(answer?),
+        }
     }
 
     /// As [`Directory::unlink`]; says whether there was something.
@@ -181,16 +194,4 @@ pub(crate) fn unique(what: &str) -> String {
     // A pid is used again, and may be used in two containers at once; the inode and the start tell them apart.
     let process = Process::this();
     format!("{what}-{:x}-{:x}-{:x}-{number:x}", process.namespace, process.pid, process.started)
-}
-
-pub(crate) fn read_all(file: &File) -> io::Result<Vec<u8>> {
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file"));
-    }
-    let mut content = Vec::new();
-    file.take(MOST_BYTES + 1).read_to_end(&mut content)?;
-    if content.len() as u64 > MOST_BYTES {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "too large"));
-    }
-    Ok(content)
 }

@@ -1,8 +1,10 @@
 //! What the kernel tells about the directory: one inotify instance for each directory, namespace and process, read
 //! by a thread of its own, so that it outlives the runtime of whichever coordinator came first.
 //!
-//! Every watch has the smallest mask that will do, and names that nobody asked for are dropped: an unfiltered watcher
-//! is woken hundreds of times for each acquisition of others.
+//! Who waits for a lock hears of those who are immediately before it, by watches on their very files, and of nobody
+//! else: were the directory watched, each acquisition would wake every process that waits. Directories are watched only
+//! by those who follow what stands in them. Every watch has the smallest mask that will do, and names that nobody asked
+//! for are dropped.
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;
@@ -22,9 +24,19 @@ use tooz_core::driver::SessionId;
 use crate::hub::{Hub, Topic};
 use crate::keys::{self, KeyHash};
 
-/// What a watched directory holds.
+/// What is watched: a directory, by what it holds, or a file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Area {
+    /// The record of somebody immediately before a waiter for this lock. `together`: the waiter may be granted beside it,
+    /// so that its turn is of interest, too, and not only its end.
+    Before {
+        lock: KeyHash,
+        together: bool,
+    },
+    /// The file of the session of somebody immediately before a waiter for this lock.
+    Life(KeyHash),
+    /// The file of a session of ours.
+    Own(SessionId),
     Sessions,
     Breaks,
     Stripe(usize),
@@ -37,8 +49,20 @@ impl Area {
     fn mask(&self) -> AddWatchFlags {
         let gone = AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVED_FROM;
         let come = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
-        AddWatchFlags::IN_ONLYDIR
+        let directory = match self {
+            Self::Before { .. } | Self::Life(_) | Self::Own(_) => AddWatchFlags::empty(),
+            _ => AddWatchFlags::IN_ONLYDIR,
+        };
+        directory
             | match self {
+                // A record is never open, so that its removal is its end at once.
+                Self::Before { together: false, .. } => AddWatchFlags::IN_DELETE_SELF,
+                Self::Before { together: true, .. } => {
+                    AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_MOVE_SELF
+                }
+                Self::Life(_) => AddWatchFlags::IN_CLOSE_WRITE,
+                // It is open: what its removal changes at once is the number of its names.
+                Self::Own(_) => AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_MOVE_SELF,
                 Self::Sessions => gone | AddWatchFlags::IN_CLOSE_WRITE,
                 Self::Breaks => come,
                 Self::Stripe(_) => gone | come,
@@ -60,7 +84,45 @@ struct Shared {
     echo: TimerFd,
     stop: EventFd,
     hub: Arc<Hub>,
-    areas: Mutex<HashMap<WatchDescriptor, Area>>,
+    /// Who watches what: one file may be watched for several reasons, and by several for the same.
+    areas: Mutex<HashMap<WatchDescriptor, Vec<Area>>>,
+    pid: u32,
+}
+
+/// What became of a wish to watch.
+#[derive(Debug)]
+pub(crate) enum Watching {
+    Heard(Watch),
+    /// There is no such file any more.
+    Gone,
+    /// The kernel refused, so it has to be polled.
+    Refused,
+}
+
+/// Something is watched as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    shared: Arc<Shared>,
+    descriptor: WatchDescriptor,
+    area: Area,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if self.shared.pid != std::process::id() {
+            return; // a forked child's watches are its parent's
+        }
+        let mut areas = self.shared.areas();
+        // It may have gone with what it watched.
+        let Some(list) = areas.get_mut(&self.descriptor) else { return };
+        if let Some(index) = list.iter().position(|area| *area == self.area) {
+            list.swap_remove(index);
+        }
+        if list.is_empty() {
+            areas.remove(&self.descriptor);
+            let _ = self.shared.inotify.rm_watch(self.descriptor);
+        }
+    }
 }
 
 /// The kernel's events, as long as it lives.
@@ -68,7 +130,6 @@ struct Shared {
 pub(crate) struct Ears {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
-    pid: u32,
 }
 
 impl Ears {
@@ -83,44 +144,38 @@ impl Ears {
             stop: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             hub: hub.clone(),
             areas: Mutex::default(),
+            pid: std::process::id(),
         });
         let thread = {
             let shared = shared.clone();
             std::thread::Builder::new().name("tooz-file".into()).spawn(move || shared.run())?
         };
-        Ok(Self { shared, thread: Some(thread), pid: std::process::id() })
+        Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Watches a directory; a second time changes nothing. `false`: the kernel refused, so it has to be polled.
-    pub(crate) fn watch(&self, path: &Path, area: Area) -> bool {
+    pub(crate) fn watch(&self, path: &Path, area: Area) -> Watching {
         let mut areas = self.shared.areas();
-        match self.shared.inotify.add_watch(path, area.mask()) {
+        let flags = area.mask() | ADD | AddWatchFlags::IN_DONT_FOLLOW;
+        match self.shared.inotify.add_watch(path, flags) {
             Ok(descriptor) => {
-                areas.insert(descriptor, area);
-                true
+                areas.entry(descriptor).or_default().push(area.clone());
+                Watching::Heard(Watch { shared: self.shared.clone(), descriptor, area })
             }
+            Err(Errno::ENOENT) => Watching::Gone,
             Err(errno) => {
                 tracing::warn!(path = %path.display(), %errno, "cannot be watched; it is polled");
-                false
+                Watching::Refused
             }
-        }
-    }
-
-    pub(crate) fn unwatch(&self, area: &Area) {
-        let mut areas = self.shared.areas();
-        let found: Vec<WatchDescriptor> =
-            areas.iter().filter(|(_, known)| *known == area).map(|(descriptor, _)| *descriptor).collect();
-        for descriptor in found {
-            areas.remove(&descriptor);
-            // It may have gone with its directory.
-            let _ = self.shared.inotify.rm_watch(descriptor);
         }
     }
 }
 
+/// What is watched already for another reason stays so; nix 0.31 has no name for it.
+const ADD: AddWatchFlags = AddWatchFlags::from_bits_retain(nix::libc::IN_MASK_ADD);
+
 impl Drop for Ears {
     fn drop(&mut self) {
-        if self.pid != std::process::id() {
+        if self.shared.pid != std::process::id() {
             // A forked child shares the descriptors and has no such thread.
             return std::mem::forget(self.thread.take());
         }
@@ -137,7 +192,7 @@ impl Drop for Ears {
 }
 
 impl Shared {
-    fn areas(&self) -> MutexGuard<'_, HashMap<WatchDescriptor, Area>> {
+    fn areas(&self) -> MutexGuard<'_, HashMap<WatchDescriptor, Vec<Area>>> {
         self.areas.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -187,15 +242,19 @@ impl Shared {
     /// Says everything that was heard, each thing once for one reading.
     fn listen(&self, echoes: &mut Vec<(Topic, u8)>) {
         while let Ok(events) = self.inotify.read_events() {
-            let areas = self.areas();
+            let mut areas = self.areas();
             let mut said: Vec<Topic> = Vec::new();
             for event in &events {
                 if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
                     self.hub.say_all(true);
                     continue;
                 }
-                let Some(area) = areas.get(&event.wd) else { continue };
-                for topic in topics(area, event) {
+                if event.mask.contains(AddWatchFlags::IN_IGNORED) {
+                    areas.remove(&event.wd);
+                    continue;
+                }
+                let Some(list) = areas.get(&event.wd) else { continue };
+                for topic in list.iter().flat_map(|area| topics(area, event)) {
                     if !self.hub.wants(&topic) {
                         continue;
                     }
@@ -217,6 +276,11 @@ fn topics(area: &Area, event: &InotifyEvent) -> Vec<Topic> {
     let name = event.name.as_ref().and_then(|name| name.to_str());
     let gone = AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVED_FROM;
     match (area, name) {
+        (Area::Before { lock, .. }, _) => vec![Topic::Lock(lock.clone())],
+        (Area::Life(lock), _) if event.mask.contains(AddWatchFlags::IN_CLOSE_WRITE) => {
+            vec![Topic::Lock(lock.clone())]
+        }
+        (Area::Own(id), _) => vec![Topic::Session(*id)],
         (Area::Sessions, Some(name)) => match SessionId::parse(name) {
             Some(id) => vec![Topic::Deaths, Topic::Session(id)],
             None => Vec::new(),

@@ -1,17 +1,39 @@
 //! The one table from the operating system's errors to ours.
 
 use std::io;
+use std::path::Path;
 
 use tooz_core::{Error, ErrorKind};
+
+/// A record that cannot be understood, or something else in its place: [`io`] makes it `Corrupt`.
+pub(crate) fn unreadable(path: &Path, why: &str) -> io::Error {
+    let what = format!("{} {why}; look at it, then remove it", path.display());
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+pub(crate) fn is_unreadable(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidData
+}
+
+/// `O_NOFOLLOW` met a symlink; the standard library's name for it is not stable yet.
+pub(crate) fn is_symlink(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(nix::libc::ELOOP)
+}
 
 /// An error of the operating system about `what`, which names the file.
 pub(crate) fn io(what: impl Into<String>, error: io::Error) -> Error {
     use io::ErrorKind as Io;
+    if is_unreadable(&error) {
+        return Error::new(ErrorKind::Corrupt, format!("{}: {error}", what.into()));
+    }
     let (kind, remedy) = match error.kind() {
         Io::PermissionDenied => (ErrorKind::Denied, ": permission denied; give read and write permission"),
         Io::ReadOnlyFilesystem => (ErrorKind::Denied, ": the file system is read-only"),
         Io::NotADirectory => {
             (ErrorKind::Denied, ": something that is not a directory is in the way; remove it")
+        }
+        Io::IsADirectory => {
+            (ErrorKind::Corrupt, ": a directory stands where a file belongs; look at it, then remove it")
         }
         Io::StorageFull | Io::QuotaExceeded => {
             (ErrorKind::Unavailable, ": the disk is full; free some space")
@@ -19,8 +41,7 @@ pub(crate) fn io(what: impl Into<String>, error: io::Error) -> Error {
         Io::NotFound => (ErrorKind::Unavailable, ": it is missing"),
         _ => (ErrorKind::Unavailable, ""),
     };
-    // O_NOFOLLOW met a symlink; the standard library's name for it is not stable yet.
-    let (kind, remedy) = if error.raw_os_error() == Some(nix::libc::ELOOP) {
+    let (kind, remedy) = if is_symlink(&error) {
         (ErrorKind::Denied, ": it is a symlink, which is not followed; remove it")
     } else {
         (kind, remedy)
@@ -55,6 +76,7 @@ mod tests {
             (nix::libc::ENOSPC, ErrorKind::Unavailable, "full"),
             (nix::libc::EDQUOT, ErrorKind::Unavailable, "full"),
             (nix::libc::EIO, ErrorKind::Unavailable, "x"),
+            (nix::libc::EISDIR, ErrorKind::Corrupt, "remove it"),
         ] {
             let error = io("x", io::Error::from_raw_os_error(errno));
             assert_eq!(error.kind(), kind, "{errno}");

@@ -23,7 +23,7 @@ const STEP: u64 = 100_000;
 
 const MAGIC: &[u8; 8] = b"toozfnc1";
 /// Magic, next, ceiling (big-endian), and the boot id padded with NULs.
-const LENGTH: usize = 64;
+pub(crate) const LENGTH: usize = 64;
 const BOOT: usize = 24;
 
 /// The counter of one directory, as this process has it open.
@@ -42,15 +42,15 @@ struct State {
     floor: u64,
 }
 
-#[derive(Debug)]
-struct Counter {
-    next: u64,
-    ceiling: u64,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Counter {
+    pub(crate) next: u64,
+    pub(crate) ceiling: u64,
     boot: Vec<u8>,
 }
 
 impl Counter {
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = MAGIC.to_vec();
         bytes.extend(self.next.to_be_bytes());
         bytes.extend(self.ceiling.to_be_bytes());
@@ -59,7 +59,7 @@ impl Counter {
         bytes
     }
 
-    fn decode(bytes: &[u8; LENGTH]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8; LENGTH]) -> Option<Self> {
         let number = |at: usize| Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
         let (next, ceiling) = (number(8)?, number(16)?);
         let boot = bytes[BOOT..].iter().copied().take_while(|byte| *byte != 0).collect();
@@ -158,7 +158,10 @@ impl Fence {
 
     fn advance(&self, file: &File, home: &Directory, floor: u64) -> std::result::Result<u64, Fail> {
         let mut bytes = [0; LENGTH];
-        file.read_exact_at(&mut bytes, 0).map_err(|_| Fail::Corrupt)?;
+        match file.read_exact_at(&mut bytes, 0) {
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Err(Fail::Corrupt),
+            answer => answer?,
+        }
         let mut counter = Counter::decode(&bytes).ok_or(Fail::Corrupt)?;
         let mut sync = false;
         if counter.boot != self.boot_id.as_bytes() {

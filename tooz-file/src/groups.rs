@@ -129,8 +129,13 @@ pub(crate) fn view(client: &Client, site: &Site, group: &GroupId, directory: &Di
         if !keys::is_member(&name) {
             continue;
         }
-        let (Ok(Some(data)), Ok(content)) = (directory.stat(&name), directory.read(&name)) else {
-            continue; // it was removed by hand just now, or is no file
+        let Some(data) = directory.stat(&name).map_err(failed)? else { continue }; // removed by hand just now
+        let content = match directory.read(&name) {
+            Err(error) => {
+                tracing::warn!(path = %directory.path.join(&name).display(), %error, "skipped a member's file");
+                continue;
+            }
+            Ok(content) => content,
         };
         let member = match Member::read(&content) {
             Ok(member) if keys::member(&member.record.member) == name => member,
@@ -164,6 +169,13 @@ fn is_alive(client: &Client, site: &Site, data: &FileStat, member: &Member) -> b
     }
 }
 
+/// Whether a file that cannot be read may be that of a member that lives: our own hold its lock, Python's touch it.
+fn may_live(client: &Client, site: &Site, directory: &Directory, name: &str) -> io::Result<bool> {
+    let Some(data) = directory.stat(name)? else { return Ok(false) };
+    let locked = site.flavor.in_the_way(&directory.open(name)?, Hold::Alone)?.is_some();
+    Ok(locked || python_life(&data, client.context.clock.wall(), client.config.python_timeout).is_some())
+}
+
 impl FileSessionGroups {
     async fn enter(&self, request: &Join) -> Result<()> {
         self.client.check()?;
@@ -180,15 +192,23 @@ impl FileSessionGroups {
         if let Some(directory) = &directory
             && let Some(data) = directory.stat(&name).map_err(failed)?
         {
-            let content = directory.read(&name).map_err(failed)?;
-            let known = Member::read(&content).map_err(|error| corrupt(directory, &name, &error))?;
-            if is_alive(&self.client, site, &data, &known) {
-                let ours = known.owner.is_some_and(|owner| owner.session == local.session());
-                let who = if ours { "joined before" } else { "belongs to another live process" };
-                return Err(Error::new(
-                    ErrorKind::MemberExists,
-                    format!("member \"{}\" {who} in group \"{group}\"", local.member),
-                ));
+            match Member::read(&directory.read(&name).map_err(failed)?) {
+                Ok(known) if is_alive(&self.client, site, &data, &known) => {
+                    let ours = known.owner.is_some_and(|owner| owner.session == local.session());
+                    let who = if ours { "joined before" } else { "belongs to another live process" };
+                    return Err(Error::new(
+                        ErrorKind::MemberExists,
+                        format!("member \"{}\" {who} in group \"{group}\"", local.member),
+                    ));
+                }
+                Ok(_) => {}
+                Err(error) if may_live(&self.client, site, directory, &name).map_err(failed)? => {
+                    return Err(corrupt(directory, &name, &error));
+                }
+                // What a power cut left of a record, perhaps.
+                Err(error) => {
+                    tracing::warn!(path = %directory.path.join(&name).display(), %error, "replaced");
+                }
             }
         }
         claim(site, local)?;
@@ -281,11 +301,11 @@ fn delete(client: &Client, site: &Site, group: &GroupId) -> Result<()> {
             ));
         }
         let Some(data) = directory.stat(name).map_err(failed)? else { continue };
-        let member = directory.read(name).ok().and_then(|content| Member::read(&content).ok());
+        let member = Member::read(&directory.read(name).map_err(failed)?);
         living += u32::from(match member {
-            Some(member) => is_alive(client, site, &data, &member),
-            // Half written by a process that died, perhaps: its time decides.
-            None => python_life(&data, client.context.clock.wall(), client.config.python_timeout).is_some(),
+            Ok(member) => is_alive(client, site, &data, &member),
+            // Half written by a process that died, perhaps.
+            Err(_) => may_live(client, site, &directory, name).map_err(failed)?,
         });
     }
     if living > 0 {

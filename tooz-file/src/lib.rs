@@ -1,8 +1,12 @@
 #![doc = include_str!("../README.md")]
 #![doc(html_root_url = "https://docs.rs/tooz-file")]
 
+mod ahead;
 mod book;
 mod breaks;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod checks;
 mod client;
 mod config;
 mod directory;

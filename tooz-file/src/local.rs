@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use tooz_core::driver::{AttemptId, Grant, InstanceId, LockKey, LockMode, Notice, SessionId};
 use tooz_core::{Error, ErrorKind, GroupId, LossReason, MemberId, Result};
 
+use crate::ears::Watch;
 use crate::hub::Topic;
 use crate::kernel::FileId;
 use crate::keys::KeyHash;
@@ -46,6 +47,9 @@ pub(crate) struct State {
     pub(crate) members: BTreeMap<GroupId, Membership>,
     /// Grants that were lost, and why, until the next beats have told it.
     lost: VecDeque<(AttemptId, LossReason)>,
+    /// The sessions that were before the last wish that waited. Mostly the next one waits behind the same, and then
+    /// nothing has to be changed, which would wake the thread that listens.
+    pub(crate) lives: Vec<Watch>,
     withdrawn: BTreeSet<AttemptId>,
     withdrawn_in_order: VecDeque<AttemptId>,
 }

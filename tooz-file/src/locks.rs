@@ -15,7 +15,8 @@ use tooz_core::driver::{
 };
 use tooz_core::{Error, ErrorKind, LossReason, Result};
 
-use crate::book::{self, Book};
+use crate::ahead::{Ahead, Hearing};
+use crate::book::{self, Before, Book};
 use crate::client::Client;
 use crate::directory::Directory;
 use crate::error;
@@ -49,9 +50,9 @@ struct Wish<'a> {
 
 enum Outcome {
     Granted(Grant),
-    /// Somebody is before us; `foreign`, if it is only an operating-system lock, whose end nobody may tell us.
+    /// Somebody is before us: these, or nobody but an operating-system lock, whose end nobody may tell us.
     Blocked {
-        foreign: bool,
+        before: Vec<Before>,
         spare: Option<File>,
     },
     /// Our place was removed.
@@ -96,7 +97,8 @@ impl FileSessionLocks {
             }
         }
         let mut doctor = Doctor::new(self.site());
-        book.bury(&mut doctor, Some((directory, hash, self.site().mode))).map_err(failed)?;
+        let graves = Some((directory, hash, self.site().mode));
+        book.make_way(*attempt, *mode, &mut doctor, graves).map_err(failed)?;
         let wish = Wish { attempt: *attempt, key, hash, mode: *mode, waiting: None };
         let spare = match self.grant(directory, &book, &wish, None)? {
             Moment::Busy(who) => return Ok(Moment::Busy(who)),
@@ -149,7 +151,7 @@ impl FileSessionLocks {
             .map_err(|error| Error::new(error.kind(), format!("{key}: {}", error.context())))?;
         if !admitted {
             return Ok(Moment::Done(Outcome::Blocked {
-                foreign: false,
+                before: book.before(attempt, mode),
                 spare: spare.and_then(Arc::into_inner),
             }));
         }
@@ -163,7 +165,7 @@ impl FileSessionLocks {
             Some(path) => match oslock::try_lock(site, &path, oslock::hold(mode), spare)? {
                 Tried::Locked(file) => vec![file],
                 Tried::Busy(file) => {
-                    return Ok(Moment::Done(Outcome::Blocked { foreign: true, spare: Some(file) }));
+                    return Ok(Moment::Done(Outcome::Blocked { before: Vec::new(), spare: Some(file) }));
                 }
                 Tried::NoPlace => Vec::new(),
             },
@@ -217,9 +219,9 @@ impl FileSessionLocks {
         let directory = site.stripe(hash.stripe()).map_err(failed)?;
         let mut book = Book::read(directory, &hash).map_err(failed)?;
         if book.waiter_of(attempt).is_some() {
-            book.bury(&mut Doctor::new(site), None).map_err(failed)?;
+            book.make_way(attempt, mode, &mut Doctor::new(site), None).map_err(failed)?;
             if !book.admits(attempt, mode)? {
-                return Ok(Outcome::Blocked { foreign: false, spare: None });
+                return Ok(Outcome::Blocked { before: book.before(attempt, mode), spare: None });
             }
         }
         let deadline = self.client.deadline();
@@ -233,16 +235,17 @@ impl FileSessionLocks {
                 state.waiting.remove(&attempt);
                 return Ok(Moment::Done(Outcome::Gone));
             }
-            book.bury(&mut Doctor::new(site), Some((directory, &hash, site.mode))).map_err(failed)?;
+            let graves = Some((directory, &hash, site.mode));
+            book.make_way(attempt, mode, &mut Doctor::new(site), graves).map_err(failed)?;
             let spare = self.local.state().waiting.get_mut(&attempt).and_then(|waiting| waiting.spare.take());
             let wish = Wish { attempt, key: &key, hash: &hash, mode, waiting: Some(&record) };
             let answer = self.grant(directory, &book, &wish, spare)?;
             Ok(match answer {
-                Moment::Done(Outcome::Blocked { foreign, spare }) => {
+                Moment::Done(Outcome::Blocked { before, spare }) => {
                     if let Some(waiting) = self.local.state().waiting.get_mut(&attempt) {
                         waiting.spare = spare.map(Arc::new);
                     }
-                    Moment::Done(Outcome::Blocked { foreign, spare: None })
+                    Moment::Done(Outcome::Blocked { before, spare: None })
                 }
                 other => other,
             })
@@ -253,24 +256,32 @@ impl FileSessionLocks {
     async fn take_turn(&self, place: &Place) -> Result<Turn> {
         self.client.check()?;
         let site = self.site();
-        let mut topics =
-            vec![Topic::Lock(KeyHash::new(&place.key)), Topic::Deaths, Topic::Session(self.local.session())];
-        if let Some(path) = site.python_path(&place.key) {
-            oslock::watch(site, &path);
-            topics.push(Topic::LockFile(path.join("/")));
-        }
+        let hash = KeyHash::new(&place.key);
+        let mut topics = vec![Topic::Lock(hash.clone()), Topic::Deaths, Topic::Session(self.local.session())];
+        let path = site.python_path(&place.key);
+        topics.extend(path.iter().map(|path| Topic::LockFile(path.join("/"))));
         let mut listener = site.hub.listen(topics);
+        let mut ahead = Ahead::default();
         loop {
-            let foreign = match self.look(place.attempt).await? {
-                Outcome::Granted(grant) => return Ok(Turn::Granted(grant)),
+            let before = match self.look(place.attempt).await? {
+                Outcome::Granted(grant) => {
+                    ahead.keep_for_the_next(&self.local);
+                    return Ok(Turn::Granted(grant));
+                }
                 Outcome::Gone => return Ok(Turn::Gone),
-                Outcome::Blocked { foreign, .. } => foreign,
+                Outcome::Blocked { before, .. } => before,
             };
-            // A process that only unlocks the file without closing it makes no event.
-            let pause = if foreign || !site.hears() {
-                self.client.context.entropy.between(LOCK_POLL.0, LOCK_POLL.1)
-            } else {
-                SAFETY_POLL
+            let hearing = match &path {
+                Some(path) if before.is_empty() => {
+                    ahead.listen_to_file(site, path);
+                    Hearing::Poor // a process that only unlocks the file without closing it makes no event
+                }
+                _ => ahead.listen(site, &hash, &before),
+            };
+            let pause = match hearing {
+                Hearing::Changed => continue,
+                Hearing::Poor => self.client.context.entropy.between(LOCK_POLL.0, LOCK_POLL.1),
+                Hearing::Good => SAFETY_POLL,
             };
             self.client.context.spawner.timeout(pause, listener.heard()).await;
             self.client.check()?;

@@ -23,15 +23,24 @@ use crate::site::Site;
 pub(crate) fn claim(site: &Site, local: &Local) -> Result<()> {
     let name = keys::claim(&local.member);
     let failed = |cause| error::io(format!("the claim of member id \"{}\"", local.member), cause);
-    match reaper::read_owner(&site.claims, &name).map_err(failed)? {
-        Some(owner) if owner.session == local.session() => return Ok(()),
-        Some(owner) if !reaper::is_dead(site, &owner) => {
+    match reaper::read_owner(&site.claims, &name) {
+        Ok(Some(owner)) if owner.session == local.session() => return Ok(()),
+        Ok(Some(owner)) if !reaper::is_dead(site, &owner) => {
             return Err(Error::new(
                 ErrorKind::MemberExists,
                 format!("member id \"{}\" belongs to another live coordinator; use another id", local.member),
             ));
         }
-        _ => {}
+        // Whoever it belonged to may live. If nobody does who could be that, it is what a crash has left.
+        Err(error) if error::is_unreadable(&error) => {
+            if let Some(session) = reaper::namesake(site, &local.member, local.session()).map_err(failed)? {
+                let what =
+                    format!("the claim of member id \"{}\", which may be session {session}'s", local.member);
+                return Err(error::io(what, error));
+            }
+        }
+        Err(error) => return Err(failed(error)),
+        Ok(_) => {} // nobody's, or a dead session's
     }
     write_claim(site, &name, &local.owner).map_err(failed)
 }
@@ -47,7 +56,7 @@ pub(crate) async fn pass_claim(client: &Client, site: &Site, from: &Local, to: &
     let _lock = client.driver_lock(site, Hold::Alone, client.deadline()).await?;
     let name = keys::claim(&from.member);
     let failed = |cause| error::io(format!("the claim of member id \"{}\"", from.member), cause);
-    let owner = reaper::read_owner(&site.claims, &name).map_err(failed)?;
+    let owner = reaper::skip(reaper::read_owner(&site.claims, &name)).map_err(failed)?.flatten();
     if owner.is_some_and(|owner| owner.session == from.session()) {
         write_claim(site, &name, &to.owner).map_err(failed)?;
     }
@@ -97,7 +106,7 @@ pub(crate) async fn leave_all(client: &Client, local: &Local, groups: Vec<GroupI
     let name = keys::claim(&local.member);
     let failed = |cause| error::io(format!("the claim of member id \"{}\"", local.member), cause);
     let ours = |site: &Site| -> Result<bool> {
-        let owner = reaper::read_owner(&site.claims, &name).map_err(failed)?;
+        let owner = reaper::skip(reaper::read_owner(&site.claims, &name)).map_err(failed)?.flatten();
         Ok(owner.is_some_and(|owner| owner.session == local.session()))
     };
     if groups.is_empty() && !ours(site)? {
@@ -166,13 +175,13 @@ pub(crate) async fn remove_members(client: &Client, site: &Site, session: Sessio
             let owner =
                 member.and_then(|content| Member::read(&content).ok()).and_then(|member| member.owner);
             if owner.is_some_and(|owner| owner.session == session) {
-                directory.remove(&name).map_err(failed)?;
+                reaper::skip(directory.remove(&name)).map_err(failed)?;
                 site.say(&Topic::Group(group.clone()));
             }
         }
     }
     for name in site.claims.names().map_err(failed)? {
-        let owner = reaper::read_owner(&site.claims, &name).map_err(failed)?;
+        let owner = reaper::skip(reaper::read_owner(&site.claims, &name)).map_err(failed)?.flatten();
         if owner.is_some_and(|owner| owner.session == session) {
             site.claims.remove(&name).map_err(failed)?;
         }

@@ -13,7 +13,7 @@ use tooz_core::driver::LockMode;
 use tooz_core::{Error, ErrorKind, Result};
 
 use crate::directory::Directory;
-use crate::ears::Area;
+use crate::ears::{Area, Watch};
 use crate::error;
 use crate::kernel::{FileId, Flavor, Hold, InTheWay};
 use crate::site::Site;
@@ -114,11 +114,9 @@ pub(crate) fn in_the_way(site: &Site, path: &[&str]) -> Option<InTheWay> {
 }
 
 /// Hears when the file is closed or removed.
-pub(crate) fn watch(site: &Site, path: &[&str]) {
-    if let Ok(directory) = parent(site, path, false) {
-        let below = path.split_last().map_or(String::new(), |(_, parents)| {
-            parents.iter().fold(String::new(), |text, part| text + part + "/")
-        });
-        site.watch(directory.as_ref().unwrap_or(&site.base), Area::LockFiles(below));
-    }
+pub(crate) fn watch(site: &Site, path: &[&str]) -> Option<Watch> {
+    let directory = parent(site, path, false).ok()?;
+    let (_, parents) = path.split_last()?;
+    let below = parents.iter().fold(String::new(), |text, part| text + part + "/");
+    site.watch(directory.as_ref().unwrap_or(&site.base), Area::LockFiles(below))
 }

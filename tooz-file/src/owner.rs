@@ -5,6 +5,7 @@ use std::fmt;
 use tooz_core::driver::SessionId;
 
 use crate::kernel::Process;
+use crate::keys;
 
 /// A session, its file and its process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +29,7 @@ impl Owner {
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split('.');
         let session = SessionId::parse(parts.next()?)?;
-        let mut number = || u64::from_str_radix(parts.next()?, 16).ok();
+        let mut number = || keys::number(parts.next()?);
         let (inode, pid, started, namespace, boot) = (number()?, number()?, number()?, number()?, number()?);
         if parts.next().is_some() {
             return None;

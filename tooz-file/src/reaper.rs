@@ -15,7 +15,7 @@ use tooz_core::{MemberId, Result};
 
 use crate::book::{self, Entry};
 use crate::client::Client;
-use crate::directory::{self, Directory};
+use crate::directory::Directory;
 use crate::error;
 use crate::hub::Topic;
 use crate::kernel::{FileId, Hold};
@@ -79,7 +79,12 @@ pub(crate) fn write_session(member: &MemberId, owner: &Owner) -> Vec<u8> {
 }
 
 fn session_field(site: &Site, id: SessionId, field: &str) -> Option<String> {
-    let content = String::from_utf8(site.sessions.read(&id.to_string()).ok()?).ok()?;
+    read_session(&site.sessions.read(&id.to_string()).ok()?, field)
+}
+
+/// One field of what stands in a session's file.
+pub(crate) fn read_session(content: &[u8], field: &str) -> Option<String> {
+    let content = std::str::from_utf8(content).ok()?;
     content.lines().find_map(|line| Some(line.strip_prefix(field)?.strip_prefix(' ')?.to_owned()))
 }
 
@@ -160,8 +165,11 @@ pub(crate) async fn remove_lock_records(client: &Client, site: &Site, id: Sessio
                 let (Role::Holder(number) | Role::Waiter(number)) = record.role;
                 if record.owner.session == id && directory.stat(name).is_ok_and(|found| found.is_some()) {
                     let entry = Entry { name: name.clone(), record, number };
-                    book::remove_dead(directory, &key, &entry, site.mode).map_err(failed)?;
-                    site.say(&Topic::Lock(key));
+                    // What is no file of ours stays, and the others go.
+                    if skip(book::remove_dead(directory, &key, &entry, site.mode)).map_err(failed)?.is_some()
+                    {
+                        site.say(&Topic::Lock(key));
+                    }
                 }
             }
             Ok(Moment::Done(()))
@@ -186,18 +194,59 @@ pub(crate) fn tidy(client: &Client, site: &Site) -> Result<()> {
             let Some(data) = directory.stat(&name).map_err(failed)? else { continue };
             let changed = Duration::from_secs(u64::try_from(data.st_ctime).unwrap_or(0));
             if now.saturating_sub(changed) > age {
-                directory.remove(&name).map_err(failed)?;
+                skip(directory.remove(&name)).map_err(failed)?;
             }
         }
     }
     Ok(())
 }
 
+/// `None`, and a line in the log, for what cannot be understood: one such thing must not keep the others from being
+/// cleared away.
+pub(crate) fn skip<T>(answer: io::Result<T>) -> io::Result<Option<T>> {
+    match answer {
+        Err(error) if error::is_unreadable(&error) || error::is_symlink(&error) => {
+            tracing::warn!(%error, "skipped");
+            Ok(None)
+        }
+        answer => answer.map(Some),
+    }
+}
+
 /// Content of a claim: the owner of a member id.
 pub(crate) fn read_owner(directory: &Directory, name: &str) -> io::Result<Option<Owner>> {
-    match directory.open(name).and_then(|file| directory::read_all(&file)) {
-        Ok(content) => Ok(std::str::from_utf8(&content).ok().and_then(|text| Owner::parse(text.trim()))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+    let content = match directory.read(name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        answer => answer?,
+    };
+    let owner = std::str::from_utf8(&content).ok().and_then(|text| Owner::parse(text.trim()));
+    owner.map(Some).ok_or_else(|| error::unreadable(&directory.path.join(name), "is no claim on a member id"))
+}
+
+/// A living session, other than `except`, that is this member's or may be: its file does not say.
+pub(crate) fn namesake(site: &Site, member: &MemberId, except: SessionId) -> io::Result<Option<SessionId>> {
+    for id in site.sessions.names()?.iter().filter_map(|name| SessionId::parse(name)) {
+        if id == except || member_of(site, id).is_some_and(|other| other != *member) {
+            continue;
+        }
+        let lives = match site.local(id) {
+            Some(local) => !local.is_over(),
+            None => match session_field(site, id, "owner").and_then(|text| Owner::parse(&text)) {
+                Some(owner) => !is_dead(site, &owner),
+                None => is_locked(site, id)?,
+            },
+        };
+        if lives {
+            return Ok(Some(id));
+        }
+    }
+    Ok(None)
+}
+
+fn is_locked(site: &Site, id: SessionId) -> io::Result<bool> {
+    match site.sessions.open(&id.to_string()) {
+        Ok(file) => Ok(site.flavor.in_the_way(&file, Hold::Alone)?.is_some()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
 }

@@ -17,6 +17,7 @@ use tooz_core::{Error, ErrorKind, GroupId, LossReason, Result};
 use crate::breaks;
 use crate::client::Client;
 use crate::directory;
+use crate::ears::Area;
 use crate::error;
 use crate::groups::FileSessionGroups;
 use crate::hub::Topic;
@@ -241,6 +242,8 @@ async fn watch(client: Arc<Client>, local: Arc<Local>) {
     let site = local.site.clone();
     let mut ours = site.hub.listen(vec![Topic::Session(local.session()), Topic::LockFileGone]);
     let mut deaths = site.hub.listen(vec![Topic::Deaths]);
+    let own = (local.session().to_string(), Area::Own(local.session()));
+    let _watched = site.watch_file(&site.sessions, &own.0, own.1);
     let clock = client.context.clock.clone();
     let mut touch = clock.now() + TOUCH;
     // What was said between the session's opening and now, when nobody listened yet.
@@ -279,15 +282,17 @@ async fn watch(client: Arc<Client>, local: Arc<Local>) {
 }
 
 async fn round(client: &Client, local: &Arc<Local>, reap: bool) -> Result<()> {
-    breaks::answer(client, local).await?;
-    let missing = inspect(client, local).await?;
-    for group in missing.groups {
-        local.tell(Notice::Evicted(group));
-    }
+    // One that fails does not keep the others from being done.
+    let answered = breaks::answer(client, local).await;
+    let inspected = inspect(client, local).await.map(|missing| {
+        for group in missing.groups {
+            local.tell(Notice::Evicted(group));
+        }
+    });
     if reap {
         reaper::reap_all(client, &local.site).await?;
     }
-    Ok(())
+    answered.and(inspected)
 }
 
 #[async_trait]

@@ -14,12 +14,12 @@ use tooz_core::{Error, ErrorKind, Result};
 
 use crate::config::Config;
 use crate::directory::{self, Directory};
-use crate::ears::{Area, Ears};
+use crate::ears::{Area, Ears, Watch, Watching};
 use crate::error;
 use crate::fence::{Fence, spin};
 use crate::hub::{Hub, Topic};
 use crate::kernel::{self, FileId, Flavor, Hold, InTheWay, Process};
-use crate::keys;
+use crate::keys::{self, KeyHash};
 use crate::local::Local;
 use crate::owner::short_boot;
 use crate::place;
@@ -51,6 +51,7 @@ pub(crate) struct Site {
     fence: Fence,
     pub(crate) hub: Arc<Hub>,
     ears: Option<Ears>,
+    breaks_watch: OnceLock<Option<Watch>>,
     pub(crate) epoch: Epoch,
     locals: Mutex<BTreeMap<SessionId, Weak<Local>>>,
     warned: AtomicBool,
@@ -147,6 +148,7 @@ impl Site {
             fence: Fence::new(flavor, &boot_id, mode),
             hub,
             ears,
+            breaks_watch: OnceLock::new(),
             epoch,
             locals: Mutex::default(),
             warned: AtomicBool::new(false),
@@ -156,8 +158,7 @@ impl Site {
             groups,
             tmp,
         };
-        site.watch(&site.sessions, Area::Sessions);
-        site.watch(&site.breaks, Area::Breaks);
+        let _ = site.breaks_watch.set(site.watch(&site.breaks, Area::Breaks));
         Ok(site)
     }
 
@@ -173,14 +174,22 @@ impl Site {
         self.ears.is_some()
     }
 
-    pub(crate) fn watch(&self, directory: &Directory, area: Area) -> bool {
-        self.ears.as_ref().is_some_and(|ears| ears.watch(&directory.path, area))
+    pub(crate) fn watch(&self, directory: &Directory, area: Area) -> Option<Watch> {
+        match self.ears.as_ref()?.watch(&directory.path, area) {
+            Watching::Heard(watch) => Some(watch),
+            Watching::Gone | Watching::Refused => None,
+        }
     }
 
-    pub(crate) fn unwatch(&self, area: &Area) {
-        if let Some(ears) = &self.ears {
-            ears.unwatch(area);
-        }
+    pub(crate) fn watch_file(&self, directory: &Directory, name: &str, area: Area) -> Watching {
+        self.ears.as_ref().map_or(Watching::Refused, |ears| ears.watch(&directory.path.join(name), area))
+    }
+
+    /// Hears of every change of this lock and of every session's end, for those who follow its holders.
+    pub(crate) fn watch_lock(&self, hash: &KeyHash) -> Vec<Watch> {
+        let stripe = self.stripe(hash.stripe()).ok();
+        let stripe = stripe.and_then(|directory| self.watch(directory, Area::Stripe(hash.stripe())));
+        stripe.into_iter().chain(self.watch(&self.sessions, Area::Sessions)).collect()
     }
 
     /// The path at which Python keeps this lock's file, if it is shared with Python.
@@ -204,7 +213,6 @@ impl Site {
         let slot = self.stripes.get(number).ok_or_else(missing)?;
         if slot.get().is_none() {
             let directory = self.locks.make(&keys::stripe(number), self.directory_mode)?;
-            self.watch(&directory, Area::Stripe(number));
             // Another thread may have been faster; then this one is dropped.
             let _ = slot.set(Stripe { directory, mutex: Mutex::new(None) });
         }

@@ -18,7 +18,7 @@ use tooz_core::{ErrorKind, GroupId, MemberId, Result};
 use crate::breaks;
 use crate::client::Client;
 use crate::directory::Directory;
-use crate::ears::Area;
+use crate::ears::{Area, Watch};
 use crate::groups::{self, View};
 use crate::hub::{Listener, Topic};
 use crate::kernel::{FileId, Hold};
@@ -81,7 +81,8 @@ struct GroupFollower {
     group: GroupId,
     /// The group's metadata, open: another file there is another group of the same name.
     metadata: Option<(File, FileId)>,
-    listener: Option<Listener>,
+    listener: Listener,
+    watched: Vec<Watch>,
     seen: BTreeMap<MemberId, MemberRecord>,
     expires: Option<Duration>,
     started: bool,
@@ -95,24 +96,25 @@ fn metadata(directory: &Directory) -> std::io::Result<(File, FileId)> {
     Ok((file, id))
 }
 
-fn hear(site: &Site, group: &GroupId) -> bool {
+/// Of its own changes, and of every session's end: whoever dies is cleared away at once where somebody watches.
+fn hear(site: &Site, group: &GroupId) -> Vec<Watch> {
     let name = keys::group(group);
-    match site.groups.child(&name) {
-        Ok(directory) => site.watch(&directory, Area::Group(name)),
-        Err(_) => false,
-    }
+    let own = site.groups.child(&name).ok();
+    let own = own.and_then(|directory| site.watch(&directory, Area::Group(name)));
+    own.into_iter().chain(site.watch(&site.sessions, Area::Sessions)).collect()
 }
 
 pub(crate) async fn group(client: &Arc<Client>, group: &GroupId) -> Result<ChangeStream> {
     let site = client.enter()?;
     let listener = site.hub.listen(vec![Topic::Group(keys::group(group))]);
-    hear(&site, group);
+    let watched = hear(&site, group);
     let mut follower = GroupFollower {
         client: client.clone(),
         site,
         group: group.clone(),
         metadata: None,
-        listener: Some(listener),
+        listener,
+        watched,
         seen: BTreeMap::new(),
         expires: None,
         started: false,
@@ -127,7 +129,7 @@ impl GroupFollower {
     /// Reads the group and notes what changed.
     async fn look(&mut self) -> Result<()> {
         let lock = self.client.driver_lock(&self.site, Hold::Together, self.client.deadline()).await?;
-        let missed = self.listener.as_mut().is_some_and(Listener::missed);
+        let missed = self.listener.missed();
         let read = groups::open(&self.site, &self.group).and_then(|directory| {
             let view = groups::view(&self.client, &self.site, &self.group, &directory)?;
             Ok((directory, view))
@@ -165,7 +167,7 @@ impl GroupFollower {
     /// The whole directory was lost: nobody deleted the group, and its members will create it again (S7).
     fn start_anew(&mut self) -> Result<()> {
         self.site = self.client.site()?;
-        self.listener = Some(self.site.hub.listen(vec![Topic::Group(keys::group(&self.group))]));
+        self.listener = self.site.hub.listen(vec![Topic::Group(keys::group(&self.group))]);
         self.metadata = None;
         self.expires = None;
         self.seen.clear();
@@ -221,9 +223,7 @@ impl Follow for GroupFollower {
                 return None;
             }
             let pause = self.pause();
-            if let Some(listener) = &mut self.listener {
-                self.client.context.spawner.timeout(pause, listener.heard()).await;
-            }
+            self.client.context.spawner.timeout(pause, self.listener.heard()).await;
             if self.client.is_closed() {
                 return None;
             }
@@ -235,7 +235,7 @@ impl Follow for GroupFollower {
             }
             // A group that was created again after the loss of everything is a new directory.
             if self.metadata.is_none() {
-                hear(&self.site, &self.group);
+                self.watched = hear(&self.site, &self.group);
             }
             match self.look().await {
                 // Not there yet, or something stopped under the lock: it stays as it was and is read again.
@@ -247,41 +247,34 @@ impl Follow for GroupFollower {
     }
 }
 
-impl Drop for GroupFollower {
-    fn drop(&mut self) {
-        self.listener = None;
-        let name = keys::group(&self.group);
-        if self.client.check_process().is_ok() && !self.site.hub.wants(&Topic::Group(name.clone())) {
-            self.site.unwatch(&Area::Group(name));
-        }
-    }
-}
-
 /// Follows the holders of one lock.
 struct HolderFollower {
     client: Arc<Client>,
     site: Arc<Site>,
     key: LockKey,
     listener: Listener,
+    watched: Vec<Watch>,
     seen: Option<Holders>,
+    /// It looked, and next waits to hear something; also after an error, or whoever asks on would ask without end.
+    waits: bool,
 }
 
-fn listen(site: &Arc<Site>, key: &LockKey) -> Listener {
+fn listen(site: &Arc<Site>, key: &LockKey) -> (Listener, Vec<Watch>) {
     let hash = KeyHash::new(key);
-    // The stripe is watched from when it is opened.
-    let _ = site.stripe(hash.stripe());
+    let mut watched = site.watch_lock(&hash);
     let mut topics = vec![Topic::Lock(hash), Topic::Deaths];
     if let Some(path) = site.python_path(key) {
-        oslock::watch(site, &path);
+        watched.extend(oslock::watch(site, &path));
         topics.push(Topic::LockFile(path.join("/")));
     }
-    site.hub.listen(topics)
+    (site.hub.listen(topics), watched)
 }
 
 pub(crate) fn holders(client: &Arc<Client>, key: &LockKey) -> Result<HolderStream> {
     let site = client.enter()?;
-    let listener = listen(&site, key);
-    let follower = HolderFollower { client: client.clone(), site, key: key.clone(), listener, seen: None };
+    let (listener, watched) = listen(&site, key);
+    let (client, key) = (client.clone(), key.clone());
+    let follower = HolderFollower { client, site, key, listener, watched, seen: None, waits: false };
     Ok(Box::pin(Following::Idle(follower)))
 }
 
@@ -298,7 +291,16 @@ impl Follow for HolderFollower {
                     Ok(site) => self.site = site,
                     Err(error) => return Some(Err(error)),
                 }
-                self.listener = listen(&self.site, &self.key);
+                (self.listener, self.watched) = listen(&self.site, &self.key);
+            }
+            if std::mem::take(&mut self.waits) {
+                let pause = if self.site.hears() {
+                    SAFETY_POLL
+                } else {
+                    self.client.context.entropy.between(WATCH_POLL.0, WATCH_POLL.1)
+                };
+                self.client.context.spawner.timeout(pause, self.listener.heard()).await;
+                continue;
             }
             match breaks::holders(&self.client, &self.site, &self.key).await {
                 // Who waits is of no interest here.
@@ -306,15 +308,12 @@ impl Follow for HolderFollower {
                     self.seen = Some(now.clone());
                     return Some(Ok(now));
                 }
-                Err(error) if error.kind() != ErrorKind::Unavailable => return Some(Err(error)),
-                _ => {}
+                Err(error) if error.kind() != ErrorKind::Unavailable => {
+                    self.waits = true;
+                    return Some(Err(error));
+                }
+                _ => self.waits = true,
             }
-            let pause = if self.site.hears() {
-                SAFETY_POLL
-            } else {
-                self.client.context.entropy.between(WATCH_POLL.0, WATCH_POLL.1)
-            };
-            self.client.context.spawner.timeout(pause, self.listener.heard()).await;
         }
     }
 }

@@ -14,7 +14,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{
-    Exclusive, Shared, ask, eventually, granted, group, held, id, key, member, names, queued, short, soon,
+    Exclusive, Helper, Shared, ask, eventually, granted, group, held, id, key, member, names, queued, short,
     turn, url,
 };
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -282,6 +282,63 @@ async fn members_are_seen_alive_and_dead(python: PathBuf) {
     assert_eq!(other.does("join g"), Value::Null);
 }
 
+/// Far longer than it takes, since Python polls, at most every tenth of a second.
+const COUNTING: Duration = Duration::from_secs(240);
+
+/// Several processes of either language add to one number, two thousand times in all: nobody is inside beside another,
+/// and no addition is lost.
+async fn both_count_to_two_thousand(python: PathBuf) {
+    const EACH: usize = 400;
+    let directory = tempfile::tempdir().unwrap();
+    let url = url(directory.path(), "");
+    let counter = directory.path().join("groups-counter");
+    std::fs::write(&counter, "0").unwrap();
+    let mut rust: Vec<_> = (0..3).map(|n| Helper::start(&url, &format!("rust-{n}"))).collect();
+    let mut peers: Vec<_> = (0..2).map(|n| Peer::start(&python, &url, &format!("python-{n}"))).collect();
+    let command = format!("count {EACH} {}", counter.display());
+    peers.iter_mut().for_each(|peer| peer.tell(&command));
+    rust.iter_mut().for_each(|helper| helper.tell(&command));
+    for helper in &rust {
+        assert_eq!(helper.hear_within(COUNTING), "counted");
+    }
+    for peer in &mut peers {
+        assert_eq!(peer.hear(), json!("counted"));
+    }
+    assert_eq!(std::fs::read_to_string(&counter).unwrap(), (5 * EACH).to_string());
+    let log = std::fs::read(directory.path().join("groups-counter.log")).unwrap();
+    let by_python = log.iter().filter(|who| **who == b'p').count();
+    assert_eq!((log.len(), by_python), (5 * EACH, 2 * EACH));
+    let changes = log.windows(2).filter(|pair| pair[0] != pair[1]).count();
+    println!("{} additions; the lock went {changes} times from one language to the other", log.len());
+    assert!(changes >= 10, "they hardly met: {changes}");
+}
+
+/// With processes that are killed.
+async fn each_sees_the_crash_of_the_other(python: PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let url = url(directory.path(), "?timeout=4");
+    let (driver, session) = member(&url, "survivor").await;
+    let mut peer = Peer::start(&python, &url, "python");
+    let mut helper = Helper::start(&url, "rust");
+    helper.does("lock x");
+    assert_eq!(helper.does("join g"), "Ok(())");
+    assert_eq!(peer.does("members g"), json!(["rust"]));
+    peer.tell("acquire x");
+    helper.kill();
+    assert_eq!(peer.hear(), json!(true));
+    assert!(held(&session, "x", Exclusive).await);
+    eventually("the dead is no member for Python", async || peer.does("members g") == json!([])).await;
+    assert!(names(&driver, "g").await.is_empty());
+
+    assert_eq!(peer.does("join g"), Value::Null);
+    assert_eq!(names(&driver, "g").await, ["python"]);
+    let place = queued(&session, 1, "x", Exclusive).await;
+    drop(peer);
+    turn(&session, &place).await;
+    eventually("the dead is no member for Rust", async || names(&driver, "g").await.is_empty()).await;
+    assert_eq!(Peer::start(&python, &url, "next").does("members g"), json!([]));
+}
+
 type Case = fn(PathBuf) -> std::pin::Pin<Box<dyn Future<Output = ()>>>;
 
 macro_rules! cases {
@@ -299,9 +356,15 @@ const CASES: &[(&str, Case)] = cases![
     names_that_python_simplifies_are_not_shared,
     groups_mix,
     members_are_seen_alive_and_dead,
+    each_sees_the_crash_of_the_other,
+    both_count_to_two_thousand,
 ];
 
 fn main() -> ExitCode {
+    if std::env::var_os("TOOZ_FILE_MEMBER").is_some() {
+        common::obey(); // this is a helper process
+        return ExitCode::SUCCESS;
+    }
     let arguments = Arguments::from_args();
     let required = std::env::var("TOOZ_REQUIRE").is_ok_and(|value| value == "all");
     let python = environment();
@@ -314,7 +377,8 @@ fn main() -> ExitCode {
             let trial = Trial::test(*name, move || {
                 let python = python.map_err(|error| Failed::from(format!("no Python tooz: {error}")))?;
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-                runtime.map_err(|error| Failed::from(error.to_string()))?.block_on(soon(case(python)));
+                let runtime = runtime.map_err(|error| Failed::from(error.to_string()))?;
+                runtime.block_on(async { tokio::time::timeout(COUNTING, case(python)).await })?;
                 Ok(())
             });
             match why.filter(|_| ignored) {

@@ -14,6 +14,7 @@ use tooz_core::{Characteristics, Error, ErrorKind, MemberId, Result};
 
 use crate::backend::{Backend, Step};
 use crate::config::{self, Config};
+use crate::fault::Fault;
 use crate::gate::{self, Cut, Operation, Outcome};
 use crate::session::MemorySession;
 use crate::state::{Fate, State};
@@ -66,11 +67,11 @@ impl Client {
         let outcome = self.gate(operation).await.map_err(|error| error.during(operation.name()))?;
         let answer = match outcome {
             Some(Outcome::Fail) => Err(gate::refused("let this call fail")),
-            Some(Outcome::Lost) => Err(gate::unknown()),
+            Some(Outcome::Lost) => Err(self.unknown()),
             Some(Outcome::Indeterminate) => {
                 // What it answered is dropped here, outside the lock.
                 drop(self.backend.act(act));
-                Err(gate::unknown())
+                Err(self.unknown())
             }
             None => self.backend.act(act),
         };
@@ -137,6 +138,24 @@ impl Client {
                 None => look(state),
             })
             .await
+    }
+
+    /// Whether this fault was planted.
+    pub(crate) fn has(&self, fault: Fault) -> bool {
+        self.backend.act(|state| state.has(fault))
+    }
+
+    /// The answer of a call whose answer is lost.
+    pub(crate) fn unknown(&self) -> Error {
+        if self.has(Fault::UnknownIsFailure) { gate::refused("let this call fail") } else { gate::unknown() }
+    }
+
+    /// What a call that answers nothing but that it was done answers to its caller.
+    pub(crate) fn assumed<T>(&self, answer: Result<T>, done: T) -> Result<T> {
+        match answer {
+            Err(error) if error.is_indeterminate() && self.has(Fault::UnknownIsSuccess) => Ok(done),
+            answer => answer,
+        }
     }
 
     pub(crate) fn is_closed(&self) -> bool {

@@ -55,6 +55,40 @@ faults! {
     GroupIdsFold = "group-ids-fold",
     /// The list of groups shows those of other namespaces.
     NamespaceLeak = "namespace-leak",
+    /// A beat is answered by what the one before it was answered: its deadline counts from after that answer.
+    DeadlineFromReply = "deadline-from-reply",
+    /// A call whose answer is lost is reported as one that was refused.
+    UnknownIsFailure = "unknown-is-failure",
+    /// A call whose answer is lost is reported as one that was done.
+    UnknownIsSuccess = "unknown-is-success",
+    /// An update arrives once more after the next one, and overwrites it.
+    LateUpdate = "late-update",
+    /// After a view a watch goes on one change too late.
+    ResumeTooFar = "resume-too-far",
+    /// After a view a watch goes on one change too early.
+    ResumeTooEarly = "resume-too-early",
+    /// A waiter whose place went with the lock's record is not told.
+    PlaceLost = "place-lost",
+    /// One permit more is given than the limit says.
+    TooManyPermits = "too-many-permits",
+    /// A session that ended is renewed all the same, and its owner is not told of the end.
+    RenewsTheDead = "renews-the-dead",
+    /// The places of a session that ended stay in the queues, and are granted.
+    DeadWaiter = "dead-waiter",
+    /// The locks of a session that ended stay held.
+    OrphanLock = "orphan-lock",
+    /// Whoever came last to a queue is the first to be granted.
+    LastFirst = "last-first",
+    /// The watchers of a group are not told of its deletion.
+    DeletionUntold = "deletion-untold",
+    /// The watchers of a group are not told that it went with the backend's data.
+    LossUntold = "loss-untold",
+    /// Closing a session ends nothing.
+    CloseLeaks = "close-leaks",
+    /// Leaving a group is answered and not done.
+    LeaveIgnored = "leave-ignored",
+    /// The fencing tokens begin again with the backend's data.
+    TokensRestart = "tokens-restart",
 }
 
 #[cfg(test)]

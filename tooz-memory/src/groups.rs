@@ -29,6 +29,8 @@ pub(crate) struct Group {
 pub(crate) struct Member {
     record: MemberRecord,
     session: SessionId,
+    /// The last update, where a planted fault lets it arrive again.
+    late: Option<Capabilities>,
 }
 
 impl Group {
@@ -93,6 +95,7 @@ impl State {
             space.groups.remove(&folded);
         }
         self.tell(space, || Happened::Deleted(folded));
+        let log = log.filter(|_| !self.has(Fault::DeletionUntold));
         self.publish(log, GroupChange::Deleted);
         Ok(())
     }
@@ -155,7 +158,7 @@ impl State {
         let record = MemberRecord::new(member.clone(), capabilities, self.incarnation).at(now, now);
         let found = self.group_mut(space, group)?;
         let log = found.log;
-        let earlier = found.members.insert(member.clone(), Member { record: record.clone(), session });
+        let earlier = found.members.insert(member.clone(), Member { record: record.clone(), session, late: None });
         if let Some(earlier) = earlier {
             self.tell(space, || Happened::Left(group.clone(), earlier.record.clone()));
             self.publish(log, GroupChange::Left(earlier.record));
@@ -180,6 +183,9 @@ impl State {
         let folded = self.folded(group);
         let Some(session) = self.sessions.get_mut(&fate.id) else { return Err(fate.error()) };
         let (space, member) = (session.space.clone(), session.member.clone());
+        if self.fault == Some(Fault::LeaveIgnored) && session.groups.contains(&folded) {
+            return Ok(());
+        }
         let joined = session.groups.remove(&folded);
         self.group(&space, group)?;
         if joined && self.remove_member(&space, &folded, &member) {
@@ -193,7 +199,7 @@ impl State {
         let Some(session) = self.sessions.get(&fate.id) else { return Err(fate.error()) };
         let (space, member) = (session.space.clone(), session.member.clone());
         let now = self.wall();
-        let resurrects = self.has(Fault::Resurrect);
+        let (resurrects, late) = (self.has(Fault::Resurrect), self.has(Fault::LateUpdate));
         let found = self.group_mut(&space, group)?;
         let log = found.log;
         let owned = |known: &&mut Member| known.session == fate.id || resurrects;
@@ -205,10 +211,16 @@ impl State {
         };
         known.record.capabilities = capabilities.clone();
         known.record.updated_at = now;
-        let record = known.record.clone();
+        let mut records = vec![known.record.clone()];
+        if late && let Some(late) = known.late.replace(capabilities.clone()) {
+            known.record.capabilities = late;
+            records.push(known.record.clone());
+        }
         let folded = self.folded(group);
-        self.tell(&space, || Happened::Updated(folded, record.clone()));
-        self.publish(log, GroupChange::Updated(record));
+        for record in records {
+            self.tell(&space, || Happened::Updated(folded.clone(), record.clone()));
+            self.publish(log, GroupChange::Updated(record));
+        }
         Ok(())
     }
 
@@ -238,6 +250,9 @@ impl State {
         for group in gone {
             self.tell(space, || Happened::Lost(group));
         }
+        if self.has(Fault::LossUntold) {
+            return;
+        }
         for log in logs {
             self.publish(Some(log), GroupChange::View(Vec::new()));
         }
@@ -247,15 +262,18 @@ impl State {
 #[async_trait]
 impl SessionGroups for MemorySession {
     async fn join(&self, request: &Join) -> Result<()> {
-        self.client.call(Operation::Join, |state| state.join(&self.fate, request)).await
+        let call = self.client.call(Operation::Join, |state| state.join(&self.fate, request));
+        self.client.assumed(call.await, ())
     }
 
     async fn leave(&self, group: &GroupId) -> Result<()> {
-        self.client.call(Operation::Leave, |state| state.leave(&self.fate, group)).await
+        let call = self.client.call(Operation::Leave, |state| state.leave(&self.fate, group));
+        self.client.assumed(call.await, ())
     }
 
     async fn update(&self, group: &GroupId, capabilities: &Capabilities) -> Result<()> {
-        self.client.call(Operation::Update, |state| state.update(&self.fate, group, capabilities)).await
+        let call = self.client.call(Operation::Update, |state| state.update(&self.fate, group, capabilities));
+        self.client.assumed(call.await, ())
     }
 }
 

@@ -71,6 +71,10 @@ impl Lock {
         self.holders.iter().map(|holder| holder.mode)
     }
 
+    pub(crate) fn waits(&self, attempt: AttemptId) -> bool {
+        self.queue.iter().any(|waiter| waiter.attempt == attempt)
+    }
+
     fn is_idle(&self) -> bool {
         self.holders.is_empty() && self.queue.is_empty() && self.previous.is_none()
     }
@@ -137,6 +141,11 @@ impl State {
             Some(Fault::Barging) => matches!(admits(request.mode, lock.modes()), Ok(Admission::Yes)),
             Some(Fault::ReaderBesideWriter) => {
                 request.mode == LockMode::Shared && lock.modes().all(|mode| mode == LockMode::Exclusive)
+            }
+            Some(Fault::TooManyPermits) => {
+                matches!(request.mode, LockMode::Permit { limit }
+                    if lock.modes().all(|mode| mode == request.mode)
+                        && u32::try_from(lock.holders.len()).is_ok_and(|holders| holders <= limit))
             }
             _ => false,
         };
@@ -212,18 +221,24 @@ impl State {
 
     /// Hands the lock on: admits from the front of the queue while the grant rule says yes.
     pub(crate) fn advance(&mut self, space: &str, key: &LockKey) {
+        let (last_first, dead_too) = (self.has(Fault::LastFirst), self.has(Fault::DeadWaiter));
         loop {
             let Some(lock) = self.spaces.get_mut(space).and_then(|space| space.locks.get_mut(key)) else {
                 return;
             };
-            let Some(waiter) = lock.queue.pop_front() else { break };
+            let next = if last_first { lock.queue.pop_back() } else { lock.queue.pop_front() };
+            let Some(waiter) = next else { break };
             // INVARIANT: a session's places go with it, so the front lives; checked again, since a grant to the
             // dead would never be given back (L14).
-            if !self.sessions.contains_key(&waiter.session) {
+            if !self.sessions.contains_key(&waiter.session) && !dead_too {
                 continue;
             }
             if !matches!(admits(waiter.mode, lock.modes()), Ok(Admission::Yes)) {
-                lock.queue.push_front(waiter);
+                if last_first {
+                    lock.queue.push_back(waiter);
+                } else {
+                    lock.queue.push_front(waiter);
+                }
                 break;
             }
             self.grant(space, key, waiter);
@@ -325,6 +340,9 @@ impl State {
                 }
                 return Step::Done(Ok(Turn::Granted(holder.grant(&place.key))));
             }
+        }
+        if self.has(Fault::PlaceLost) {
+            return Step::Wait(Arc::default());
         }
         Step::Done(Ok(Turn::Gone))
     }
@@ -429,29 +447,32 @@ impl SessionLocks for MemorySession {
         let outcome = self.client.gate(Operation::Turn).await.map_err(|error| error.during(name))?;
         match outcome {
             Some(Outcome::Fail) => return Err(gate::refused("let this call fail").during(name)),
-            Some(Outcome::Lost) => return Err(gate::unknown().during(name)),
+            Some(Outcome::Lost) => return Err(self.client.unknown().during(name)),
             Some(Outcome::Indeterminate) | None => {}
         }
         let turn = self.client.wait(|state| state.turn(&self.fate, place)).await;
         if outcome.is_some() {
-            return Err(gate::unknown().during(name));
+            return Err(self.client.unknown().during(name));
         }
         turn.map_err(|error| error.during(name))
     }
 
     async fn withdraw(&self, _key: &LockKey, attempt: AttemptId) -> Result<()> {
-        self.client
+        let withdrawn = self
+            .client
             .call(Operation::Withdraw, |state| {
                 if !state.has(Fault::CancelLeaks) {
                     state.settle(&self.fate, attempt);
                 }
                 Ok(())
             })
-            .await
+            .await;
+        self.client.assumed(withdrawn, ())
     }
 
     async fn release(&self, grant: &Grant) -> Result<Released> {
-        self.client.call(Operation::Release, |state| Ok(state.release(&self.fate, grant))).await
+        let call = self.client.call(Operation::Release, |state| Ok(state.release(&self.fate, grant)));
+        self.client.assumed(call.await, Released::Released)
     }
 }
 

@@ -260,6 +260,9 @@ impl State {
         // All attempts go before anything is handed on: a place of the dead session must not be granted.
         let keys: BTreeSet<LockKey> = session.attempts.values().cloned().collect();
         for (attempt, key) in &session.attempts {
+            if self.outlives(&session.space, key, *attempt) {
+                continue;
+            }
             self.remove_attempt(&session.space, key, *attempt, how);
         }
         for key in &keys {
@@ -279,6 +282,16 @@ impl State {
         tracing::debug!(session = %id, member = %session.member, reason = %why, "session ended");
     }
 
+    /// Whether a planted fault keeps an attempt of a session that ended.
+    fn outlives(&self, space: &str, key: &LockKey, attempt: AttemptId) -> bool {
+        let Some(lock) = self.spaces.get(space).and_then(|space| space.locks.get(key)) else { return false };
+        match self.fault {
+            Some(Fault::DeadWaiter) => lock.waits(attempt),
+            Some(Fault::OrphanLock) => lock.holds(attempt),
+            _ => false,
+        }
+    }
+
     /// Forgets everything but the fencing token, as a backend that lost its disk.
     pub(crate) fn lose_data(&mut self) {
         let sessions: Vec<SessionId> = self.sessions.keys().copied().collect();
@@ -294,6 +307,9 @@ impl State {
         for name in spaces {
             self.lose_groups(&name);
             self.lose_locks(&name);
+        }
+        if self.has(Fault::TokensRestart) {
+            self.fence = 0;
         }
         // Derived, not random: a run must replay.
         self.epoch = self.epoch.map(|Epoch(epoch)| Epoch(epoch.wrapping_add(1)));

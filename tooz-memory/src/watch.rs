@@ -197,7 +197,12 @@ impl Follow for GroupFollower {
             Cursor::Start | Cursor::At(_) => {
                 let deleted = matches!(log.changes.back(), Some(GroupChange::Deleted));
                 // The deletion is still to be delivered after the view.
-                *cursor = Cursor::At(log.end() - u64::from(deleted));
+                let next = log.end() - u64::from(deleted);
+                *cursor = Cursor::At(match state.fault {
+                    Some(Fault::ResumeTooFar) => next + 1,
+                    Some(Fault::ResumeTooEarly) => next.saturating_sub(1).max(log.first),
+                    _ => next,
+                });
                 return Step::Done(Some(GroupChange::View(state.view(self.log, log))));
             }
         };

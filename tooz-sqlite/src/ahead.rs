@@ -59,18 +59,29 @@ struct Found {
     dead: bool,
 }
 
-fn find(tx: &mut Tx<'_>, locks: &BTreeSet<Lock>) -> Work<Vec<Found>> {
-    let mut before = BTreeSet::new();
+/// Who stands before our waiters, and which locks should have been handed on. What somebody damaged is left out.
+fn find(tx: &mut Tx<'_>, locks: &BTreeSet<Lock>) -> Work<(Vec<Found>, Vec<Lock>)> {
+    fn skip<T: Default>(answer: Work<T>) -> Work<T> {
+        match answer {
+            Err(fail) if fail.is_unreadable() => Ok(T::default()),
+            answer => answer,
+        }
+    }
+    let (mut before, mut overdue) = (BTreeSet::new(), Vec::new());
     for lock in locks {
-        before.extend(locks::immediately_before(tx, lock)?);
+        let those = skip(locks::immediately_before(tx, lock))?;
+        if those.is_empty() && skip(locks::is_overdue(tx, lock))? {
+            overdue.push(lock.clone());
+        }
+        before.extend(those);
     }
     let mut found = Vec::new();
     for seq in before {
-        if let Some(session) = Recorded::by_seq(tx, seq)? {
+        if let Some(session) = skip(Recorded::by_seq(tx, seq))? {
             found.push(Found { seq, bell: session.bell, dead: reaper::looks_dead(tx.site, &session) });
         }
     }
-    Ok(found)
+    Ok((found, overdue))
 }
 
 impl Engine {
@@ -91,6 +102,17 @@ impl Engine {
                 return;
             }
         };
+        let (found, overdue) = found;
+        if !overdue.is_empty() {
+            // When it was due, a damaged record was in the way.
+            let handed_on = self.write(Level::Write, self.client.clock.now() + REAP_LIMIT, |tx| {
+                tx.unsettled.clone_from(&overdue);
+                Ok(())
+            });
+            if let Err(error) = handed_on {
+                tracing::debug!(%error, "a lock is handed on with the next beat");
+            }
+        }
         let sessions = self.client.place.sessions();
         let mut known = std::mem::take(&mut self.ahead.0);
         let mut by_bell: BTreeMap<u128, BTreeSet<i64>> = BTreeMap::new();

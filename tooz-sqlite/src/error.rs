@@ -31,6 +31,24 @@ impl From<Error> for Fail {
 }
 
 impl Fail {
+    /// Whether it is about one record that somebody damaged, and not about the whole transaction.
+    pub(crate) fn is_unreadable(&self) -> bool {
+        match self {
+            Self::Sql(error) => is_unreadable(error),
+            Self::Tooz(error) => error.kind() == ErrorKind::Corrupt,
+            Self::NeedCeiling => false,
+        }
+    }
+
+    /// Names what a damaged record belongs to.
+    pub(crate) fn about(self, what: impl std::fmt::Display) -> Self {
+        match self {
+            Self::Tooz(error) if error.kind() == ErrorKind::Corrupt => {
+                Error::new(ErrorKind::Corrupt, format!("{what}: {}", error.context())).caused_by(error).into()
+            }
+            other => other,
+        }
+    }
     /// As the caller sees it. What failed inside a transaction was rolled back: never indeterminate.
     pub(crate) fn into_error(self) -> Error {
         match self {
@@ -48,10 +66,41 @@ pub(crate) fn is_busy(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
 }
 
+/// Whether a row would have referred to one that is not there.
+pub(crate) fn is_foreign_key(error: &rusqlite::Error) -> bool {
+    error.sqlite_error().is_some_and(|error| error.extended_code == ffi::SQLITE_CONSTRAINT_FOREIGNKEY)
+}
+
+/// Whether a record was read that cannot be understood: somebody else wrote it.
+pub(crate) fn is_unreadable(error: &rusqlite::Error) -> bool {
+    use rusqlite::Error as Sql;
+    matches!(
+        error,
+        Sql::FromSqlConversionFailure(..)
+            | Sql::IntegralValueOutOfRange(..)
+            | Sql::InvalidColumnType(..)
+            | Sql::Utf8Error(..)
+    )
+}
+
+/// The error of a statement; names the table of a record that cannot be understood.
+pub(crate) fn reading(error: rusqlite::Error, sql: &str) -> Fail {
+    if !is_unreadable(&error) {
+        return Fail::Sql(error);
+    }
+    let mut words = sql.split_ascii_whitespace();
+    let table =
+        words.find(|word| matches!(*word, "FROM" | "UPDATE")).and_then(|_| words.next()).unwrap_or("?");
+    let what = format!(
+        "a record in table {table} of the database cannot be understood; look at it, then correct or delete it"
+    );
+    Error::new(ErrorKind::Corrupt, what).caused_by(error).into()
+}
+
 /// An SQLite error by what the caller can do about it.
 pub(crate) fn native(error: rusqlite::Error) -> Error {
     // A row that refers to a session that is no longer there: the session was ended.
-    if error.sqlite_error().is_some_and(|e| e.extended_code == ffi::SQLITE_CONSTRAINT_FOREIGNKEY) {
+    if is_foreign_key(&error) {
         return Error::new(ErrorKind::SessionLost, "the session's record is gone from the database");
     }
     let (kind, context) = match error.sqlite_error_code() {
@@ -79,15 +128,11 @@ pub(crate) fn native(error: rusqlite::Error) -> Error {
             (ErrorKind::Unavailable, "reading or writing the database failed; look at the disk")
         }
         Some(ErrorCode::OutOfMemory) => (ErrorKind::Unavailable, "out of memory"),
-        _ => match error {
-            // A record that somebody else wrote by hand.
-            rusqlite::Error::FromSqlConversionFailure(..)
-            | rusqlite::Error::IntegralValueOutOfRange(..)
-            | rusqlite::Error::InvalidColumnType(..) => {
-                (ErrorKind::Corrupt, "a record of the database cannot be understood")
-            }
-            _ => (ErrorKind::Backend, "SQLite failed"),
-        },
+        _ if is_unreadable(&error) => (
+            ErrorKind::Corrupt,
+            "a record of the database cannot be understood; look at it, then correct or delete it",
+        ),
+        _ => (ErrorKind::Backend, "SQLite failed"),
     };
     Error::new(kind, context).caused_by(error)
 }

@@ -65,6 +65,17 @@ impl MemberRow {
         })
     }
 
+    /// As [`MemberRow::read`], of a member that is leaving: its id is enough for those who see it go.
+    pub(crate) fn leaving(row: &Row<'_>, at: usize) -> rusqlite::Result<Self> {
+        Ok(Self {
+            member: row.get(at)?,
+            capabilities: row.get(at + 1).unwrap_or_else(|_| Capabilities::none().as_msgpack().to_vec()),
+            incarnation: row.get::<_, Id>(at + 2).map_or(0, |id| id.0),
+            joined_at: row.get(at + 3).unwrap_or_default(),
+            updated_at: row.get(at + 4).unwrap_or_default(),
+        })
+    }
+
     /// `None`, and a line in the log, if somebody else wrote what cannot be understood.
     pub(crate) fn record(&self) -> Option<MemberRecord> {
         let record = MemberId::new(&self.member).and_then(|member| {
@@ -160,11 +171,11 @@ fn insert(
 
 /// Logs that every membership of a session ends.
 pub(crate) fn members_left(tx: &mut Tx<'_>, session: i64) -> Work<()> {
-    let rows = tx.all(
+    let rows = tx.readable(
         "SELECT g.namespace, g.name, m.member, m.capabilities, m.incarnation, m.joined_at, m.updated_at \
          FROM members m JOIN groups g ON g.id = m.group_id WHERE m.session = ?1",
         [session],
-        |row| Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?, MemberRow::read(row, 2)?)),
+        |row| Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?, MemberRow::leaving(row, 2)?)),
     )?;
     for (namespace, name, row) in rows {
         log(tx, &Event::Member(Change::Left, &namespace, &name, &row))?;

@@ -17,6 +17,27 @@ use crate::tx::Tx;
 /// reboot skips no more than this.
 pub(crate) const STEP: i64 = 100_000;
 
+/// What lies above was not counted but written by somebody: the largest token that another reboot could follow.
+const MOST: i64 = i64::MAX - 2 * STEP;
+
+fn exhausted() -> Fail {
+    Error::new(
+        ErrorKind::Corrupt,
+        "the fencing counter, table fence of the database, is close to the largest number there is; correct it to what \
+         the tokens that were given out have reached",
+    )
+    .into()
+}
+
+fn no_counter() -> Fail {
+    Error::new(
+        ErrorKind::Corrupt,
+        "the fencing counter, table fence of the database, makes no sense; correct it to what the tokens that were \
+         given out have reached",
+    )
+    .into()
+}
+
 /// The counter as this transaction has it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fence {
@@ -40,14 +61,23 @@ pub(crate) fn take(tx: &mut Tx<'_>) -> Work<FencingToken> {
                 Ok(Fence { next: row.get(0)?, ceiling: row.get(1)? })
             })?
             .ok_or_else(|| {
-                Error::new(ErrorKind::Corrupt, "the fencing counter is missing; restore the database")
+                Error::new(
+                    ErrorKind::Corrupt,
+                    "the fencing counter, table fence of the database, is missing; restore the database",
+                )
             })?,
     };
+    if fence.next > MOST || fence.ceiling > MOST {
+        return Err(exhausted());
+    }
+    if fence.next < 1 || fence.ceiling < fence.next {
+        return Err(no_counter());
+    }
     if fence.next >= fence.ceiling {
         return Err(Fail::NeedCeiling);
     }
     let token = u64::try_from(fence.next).ok().and_then(FencingToken::new);
-    let token = token.ok_or_else(|| Error::new(ErrorKind::Corrupt, "the fencing counter is not a token"))?;
+    let token = token.ok_or_else(no_counter)?;
     fence.next += 1;
     // Kept over the jobs of one transaction and written once before its commit. A job that is rolled back leaves
     // a gap, which is allowed.
@@ -65,7 +95,7 @@ pub(crate) fn flush(tx: &mut Tx<'_>) -> Work<()> {
 
 /// Raises the ceiling; alone in its transaction, at `synchronous=full`. Does nothing if somebody else did it.
 pub(crate) fn raise(tx: &Tx<'_>) -> Work<()> {
-    tx.run("UPDATE fence SET ceiling = ceiling + ?1 WHERE next >= ceiling", [STEP])?;
+    tx.run("UPDATE fence SET ceiling = ceiling + ?1 WHERE next >= ceiling AND ceiling <= ?2", [STEP, MOST])?;
     Ok(())
 }
 
@@ -73,8 +103,8 @@ pub(crate) fn raise(tx: &Tx<'_>) -> Work<()> {
 pub(crate) fn rebooted(tx: &Tx<'_>) -> Work<()> {
     // The right-hand sides see the row as it was.
     tx.run(
-        "UPDATE fence SET next = ceiling, ceiling = ceiling + ?1, boot_id = ?2 WHERE boot_id <> ?2",
-        (STEP, &tx.site.boot_id),
+        "UPDATE fence SET next = ceiling, ceiling = ceiling + ?1, boot_id = ?2 WHERE boot_id <> ?2 AND ceiling <= ?3",
+        (STEP, &tx.site.boot_id, MOST),
     )?;
     Ok(())
 }

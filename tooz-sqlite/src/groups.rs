@@ -56,7 +56,7 @@ fn delete(tx: &mut Tx<'_>, namespace: &str, group: &GroupId) -> Work<()> {
 
 fn members(tx: &mut Tx<'_>, namespace: &str, group: &GroupId) -> Work<Vec<MemberRecord>> {
     let id = find(tx, namespace, group)?;
-    let rows = tx.all(
+    let rows = tx.readable(
         "SELECT session, member, capabilities, incarnation, joined_at, updated_at FROM members \
          WHERE group_id = ?1 ORDER BY member",
         [id],
@@ -78,7 +78,8 @@ fn member(tx: &mut Tx<'_>, namespace: &str, group: &GroupId, member: &MemberId) 
          WHERE group_id = ?1 AND member = ?2",
         (id, member.as_bytes()),
         |row| Ok((row.get::<_, i64>(0)?, MemberRow::read(row, 1)?)),
-    )?;
+    );
+    let found = found.map_err(|fail| fail.about(format!("member \"{member}\" of group \"{group}\"")))?;
     let (session, row) = found.ok_or_else(|| no_member(group, member))?;
     if reaper::is_dead(tx, session)? {
         return Err(no_member(group, member).into());
@@ -86,7 +87,10 @@ fn member(tx: &mut Tx<'_>, namespace: &str, group: &GroupId, member: &MemberId) 
     Ok(row.record().ok_or_else(|| {
         Error::new(
             ErrorKind::Corrupt,
-            format!("the record of member \"{member}\" of group \"{group}\" cannot be understood"),
+            format!(
+                "member \"{member}\" of group \"{group}\": its record in table members of the database cannot be \
+                 understood; look at it, then correct or delete it"
+            ),
         )
     })?)
 }
@@ -174,7 +178,7 @@ fn leave(tx: &mut Tx<'_>, session: &Local, group: &GroupId) -> Work<()> {
         "DELETE FROM members WHERE group_id = ?1 AND member = ?2 AND session = ?3 \
          RETURNING member, capabilities, incarnation, joined_at, updated_at",
         (id, session.member.as_bytes(), session.seq),
-        |row| MemberRow::read(row, 0),
+        |row| MemberRow::leaving(row, 0),
     )?;
     let row = row.ok_or_else(|| no_member(group, &session.member))?;
     events::log(tx, &Event::Member(Change::Left, &session.namespace, group.as_bytes(), &row))
@@ -240,10 +244,11 @@ impl Groups for SqliteGroups {
     async fn list(&self) -> Result<Vec<GroupId>> {
         let namespace = self.namespace();
         let work = move |tx: &mut Tx<'_>| {
-            let names =
-                tx.all("SELECT name FROM groups WHERE namespace = ?1 ORDER BY name", [&*namespace], |row| {
-                    row.get::<_, Vec<u8>>(0)
-                })?;
+            let names = tx.readable(
+                "SELECT name FROM groups WHERE namespace = ?1 ORDER BY name",
+                [&*namespace],
+                |row| row.get::<_, Vec<u8>>(0),
+            )?;
             Ok(names.into_iter().filter_map(|name| GroupId::new(name).ok()).collect())
         };
         self.user.call(Level::Read, work).await.map_err(|error| error.during("list groups"))

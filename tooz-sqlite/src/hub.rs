@@ -134,9 +134,9 @@ impl Engine {
             }
         };
         if let Some((first, _)) = entries.first()
-            && *first > cursor + 1
+            && *first > cursor.saturating_add(1)
         {
-            self.resync(*first - 1);
+            self.resync(first.saturating_sub(1));
         }
         let mut leaders = Vec::new();
         for (seq, entry) in entries {

@@ -36,9 +36,13 @@ impl Lock {
     /// From its columns.
     pub(crate) fn from_columns(namespace: &str, kind: i64, name: &[u8]) -> Work<Self> {
         let key = match kind {
-            0 => LockKey::Named(LockName::new(name)?),
-            _ => LockKey::Leader(GroupId::new(name)?),
+            0 => LockName::new(name).ok().map(LockKey::Named),
+            1 => GroupId::new(name).ok().map(LockKey::Leader),
+            _ => None,
         };
+        let key = key.ok_or_else(|| {
+            Error::new(ErrorKind::Corrupt, "a record of the database is of a lock that cannot be; delete it")
+        })?;
         Ok(Self { namespace: namespace.into(), key })
     }
 }
@@ -80,11 +84,22 @@ pub(crate) fn mode_to_number(mode: LockMode) -> Work<i64> {
 }
 
 /// The mode that a number stands for.
-pub(crate) fn number_to_mode(number: i64) -> LockMode {
+pub(crate) fn number_to_mode(number: i64) -> Option<LockMode> {
     match u32::try_from(number) {
-        Ok(0) => LockMode::Exclusive,
-        Ok(limit) => LockMode::Permit { limit },
-        Err(_) => LockMode::Shared, // the schema allows nothing else
+        Ok(0) => Some(LockMode::Exclusive),
+        Ok(limit) => Some(LockMode::Permit { limit }),
+        Err(_) if number == -1 => Some(LockMode::Shared),
+        Err(_) => None,
+    }
+}
+
+/// A mode in a column.
+pub(crate) struct Mode(pub(crate) LockMode);
+
+impl FromSql for Mode {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let number = value.as_i64()?;
+        number_to_mode(number).map(Self).ok_or(FromSqlError::OutOfRange(number))
     }
 }
 
@@ -114,8 +129,9 @@ mod tests {
     #[test]
     fn modes_and_keys_come_back() {
         for mode in [LockMode::Exclusive, LockMode::Shared, LockMode::Permit { limit: u32::MAX }] {
-            assert_eq!(number_to_mode(mode_to_number(mode).unwrap()), mode);
+            assert_eq!(number_to_mode(mode_to_number(mode).unwrap()), Some(mode));
         }
+        assert_eq!((number_to_mode(-2), number_to_mode(1 << 32)), (None, None));
         assert!(mode_to_number(LockMode::Permit { limit: 0 }).is_err());
         let namespace: Arc<str> = "n".into();
         for key in [

@@ -10,7 +10,7 @@ use tooz_core::{Error, ErrorKind, FencingToken, LossReason, MemberId};
 use crate::error::Work;
 use crate::events::{self, Event};
 use crate::fence;
-use crate::keys::{Id, Lock, mode_to_number, number_to_mode, number_to_previous, previous_to_number};
+use crate::keys::{Id, Lock, Mode, mode_to_number, number_to_previous, previous_to_number};
 use crate::local::Local;
 use crate::reaper;
 use crate::tx::{Effect, Tx, from_micros};
@@ -39,12 +39,13 @@ fn holders_of(tx: &Tx<'_>, lock: &Lock) -> Work<Vec<Held>> {
             Ok(Held {
                 attempt: AttemptId(row.get::<_, Id>(0)?.0),
                 session: row.get(1)?,
-                mode: number_to_mode(row.get(2)?),
+                mode: row.get::<_, Mode>(2)?.0,
                 token: row.get(3)?,
                 previous: row.get(4)?,
             })
         },
     )
+    .map_err(|fail| fail.about(&lock.key))
 }
 
 struct Waiter {
@@ -64,10 +65,11 @@ fn first_waiter(tx: &Tx<'_>, lock: &Lock) -> Work<Option<Waiter>> {
                 place: row.get(0)?,
                 attempt: AttemptId(row.get::<_, Id>(1)?.0),
                 session: row.get(2)?,
-                mode: number_to_mode(row.get(3)?),
+                mode: row.get::<_, Mode>(3)?.0,
             })
         },
     )
+    .map_err(|fail| fail.about(&lock.key))
 }
 
 /// Remembers that a holder ended uncleanly (L12).
@@ -148,16 +150,28 @@ pub(crate) fn request(tx: &mut Tx<'_>, session: &Local, request: &Acquire, lock:
     // Whoever is in the way may be dead without anybody having noticed.
     let in_the_way: Vec<i64> =
         holders.iter().map(|held| held.session).chain(queue.iter().map(|waiter| waiter.session)).collect();
-    let mut cleared = false;
+    let mut gone = Vec::new();
     for other in in_the_way {
-        if tx.local(other).is_none_or(|local| local.is_over()) {
-            cleared |= reaper::reap_stale(tx, other)?;
+        if tx.local(other).is_none_or(|local| local.is_over()) && reaper::reap_stale(tx, other)? {
+            gone.push(other);
         }
     }
-    if cleared {
+    if !gone.is_empty() {
         settle(tx)?;
         holders = holders_of(tx, lock)?;
         queue = first_waiter(tx, lock)?;
+        let stands = holders.iter().map(|held| held.session).chain(queue.iter().map(|waiter| waiter.session));
+        if let Some(orphan) = stands.into_iter().find(|session| gone.contains(session)) {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!(
+                    "{}: a record in table holders or waiters of the database belongs to session {orphan}, of which \
+                     there is no record; look at it, then delete it",
+                    lock.key
+                ),
+            )
+            .into());
+        }
     }
     if let LockMode::Permit { limit } = request.mode {
         refuse_other_limit(tx, lock, limit)?;
@@ -241,10 +255,10 @@ fn refuse_other_limit(tx: &Tx<'_>, lock: &Lock, limit: u32) -> Work<()> {
         "SELECT mode FROM waiters WHERE namespace = ?1 AND kind = ?2 AND name = ?3 AND mode > 0 AND mode <> ?4 \
          LIMIT 1",
         (namespace, kind, name, limit),
-        |row| row.get::<_, i64>(0),
+        |row| row.get::<_, Mode>(0),
     )?;
-    if let Some(other) = other {
-        admits(LockMode::Permit { limit }, [number_to_mode(other)])?;
+    if let Some(Mode(other)) = other {
+        admits(LockMode::Permit { limit }, [other])?;
     }
     Ok(())
 }
@@ -253,12 +267,28 @@ fn refuse_other_limit(tx: &Tx<'_>, lock: &Lock, limit: u32) -> Work<()> {
 /// cleared away, which may free further locks: they are added and taken in turn, without recursion.
 pub(crate) fn settle(tx: &mut Tx<'_>) -> Work<()> {
     while let Some(lock) = tx.unsettled.pop() {
-        hand_on(tx, &lock)?;
+        match hand_on(tx, &lock) {
+            // Whoever asks for that lock is told. It must not keep others from being handed on, or its holder from
+            // ending; those who wait look again every second.
+            Err(fail) if fail.is_unreadable() => {
+                tracing::warn!(key = %lock.key, ?fail, "a lock cannot be handed on");
+            }
+            answer => answer?,
+        }
     }
     Ok(())
 }
 
+/// Whether the lock's first waiter could have it: then it should have been handed on.
+pub(crate) fn is_overdue(tx: &Tx<'_>, lock: &Lock) -> Work<bool> {
+    let Some(waiter) = first_waiter(tx, lock)? else { return Ok(false) };
+    let holders = holders_of(tx, lock)?;
+    Ok(admits(waiter.mode, holders.iter().map(|held| held.mode))
+        .is_ok_and(|admission| admission == Admission::Yes))
+}
+
 /// Grants to the first waiters, in order, as long as they are admitted: one writer, or all readers up to the next.
+/// INVARIANT: what cannot be read is met before anything is changed, or between two waiters.
 fn hand_on(tx: &mut Tx<'_>, lock: &Lock) -> Work<()> {
     while let Some(waiter) = first_waiter(tx, lock)? {
         let holders = holders_of(tx, lock)?;
@@ -278,12 +308,11 @@ fn hand_on(tx: &mut Tx<'_>, lock: &Lock) -> Work<()> {
             Some(local) if !local.is_over() => true,
             _ => !reaper::reap(tx, waiter.session)?,
         };
+        let granted =
+            if alive { Some(grant(tx, lock, waiter.session, waiter.attempt, waiter.mode)?) } else { None };
         // By number too: a row of a session without a row cannot stand, but it must not make this endless.
         tx.run("DELETE FROM waiters WHERE place = ?1", [waiter.place])?;
-        if !alive {
-            continue;
-        }
-        let grant = grant(tx, lock, waiter.session, waiter.attempt, waiter.mode)?;
+        let Some(grant) = granted else { continue };
         if tx.local(waiter.session).is_some() {
             tx.effect(Effect::Granted(waiter.session, grant));
         } else {
@@ -310,7 +339,8 @@ fn remove_holder(tx: &mut Tx<'_>, session: i64, lock: &Lock, attempt: AttemptId)
         "DELETE FROM holders WHERE namespace = ?1 AND kind = ?2 AND name = ?3 AND attempt = ?4 AND session = ?5 \
          RETURNING previous",
         (namespace, kind, name, Id(attempt.0), session),
-        |row| row.get::<_, i64>(0),
+        // Giving back what is ours does not fail because somebody damaged what stands beside it.
+        |row| Ok(row.get::<_, i64>(0).unwrap_or_default()),
     )?;
     if told.is_some() {
         holders_changed(tx, lock)?;
@@ -367,10 +397,10 @@ pub(crate) fn is_held(tx: &Tx<'_>, session: i64, lock: &Lock, attempt: AttemptId
 
 /// Why a grant is gone.
 pub(crate) fn why_gone(tx: &Tx<'_>, attempt: AttemptId) -> Work<LossReason> {
-    let broken = tx.first("SELECT by, why FROM breaks WHERE attempt = ?1", [Id(attempt.0)], |row| {
+    let broken = tx.readable("SELECT by, why FROM breaks WHERE attempt = ?1", [Id(attempt.0)], |row| {
         Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, String>(1)?))
     })?;
-    Ok(match broken {
+    Ok(match broken.into_iter().next() {
         Some((by, why)) => LossReason::Broken { by: MemberId::new(by).ok(), why },
         None => LossReason::Vanished,
     })
@@ -392,12 +422,13 @@ fn shown(tx: &Tx<'_>, lock: &Lock) -> Work<Vec<Shown>> {
             let record = HolderRecord::new(
                 MemberId::new(row.get::<_, Vec<u8>>(2)?).ok(),
                 FencingToken::new(row.get(3)?),
-                number_to_mode(row.get(4)?),
+                row.get::<_, Mode>(4)?.0,
                 from_micros(row.get(5)?),
             );
             Ok(Shown { session: row.get(0)?, attempt: AttemptId(row.get::<_, Id>(1)?.0), record })
         },
     )
+    .map_err(|fail| fail.about(&lock.key))
 }
 
 /// Who holds it and how many wait, without those that are dead.

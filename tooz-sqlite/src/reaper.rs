@@ -9,7 +9,7 @@ use rusqlite::Row;
 use tooz_core::LossReason;
 use tooz_core::driver::{Previous, SessionId};
 
-use crate::error::Work;
+use crate::error::{self, Fail, Work};
 use crate::events::{self, Event};
 use crate::kernel::{FileId, Process};
 use crate::keys::{Id, Lock, number_to_previous};
@@ -22,9 +22,10 @@ use crate::tx::{Effect, Site, Tx};
 pub(crate) struct Recorded {
     pub(crate) seq: i64,
     pub(crate) id: SessionId,
-    inode: u64,
-    process: Process,
-    boot_id: String,
+    // What somebody damaged is `None`, and then says nothing against the session's life.
+    inode: Option<u64>,
+    process: Option<Process>,
+    boot_id: Option<String>,
     pub(crate) bell: Option<u128>,
 }
 
@@ -36,11 +37,16 @@ impl Recorded {
         Ok(Self {
             seq: row.get(0)?,
             id: SessionId(row.get::<_, Id>(1)?.0),
-            inode: row.get::<_, i64>(2)?.cast_unsigned(),
-            process: Process { pid: row.get(3)?, started: row.get(4)?, pid_namespace: row.get(5)? },
-            boot_id: row.get(6)?,
-            bell: row.get::<_, Option<Id>>(7)?.map(|bell| bell.0),
+            inode: row.get::<_, i64>(2).ok().map(i64::cast_unsigned),
+            process: process(row).ok(),
+            boot_id: row.get(6).ok(),
+            bell: row.get::<_, Option<Id>>(7).ok().flatten().map(|bell| bell.0),
         })
+    }
+
+    /// Whether it was recorded under another boot.
+    fn is_of_another_boot(&self, site: &Site) -> bool {
+        self.boot_id.as_ref().is_some_and(|boot_id| *boot_id != site.boot_id)
     }
 
     pub(crate) fn by_seq(tx: &Tx<'_>, seq: i64) -> Work<Option<Self>> {
@@ -51,9 +57,14 @@ impl Recorded {
         tx.first(&format!("SELECT {COLUMNS} FROM sessions WHERE id = ?1"), [Id(id.0)], Self::read)
     }
 
+    /// Every one that can be understood.
     pub(crate) fn all(tx: &Tx<'_>) -> Work<Vec<Self>> {
-        tx.all(&format!("SELECT {COLUMNS} FROM sessions"), [], Self::read)
+        tx.readable(&format!("SELECT {COLUMNS} FROM sessions"), [], Self::read)
     }
+}
+
+fn process(row: &Row<'_>) -> rusqlite::Result<Process> {
+    Ok(Process { pid: row.get(3)?, started: row.get(4)?, pid_namespace: row.get(5)? })
 }
 
 /// How a session ends.
@@ -73,16 +84,17 @@ enum Verdict {
 
 /// Whether the recorded process is gone although the lock is held or the file missing: rule (b).
 fn process_is_gone(site: &Site, session: &Recorded) -> bool {
-    session.process.is_gone(&site.process)
+    session.process.as_ref().is_some_and(|process| process.is_gone(&site.process))
 }
 
 /// A look that takes nothing.
 pub(crate) fn looks_dead(site: &Site, session: &Recorded) -> bool {
-    if session.boot_id != site.boot_id {
+    if session.is_of_another_boot(site) {
         return true;
     }
+    let Some(inode) = session.inode else { return process_is_gone(site, session) };
     let path = sessionfile::path_of(&site.sessions, session.id);
-    match sessionfile::look(&path, session.inode) {
+    match sessionfile::look(&path, inode) {
         Ok(Look::Free) => true,
         Ok(Look::Locked | Look::Missing) => process_is_gone(site, session),
         Err(error) => {
@@ -99,12 +111,12 @@ fn judge(site: &Site, session: &Recorded) -> Verdict {
         return Verdict::Alive;
     }
     let path = sessionfile::path_of(&site.sessions, session.id);
-    match sessionfile::claim(&path, Some(session.inode)) {
+    match sessionfile::claim(&path, session.inode) {
         Ok(Some(file)) => Verdict::Dead(Some(file)),
-        _ if session.boot_id != site.boot_id || process_is_gone(site, session) => Verdict::Dead(
+        _ if session.is_of_another_boot(site) || process_is_gone(site, session) => Verdict::Dead(
             FileId::at(&path)
                 .ok()
-                .filter(|id| id.inode == session.inode)
+                .filter(|id| Some(id.inode) == session.inode)
                 .map(|id| DeadFile::inherited(path, id)),
         ),
         // Somebody took it for a leftover; its row is looked at again later.
@@ -125,9 +137,15 @@ pub(crate) fn is_dead(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
     if tx.probes.is_fresh(seq, now) {
         return Ok(false);
     }
-    let dead = match Recorded::by_seq(tx, seq)? {
-        Some(session) => looks_dead(tx.site, &session),
-        None => return Ok(true),
+    let dead = match Recorded::by_seq(tx, seq) {
+        Ok(Some(session)) => looks_dead(tx.site, &session),
+        Ok(None) => return Ok(true),
+        // What cannot be looked at is not dead.
+        Err(fail) if fail.is_unreadable() => {
+            tracing::warn!(seq, ?fail, "a session's record cannot be understood");
+            return Ok(false);
+        }
+        Err(fail) => return Err(fail),
     };
     if dead {
         tx.effect(Effect::Suspect(seq));
@@ -166,7 +184,7 @@ pub(crate) fn reap(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
             Ok(false)
         }
         Verdict::Dead(file) => {
-            tracing::debug!(session = %session.id, pid = session.process.pid, "a dead session is cleared away");
+            tracing::debug!(session = %session.id, pid = session.process.as_ref().map(|process| process.pid), "a dead session is cleared away");
             end(tx, &session, End::Expired)?;
             if let Some(file) = file {
                 tx.effect(Effect::Clear(file));
@@ -213,16 +231,18 @@ pub(crate) fn end(tx: &mut Tx<'_>, session: &Recorded, how: End) -> Work<()> {
     let seq = session.seq;
     let columns =
         |row: &Row<'_>| -> rusqlite::Result<Columns> { Ok((row.get(0)?, row.get(1)?, row.get(2)?)) };
-    let held =
-        tx.all("SELECT namespace, kind, name, previous FROM holders WHERE session = ?1", [seq], |row| {
-            Ok((columns(row)?, row.get::<_, i64>(3)?))
-        })?;
+    // One damaged record must not keep the others from being freed.
+    let held = tx.readable(
+        "SELECT namespace, kind, name, previous FROM holders WHERE session = ?1",
+        [seq],
+        |row| Ok((columns(row)?, row.get::<_, i64>(3).unwrap_or_default())),
+    )?;
     let waited =
-        tx.all("SELECT DISTINCT namespace, kind, name FROM waiters WHERE session = ?1", [seq], columns)?;
+        tx.readable("SELECT DISTINCT namespace, kind, name FROM waiters WHERE session = ?1", [seq], columns)?;
     tx.run("DELETE FROM holders WHERE session = ?1", [seq])?;
     tx.run("DELETE FROM waiters WHERE session = ?1", [seq])?;
     for ((namespace, kind, name), previous) in held {
-        let lock = Lock::from_columns(&namespace, kind, &name)?;
+        let Ok(lock) = Lock::from_columns(&namespace, kind, &name) else { continue };
         match how {
             End::Expired => locks::mark(tx, &lock, Previous::Expired)?,
             End::Clean => locks::unmark(tx, &lock, number_to_previous(previous))?,
@@ -231,17 +251,24 @@ pub(crate) fn end(tx: &mut Tx<'_>, session: &Recorded, how: End) -> Work<()> {
         tx.unsettled.push(lock);
     }
     for (namespace, kind, name) in waited {
-        tx.unsettled.push(Lock::from_columns(&namespace, kind, &name)?);
+        tx.unsettled.extend(Lock::from_columns(&namespace, kind, &name));
     }
     events::members_left(tx, seq)?;
     tx.run("DELETE FROM members WHERE session = ?1", [seq])?;
     tx.run("DELETE FROM claims WHERE session = ?1", [seq])?;
-    tx.run("DELETE FROM sessions WHERE seq = ?1", [seq])?;
+    match tx.run("DELETE FROM sessions WHERE seq = ?1", [seq]) {
+        // SQLite does not find a row again whose key somebody gave another type. What it names stays, and the rest is
+        // freed.
+        Err(Fail::Sql(error)) if error::is_foreign_key(&error) => {
+            tracing::warn!(session = %session.id, "a record of an ended session cannot be deleted; run PRAGMA integrity_check");
+        }
+        answer => drop(answer?),
+    }
     tx.probes.doubt(seq);
     if tx.local(seq).is_some() {
         let reason = if how == End::Clean { LossReason::SessionClosed } else { LossReason::Vanished };
         tx.effect(Effect::Ended(seq, reason));
-    } else if how == End::Expired && session.boot_id == tx.site.boot_id {
+    } else if how == End::Expired && !session.is_of_another_boot(tx.site) {
         // It is dead as far as anybody can tell; should it live after all, it has to know.
         events::log(tx, &Event::SessionEnded(seq))?;
         if let Some(bell) = session.bell {

@@ -240,7 +240,9 @@ fn renew(tx: &mut Tx<'_>, local: &Local, held: &Held) -> Work<Renewal> {
     }
     // Whoever unlinked or replaced the file has taken away the proof of our life.
     let in_place = FileId::at(&local.path).is_ok_and(|id| id == local.file);
-    if !in_place || Recorded::by_id(tx, local.id)?.is_none_or(|session| session.seq != local.seq) {
+    let recorded =
+        tx.first("SELECT seq FROM sessions WHERE id = ?1", [Id(local.id.0)], |row| row.get::<_, i64>(0))?;
+    if !in_place || recorded != Some(local.seq) {
         local.end(LossReason::Vanished);
         tx.effect(Effect::Suspect(local.seq));
         return Ok(Renewal::lost(LossReason::Vanished));
@@ -252,7 +254,15 @@ fn renew(tx: &mut Tx<'_>, local: &Local, held: &Held) -> Work<Renewal> {
         }
     }
     for (key, attempt) in &held.waiting {
-        match locks::outcome(tx, local.seq, &Lock::new(&local.namespace, key), *attempt)? {
+        let outcome = match locks::outcome(tx, local.seq, &Lock::new(&local.namespace, key), *attempt) {
+            // One lock that somebody damaged does not concern the session's life.
+            Err(fail) if fail.is_unreadable() => {
+                tracing::warn!(%key, ?fail, "what became of a wish cannot be seen");
+                continue;
+            }
+            answer => answer?,
+        };
+        match outcome {
             None => {}
             // Told again, in case the first word was lost.
             Some(Turn::Granted(grant)) => tx.effect(Effect::Granted(local.seq, grant)),

@@ -11,7 +11,7 @@ use tooz_core::clock::{Clock, Instant};
 use tooz_core::driver::{AttemptId, Grant, GroupChange, Holders};
 use tooz_core::entropy::Entropy;
 
-use crate::error::Work;
+use crate::error::{self, Work};
 use crate::fence::Fence;
 use crate::kernel::Process;
 use crate::keys::Lock;
@@ -136,7 +136,8 @@ impl<'a> Tx<'a> {
         params: impl Params,
         read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Work<Option<T>> {
-        Ok(self.connection.prepare_cached(sql)?.query_row(params, read).optional()?)
+        let row = self.connection.prepare_cached(sql)?.query_row(params, read).optional();
+        row.map_err(|error| error::reading(error, sql))
     }
 
     /// Every row.
@@ -147,8 +148,25 @@ impl<'a> Tx<'a> {
         read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Work<Vec<T>> {
         let mut statement = self.connection.prepare_cached(sql)?;
-        let rows = statement.query_map(params, read)?.collect::<rusqlite::Result<_>>()?;
-        Ok(rows)
+        let rows = statement.query_map(params, read)?.collect::<rusqlite::Result<_>>();
+        rows.map_err(|error| error::reading(error, sql))
+    }
+
+    /// Every row that can be understood; the others are skipped and logged.
+    pub(crate) fn readable<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        mut read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Work<Vec<T>> {
+        let rows = self.all(sql, params, |row| match read(row) {
+            Err(error) if error::is_unreadable(&error) => {
+                tracing::warn!(%error, sql, "a record that cannot be understood is skipped");
+                Ok(None)
+            }
+            answer => answer.map(Some),
+        })?;
+        Ok(rows.into_iter().flatten().collect())
     }
 
     pub(crate) fn effect(&mut self, effect: Effect) {

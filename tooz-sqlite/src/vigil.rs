@@ -295,7 +295,8 @@ impl Engine {
         let dead = self.write(Level::Read, now + REAP_LIMIT, |tx| {
             let (mut dead, mut gone) = (Vec::new(), Vec::new());
             for seq in &due {
-                if Recorded::by_seq(tx, *seq)?.is_none() {
+                let stands = tx.first("SELECT 1 FROM sessions WHERE seq = ?1", [*seq], |_| Ok(()))?.is_some();
+                if !stands {
                     gone.push(*seq);
                 } else if reaper::is_dead(tx, *seq)? {
                     dead.push(*seq);

@@ -1,12 +1,17 @@
 //! The last step before the command: a stub of ourselves, since safe Rust can run nothing between fork and exec.
 
-use std::io::{self, ErrorKind};
+use std::fs::OpenOptions;
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{getpgrp, getppid};
 
+use super::link::adopt;
 use super::{Orders, terminal};
 use crate::exit;
 
@@ -41,9 +46,23 @@ fn prepare(orders: &Orders) -> io::Result<()> {
     if getppid() != orders.parent {
         return Err(io::Error::other("its launcher is gone"));
     }
+    wait_to_begin(orders.input)?;
     // Before the exec: a command that reads at once must not be stopped by SIGTTIN.
     terminal::pass(orders.home, getpgrp());
     // The launcher blocks every signal, and a mask is inherited.
     SigSet::empty().thread_set_mask()?;
     Ok(())
+}
+
+/// Waits until `tooz` knows the group of this process: whoever of the three dies now, one that lives can end what the
+/// command starts.
+fn wait_to_begin(gate: i32) -> io::Result<()> {
+    let mut gate = adopt(gate, OpenOptions::new().read(true))?;
+    let mut ready = [PollFd::new(gate.as_fd(), PollFlags::POLLIN)];
+    while poll(&mut ready, PollTimeout::NONE) == Err(Errno::EINTR) {}
+    match gate.read(&mut [0]) {
+        Ok(1..) => Ok(()),
+        Ok(0) => Err(io::Error::other("its launcher is gone")),
+        Err(error) => Err(error),
+    }
 }

@@ -1,16 +1,18 @@
 //! The launcher: starts the command, waits for it, and survives when `tooz` and the guard are killed together.
 
-use std::io;
+use std::io::{self, PipeWriter, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
-use std::process::ExitCode;
+use std::process::{Child, ExitCode};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getpid};
 
 use super::link::ourselves;
-use super::protocol::Report;
+use super::protocol::{Order, Report};
 use super::warden::{Wake, Warden};
 use super::{EXEC, Orders, group};
 use crate::exit;
@@ -30,7 +32,7 @@ fn launch(orders: &Orders) -> io::Result<()> {
     let mut warden = Warden::new(orders, false)?;
     let orders = Orders { input: 0, output: 0, parent: getpid(), ..orders.clone() };
     // Not before the first deadline is known here: the guard could be stopped before it passes one on.
-    while warden.orders_seen.is_empty() {
+    while !warden.orders_seen.iter().any(|order| matches!(order, Order::Deadline(_) | Order::End)) {
         if warden.wait(None)? == Wake::Orphaned {
             return Ok(());
         }
@@ -40,7 +42,8 @@ fn launch(orders: &Orders) -> io::Result<()> {
         return Ok(());
     }
     // The group exists, with this very number, as soon as the stub runs; it becomes the command.
-    let child = ourselves(EXEC, &orders).process_group(0).spawn()?;
+    let (child, gate) = stub(&orders)?;
+    let mut gate = Some(gate);
     let pid = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
     super::let_go_of_output(false);
     warden.started(pid);
@@ -56,8 +59,22 @@ fn launch(orders: &Orders) -> io::Result<()> {
             }
             Wake::Other => {}
         }
+        if warden.orders_seen.contains(&Order::Begin) && !warden.is_over() {
+            if let Some(mut gate) = gate.take() {
+                // A stub that is gone is seen as a child that has ended.
+                let _ = gate.write(b"\n");
+            }
+        }
         warden.orders_seen.clear();
     }
+}
+
+/// Starts the stub, which becomes the command once something is written to the pipe, and ends when that is closed.
+fn stub(orders: &Orders) -> io::Result<(Child, PipeWriter)> {
+    let (theirs, gate) = io::pipe()?;
+    fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    let orders = Orders { input: theirs.as_raw_fd(), ..orders.clone() };
+    Ok((ourselves(EXEC, &orders).process_group(0).spawn()?, gate))
 }
 
 /// What happened to the command; `Some` is its end.

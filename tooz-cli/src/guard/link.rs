@@ -34,16 +34,9 @@ pub(crate) enum Heard {
 impl Link {
     /// The ends that were inherited under these numbers.
     pub(super) fn adopt(input: i32, output: i32) -> io::Result<Self> {
-        let open = |number: i32, options: &mut OpenOptions| {
-            // Without O_NONBLOCK the open itself would wait for a neighbour that has died meanwhile.
-            let file =
-                options.custom_flags(OFlag::O_NONBLOCK.bits()).open(format!("/proc/self/fd/{number}"))?;
-            nix::unistd::close(number)?;
-            Ok::<_, io::Error>(file)
-        };
         Ok(Self {
-            input: open(input, OpenOptions::new().read(true))?,
-            output: open(output, OpenOptions::new().write(true))?,
+            input: adopt(input, OpenOptions::new().read(true))?,
+            output: adopt(output, OpenOptions::new().write(true))?,
         })
     }
 
@@ -78,6 +71,14 @@ impl Link {
     pub(crate) fn into_ends(self) -> (OwnedFd, OwnedFd) {
         (self.input.into(), self.output.into())
     }
+}
+
+/// Takes over the end of a pipe that was inherited under this number; nothing below inherits it.
+pub(super) fn adopt(number: i32, options: &mut OpenOptions) -> io::Result<File> {
+    // Without O_NONBLOCK the open itself would wait for a neighbour that has died meanwhile.
+    let file = options.custom_flags(OFlag::O_NONBLOCK.bits()).open(format!("/proc/self/fd/{number}"))?;
+    nix::unistd::close(number)?;
+    Ok(file)
 }
 
 /// The next process down, ready to be started.

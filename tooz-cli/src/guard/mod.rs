@@ -22,6 +22,10 @@
 //! | guard and launcher | `tooz`; the command itself by its parent-death signal |
 //! | all three | the command itself by its parent-death signal; its children are *not* ended |
 //!
+//! *The command begins* only when all three know its group: a stub has its process id, reports it up, and waits at a
+//! pipe until `tooz` has answered. Were `tooz` to learn it later, a kill of guard and launcher in that moment would
+//! leave children of the command behind that nobody knows of.
+//!
 //! Parent-death signals are set besides (they follow the thread that forked: `tooz` forks on its main thread,
 //! the others have only one), and wake a neighbour whose pipe a stranger might hold open.
 //!

@@ -10,6 +10,8 @@ use nix::unistd::Pid;
 pub(crate) enum Order {
     /// Until when the lock is ours, on `CLOCK_BOOTTIME`; `None`: its life does not depend on time.
     Deadline(Option<Duration>),
+    /// The group is known all the way up: the command may begin.
+    Begin,
     /// The lock is lost: end the group at once.
     End,
 }
@@ -17,7 +19,7 @@ pub(crate) enum Order {
 /// From the launcher up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Report {
-    /// The command runs as the leader of this group.
+    /// The command is ready to begin as the leader of this group, and waits for [`Order::Begin`].
     Started(Pid),
     /// It was stopped by this signal.
     Stopped(i32),
@@ -32,6 +34,7 @@ pub(crate) enum Report {
 impl Order {
     pub(crate) fn parse(line: &str) -> Option<Self> {
         match line.split_once(' ') {
+            None if line == "begin" => Some(Self::Begin),
             None if line == "end" => Some(Self::End),
             Some(("deadline", "none")) => Some(Self::Deadline(None)),
             Some(("deadline", nanos)) => {
@@ -47,6 +50,7 @@ impl fmt::Display for Order {
         match self {
             Self::Deadline(None) => f.write_str("deadline none"),
             Self::Deadline(Some(at)) => write!(f, "deadline {}", at.as_nanos()),
+            Self::Begin => f.write_str("begin"),
             Self::End => f.write_str("end"),
         }
     }
@@ -111,7 +115,8 @@ mod tests {
 
     #[test]
     fn every_line_is_read_as_it_was_written() {
-        for order in [Order::End, Order::Deadline(None), Order::Deadline(Some(Duration::from_nanos(17)))] {
+        let deadlines = [Order::Deadline(None), Order::Deadline(Some(Duration::from_nanos(17)))];
+        for order in [Order::Begin, Order::End].into_iter().chain(deadlines) {
             assert_eq!(Order::parse(&order.to_string()), Some(order));
         }
         let reports = [
@@ -128,7 +133,7 @@ mod tests {
 
     #[test]
     fn mangled_lines_mean_nothing() {
-        for line in ["", "deadline", "deadline -1", "deadline x", "ended", "end now"] {
+        for line in ["", "deadline", "deadline -1", "deadline x", "ended", "end now", "begin 1"] {
             assert_eq!(Order::parse(line), None, "{line}");
         }
         for line in ["started 1", "started 0", "started -7", "started", "exited 256", "exited x", "x 1"] {

@@ -146,7 +146,7 @@ impl Warden {
         self.orders_seen.push(order);
         match order {
             Order::Deadline(deadline) if self.ending.is_none() => self.deadline = deadline,
-            Order::Deadline(_) => {}
+            Order::Deadline(_) | Order::Begin => {}
             Order::End => self.kill(),
         }
     }

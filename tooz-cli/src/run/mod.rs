@@ -87,6 +87,8 @@ pub(crate) async fn run(job: &Job<'_>, held: &impl Tenure, signals: &mut Signals
                     }
                     if lost.is_some() {
                         guard.kill();
+                    } else {
+                        guard.order(Order::Begin);
                     }
                 }
                 Some(Report::Stopped(signal)) => job_control::stopped(signal, guard.group, home),

@@ -27,15 +27,27 @@ pub(crate) fn within(limit: Duration, what: &str, mut condition: impl FnMut() ->
     start.elapsed()
 }
 
-/// A directory with a database of its own, and the processes of one test, killed at its end whatever happens.
+/// A directory with a backend of its own, and the processes of one test, killed at its end whatever happens.
 #[derive(Debug)]
 pub(crate) struct Place {
     directory: tempfile::TempDir,
+    backend: Backend,
+}
+
+/// What coordinates the processes of a test.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Backend {
+    Sqlite,
+    File,
 }
 
 impl Place {
     pub(crate) fn new() -> Self {
-        Self { directory: tempfile::tempdir().unwrap() }
+        Self::on(Backend::Sqlite)
+    }
+
+    pub(crate) fn on(backend: Backend) -> Self {
+        Self { directory: tempfile::tempdir().unwrap(), backend }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -43,10 +55,13 @@ impl Place {
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("sqlite://{}", self.path("tooz.db").display())
+        match self.backend {
+            Backend::Sqlite => format!("sqlite://{}", self.path("tooz.db").display()),
+            Backend::File => format!("file://{}", self.path("coordination").display()),
+        }
     }
 
-    /// `tooz` on this place's database, in a process group of its own as a shell would start it.
+    /// `tooz` on this place's backend, in a process group of its own as a shell would start it.
     pub(crate) fn tooz(&self, arguments: &[&str]) -> Command {
         use std::os::unix::process::CommandExt;
         let mut command = Command::new(env!("CARGO_BIN_EXE_tooz"));
@@ -172,4 +187,23 @@ pub(crate) fn group_runs(group: i32) -> bool {
 
 pub(crate) fn is_empty(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|meta| meta.len() == 0)
+}
+
+/// The processes that carry this place's URL in their environment: `tooz`, what stands below it, and every command
+/// that it started. Zombies are none.
+pub(crate) fn below(place: &Place) -> Vec<i32> {
+    let marked = format!("TOOZ_URL={}", place.url());
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|&byte| byte == 0).any(|variable| variable == marked.as_bytes()) && runs(*pid)
+    })
+    .collect()
+}
+
+/// The children of a process.
+pub(crate) fn children(pid: i32) -> Vec<i32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }

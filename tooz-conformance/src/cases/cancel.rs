@@ -61,8 +61,12 @@ async fn an_acquire_dropped_at_the_hand_over_leaves_nothing(h: Harness) -> Outco
     for point in 0..POINTS {
         let guard = taken(&b, "x").await?;
         let lock = a.lock("x")?;
-        let waiting = h.spawn(async move { dropped_after(2 + point, millis(20), lock.acquire()).await });
-        h.settle().await;
+        let waiting = h.spawn(async move { dropped_after(2 + point, secs(1), lock.acquire()).await });
+        h.soon_true("it waits, or was dropped before it did", async || {
+            let waiters = b.lock("x")?.holders().await?.waiters;
+            Ok::<_, Error>(waiting.is_finished() || waiters.is_none_or(|n| n == 1))
+        })
+        .await?;
         guard.release().await?;
         if point % 2 == 0 {
             waiting.abort();
@@ -158,7 +162,6 @@ async fn a_join_dropped_is_done_or_not(h: Harness) -> Outcome {
     group.create().await?;
     for point in 0..POINTS {
         dropped_after(point, millis(5), group.join(Capabilities::none())).await.transpose()?;
-        h.settle().await;
         match group.leave().await {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::MemberNotFound => {}

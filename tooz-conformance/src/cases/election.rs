@@ -94,7 +94,7 @@ async fn campaign_waits_to_win(h: Harness) -> Outcome {
     let lead = wins(&a).await?;
     let election = b.election("g")?;
     let campaign = h.spawn(async move { election.campaign().await });
-    h.settle().await;
+    h.candidates("g", 1).await?;
     ensure(!campaign.is_finished(), "elected beside a leader")?;
     lead.resign().await?;
     let next = h.soon_done("the election", campaign).await???;
@@ -107,7 +107,7 @@ async fn dropping_a_leadership_hands_over(h: Harness) -> Outcome {
     let lead = wins(&a).await?;
     let election = b.election("g")?;
     let campaign = h.spawn(async move { election.campaign().await });
-    h.settle().await;
+    h.candidates("g", 1).await?;
     drop(lead);
     ensure(h.soon_done("the election", campaign).await???.is_held(), "elected, and not leading")
 }
@@ -130,8 +130,8 @@ async fn campaign_within_ends_in_time(h: Harness) -> Outcome {
     ensure(b.election("g")?.campaign_within(secs(3)).await?.is_none(), "elected beside a leader")?;
     let took = watch.elapsed();
     ensure(took >= secs(3) && took <= secs(3) + millis(100), format!("it took {took:?}"))?;
+    h.candidates("g", 0).await?;
     lead.resign().await?;
-    h.settle().await;
     wins(&a).await.map(|_| ())
 }
 
@@ -197,27 +197,28 @@ async fn observe_never_goes_back(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     let mut observer = b.election("g")?.observe().await?;
     let mut newest = 0;
-    for n in 0..30 {
-        let c = if n % 2 == 0 { &a } else { &b };
-        wins(c).await?.resign().await?;
-        if n % 7 == 0 {
-            h.settle().await;
+    for n in 0..=30 {
+        let lead = wins(if n % 2 == 0 { &a } else { &b }).await?;
+        if n % 10 != 0 {
+            lead.resign().await?;
+            continue;
         }
-    }
-    let last = wins(&a).await?;
-    within("the present leader", h.soon(), async {
-        while newest != last.term().get() {
-            if let Some(leader) = observer.next().await.ok_or("the observer ended")?? {
-                let term = leader.term.ok_or("a leader without a term")?.get();
-                ensure(term >= newest, format!("term {term} after {newest}"))?;
-                newest = term;
+        within("the present leader", h.soon(), async {
+            while newest != lead.term().get() {
+                if let Some(leader) = observer.next().await.ok_or("the observer ended")?? {
+                    let term = leader.term.ok_or("a leader without a term")?.get();
+                    ensure(term >= newest, format!("term {term} after {newest}"))?;
+                    newest = term;
+                }
             }
-        }
-        Outcome::Ok(())
-    })
-    .await??;
-    let more = tokio::time::timeout(millis(50), observer.next()).await;
-    ensure(more.is_err(), format!("after the present: {more:?}"))
+            Outcome::Ok(())
+        })
+        .await??;
+        let more = tokio::time::timeout(millis(50), observer.next()).await;
+        ensure(more.is_err(), format!("after the present: {more:?}"))?;
+        lead.resign().await?;
+    }
+    Ok(())
 }
 
 /// E3: the same at the driver's level, where nothing above it hides a driver that goes back.

@@ -8,6 +8,7 @@ pub(super) const CASES: &[Case] = &[
     case!(a_beat_is_one_round_trip, "S4").ttl().kit(),
     case!(a_failed_renewal_suspends_and_recovers, "S5").ttl().kit(),
     case!(the_deadline_is_before_the_backends, "S6", "L7").ttl().kit(),
+    case!(a_suspended_machine_holds_nothing, "S6", "L1").ttl().exact(),
     case!(the_deadline_comes_while_a_renewal_hangs, "S6").ttl().kit(),
     case!(without_a_ttl_nothing_is_lost_to_time, "S6")
         .needs(Characteristics::NON_TIMEOUT_BASED)
@@ -101,6 +102,21 @@ async fn the_deadline_is_before_the_backends(h: Harness) -> Outcome {
         .await?;
     }
     Ok(())
+}
+
+/// S6, L1: a machine that was suspended counts that time; longer than the ttl, and it holds nothing when it goes on.
+async fn a_suspended_machine_holds_nothing(h: Harness) -> Outcome {
+    // The backend goes by the clock of the first.
+    let (a, b) = h.pair().await?;
+    let guard = taken(&b, "x").await?;
+    h.suspend(h.some_ttl() / 2);
+    ensure(guard.is_held(), "lost although the ttl was not over")?;
+    h.suspend(h.some_ttl() / 2);
+    ensure(!guard.is_held(), "held after a suspend as long as the ttl")?;
+    ensure(matches!(b.liveness(), Liveness::Lost { .. }), "alive after a suspend as long as the ttl")?;
+    let next = within("the next holder", h.gone(), a.lock("x")?.acquire()).await??;
+    ensure(next.token() > guard.token(), "the next holder has no larger token")?;
+    ensure(!guard.is_held(), "a guard came back from lost")
 }
 
 /// S6: a renewal that hangs holds no loss back.
@@ -200,8 +216,7 @@ async fn the_heart_counts_stops_and_starts(h: Harness) -> Outcome {
 async fn waiting_for_the_heart_ends_with_close(h: Harness) -> Outcome {
     let a = h.coordinator("a").await?;
     let heart = a.heart();
-    let waiting = h.spawn(async move { heart.wait().await });
-    h.settle().await;
+    let waiting = h.started(async move { heart.wait().await }).await;
     ensure(!waiting.is_finished(), "the heart beats, and waiting for it ended")?;
     a.close().await?;
     Ok(h.soon_done("the wait to end", waiting).await??)

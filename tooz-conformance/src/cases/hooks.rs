@@ -104,7 +104,7 @@ async fn run_watchers_waits_for_a_first_event(h: Harness) -> Outcome {
         let a = a.clone();
         h.spawn(async move { a.run_watchers(secs(600)).await })
     };
-    h.settle().await;
+    h.pass(millis(20)).await;
     ensure(!running.is_finished(), "it did not wait")?;
     b.group("g")?.join(Capabilities::none()).await?;
     let events = h.soon_done("the event", running).await???;
@@ -154,7 +154,6 @@ async fn an_elected_hook_runs(h: Harness) -> Outcome {
     within("the next election", h.soon(), async {
         while told.all().len() < 2 {
             b.run_watchers(millis(20)).await?;
-            h.settle().await;
         }
         Outcome::Ok(())
     })

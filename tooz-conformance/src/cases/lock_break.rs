@@ -88,7 +88,7 @@ async fn break_hands_over_to_a_waiter(h: Harness) -> Outcome {
     let _guard = taken(&a, "x").await?;
     let lock = b.lock("x")?;
     let waiting = h.spawn(async move { lock.acquire().await });
-    h.settle().await;
+    h.waiters("x", 1).await?;
     h.coordinator("operator").await?.lock("x")?.break_lock("the holder hangs").await?;
     let next = h.soon_done("the hand-over", waiting).await???;
     ensure(next.is_held() && next.previous() == Previous::Broken, format!("{:?}", next.previous()))

@@ -69,9 +69,8 @@ async fn a_loss_is_told_to_everybody(h: Harness) -> Outcome {
     let mut waiting = Vec::new();
     for _ in 0..3 {
         let signal = guard.loss().clone();
-        waiting.push(h.spawn(async move { signal.wait().await }));
+        waiting.push(h.started(async move { signal.wait().await }).await);
     }
-    h.settle().await;
     ensure(waiting.iter().all(|one| !one.is_finished()), "reported lost before it was")?;
     b.lock("x")?.break_lock("enough").await?;
     let limit = h.some_ttl() + h.soon();

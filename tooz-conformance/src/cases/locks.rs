@@ -45,7 +45,7 @@ async fn lock_is_exclusive(h: Harness) -> Outcome {
     ensure(guard.name().as_bytes() == b"x", "another name")?;
     held_by_another(&b, "x").await?;
     ensure(b.lock("x")?.acquire_within(h.limit(millis(20))).await?.is_none(), "granted beside its holder")?;
-    h.settle().await; // whoever gave up leaves nothing behind after one more round trip
+    h.waiters("x", 0).await?; // whoever gave up leaves nothing behind after one more round trip
     ensure(guard.release().await? == Released::Released, "the holder's release found nothing")?;
     taken(&b, "x").await.map(|_| ())
 }
@@ -60,7 +60,7 @@ async fn lock_is_not_reentrant(h: Harness) -> Outcome {
         "granted to its holder again",
     )?;
     ensure(guard.is_held(), "lost by asking again")?;
-    h.settle().await; // whoever gave up leaves nothing behind after one more round trip
+    h.waiters("x", 0).await?; // whoever gave up leaves nothing behind after one more round trip
     guard.release().await?;
     taken(&a, "x").await.map(|_| ())
 }
@@ -146,12 +146,8 @@ async fn acquire_within_leaves_no_place(h: Harness) -> Outcome {
             "granted beside its holder",
         )?;
     }
-    h.soon_true("nobody waits", async || {
-        Ok::<_, Error>(a.lock("x")?.holders().await?.waiters.is_none_or(|n| n == 0))
-    })
-    .await?;
+    h.waiters("x", 0).await?;
     guard.release().await?;
-    h.settle().await;
     taken(&h.coordinator("c").await?, "x").await.map(|_| ())
 }
 
@@ -174,7 +170,7 @@ async fn acquire_within_takes_what_is_released(h: Harness) -> Outcome {
     let guard = taken(&a, "x").await?;
     let lock = b.lock("x")?;
     let waiting = h.spawn(async move { lock.acquire_within(secs(60)).await });
-    h.settle().await;
+    h.waiters("x", 1).await?;
     guard.release().await?;
     let next = h.soon_done("the hand-over", waiting).await???;
     ensure(next.is_some_and(|guard| guard.is_held()), "not granted though it was free")
@@ -333,7 +329,7 @@ async fn drop_after_close_is_harmless(h: Harness) -> Outcome {
     ensure(!guard.is_held(), "held after close")?;
     let next = taken(&b, "x").await?;
     drop(guard);
-    h.settle().await;
+    h.pass(millis(20)).await;
     ensure(next.is_held(), "the next holder lost it")?;
     held_by_another(&h.coordinator("c").await?, "x").await
 }
@@ -406,8 +402,7 @@ async fn run_gives_the_result(h: Harness) -> Outcome {
 async fn run_ends_at_the_loss(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     let guard = taken(&a, "x").await?;
-    let running = h.spawn(async move { guard.run(std::future::pending::<()>()).await });
-    h.settle().await;
+    let running = h.started(async move { guard.run(std::future::pending::<()>()).await }).await;
     b.lock("x")?.break_lock("enough").await?;
     let limit = h.some_ttl() + h.soon();
     match within("the end of the work", limit, running).await?? {

@@ -23,7 +23,7 @@ async fn permits_are_limited(h: Harness) -> Outcome {
     ensure(three.mode() == LockMode::Permit { limit: 3 }, "another mode")?;
     let lock = b.lock("x")?.permits(3)?;
     let waiting = h.spawn(async move { lock.acquire().await });
-    h.settle().await;
+    h.waiters("x", 1).await?;
     ensure(!waiting.is_finished(), "a fourth permit of three")?;
     two.release().await?;
     let next = h.soon_done("the permit that was given back", waiting).await???;

@@ -37,17 +37,17 @@ impl Order {
 
 type Waiting = tokio::task::JoinHandle<Result<()>>;
 
-/// Starts to wait, notes when it is served, and gives back at once.
+/// Starts to wait, notes when it is served, and gives back at once. It has its place among the tasks of its
+/// coordinator; [`Harness::waiters`] says when the backend has given it one.
 async fn wait(h: &Harness, order: &Order, who: &str, lock: tooz_core::Lock) -> Waiting {
     let (order, who) = (order.clone(), who.to_owned());
-    let waiting = h.spawn(async move {
+    h.started(async move {
         let guard = lock.acquire().await?;
         order.note(&who);
         guard.release().await?;
         Ok(())
-    });
-    h.settle().await; // it has asked before the next one does
-    waiting
+    })
+    .await
 }
 
 async fn all(h: &Harness, waiting: Vec<Waiting>) -> Outcome {
@@ -65,8 +65,9 @@ async fn coordinators_are_served_in_order(h: Harness) -> Outcome {
     let order = Order::default();
     let guard = taken(&h.coordinator("first").await?, "x").await?;
     let mut waiting = Vec::new();
-    for who in ["c", "a", "d", "b"] {
+    for (n, who) in (1..).zip(["c", "a", "d", "b"]) {
         waiting.push(wait(&h, &order, who, h.coordinator(who).await?.lock("x")?).await);
+        h.waiters("x", n).await?;
     }
     guard.release().await?;
     all(&h, waiting).await?;
@@ -93,6 +94,7 @@ async fn whoever_releases_goes_to_the_end(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     let guard = taken(&a, "x").await?;
     let waiting = vec![wait(&h, &order, "a1", a.lock("x")?).await, wait(&h, &order, "b", b.lock("x")?).await];
+    h.waiters("x", 1).await?; // a's own tasks wait among themselves
     guard.release().await?;
     let last = wait(&h, &order, "a2", a.lock("x")?).await;
     all(&h, waiting).await?;
@@ -128,8 +130,9 @@ async fn permits_are_given_in_order(h: Harness) -> Outcome {
     let one = a.lock("x")?.permits(2)?.acquire().await?;
     let two = a.lock("x")?.permits(2)?.acquire().await?;
     let mut waiting = Vec::new();
-    for who in ["c", "b", "d"] {
+    for (n, who) in (1..).zip(["c", "b", "d"]) {
         waiting.push(wait(&h, &order, who, h.coordinator(who).await?.lock("x")?.permits(2)?).await);
+        h.waiters("x", n).await?;
     }
     one.release().await?;
     all(&h, waiting).await?;
@@ -141,11 +144,11 @@ async fn permits_are_given_in_order(h: Harness) -> Outcome {
 async fn readers_are_served_together_up_to_the_next_writer(h: Harness) -> Outcome {
     let guard = taken(&h.coordinator("first").await?, "x").await?;
     let mut waiting = Vec::new();
-    for (who, shared) in [("r1", true), ("r2", true), ("w", false), ("r3", true)] {
+    for (n, (who, shared)) in (1..).zip([("r1", true), ("r2", true), ("w", false), ("r3", true)]) {
         let lock = h.coordinator(who).await?.lock("x")?;
         let lock = if shared { lock.shared() } else { lock };
         waiting.push(h.spawn(async move { lock.acquire().await }));
-        h.settle().await;
+        h.waiters("x", n).await?;
     }
     guard.release().await?;
     let mut waiting = waiting.into_iter();
@@ -155,7 +158,7 @@ async fn readers_are_served_together_up_to_the_next_writer(h: Harness) -> Outcom
     let (one, two) = (next("the first reader").await?, next("the second reader").await?);
     ensure(one.is_held() && two.is_held(), "readers are not together")?;
     one.release().await?;
-    h.settle().await;
+    h.waiters("x", 2).await?;
     ensure(two.is_held(), "a reader's release ended another's")?;
     two.release().await?;
     let writer = next("the writer").await?;
@@ -169,8 +172,9 @@ async fn everybody_is_served_without_order(h: Harness) -> Outcome {
     let order = Order::default();
     let guard = taken(&h.coordinator("first").await?, "x").await?;
     let mut waiting = Vec::new();
-    for who in ["a", "b", "c", "d"] {
+    for (n, who) in (1..).zip(["a", "b", "c", "d"]) {
         waiting.push(wait(&h, &order, who, h.coordinator(who).await?.lock("x")?).await);
+        h.waiters("x", n).await?;
     }
     guard.release().await?;
     all(&h, waiting).await?;
@@ -186,11 +190,13 @@ async fn a_cancelled_waiter_is_in_nobodys_way(h: Harness) -> Outcome {
     for c in [&a, &b, &h.coordinator("c").await?] {
         given_up.push(wait(&h, &order, "cancelled", c.lock("x")?).await);
     }
+    h.waiters("x", 2).await?; // the holder's own task waits beside it
     let last = wait(&h, &order, "last", h.coordinator("d").await?.lock("x")?).await;
+    h.waiters("x", 3).await?;
     for one in given_up {
         one.abort();
     }
-    h.settle().await;
+    h.waiters("x", 1).await?;
     guard.release().await?;
     all(&h, vec![last]).await?;
     ensure(order.seen() == ["last"], format!("{:?}", order.seen()))
@@ -203,7 +209,9 @@ async fn a_crashed_waiter_is_in_nobodys_way(h: Harness) -> Outcome {
     let dead = h.keep(h.builder("dead").manual_heart().rejoin(false)).await?; // it never beats
     let guard = taken(&a, "x").await?;
     let _never = wait(&h, &order, "dead", dead.lock("x")?).await;
+    h.waiters("x", 1).await?;
     let last = wait(&h, &order, "last", h.coordinator("b").await?.lock("x")?).await;
+    h.waiters("x", 2).await?;
     h.pass(h.gone()).await;
     guard.release().await?;
     all(&h, vec![last]).await?;
@@ -214,17 +222,17 @@ async fn a_crashed_waiter_is_in_nobodys_way(h: Harness) -> Outcome {
 async fn one_release_grants_one_writer(h: Harness) -> Outcome {
     let guard = taken(&h.coordinator("first").await?, "x").await?;
     let mut waiting = Vec::new();
-    for who in ["a", "b", "c"] {
+    for (n, who) in (1..).zip(["a", "b", "c"]) {
         let lock = h.coordinator(who).await?.lock("x")?;
         waiting.push(h.spawn(async move { lock.acquire().await }));
-        h.settle().await;
+        h.waiters("x", n).await?;
     }
     guard.release().await?;
     h.soon_true("one is served", async || {
         Ok::<_, Error>(waiting.iter().any(tokio::task::JoinHandle::is_finished))
     })
     .await?;
-    h.settle().await;
+    h.waiters("x", 2).await?;
     let served = waiting.iter().filter(|one| one.is_finished()).count();
     ensure(served == 1, format!("{served} are served by one release"))
 }
@@ -234,8 +242,7 @@ async fn every_hand_over_is_a_grant(h: Harness) -> Outcome {
     let a = h.coordinator("a").await?;
     let guard = taken(&a, "x").await?;
     let (first, lock) = (guard.token(), a.lock("x")?);
-    let waiting = h.spawn(async move { lock.acquire().await });
-    h.settle().await;
+    let waiting = h.started(async move { lock.acquire().await }).await;
     guard.release().await?;
     let next = h.soon_done("the hand-over", waiting).await???;
     ensure(next.token() > first, format!("{} after {first}", next.token()))?;

@@ -56,7 +56,7 @@ async fn a_waiting_writer_is_not_starved(h: Harness) -> Outcome {
     let mut reading = Some(a.lock("x")?.shared().acquire().await?);
     let lock = writer.lock("x")?;
     let waiting = h.spawn(async move { lock.acquire().await });
-    h.settle().await;
+    h.waiters("x", 1).await?;
     for n in 0..40 {
         if waiting.is_finished() {
             break;
@@ -64,12 +64,14 @@ async fn a_waiting_writer_is_not_starved(h: Harness) -> Outcome {
         let c = if n % 2 == 0 { &b } else { &a };
         // The next reader comes before the last one goes: without a rule there is never a gap.
         // A limit that a loaded machine does not keep is no answer either way.
-        reading = c.lock("x")?.shared().acquire_within(millis(20)).await.ok().flatten();
-        h.settle().await;
+        let next = c.lock("x")?.shared().acquire_within(millis(20)).await.ok().flatten();
+        if let Some(last) = std::mem::replace(&mut reading, next) {
+            last.release().await?;
+        }
     }
-    ensure(waiting.is_finished(), "the writer waits behind readers that came after it")?;
+    let writer = h.soon_done("the writer, who waits behind readers that came after it", waiting).await???;
     drop(reading);
-    ensure(waiting.await??.is_held(), "granted, and not held")
+    ensure(writer.is_held(), "granted, and not held")
 }
 
 /// L9, L1: many of both kinds.

@@ -8,6 +8,7 @@ mod files;
 mod groups;
 mod heart;
 mod hooks;
+mod incidents;
 mod level;
 mod lock_break;
 mod lock_loss;
@@ -28,7 +29,7 @@ use crate::case::Case;
 
 /// Every case.
 pub fn all() -> Vec<Case> {
-    [
+    let families = [
         session::CASES,
         heart::CASES,
         reconnect::CASES,
@@ -50,12 +51,16 @@ pub fn all() -> Vec<Case> {
         order::CASES,
         errors::CASES,
         files::CASES,
-    ]
-    .concat()
+    ];
+    [&families[..], incidents::TABLES].concat().concat()
 }
 
 /// The cases' source, in which their doc comments stand.
-pub const SOURCES: &[&str] = &[
+pub fn sources() -> Vec<&'static str> {
+    [SOURCES, incidents::SOURCES].concat()
+}
+
+const SOURCES: &[&str] = &[
     include_str!("session.rs"),
     include_str!("heart.rs"),
     include_str!("reconnect.rs"),

@@ -46,7 +46,7 @@ async fn processes_exclude_each_other(h: Harness) -> Outcome {
     )?;
     let lock = a.lock("x")?;
     let waiting = h.spawn(async move { lock.acquire().await });
-    h.settle().await;
+    h.waiters("x", 1).await?;
     ensure(other.ask("release x").await? == "Released", "the holder's release found nothing")?;
     let guard = h.soon_done("the hand-over", waiting).await???;
     other.tell("acquire x")?;
@@ -119,7 +119,7 @@ async fn a_killed_holder_is_followed(h: Harness) -> Outcome {
     let token: u64 = answer.split(' ').next().unwrap_or_default().parse()?;
     let lock = a.lock("x")?;
     let waiting = h.spawn(async move { lock.acquire().await });
-    h.settle().await;
+    h.waiters("x", 1).await?;
     other.kill()?;
     let guard = within("the lock of the dead", h.gone(), waiting).await???;
     ensure(guard.previous() == Previous::Expired, format!("{:?}", guard.previous()))?;
@@ -133,7 +133,7 @@ async fn a_killed_leader_is_followed(h: Harness) -> Outcome {
     other.ask("campaign g").await?;
     let election = a.election("g")?;
     let campaign = h.spawn(async move { election.campaign().await });
-    h.settle().await;
+    h.candidates("g", 1).await?;
     other.kill()?;
     let lead = within("the election", h.gone(), campaign).await???;
     ensure(lead.is_held(), "elected, and not leading")
@@ -145,13 +145,10 @@ async fn a_killed_waiter_is_in_nobodys_way(h: Harness) -> Outcome {
     let guard = taken(&a, "x").await?;
     let mut other = h.process("other").await?;
     other.tell("acquire x")?;
-    h.soon_true("it waits", async || {
-        Ok::<_, Error>(a.lock("x")?.holders().await?.waiters.is_none_or(|n| n == 1))
-    })
-    .await?;
+    h.waiters("x", 1).await?;
     let lock = b.lock("x")?;
     let waiting = h.spawn(async move { lock.acquire().await });
-    h.settle().await;
+    h.waiters("x", 2).await?;
     other.kill()?;
     guard.release().await?;
     let next = within("the lock behind the dead", h.gone(), waiting).await???;

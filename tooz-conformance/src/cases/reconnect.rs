@@ -189,7 +189,7 @@ async fn a_waiting_acquirer_survives_a_loss(h: Harness) -> Outcome {
     let guard = taken(&a, "x").await?;
     let lock = b.lock("x")?;
     let waiting = h.spawn(async move { lock.acquire().await });
-    h.settle().await;
+    h.waiters("x", 1).await?;
     h.kit()?.expire(h.namespace(), "b");
     event(&mut events, h.gone(), "Lost", |event| matches!(event, Event::Lost(_))).await?;
     h.pass(h.some_ttl()).await;

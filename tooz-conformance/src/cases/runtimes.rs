@@ -19,7 +19,7 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 /// Runs `work` on a thread of its own and hands back what it says.
-async fn on_a_thread<T: Send + 'static>(
+pub(super) async fn on_a_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, String> + Send + 'static,
 ) -> Outcome<T> {
     Ok(tokio::task::spawn_blocking(move || std::thread::spawn(work).join())
@@ -27,7 +27,7 @@ async fn on_a_thread<T: Send + 'static>(
         .map_err(|panic| crate::tools::panic_text(&*panic))??)
 }
 
-fn one_worker() -> Result<tokio::runtime::Runtime, String> {
+pub(super) fn one_worker() -> Result<tokio::runtime::Runtime, String> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())
 }
 
@@ -151,7 +151,7 @@ async fn a_session_ends_with_its_runtime(h: Harness) -> Outcome {
     ensure(why == LossReason::SessionClosed, format!("{why:?}"))?;
     let next = within("the next holder", h.gone(), b.lock("x")?.acquire()).await??;
     drop(guard);
-    h.settle().await;
+    h.pass(millis(20)).await;
     ensure(next.is_held(), "the guard of an ended runtime released somebody else's lock")
 }
 

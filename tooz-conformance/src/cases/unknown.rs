@@ -96,7 +96,7 @@ async fn acquire_survives_a_backend_that_is_away(h: Harness) -> Outcome {
     let guard = taken(&a, "x").await?;
     let lock = b.lock("x")?;
     let waiting = h.spawn(async move { lock.acquire().await });
-    h.settle().await;
+    h.waiters("x", 1).await?;
     h.kit()?.pause();
     h.pass(h.limit(millis(50))).await;
     ensure(!waiting.is_finished(), "granted by a backend that does not answer")?;
@@ -234,13 +234,13 @@ async fn a_backend_that_stood_still_has_no_two_holders(h: Harness) -> Outcome {
     let guard = taken(&a, "x").await?;
     let lock = b.lock("x")?;
     let waiting = h.spawn(async move { lock.acquire().await });
-    h.settle().await;
+    h.waiters("x", 1).await?;
     h.kit()?.pause();
     h.pass(h.some_ttl() * 2).await;
     ensure(guard.is_held() == h.ttl().is_none(), "its deadline is not where its ttl is")?;
     h.kit()?.resume();
     if h.ttl().is_none() {
-        h.settle().await;
+        h.waiters("x", 1).await?;
         ensure(!waiting.is_finished(), "granted beside its holder")?;
         guard.release().await?;
         return ensure(h.soon_done("the hand-over", waiting).await???.is_held(), "granted, and not held");

@@ -65,7 +65,7 @@ impl View {
         Ok(())
     }
 
-    fn is(&self, members: &[MemberRecord]) -> bool {
+    pub(super) fn is(&self, members: &[MemberRecord]) -> bool {
         self.0.values().eq(members.iter())
     }
 }

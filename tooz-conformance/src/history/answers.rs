@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tooz_core::ErrorKind;
 
+use super::index::Index;
 use super::{Answer, Asked, End, Fact, History, Moment, Name, OperationId, Outcome, Violation};
 
 /// A sibling's place in its coordinator's own queue is freed when the backend's answer arrives, up to the time
@@ -38,13 +39,15 @@ struct Truth {
     waiting: BTreeSet<(Name, u128)>,
     /// When a coordinator had anything to do with a lock.
     own: BTreeMap<(Name, Name), Vec<Moment>>,
-    granted: BTreeMap<(Name, u64), Moment>,
-    released: BTreeMap<(Name, u64), Moment>,
+    granted: Index<(Name, u64), Moment>,
+    released: Index<(Name, u64), Moment>,
     exists: BTreeMap<Name, Line<bool>>,
     members: BTreeMap<Name, Line<usize>>,
     joined: BTreeMap<(Name, Name), Vec<Moment>>,
     updated: BTreeMap<(Name, Name), Vec<Moment>>,
     is_member: BTreeMap<(Name, Name), Line<bool>>,
+    /// When a value was published. No two operations of a run publish the same.
+    published: BTreeMap<(Name, Name, u64), Vec<Moment>>,
 }
 
 fn step<K: Ord, T: Clone + Default>(
@@ -113,10 +116,12 @@ impl Truth {
             Fact::Joined { group, record } => {
                 step(&mut self.members, group, at, |members| members + 1);
                 self.joined.entry((group, record.member)).or_default().push(at);
+                self.published.entry((group, record.member, record.value)).or_default().push(at);
                 step(&mut self.is_member, (group, record.member), at, |_| true);
             }
             Fact::Updated { group, record } => {
                 self.updated.entry((group, record.member)).or_default().push(at);
+                self.published.entry((group, record.member, record.value)).or_default().push(at);
             }
             Fact::Left { group, record } => {
                 step(&mut self.members, group, at, |members| members.saturating_sub(1));
@@ -199,14 +204,22 @@ impl History {
                 let out = line.is_none_or(|line| line.ever(from, to, |member| !member));
                 (!out).then_some(("G3", "it was a member all the time"))
             }
-            (Asked::Update(group, _), Outcome::Ok(Answer::Done)) => {
+            (Asked::Update(group, value), Outcome::Ok(Answer::Done)) => {
                 let key = (group, client);
                 let updated = any_in(truth.updated.get(&key), from, to);
                 // Between the loss of a session and the rejoin it is noted and published with the rejoin; an
                 // update that itself makes a member of nobody is another matter.
                 let out = truth.is_member.get(&key).is_some_and(|line| line.ever(from, to, |member| !member));
-                let later = out && !any_in(truth.joined.get(&key), from, to);
+                let later = out && !any_in(truth.published.get(&(group, client, value)), from, to);
                 (!updated && !later).then_some(("G5", "no record was updated meanwhile"))
+            }
+            (Asked::Join(group, value) | Asked::Update(group, value), Outcome::Fail(_)) => {
+                let done = any_in(truth.published.get(&(group, client, value)), from, to);
+                done.then_some(("H", "it is reported as refused, and was done"))
+            }
+            (Asked::Release { hold }, Outcome::Fail(_)) => {
+                let done = self.hold_of(hold).and_then(|known| truth.released.get(&known));
+                within(done).then_some(("H", "it is reported as refused, and was done"))
             }
             (Asked::List, Outcome::Ok(Answer::Groups(listed))) => {
                 let invented = listed.iter().any(|group| !truth.group_ever(*group, from, to, true));
@@ -243,10 +256,42 @@ impl History {
         })
     }
 
+    /// A record changes because its own member says so, and what was replaced does not come back (G5). That the core
+    /// publishes again what stands is no change; neither is a rejoin, which is a record of its own.
+    pub(super) fn check_updates(&self, found: &mut Vec<Violation>) {
+        let mut asked: BTreeMap<(Name, Name, u64), OperationId> = BTreeMap::new();
+        for (place, operation) in self.operations.iter().enumerate() {
+            if let Asked::Join(group, value) | Asked::Update(group, value) = operation.asked {
+                asked.entry((group, operation.client, value)).or_insert(OperationId(place));
+            }
+        }
+        let (mut present, mut published) = (BTreeMap::new(), BTreeSet::new());
+        for (moment, fact) in &self.facts {
+            let (Fact::Joined { group, record } | Fact::Updated { group, record }) = *fact else { continue };
+            let key = (group, record.member, record.value);
+            let same = present.insert((group, record.member), record.value) == Some(record.value);
+            let before = !published.insert(key);
+            if same || matches!(fact, Fact::Joined { .. }) {
+                continue;
+            }
+            let id = asked.get(&key).copied();
+            let called = id.and_then(|id| self.operation(id)).is_some_and(|known| known.call <= *moment);
+            let why = match (called, before) {
+                (false, _) => "nobody had asked for it",
+                (true, true) => "that had been replaced before",
+                (true, false) => continue,
+            };
+            let (member, group) = (self.name(record.member), self.name(group));
+            let what = format!("{moment}: {member} in {group} became {}: {why}", record.value);
+            found.push(Violation { clause: "G5", operation: id, what });
+        }
+    }
+
     pub(super) fn check_left(&self, found: &mut Vec<Violation>) {
         for left in &self.left {
             let what = format!("{} {} left behind", left.count, left.what);
-            found.push(Violation { clause: "S3", operation: None, what });
+            let clause = if left.what.ends_with("at rest") { "L6" } else { "S3" };
+            found.push(Violation { clause, operation: None, what });
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::index::Index;
 use super::records::{Granted, by};
 use super::{Bounds, End, Fact, History, Mode, Moment, Name, Violation};
 
@@ -42,14 +43,14 @@ impl Reach {
 
 impl History {
     pub(super) fn check_holds(&self, bounds: &Bounds, found: &mut Vec<Violation>) {
-        let (mut forced, mut expired) = (BTreeMap::new(), BTreeMap::new());
+        let (mut forced, mut expired) = (Index::default(), Index::default());
         for (moment, fact) in &self.facts {
             match fact {
                 Fact::Freed { lock, token, end: End::Forced, .. } => {
-                    forced.entry((*lock, *token)).or_insert(*moment);
+                    forced.or_insert((*lock, *token), *moment);
                 }
                 Fact::Freed { lock, token, end: End::Expired, .. } => {
-                    expired.entry((*lock, *token)).or_insert(*moment);
+                    expired.or_insert((*lock, *token), *moment);
                 }
                 _ => {}
             }

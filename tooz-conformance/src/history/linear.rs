@@ -69,8 +69,7 @@ pub fn check<M: Model>(entries: &[Entry<M::Operation>]) -> Verdict {
     }
     // At the same moment a call comes before a return: they overlap.
     events.sort_unstable();
-    let mut search = Search::<M> { entries, pending: Vec::new(), next: Vec::new() };
-    let mut now: BTreeSet<Configuration<M::State>> = BTreeSet::from([(0, M::start())]);
+    let mut search = Search::<M>::new(entries);
     for (_, returns, place) in events {
         if !returns {
             let Some(slot) = search.slot() else { return Verdict::TooMany };
@@ -80,11 +79,12 @@ pub fn check<M: Model>(entries: &[Entry<M::Operation>]) -> Verdict {
             continue;
         }
         let Some(slot) = search.pending.iter().position(|pending| *pending == Some(place)) else { continue };
-        let Some(kept) = search.returns(now, slot, place) else { return Verdict::TooMany };
-        if kept.is_empty() {
+        if !search.returns(slot, place) {
+            return Verdict::TooMany;
+        }
+        if search.now.is_empty() {
             return Verdict::Wrong(place);
         }
-        now = kept;
         if let Some(used) = search.pending.get_mut(slot) {
             *used = None;
         }
@@ -96,10 +96,59 @@ struct Search<'a, M: Model> {
     entries: &'a [Entry<M::Operation>],
     /// Which operation is in which bit.
     pending: Vec<Option<usize>>,
+    /// The configurations, each once and in order.
+    now: Vec<Configuration<M::State>>,
+    // Used again for every return, since mostly one configuration is in them.
+    kept: Vec<Configuration<M::State>>,
+    seen: Seen<M::State>,
     next: Vec<M::State>,
 }
 
-impl<M: Model> Search<'_, M> {
+/// Configurations that were met: few in almost every search, and many in some.
+struct Seen<S> {
+    few: Vec<Configuration<S>>,
+    many: BTreeSet<Configuration<S>>,
+}
+
+/// Up to here comparing with each is quicker than a tree.
+const FEW: usize = 16;
+
+impl<S: Clone + Ord> Seen<S> {
+    /// Whether it is new.
+    fn insert(&mut self, configuration: &Configuration<S>) -> bool {
+        if self.few.contains(configuration) || self.many.contains(configuration) {
+            return false;
+        }
+        if self.few.len() < FEW {
+            self.few.push(configuration.clone());
+        } else {
+            self.many.insert(configuration.clone());
+        }
+        true
+    }
+
+    fn len(&self) -> usize {
+        self.few.len() + self.many.len()
+    }
+
+    fn clear(&mut self) {
+        self.few.clear();
+        self.many.clear();
+    }
+}
+
+impl<'a, M: Model> Search<'a, M> {
+    fn new(entries: &'a [Entry<M::Operation>]) -> Self {
+        Self {
+            entries,
+            pending: Vec::new(),
+            now: vec![(0, M::start())],
+            kept: Vec::new(),
+            seen: Seen { few: Vec::new(), many: BTreeSet::new() },
+            next: Vec::new(),
+        }
+    }
+
     fn slot(&mut self) -> Option<usize> {
         if let Some(free) = self.pending.iter().position(Option::is_none) {
             return Some(free);
@@ -108,23 +157,17 @@ impl<M: Model> Search<'_, M> {
         (self.pending.len() <= PENDING).then(|| self.pending.len() - 1)
     }
 
-    /// The configurations after the operation in `slot` has returned; `None`: too many.
-    fn returns(
-        &mut self,
-        now: BTreeSet<Configuration<M::State>>,
-        slot: usize,
-        place: usize,
-    ) -> Option<BTreeSet<Configuration<M::State>>> {
+    /// Goes on to the configurations after the operation in `slot` has returned; `false`: too many.
+    fn returns(&mut self, slot: usize, place: usize) -> bool {
         let bit = 1u64 << slot;
         let optional = self.entries.get(place).is_some_and(|entry| M::is_unknown(&entry.operation));
-        let mut kept = BTreeSet::new();
-        let mut seen = BTreeSet::new();
-        let mut todo: Vec<_> = now.into_iter().collect();
-        while let Some((mut done, state)) = todo.pop() {
+        self.kept.clear();
+        self.seen.clear();
+        while let Some((mut done, state)) = self.now.pop() {
             done = self.eager(done, &state);
             if done & bit != 0 || optional {
                 // It has taken effect, or never will.
-                kept.insert((done & !bit, state.clone()));
+                self.kept.push((done & !bit, state.clone()));
                 if done & bit != 0 {
                     continue;
                 }
@@ -138,17 +181,19 @@ impl<M: Model> Search<'_, M> {
                 M::step(&state, &entry.operation, &mut self.next);
                 for state in self.next.drain(..) {
                     let further = (done | 1 << number, state);
-                    if !seen.contains(&further) {
-                        seen.insert(further.clone());
-                        todo.push(further);
+                    if self.seen.insert(&further) {
+                        self.now.push(further);
                     }
                 }
             }
-            if seen.len() > CONFIGURATIONS {
-                return None;
+            if self.seen.len() > CONFIGURATIONS {
+                return false;
             }
         }
-        Some(kept)
+        self.kept.sort_unstable();
+        self.kept.dedup();
+        std::mem::swap(&mut self.now, &mut self.kept);
+        true
     }
 
     /// Lets everything take effect that is legal and leaves the state as it is.

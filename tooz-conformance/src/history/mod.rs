@@ -11,6 +11,7 @@
 
 mod answers;
 mod holds;
+mod index;
 pub mod linear;
 pub mod models;
 mod queues;
@@ -44,6 +45,7 @@ impl History {
         self.check_holds(bounds, &mut found);
         self.check_tokens(&mut found);
         self.check_answers(&mut found);
+        self.check_updates(&mut found);
         self.check_queues(bounds, &mut found);
         self.check_watches(bounds, &mut found);
         self.check_left(&mut found);

@@ -1,5 +1,8 @@
 //! The two models: a fenced lock, and what one member publishes in a group.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::index::Index;
 use super::linear::{Entry, Model, Verdict, check};
 use super::records::by;
 use super::{Answer, Asked, End, Fact, History, Mode, Name, OperationId, Outcome, Violation};
@@ -128,7 +131,7 @@ impl History {
     /// Searches an order for every lock that was only held exclusive. Answers how many could not be searched.
     pub fn check_locks_linear(&self, found: &mut Vec<Violation>) -> usize {
         let mut entries = self.lock_entries();
-        let shared: Vec<Name> = self
+        let shared: BTreeSet<Name> = self
             .granted()
             .filter(|hold| hold.mode != Mode::Exclusive)
             .map(|hold| hold.lock)
@@ -164,23 +167,24 @@ impl History {
         }
     }
 
-    fn lock_entries(&self) -> std::collections::BTreeMap<Name, Vec<Entry<LockOperation>>> {
-        let mut all: Vec<(Name, Entry<LockOperation>)> = Vec::new();
-        let mut told = std::collections::BTreeSet::new();
+    fn lock_entries(&self) -> BTreeMap<Name, Vec<Entry<LockOperation>>> {
+        let mut all: BTreeMap<Name, Vec<Entry<LockOperation>>> = BTreeMap::new();
+        let (mut granted, mut released) = (Index::default(), Index::default());
         for (place, operation) in self.operations.iter().enumerate() {
             let id = OperationId(place);
             let mut add = |lock, what, end| {
-                all.push((lock, Entry { id: Some(id), call: operation.call, end, operation: what }));
+                let entry = Entry { id: Some(id), call: operation.call, end, operation: what };
+                all.entry(lock).or_default().push(entry);
             };
             match (operation.asked, &operation.outcome) {
                 (Asked::Acquire { lock, .. }, Outcome::Ok(Answer::Granted(token))) => {
                     add(lock, LockOperation::Granted(*token), operation.returned);
-                    told.insert((lock, *token));
+                    granted.insert((lock, *token), ());
                 }
                 (Asked::Release { hold }, Outcome::Ok(Answer::Done)) => {
                     if let Some((lock, token)) = self.hold_of(hold) {
                         add(lock, LockOperation::Released(token), operation.returned);
-                        told.insert((lock, u64::MAX - token));
+                        released.insert((lock, token), ());
                     }
                 }
                 _ => {}
@@ -189,26 +193,23 @@ impl History {
         // Whoever was not told held for a while all the same. The backend says when; its grants to nobody are
         // entries of a single moment.
         for (moment, fact) in &self.facts {
-            let entry = |operation| Entry { id: None, call: *moment, end: *moment, operation };
-            match *fact {
-                Fact::Granted { lock, token, .. } if !told.contains(&(lock, token)) => {
-                    all.push((lock, entry(LockOperation::Granted(token))));
+            let (lock, operation) = match *fact {
+                Fact::Granted { lock, token, .. } if !granted.contains(&(lock, token)) => {
+                    (lock, LockOperation::Granted(token))
                 }
                 Fact::Freed { lock, token, end, .. }
-                    if end != End::Released || !told.contains(&(lock, u64::MAX - token)) =>
+                    if end != End::Released || !released.contains(&(lock, token)) =>
                 {
-                    all.push((lock, entry(LockOperation::Ended(token))));
+                    (lock, LockOperation::Ended(token))
                 }
-                _ => {}
-            }
+                _ => continue,
+            };
+            all.entry(lock).or_default().push(Entry { id: None, call: *moment, end: *moment, operation });
         }
-        by(all.into_iter(), |(lock, _)| *lock)
-            .into_iter()
-            .map(|(lock, entries)| (lock, entries.into_iter().map(|(_, entry)| entry).collect()))
-            .collect()
+        all
     }
 
-    fn hold_of(&self, id: OperationId) -> Option<(Name, u64)> {
+    pub(super) fn hold_of(&self, id: OperationId) -> Option<(Name, u64)> {
         let operation = self.operation(id)?;
         match (operation.asked, &operation.outcome) {
             (Asked::Acquire { lock, .. }, Outcome::Ok(Answer::Granted(token))) => Some((lock, *token)),
@@ -305,6 +306,6 @@ impl History {
             Fact::Joined { group: joined, record } if *joined == group => Some(record.member),
             _ => None,
         });
-        members.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
+        members.collect::<BTreeSet<_>>().into_iter().collect()
     }
 }

@@ -1,8 +1,10 @@
-//! The backend's own doing: whom it lets in, in which order, and whether anybody hears of it (L1, L6, L8, L9).
+//! The backend's own doing: whom it lets in, in which order, and whether anybody hears of it (L1, L6, L8, L9,
+//! L15).
 
 use std::collections::BTreeMap;
 
 use super::holds::{Reach, conflict};
+use super::index::Index;
 use super::{Bounds, Fact, History, Mode, Moment, Name, Violation};
 
 struct Standing {
@@ -53,6 +55,18 @@ impl History {
                         let clause = if mode == Mode::Shared { "L9" } else { "L1" };
                         found.push(Violation { clause, operation: None, what });
                     }
+                    let permits = known.holders.values().filter(|h| matches!(h.mode, Mode::Permit(_))).count();
+                    if let Mode::Permit(limit) = mode
+                        && permits >= limit as usize
+                    {
+                        let what = format!(
+                            "{moment}: the backend gave {} to {} (token {token}) beside {permits}, and the limit \
+                             is {limit}",
+                            self.name(lock),
+                            self.name(member)
+                        );
+                        found.push(Violation { clause: "L15", operation: None, what });
+                    }
                     known.holders.insert(attempt, Standing { member, mode, token, since: *moment });
                 }
                 Fact::Freed { lock, attempt, .. } => {
@@ -79,7 +93,7 @@ impl History {
         holder: &Standing,
         until: Moment,
         bounds: &Bounds,
-        known: &BTreeMap<(Name, u64), Option<Moment>>,
+        known: &Index<(Name, u64), Option<Moment>>,
         reach: &Reach,
         found: &mut Vec<Violation>,
     ) {

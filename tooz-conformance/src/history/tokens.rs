@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::index::Index;
 use super::records::{Granted, by};
 use super::{Fact, History, Mode, Name, Violation};
 
@@ -48,7 +49,7 @@ impl History {
     }
 
     fn check_unique(&self, holds: &[Granted], found: &mut Vec<Violation>) {
-        let mut seen: BTreeMap<u64, &Granted> = BTreeMap::new();
+        let mut seen: Index<u64, &Granted> = Index::default();
         for hold in holds {
             if let Some(earlier) = seen.insert(hold.token, hold)
                 && !(earlier.mode == Mode::Shared && hold.mode == Mode::Shared)

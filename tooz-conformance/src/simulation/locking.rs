@@ -25,21 +25,20 @@ impl Worker {
             self.perform(asked, self.patience(), lock.holders(), |_| Answer::Done).await;
             return;
         }
-        let lock = if name == "x" && self.dice.one_in(2) { lock.shared() } else { lock };
-        self.acquire(&lock, name).await;
+        if name == "x" && self.dice.one_in(2) {
+            self.acquire(&lock.shared(), name, LockMode::Shared).await;
+        } else {
+            self.acquire(&lock, name, LockMode::Exclusive).await;
+        }
     }
 
     pub(super) async fn use_permit(&self) {
-        let Ok(lock) = self.coordinator.lock("p").and_then(|lock| lock.permits(2)) else { return };
-        self.acquire(&lock, "p").await;
+        let limit = 2;
+        let Ok(lock) = self.coordinator.lock("p").and_then(|lock| lock.permits(limit)) else { return };
+        self.acquire(&lock, "p", LockMode::Permit { limit }).await;
     }
 
-    async fn acquire(&self, lock: &Lock, name: &str) {
-        let mode = match name {
-            "p" => LockMode::Permit { limit: 2 },
-            _ if format!("{lock:?}").contains("Shared") => LockMode::Shared,
-            _ => LockMode::Exclusive,
-        };
+    async fn acquire(&self, lock: &Lock, name: &str, mode: LockMode) {
         let way = self.dice.roll(3);
         let lock_name = self.world.recorder.name(name);
         let asked = Asked::Acquire { lock: lock_name, mode: mode_of(mode), waits: way == 0 };

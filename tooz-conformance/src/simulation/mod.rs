@@ -14,8 +14,10 @@
 #![allow(clippy::large_futures)] // a step of a worker is as large as all that it may do
 
 mod dice;
+mod follower;
 mod grouping;
 mod locking;
+mod many;
 mod nemesis;
 mod people;
 mod worker;
@@ -28,14 +30,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use tooz_core::clock::Clock;
-use tooz_core::{Error, Result};
+use tooz_core::{Error, ErrorKind, Result};
 use tooz_memory::Kit;
+
+pub use crate::targets::memory::CLOCKS_STOP;
 
 use crate::history::{Asked, Bounds, End, Fact, History, Name, Outcome, Recorder, Violation};
 use dice::Dice;
+pub use many::{Summary, many};
 use nemesis::Nemesis;
 use people::{Door, People};
-use world::{World, locked};
+use world::{Task, World, locked};
 
 /// A run to be made.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +55,7 @@ impl Plan {
         Self { seed, fault: None }
     }
 
-    /// On a backend that is wrong in this way (`memory://?fault=`).
+    /// On a backend that is wrong in this way (`memory://?fault=`), or with [`CLOCKS_STOP`].
     #[must_use]
     pub fn with_fault(mut self, fault: &'static str) -> Self {
         self.fault = Some(fault);
@@ -138,6 +143,11 @@ pub struct Run {
 }
 
 impl Run {
+    fn impossible(plan: &Plan, what: String) -> Self {
+        let violations = vec![Violation { clause: "S1", operation: None, what }];
+        Self { seed: plan.seed, trace: String::new(), violations, met: Met::default() }
+    }
+
     /// The seed, what is wrong, and the whole trace.
     pub fn report(&self) -> String {
         let mut report = format!("{}seed {}\n", self.trace, self.seed);
@@ -153,18 +163,31 @@ impl Run {
 /// Names of backends are shared by the process, and seeds run side by side.
 static RUNS: AtomicU64 = AtomicU64::new(0);
 
+/// A run of virtual time lasts a few minutes at most; one that lasts longer waits for something that never comes.
+const LONGEST: Duration = Duration::from_secs(3_600);
+
 /// Makes a run, on a runtime of its own with a clock of its own.
 pub fn run(plan: &Plan) -> Run {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    let result = match runtime {
-        Ok(runtime) => tokio::task::LocalSet::new().block_on(&runtime, live(plan)),
-        Err(error) => Err(Error::new(tooz_core::ErrorKind::NoRuntime, "no runtime").caused_by(error)),
+    let (result, panics) = many::panics_in(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        let runtime =
+            runtime.map_err(|error| Error::new(ErrorKind::NoRuntime, "no runtime").caused_by(error))?;
+        let live = async {
+            let late = |_| Error::new(ErrorKind::Timeout, "it never came to its end");
+            tokio::time::timeout(LONGEST, live(plan)).await.map_err(late)?
+        };
+        tokio::task::LocalSet::new().block_on(&runtime, live)
+    });
+    let mut run = match result {
+        Some(Ok(run)) => run,
+        Some(Err(error)) => Run::impossible(plan, format!("the run could not be made: {error}")),
+        None => Run::impossible(plan, "it panicked".to_owned()),
     };
-    result.unwrap_or_else(|error| {
-        let what = format!("the run could not be made: {error}");
-        let violations = vec![Violation { clause: "S1", operation: None, what }];
-        Run { seed: plan.seed, trace: String::new(), violations, met: Met::default() }
-    })
+    if panics > 0 {
+        let what = format!("{panics} panics; standard error has them");
+        run.violations.push(Violation { clause: "X2", operation: None, what });
+    }
+    run
 }
 
 async fn live(plan: &Plan) -> Result<Run> {
@@ -172,20 +195,23 @@ async fn live(plan: &Plan) -> Result<Run> {
     let ttl = if dice.one_in(3) { None } else { Some(dice.millis(2_000, 6_000)) };
     let mut backend = format!("memory://simulation-{}?namespace=here", RUNS.fetch_add(1, Ordering::Relaxed));
     let kit = Kit::of(&backend)?;
-    if let Some(fault) = plan.fault {
+    let clocks_stop = plan.fault == Some(CLOCKS_STOP);
+    if let Some(fault) = plan.fault.filter(|_| !clocks_stop) {
         let _ = write!(backend, "&fault={fault}");
     }
     let url = if dice.one_in(3) { backend.clone() } else { format!("{backend}&yield_seed={}", dice.seed()) };
-    let door = Door { url, ttl, tasks: dice.roll(3) + 1 };
+    let door = Door { url, ttl, tasks: dice.roll(3) + 1, clocks_stop };
     let clock = Clock::tokio(SystemTime::UNIX_EPOCH);
     let members = (0..dice.roll(3) + 2).map(|number| format!("m{number}")).collect();
     // The first to connect brings the backend's clock. It must outlive everybody, and no fault is aimed at it.
     let observer = door.enter("observer", dice.seed()).await?;
     let world = World::new(Recorder::new(clock), kit, members);
     world.note("", format_args!("seed {} ttl {ttl:?} fault {:?}", plan.seed, plan.fault));
-    let elsewhere = Door { url: backend.replace("=here", "=elsewhere"), ttl, tasks: 0 };
+    let elsewhere = Door { url: backend.replace("=here", "=elsewhere"), ttl, tasks: 0, clocks_stop };
     let stranger = elsewhere.enter("stranger", dice.seed()).await?;
     stranger.group("elsewhere")?.create().await?;
+    let (watcher, _) = door.builder("watcher", dice.seed()).connect_driver().await?;
+    let following = Task::spawn(follower::follow_leader(Arc::clone(&world), Arc::clone(&watcher), "g"));
     let mut people = People::new(door, observer);
     for place in 0..world.members.len() {
         people.enter(&world, &dice, place).await;
@@ -193,6 +219,8 @@ async fn live(plan: &Plan) -> Result<Run> {
     Nemesis { world: &world, dice: &dice, ttl }.rage(&mut people, 8 + dice.roll(10)).await;
     rest(&world, &mut people, ttl).await?;
     people.observer().close().await?;
+    drop(following);
+    watcher.close().await?;
     stranger.close().await?;
     let kit = &world.kit;
     for (what, count) in [
@@ -214,6 +242,9 @@ async fn rest(world: &Arc<World>, people: &mut People, ttl: Option<Duration>) ->
     people.come_to_rest(world).await;
     // Longer than the longest beat and what follows from it.
     tokio::time::sleep(Duration::from_secs(15)).await;
+    // Nobody holds anything or waits any more, and all sessions live: nothing excuses what still stands.
+    world.recorder.left("grants at rest", world.kit.held());
+    world.recorder.left("places in queues at rest", world.kit.queued());
     let observer = people.observer().clone();
     let mut real = BTreeMap::new();
     let id = world.called(&("obs".into(), world.recorder.name("observer")), Asked::List);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tooz_core::{Coordinator, ErrorKind, Event, Result, Runtime};
+use tooz_core::{Builder, Coordinator, ErrorKind, Event, Result, Runtime};
 use tooz_memory::Cut;
 
 use super::dice::Dice;
@@ -18,11 +18,17 @@ pub(super) struct Door {
     pub(super) ttl: Option<Duration>,
     /// Tasks of each coordinator.
     pub(super) tasks: u64,
+    /// Whether the members' clocks stand still while the machine is suspended; the backend's goes on.
+    pub(super) clocks_stop: bool,
 }
 
 impl Door {
     pub(super) async fn enter(&self, title: &str, seed: u64) -> Result<Coordinator> {
-        let mut builder = Coordinator::builder(&self.url, title)
+        self.builder(title, seed).connect().await
+    }
+
+    pub(super) fn builder(&self, title: &str, seed: u64) -> Builder {
+        let builder = Coordinator::builder(&self.url, title)
             .driver(tooz_memory::REGISTRATION)
             .runtime(Runtime::Current)
             .seed(seed)
@@ -32,10 +38,10 @@ impl Door {
             .close_timeout(Duration::from_secs(2))
             .option("initial_reconnect_backoff", "50ms")
             .option("max_reconnect_backoff", "1s");
-        if let Some(ttl) = self.ttl {
-            builder = builder.ttl(ttl);
+        match self.ttl {
+            Some(ttl) => builder.ttl(ttl),
+            None => builder,
         }
-        builder.connect().await
     }
 }
 
@@ -67,6 +73,9 @@ impl People {
     /// All clocks jump at once: it is one machine.
     pub(super) fn suspend(&self, time: Duration) {
         self.observer.simulate_suspend(time);
+        if self.door.clocks_stop {
+            return;
+        }
         for person in self.there.values() {
             person.coordinator.simulate_suspend(time);
         }
@@ -109,7 +118,7 @@ impl People {
         let (Some(member), Some(person)) = (world.members.get(place), self.there.remove(&place)) else {
             return;
         };
-        world.note(&member.0, format_args!("crashes"));
+        world.crashes(member);
         world.cut_off(member, Cut::Hang);
         drop(person.workers);
         drop(person.listener);
@@ -127,7 +136,7 @@ impl People {
             return;
         };
         let result = person.coordinator.close().await;
-        world.note(&member.0, format_args!("closed: {:?}", result.map_err(|error| error.kind())));
+        world.closed(member, &result);
         drop(person);
         tokio::time::sleep(dice.millis(10, 1_000)).await;
         self.enter(world, dice, place).await;
@@ -177,9 +186,10 @@ impl People {
         }
         for (place, person) in std::mem::take(&mut self.there) {
             locked(&person.crowd.followers).clear();
-            let title = world.members.get(place).map_or("?", |(title, _)| title);
+            let Some(member) = world.members.get(place) else { continue };
+            let title = &member.0;
             let result = person.coordinator.close().await;
-            world.note(title, format_args!("closed: {:?}", result.as_ref().map_err(tooz_core::Error::kind)));
+            world.closed(member, &result);
             // A lost answer to the last call is planned now and then; anything else is a refusal to close.
             if let Err(error) = result
                 && error.kind() != ErrorKind::Unavailable

@@ -29,6 +29,8 @@ pub(super) struct World {
     /// Set while what happens is force, not fate.
     force: AtomicBool,
     cut: Mutex<(BTreeSet<Name>, bool)>,
+    /// How many sessions of each member live, and how many of those are of a process that crashed.
+    sessions: Mutex<BTreeMap<Name, (usize, usize)>>,
     /// The members of the run.
     pub(super) members: Vec<(String, Name)>,
     /// Set when no new work is to be begun.
@@ -54,6 +56,7 @@ impl World {
             believed: Mutex::default(),
             force: AtomicBool::new(false),
             cut: Mutex::default(),
+            sessions: Mutex::default(),
             members,
             over: AtomicBool::new(false),
             values: AtomicU64::new(0),
@@ -147,8 +150,17 @@ impl World {
             Happened::Left(group, record) => {
                 Fact::Left { group: name(group), record: self.record_of(record) }
             }
-            Happened::Opened(member) => return self.note("", format_args!("session of {member} opened")),
-            Happened::Ended(member) => return self.note("", format_args!("session of {member} ended")),
+            Happened::Opened(member) => {
+                locked(&self.sessions).entry(name(member)).or_default().0 += 1;
+                return self.note("", format_args!("session of {member} opened"));
+            }
+            Happened::Ended(member) => {
+                if let Some((live, crashed)) = locked(&self.sessions).get_mut(&name(member)) {
+                    *live = live.saturating_sub(1);
+                    *crashed = (*crashed).min(*live);
+                }
+                return self.note("", format_args!("session of {member} ended"));
+            }
             other => return self.note("", format_args!("{other:?}")),
         };
         self.recorder.fact(fact);
@@ -181,6 +193,23 @@ impl World {
             Fact::Deleted { group } => self.note("", format_args!("group {} deleted", word(group))),
             Fact::Lost { group } => self.note("", format_args!("group {} lost", word(group))),
             Fact::Reachable { .. } => {}
+        }
+    }
+
+    /// A coordinator was closed: what it said about that must be true.
+    pub(super) fn closed(&self, (word, member): &(String, Name), result: &tooz_core::Result<()>) {
+        self.note(word, format_args!("closed: {:?}", result.as_ref().map_err(Error::kind)));
+        let (live, crashed) = locked(&self.sessions).get(member).copied().unwrap_or_default();
+        if result.is_ok() && live > crashed {
+            self.wrong("S3", format!("{word} was closed, and its session lives"));
+        }
+    }
+
+    /// A member's process is about to end without a word: its sessions are nobody's to close.
+    pub(super) fn crashes(&self, (word, member): &(String, Name)) {
+        self.note(word, format_args!("crashes"));
+        if let Some((live, crashed)) = locked(&self.sessions).get_mut(member) {
+            *crashed = *live;
         }
     }
 

@@ -144,9 +144,10 @@ macro_rules! id128 {
         }
 
         impl $name {
-            /// Reads 32 hexadecimal digits.
+            /// Reads 32 hexadecimal digits, as they are written: each id has one form, so no two names are its own.
             pub fn parse(text: &str) -> Option<Self> {
-                (text.len() == 32).then(|| u128::from_str_radix(text, 16).ok()).flatten().map(Self)
+                let digits = text.len() == 32 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+                digits.then(|| u128::from_str_radix(text, 16).ok()).flatten().map(Self)
             }
         }
     };

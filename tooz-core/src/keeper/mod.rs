@@ -160,11 +160,10 @@ impl Keeper {
                 command = self.commands.recv() => Wake::Command(command),
             };
             match wake {
-                Wake::Time | Wake::Job(None) => {}
+                Wake::Time | Wake::Job(None) | Wake::Command(Some(Command::Wake)) => {}
                 Wake::Command(Some(Command::Settle(job))) => self.settle(job),
                 Wake::Command(Some(Command::Beat(answer))) => self.beat_by_hand(answer),
                 Wake::Command(Some(Command::Suspect)) => self.suspect(),
-                Wake::Command(Some(Command::Wake)) => self.wake(),
                 Wake::Command(Some(Command::Close) | None) => break,
                 Wake::Notice(notice) => self.noticed(notice),
                 Wake::Job(Some(Ok(done))) => self.done(done),
@@ -238,16 +237,6 @@ impl Keeper {
         });
     }
 
-    fn wake(&mut self) {
-        // The heart was started or stopped: a session that is down is opened again only while it beats.
-        if let State::Down(down) = &mut self.state
-            && down.flying.is_none()
-            && down.next.is_none()
-        {
-            down.next = Some(self.shared.clock.now());
-        }
-    }
-
     /// Somebody was told that the session is gone: the next beat is due at once.
     fn suspect(&mut self) {
         if let State::Up(up) = &mut self.state {
@@ -282,7 +271,6 @@ impl Keeper {
             _ => None,
         };
         self.answer_beats(&Err(closed()));
-        self.shared.joined().clear();
         let session = match self.state {
             State::Up(up) => Some(up.session),
             State::Down(down) => down.old,

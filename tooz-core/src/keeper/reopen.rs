@@ -23,9 +23,7 @@ impl Keeper {
             self.shared.joined().clear();
         }
         let mut next = self.shared.clock.now();
-        if up.beaten {
-            self.backoff = Backoff::new(&self.shared.config);
-        } else {
+        if !up.beaten {
             // Opened again and lost before its first beat: sessions that die at once must not follow each other
             // as fast as the backend answers.
             next = next + self.backoff.next(&self.shared.entropy);

@@ -208,7 +208,11 @@ impl Helper {
     }
 
     pub(crate) fn hear(&self) -> String {
-        self.lines.recv_timeout(LONG).expect("the helper says nothing")
+        self.hear_within(LONG)
+    }
+
+    pub(crate) fn hear_within(&self, limit: Duration) -> String {
+        self.lines.recv_timeout(limit).expect("the helper says nothing")
     }
 
     pub(crate) fn tell(&mut self, command: &str) {
@@ -275,12 +279,21 @@ pub(crate) fn obey() {
                     say(&grant.token.to_string());
                     grants.push(grant);
                 }
+                "queue" => {
+                    let place = queued(&session, attempt, rest, Exclusive).await;
+                    say("queued");
+                    let grant = turn(&session, &place).await;
+                    say(&grant.token.to_string());
+                    grants.push(grant);
+                }
                 "unlock" => {
                     say(&format!("{:?}", session.locks().release(&grants.pop().unwrap()).await.unwrap()));
                 }
                 "count" => {
-                    // Adds one to a file's number as often as told, each time under the lock.
+                    // Adds one to a file's number as often as told, each time under the lock, and notices everybody
+                    // else who does so meanwhile.
                     let (times, file) = rest.split_once(' ').unwrap();
+                    let inside = format!("{file}.inside");
                     for _ in 0..times.parse::<u32>().unwrap() {
                         attempt += 1;
                         let grant = match request(&session, attempt, "counter", Exclusive).await {
@@ -288,8 +301,14 @@ pub(crate) fn obey() {
                             Acquired::Queued(place) => turn(&session, &place).await,
                             other => panic!("{other:?}"),
                         };
+                        let entered = std::fs::File::create_new(&inside);
+                        assert!(entered.is_ok(), "somebody else is inside: {entered:?}");
                         let number: u64 = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
                         std::fs::write(file, (number + 1).to_string()).unwrap();
+                        let mut log = std::fs::File::options();
+                        let log = log.append(true).create(true).open(format!("{file}.log"));
+                        log.unwrap().write_all(b"r").unwrap();
+                        std::fs::remove_file(&inside).unwrap();
                         session.locks().release(&grant).await.unwrap();
                     }
                     say("counted");

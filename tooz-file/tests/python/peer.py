@@ -1,6 +1,7 @@
 """A Python tooz process that does what it is told, line by line; answers one line of JSON each."""
 
 import json
+import os
 import sys
 
 from tooz import coordination
@@ -28,6 +29,8 @@ def obey(peer, locks, verb, name):
     if verb == "acquire":
         lock = locks.setdefault(name, peer.get_lock(name))
         return lock.acquire(blocking=10)
+    if verb == "count":
+        return count(peer, name.decode())
     if verb == "release":
         return locks.pop(name).release()
     if verb == "create":
@@ -48,6 +51,25 @@ def obey(peer, locks, verb, name):
         found = peer.get_members_with_capabilities(name).get()
         return {member.decode(): capabilities for member, capabilities in found.items()}
     raise ValueError(verb)
+
+
+def count(peer, rest):
+    """Adds one to a file's number as often as told, and notices everybody else who does so meanwhile."""
+    times, _, path = rest.partition(" ")
+    lock = peer.get_lock(b"counter")
+    for _ in range(int(times)):
+        if not lock.acquire(blocking=120):
+            return "never got it"
+        os.close(os.open(path + ".inside", os.O_CREAT | os.O_EXCL))
+        with open(path) as file:
+            number = int(file.read())
+        with open(path, "w") as file:
+            file.write(str(number + 1))
+        with open(path + ".log", "a") as file:
+            file.write("p")
+        os.unlink(path + ".inside")
+        lock.release()
+    return "counted"
 
 
 def say(what):

@@ -250,6 +250,8 @@ pub(crate) fn act() {
             rusqlite::Connection::open(arguments[0]).unwrap().execute_batch(arguments[1]).unwrap();
             say("done");
         }
+        "neighbor" => runtime.block_on(neighbor()),
+        "vandal" => vandal(),
         "stopped-writer" => stopped_writer(arguments[0]),
         "many-changes" => runtime.block_on(many_changes(arguments[0], arguments[1].parse().unwrap())),
         other => panic!("no part {other}"),
@@ -367,6 +369,88 @@ fn keep_session_files_open_on_exec() {
     let received =
         recvmsg::<UnixAddr>(other.as_raw_fd(), &mut into, Some(&mut space), MsgFlags::empty()).unwrap();
     assert_eq!(received.cmsgs().unwrap().count(), 1);
+}
+
+/// For each database that it is told of: a member of `g` that holds `y`, until it is told of the next.
+async fn neighbor() {
+    say("ready");
+    let mut last: Option<Arc<dyn Driver>> = None;
+    for words in words() {
+        if let Some(driver) = last.take() {
+            driver.close().await.unwrap();
+        }
+        let Some(url) = words.first().filter(|url| !url.is_empty()) else {
+            say("left");
+            continue;
+        };
+        let driver = connect(url).await;
+        let session = session(&driver, "neighbor").await;
+        session.groups().join(&join("g").create(true)).await.unwrap();
+        granted(&session, &ask("y", Exclusive)).await;
+        std::mem::forget(session); // it lives until this process ends, or drops the database
+        last = Some(driver);
+        say("there");
+    }
+}
+
+/// Writes into tables what no driver writes: `DIRECTORY<tab>TABLE<tab>SET`.
+fn vandal() {
+    say("ready");
+    for line in std::io::stdin().lines() {
+        let line = line.unwrap();
+        let (directory, rest) = line.split_once('\t').unwrap();
+        let (table, set) = rest.split_once('\t').unwrap();
+        let connection = rusqlite::Connection::open(format!("{directory}/tooz.db")).unwrap();
+        connection.busy_timeout(LONG).unwrap();
+        let definition: String = connection
+            .query_row("SELECT sql FROM sqlite_schema WHERE name = ?1", [table], |row| row.get(0))
+            .unwrap();
+        let define = |definition: &str| {
+            connection.execute_batch("PRAGMA writable_schema = ON").unwrap();
+            let changed = connection
+                .execute("UPDATE sqlite_schema SET sql = ?1 WHERE name = ?2", [definition, table])
+                .unwrap();
+            assert_eq!(changed, 1);
+            connection.execute_batch("PRAGMA writable_schema = RESET").unwrap();
+        };
+        connection.execute_batch("PRAGMA foreign_keys = OFF; BEGIN IMMEDIATE").unwrap();
+        define(&loosened(&definition));
+        let done = connection.execute(&format!("UPDATE {table} SET {set}"), []);
+        define(&definition);
+        connection.execute_batch("COMMIT").unwrap();
+        say(match done {
+            Ok(0) => "nothing to damage".to_owned(),
+            Ok(_) => "damaged".to_owned(),
+            Err(error) => format!("refused: {error}"),
+        });
+    }
+}
+
+/// A table's definition without types and checks; a key's columns keep their index.
+fn loosened(definition: &str) -> String {
+    let mut text: String =
+        definition.lines().map(|line| line.split("--").next().unwrap()).collect::<Vec<_>>().join(" ");
+    while let Some(at) = text.find("CHECK (") {
+        let mut depth = 0;
+        let end = text[at..].find(|c| {
+            depth += i32::from(c == '(') - i32::from(c == ')');
+            c == ')' && depth == 0
+        });
+        text.replace_range(at..=at + end.unwrap(), "");
+    }
+    for (what, with) in [
+        (") STRICT, WITHOUT ROWID", ") WITHOUT ROWID"),
+        (") STRICT", ")"),
+        ("NOT NULL", ""),
+        ("INTEGER PRIMARY KEY", "WHOLE"),
+        (" INTEGER", ""),
+        (" TEXT", ""),
+        (" BLOB", ""),
+        ("WHOLE", "INTEGER PRIMARY KEY"),
+    ] {
+        text = text.replace(what, with);
+    }
+    text
 }
 
 fn stopped_writer(path: &str) {
