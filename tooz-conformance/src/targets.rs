@@ -12,6 +12,8 @@ pub fn all() -> Vec<Target> {
     targets.push(sqlite::target());
     #[cfg(feature = "file")]
     targets.extend([file::target(), file::portable()]);
+    #[cfg(feature = "etcd")]
+    targets.extend(etcd::targets());
     targets
 }
 
@@ -189,3 +191,6 @@ pub mod file {
         Target::new("file+portable", |_| place("?backend=portable"))
     }
 }
+
+#[cfg(feature = "etcd")]
+pub mod etcd;

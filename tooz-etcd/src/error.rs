@@ -44,6 +44,19 @@ fn never_connected(error: &(dyn StdError + 'static)) -> bool {
     false
 }
 
+/// Whether the server said of the request that it did not look at it.
+fn turned_away(error: &(dyn StdError + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        // Of the HTTP/2 transport, whose types are not ours to name; the word is the protocol's (RFC 9113, 7).
+        if format!("{error:?}").contains("REFUSED_STREAM") {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
 fn lost() -> Error {
     Error::new(ErrorKind::SessionLost, "its lease is gone")
 }
@@ -78,6 +91,9 @@ fn unknown(what: &str) -> Error {
 fn explain_status(number: i32, message: &str, status: &(dyn StdError + 'static)) -> (Error, Then) {
     let refused = |kind, what: String| (Error::new(kind, what), Then::Nothing);
     match number {
+        _ if turned_away(status) => {
+            (Error::new(ErrorKind::Unavailable, "the server turned the request away"), Then::Elsewhere)
+        }
         code::UNAVAILABLE if never_connected(status) => (unreachable(), Then::Elsewhere),
         code::NOT_FOUND if message.contains("lease not found") => (lost(), Then::Nothing),
         code::UNAUTHENTICATED | code::PERMISSION_DENIED => (denied(message), Then::Nothing),

@@ -41,6 +41,12 @@ pub fn connect(request: Connect) -> Connecting {
     Box::pin(async move { Ok(Arc::new(client::Etcd::connect(request).await?) as Arc<dyn Driver>) })
 }
 
+/// What a server of this version keeps of the best that a URL promises, for tests that start servers.
+#[doc(hidden)]
+pub fn kept(best: tooz_core::Characteristics, version: &str) -> tooz_core::Result<tooz_core::Characteristics> {
+    version::lower(best, version)
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
