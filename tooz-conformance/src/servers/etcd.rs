@@ -34,21 +34,19 @@ pub fn ask<T, F, Fut>(address: SocketAddr, question: F) -> Result<T, String>
 where
     T: Send,
     F: FnOnce(Client) -> Fut + Send,
-    Fut: Future<Output = Result<T, etcd_client::Error>>,
+    Fut: Future<Output = Result<T, etcd_client::Error>> + Send,
 {
-    let answer = async {
-        let asking = async {
-            let client = Client::connect([format!("http://{address}")], None).await?;
-            question(client).await
-        };
-        let answered = tokio::time::timeout(Duration::from_secs(10), asking).await;
-        answered.map_err(|_| format!("{address} does not answer"))?.map_err(|error| error.to_string())
+    let asking = async move {
+        let client = Client::connect([format!("http://{address}")], None).await?;
+        question(client).await
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("no runtime: {error}"))?;
+    let limited = async move { tokio::time::timeout(Duration::from_secs(10), asking).await };
     std::thread::scope(|scope| {
-        let asking = scope.spawn(|| runtime.block_on(answer));
-        asking.join().unwrap_or_else(|_| Err("asking panicked".into()))
+        let asking = scope.spawn(move || runtime.block_on(limited));
+        let answered = asking.join().map_err(|_| "asking panicked".to_owned())?;
+        answered.map_err(|_| format!("{address} does not answer"))?.map_err(|error| error.to_string())
     })
 }
 
@@ -131,7 +129,7 @@ impl Etcd {
     where
         T: Send,
         F: FnOnce(Client) -> Fut + Send,
-        Fut: Future<Output = Result<T, etcd_client::Error>>,
+        Fut: Future<Output = Result<T, etcd_client::Error>> + Send,
     {
         ask(self.address, question)
     }

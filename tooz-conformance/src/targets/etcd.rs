@@ -198,7 +198,7 @@ impl Backend {
     where
         T: Send,
         F: FnOnce(Client) -> Fut + Send,
-        Fut: Future<Output = Result<T, etcd_client::Error>>,
+        Fut: Future<Output = Result<T, etcd_client::Error>> + Send,
     {
         self.stage.etcd.ask(question).unwrap_or_else(|why| panic!("{why}"))
     }
