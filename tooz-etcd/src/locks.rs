@@ -355,8 +355,12 @@ impl Life {
         let mut operations =
             vec![TxnOp::delete(holder.clone(), None), TxnOp::delete(keys.mark(grant.attempt), None)];
         operations.extend(self.gate_going(&keys, grant.attempt));
-        let ours = Compare::create_revision(holder, CompareOp::Equal, token);
-        let response = self.client.hub.txn(false, Txn::new().when([ours]).and_then(operations)).await?;
+        let ours = [
+            Compare::create_revision(holder.clone(), CompareOp::Equal, token),
+            // Whose grant it is says the server, not the caller.
+            Compare::lease(holder, CompareOp::Equal, self.opened.lease),
+        ];
+        let response = self.client.hub.txn(false, Txn::new().when(ours).and_then(operations)).await?;
         self.end(grant.attempt);
         Ok(if response.succeeded() { Released::Released } else { Released::WasNotHolder })
     }
