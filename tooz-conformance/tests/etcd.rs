@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tooz_conformance::eventually;
 use tooz_conformance::servers::Proxy;
-use tooz_conformance::servers::etcd::{Cluster, Etcd, program};
+use tooz_conformance::servers::etcd::{Cluster, Etcd, certificates, counts, program};
 use tooz_core::{Capabilities, Coordinator, ErrorKind, GroupEvent, LossReason};
 use tooz_etcd as _;
 
@@ -276,6 +276,129 @@ async fn the_leader_is_killed() -> Outcome {
     let next = tokio::time::timeout(LIMIT, waiting).await???;
     assert!(next.is_held() && next.token() > token);
     leader.server().start_again()?;
+    a.close().await?;
+    Ok(b.close().await?)
+}
+
+/// X3: encryption with certificates on both sides; whoever has none, or trusts another authority, is not let in.
+#[tokio::test]
+async fn certificates_on_both_sides() -> Outcome {
+    if !installed() {
+        return Ok(());
+    }
+    let (files, others) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    certificates(files.path())?;
+    certificates(others.path())?;
+    let etcd = Etcd::start_encrypted(files.path())?;
+    let url = |ca: &tempfile::TempDir, own: Option<&tempfile::TempDir>| {
+        let own = own.map(|own| {
+            let own = own.path().display();
+            format!("&cert_cert={own}/client.pem&cert_key={own}/client.key")
+        });
+        let ca = ca.path().display();
+        format!("etcds://{}?ttl=3s&ca_cert={ca}/ca.pem{}", etcd.address(), own.unwrap_or_default())
+    };
+    for wrong in [url(&others, Some(&files)), url(&files, None), url(&files, Some(&others))] {
+        let error = Coordinator::builder(wrong, "a").connect_timeout(LIMIT).connect().await.unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Denied), "{error:?}");
+    }
+    let missing = format!("etcds://{}?ca_cert=/nowhere/ca.pem", etcd.address());
+    let error = Coordinator::builder(missing, "a").connect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidOption);
+    let a = Coordinator::builder(url(&files, Some(&files)), "a").connect().await?;
+    let guard = a.lock("x")?.acquire().await?;
+    guard.release().await?;
+    Ok(a.close().await?)
+}
+
+/// The README's figures: what each operation costs on the caller's path.
+#[tokio::test]
+async fn round_trips() -> Outcome {
+    if !installed() {
+        return Ok(());
+    }
+    let etcd = Etcd::start()?;
+    let proxy = Proxy::start(etcd.address())?;
+    proxy.count_only(counts);
+    // Beats by hand, so that none comes between.
+    let a = Coordinator::builder(format!("etcd://{}?ttl=60s", proxy.address()), "a").manual_heart();
+    let a = a.connect().await?;
+    a.lock("warm")?.acquire().await?.release().await?;
+    macro_rules! costs {
+        ($trips:literal, $what:expr) => {{
+            let before = proxy.round_trips();
+            let done = $what;
+            assert_eq!(proxy.round_trips() - before, $trips, stringify!($what));
+            done
+        }};
+    }
+    let guard = costs!(1, a.lock("x")?.acquire().await?);
+    costs!(1, a.lock("x")?.holders().await?);
+    costs!(1, guard.release().await?);
+    let group = a.group("g")?;
+    costs!(1, group.create().await?);
+    costs!(1, group.join(Capabilities::none()).await?);
+    costs!(1, group.members().await?);
+    costs!(1, group.update_capabilities(Capabilities::new("x")?).await?);
+    let _guards = (a.lock("y")?.acquire().await?, a.lock("z")?.acquire().await?);
+    costs!(1, a.heartbeat().await?);
+    costs!(1, group.leave().await?);
+    costs!(1, a.groups().await?);
+    Ok(a.close().await?)
+}
+
+/// L8: a place that somebody deleted by hand is found missing at the next beat, and taken anew.
+#[tokio::test]
+async fn a_deleted_place_is_taken_anew() -> Outcome {
+    if !installed() {
+        return Ok(());
+    }
+    let etcd = Etcd::start()?;
+    let address = etcd.address().to_string();
+    let (a, b) = (connect(&address, "a").await?, connect(&address, "b").await?);
+    let guard = a.lock("x")?.acquire().await?;
+    let waiting = tokio::spawn({
+        let lock = b.lock("x")?;
+        async move { lock.acquire().await }
+    });
+    let waits = async |n| {
+        eventually("somebody waits", LIMIT, async || {
+            Ok::<_, tooz_core::Error>(a.lock("x")?.holders().await?.waiters == Some(n))
+        })
+        .await
+    };
+    waits(1).await?;
+    etcd.ask(|mut client| async move {
+        let prefix = etcd_client::DeleteOptions::new().with_prefix();
+        client.delete("%tooz/tooz/lock/nx/q/", Some(prefix)).await.map(|_| ())
+    })?;
+    waits(1).await?;
+    guard.release().await?;
+    assert!(tokio::time::timeout(LIMIT, waiting).await???.is_held());
+    a.close().await?;
+    Ok(b.close().await?)
+}
+
+/// G2, G3: a join that hangs on one way and is given up does not come true after its member left.
+#[tokio::test]
+async fn a_late_join_fails() -> Outcome {
+    if !installed() {
+        return Ok(());
+    }
+    let fork = Fork::new()?;
+    let (a, b) = (connect(&fork.hosts(), "a").await?, connect(&fork.etcd.address().to_string(), "b").await?);
+    b.group("g")?.create().await?;
+    fork.one.hold_both();
+    let late = a.group("g")?.join(Capabilities::none()).await;
+    assert!(late.is_err_and(|error| error.is_indeterminate()), "it was answered although nothing came through");
+    a.group("g")?.join(Capabilities::none()).await?;
+    a.group("g")?.leave().await?;
+    fork.one.heal();
+    for _ in 0..20 {
+        let members = b.group("g")?.members().await?;
+        assert!(members.is_empty(), "a ghost joined: {members:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     a.close().await?;
     Ok(b.close().await?)
 }

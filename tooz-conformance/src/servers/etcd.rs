@@ -7,9 +7,9 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use etcd_client::{Client, DeleteOptions};
+use etcd_client::{Certificate, Client, ConnectOptions, DeleteOptions, Identity, TlsOptions};
 
-use super::{Launch, Server, find, free_port};
+use super::{Launch, Server, Way, find, free_port};
 
 /// The server's program.
 ///
@@ -26,18 +26,26 @@ fn data() -> Result<tempfile::TempDir, String> {
     made.map_err(|error| format!("no temporary directory: {error}"))
 }
 
-/// Answers an administrator's question on a thread of its own, so that it may be asked from anywhere.
-///
-/// # Errors
-/// What etcd said, or that it did not answer.
-pub fn ask<T, F, Fut>(address: SocketAddr, question: F) -> Result<T, String>
+/// Answers an administrator's question on a thread of its own, so that it may be asked from anywhere. `files`: the
+/// certificates of a server that wants them.
+fn ask<T, F, Fut>(address: SocketAddr, files: Option<&Path>, question: F) -> Result<T, String>
 where
     T: Send,
     F: FnOnce(Client) -> Fut + Send,
     Fut: Future<Output = Result<T, etcd_client::Error>> + Send,
 {
+    let (protocol, options) = match files {
+        None => ("http", None),
+        Some(files) => {
+            let read = |name| std::fs::read(files.join(name)).map_err(|error| format!("{name}: {error}"));
+            let tls = TlsOptions::new()
+                .ca_certificate(Certificate::from_pem(read("ca.pem")?))
+                .identity(Identity::from_pem(read("client.pem")?, read("client.key")?));
+            ("https", Some(ConnectOptions::new().with_tls(tls)))
+        }
+    };
     let asking = async move {
-        let client = Client::connect([format!("http://{address}")], None).await?;
+        let client = Client::connect([format!("{protocol}://{address}")], options).await?;
         question(client).await
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -48,6 +56,59 @@ where
         let answered = asking.join().map_err(|_| "asking panicked".to_owned())?;
         answered.map_err(|_| format!("{address} does not answer"))?.map_err(|error| error.to_string())
     })
+}
+
+/// Writes an authority, a server's certificate for 127.0.0.1 and one of a client: `ca.pem`, and `.pem` and `.key` of each.
+///
+/// # Errors
+/// The program `openssl` is missing or refuses.
+pub fn certificates(place: &Path) -> Result<(), String> {
+    let openssl = find("openssl").ok_or("openssl is not installed")?;
+    let run = |arguments: &str| {
+        let output = std::process::Command::new(&openssl)
+            .args(arguments.split(' '))
+            .current_dir(place)
+            .output()
+            .map_err(|error| format!("openssl: {error}"))?;
+        let said = || String::from_utf8_lossy(&output.stderr).trim().replace('\n', " | ");
+        if output.status.success() { Ok(()) } else { Err(format!("openssl {arguments}: {}", said())) }
+    };
+    let extensions = "subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth,clientAuth\n";
+    std::fs::write(place.join("extensions"), extensions).map_err(|error| error.to_string())?;
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    run(&format!("req -x509 {key} -keyout ca.key -out ca.pem -subj /CN=authority -days 2"))?;
+    for who in ["server", "client"] {
+        run(&format!("req {key} -keyout {who}.key -out {who}.csr -subj /CN={who}"))?;
+        run(&format!(
+            "x509 -req -in {who}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {who}.pem -days 2 -extfile extensions"
+        ))?;
+    }
+    Ok(())
+}
+
+/// Frames of HTTP/2 that carry a request's beginning, and its contents.
+pub const HEADERS: u8 = 1;
+const DATA: u8 = 0;
+
+/// What a connection begins with.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Whether a frame of this kind begins in these bytes, which begin with a frame.
+pub fn has_frame(bytes: &[u8], kind: u8) -> bool {
+    let mut rest = bytes.strip_prefix(PREFACE).unwrap_or(bytes);
+    while let [high, middle, low, found, ..] = rest {
+        if *found == kind {
+            return true;
+        }
+        let length = usize::from(*high) << 16 | usize::from(*middle) << 8 | usize::from(*low);
+        rest = rest.get(9 + length..).unwrap_or_default();
+    }
+    false
+}
+
+/// Whether bytes ask or answer something: pings, windows and the ends of streams do not.
+pub fn counts(way: Way, bytes: &[u8]) -> bool {
+    has_frame(bytes, HEADERS) || (way == Way::Down && has_frame(bytes, DATA))
 }
 
 /// What etcd says over plain HTTP.
@@ -66,6 +127,7 @@ fn http(address: SocketAddr, path: &str) -> Result<String, String> {
 pub struct Etcd {
     server: Server,
     address: SocketAddr,
+    files: Option<PathBuf>,
 }
 
 impl Etcd {
@@ -87,7 +149,7 @@ impl Etcd {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, client));
         let ready = move || http(address, "/health").is_ok_and(|answer| answer.contains("\"true\""));
         let server = Server::start(data()?, launch.args(more.iter().copied()), ready)?;
-        Ok(Self { server, address })
+        Ok(Self { server, address, files: None })
     }
 
     /// Starts one that speaks TLS only and wants certificates of its clients, with the files of [`certificates`].
@@ -108,7 +170,7 @@ impl Etcd {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, client));
         // The listener opens last, when there is a leader.
         let ready = move || TcpStream::connect(address).is_ok();
-        Ok(Self { server: Server::start(data()?, launch, ready)?, address })
+        Ok(Self { server: Server::start(data()?, launch, ready)?, address, files: Some(files.to_owned()) })
     }
 
     /// Where it listens.
@@ -124,14 +186,14 @@ impl Etcd {
     /// Asks it something past every driver.
     ///
     /// # Errors
-    /// As [`ask`].
+    /// What etcd said, or that it did not answer.
     pub fn ask<T, F, Fut>(&self, question: F) -> Result<T, String>
     where
         T: Send,
         F: FnOnce(Client) -> Fut + Send,
         Fut: Future<Output = Result<T, etcd_client::Error>> + Send,
     {
-        ask(self.address, question)
+        ask(self.address, self.files.as_deref(), question)
     }
 
     /// Empties it; says whether that worked.
@@ -229,7 +291,7 @@ impl Cluster {
                         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, *client));
                         let ready =
                             move || http(address, "/health").is_ok_and(|answer| answer.contains("\"true\""));
-                        Ok(Etcd { server: Server::start(data()?, launch, ready)?, address })
+                        Ok(Etcd { server: Server::start(data()?, launch, ready)?, address, files: None })
                     })
                 })
                 .collect();

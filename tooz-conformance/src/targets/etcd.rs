@@ -13,13 +13,13 @@ use tooz_etcd as _;
 
 use crate::kit::{Call, Fate, Kit};
 use crate::servers::etcd::{self, Cluster, Etcd};
-use crate::servers::{Lent, Pool, Proxy, Way};
+use crate::servers::{Lent, Pool, Proxy};
 use crate::target::{Place, Target};
 
 /// The least that an etcd with its usual election timeout grants: what waits for an expiry waits no longer than it must.
 const TTL: &str = "ttl=2s";
 
-/// One server, and three that are one.
+/// One server, three that are one, and one that is encrypted.
 pub fn targets() -> Vec<Target> {
     match std::env::var("TOOZ_TEST_ETCD_URL") {
         // Somebody else's: it is neither stopped nor emptied.
@@ -27,7 +27,7 @@ pub fn targets() -> Vec<Target> {
             let separator = if url.contains('?') { '&' } else { '?' };
             vec![Target::new("etcd", move |_| Ok(Place::new(format!("{url}{separator}{TTL}")))).ttl()]
         }
-        Err(_) => vec![single(), cluster()],
+        Err(_) => vec![single(), cluster(), encrypted()],
     }
 }
 
@@ -69,6 +69,32 @@ fn cluster() -> Target {
         }
     };
     Target::new("etcd+cluster", fresh).ttl().keeps(keeps)
+}
+
+/// One that speaks TLS only, and only to clients with a certificate.
+fn encrypted() -> Target {
+    static FILES: LazyLock<Result<tempfile::TempDir, String>> = LazyLock::new(|| {
+        let place = tempfile::tempdir().map_err(|error| format!("no temporary directory: {error}"))?;
+        etcd::certificates(place.path()).map(|()| place)
+    });
+    static ENCRYPTED: LazyLock<Pool<Etcd>> = LazyLock::new(|| {
+        let start = || Etcd::start_encrypted(FILES.as_ref().map_err(Clone::clone)?.path());
+        Pool::new(start, Etcd::clean)
+    });
+    let asked = AtomicBool::new(false);
+    let nobody = format!("etcds://127.0.0.1:2379?{TTL}");
+    let keeps = kept(&nobody);
+    let fresh = move |_| match asked.swap(true, Ordering::SeqCst) {
+        false => etcd::program().map(|_| Place::new(nobody.clone())),
+        true => {
+            let etcd = ENCRYPTED.lend()?;
+            let files = FILES.as_ref().map_err(Clone::clone)?.path().display().to_string();
+            let certificates =
+                format!("ca_cert={files}/ca.pem&cert_cert={files}/client.pem&cert_key={files}/client.key");
+            Ok(Place::new(format!("etcds://{}?{TTL}&{certificates}", etcd.address())).keep(etcd))
+        }
+    };
+    Target::new("etcd+tls", fresh).ttl().keeps(keeps)
 }
 
 static SERVERS: LazyLock<Pool<Etcd>> = LazyLock::new(|| Pool::new(Etcd::start, Etcd::clean));
@@ -125,11 +151,7 @@ impl Stage {
             return Ok(Arc::clone(proxy));
         }
         let proxy = Arc::new(Proxy::start(self.etcd.address())?);
-        // Pings, windows and the ends of streams are no round trips.
-        proxy.count_only(|way, bytes| match way {
-            Way::Up => has_frame(bytes, HEADERS),
-            Way::Down => has_frame(bytes, HEADERS) || has_frame(bytes, DATA),
-        });
+        proxy.count_only(etcd::counts);
         proxy.delay(*lock(&self.slow));
         proxies.insert(member.to_vec(), Arc::clone(&proxy));
         Ok(proxy)
@@ -140,28 +162,8 @@ impl Stage {
     }
 }
 
-/// Frames of HTTP/2.
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-
 /// "Nothing that came on this connection was looked at": GOAWAY after stream 0, with the reason that says so.
 const REFUSED: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
-
-/// What a connection begins with.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// Whether a frame of this kind begins in these bytes, which begin with a frame.
-fn has_frame(bytes: &[u8], kind: u8) -> bool {
-    let mut rest = bytes.strip_prefix(PREFACE).unwrap_or(bytes);
-    while let [high, middle, low, found, ..] = rest {
-        if *found == kind {
-            return true;
-        }
-        let length = usize::from(*high) << 16 | usize::from(*middle) << 8 | usize::from(*low);
-        rest = rest.get(9 + length..).unwrap_or_default();
-    }
-    false
-}
 
 fn has(bytes: &[u8], part: &str) -> bool {
     bytes.windows(part.len()).any(|window| window == part.as_bytes())
@@ -252,7 +254,7 @@ impl Kit for Backend {
         let request = move |bytes: &[u8]| is_of(call, bytes);
         match fate {
             Fate::Fails => proxy.turn_away_requests(times, request, REFUSED),
-            Fate::AnswerLost => proxy.lose_replies(times, request, |bytes| has_frame(bytes, HEADERS)),
+            Fate::AnswerLost => proxy.lose_replies(times, request, |bytes| etcd::has_frame(bytes, etcd::HEADERS)),
             Fate::RequestLost => proxy.lose_requests(times, request),
         }
     }
