@@ -390,7 +390,10 @@ async fn a_late_join_fails() -> Outcome {
     b.group("g")?.create().await?;
     fork.one.hold_both();
     let late = a.group("g")?.join(Capabilities::none()).await;
-    assert!(late.is_err_and(|error| error.is_indeterminate()), "it was answered although nothing came through");
+    assert!(
+        late.is_err_and(|error| error.is_indeterminate()),
+        "it was answered although nothing came through"
+    );
     a.group("g")?.join(Capabilities::none()).await?;
     a.group("g")?.leave().await?;
     fork.one.heal();

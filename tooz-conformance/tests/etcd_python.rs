@@ -71,7 +71,11 @@ impl Stage {
     }
 
     fn python(&self, member: &str) -> Peer {
-        Peer::start(&self.python, &format!("etcd3+http://{}?lock_timeout=4&membership_timeout=4", self.etcd.address()), member)
+        Peer::start(
+            &self.python,
+            &format!("etcd3+http://{}?lock_timeout=4&membership_timeout=4", self.etcd.address()),
+            member,
+        )
     }
 }
 

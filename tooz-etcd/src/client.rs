@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use etcd_client::{Certificate, Compare, CompareOp, ConnectOptions, Identity, PutOptions, TlsOptions, Txn, TxnOp};
+use etcd_client::{
+    Certificate, Compare, CompareOp, ConnectOptions, Identity, PutOptions, TlsOptions, Txn, TxnOp,
+};
 use tooz_core::driver::{Connect, Driver, Epoch, Groups, Locks, OpenSession, Session, SessionId};
 use tooz_core::{Characteristics, Error, ErrorKind, Result};
 
@@ -71,7 +73,9 @@ impl Etcd {
         let characteristics = match status {
             Ok(status) => version::lower(best, status.version())?,
             // Some roles may not ask; what they may do is seen when a session is opened.
-            Err(error) if error.kind() == ErrorKind::Denied && config.user.is_some() && is_about_status(&error) => {
+            Err(error)
+                if error.kind() == ErrorKind::Denied && config.user.is_some() && is_about_status(&error) =>
+            {
                 version::lower(best, "")?
             }
             Err(error) => return Err(error),
@@ -89,7 +93,9 @@ fn is_about_status(error: &Error) -> bool {
 /// The id of the data as its key holds it.
 fn parse_epoch(key: &[u8], value: &[u8]) -> Result<Epoch> {
     let epoch = std::str::from_utf8(value).ok().and_then(Epoch::parse);
-    epoch.ok_or_else(|| corrupt(key, "holds no id of the data; delete it, and every session takes the data as new"))
+    epoch.ok_or_else(|| {
+        corrupt(key, "holds no id of the data; delete it, and every session takes the data as new")
+    })
 }
 
 impl Client {
@@ -158,12 +164,11 @@ impl Client {
         let response = self.hub.txn(false, Txn::new().and_then(operations)).await?;
         let found = answer::nested(&response, 0).filter(|nested| !nested.succeeded());
         let epoch_value = match found {
-            Some(nested) => {
-                answer::found(&nested, 0).pop().map(|kv| kv.value().to_vec()).unwrap_or_default()
-            }
+            Some(nested) => answer::found(&nested, 0).pop().map(|kv| kv.value().to_vec()).unwrap_or_default(),
             None => fresh.into_bytes(),
         };
-        let claimed = previous.is_some() && answer::nested(&response, 2).is_some_and(|nested| nested.succeeded());
+        let claimed =
+            previous.is_some() && answer::nested(&response, 2).is_some_and(|nested| nested.succeeded());
         Ok(Opened {
             id,
             lease,

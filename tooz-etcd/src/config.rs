@@ -23,7 +23,11 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "file with the authorities that may sign the server's certificate, PEM (default: those of the system)",
     ),
     OptionSpec::new("cert_cert", OptionKind::Text, "file with our certificate, PEM (default: none)"),
-    OptionSpec::new("cert_key", OptionKind::Text, "file with the key of our certificate, PEM (default: none)"),
+    OptionSpec::new(
+        "cert_key",
+        OptionKind::Text,
+        "file with the key of our certificate, PEM (default: none)",
+    ),
 ];
 
 /// A parsed URL.
@@ -116,10 +120,13 @@ impl Config {
             // Silently in the clear is what nobody who names a certificate wants.
             return Err(Error::new(
                 ErrorKind::InvalidOption,
-                format!("certificates have no meaning without encryption; write etcds:// instead of {scheme}://"),
+                format!(
+                    "certificates have no meaning without encryption; write etcds:// instead of {scheme}://"
+                ),
             ));
         }
-        let duration = |name, default| url.duration(name).map(|given| given.unwrap_or(Duration::from_secs(default)));
+        let duration =
+            |name, default| url.duration(name).map(|given| given.unwrap_or(Duration::from_secs(default)));
         Ok(Self {
             endpoints,
             user,

@@ -78,7 +78,8 @@ impl Hub {
     pub(crate) fn new(config: &Config, options: ConnectOptions, context: Context) -> Arc<Self> {
         let several = config.endpoints.len() > 1;
         // Another endpoint is worth trying before the session is over; where there is none, waiting is all there is.
-        let limit = if several { (config.ttl / 3).min(config.operation_timeout) } else { config.operation_timeout };
+        let limit =
+            if several { (config.ttl / 3).min(config.operation_timeout) } else { config.operation_timeout };
         let mut options = options
             .with_keep_alive(PING, PING_ANSWER)
             .with_connect_timeout(config.connect_timeout.min(if several { limit / 2 } else { limit }))

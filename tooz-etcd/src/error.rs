@@ -18,9 +18,7 @@ pub(crate) enum Then {
 
 /// Codes of gRPC, by their numbers: they are part of its protocol.
 mod code {
-    pub(super) const CANCELLED: i32 = 1;
     pub(super) const INVALID_ARGUMENT: i32 = 3;
-    pub(super) const DEADLINE_EXCEEDED: i32 = 4;
     pub(super) const NOT_FOUND: i32 = 5;
     pub(super) const PERMISSION_DENIED: i32 = 7;
     pub(super) const RESOURCE_EXHAUSTED: i32 = 8;
@@ -71,9 +69,10 @@ pub(crate) fn explain(native: Native) -> (Error, Then) {
         Native::GRpcStatus(status) => explain_status(status.code() as i32, status.message(), status),
         Native::LeaseKeepAliveError(why) if why.contains("not found") => (lost(), Then::Nothing),
         Native::TransportError(error) if never_connected(error) => (unreachable(), Then::Elsewhere),
-        Native::TransportError(_) | Native::IoError(_) | Native::WatchError(_) | Native::LeaseKeepAliveError(_) => {
-            (unknown("the connection was lost"), Then::Unknown)
-        }
+        Native::TransportError(_)
+        | Native::IoError(_)
+        | Native::WatchError(_)
+        | Native::LeaseKeepAliveError(_) => (unknown("the connection was lost"), Then::Unknown),
         Native::InvalidUri(_) => (Error::new(ErrorKind::InvalidUrl, "a host is no host name"), Then::Nothing),
         _ => (Error::new(ErrorKind::Backend, "the etcd client failed"), Then::Nothing),
     };
@@ -81,7 +80,10 @@ pub(crate) fn explain(native: Native) -> (Error, Then) {
 }
 
 fn unreachable() -> Error {
-    Error::new(ErrorKind::Unavailable, "no connection to etcd; is it running there, and is the address right?")
+    Error::new(
+        ErrorKind::Unavailable,
+        "no connection to etcd; is it running there, and is the address right?",
+    )
 }
 
 fn unknown(what: &str) -> Error {
@@ -107,16 +109,18 @@ fn explain_status(number: i32, message: &str, status: &(dyn StdError + 'static))
         }
         code::RESOURCE_EXHAUSTED if message.contains("space exceeded") => refused(
             ErrorKind::Unavailable,
-            "etcd is out of space and refuses every write; compact and defragment it, then disarm its alarm".into(),
+            "etcd is out of space and refuses every write; compact and defragment it, then disarm its alarm"
+                .into(),
         ),
         code::RESOURCE_EXHAUSTED => refused(ErrorKind::Unavailable, message.to_owned()),
         code::OUT_OF_RANGE => refused(ErrorKind::Backend, message.to_owned()),
-        code::UNIMPLEMENTED => refused(ErrorKind::Incompatible, format!("the server does not know this: {message}")),
-        code::CANCELLED | code::DEADLINE_EXCEEDED | code::UNAVAILABLE => (unknown(message), Then::Unknown),
+        code::UNIMPLEMENTED => {
+            refused(ErrorKind::Incompatible, format!("the server does not know this: {message}"))
+        }
         code::INVALID_ARGUMENT | code::FAILED_PRECONDITION | code::NOT_FOUND => {
             refused(ErrorKind::Backend, message.to_owned())
         }
-        // Unknown, Internal, Aborted, DataLoss: also what a broken stream is called.
+        // Cancelled, DeadlineExceeded and Unavailable; Unknown and Internal, too, are what a broken stream is called.
         _ => (unknown(message), Then::Unknown),
     }
 }
@@ -157,7 +161,12 @@ mod tests {
             (5, "etcdserver: requested lease not found", ErrorKind::SessionLost, Then::Nothing),
             (16, "etcdserver: invalid auth token", ErrorKind::Denied, Then::Nothing),
             (7, "etcdserver: permission denied", ErrorKind::Denied, Then::Nothing),
-            (3, "etcdserver: authentication failed, invalid user ID or password", ErrorKind::Denied, Then::Nothing),
+            (
+                3,
+                "etcdserver: authentication failed, invalid user ID or password",
+                ErrorKind::Denied,
+                Then::Nothing,
+            ),
             (3, "etcdserver: duplicate key given in txn request", ErrorKind::Backend, Then::Nothing),
             (8, "etcdserver: mvcc: database space exceeded", ErrorKind::Unavailable, Then::Nothing),
             (14, "etcdserver: request timed out", ErrorKind::Unavailable, Then::Unknown),

@@ -51,9 +51,12 @@ impl Client {
     pub(crate) async fn snapshot(&self, group: &GroupId) -> Result<Snapshot> {
         let keys = self.keys.group(group);
         let ranges = keys.members();
-        let mut operations =
-            vec![TxnOp::get(self.keys.epoch(), None), TxnOp::get(keys.group(), Some(GetOptions::new().with_keys_only()))];
-        operations.extend(ranges.iter().map(|(from, end)| range(from.clone(), end.clone(), GetOptions::new())));
+        let mut operations = vec![
+            TxnOp::get(self.keys.epoch(), None),
+            TxnOp::get(keys.group(), Some(GetOptions::new().with_keys_only())),
+        ];
+        operations
+            .extend(ranges.iter().map(|(from, end)| range(from.clone(), end.clone(), GetOptions::new())));
         let response = self.hub.txn(true, Txn::new().and_then(operations)).await?;
         let members = (!answer::found(&response, 1).is_empty()).then(|| {
             let found = (0..ranges.len()).flat_map(|at| answer::found(&response, at + 2));
@@ -82,7 +85,9 @@ impl Client {
         let ranges = keys.members();
         let mut compares: Vec<Compare> = ranges
             .iter()
-            .map(|(from, end)| Compare::create_revision(from.clone(), CompareOp::Equal, 0).with_range(end.clone()))
+            .map(|(from, end)| {
+                Compare::create_revision(from.clone(), CompareOp::Equal, 0).with_range(end.clone())
+            })
             .collect();
         loop {
             compares.push(Compare::version(keys.group(), CompareOp::Greater, 0));
@@ -102,7 +107,9 @@ impl Client {
             }
             let found = |response: &TxnResponse, at| answer::found(response, at + 1);
             let members: usize = (0..ranges.len())
-                .map(|at| found(&response, at).iter().filter(|kv| keys.parse_member(kv.key()).is_some()).count())
+                .map(|at| {
+                    found(&response, at).iter().filter(|kv| keys.parse_member(kv.key()).is_some()).count()
+                })
                 .sum();
             if members > 0 {
                 return Err(Error::new(
@@ -115,7 +122,9 @@ impl Client {
             let seen = answer::revision(&response) + 1;
             compares = ranges
                 .iter()
-                .map(|(from, end)| Compare::mod_revision(from.clone(), CompareOp::Less, seen).with_range(end.clone()))
+                .map(|(from, end)| {
+                    Compare::mod_revision(from.clone(), CompareOp::Less, seen).with_range(end.clone())
+                })
                 .collect();
         }
     }

@@ -121,7 +121,9 @@ impl Keys {
 
     pub(crate) fn lock(&self, key: &LockKey) -> LockKeys {
         let (kind, name, gate) = match key {
-            LockKey::Named(name) => (b"n", encode(name.as_bytes()), Some(join(&[&self.locks, name.as_bytes()]))),
+            LockKey::Named(name) => {
+                (b"n", encode(name.as_bytes()), Some(join(&[&self.locks, name.as_bytes()])))
+            }
             LockKey::Leader(group) => (b"l", encode(group.as_bytes()), None),
             // Whatever the core adds: its Display names it.
             other => (b"o", encode(other.to_string().as_bytes()), None),
@@ -131,7 +133,8 @@ impl Keys {
 
     pub(crate) fn group(&self, group: &GroupId) -> GroupKeys {
         let own = self.ours(&[b"group/", &encode(group.as_bytes()), b"/"]);
-        let python = (!group.as_bytes().contains(&b'/')).then(|| join(&[&self.groups, group.as_bytes(), b"/"]));
+        let python =
+            (!group.as_bytes().contains(&b'/')).then(|| join(&[&self.groups, group.as_bytes(), b"/"]));
         GroupKeys { own, python }
     }
 

@@ -43,7 +43,10 @@ pub fn connect(request: Connect) -> Connecting {
 
 /// What a server of this version keeps of the best that a URL promises, for tests that start servers.
 #[doc(hidden)]
-pub fn kept(best: tooz_core::Characteristics, version: &str) -> tooz_core::Result<tooz_core::Characteristics> {
+pub fn kept(
+    best: tooz_core::Characteristics,
+    version: &str,
+) -> tooz_core::Result<tooz_core::Characteristics> {
     version::lower(best, version)
 }
 

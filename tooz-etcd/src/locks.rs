@@ -202,8 +202,9 @@ impl Life {
                 // A lease is needed for the gate, which is not worth granting before it is known that it is free.
                 otherwise
             } else {
-                let mut free =
-                    vec![Compare::create_revision(wish.keys.prefix.clone(), CompareOp::Equal, 0).with_prefix()];
+                let mut free = vec![
+                    Compare::create_revision(wish.keys.prefix.clone(), CompareOp::Equal, 0).with_prefix(),
+                ];
                 let gate = wish.keys.gate.clone();
                 free.extend(gate.map(|gate| Compare::create_revision(gate, CompareOp::Equal, 0)));
                 let granting = self.grant_operations(wish, Previous::Clean, None)?;
@@ -223,7 +224,9 @@ impl Life {
                 return Err(Error::new(ErrorKind::Backend, "the server left a part of a transaction out"));
             };
             if inner.succeeded() {
-                return self.grant(wish, answer::revision(&response), Previous::Clean, None).map(Step::Granted);
+                return self
+                    .grant(wish, answer::revision(&response), Previous::Clean, None)
+                    .map(Step::Granted);
             }
             let mut state = State::read(&wish.keys, &inner, 1)?;
             state.revision = answer::revision(&response);
@@ -247,7 +250,8 @@ impl Life {
     async fn request(&self, request: &Acquire) -> Result<Acquired> {
         let wish = Wish::new(self, request.attempt, &request.key, request.mode);
         if self.is_ended(wish.attempt) {
-            let what = format!("attempt {} was withdrawn, released or lost; ask with a new attempt", wish.attempt);
+            let what =
+                format!("attempt {} was withdrawn, released or lost; ask with a new attempt", wish.attempt);
             return Err(Error::new(ErrorKind::Invalid, what));
         }
         if wish.mode == (LockMode::Permit { limit: 0 }) {
@@ -261,13 +265,11 @@ impl Life {
                 Step::Otherwise(state) => state,
             };
             if let Some(holder) = state.holder(wish.attempt) {
-                return match self.standing_grant(&wish, holder).await? {
-                    Some(grant) => Ok(Acquired::Granted(grant)),
-                    None => {
-                        let what = "the gate that it shares with other holders is about to go";
-                        Err(Error::new(ErrorKind::Unavailable, what).indeterminate())
-                    }
-                };
+                if let Some(grant) = self.standing_grant(&wish, holder).await? {
+                    return Ok(Acquired::Granted(grant));
+                }
+                let what = "the gate that it shares with other holders is about to go";
+                return Err(Error::new(ErrorKind::Unavailable, what).indeterminate());
             }
             let waiter = state.waiter(wish.attempt);
             if let Err(error) = state.check(wish.mode, wish.attempt) {

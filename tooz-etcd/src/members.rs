@@ -41,7 +41,12 @@ impl Expected {
 
 impl Life {
     /// Sends a write to a group. One that may still be on its way is kept from arriving after this.
-    async fn write(&self, compares: Vec<Compare>, mut writes: Vec<TxnOp>, looks: Vec<TxnOp>) -> Result<TxnResponse> {
+    async fn write(
+        &self,
+        compares: Vec<Compare>,
+        mut writes: Vec<TxnOp>,
+        looks: Vec<TxnOp>,
+    ) -> Result<TxnResponse> {
         let ghosts = self.ghosts.load(Ordering::Acquire);
         if ghosts {
             writes.push(self.move_fence());

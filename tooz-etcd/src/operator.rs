@@ -56,7 +56,8 @@ impl Client {
         let mut lease = None;
         loop {
             let state = self.look(&keys).await?;
-            let wanted = |holder: &&Holder| request.token.is_none_or(|token| record(holder).token == Some(token));
+            let wanted =
+                |holder: &&Holder| request.token.is_none_or(|token| record(holder).token == Some(token));
             let victims: Vec<&Holder> = state.holders.iter().filter(wanted).take(AT_ONCE).collect();
             if victims.is_empty() {
                 let foreign = state.holders.is_empty()
@@ -94,8 +95,11 @@ impl Client {
 
     /// A lease for the record of who broke a grant; nobody renews it.
     async fn keeping_lease(&self) -> Result<i64> {
-        let seconds = KEPT_SECONDS.max(i64::try_from(self.ttl().as_secs()).unwrap_or(i64::MAX).saturating_mul(10));
-        let grant = self.hub.call(true, move |connected| async move { connected.leases().grant(seconds, None).await });
+        let seconds =
+            KEPT_SECONDS.max(i64::try_from(self.ttl().as_secs()).unwrap_or(i64::MAX).saturating_mul(10));
+        let grant = self
+            .hub
+            .call(true, move |connected| async move { connected.leases().grant(seconds, None).await });
         Ok(grant.await?.id())
     }
 }
@@ -105,16 +109,16 @@ fn gate_going(keys: &LockKeys, state: &State, victims: &[&Holder]) -> Option<Txn
     let gate = keys.gate.clone()?;
     let all = victims.len() == state.holders.len();
     let value = match state.gate?.kind {
-        GateKind::Holder(attempt) if victims.iter().any(|victim| victim.attempt == attempt) => Gate::holder(attempt),
+        GateKind::Holder(attempt) if victims.iter().any(|victim| victim.attempt == attempt) => {
+            Gate::holder(attempt)
+        }
         GateKind::Shared if all => Gate::shared(),
         _ => return None,
     };
     // Whoever joined those who share it meanwhile did so beside a holder that is gone now; it finds out at its next beat
     // that its gate is gone, so the gate stays unless it is as it was seen.
     let mut compares = vec![Compare::value(gate.clone(), CompareOp::Equal, value)];
-    compares.push(
-        Compare::mod_revision(keys.holders(), CompareOp::Less, state.revision + 1).with_prefix(),
-    );
+    compares.push(Compare::mod_revision(keys.holders(), CompareOp::Less, state.revision + 1).with_prefix());
     Some(TxnOp::txn(Txn::new().when(compares).and_then([TxnOp::delete(gate, None)])))
 }
 

@@ -96,7 +96,8 @@ impl Holder {
     /// Its value; `None` for a mode that this version does not know.
     pub(crate) fn write(&self) -> Option<Vec<u8>> {
         let gate = self.shared_gate.map_or_else(|| "-".to_owned(), |lease| lease.to_string());
-        let millis = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).ok().map(|d| d.as_millis());
+        let millis =
+            |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).ok().map(|d| d.as_millis());
         let since = self.since.and_then(millis).map_or_else(|| "-".to_owned(), |millis| millis.to_string());
         let previous = match self.previous {
             Previous::Expired => "expired",
@@ -181,7 +182,10 @@ pub(crate) fn write_session(member: &MemberId) -> Vec<u8> {
 
 /// Who broke a grant, and why.
 pub(crate) fn write_broken(by: &MemberId, why: &str) -> Vec<u8> {
-    let by: String = by.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    let by = by.as_bytes().iter().fold(String::new(), |mut digits, byte| {
+        let _ = std::fmt::Write::write_fmt(&mut digits, format_args!("{byte:02x}")); // a string takes everything
+        digits
+    });
     write(&[&by], why.as_bytes())
 }
 
@@ -266,7 +270,8 @@ mod tests {
         }
         assert!(is_broken_mark(&write_mark(true)) && !is_broken_mark(&write_mark(false)));
         let by = MemberId::new(b"x\n").unwrap();
-        let LossReason::Broken { by: read, why } = read_broken(&write_broken(&by, "be\ncause")).unwrap() else {
+        let LossReason::Broken { by: read, why } = read_broken(&write_broken(&by, "be\ncause")).unwrap()
+        else {
             panic!("another reason");
         };
         assert_eq!((read, why.as_str()), (Some(by), "be\ncause"));

@@ -170,34 +170,36 @@ impl Life {
     pub(crate) async fn keep(&self, lease: i64) -> Result<bool> {
         let hub = Arc::clone(&self.client.hub);
         let (limit, ttl) = (self.ttl / 6, self.ttl);
-        let keeping = hub.context.spawner.clone().spawn(async move {
-            let connected = match hub.connected().await {
-                Ok(connected) => connected,
-                // The next endpoint, at once: a beat that waits for the next one is a third of the ttl.
-                Err((_, Then::Elsewhere)) => hub.connected().await.map_err(|(error, _)| error)?,
-                Err((error, _)) => return Err(error),
-            };
-            let generation = connected.generation;
-            let mut leases = connected.leases();
-            let mut exchange = std::pin::pin!(async move { leases.keep_alive(lease).await });
-            let mut answered = hub.context.spawner.timeout(limit, &mut exchange).await;
-            if answered.is_none() {
-                // The next beat goes over another connection; this one may still come, and proves as much then.
-                hub.give_up(generation);
-                answered = hub.context.spawner.timeout(ttl, exchange).await;
-            }
-            match answered {
-                Some(Ok(_)) => Ok(true),
-                Some(Err(error)) => {
-                    let (error, then) = explain(error);
-                    if then != Then::Nothing {
-                        hub.give_up(generation);
-                    }
-                    if error.kind() == ErrorKind::SessionLost { Ok(false) } else { Err(error) }
+        let keeping =
+            hub.context.spawner.clone().spawn(async move {
+                let connected = match hub.connected().await {
+                    Ok(connected) => connected,
+                    // The next endpoint, at once: a beat that waits for the next one is a third of the ttl.
+                    Err((_, Then::Elsewhere)) => hub.connected().await.map_err(|(error, _)| error)?,
+                    Err((error, _)) => return Err(error),
+                };
+                let generation = connected.generation;
+                let mut leases = connected.leases();
+                let mut exchange = std::pin::pin!(async move { leases.keep_alive(lease).await });
+                let mut answered = hub.context.spawner.timeout(limit, &mut exchange).await;
+                if answered.is_none() {
+                    // The next beat goes over another connection; this one may still come, and proves as much then.
+                    hub.give_up(generation);
+                    answered = hub.context.spawner.timeout(ttl, exchange).await;
                 }
-                None => Err(Error::new(ErrorKind::Timeout, "no answer to the prolonging of a lease").indeterminate()),
-            }
-        });
+                match answered {
+                    Some(Ok(_)) => Ok(true),
+                    Some(Err(error)) => {
+                        let (error, then) = explain(error);
+                        if then != Then::Nothing {
+                            hub.give_up(generation);
+                        }
+                        if error.kind() == ErrorKind::SessionLost { Ok(false) } else { Err(error) }
+                    }
+                    None => Err(Error::new(ErrorKind::Timeout, "no answer to the prolonging of a lease")
+                        .indeterminate()),
+                }
+            });
         keeping.await.unwrap_or_else(|| Err(crate::error::closed()))
     }
 
@@ -230,7 +232,8 @@ impl Life {
         for page in &pages {
             let keys = page.iter().flat_map(|check| check.keys.iter().cloned());
             let gets = keys.map(|key| TxnOp::get(key, Some(GetOptions::new())));
-            let txn = Txn::new().and_then(std::iter::once(self.look_at_fence()).chain(gets).collect::<Vec<_>>());
+            let txn =
+                Txn::new().and_then(std::iter::once(self.look_at_fence()).chain(gets).collect::<Vec<_>>());
             let hub = Arc::clone(&self.client.hub);
             // All at once: however much there is, it is one round trip.
             asked.push(self.client.hub.context.spawner.spawn(async move { hub.txn(false, txn).await }));
@@ -323,7 +326,10 @@ impl Check {
 
     fn group(life: &Life, group: &GroupId) -> Self {
         let keys = life.client.keys.group(group);
-        Self { what: What::Group(group.clone()), keys: vec![keys.member(&life.member), keys.group().to_vec()] }
+        Self {
+            what: What::Group(group.clone()),
+            keys: vec![keys.member(&life.member), keys.group().to_vec()],
+        }
     }
 }
 
@@ -372,7 +378,8 @@ impl Session for EtcdSession {
 
     async fn renew(&self, held: &Held) -> Result<Renewal> {
         let life = &self.life;
-        let mut gates: Vec<i64> = held.grants.iter().filter_map(|(_, attempt)| life.gate_of(*attempt)).collect();
+        let mut gates: Vec<i64> =
+            held.grants.iter().filter_map(|(_, attempt)| life.gate_of(*attempt)).collect();
         gates.sort_unstable();
         gates.dedup();
         let spawner = &life.client.hub.context.spawner;
@@ -429,7 +436,11 @@ impl Session for EtcdSession {
         }
         let grants: Vec<_> = {
             let standing = self.life.standing();
-            standing.grants.iter().map(|(attempt, (key, mode, gate))| (*attempt, key.clone(), *mode, *gate)).collect()
+            standing
+                .grants
+                .iter()
+                .map(|(attempt, (key, mode, gate))| (*attempt, key.clone(), *mode, *gate))
+                .collect()
         };
         // The lease takes everything but the marks of an unclean end along, and this end is clean.
         let mut marks = Vec::new();

@@ -83,17 +83,17 @@ impl State {
     pub(crate) fn verdict(&self, mode: LockMode, place: Option<i64>) -> Result<Verdict> {
         let before = self.queue.iter().filter(|waiter| place.is_none_or(|place| waiter.place < place));
         // Readers pass readers: those before it are about to be let in with it.
-        let blocking = before.filter(|waiter| mode != LockMode::Shared || waiter.mode != LockMode::Shared);
-        if let Some(last) = blocking.last() {
+        let mut blocking =
+            before.filter(|waiter| mode != LockMode::Shared || waiter.mode != LockMode::Shared);
+        if let Some(last) = blocking.next_back() {
             return Ok(Verdict::Behind(last.key.clone()));
         }
         let fits = admits(mode, self.holders.iter().map(|holder| holder.mode))? == Admission::Yes;
-        let gate = match self.gate {
-            None => true,
-            Some(Gate { kind: GateKind::Foreign, .. }) => false,
+        let gate = match self.gate.map(|gate| gate.kind) {
+            Some(GateKind::Foreign) => false,
             // A gate without its holder is what a crash or somebody's hand left.
-            Some(Gate { kind: GateKind::Holder(attempt), .. }) => self.holder(attempt).is_none(),
-            Some(Gate { kind: GateKind::Shared, .. }) => true,
+            Some(GateKind::Holder(attempt)) => self.holder(attempt).is_none(),
+            Some(GateKind::Shared) | None => true,
         };
         Ok(if fits && gate { Verdict::Free } else { Verdict::Held })
     }

@@ -53,7 +53,13 @@ pub(crate) struct Tail {
 
 impl Tail {
     /// Follows `ranges` after `revision` of the data with this epoch.
-    pub(crate) fn new(hub: &Arc<Hub>, keys: &Keys, epoch: Vec<u8>, ranges: Vec<Range>, revision: i64) -> Self {
+    pub(crate) fn new(
+        hub: &Arc<Hub>,
+        keys: &Keys,
+        epoch: Vec<u8>,
+        ranges: Vec<Range>,
+        revision: i64,
+    ) -> Self {
         Self {
             hub: Arc::clone(hub),
             epoch_key: keys.epoch(),
@@ -122,7 +128,8 @@ impl Tail {
                 self.hub.pause().await;
                 continue;
             }
-            let Some(next) = usize::try_from(response.watch_id() - 1).ok().and_then(|at| self.next.get_mut(at))
+            let Some(next) =
+                usize::try_from(response.watch_id() - 1).ok().and_then(|at| self.next.get_mut(at))
             else {
                 continue;
             };

@@ -54,7 +54,8 @@ mod tests {
 
     #[test]
     fn what_each_version_keeps() {
-        let best = Characteristics::STRICT_EXCLUSION | Characteristics::LINEARIZABLE | Characteristics::FAIR_LOCKS;
+        let best =
+            Characteristics::STRICT_EXCLUSION | Characteristics::LINEARIZABLE | Characteristics::FAIR_LOCKS;
         for (version, strict, linearizable) in [
             ("3.4.23", false, false),
             ("3.4.38", true, false),

@@ -75,7 +75,8 @@ fn read(life: &Life, event: &Event) -> Option<Notice> {
 /// Whether the session's key is there, and at which revision. It writes: a read may be answered from the past by a
 /// member that was away (etcd-io/etcd#20418).
 async fn prove(life: &Life) -> Result<Option<i64>> {
-    let txn = Txn::new().when([life.lives()]).and_then([life.move_fence()]).or_else([TxnOp::get(life.key(), None)]);
+    let txn =
+        Txn::new().when([life.lives()]).and_then([life.move_fence()]).or_else([TxnOp::get(life.key(), None)]);
     match life.client.hub.txn(true, txn).await {
         Ok(response) if response.succeeded() => {
             life.fence_is(answer::revision(&response));

@@ -105,7 +105,9 @@ impl GroupView {
 
     fn put(&mut self, record: MemberRecord) {
         match self.members.insert(record.member.clone(), record.clone()) {
-            Some(before) if before.incarnation == record.incarnation => self.push(GroupChange::Updated(record)),
+            Some(before) if before.incarnation == record.incarnation => {
+                self.push(GroupChange::Updated(record));
+            }
             Some(before) => {
                 self.push(GroupChange::Left(before));
                 self.push(GroupChange::Joined(record));
@@ -162,8 +164,13 @@ pub(crate) async fn group(client: &Arc<Client>, group: &GroupId) -> Result<Chang
     }
     let tail = Tail::new(&client.hub, &client.keys, epoch.clone(), places, revision);
     let shared = Arc::new(Mutex::new(Shared { source: view, waker: None }));
-    let follower =
-        GroupFollower { client: Arc::clone(client), group: group.clone(), keys, epoch, shared: Arc::clone(&shared) };
+    let follower = GroupFollower {
+        client: Arc::clone(client),
+        group: group.clone(),
+        keys,
+        epoch,
+        shared: Arc::clone(&shared),
+    };
     let task = client.hub.context.spawner.spawn(follower.follow(tail));
     Ok(Box::pin(Reader { shared, _task: task }))
 }

@@ -158,7 +158,8 @@ impl State {
         let record = MemberRecord::new(member.clone(), capabilities, self.incarnation).at(now, now);
         let found = self.group_mut(space, group)?;
         let log = found.log;
-        let earlier = found.members.insert(member.clone(), Member { record: record.clone(), session, late: None });
+        let earlier =
+            found.members.insert(member.clone(), Member { record: record.clone(), session, late: None });
         if let Some(earlier) = earlier {
             self.tell(space, || Happened::Left(group.clone(), earlier.record.clone()));
             self.publish(log, GroupChange::Left(earlier.record));

@@ -1,7 +1,7 @@
 //! A coordinator's life on the backend.
 
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -47,11 +47,11 @@ impl MemorySession {
     /// The planted fault of a beat that is not answered by its own renewal: that goes on by itself, and its answer
     /// is the next beat's.
     async fn renew_by_the_earlier_answer(&self, held: &Held) -> Result<Renewal> {
-        let lock = |earlier: &Mutex<Option<Renewal>>| {
-            earlier.lock().unwrap_or_else(PoisonError::into_inner).take()
-        };
+        let lock =
+            |earlier: &Mutex<Option<Renewal>>| earlier.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(renewal) = lock(&self.earlier) else {
-            let renewal = self.client.call(Operation::Renew, |state| Ok(state.renew(&self.fate, held))).await?;
+            let renewal =
+                self.client.call(Operation::Renew, |state| Ok(state.renew(&self.fate, held))).await?;
             *self.earlier.lock().unwrap_or_else(PoisonError::into_inner) = Some(renewal.clone());
             return Ok(renewal);
         };

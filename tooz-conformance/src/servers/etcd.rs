@@ -233,7 +233,10 @@ impl Etcd {
 
 impl fmt::Debug for Etcd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Etcd").field("server", &self.server).field("address", &self.address).finish()
+        f.debug_struct("Etcd")
+            .field("server", &self.server)
+            .field("address", &self.address)
+            .finish_non_exhaustive()
     }
 }
 

@@ -325,7 +325,8 @@ impl Connection {
                 read = from.read(buffer) => return read.unwrap_or(0),
                 () = self.answer.notified(), if way == Way::Down => {}
             }
-            let made_up = std::mem::take(&mut *self.made_up.lock().unwrap_or_else(PoisonError::into_inner)).concat();
+            let made_up =
+                std::mem::take(&mut *self.made_up.lock().unwrap_or_else(PoisonError::into_inner)).concat();
             let length = made_up.len().min(buffer.len());
             buffer[..length].copy_from_slice(&made_up[..length]);
             if length > 0 {

@@ -38,7 +38,9 @@ fn kept(url: &str) -> Characteristics {
     let version = etcd::program().ok().and_then(|program| {
         let said = std::process::Command::new(program).arg("--version").output().ok()?;
         let said = String::from_utf8_lossy(&said.stdout).into_owned();
-        said.lines().find_map(|line| line.strip_prefix("etcd Version: ")).map(|version| version.trim().to_owned())
+        said.lines()
+            .find_map(|line| line.strip_prefix("etcd Version: "))
+            .map(|version| version.trim().to_owned())
     });
     tooz_etcd::kept(best, version.as_deref().unwrap_or_default()).unwrap_or(best)
 }
@@ -48,11 +50,16 @@ fn single() -> Target {
     // The first question, which every helper process asks, too, is only what the URL claims.
     let nobody = url(SocketAddr::from((Ipv4Addr::LOCALHOST, 2379)));
     let keeps = kept(&nobody);
-    let fresh = move |_| match asked.swap(true, Ordering::SeqCst) {
-        false => etcd::program().map(|_| Place::new(nobody.clone())),
-        true => Ok(place(Arc::new(Stage::set()?))),
+    let fresh = move |_| {
+        if !asked.swap(true, Ordering::SeqCst) {
+            return etcd::program().map(|_| Place::new(nobody.clone()));
+        }
+        Ok(place(Arc::new(Stage::set()?)))
     };
-    Target::new("etcd", fresh).ttl().keeps(keeps).kit(|place| Box::new(Backend { stage: stage_of(place.url()) }))
+    Target::new("etcd", fresh)
+        .ttl()
+        .keeps(keeps)
+        .kit(|place| Box::new(Backend { stage: stage_of(place.url()) }))
 }
 
 fn cluster() -> Target {
@@ -60,13 +67,13 @@ fn cluster() -> Target {
     let asked = AtomicBool::new(false);
     let nobody = url(SocketAddr::from((Ipv4Addr::LOCALHOST, 2379)));
     let keeps = kept(&nobody);
-    let fresh = move |_| match asked.swap(true, Ordering::SeqCst) {
-        false => etcd::program().map(|_| Place::new(nobody.clone())),
-        true => {
-            let cluster = CLUSTERS.lend()?;
-            let hosts: Vec<String> = cluster.nodes().iter().map(|node| node.address().to_string()).collect();
-            Ok(Place::new(format!("etcd://{}?{TTL}", hosts.join(","))).keep(cluster))
+    let fresh = move |_| {
+        if !asked.swap(true, Ordering::SeqCst) {
+            return etcd::program().map(|_| Place::new(nobody.clone()));
         }
+        let cluster = CLUSTERS.lend()?;
+        let hosts: Vec<String> = cluster.nodes().iter().map(|node| node.address().to_string()).collect();
+        Ok(Place::new(format!("etcd://{}?{TTL}", hosts.join(","))).keep(cluster))
     };
     Target::new("etcd+cluster", fresh).ttl().keeps(keeps)
 }
@@ -84,15 +91,15 @@ fn encrypted() -> Target {
     let asked = AtomicBool::new(false);
     let nobody = format!("etcds://127.0.0.1:2379?{TTL}");
     let keeps = kept(&nobody);
-    let fresh = move |_| match asked.swap(true, Ordering::SeqCst) {
-        false => etcd::program().map(|_| Place::new(nobody.clone())),
-        true => {
-            let etcd = ENCRYPTED.lend()?;
-            let files = FILES.as_ref().map_err(Clone::clone)?.path().display().to_string();
-            let certificates =
-                format!("ca_cert={files}/ca.pem&cert_cert={files}/client.pem&cert_key={files}/client.key");
-            Ok(Place::new(format!("etcds://{}?{TTL}&{certificates}", etcd.address())).keep(etcd))
+    let fresh = move |_| {
+        if !asked.swap(true, Ordering::SeqCst) {
+            return etcd::program().map(|_| Place::new(nobody.clone()));
         }
+        let etcd = ENCRYPTED.lend()?;
+        let files = FILES.as_ref().map_err(Clone::clone)?.path().display().to_string();
+        let certificates =
+            format!("ca_cert={files}/ca.pem&cert_cert={files}/client.pem&cert_key={files}/client.key");
+        Ok(Place::new(format!("etcds://{}?{TTL}&{certificates}", etcd.address())).keep(etcd))
     };
     Target::new("etcd+tls", fresh).ttl().keeps(keeps)
 }
@@ -254,7 +261,9 @@ impl Kit for Backend {
         let request = move |bytes: &[u8]| is_of(call, bytes);
         match fate {
             Fate::Fails => proxy.turn_away_requests(times, request, REFUSED),
-            Fate::AnswerLost => proxy.lose_replies(times, request, |bytes| etcd::has_frame(bytes, etcd::HEADERS)),
+            Fate::AnswerLost => {
+                proxy.lose_replies(times, request, |bytes| etcd::has_frame(bytes, etcd::HEADERS));
+            }
             Fate::RequestLost => proxy.lose_requests(times, request),
         }
     }
