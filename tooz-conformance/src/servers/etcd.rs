@@ -5,6 +5,7 @@ use std::future::Future;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::time::Duration;
 
 use etcd_client::{Certificate, Client, ConnectOptions, DeleteOptions, Identity, TlsOptions};
@@ -21,9 +22,30 @@ pub fn program() -> Result<PathBuf, String> {
 
 /// Where data goes: into memory where that is possible, for etcd waits for the disk at every write.
 fn data() -> Result<tempfile::TempDir, String> {
+    static SWEPT: Once = Once::new();
     let memory = Path::new("/dev/shm");
-    let made = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    let place = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+    // Servers that are kept until the end of a test process leave their data behind, and each has 64 MiB of it.
+    SWEPT.call_once(|| sweep(&place));
+    let name = format!("{DATA_PREFIX}{}-", std::process::id());
+    let made = tempfile::Builder::new().prefix(&name).tempdir_in(place);
     made.map_err(|error| format!("no temporary directory: {error}"))
+}
+
+/// What the names of data directories begin with, before the number of the process that made them.
+const DATA_PREFIX: &str = "tooz-etcd-";
+
+/// Removes the data of test processes that are no more.
+fn sweep(place: &Path) {
+    for entry in std::fs::read_dir(place).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let maker =
+            name.to_str().and_then(|name| name.strip_prefix(DATA_PREFIX)?.split('-').next()?.parse().ok());
+        if maker.is_some_and(|maker: u32| !Path::new(&format!("/proc/{maker}")).exists()) {
+            // Another process may be doing the same.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// Answers an administrator's question on a thread of its own, so that it may be asked from anywhere. `files`: the
