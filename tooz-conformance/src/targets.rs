@@ -16,6 +16,8 @@ pub fn all() -> Vec<Target> {
     targets.push(redis::target());
     #[cfg(feature = "redis-tls")]
     targets.push(redis::with_tls());
+    #[cfg(feature = "etcd")]
+    targets.extend(etcd::targets());
     targets
 }
 
@@ -196,3 +198,5 @@ pub mod file {
 
 #[cfg(feature = "redis")]
 pub mod redis;
+#[cfg(feature = "etcd")]
+pub mod etcd;

@@ -6,6 +6,8 @@
 
 pub use tooz_core::*;
 
+#[cfg(feature = "etcd")]
+pub use tooz_etcd as etcd;
 #[cfg(feature = "file")]
 pub use tooz_file as file;
 #[cfg(feature = "memory")]

@@ -5,6 +5,8 @@
 //! Nothing here touches a server that somebody else started.
 #![allow(clippy::disallowed_methods)] // threads, clocks and runtimes outside any case are made here
 
+#[cfg(feature = "etcd")]
+pub mod etcd;
 mod launch;
 mod pool;
 mod proxy;

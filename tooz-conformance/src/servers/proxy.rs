@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -40,6 +40,9 @@ impl Faults {
 /// Looks at the bytes of one read.
 type Look = dyn Fn(&[u8]) -> bool + Send + Sync;
 
+/// Says which bytes are requests and answers.
+type Counts = dyn Fn(Way, &[u8]) -> bool + Send + Sync;
+
 /// Which reply to lose, and how often.
 struct Losing {
     request: Box<Look>,
@@ -56,12 +59,15 @@ enum End {
     Unanswered(Arc<Look>),
     /// It does not arrive, and this is the answer.
     Answered(Arc<[u8]>),
+    /// It does not arrive, and this is said at once, whatever else is due.
+    TurnedAway(Arc<[u8]>),
 }
 
 struct Shared {
     target: SocketAddr,
     faults: watch::Sender<Faults>,
     losing: Mutex<Vec<Losing>>,
+    counts: OnceLock<Box<Counts>>,
     round_trips: AtomicU64,
     connections: AtomicU64,
 }
@@ -90,6 +96,7 @@ impl Proxy {
             target,
             faults: watch::Sender::new(Faults::default()),
             losing: Mutex::default(),
+            counts: OnceLock::new(),
             round_trips: AtomicU64::new(0),
             connections: AtomicU64::new(0),
         });
@@ -190,6 +197,22 @@ impl Proxy {
         answer: impl Into<Arc<[u8]>>,
     ) {
         self.lose(times, Box::new(request), End::Answered(answer.into()));
+    }
+
+    /// The same for protocols with many requests at a time: the answer does not wait for anything.
+    pub fn turn_away_requests(
+        &self,
+        times: u64,
+        request: impl Fn(&[u8]) -> bool + Send + Sync + 'static,
+        answer: impl Into<Arc<[u8]>>,
+    ) {
+        self.lose(times, Box::new(request), End::TurnedAway(answer.into()));
+    }
+
+    /// Only bytes that satisfy this count as asking and as answering: some protocols chatter.
+    pub fn count_only(&self, counts: impl Fn(Way, &[u8]) -> bool + Send + Sync + 'static) {
+        // It is set once, before anybody connects.
+        let _ = self.shared.counts.set(Box::new(counts));
     }
 
     fn lose(&self, times: u64, request: Box<Look>, end: End) {
@@ -363,8 +386,11 @@ enum Verdict {
 impl Shared {
     fn verdict(&self, connection: &Connection, way: Way, bytes: &[u8]) -> Verdict {
         let mut losing = connection.losing.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = self.counts.get().is_none_or(|counts| counts(way, bytes));
         if way == Way::Down {
-            connection.asked.store(false, Ordering::SeqCst);
+            if counts {
+                connection.asked.store(false, Ordering::SeqCst);
+            }
             connection.replies.send_modify(|replies| *replies += 1);
             return match &*losing {
                 Some(reply) if reply(bytes) => Verdict::End,
@@ -372,8 +398,8 @@ impl Shared {
                 None => Verdict::Pass,
             };
         }
-        let due = connection.asked.swap(true, Ordering::SeqCst);
-        if !due {
+        let due = counts && connection.asked.swap(true, Ordering::SeqCst);
+        if counts && !due {
             self.round_trips.fetch_add(1, Ordering::SeqCst);
         }
         let mut wishes = self.losing();
@@ -389,6 +415,7 @@ impl Shared {
                 Verdict::Pass
             }
             End::Answered(answer) => Verdict::Answer { answer, due },
+            End::TurnedAway(answer) => Verdict::Answer { answer, due: false },
             End::Lost => Verdict::End,
         }
     }
@@ -445,6 +472,19 @@ mod tests {
         assert_eq!(ask(&mut stream, b"one").unwrap(), b"one");
         assert_eq!(ask(&mut stream, b"two").unwrap(), b"no!");
         assert_eq!(ask(&mut stream, b"two").unwrap(), b"two");
+    }
+
+    #[test]
+    fn it_turns_away_at_once_and_counts_what_counts() {
+        let proxy = Proxy::start(echo()).unwrap();
+        proxy.count_only(|_, bytes| bytes == b"yes");
+        let mut stream = connect(&proxy);
+        for word in [b"yes", b"noo", b"yes"] {
+            assert_eq!(ask(&mut stream, word).unwrap(), word);
+        }
+        assert_eq!(proxy.round_trips(), 2);
+        proxy.turn_away_requests(1, |bytes| bytes == b"two", *b"no!");
+        assert_eq!(ask(&mut stream, b"two").unwrap(), b"no!");
     }
 
     #[test]
