@@ -293,7 +293,7 @@ async fn a_foreign_holder_is_polled() {
     redis.command(&[b"SET", b"_tooz_x_lock", b"somebody", b"PX", b"700"]).unwrap();
     let waiting = wait_for(&a, "x", 0).await;
     redis.command(&[b"PEXPIRE", b"_tooz_x_lock", b"1500"]).unwrap(); // it renews
-    tokio::time::sleep(Duration::from_millis(1000)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(!waiting.is_finished());
     assert!(within("the lock", 3, waiting).await.unwrap().is_held());
 }

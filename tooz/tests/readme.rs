@@ -19,7 +19,8 @@ fn the_driver_table_is_that_of_the_registrations() {
             format!("| `{name}` | {memory} | {file} | {redis} | {sqlite} |")
         })
         .collect();
-    let head = "| characteristic | `memory://` | `file://` | `redis://` | `sqlite://` |\n|---|---|---|---|---|\n";
+    let head =
+        "| characteristic | `memory://` | `file://` | `redis://` | `sqlite://` |\n|---|---|---|---|---|\n";
     let table = format!("{head}{}\n", rows.join("\n"));
     assert!(README.contains(&table), "put this table into README.md:\n{table}");
 }

@@ -102,7 +102,7 @@ pub fn command(address: SocketAddr, words: &[&[u8]]) -> Result<Vec<u8>, String> 
     }
     stream.write_all(&request).map_err(explain)?;
     let mut answer = Vec::new();
-    let mut buffer = [0; 65_536];
+    let mut buffer = [0; 4096];
     while !is_whole(&answer) {
         match stream.read(&mut buffer).map_err(explain)? {
             0 => return Err(format!("{address} hung up")),

@@ -17,25 +17,23 @@ const TTL: &str = "ttl=1s";
 
 /// One server.
 pub fn target() -> Target {
-    match std::env::var("TOOZ_TEST_REDIS_URL") {
+    if let Ok(url) = std::env::var("TOOZ_TEST_REDIS_URL") {
         // Somebody else's: it is neither stopped nor emptied.
-        Ok(url) => {
-            let separator = if url.contains('?') { '&' } else { '?' };
-            Target::new("redis", move |_| Ok(Place::new(format!("{url}{separator}{TTL}")))).ttl()
-        }
-        Err(_) => {
-            let asked = AtomicBool::new(false);
-            // The first question, which every helper process asks, too, is only what the URL claims.
-            let fresh = move |_| match asked.swap(true, Ordering::SeqCst) {
-                false => Ok(Place::new(url(SocketAddr::from((Ipv4Addr::LOCALHOST, 6379))))),
-                true => Ok(place(Arc::new(Stage::set()?))),
-            };
-            Target::new("redis", fresh)
-                .missing_because(redis::program().err())
-                .ttl()
-                .kit(|place| Box::new(Backend { stage: stage_of(place.url()) }))
-        }
+        let separator = if url.contains('?') { '&' } else { '?' };
+        return Target::new("redis", move |_| Ok(Place::new(format!("{url}{separator}{TTL}")))).ttl();
     }
+    let asked = AtomicBool::new(false);
+    let fresh = move |_| {
+        // The first question, which every helper process asks, too, is only what the URL claims.
+        if !asked.swap(true, Ordering::SeqCst) {
+            return Ok(Place::new(url(SocketAddr::from((Ipv4Addr::LOCALHOST, 6379)))));
+        }
+        Ok(place(Arc::new(Stage::set()?)))
+    };
+    Target::new("redis", fresh)
+        .missing_because(redis::program().err())
+        .ttl()
+        .kit(|place| Box::new(Backend { stage: stage_of(place.url()) }))
 }
 
 /// The same, encrypted; nothing on the way can read what to hurt, so there is no kit.
