@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::*;
 use scripted::*;
-use tooz_core::{Capabilities, ErrorKind, Event};
+use tooz_core::{Capabilities, Coordinator, ErrorKind, Event};
 use tooz_memory::{Kit, Operation, Outcome};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -93,8 +93,15 @@ async fn a_leave_between_two_sessions_is_a_leave() {
 /// E3: whatever the backend shows again, an observer passes on what is news, and no older term after a newer one.
 #[tokio::test(start_paused = true)]
 async fn an_observer_passes_on_nothing_old_and_nothing_twice() {
+    // The one shows older states again, the other shows every state twice.
     let url = "memory://groups-observer?fault=leader-backwards";
     let (a, b) = (connect(url, "a").await, connect(url, "b").await);
+    follows(&a, &b).await;
+    let (_, _, [a, b]) = scripted("groups-observer-twice", "", ["a", "b"]).await;
+    follows(&a, &b).await;
+}
+
+async fn follows(a: &Coordinator, b: &Coordinator) {
     let mut observer = b.election("g").unwrap().observe().await.unwrap();
     let mut seen = Vec::new();
     for _ in 0..6 {

@@ -98,10 +98,10 @@ async fn a_session_that_was_over_before_it_was_known_never_stood() {
     let url = "memory://reopening-over?ttl=5s&connect_timeout=60s";
     let (kit, c) = (Kit::of(url).unwrap(), connect(url, "a").await);
     let mut events = c.events();
+    kit.delay_answers(10 * SECOND);
     kit.expire("a");
     lost(&mut events).await;
-    kit.delay_answers(10 * SECOND);
-    tokio::time::sleep(SECOND).await;
+    eventually("it is being opened", || kit.sessions() == 1).await;
     kit.delay_answers(Duration::ZERO);
     tokio::time::sleep(30 * SECOND).await;
     let events = told(&mut events).await;

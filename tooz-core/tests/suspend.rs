@@ -39,23 +39,25 @@ async fn whoever_asks_afterwards_is_told_without_waiting_for_anybody() {
 
 #[tokio::test(start_paused = true)]
 async fn work_that_began_before_is_not_polled_afterwards() {
-    let (script, _, [a]) = scripted("suspend-run", "ttl=15s", ["a"]).await;
-    let guard = a.lock("x").unwrap().acquire().await.unwrap();
-    let set = a.lock_all(["y", "z"]).unwrap().acquire().await.unwrap();
     for suspended in [false, true] {
-        let work = || async {
-            tokio::task::yield_now().await;
-            assert!(!suspended, "it is polled without the lock");
-        };
-        let (one, all) = (guard.run(work()), set.run(work()));
-        let (mut one, mut all) = (std::pin::pin!(one), std::pin::pin!(all));
-        let begun = async { tokio::join!(one.as_mut(), all.as_mut()) };
-        assert!(cancelled_at(0, begun).await.is_none());
-        if suspended {
-            script.clock().simulate_suspend(15 * SECOND);
+        for set in [false, true] {
+            // Each with a coordinator of its own: whoever notices a loss tells the others.
+            let name = format!("suspend-run-{suspended}-{set}");
+            let (script, _, [a]) = scripted(&name, "ttl=15s", ["a"]).await;
+            let guard = a.lock("x").unwrap().acquire().await.unwrap();
+            let guards = a.lock_all(["y", "z"]).unwrap().acquire().await.unwrap();
+            let work = async {
+                tokio::task::yield_now().await;
+                assert!(!suspended, "it is polled without the lock");
+            };
+            let run = async { if set { guards.run(work).await } else { guard.run(work).await } };
+            let mut run = std::pin::pin!(run);
+            assert!(cancelled_at(0, run.as_mut()).await.is_none());
+            if suspended {
+                script.clock().simulate_suspend(15 * SECOND);
+            }
+            assert_eq!(run.await.is_err(), suspended);
         }
-        let (one, all) = tokio::join!(one, all);
-        assert_eq!((one.is_err(), all.is_err()), (suspended, suspended));
     }
 }
 

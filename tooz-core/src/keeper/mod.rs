@@ -223,7 +223,7 @@ impl Keeper {
                     down.flying = None;
                     let error = Error::new(ErrorKind::Timeout, "opening a new session").during("connect");
                     self.open_failed(&error);
-                } else if beating && down.flying.is_none() && down.next.is_some_and(|next| next <= now) {
+                } else if beating && down.next.is_some_and(|next| next <= now) {
                     self.open();
                 }
             }

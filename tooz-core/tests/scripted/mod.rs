@@ -3,14 +3,18 @@
 #![allow(dead_code)] // every test binary uses a part of it
 
 use std::collections::{BTreeMap, VecDeque};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_core::Stream;
 use tooz_core::clock::{Clock, Instant};
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, Connect, Driver, Epoch, Grant, Groups, Held, LockKey, Locks, Notice,
-    OpenSession, Place, Released, Renewal, Session, SessionGroups, SessionId, SessionLocks, Turn,
+    Acquire, Acquired, AttemptId, BreakRequest, Connect, Driver, Epoch, Grant, Groups, Held, HolderRecord,
+    HolderStream, Holders, LockKey, Locks, Notice, OpenSession, Place, Released, Renewal, Session,
+    SessionGroups, SessionId, SessionLocks, Turn,
 };
 use tooz_core::{BackendUrl, Characteristics, Connecting, Coordinator, Error, Registration, Result};
 use tooz_memory::Kit;
@@ -207,12 +211,45 @@ impl Driver for Bent<Arc<dyn Driver>> {
     }
 
     fn locks(&self) -> &dyn Locks {
-        self.0.locks()
+        self
     }
 
     async fn close(&self) -> Result<()> {
         self.1.note("driver closed");
         self.0.close().await
+    }
+}
+
+#[async_trait]
+impl Locks for Bent<Arc<dyn Driver>> {
+    async fn holders(&self, key: &LockKey) -> Result<Holders> {
+        self.0.locks().holders(key).await
+    }
+
+    async fn break_lock(&self, request: &BreakRequest) -> Result<Vec<HolderRecord>> {
+        self.0.locks().break_lock(request).await
+    }
+
+    async fn watch(&self, key: &LockKey) -> Result<HolderStream> {
+        Ok(Box::pin(Twice(self.0.locks().watch(key).await?, None)))
+    }
+}
+
+/// A driver that polls may show the same again and again: this one shows everything twice.
+struct Twice(HolderStream, Option<Result<Holders>>);
+
+impl Stream for Twice {
+    type Item = Result<Holders>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Some(again) = self.1.take() {
+            return Poll::Ready(Some(again));
+        }
+        let next = self.0.as_mut().poll_next(cx);
+        if let Poll::Ready(Some(shown)) = &next {
+            self.1 = Some(shown.clone());
+        }
+        next
     }
 }
 
