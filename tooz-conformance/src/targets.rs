@@ -196,7 +196,7 @@ pub mod file {
     }
 }
 
-#[cfg(feature = "redis")]
-pub mod redis;
 #[cfg(feature = "etcd")]
 pub mod etcd;
+#[cfg(feature = "redis")]
+pub mod redis;

@@ -1,5 +1,6 @@
 //! What only etcd can do to us: several ways to one server, compaction, quotas, users, a cluster whose leader dies.
 #![cfg(feature = "etcd")]
+#![allow(clippy::disallowed_methods, clippy::unwrap_used)] // in real time, and a failure is one
 
 use std::time::Duration;
 
@@ -137,10 +138,10 @@ async fn compaction_is_followed_by_a_view() -> Outcome {
 /// X1: without space nothing is written, what is held stays held, and the error says what to do.
 #[tokio::test]
 async fn out_of_space_is_said() -> Outcome {
+    use etcd_client::{AlarmAction, AlarmType};
     if !installed() {
         return Ok(());
     }
-    use etcd_client::{AlarmAction, AlarmType};
     let etcd = Etcd::start()?;
     let a = connect(&etcd.address().to_string(), "a").await?;
     let guard = a.lock("x")?.acquire().await?;
