@@ -205,6 +205,11 @@ impl Harness {
         self.ttl().unwrap_or_default() + self.limit(Duration::from_secs(1))
     }
 
+    /// Lets a session that nobody renews die: its ttl and the grain pass, and no more.
+    pub async fn outlive(&self) {
+        self.pass(self.ttl().unwrap_or_default() + Duration::from_secs(1)).await;
+    }
+
     /// Lets time pass, because the promise is about what time alone does.
     pub async fn pass(&self, time: Duration) {
         tokio::time::sleep(time).await;

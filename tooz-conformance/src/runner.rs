@@ -72,7 +72,7 @@ fn trials(targets: &[Target], require: bool) -> Vec<Trial> {
 /// # Errors
 /// Why it failed.
 pub fn run(target: &Target, case: &Case) -> Result<(), String> {
-    run_within(target, case, case.time_limit())
+    run_within(target, case, case.time_limit() * target.pace())
 }
 
 /// The same with another budget.

@@ -93,6 +93,7 @@ pub struct Target {
     kit: Option<Arc<MakeKit>>,
     characteristics: Characteristics,
     ttl: bool,
+    pace: u32,
     files: bool,
     virtual_clock: bool,
     prefers_virtual: bool,
@@ -113,6 +114,7 @@ impl Target {
             kit: None,
             characteristics: Characteristics::empty(),
             ttl: false,
+            pace: 1,
             files: false,
             virtual_clock: false,
             prefers_virtual: false,
@@ -123,10 +125,21 @@ impl Target {
             Ok((place, claimed)) => {
                 target.characteristics = claimed;
                 target.files = place.directory().is_some();
+                let ttl = BackendUrl::parse(place.url()).and_then(|url| url.duration("ttl"));
+                let seconds = ttl.ok().flatten().map_or(1, |ttl| ttl.as_secs());
+                target.pace = u32::try_from(seconds).unwrap_or(1).max(1);
             }
             Err(why) => target.missing = Some(why),
         }
         target
+    }
+
+    /// Its backend is not here: its cases are listed as *ignored*, and fail with `TOOZ_REQUIRE=all`. What it claims is
+    /// known all the same.
+    #[must_use]
+    pub fn missing_because(mut self, why: Option<String>) -> Self {
+        self.missing = why;
+        self
     }
 
     /// Sessions end by time.
@@ -178,6 +191,11 @@ impl Target {
     /// Whether sessions end by time.
     pub fn has_ttl(&self) -> bool {
         self.ttl
+    }
+
+    /// How many times longer cases may take that wait for sessions to end: budgets are made for a ttl of a second.
+    pub(crate) fn pace(&self) -> u32 {
+        self.pace
     }
 
     /// Whether its backend can be hurt.

@@ -12,6 +12,12 @@ pub fn all() -> Vec<Target> {
     targets.push(sqlite::target());
     #[cfg(feature = "file")]
     targets.extend([file::target(), file::portable()]);
+    #[cfg(feature = "redis")]
+    targets.push(redis::target());
+    #[cfg(feature = "redis-tls")]
+    targets.push(redis::with_tls());
+    #[cfg(feature = "etcd")]
+    targets.extend(etcd::targets());
     targets
 }
 
@@ -189,3 +195,8 @@ pub mod file {
         Target::new("file+portable", |_| place("?backend=portable"))
     }
 }
+
+#[cfg(feature = "etcd")]
+pub mod etcd;
+#[cfg(feature = "redis")]
+pub mod redis;

@@ -25,7 +25,7 @@ impl Row {
 
     /// `incident_<project>_<number>`, the name that a case about this thread has.
     fn case(&self) -> String {
-        let (_, project) = self.thread.split_once('/').unwrap();
+        let (_, project) = self.thread.split_once('/').expect("a thread is repository#number");
         let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
         format!("incident_{}", project.chars().map(plain).collect::<String>())
     }

@@ -108,7 +108,9 @@ impl Contention {
         queues.next += 1;
         let id = queues.next;
         let queue = queues.keys.entry(key.clone()).or_default();
-        let modes = queue.passed.iter().map(|p| p.mode).chain(queue.waiting.iter().map(|w| w.mode));
+        // One that is leaving is no lasting obstacle, though the backend may take its time to say so.
+        let staying = queue.passed.iter().filter(|passed| !passed.leaving).map(|passed| passed.mode);
+        let modes = staying.chain(queue.waiting.iter().map(|w| w.mode));
         admits(mode, modes)?;
         let passed = Arc::new(Notify::new());
         queue.waiting.push_back(Waiting { id, mode, passed: Arc::clone(&passed) });

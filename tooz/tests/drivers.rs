@@ -10,8 +10,10 @@ fn schemes() -> Vec<&'static str> {
 #[test]
 fn every_enabled_driver_is_registered() {
     let expected = [
+        ("etcd", cfg!(feature = "etcd")),
         ("file", cfg!(feature = "file")),
         ("memory", cfg!(feature = "memory")),
+        ("redis", cfg!(feature = "redis")),
         ("sqlite", cfg!(feature = "sqlite")),
     ];
     for (scheme, enabled) in expected {
@@ -37,8 +39,8 @@ fn schemes_are_distinct_and_promise_something() {
 /// A scheme whose driver is not linked is refused with what to write.
 #[tokio::test]
 async fn a_scheme_that_is_not_linked_names_the_feature_and_the_crate() {
-    let error = tooz::Coordinator::builder("etcd://localhost", "me").connect().await.unwrap_err();
+    let error = tooz::Coordinator::builder("consul://localhost", "me").connect().await.unwrap_err();
     assert_eq!(error.kind(), tooz::ErrorKind::UnknownScheme);
     let said = error.to_string();
-    assert!(said.contains("use tooz_etcd as _;") && said.contains("feature"), "{said}");
+    assert!(said.contains("use tooz_consul as _;") && said.contains("feature"), "{said}");
 }

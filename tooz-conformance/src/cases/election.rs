@@ -230,8 +230,16 @@ async fn a_holders_watch_never_goes_back(h: Harness) -> Outcome {
     let mut newest = 0;
     for n in 0..10 {
         let lead = wins(if n % 2 == 0 { &a } else { &b }).await?;
-        // Past the present, too: until nothing more comes.
-        while let Ok(next) = tokio::time::timeout(millis(50), next_of(&mut stream)).await {
+        // To the present, and past it: until nothing more comes.
+        let until = h.stopwatch();
+        loop {
+            let next = tokio::time::timeout(millis(50), next_of(&mut stream)).await;
+            let Ok(next) = next else {
+                if newest == lead.term().get() || until.elapsed() > h.soon() {
+                    break;
+                }
+                continue;
+            };
             if let Some(holder) = next?.holders.first() {
                 let token = holder.token.ok_or("a holder without a token")?.get();
                 ensure(token >= newest, format!("token {token} after {newest}"))?;

@@ -213,7 +213,7 @@ async fn a_crashed_waiter_is_in_nobodys_way(h: Harness) -> Outcome {
     h.waiters("x", 1).await?;
     let last = wait(&h, &order, "last", h.coordinator("b").await?.lock("x")?).await;
     h.waiters("x", 2).await?;
-    h.pass(h.gone()).await;
+    h.outlive().await;
     guard.release().await?;
     all(&h, vec![last]).await?;
     ensure(order.seen().first().is_some_and(|who| who == "last"), format!("{:?}", order.seen()))

@@ -132,7 +132,7 @@ async fn a_crashed_reader_is_in_nobodys_way(h: Harness) -> Outcome {
     let reader = a.lock("x")?.shared().acquire().await?;
     let lock = b.lock("x")?;
     let waiting = h.spawn(async move { lock.acquire().await });
-    h.pass(h.gone()).await;
+    h.outlive().await;
     ensure(!crashed.is_held() && reader.is_held(), "the wrong reader was lost")?;
     ensure(!waiting.is_finished(), "a writer beside a reader")?;
     reader.release().await?;

@@ -30,6 +30,7 @@ pub(super) const CASES: &[Case] = &[
         .processes()
         .budget(40),
     case!(tokens_grow_across_processes, "L3").needs(Characteristics::DURABLE_FENCING).processes(),
+    case!(hosts_meet_at_the_backend, "L1", "G4").needs(Characteristics::DISTRIBUTED_ACROSS_HOSTS).processes(),
     case!(other_processes_are_not_promised, "S1").lacks(Characteristics::DISTRIBUTED_ACROSS_PROCESSES),
 ];
 
@@ -308,4 +309,22 @@ async fn tokens_grow_across_processes(h: Harness) -> Outcome {
 async fn other_processes_are_not_promised(h: Harness) -> Outcome {
     let builder = h.builder("a").require(Characteristics::DISTRIBUTED_ACROSS_PROCESSES);
     refused(builder.connect().await, ErrorKind::MissingCharacteristic).map(|_| ())
+}
+
+/// L1, G4: what stands for hosts here are processes of which each reaches the backend over a way of its own, where the target
+/// has such ways; nothing but the backend tells one of the other.
+async fn hosts_meet_at_the_backend(h: Harness) -> Outcome {
+    let a = h.coordinator("a").await?;
+    let (mut one, mut two) = (h.process("one").await?, h.process("two").await?);
+    a.group("g")?.create().await?;
+    one.ask("join g").await?;
+    two.ask("join g").await?;
+    ensure(ids(&a, "g").await? == ["one", "two"], "not both are members")?;
+    one.ask("acquire x").await?;
+    two.tell("acquire x")?;
+    h.waiters("x", 1).await?;
+    held_by_another(&a, "x").await?;
+    ensure(one.ask("release x").await? == "Released", "the holder's release found nothing")?;
+    two.answer().await?;
+    held_by_another(&a, "x").await
 }

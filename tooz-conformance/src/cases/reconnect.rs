@@ -206,7 +206,7 @@ async fn a_watch_survives_a_loss(h: Harness) -> Outcome {
     let mut watch = a.group("g")?.watch().await?;
     h.kit()?.cut(h.namespace(), "a");
     b.group("g")?.join(Capabilities::none()).await?;
-    h.pass(h.gone()).await;
+    h.outlive().await;
     h.kit()?.heal(h.namespace(), "a");
     let mut view = super::watch::View::default();
     within("the member that joined meanwhile", h.gone(), async {

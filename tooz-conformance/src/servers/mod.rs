@@ -5,9 +5,15 @@
 //! Nothing here touches a server that somebody else started.
 #![allow(clippy::disallowed_methods)] // threads, clocks and runtimes outside any case are made here
 
+#[cfg(feature = "etcd")]
+pub mod etcd;
 mod launch;
 mod pool;
 mod proxy;
+#[cfg(feature = "redis")]
+pub mod redis;
+#[cfg(feature = "redis-tls")]
+pub mod redis_tls;
 
 pub use launch::{Launch, Server, find, free_port};
 pub use pool::{Lent, Pool};

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -40,18 +40,34 @@ impl Faults {
 /// Looks at the bytes of one read.
 type Look = dyn Fn(&[u8]) -> bool + Send + Sync;
 
+/// Says which bytes are requests and answers.
+type Counts = dyn Fn(Way, &[u8]) -> bool + Send + Sync;
+
 /// Which reply to lose, and how often.
 struct Losing {
     request: Box<Look>,
-    /// `None`: the request itself is lost.
-    reply: Option<Arc<Look>>,
+    end: End,
     times: u64,
+}
+
+/// How a request goes wrong.
+#[derive(Clone)]
+enum End {
+    /// It does not arrive, and the connection ends.
+    Lost,
+    /// It arrives, and the connection ends with the reply that satisfies this.
+    Unanswered(Arc<Look>),
+    /// It does not arrive, and this is the answer.
+    Answered(Arc<[u8]>),
+    /// It does not arrive, and this is said at once, whatever else is due.
+    TurnedAway(Arc<[u8]>),
 }
 
 struct Shared {
     target: SocketAddr,
     faults: watch::Sender<Faults>,
     losing: Mutex<Vec<Losing>>,
+    counts: OnceLock<Box<Counts>>,
     round_trips: AtomicU64,
     connections: AtomicU64,
 }
@@ -80,6 +96,7 @@ impl Proxy {
             target,
             faults: watch::Sender::new(Faults::default()),
             losing: Mutex::default(),
+            counts: OnceLock::new(),
             round_trips: AtomicU64::new(0),
             connections: AtomicU64::new(0),
         });
@@ -162,16 +179,44 @@ impl Proxy {
         request: impl Fn(&[u8]) -> bool + Send + Sync + 'static,
         reply: impl Fn(&[u8]) -> bool + Send + Sync + 'static,
     ) {
-        self.lose(times, Box::new(request), Some(Arc::new(reply)));
+        self.lose(times, Box::new(request), End::Unanswered(Arc::new(reply)));
     }
 
     /// The next `times` requests whose bytes satisfy `request` do not reach the server: their connection ends instead.
     pub fn lose_requests(&self, times: u64, request: impl Fn(&[u8]) -> bool + Send + Sync + 'static) {
-        self.lose(times, Box::new(request), None);
+        self.lose(times, Box::new(request), End::Lost);
     }
 
-    fn lose(&self, times: u64, request: Box<Look>, reply: Option<Arc<Look>>) {
-        self.shared.losing().push(Losing { request, reply, times });
+    /// The next `times` requests whose bytes satisfy `request` do not reach the server, and `answer` comes back. Only for
+    /// protocols that answer in order, and for clients that wait for it: an answer to an earlier request that is still
+    /// due is let through first.
+    pub fn answer_requests(
+        &self,
+        times: u64,
+        request: impl Fn(&[u8]) -> bool + Send + Sync + 'static,
+        answer: impl Into<Arc<[u8]>>,
+    ) {
+        self.lose(times, Box::new(request), End::Answered(answer.into()));
+    }
+
+    /// The same for protocols with many requests at a time: the answer does not wait for anything.
+    pub fn turn_away_requests(
+        &self,
+        times: u64,
+        request: impl Fn(&[u8]) -> bool + Send + Sync + 'static,
+        answer: impl Into<Arc<[u8]>>,
+    ) {
+        self.lose(times, Box::new(request), End::TurnedAway(answer.into()));
+    }
+
+    /// Only bytes that satisfy this count as asking and as answering: some protocols chatter.
+    pub fn count_only(&self, counts: impl Fn(Way, &[u8]) -> bool + Send + Sync + 'static) {
+        // It is set once, before anybody connects.
+        let _ = self.shared.counts.set(Box::new(counts));
+    }
+
+    fn lose(&self, times: u64, request: Box<Look>, end: End) {
+        self.shared.losing().push(Losing { request, end, times });
     }
 
     /// How often a client, on one connection, sent something after it had got something or for the first time. While one
@@ -252,7 +297,43 @@ struct Connection {
     losing: Mutex<Option<Arc<Look>>>,
     /// The last bytes went up.
     asked: AtomicBool,
+    /// How often bytes came down.
+    replies: watch::Sender<u64>,
+    /// Answers that the server does not give.
+    made_up: Mutex<Vec<Arc<[u8]>>>,
+    answer: Notify,
     ended: Notify,
+}
+
+impl Connection {
+    /// Puts an answer where the server's would have come, after what was asked before.
+    async fn make_up(&self, answer: Arc<[u8]>, due: bool) {
+        if due {
+            let mut replies = self.replies.subscribe();
+            // An error means that the connection is gone.
+            let _ = replies.changed().await;
+        }
+        self.made_up.lock().unwrap_or_else(PoisonError::into_inner).push(answer);
+        self.answer.notify_one();
+    }
+
+    /// The next bytes from the server, or made up ones.
+    async fn next(&self, way: Way, from: &mut OwnedReadHalf, buffer: &mut [u8]) -> usize {
+        loop {
+            tokio::select! {
+                biased; // what the server says was asked before
+                read = from.read(buffer) => return read.unwrap_or(0),
+                () = self.answer.notified(), if way == Way::Down => {}
+            }
+            let made_up =
+                std::mem::take(&mut *self.made_up.lock().unwrap_or_else(PoisonError::into_inner)).concat();
+            let length = made_up.len().min(buffer.len());
+            buffer[..length].copy_from_slice(&made_up[..length]);
+            if length > 0 {
+                return length;
+            }
+        }
+    }
 }
 
 async fn pump(
@@ -265,7 +346,7 @@ async fn pump(
     let mut faults = shared.faults.subscribe();
     let mut buffer = vec![0; 65_536];
     loop {
-        let read = from.read(&mut buffer).await.unwrap_or(0);
+        let read = connection.next(way, &mut from, &mut buffer).await;
         // Looked at after the read: what arrives during a black hole is held, the end of the connection, too.
         if faults.wait_for(|faults| !faults.holds(way)).await.is_err() {
             return;
@@ -286,6 +367,7 @@ async fn pump(
                 }
             }
             Verdict::Swallow => {}
+            Verdict::Answer { answer, due } => connection.make_up(answer, due).await,
             Verdict::End => {
                 connection.ended.notify_one();
                 return;
@@ -297,36 +379,44 @@ async fn pump(
 enum Verdict {
     Pass,
     Swallow,
+    Answer { answer: Arc<[u8]>, due: bool },
     End,
 }
 
 impl Shared {
     fn verdict(&self, connection: &Connection, way: Way, bytes: &[u8]) -> Verdict {
         let mut losing = connection.losing.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = self.counts.get().is_none_or(|counts| counts(way, bytes));
         if way == Way::Down {
-            connection.asked.store(false, Ordering::SeqCst);
+            if counts {
+                connection.asked.store(false, Ordering::SeqCst);
+            }
+            connection.replies.send_modify(|replies| *replies += 1);
             return match &*losing {
                 Some(reply) if reply(bytes) => Verdict::End,
                 Some(_) => Verdict::Swallow,
                 None => Verdict::Pass,
             };
         }
-        if !connection.asked.swap(true, Ordering::SeqCst) {
+        let due = counts && connection.asked.swap(true, Ordering::SeqCst);
+        if counts && !due {
             self.round_trips.fetch_add(1, Ordering::SeqCst);
         }
         let mut wishes = self.losing();
         let Some(at) = wishes.iter().position(|wish| (wish.request)(bytes)) else { return Verdict::Pass };
-        let reply = wishes[at].reply.clone();
+        let end = wishes[at].end.clone();
         wishes[at].times -= 1;
         if wishes[at].times == 0 {
             wishes.remove(at);
         }
-        match reply {
-            Some(reply) => {
+        match end {
+            End::Unanswered(reply) => {
                 *losing = Some(reply);
                 Verdict::Pass
             }
-            None => Verdict::End,
+            End::Answered(answer) => Verdict::Answer { answer, due },
+            End::TurnedAway(answer) => Verdict::Answer { answer, due: false },
+            End::Lost => Verdict::End,
         }
     }
 
@@ -372,6 +462,29 @@ mod tests {
 
     fn is_over(result: std::io::Result<Vec<u8>>) -> bool {
         result.is_err_and(|error| error.kind() != ErrorKind::WouldBlock)
+    }
+
+    #[test]
+    fn it_answers_instead_of_the_server() {
+        let proxy = Proxy::start(echo()).unwrap();
+        let mut stream = connect(&proxy);
+        proxy.answer_requests(1, |bytes| bytes == b"two", *b"no!");
+        assert_eq!(ask(&mut stream, b"one").unwrap(), b"one");
+        assert_eq!(ask(&mut stream, b"two").unwrap(), b"no!");
+        assert_eq!(ask(&mut stream, b"two").unwrap(), b"two");
+    }
+
+    #[test]
+    fn it_turns_away_at_once_and_counts_what_counts() {
+        let proxy = Proxy::start(echo()).unwrap();
+        proxy.count_only(|_, bytes| bytes == b"yes");
+        let mut stream = connect(&proxy);
+        for word in [b"yes", b"noo", b"yes"] {
+            assert_eq!(ask(&mut stream, word).unwrap(), word);
+        }
+        assert_eq!(proxy.round_trips(), 2);
+        proxy.turn_away_requests(1, |bytes| bytes == b"two", *b"no!");
+        assert_eq!(ask(&mut stream, b"two").unwrap(), b"no!");
     }
 
     #[test]

@@ -222,7 +222,7 @@ async fn incident_curator_1169(h: Harness) -> Outcome {
         for member in ["a", "b"] {
             h.kit()?.cut(h.namespace(), member);
         }
-        h.pass(h.gone()).await;
+        h.outlive().await;
         ensure(!lead.is_held(), "leads although its session has ended")?;
         let order = if round % 2 == 0 { ["a", "b"] } else { ["b", "a"] };
         for member in order {

@@ -89,7 +89,7 @@ async fn incident_etcd_19598(h: Harness) -> Outcome {
     let mut events = b.events();
     h.kit()?.cut(h.namespace(), "b");
     event(&mut events, h.gone(), "Lost", |event| matches!(event, Event::Lost(_))).await?;
-    h.pass(h.gone()).await;
+    h.outlive().await;
     h.waiters("x", 0).await?; // its place went with its session
     ensure(!waiting.is_finished(), "it gave up, and has no limit")?;
     drop(b.close().await); // the backend does not answer that either

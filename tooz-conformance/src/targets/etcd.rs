@@ -1,0 +1,302 @@
+//! `etcd://`: a server of its own for each case, and a proxy before it for each member.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use etcd_client::{Client, DeleteOptions, GetOptions};
+use tooz_core::{BackendUrl, Characteristics};
+use tooz_etcd as _;
+
+use crate::kit::{Call, Fate, Kit};
+use crate::servers::etcd::{self, Cluster, Etcd};
+use crate::servers::{Lent, Pool, Proxy};
+use crate::target::{Place, Target};
+
+/// The least that an etcd with its usual election timeout grants: what waits for an expiry waits no longer than it must.
+const TTL: &str = "ttl=2s";
+
+/// One server, three that are one, and one that is encrypted.
+pub fn targets() -> Vec<Target> {
+    match std::env::var("TOOZ_TEST_ETCD_URL") {
+        // Somebody else's: it is neither stopped nor emptied.
+        Ok(url) => {
+            let separator = if url.contains('?') { '&' } else { '?' };
+            vec![Target::new("etcd", move |_| Ok(Place::new(format!("{url}{separator}{TTL}")))).ttl()]
+        }
+        Err(_) => vec![single(), cluster(), encrypted()],
+    }
+}
+
+/// What the version at hand keeps. The program is asked, so that no server has to run for the list of cases.
+fn kept(url: &str) -> Characteristics {
+    let Ok(url) = BackendUrl::parse(url) else { return Characteristics::empty() };
+    let best = tooz_etcd::REGISTRATION.characteristics(&url);
+    let version = etcd::program().ok().and_then(|program| {
+        let said = std::process::Command::new(program).arg("--version").output().ok()?;
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
+        said.lines()
+            .find_map(|line| line.strip_prefix("etcd Version: "))
+            .map(|version| version.trim().to_owned())
+    });
+    tooz_etcd::kept(best, version.as_deref().unwrap_or_default()).unwrap_or(best)
+}
+
+fn single() -> Target {
+    let asked = AtomicBool::new(false);
+    // The first question, which every helper process asks, too, is only what the URL claims.
+    let nobody = url(SocketAddr::from((Ipv4Addr::LOCALHOST, 2379)));
+    let keeps = kept(&nobody);
+    let fresh = move |_| {
+        if !asked.swap(true, Ordering::SeqCst) {
+            return etcd::program().map(|_| Place::new(nobody.clone()));
+        }
+        Ok(place(Arc::new(Stage::set()?)))
+    };
+    Target::new("etcd", fresh)
+        .ttl()
+        .keeps(keeps)
+        .kit(|place| Box::new(Backend { stage: stage_of(place.url()) }))
+}
+
+fn cluster() -> Target {
+    static CLUSTERS: LazyLock<Pool<Cluster>> = LazyLock::new(|| Pool::new(Cluster::start, Cluster::clean));
+    let asked = AtomicBool::new(false);
+    let nobody = url(SocketAddr::from((Ipv4Addr::LOCALHOST, 2379)));
+    let keeps = kept(&nobody);
+    let fresh = move |_| {
+        if !asked.swap(true, Ordering::SeqCst) {
+            return etcd::program().map(|_| Place::new(nobody.clone()));
+        }
+        let cluster = CLUSTERS.lend()?;
+        let hosts: Vec<String> = cluster.nodes().iter().map(|node| node.address().to_string()).collect();
+        Ok(Place::new(format!("etcd://{}?{TTL}", hosts.join(","))).keep(cluster))
+    };
+    Target::new("etcd+cluster", fresh).ttl().keeps(keeps)
+}
+
+/// One that speaks TLS only, and only to clients with a certificate.
+fn encrypted() -> Target {
+    static FILES: LazyLock<Result<tempfile::TempDir, String>> = LazyLock::new(|| {
+        let place = tempfile::tempdir().map_err(|error| format!("no temporary directory: {error}"))?;
+        etcd::certificates(place.path()).map(|()| place)
+    });
+    static ENCRYPTED: LazyLock<Pool<Etcd>> = LazyLock::new(|| {
+        let start = || Etcd::start_encrypted(FILES.as_ref().map_err(Clone::clone)?.path());
+        Pool::new(start, Etcd::clean)
+    });
+    let asked = AtomicBool::new(false);
+    let nobody = format!("etcds://127.0.0.1:2379?{TTL}");
+    let keeps = kept(&nobody);
+    let fresh = move |_| {
+        if !asked.swap(true, Ordering::SeqCst) {
+            return etcd::program().map(|_| Place::new(nobody.clone()));
+        }
+        let etcd = ENCRYPTED.lend()?;
+        let files = FILES.as_ref().map_err(Clone::clone)?.path().display().to_string();
+        let certificates =
+            format!("ca_cert={files}/ca.pem&cert_cert={files}/client.pem&cert_key={files}/client.key");
+        Ok(Place::new(format!("etcds://{}?{TTL}&{certificates}", etcd.address())).keep(etcd))
+    };
+    Target::new("etcd+tls", fresh).ttl().keeps(keeps)
+}
+
+static SERVERS: LazyLock<Pool<Etcd>> = LazyLock::new(|| Pool::new(Etcd::start, Etcd::clean));
+
+/// The stages that stand now, by their URL, for the kit.
+static STAGES: Mutex<BTreeMap<String, Weak<Stage>>> = Mutex::new(BTreeMap::new());
+
+/// A server and the ways to it.
+struct Stage {
+    etcd: Lent<Etcd>,
+    proxies: Mutex<BTreeMap<Vec<u8>, Arc<Proxy>>>,
+    slow: Mutex<Duration>,
+}
+
+impl fmt::Debug for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stage").field("etcd", &*self.etcd).finish_non_exhaustive()
+    }
+}
+
+fn url(address: SocketAddr) -> String {
+    format!("etcd://{address}?{TTL}")
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn place(stage: Arc<Stage>) -> Place {
+    let route = Arc::clone(&stage);
+    let address = stage.etcd.address();
+    lock(&STAGES).insert(url(address), Arc::downgrade(&stage));
+    Place::new(url(address))
+        .route(move |member| match route.proxy(member) {
+            Ok(proxy) => url(proxy.address()),
+            Err(why) => format!("etcd://no-proxy?{why}"),
+        })
+        .keep(stage)
+}
+
+fn stage_of(url: &str) -> Arc<Stage> {
+    let stage = lock(&STAGES).get(url).and_then(Weak::upgrade);
+    stage.unwrap_or_else(|| panic!("the place of {url} is gone"))
+}
+
+impl Stage {
+    fn set() -> Result<Self, String> {
+        Ok(Self { etcd: SERVERS.lend()?, proxies: Mutex::default(), slow: Mutex::default() })
+    }
+
+    fn proxy(&self, member: &[u8]) -> Result<Arc<Proxy>, String> {
+        let mut proxies = lock(&self.proxies);
+        if let Some(proxy) = proxies.get(member) {
+            return Ok(Arc::clone(proxy));
+        }
+        let proxy = Arc::new(Proxy::start(self.etcd.address())?);
+        proxy.count_only(etcd::counts);
+        proxy.delay(*lock(&self.slow));
+        proxies.insert(member.to_vec(), Arc::clone(&proxy));
+        Ok(proxy)
+    }
+
+    fn each<T>(&self, act: impl FnMut(&Arc<Proxy>) -> T) -> Vec<T> {
+        lock(&self.proxies).values().map(act).collect()
+    }
+}
+
+/// "Nothing that came on this connection was looked at": GOAWAY after stream 0, with the reason that says so.
+const REFUSED: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
+
+fn has(bytes: &[u8], part: &str) -> bool {
+    bytes.windows(part.len()).any(|window| window == part.as_bytes())
+}
+
+/// Which call a request is part of, by the keys that it names: they stand in it as they are.
+fn is_of(call: Call, bytes: &[u8]) -> bool {
+    let holder = ["tooz1\nexclusive", "tooz1\nshared", "tooz1\npermit"].iter().any(|mode| has(bytes, mode));
+    let gate = has(bytes, "tooz1 holder ") || has(bytes, "tooz1 shared");
+    match call {
+        Call::Request => holder,
+        Call::Withdraw => !holder && gate && has(bytes, "/q/x/"),
+        Call::Release => !holder && gate && has(bytes, "/m/") && !has(bytes, "/q/x/"),
+        Call::Join => has(bytes, "/claim/") && !has(bytes, "/epoch"),
+        Call::Create => has(bytes, "/groups/") && !has(bytes, "%tooz/"),
+        Call::Renew => has(bytes, "/session/") && !has(bytes, "tooz1") && !has(bytes, "/claim/"),
+    }
+}
+
+#[derive(Debug)]
+struct Backend {
+    stage: Arc<Stage>,
+}
+
+impl Backend {
+    fn of(&self, member: &str) -> Arc<Proxy> {
+        match self.stage.proxy(member.as_bytes()) {
+            Ok(proxy) => proxy,
+            Err(why) => panic!("{why}"),
+        }
+    }
+
+    fn ask<T, F, Fut>(&self, question: F) -> T
+    where
+        T: Send,
+        F: FnOnce(Client) -> Fut + Send,
+        Fut: Future<Output = Result<T, etcd_client::Error>> + Send,
+    {
+        self.stage.etcd.ask(question).unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    /// Deletes what begins like this, and says how much it was.
+    fn delete(&self, prefix: String) -> i64 {
+        let options = DeleteOptions::new().with_prefix();
+        self.ask(|mut client| async move { Ok(client.delete(prefix, Some(options)).await?.deleted()) })
+    }
+}
+
+/// As the driver writes it in its keys: the suite's names need no more.
+fn encoded(name: &str) -> String {
+    name.replace('%', "%25").replace('/', "%2F")
+}
+
+impl Kit for Backend {
+    fn expire(&self, namespace: &str, member: &str) {
+        let sessions = format!("%tooz/{}/session/", encoded(namespace));
+        let expired = self.ask(|mut client| async move {
+            let found = client.get(sessions, Some(GetOptions::new().with_prefix())).await?;
+            let named = [b"tooz1\n", member.as_bytes()].concat();
+            let mut expired = 0;
+            for kv in found.kvs().iter().filter(|kv| kv.value() == named) {
+                client.lease_revoke(kv.lease()).await?;
+                expired += 1;
+            }
+            Ok(expired)
+        });
+        assert!(expired > 0, "{member} has no session to expire");
+    }
+
+    fn cut(&self, _: &str, member: &str) {
+        self.of(member).hold_both();
+    }
+
+    fn heal(&self, _: &str, member: &str) {
+        self.of(member).heal();
+    }
+
+    fn pause(&self) {
+        self.stage.etcd.server().stop();
+    }
+
+    fn resume(&self) {
+        self.stage.etcd.server().resume();
+    }
+
+    fn next(&self, member: &str, call: Call, times: u64, fate: Fate) {
+        let proxy = self.of(member);
+        let request = move |bytes: &[u8]| is_of(call, bytes);
+        match fate {
+            Fate::Fails => proxy.turn_away_requests(times, request, REFUSED),
+            Fate::AnswerLost => {
+                proxy.lose_replies(times, request, |bytes| etcd::has_frame(bytes, etcd::HEADERS));
+            }
+            Fate::RequestLost => proxy.lose_requests(times, request),
+        }
+    }
+
+    fn slow(&self, by: Duration) {
+        *lock(&self.stage.slow) = by / 2;
+        self.stage.each(|proxy| proxy.delay(by / 2));
+    }
+
+    fn evict(&self, namespace: &str, group: &str, member: &str) {
+        let key = format!("{}/groups/{group}/{member}", encoded(namespace));
+        let gone = self.ask(|mut client| async move { Ok(client.delete(key, None).await?.deleted()) });
+        assert!(gone > 0, "{member} has no record in {group}");
+    }
+
+    /// By hand: a server that is started anew also counts its revisions anew, which fencing does not survive anywhere.
+    fn lose_data(&self) {
+        assert!(self.stage.etcd.clean(), "the data cannot be deleted");
+    }
+
+    fn vanish(&self, namespace: &str, lock: &str) {
+        let space = encoded(namespace);
+        let gate = format!("/{space}/locks{lock}");
+        let gone = self.delete(format!("%tooz/{space}/lock/n{}/h/", encoded(lock)));
+        self.ask(|mut client| async move { client.delete(gate, None).await.map(|_| ()) });
+        assert!(gone > 0, "nobody holds {lock}");
+    }
+
+    fn round_trips(&self) -> u64 {
+        self.stage.each(|proxy| proxy.round_trips()).into_iter().sum()
+    }
+
+    fn watches(&self) -> usize {
+        self.stage.etcd.watches().unwrap_or_else(|why| panic!("{why}"))
+    }
+}

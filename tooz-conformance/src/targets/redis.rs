@@ -1,0 +1,261 @@
+//! `redis://`: a server of its own for each case, and a proxy before it for each member.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use crate::kit::{Call, Fate, Kit};
+use crate::servers::redis::{self, Redis};
+use crate::servers::{Lent, Pool, Proxy};
+use crate::target::{Place, Target};
+
+/// The least that is allowed: what waits for an expiry waits no longer than it must.
+const TTL: &str = "ttl=1s";
+
+/// One server.
+pub fn target() -> Target {
+    if let Ok(url) = std::env::var("TOOZ_TEST_REDIS_URL") {
+        // Somebody else's: it is neither stopped nor emptied.
+        let separator = if url.contains('?') { '&' } else { '?' };
+        return Target::new("redis", move |_| Ok(Place::new(format!("{url}{separator}{TTL}")))).ttl();
+    }
+    let asked = AtomicBool::new(false);
+    let fresh = move |_| {
+        // The first question, which every helper process asks, too, is only what the URL claims.
+        if !asked.swap(true, Ordering::SeqCst) {
+            return Ok(Place::new(url(SocketAddr::from((Ipv4Addr::LOCALHOST, 6379)))));
+        }
+        Ok(place(Arc::new(Stage::set()?)))
+    };
+    Target::new("redis", fresh)
+        .missing_because(redis::program().err())
+        .ttl()
+        .kit(|place| Box::new(Backend { stage: stage_of(place.url()) }))
+}
+
+/// The same, encrypted; nothing on the way can read what to hurt, so there is no kit.
+#[cfg(feature = "redis-tls")]
+pub fn with_tls() -> Target {
+    use crate::servers::find;
+    use crate::servers::redis_tls::{Certificates, RedisTls};
+    static CERTIFICATES: LazyLock<Result<Certificates, String>> = LazyLock::new(Certificates::make);
+    static SERVERS: LazyLock<Pool<RedisTls>> = LazyLock::new(|| {
+        let start = || RedisTls::start(CERTIFICATES.as_ref().map_err(Clone::clone)?, false);
+        Pool::new(start, |server| server.redis.clean())
+    });
+    let missing = redis::program()
+        .err()
+        .or_else(|| find("openssl").is_none().then(|| "openssl is not installed".into()));
+    let asked = AtomicBool::new(false);
+    let fresh = move |_| {
+        if !asked.swap(true, Ordering::SeqCst) {
+            return Ok(Place::new(format!("rediss://127.0.0.1?{TTL}")));
+        }
+        let server = SERVERS.lend()?;
+        let ca = CERTIFICATES.as_ref().map_err(Clone::clone)?.file("ca.pem");
+        Ok(Place::new(format!("rediss://{}?{TTL}&tls_ca={}", server.address(), ca.display())).keep(server))
+    };
+    Target::new("redis+tls", fresh).missing_because(missing).ttl()
+}
+
+static SERVERS: LazyLock<Pool<Redis>> = LazyLock::new(|| Pool::new(Redis::start, Redis::clean));
+
+/// The stages that stand now, by their URL, for the kit.
+static STAGES: Mutex<BTreeMap<String, Weak<Stage>>> = Mutex::new(BTreeMap::new());
+
+/// A server and the ways to it.
+struct Stage {
+    redis: Lent<Redis>,
+    proxies: Mutex<BTreeMap<Vec<u8>, Arc<Proxy>>>,
+    slow: Mutex<Duration>,
+    /// While the server stands still: whose sessions are to be ended as soon as it goes on.
+    standing: Mutex<Option<Vec<(String, String)>>>,
+}
+
+impl fmt::Debug for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stage").field("redis", &*self.redis).finish_non_exhaustive()
+    }
+}
+
+fn url(address: SocketAddr) -> String {
+    format!("redis://{address}?{TTL}")
+}
+
+fn place(stage: Arc<Stage>) -> Place {
+    let route = Arc::clone(&stage);
+    let mut stages = STAGES.lock().unwrap_or_else(PoisonError::into_inner);
+    stages.insert(url(stage.redis.address()), Arc::downgrade(&stage));
+    drop(stages);
+    Place::new(url(stage.redis.address()))
+        .route(move |member| match route.proxy(member) {
+            Ok(proxy) => url(proxy.address()),
+            Err(why) => format!("redis://no-proxy?{why}"),
+        })
+        .keep(stage)
+}
+
+fn stage_of(url: &str) -> Arc<Stage> {
+    let stage = STAGES.lock().unwrap_or_else(PoisonError::into_inner).get(url).and_then(Weak::upgrade);
+    stage.unwrap_or_else(|| panic!("the place of {url} is gone"))
+}
+
+impl Stage {
+    fn set() -> Result<Self, String> {
+        Ok(Self {
+            redis: SERVERS.lend()?,
+            proxies: Mutex::default(),
+            slow: Mutex::default(),
+            standing: Mutex::default(),
+        })
+    }
+
+    fn proxy(&self, member: &[u8]) -> Result<Arc<Proxy>, String> {
+        let mut proxies = self.proxies.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(proxy) = proxies.get(member) {
+            return Ok(Arc::clone(proxy));
+        }
+        let proxy = Arc::new(Proxy::start(self.redis.address())?);
+        proxy.delay(*self.slow.lock().unwrap_or_else(PoisonError::into_inner));
+        proxies.insert(member.to_vec(), Arc::clone(&proxy));
+        Ok(proxy)
+    }
+
+    fn each<T>(&self, act: impl FnMut(&Arc<Proxy>) -> T) -> Vec<T> {
+        self.proxies.lock().unwrap_or_else(PoisonError::into_inner).values().map(act).collect()
+    }
+}
+
+#[derive(Debug)]
+struct Backend {
+    stage: Arc<Stage>,
+}
+
+impl Backend {
+    fn of(&self, member: &str) -> Arc<Proxy> {
+        match self.stage.proxy(member.as_bytes()) {
+            Ok(proxy) => proxy,
+            Err(why) => panic!("{why}"),
+        }
+    }
+
+    fn command(&self, words: &[&[u8]]) -> Vec<u8> {
+        match self.stage.redis.command(words) {
+            Ok(answer) if answer.first() != Some(&b'-') => answer,
+            Ok(answer) => panic!("the server refuses: {}", answer.escape_ascii()),
+            Err(why) => panic!("{why}"),
+        }
+    }
+}
+
+impl Backend {
+    fn standing(&self) -> MutexGuard<'_, Option<Vec<(String, String)>>> {
+        self.stage.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the sessions of a member; says how many there were.
+    fn end_sessions(&self, namespace: &str, member: &str) -> usize {
+        let beat = format!("{namespace}_beats:{member}");
+        let pattern = format!("{namespace}_rs:s:*");
+        // The member's session is the one that its beat names; one that joined nothing is known by what it wrote itself.
+        let claimed = redis::text(&self.command(&[b"GET", beat.as_bytes()]));
+        let mut expired = 0;
+        for key in redis::list(&self.command(&[b"KEYS", pattern.as_bytes()])) {
+            let id = key.rsplit(':').next().unwrap_or_default();
+            let named = redis::text(&self.command(&[b"HGET", key.as_bytes(), b"m"])) == member;
+            if named || claimed == format!("rs:{id}") {
+                self.command(&[b"DEL", key.as_bytes()]);
+                expired += 1;
+            }
+        }
+        self.command(&[b"DEL", beat.as_bytes()]);
+        expired
+    }
+}
+
+impl Kit for Backend {
+    fn expire(&self, namespace: &str, member: &str) {
+        if let Some(later) = &mut *self.standing() {
+            return later.push((namespace.to_owned(), member.to_owned()));
+        }
+        assert!(self.end_sessions(namespace, member) > 0, "{member} has no session to expire");
+    }
+
+    fn cut(&self, _: &str, member: &str) {
+        self.of(member).hold_both();
+    }
+
+    fn heal(&self, _: &str, member: &str) {
+        self.of(member).heal();
+    }
+
+    fn pause(&self) {
+        self.standing().get_or_insert_default();
+        self.stage.redis.server().stop();
+    }
+
+    fn resume(&self) {
+        self.stage.redis.server().resume();
+        let later = self.standing().take();
+        for (namespace, member) in later.into_iter().flatten() {
+            // It may have ended by itself meanwhile.
+            self.end_sessions(&namespace, &member);
+        }
+    }
+
+    fn next(&self, member: &str, call: Call, times: u64, fate: Fate) {
+        let script = match call {
+            Call::Request => "request",
+            Call::Withdraw => "withdraw",
+            Call::Release => "release",
+            Call::Join => "join",
+            Call::Create => "create",
+            Call::Renew => "renew",
+        };
+        let Some(hash) = tooz_redis::script_hash(script) else { panic!("there is no script {script}") };
+        let asked = move |bytes: &[u8]| bytes.windows(hash.len()).any(|window| window == hash.as_bytes());
+        let proxy = self.of(member);
+        match fate {
+            Fate::Fails => proxy.answer_requests(times, asked, *b"-LOADING by the test\r\n"),
+            Fate::AnswerLost => proxy.lose_replies(times, asked, |_| true),
+            Fate::RequestLost => proxy.lose_requests(times, asked),
+        }
+    }
+
+    fn slow(&self, by: Duration) {
+        *self.stage.slow.lock().unwrap_or_else(PoisonError::into_inner) = by / 2;
+        self.stage.each(|proxy| proxy.delay(by / 2));
+    }
+
+    fn evict(&self, namespace: &str, group: &str, member: &str) {
+        let key = format!("{namespace}_group:{group}");
+        let gone = self.command(&[b"HDEL", key.as_bytes(), member.as_bytes()]);
+        assert_eq!(gone, b":1\r\n", "{member} has no record in {group}");
+    }
+
+    fn lose_data(&self) {
+        self.command(&[b"FLUSHALL"]);
+    }
+
+    fn vanish(&self, namespace: &str, lock: &str) {
+        let key = format!("{namespace}_{lock}_lock");
+        assert_eq!(self.command(&[b"DEL", key.as_bytes()]), b":1\r\n", "nobody holds {lock}");
+    }
+
+    fn round_trips(&self) -> u64 {
+        self.stage.each(|proxy| proxy.round_trips()).into_iter().sum()
+    }
+
+    fn watches(&self) -> usize {
+        let channels = redis::list(&self.command(&[b"PUBSUB", b"CHANNELS", b"*:c"]));
+        let count = |channel: &String| {
+            let answer = self.command(&[b"PUBSUB", b"NUMSUB", channel.as_bytes()]);
+            let text = String::from_utf8_lossy(&answer).into_owned();
+            text.rsplit(':').next().and_then(|number| number.trim().parse::<usize>().ok()).unwrap_or(0)
+        };
+        channels.iter().map(count).sum()
+    }
+}

@@ -1,0 +1,408 @@
+//! What only etcd can do to us: several ways to one server, compaction, quotas, users, a cluster whose leader dies.
+#![cfg(feature = "etcd")]
+#![allow(clippy::disallowed_methods, clippy::unwrap_used)] // in real time, and a failure is one
+
+use std::time::Duration;
+
+use tooz_conformance::eventually;
+use tooz_conformance::servers::Proxy;
+use tooz_conformance::servers::etcd::{Cluster, Etcd, certificates, counts, program};
+use tooz_core::{Capabilities, Coordinator, ErrorKind, GroupEvent, LossReason};
+use tooz_etcd as _;
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Whether there is an etcd; without one these tests prove nothing, and with `TOOZ_REQUIRE=all` that is a failure.
+fn installed() -> bool {
+    let found = program();
+    if std::env::var("TOOZ_REQUIRE").is_ok_and(|value| value == "all") {
+        found.as_ref().unwrap();
+    } else if let Err(why) = &found {
+        eprintln!("ignored: {why}");
+    }
+    found.is_ok()
+}
+
+async fn connect(hosts: &str, member: &str) -> tooz_core::Result<Coordinator> {
+    Coordinator::builder(format!("etcd://{hosts}?ttl=3s"), member).connect().await
+}
+
+/// A server, and two ways to it.
+struct Fork {
+    etcd: Etcd,
+    one: Proxy,
+    other: Proxy,
+}
+
+impl Fork {
+    fn new() -> Result<Self, String> {
+        let etcd = Etcd::start()?;
+        Ok(Self { one: Proxy::start(etcd.address())?, other: Proxy::start(etcd.address())?, etcd })
+    }
+
+    fn hosts(&self) -> String {
+        format!("{},{}", self.one.address(), self.other.address())
+    }
+}
+
+async fn nobody_holds(c: &Coordinator, lock: &str) -> Outcome {
+    let holders = c.lock(lock)?.holders().await?;
+    assert!(holders.holders.is_empty() && holders.waiters == Some(0), "{holders:?}");
+    Ok(())
+}
+
+/// L6: a request that hangs on one way is withdrawn over the other; when it arrives, it fails.
+#[tokio::test]
+async fn a_late_request_fails() -> Outcome {
+    if !installed() {
+        return Ok(());
+    }
+    let fork = Fork::new()?;
+    let hosts = fork.hosts();
+    let (a, b) = (connect(&hosts, "a").await?, connect(&fork.etcd.address().to_string(), "b").await?);
+    let warm = a.lock("warm")?.acquire().await?;
+    fork.one.hold_both();
+    // Whatever the answer, it is not a guard: the request hangs, and is withdrawn over the other way.
+    assert!(!matches!(a.lock("x")?.acquire_within(Duration::from_millis(500)).await, Ok(Some(_))));
+    eventually("the other way is taken", LIMIT, async || {
+        Ok::<_, tooz_core::Error>(a.lock("y")?.try_acquire().await.is_ok_and(|guard| guard.is_some()))
+    })
+    .await?;
+    nobody_holds(&b, "x").await?;
+    fork.one.heal();
+    // What hung arrives now. It must not take the lock in the name of a session that goes on living.
+    for _ in 0..20 {
+        let holders = b.lock("x")?.holders().await?;
+        assert!(holders.holders.is_empty(), "a ghost holds it: {holders:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    drop(warm);
+    assert!(b.lock("x")?.try_acquire().await?.is_some());
+    a.close().await?;
+    Ok(b.close().await?)
+}
+
+/// S5, S6: when one way closes, the session lives on over the other, and so does what it holds.
+#[tokio::test]
+async fn a_closed_endpoint_costs_nothing() -> Outcome {
+    if !installed() {
+        return Ok(());
+    }
+    let fork = Fork::new()?;
+    let a = connect(&fork.hosts(), "a").await?;
+    let guard = a.lock("x")?.acquire().await?;
+    for _ in 0..3 {
+        fork.one.refuse();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(guard.is_held(), "lost although another endpoint answers");
+        fork.one.heal();
+        fork.other.refuse();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(guard.is_held(), "lost although another endpoint answers");
+        fork.other.heal();
+    }
+    guard.release().await?;
+    Ok(a.close().await?)
+}
+
+/// W1: history that was compacted away is replaced by a view.
+#[tokio::test]
+async fn compaction_is_followed_by_a_view() -> Outcome {
+    if !installed() {
+        return Ok(());
+    }
+    let etcd = Etcd::start()?;
+    let proxy = Proxy::start(etcd.address())?;
+    let (a, b) =
+        (connect(&proxy.address().to_string(), "a").await?, connect(&etcd.address().to_string(), "b").await?);
+    a.group("g")?.create().await?;
+    let mut watch = a.group("g")?.watch().await?;
+    assert!(matches!(watch.next().await, Some(Ok(GroupEvent::Snapshot(members))) if members.is_empty()));
+    proxy.refuse();
+    b.group("g")?.join(Capabilities::none()).await?;
+    b.group("g")?.update_capabilities(Capabilities::new("new")?).await?;
+    etcd.ask(|mut client| async move {
+        let revision = client.get("x", None).await?.header().map_or(0, etcd_client::ResponseHeader::revision);
+        client.compact(revision, None).await.map(|_| ())
+    })?;
+    proxy.heal();
+    let event = tokio::time::timeout(LIMIT, watch.next()).await?;
+    let Some(Ok(GroupEvent::Resync(members))) = event else { panic!("{event:?}") };
+    assert_eq!(members.len(), 1);
+    a.close().await?;
+    Ok(b.close().await?)
+}
+
+/// X1: without space nothing is written, what is held stays held, and the error says what to do.
+#[tokio::test]
+async fn out_of_space_is_said() -> Outcome {
+    use etcd_client::{AlarmAction, AlarmType};
+    if !installed() {
+        return Ok(());
+    }
+    let etcd = Etcd::start()?;
+    let a = connect(&etcd.address().to_string(), "a").await?;
+    let guard = a.lock("x")?.acquire().await?;
+    etcd.ask(|mut client| async move {
+        client.alarm(AlarmAction::Activate, AlarmType::Nospace, None).await.map(|_| ())
+    })?;
+    let error = a.group("g")?.create().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains("defragment") && !error.is_indeterminate(), "{error}");
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert!(guard.is_held(), "lost although beats need no space");
+    guard.release().await?;
+    etcd.ask(|mut client| async move {
+        client.alarm(AlarmAction::Deactivate, AlarmType::Nospace, None).await.map(|_| ())
+    })?;
+    a.group("g")?.create().await?;
+    Ok(a.close().await?)
+}
+
+/// L7, S7: data that is gone ends sessions; tokens that begin anew are refused by whoever knows larger ones.
+#[tokio::test]
+async fn a_restart_keeps_what_is_held() -> Outcome {
+    if !installed() {
+        return Ok(());
+    }
+    let etcd = Etcd::start()?;
+    let address = etcd.address().to_string();
+    let (a, b) = (connect(&address, "a").await?, connect(&address, "b").await?);
+    let guard = a.lock("x")?.acquire().await?;
+    let waiting = tokio::spawn({
+        let lock = b.lock("x")?;
+        async move { lock.acquire().await }
+    });
+    eventually("somebody waits", LIMIT, async || {
+        Ok::<_, tooz_core::Error>(a.lock("x")?.holders().await?.waiters == Some(1))
+    })
+    .await?;
+    etcd.server().kill();
+    etcd.server().start_again()?;
+    assert!(guard.is_held(), "a restart shorter than the ttl cost the lock");
+    let token = guard.token();
+    eventually("it is released", LIMIT, async || Ok::<_, tooz_core::Error>(guard_is_free(&a).await)).await?;
+    guard.release().await?;
+    let next = tokio::time::timeout(LIMIT, waiting).await???;
+    assert!(next.is_held() && next.token() > token);
+    a.close().await?;
+    Ok(b.close().await?)
+}
+
+/// Whether the server answers again.
+async fn guard_is_free(c: &Coordinator) -> bool {
+    c.groups().await.is_ok()
+}
+
+/// L7: a lease that somebody revoked ends the session at once, not at the next beat.
+#[tokio::test]
+async fn a_revoked_lease_is_heard_of_at_once() -> Outcome {
+    if !installed() {
+        return Ok(());
+    }
+    let etcd = Etcd::start()?;
+    let a = Coordinator::builder(format!("etcd://{}?ttl=60s", etcd.address()), "a").connect().await?;
+    let guard = a.lock("x")?.acquire().await?;
+    etcd.ask(|mut client| async move {
+        for lease in client.leases().await?.leases() {
+            client.lease_revoke(lease.id()).await?;
+        }
+        Ok(())
+    })?;
+    // Beats are 20 s apart.
+    let why = tokio::time::timeout(Duration::from_secs(10), guard.lost()).await?;
+    assert_eq!(why, LossReason::Expired);
+    Ok(a.close().await?)
+}
+
+/// S1: users and passwords; what is wrong with them is said without showing them.
+#[tokio::test]
+async fn users_and_passwords() -> Outcome {
+    if !installed() {
+        return Ok(());
+    }
+    let etcd = Etcd::start()?;
+    etcd.ask(|mut client| async move {
+        client.role_add("root").await?;
+        client.user_add("root", "s3cret", None).await?;
+        client.user_grant_role("root", "root").await?;
+        client.auth_enable().await.map(|_| ())
+    })?;
+    let url = |user: &str| format!("etcd://{user}{}?ttl=3s", etcd.address());
+    for wrong in ["", "root:wr0ng@", "nobody:s3cret@"] {
+        let error = Coordinator::builder(url(wrong), "a").connect().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+        assert!(!format!("{error} {error:?}").contains("wr0ng"), "{error:?}");
+    }
+    let a = Coordinator::builder(url("root:s3cret@"), "a").connect().await?;
+    let guard = a.lock("x")?.acquire().await?;
+    a.group("g")?.join_or_create(Capabilities::none()).await?;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert!(guard.is_held(), "beats are not authenticated");
+    guard.release().await?;
+    Ok(a.close().await?)
+}
+
+/// L1, L2: three nodes, and the leader is killed while a lock is held and waited for.
+#[tokio::test]
+async fn the_leader_is_killed() -> Outcome {
+    if !installed() {
+        return Ok(());
+    }
+    let cluster = Cluster::start()?;
+    let hosts: Vec<String> = cluster.nodes().iter().map(|node| node.address().to_string()).collect();
+    let connect = |member| {
+        let url = format!("etcd://{}?ttl=6s", hosts.join(","));
+        async move { Coordinator::builder(url, member).connect().await }
+    };
+    let (a, b) = (connect("a").await?, connect("b").await?);
+    let guard = a.lock("x")?.acquire().await?;
+    let waiting = tokio::spawn({
+        let lock = b.lock("x")?;
+        async move { lock.acquire().await }
+    });
+    eventually("somebody waits", LIMIT, async || {
+        Ok::<_, tooz_core::Error>(a.lock("x")?.holders().await?.waiters == Some(1))
+    })
+    .await?;
+    let leader = cluster.leader()?;
+    leader.server().kill();
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    assert!(guard.is_held(), "a change of leader cost the lock");
+    assert!(!waiting.is_finished(), "granted beside its holder");
+    let token = guard.token();
+    guard.release().await?;
+    let next = tokio::time::timeout(LIMIT, waiting).await???;
+    assert!(next.is_held() && next.token() > token);
+    leader.server().start_again()?;
+    a.close().await?;
+    Ok(b.close().await?)
+}
+
+/// X3: encryption with certificates on both sides; whoever has none, or trusts another authority, is not let in.
+#[tokio::test]
+async fn certificates_on_both_sides() -> Outcome {
+    if !installed() {
+        return Ok(());
+    }
+    let (files, others) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    certificates(files.path())?;
+    certificates(others.path())?;
+    let etcd = Etcd::start_encrypted(files.path())?;
+    let url = |ca: &tempfile::TempDir, own: Option<&tempfile::TempDir>| {
+        let own = own.map(|own| {
+            let own = own.path().display();
+            format!("&cert_cert={own}/client.pem&cert_key={own}/client.key")
+        });
+        let ca = ca.path().display();
+        format!("etcds://{}?ttl=3s&ca_cert={ca}/ca.pem{}", etcd.address(), own.unwrap_or_default())
+    };
+    for wrong in [url(&others, Some(&files)), url(&files, None), url(&files, Some(&others))] {
+        let error = Coordinator::builder(wrong, "a").connect_timeout(LIMIT).connect().await.unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Denied), "{error:?}");
+    }
+    let missing = format!("etcds://{}?ca_cert=/nowhere/ca.pem", etcd.address());
+    let error = Coordinator::builder(missing, "a").connect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidOption);
+    let a = Coordinator::builder(url(&files, Some(&files)), "a").connect().await?;
+    let guard = a.lock("x")?.acquire().await?;
+    guard.release().await?;
+    Ok(a.close().await?)
+}
+
+/// The README's figures: what each operation costs on the caller's path.
+#[tokio::test]
+async fn round_trips() -> Outcome {
+    if !installed() {
+        return Ok(());
+    }
+    let etcd = Etcd::start()?;
+    let proxy = Proxy::start(etcd.address())?;
+    proxy.count_only(counts);
+    // Beats by hand, so that none comes between.
+    let a = Coordinator::builder(format!("etcd://{}?ttl=60s", proxy.address()), "a").manual_heart();
+    let a = a.connect().await?;
+    a.lock("warm")?.acquire().await?.release().await?;
+    macro_rules! costs {
+        ($trips:literal, $what:expr) => {{
+            let before = proxy.round_trips();
+            let done = $what;
+            assert_eq!(proxy.round_trips() - before, $trips, stringify!($what));
+            done
+        }};
+    }
+    let guard = costs!(1, a.lock("x")?.acquire().await?);
+    costs!(1, a.lock("x")?.holders().await?);
+    costs!(1, guard.release().await?);
+    let group = a.group("g")?;
+    costs!(1, group.create().await?);
+    costs!(1, group.join(Capabilities::none()).await?);
+    costs!(1, group.members().await?);
+    costs!(1, group.update_capabilities(Capabilities::new("x")?).await?);
+    let _guards = (a.lock("y")?.acquire().await?, a.lock("z")?.acquire().await?);
+    costs!(1, a.heartbeat().await?);
+    costs!(1, group.leave().await?);
+    costs!(1, a.groups().await?);
+    Ok(a.close().await?)
+}
+
+/// L8: a place that somebody deleted by hand is found missing at the next beat, and taken anew.
+#[tokio::test]
+async fn a_deleted_place_is_taken_anew() -> Outcome {
+    if !installed() {
+        return Ok(());
+    }
+    let etcd = Etcd::start()?;
+    let address = etcd.address().to_string();
+    let (a, b) = (connect(&address, "a").await?, connect(&address, "b").await?);
+    let guard = a.lock("x")?.acquire().await?;
+    let waiting = tokio::spawn({
+        let lock = b.lock("x")?;
+        async move { lock.acquire().await }
+    });
+    let waits = async |n| {
+        eventually("somebody waits", LIMIT, async || {
+            Ok::<_, tooz_core::Error>(a.lock("x")?.holders().await?.waiters == Some(n))
+        })
+        .await
+    };
+    waits(1).await?;
+    etcd.ask(|mut client| async move {
+        let prefix = etcd_client::DeleteOptions::new().with_prefix();
+        client.delete("%tooz/tooz/lock/nx/q/", Some(prefix)).await.map(|_| ())
+    })?;
+    waits(1).await?;
+    guard.release().await?;
+    assert!(tokio::time::timeout(LIMIT, waiting).await???.is_held());
+    a.close().await?;
+    Ok(b.close().await?)
+}
+
+/// G2, G3: a join that hangs on one way and is given up does not come true after its member left.
+#[tokio::test]
+async fn a_late_join_fails() -> Outcome {
+    if !installed() {
+        return Ok(());
+    }
+    let fork = Fork::new()?;
+    let (a, b) = (connect(&fork.hosts(), "a").await?, connect(&fork.etcd.address().to_string(), "b").await?);
+    b.group("g")?.create().await?;
+    fork.one.hold_both();
+    let late = a.group("g")?.join(Capabilities::none()).await;
+    assert!(
+        late.is_err_and(|error| error.is_indeterminate()),
+        "it was answered although nothing came through"
+    );
+    a.group("g")?.join(Capabilities::none()).await?;
+    a.group("g")?.leave().await?;
+    fork.one.heal();
+    for _ in 0..20 {
+        let members = b.group("g")?.members().await?;
+        assert!(members.is_empty(), "a ghost joined: {members:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    a.close().await?;
+    Ok(b.close().await?)
+}

@@ -1,0 +1,222 @@
+//! The driver: what needs no session.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use etcd_client::{
+    Certificate, Compare, CompareOp, ConnectOptions, Identity, PutOptions, TlsOptions, Txn, TxnOp,
+};
+use tooz_core::driver::{Connect, Driver, Epoch, Groups, Locks, OpenSession, Session, SessionId};
+use tooz_core::{Characteristics, Error, ErrorKind, Result};
+
+use crate::config::{self, Config, Tls};
+use crate::connection::{Hub, answer};
+use crate::error::corrupt;
+use crate::keys::Keys;
+use crate::record;
+use crate::session::{EtcdSession, Opened};
+use crate::version;
+
+/// One connected driver, shared by its sessions and watches.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) keys: Keys,
+    ttl: Duration,
+    characteristics: Characteristics,
+}
+
+/// The driver.
+pub(crate) struct Etcd(pub(crate) Arc<Client>);
+
+impl fmt::Debug for Etcd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Etcd").field(&self.0.hub).finish()
+    }
+}
+
+fn read_file(option: &str, path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|error| {
+        let what = format!("option \"{option}\": {} cannot be read", path.display());
+        Error::new(ErrorKind::InvalidOption, what).caused_by(error)
+    })
+}
+
+/// Reads the files once: who renews a certificate connects anew.
+fn tls(files: &Tls) -> Result<TlsOptions> {
+    let mut options = TlsOptions::new();
+    options = match &files.authorities {
+        Some(path) => options.ca_certificate(Certificate::from_pem(read_file("ca_cert", path)?)),
+        None => options.with_native_roots(),
+    };
+    if let Some((certificate, key)) = &files.identity {
+        let certificate = read_file("cert_cert", certificate)?;
+        options = options.identity(Identity::from_pem(certificate, read_file("cert_key", key)?));
+    }
+    Ok(options)
+}
+
+impl Etcd {
+    pub(crate) async fn connect(request: Connect) -> Result<Self> {
+        let config = Config::read(&request.url)?;
+        let mut options = ConnectOptions::new();
+        if let Some(files) = &config.tls {
+            let files = files.clone();
+            options = options.with_tls(request.context.spawner.blocking(move || tls(&files)).await??);
+        }
+        let hub = Hub::new(&config, options, request.context);
+        let status = hub.call(true, |connected| async move { connected.raw().status().await }).await;
+        let best = config::characteristics(&request.url);
+        let characteristics = match status {
+            Ok(status) => version::lower(best, status.version())?,
+            // Some roles may not ask; what they may do is seen when a session is opened.
+            Err(error)
+                if error.kind() == ErrorKind::Denied && config.user.is_some() && is_about_status(&error) =>
+            {
+                version::lower(best, "")?
+            }
+            Err(error) => return Err(error),
+        };
+        let keys = Keys::new(&config.namespace);
+        Ok(Self(Arc::new(Client { hub, keys, ttl: config.ttl, characteristics })))
+    }
+}
+
+/// Whether the user is known and only this was denied.
+fn is_about_status(error: &Error) -> bool {
+    error.context().contains("permission denied")
+}
+
+/// The id of the data as its key holds it.
+fn parse_epoch(key: &[u8], value: &[u8]) -> Result<Epoch> {
+    let epoch = std::str::from_utf8(value).ok().and_then(Epoch::parse);
+    epoch.ok_or_else(|| {
+        corrupt(key, "holds no id of the data; delete it, and every session takes the data as new")
+    })
+}
+
+impl Client {
+    pub(crate) fn ttl(&self) -> Duration {
+        self.ttl
+    }
+
+    async fn open(self: &Arc<Self>, request: &OpenSession) -> Result<EtcdSession> {
+        let wanted = request.ttl.unwrap_or(self.ttl);
+        // Whole seconds, never less than asked for.
+        let seconds = wanted.as_secs() + u64::from(wanted.subsec_nanos() > 0);
+        let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
+        let opened_at = self.hub.context.clock.now();
+        let granted = self
+            .hub
+            .call(false, move |connected| async move { connected.leases().grant(seconds, None).await })
+            .await?;
+        let lease = granted.id();
+        let ttl = Duration::from_secs(u64::try_from(granted.ttl()).unwrap_or_default());
+        let id = SessionId((self.hub.context.entropy.id() >> 64 << 64) | u128::from(lease.cast_unsigned()));
+        let previous = request.previous.map(lease_of);
+        let opened = match self.write_session(request, id, lease, previous).await {
+            Ok(opened) => opened,
+            Err(error) => {
+                // Whoever cannot write must not leave leases behind at every try; if this fails, too, it ends by itself.
+                let _ = self.revoke(lease).await;
+                return Err(error);
+            }
+        };
+        if let Some(previous) = previous
+            && let Err(error) = self.revoke(previous).await
+        {
+            tracing::debug!(%error, "the earlier session could not be ended; it ends by its ttl");
+        }
+        Ok(EtcdSession::new(self, request.member.clone(), opened, ttl, opened_at))
+    }
+
+    /// Writes the session's key, makes the id of the data where it is missing, and takes the member id over from our
+    /// earlier session, so that nobody gets it while we reconnect.
+    async fn write_session(
+        &self,
+        request: &OpenSession,
+        id: SessionId,
+        lease: i64,
+        previous: Option<i64>,
+    ) -> Result<Opened> {
+        let with_lease = || Some(PutOptions::new().with_lease(lease));
+        let epoch_key = self.keys.epoch();
+        let fresh = Epoch(self.hub.context.entropy.id()).to_string();
+        let epoch = Txn::new()
+            .when([Compare::version(epoch_key.clone(), CompareOp::Equal, 0)])
+            .and_then([TxnOp::put(epoch_key.clone(), fresh.clone(), None)])
+            .or_else([TxnOp::get(epoch_key.clone(), None)]);
+        let mut operations = vec![
+            TxnOp::txn(epoch),
+            TxnOp::put(self.keys.session(id), record::write_session(&request.member), with_lease()),
+        ];
+        if let Some(previous) = previous {
+            let claim = self.keys.claim(&request.member);
+            operations.push(TxnOp::txn(
+                Txn::new()
+                    .when([Compare::lease(claim.clone(), CompareOp::Equal, previous)])
+                    .and_then([TxnOp::put(claim, id.to_string(), with_lease())]),
+            ));
+        }
+        let response = self.hub.txn(false, Txn::new().and_then(operations)).await?;
+        let found = answer::nested(&response, 0).filter(|nested| !nested.succeeded());
+        let epoch_value = match found {
+            Some(nested) => answer::found(&nested, 0).pop().map(|kv| kv.value().to_vec()).unwrap_or_default(),
+            None => fresh.into_bytes(),
+        };
+        let claimed =
+            previous.is_some() && answer::nested(&response, 2).is_some_and(|nested| nested.succeeded());
+        Ok(Opened {
+            id,
+            lease,
+            previous,
+            claimed,
+            epoch: parse_epoch(&epoch_key, &epoch_value)?,
+            epoch_value,
+            revision: answer::revision(&response),
+        })
+    }
+
+    /// Ends a lease and everything that hangs on it. Ending one that is gone is no error.
+    pub(crate) async fn revoke(&self, lease: i64) -> Result<()> {
+        let revoked =
+            self.hub.call(true, move |connected| async move { connected.leases().revoke(lease).await }).await;
+        match revoked {
+            Err(error) if error.kind() != ErrorKind::SessionLost => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The lease of a session: it stands in the id.
+pub(crate) fn lease_of(id: SessionId) -> i64 {
+    let low = u64::try_from(id.0 & u128::from(u64::MAX)).unwrap_or_default();
+    low.cast_signed()
+}
+
+#[async_trait]
+impl Driver for Etcd {
+    fn characteristics(&self) -> Characteristics {
+        self.0.characteristics
+    }
+
+    async fn open_session(&self, request: &OpenSession) -> Result<Arc<dyn Session>> {
+        Ok(Arc::new(self.0.open(request).await?))
+    }
+
+    fn groups(&self) -> &dyn Groups {
+        self
+    }
+
+    fn locks(&self) -> &dyn Locks {
+        self
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.0.hub.close();
+        Ok(())
+    }
+}

@@ -1,0 +1,184 @@
+//! From the URL to what this driver needs to know.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tooz_core::options::{OptionKind, OptionSpec};
+use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
+
+/// Ours, and the names that Python tooz gave them.
+pub(crate) const SCHEMES: &[&str] = &["etcd", "etcds", "etcd3", "etcd3+http", "etcd3+https"];
+
+/// Python tooz's namespace, which it does not let anybody choose.
+const DEFAULT_NAMESPACE: &str = "tooz";
+
+const DEFAULT_PORT: u16 = 2379;
+
+/// What only this driver understands, under Python tooz's names.
+pub(crate) const OPTIONS: &[OptionSpec] = &[
+    OptionSpec::new(
+        "ca_cert",
+        OptionKind::Text,
+        "file with the authorities that may sign the server's certificate, PEM (default: those of the system)",
+    ),
+    OptionSpec::new("cert_cert", OptionKind::Text, "file with our certificate, PEM (default: none)"),
+    OptionSpec::new(
+        "cert_key",
+        OptionKind::Text,
+        "file with the key of our certificate, PEM (default: none)",
+    ),
+];
+
+/// A parsed URL.
+#[derive(Clone)]
+pub(crate) struct Config {
+    /// `http://host:port`, at least one.
+    pub(crate) endpoints: Vec<String>,
+    pub(crate) user: Option<(String, String)>,
+    pub(crate) tls: Option<Tls>,
+    pub(crate) namespace: String,
+    pub(crate) ttl: Duration,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) operation_timeout: Duration,
+}
+
+/// Files, none of them read yet.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tls {
+    pub(crate) authorities: Option<PathBuf>,
+    pub(crate) identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// Without the password.
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("endpoints", &self.endpoints)
+            .field("user", &self.user.as_ref().map(|(name, _)| name))
+            .field("tls", &self.tls)
+            .field("namespace", &self.namespace)
+            .finish_non_exhaustive()
+    }
+}
+
+fn invalid(what: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidUrl, what)
+}
+
+impl Config {
+    pub(crate) fn read(url: &BackendUrl) -> Result<Self> {
+        let scheme = url.scheme();
+        if !SCHEMES.contains(&scheme) {
+            return Err(invalid(format!(
+                "{scheme}:// is not served by tooz-etcd; write etcd://host:2379 or etcds://host:2379"
+            )));
+        }
+        if !matches!(url.path(), b"" | b"/") {
+            return Err(invalid(format!(
+                "{scheme}:// takes hosts and no path; a namespace is the option namespace"
+            )));
+        }
+        let secure = matches!(scheme, "etcds" | "etcd3+https");
+        let protocol = if secure { "https" } else { "http" };
+        let mut endpoints: Vec<String> = url
+            .hosts()
+            .iter()
+            .map(|host| {
+                let port = host.port.unwrap_or(DEFAULT_PORT);
+                let (open, close) = if host.name.contains(':') { ("[", "]") } else { ("", "") };
+                format!("{protocol}://{open}{}{close}:{port}", host.name)
+            })
+            .collect();
+        if endpoints.is_empty() {
+            endpoints.push(format!("{protocol}://localhost:{DEFAULT_PORT}"));
+        }
+        let user = match (url.user(), url.password()) {
+            (None, None) => None,
+            (Some(user), Some(password)) => Some((user.to_owned(), password.to_owned())),
+            _ => {
+                return Err(invalid(format!(
+                    "a user needs a password and the other way round; write {scheme}://user:password@host"
+                )));
+            }
+        };
+        let file = |name| url.option(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+        let tls = Tls {
+            authorities: file("ca_cert"),
+            identity: match (file("cert_cert"), file("cert_key")) {
+                (None, None) => None,
+                (Some(certificate), Some(key)) => Some((certificate, key)),
+                _ => {
+                    return Err(Error::new(
+                        ErrorKind::InvalidOption,
+                        "options \"cert_cert\" and \"cert_key\": one needs the other",
+                    ));
+                }
+            },
+        };
+        if !secure && (tls.authorities.is_some() || tls.identity.is_some()) {
+            // Silently in the clear is what nobody who names a certificate wants.
+            return Err(Error::new(
+                ErrorKind::InvalidOption,
+                format!(
+                    "certificates have no meaning without encryption; write etcds:// instead of {scheme}://"
+                ),
+            ));
+        }
+        let duration =
+            |name, default| url.duration(name).map(|given| given.unwrap_or(Duration::from_secs(default)));
+        Ok(Self {
+            endpoints,
+            user,
+            tls: secure.then_some(tls),
+            namespace: url.option("namespace").unwrap_or(DEFAULT_NAMESPACE).to_owned(),
+            ttl: duration("ttl", 15)?,
+            connect_timeout: duration("connect_timeout", 10)?,
+            operation_timeout: duration("operation_timeout", 10)?,
+        })
+    }
+}
+
+/// What etcd keeps at best; the README gives the reason for each, `version` what older ones do not.
+pub(crate) fn characteristics(_: &BackendUrl) -> Characteristics {
+    Characteristics::all() - Characteristics::NON_TIMEOUT_BASED
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(url: &str) -> Result<Config> {
+        Config::read(&BackendUrl::parse(url)?)
+    }
+
+    #[test]
+    fn hosts_become_endpoints() {
+        for (url, endpoints) in [
+            ("etcd://", &["http://localhost:2379"][..]),
+            ("etcd3://a", &["http://a:2379"]),
+            ("etcds://a:1,[::1]:2/", &["https://a:1", "https://[::1]:2"]),
+            ("etcd3+https://a", &["https://a:2379"]),
+            ("etcd3+http://a", &["http://a:2379"]),
+        ] {
+            assert_eq!(read(url).unwrap().endpoints, endpoints, "{url}");
+        }
+        let config = read("etcd://u:p%40@a?namespace=n&ttl=3s").unwrap();
+        assert_eq!(config.user, Some(("u".into(), "p@".into())));
+        assert_eq!((config.namespace.as_str(), config.ttl), ("n", Duration::from_secs(3)));
+        assert!(!format!("{config:?}").contains("p@"));
+    }
+
+    #[test]
+    fn what_it_cannot_mean_is_refused() {
+        for (url, kind) in [
+            ("sqlite:///a", ErrorKind::InvalidUrl),
+            ("etcd://a/path", ErrorKind::InvalidUrl),
+            ("etcd://u@a", ErrorKind::InvalidUrl),
+            ("etcds://a?cert_cert=x", ErrorKind::InvalidOption),
+            ("etcd://a?ca_cert=x", ErrorKind::InvalidOption),
+        ] {
+            assert_eq!(read(url).unwrap_err().kind(), kind, "{url}");
+        }
+    }
+}

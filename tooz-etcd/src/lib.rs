@@ -1,0 +1,63 @@
+#![doc = include_str!("../README.md")]
+#![doc(html_root_url = "https://docs.rs/tooz-etcd")]
+
+mod client;
+mod config;
+mod connection;
+mod error;
+mod groups;
+mod keys;
+mod locks;
+mod members;
+mod operator;
+mod record;
+mod session;
+mod state;
+mod tail;
+mod turn;
+mod version;
+mod vigil;
+mod watch;
+
+use std::sync::Arc;
+
+use tooz_core::driver::{Connect, Driver};
+use tooz_core::{Connecting, Registration};
+
+/// This driver. It registers itself when the crate is linked; pass it by hand where constructors do not run.
+pub const REGISTRATION: Registration =
+    Registration::new(env!("CARGO_PKG_NAME"), config::SCHEMES, config::characteristics, connect)
+        .options(config::OPTIONS);
+
+tooz_core::inventory::submit! { REGISTRATION }
+
+/// Connects at the driver's level, for programs that work with [`tooz_core::driver`] and for tests of drivers;
+/// everybody else connects a coordinator.
+///
+/// # Errors
+/// `InvalidUrl`, `InvalidOption`: the URL is none of this driver, or a file that it names cannot be read.
+/// `Unavailable`, `Denied`, `Incompatible`: what the server says. Whether every option is known is checked by the core.
+pub fn connect(request: Connect) -> Connecting {
+    Box::pin(async move { Ok(Arc::new(client::Etcd::connect(request).await?) as Arc<dyn Driver>) })
+}
+
+/// What a server of this version keeps of the best that a URL promises, for tests that start servers.
+#[doc(hidden)]
+pub fn kept(
+    best: tooz_core::Characteristics,
+    version: &str,
+) -> tooz_core::Result<tooz_core::Characteristics> {
+    version::lower(best, version)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn linking_the_crate_registers_it() {
+        let drivers = tooz_core::drivers();
+        let ours = drivers.iter().find(|driver| driver.crate_name() == "tooz-etcd").unwrap();
+        assert_eq!(ours.schemes(), ["etcd", "etcds", "etcd3", "etcd3+http", "etcd3+https"]);
+        let options: Vec<_> = ours.own_options().iter().map(tooz_core::options::OptionSpec::name).collect();
+        assert_eq!(options, ["ca_cert", "cert_cert", "cert_key"]);
+    }
+}

@@ -1,0 +1,393 @@
+//! Locks of one session: asking, giving back, withdrawing.
+//!
+//! The recipe. A holder is a key on its session's lease, created by the transaction that grants; its create revision is
+//! the fencing token. A waiter is such a key, too, and its create revision is its place. One transaction asks: if
+//! nobody holds the lock, waits for it or left it uncleanly, it grants, else it queues. Beside the holder stands the
+//! **gate**, which is Python's key for this lock: no holder without it, and none beside somebody else's. A key hangs on
+//! one lease only, so the gate that several holders share has a lease of its own, which all of them keep alive: it
+//! goes when the last of them is gone, and not with the one who came first.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
+use tooz_core::clock::Instant;
+use tooz_core::driver::{
+    Acquire, Acquired, AttemptId, Grant, LockKey, LockMode, Place, Previous, Released, SessionLocks, Turn,
+};
+use tooz_core::{Error, ErrorKind, FencingToken, Result};
+
+use crate::connection::answer;
+use crate::error::corrupt;
+use crate::keys::LockKeys;
+use crate::record::{Gate, Holder, Waiter, write_mark};
+use crate::session::{EtcdSession, Life};
+use crate::state::{State, Verdict, alone, look, named};
+use crate::turn;
+
+/// How often an attempt that does not wait looks again because somebody came between its look and its step.
+const TRIES: usize = 64;
+
+/// A wish, with its keys.
+#[derive(Clone, Debug)]
+pub(crate) struct Wish {
+    pub(crate) attempt: AttemptId,
+    pub(crate) key: LockKey,
+    pub(crate) mode: LockMode,
+    pub(crate) keys: LockKeys,
+}
+
+/// What came of a step.
+#[derive(Debug)]
+pub(crate) enum Step {
+    Granted(Grant),
+    /// It was not as believed; this is how it is.
+    Otherwise(State),
+}
+
+impl Wish {
+    pub(crate) fn new(life: &Life, attempt: AttemptId, key: &LockKey, mode: LockMode) -> Self {
+        Self { attempt, key: key.clone(), mode, keys: life.client.keys.lock(key) }
+    }
+
+    /// Whether it shares the gate with other holders.
+    fn shares_gate(&self) -> bool {
+        self.keys.gate.is_some() && self.mode != LockMode::Exclusive
+    }
+
+    fn waiter_key(&self) -> Vec<u8> {
+        self.keys.waiter(self.attempt, self.mode == LockMode::Shared)
+    }
+}
+
+fn unknown_mode(mode: LockMode) -> Error {
+    Error::new(ErrorKind::Unsupported, format!("this version does not know locks held as {mode:?}"))
+}
+
+/// A gate that a grant shares with others.
+#[derive(Clone, Copy, Debug)]
+struct SharedGate {
+    lease: i64,
+    /// Whether it is still to be put.
+    new: bool,
+    /// Just before the request was sent that proved its lease.
+    proved_at: Instant,
+}
+
+impl Life {
+    /// What is written for a grant.
+    fn grant_operations(
+        &self,
+        wish: &Wish,
+        previous: Previous,
+        gate: Option<SharedGate>,
+    ) -> Result<Vec<TxnOp>> {
+        let holder = Holder {
+            attempt: wish.attempt,
+            session: self.opened.id,
+            member: self.member.clone(),
+            mode: wish.mode,
+            shared_gate: gate.map(|gate| gate.lease),
+            since: Some(self.client.hub.context.clock.wall()),
+            previous,
+            token: 0,
+            revision: 0,
+        };
+        let value = holder.write().ok_or_else(|| unknown_mode(wish.mode))?;
+        let mut operations = vec![
+            TxnOp::put(wish.keys.holder(wish.attempt), value, self.with_lease()),
+            TxnOp::put(wish.keys.mark(wish.attempt), write_mark(false), None),
+        ];
+        match (&wish.keys.gate, gate) {
+            (Some(key), None) => {
+                operations.push(TxnOp::put(key.clone(), Gate::holder(wish.attempt), self.with_lease()));
+            }
+            (Some(key), Some(gate)) if gate.new => {
+                let lease = Some(PutOptions::new().with_lease(gate.lease));
+                operations.push(TxnOp::put(key.clone(), Gate::shared(), lease));
+            }
+            _ => {}
+        }
+        Ok(operations)
+    }
+
+    fn grant(&self, wish: &Wish, token: i64, previous: Previous, gate: Option<SharedGate>) -> Result<Grant> {
+        let token = u64::try_from(token).ok().and_then(FencingToken::new);
+        let token = token.ok_or_else(|| corrupt(&wish.keys.holder(wish.attempt), "has no revision"))?;
+        let mut grant = Grant::new(wish.attempt, wish.key.clone(), wish.mode, token, previous);
+        grant.proved_at = gate.map(|gate| gate.proved_at);
+        self.granted(&grant, gate.map(|gate| gate.lease));
+        Ok(grant)
+    }
+
+    /// The gate for a wish that shares one: the one that stands, proven to live on, or a new one. `None`: it is about to
+    /// go, look again.
+    async fn shared_gate(&self, wish: &Wish, state: &State) -> Result<Option<Option<SharedGate>>> {
+        if !wish.shares_gate() {
+            return Ok(Some(None));
+        }
+        let proved_at = self.client.hub.context.clock.now();
+        if let Some(lease) = state.shared_gate() {
+            let kept = self.keep(lease).await?;
+            return Ok(kept.then_some(Some(SharedGate { lease, new: false, proved_at })));
+        }
+        let seconds = i64::try_from(self.ttl.as_secs()).unwrap_or(i64::MAX);
+        let granted = self
+            .client
+            .hub
+            .call(true, move |connected| async move { connected.leases().grant(seconds, None).await })
+            .await?;
+        Ok(Some(Some(SharedGate { lease: granted.id(), new: true, proved_at })))
+    }
+
+    /// Takes what `state` says is free, if it still is.
+    pub(crate) async fn claim(&self, wish: &Wish, state: &State) -> Result<Step> {
+        let Some(gate) = self.shared_gate(wish, state).await? else {
+            return self.look(wish).await.map(Step::Otherwise);
+        };
+        let place = state.waiter(wish.attempt).map(|waiter| waiter.place);
+        let (unclean, previous) = state.unclean();
+        let mut operations = self.grant_operations(wish, previous, gate)?;
+        operations.extend(unclean.iter().map(|attempt| TxnOp::delete(wish.keys.mark(*attempt), None)));
+        let mut compares = state.compares(&wish.keys, wish.mode, place);
+        compares.push(self.fenced());
+        if let Some(place) = place {
+            // It makes the step one that can be done once only: a second one, late, finds no place to come from.
+            compares.push(Compare::create_revision(wish.waiter_key(), CompareOp::Equal, place));
+            operations.push(TxnOp::delete(wish.waiter_key(), None));
+        }
+        let otherwise: Vec<TxnOp> = std::iter::once(self.look_at_fence()).chain(look(&wish.keys)).collect();
+        let txn = Txn::new().when(compares).and_then(operations).or_else(otherwise);
+        let claimed = self.client.hub.txn(false, txn).await;
+        let granted = claimed.as_ref().is_ok_and(etcd_client::TxnResponse::succeeded);
+        if let Some(SharedGate { lease, new: true, .. }) = gate.filter(|_| !granted)
+            && claimed.is_ok()
+            && let Err(error) = self.client.revoke(lease).await
+        {
+            tracing::debug!(%error, "an unused lease ends by itself");
+        }
+        let response = claimed?;
+        if response.succeeded() {
+            return self.grant(wish, answer::revision(&response), previous, gate).map(Step::Granted);
+        }
+        self.read_fence(&response, 0)?;
+        State::read(&wish.keys, &response, 1).map(Step::Otherwise)
+    }
+
+    /// The lock as it is now, if the session lives.
+    pub(crate) async fn look(&self, wish: &Wish) -> Result<State> {
+        let operations: Vec<TxnOp> = std::iter::once(self.look_at_fence()).chain(look(&wish.keys)).collect();
+        let response = self.client.hub.txn(true, Txn::new().and_then(operations)).await?;
+        self.read_fence(&response, 0)?;
+        State::read(&wish.keys, &response, 1)
+    }
+
+    /// Asks in one transaction: grants a lock that is as nobody ever used it, else queues if that is wanted.
+    async fn ask(&self, wish: &Wish, wait: bool) -> Result<Step> {
+        loop {
+            let queue = Txn::new()
+                .when([
+                    Compare::create_revision(wish.keys.holder(wish.attempt), CompareOp::Equal, 0),
+                    Compare::create_revision(wish.waiter_key(), CompareOp::Equal, 0),
+                ])
+                .and_then([TxnOp::put(
+                    wish.waiter_key(),
+                    Waiter::value(wish.mode, self.opened.id, &self.member)
+                        .ok_or_else(|| unknown_mode(wish.mode))?,
+                    self.with_lease(),
+                )]);
+            let queue = if wait { queue } else { Txn::new() };
+            let otherwise: Vec<TxnOp> = std::iter::once(TxnOp::txn(queue)).chain(look(&wish.keys)).collect();
+            let step = if wish.shares_gate() {
+                // A lease is needed for the gate, which is not worth granting before it is known that it is free.
+                otherwise
+            } else {
+                let mut free = vec![
+                    Compare::create_revision(wish.keys.prefix.clone(), CompareOp::Equal, 0).with_prefix(),
+                ];
+                let gate = wish.keys.gate.clone();
+                free.extend(gate.map(|gate| Compare::create_revision(gate, CompareOp::Equal, 0)));
+                let granting = self.grant_operations(wish, Previous::Clean, None)?;
+                vec![TxnOp::txn(Txn::new().when(free).and_then(granting).or_else(otherwise))]
+            };
+            let txn = Txn::new().when([self.fenced()]).and_then(step).or_else([self.look_at_fence()]);
+            let response = self.client.hub.txn(false, txn).await?;
+            if !response.succeeded() {
+                // A withdrawal of ours came between; it was not done, so it is sent again.
+                self.read_fence(&response, 0)?;
+                continue;
+            }
+            if wish.shares_gate() {
+                return State::read(&wish.keys, &response, 1).map(Step::Otherwise);
+            }
+            let Some(inner) = answer::nested(&response, 0) else {
+                return Err(Error::new(ErrorKind::Backend, "the server left a part of a transaction out"));
+            };
+            if inner.succeeded() {
+                return self
+                    .grant(wish, answer::revision(&response), Previous::Clean, None)
+                    .map(Step::Granted);
+            }
+            let mut state = State::read(&wish.keys, &inner, 1)?;
+            state.revision = answer::revision(&response);
+            return Ok(Step::Otherwise(state));
+        }
+    }
+
+    /// What stands for an attempt that was granted before.
+    pub(crate) async fn standing_grant(&self, wish: &Wish, holder: &Holder) -> Result<Option<Grant>> {
+        let mut gate = None;
+        if let Some(lease) = holder.shared_gate {
+            let proved_at = self.client.hub.context.clock.now();
+            if !self.keep(lease).await? {
+                return Ok(None);
+            }
+            gate = Some(SharedGate { lease, new: false, proved_at });
+        }
+        self.grant(wish, holder.token, holder.previous, gate).map(Some)
+    }
+
+    async fn request(&self, request: &Acquire) -> Result<Acquired> {
+        let wish = Wish::new(self, request.attempt, &request.key, request.mode);
+        if self.is_ended(wish.attempt) {
+            let what =
+                format!("attempt {} was withdrawn, released or lost; ask with a new attempt", wish.attempt);
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+        if wish.mode == (LockMode::Permit { limit: 0 }) {
+            let what = format!("{}: a limit of 0 permits lets nobody in", wish.key);
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+        let mut step = self.ask(&wish, request.wait).await?;
+        for _ in 0..TRIES {
+            let state = match step {
+                Step::Granted(grant) => return Ok(Acquired::Granted(grant)),
+                Step::Otherwise(state) => state,
+            };
+            if let Some(holder) = state.holder(wish.attempt) {
+                if let Some(grant) = self.standing_grant(&wish, holder).await? {
+                    return Ok(Acquired::Granted(grant));
+                }
+                let what = "the gate that it shares with other holders is about to go";
+                return Err(Error::new(ErrorKind::Unavailable, what).indeterminate());
+            }
+            let waiter = state.waiter(wish.attempt);
+            if let Err(error) = state.check(wish.mode, wish.attempt) {
+                if waiter.is_some() {
+                    self.clear(&wish.key, wish.attempt).await?;
+                }
+                return Err(named(&wish.key, &error));
+            }
+            match state.verdict(wish.mode, waiter.map(|waiter| waiter.place))? {
+                Verdict::Free => step = self.claim(&wish, &state).await?,
+                _ if waiter.is_some() => break,
+                _ => return Ok(Acquired::Held),
+            }
+        }
+        if request.wait {
+            return Ok(Acquired::Queued(Place::new(wish.attempt, wish.key)));
+        }
+        // So many came between that somebody always holds it.
+        Ok(Acquired::Held)
+    }
+
+    /// The operations that take away all that stands for an attempt.
+    fn clearing(&self, keys: &LockKeys, attempt: AttemptId) -> Vec<TxnOp> {
+        let mut operations = vec![
+            TxnOp::delete(keys.holder(attempt), None),
+            TxnOp::delete(keys.mark(attempt), None),
+            TxnOp::delete(keys.waiter(attempt, false), None),
+            TxnOp::delete(keys.waiter(attempt, true), None),
+        ];
+        operations.extend(self.gate_going(keys, attempt));
+        operations
+    }
+
+    /// Takes the gate away if it is this attempt's, or if this attempt is the last of those who share it.
+    fn gate_going(&self, keys: &LockKeys, attempt: AttemptId) -> Option<TxnOp> {
+        let gate = keys.gate.clone()?;
+        let delete = [TxnOp::delete(gate.clone(), None)];
+        let compares = match self.gate_of(attempt) {
+            Some(lease) => {
+                let mut compares = alone(keys, attempt);
+                compares.push(Compare::lease(gate.clone(), CompareOp::Equal, lease));
+                compares.push(Compare::value(gate, CompareOp::Equal, Gate::shared()));
+                compares
+            }
+            None => vec![Compare::value(gate, CompareOp::Equal, Gate::holder(attempt))],
+        };
+        Some(TxnOp::txn(Txn::new().when(compares).and_then(delete)))
+    }
+
+    /// Takes away what stands for an attempt, without moving the fence.
+    pub(crate) async fn clear(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
+        let operations = self.clearing(&self.client.keys.lock(key), attempt);
+        self.client.hub.txn(true, Txn::new().and_then(operations)).await?;
+        self.end(attempt);
+        Ok(())
+    }
+
+    async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
+        let keys = self.client.keys.lock(key);
+        let operations: Vec<TxnOp> =
+            std::iter::once(self.move_fence()).chain(self.clearing(&keys, attempt)).collect();
+        // Only while the session lives: its key is never made again.
+        let txn = Txn::new().when([self.lives()]).and_then(operations);
+        match self.client.hub.txn(true, txn).await {
+            Ok(response) => {
+                if response.succeeded() {
+                    self.fence_is(answer::revision(&response));
+                }
+                self.end(attempt);
+                Ok(())
+            }
+            // The session is over, and all its requests fail with its key.
+            Err(error) if error.kind() == ErrorKind::SessionLost => {
+                self.end(attempt);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn release(&self, grant: &Grant) -> Result<Released> {
+        let keys = self.client.keys.lock(&grant.key);
+        let token = i64::try_from(grant.token.get()).unwrap_or(i64::MAX);
+        let holder = keys.holder(grant.attempt);
+        let mut operations =
+            vec![TxnOp::delete(holder.clone(), None), TxnOp::delete(keys.mark(grant.attempt), None)];
+        operations.extend(self.gate_going(&keys, grant.attempt));
+        let ours = [
+            Compare::create_revision(holder.clone(), CompareOp::Equal, token),
+            // Whose grant it is says the server, not the caller.
+            Compare::lease(holder, CompareOp::Equal, self.opened.lease),
+        ];
+        let response = self.client.hub.txn(false, Txn::new().when(ours).and_then(operations)).await?;
+        self.end(grant.attempt);
+        Ok(if response.succeeded() { Released::Released } else { Released::WasNotHolder })
+    }
+}
+
+#[async_trait]
+impl SessionLocks for EtcdSession {
+    async fn request(&self, request: &Acquire) -> Result<Acquired> {
+        self.life.request(request).await.map_err(|error| error.during("acquire"))
+    }
+
+    async fn turn(&self, place: &Place) -> Result<Turn> {
+        // A task, so that waiting does not depend on who polls; dropped, it ends and leaves the place as it was.
+        let (life, place) = (Arc::clone(&self.life), place.clone());
+        let spawner = self.life.client.hub.context.spawner.clone();
+        let waiting = spawner.spawn(async move { turn::wait(&life, &place).await });
+        let turn = waiting.await.unwrap_or_else(|| Err(crate::error::closed()));
+        turn.map_err(|error| error.during("acquire"))
+    }
+
+    async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
+        self.life.withdraw(key, attempt).await.map_err(|error| error.during("withdraw"))
+    }
+
+    async fn release(&self, grant: &Grant) -> Result<Released> {
+        self.life.release(grant).await.map_err(|error| error.during("release"))
+    }
+}

@@ -1,0 +1,164 @@
+//! Memberships of one session.
+
+use std::sync::atomic::Ordering;
+
+use async_trait::async_trait;
+use etcd_client::{Compare, CompareOp, KeyValue, Txn, TxnOp, TxnResponse};
+use tooz_core::driver::{Join, SessionGroups};
+use tooz_core::{Capabilities, Error, ErrorKind, GroupId, Result};
+
+use crate::connection::answer;
+use crate::groups::{no_group, no_member};
+use crate::session::{EtcdSession, Life};
+
+/// How a key has to be for a join.
+enum Expected {
+    Missing,
+    Ours,
+    /// At this revision: it was looked at, and may be replaced.
+    At(i64),
+}
+
+impl Expected {
+    fn compare(&self, life: &Life, key: &[u8]) -> Compare {
+        match self {
+            Self::Missing => Compare::create_revision(key, CompareOp::Equal, 0),
+            Self::Ours => Compare::lease(key, CompareOp::Equal, life.opened.lease),
+            Self::At(revision) => Compare::mod_revision(key, CompareOp::Equal, *revision),
+        }
+    }
+
+    /// What was found there may be replaced if it is of our own earlier session, whose life is over.
+    fn of(life: &Life, found: Option<&KeyValue>) -> Option<Self> {
+        match found {
+            None => Some(Self::Missing),
+            Some(kv) if kv.lease() == life.opened.lease => Some(Self::Ours),
+            Some(kv) if life.opened.previous == Some(kv.lease()) => Some(Self::At(kv.mod_revision())),
+            Some(_) => None,
+        }
+    }
+}
+
+impl Life {
+    /// Sends a write to a group. One that may still be on its way is kept from arriving after this.
+    async fn write(
+        &self,
+        compares: Vec<Compare>,
+        mut writes: Vec<TxnOp>,
+        looks: Vec<TxnOp>,
+    ) -> Result<TxnResponse> {
+        let ghosts = self.ghosts.load(Ordering::Acquire);
+        if ghosts {
+            writes.push(self.move_fence());
+        }
+        let looks: Vec<TxnOp> = std::iter::once(self.look_at_fence()).chain(looks).collect();
+        let txn = Txn::new().when(compares).and_then(writes).or_else(looks);
+        let response = self.client.hub.txn(false, txn).await.inspect_err(|error| {
+            if error.is_indeterminate() {
+                self.ghosts.store(true, Ordering::Release);
+            }
+        })?;
+        if response.succeeded() && ghosts {
+            self.fence_is(answer::revision(&response));
+            self.ghosts.store(false, Ordering::Release);
+        }
+        Ok(response)
+    }
+
+    async fn join(&self, request: &Join) -> Result<()> {
+        let keys = self.client.keys.group(&request.group);
+        let (group, own, claim) =
+            (keys.group().to_vec(), keys.member(&self.member), self.client.keys.claim(&self.member));
+        let claimed = self.claimed.load(Ordering::Acquire);
+        let mut expected = (if claimed { Expected::Ours } else { Expected::Missing }, Expected::Missing);
+        loop {
+            let mut compares =
+                vec![self.fenced(), expected.0.compare(self, &claim), expected.1.compare(self, &own)];
+            let mut writes = vec![
+                TxnOp::put(own.clone(), request.capabilities.as_msgpack(), self.with_lease()),
+                TxnOp::put(claim.clone(), self.opened.id.to_string(), self.with_lease()),
+            ];
+            if request.create {
+                let missing = Compare::version(group.clone(), CompareOp::Equal, 0);
+                let create = [TxnOp::put(group.clone(), group.clone(), None)];
+                writes.push(TxnOp::txn(Txn::new().when([missing]).and_then(create)));
+            } else {
+                compares.push(Compare::version(group.clone(), CompareOp::Greater, 0));
+            }
+            let looks = [&group, &claim, &own].map(|key| TxnOp::get(key.clone(), None)).to_vec();
+            let response = self.write(compares, writes, looks).await?;
+            if response.succeeded() {
+                self.claimed.store(true, Ordering::Release);
+                return Ok(());
+            }
+            self.read_fence(&response, 0)?;
+            if !request.create && answer::found(&response, 1).is_empty() {
+                return Err(no_group(&request.group));
+            }
+            let member = &self.member;
+            let Some(of_claim) = Expected::of(self, answer::found(&response, 2).first()) else {
+                return Err(Error::new(
+                    ErrorKind::MemberExists,
+                    format!("member id \"{member}\" belongs to another live coordinator; use another id"),
+                ));
+            };
+            expected = match Expected::of(self, answer::found(&response, 3).first()) {
+                Some(Expected::Ours) => {
+                    let what = format!("member \"{member}\" joined group \"{}\" before", request.group);
+                    return Err(Error::new(ErrorKind::MemberExists, what));
+                }
+                Some(of_member) => (of_claim, of_member),
+                None => {
+                    let what = format!(
+                        "member \"{member}\" of group \"{}\" is somebody else, perhaps a Python process; use another id",
+                        request.group
+                    );
+                    return Err(Error::new(ErrorKind::MemberExists, what));
+                }
+            };
+        }
+    }
+
+    /// Writes to our own record in a group.
+    async fn write_own(&self, group: &GroupId, write: impl Fn(Vec<u8>) -> TxnOp) -> Result<()> {
+        let keys = self.client.keys.group(group);
+        let own = keys.member(&self.member);
+        loop {
+            let compares = vec![
+                self.fenced(),
+                Compare::version(keys.group(), CompareOp::Greater, 0),
+                Compare::lease(own.clone(), CompareOp::Equal, self.opened.lease),
+            ];
+            let looks = vec![TxnOp::get(keys.group(), None), TxnOp::get(own.clone(), None)];
+            let response = self.write(compares, vec![write(own.clone())], looks).await?;
+            if response.succeeded() {
+                return Ok(());
+            }
+            self.read_fence(&response, 0)?;
+            if answer::found(&response, 1).is_empty() {
+                return Err(no_group(group));
+            }
+            if answer::found(&response, 2).first().is_none_or(|kv| kv.lease() != self.opened.lease) {
+                return Err(no_member(group, &self.member));
+            }
+            // A withdrawal of ours came between.
+        }
+    }
+}
+
+#[async_trait]
+impl SessionGroups for EtcdSession {
+    async fn join(&self, request: &Join) -> Result<()> {
+        self.life.join(request).await.map_err(|error| error.during("join"))
+    }
+
+    async fn leave(&self, group: &GroupId) -> Result<()> {
+        let left = self.life.write_own(group, |own| TxnOp::delete(own, None)).await;
+        left.map_err(|error| error.during("leave"))
+    }
+
+    async fn update(&self, group: &GroupId, capabilities: &Capabilities) -> Result<()> {
+        let put = |own| TxnOp::put(own, capabilities.as_msgpack(), self.life.with_lease());
+        self.life.write_own(group, put).await.map_err(|error| error.during("update"))
+    }
+}

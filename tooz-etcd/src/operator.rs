@@ -1,0 +1,150 @@
+//! Locks as an operator sees them: who holds one, breaking it, following it.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
+use tooz_core::driver::{BreakRequest, HolderRecord, HolderStream, Holders, LockKey, LockMode, Locks};
+use tooz_core::{Error, ErrorKind, FencingToken, Result};
+
+use crate::client::{Client, Etcd};
+use crate::connection::answer;
+use crate::keys::LockKeys;
+use crate::record::{Gate, GateKind, Holder, write_broken, write_mark};
+use crate::state::{State, look};
+use crate::watch;
+
+/// How long the record of who broke a grant is kept, at least: longer than anybody takes to ask.
+const KEPT_SECONDS: i64 = 3_600;
+
+/// How many holders are broken in one step; etcd refuses transactions of more than 128 operations.
+const AT_ONCE: usize = 24;
+
+fn record(holder: &Holder) -> HolderRecord {
+    let token = u64::try_from(holder.token).ok().and_then(FencingToken::new);
+    HolderRecord::new(Some(holder.member.clone()), token, holder.mode, holder.since)
+}
+
+/// Who holds the lock in this state.
+pub(crate) fn holders(state: &State) -> Holders {
+    let mut records: Vec<HolderRecord> = state.holders.iter().map(record).collect();
+    if records.is_empty() && state.gate.is_some_and(|gate| gate.kind == GateKind::Foreign) {
+        // Python: its key says no name.
+        records.push(HolderRecord::new(None, None, LockMode::Exclusive, None));
+    }
+    Holders::new(records, Some(u64::try_from(state.queue.len()).unwrap_or(u64::MAX)))
+}
+
+impl Client {
+    async fn look(&self, keys: &LockKeys) -> Result<State> {
+        let response = self.hub.txn(true, Txn::new().and_then(look(keys))).await?;
+        State::read(keys, &response, 0)
+    }
+
+    /// The lock, and the id of the data.
+    pub(crate) async fn look_with_epoch(&self, keys: &LockKeys) -> Result<(State, Vec<u8>)> {
+        let operations: Vec<TxnOp> =
+            std::iter::once(TxnOp::get(self.keys.epoch(), None)).chain(look(keys)).collect();
+        let response = self.hub.txn(true, Txn::new().and_then(operations)).await?;
+        let epoch = answer::found(&response, 0).pop().map(|kv| kv.value().to_vec()).unwrap_or_default();
+        Ok((State::read(keys, &response, 1)?, epoch))
+    }
+
+    async fn break_lock(&self, request: &BreakRequest) -> Result<Vec<HolderRecord>> {
+        let keys = self.keys.lock(&request.key);
+        let mut broken = Vec::new();
+        let mut lease = None;
+        loop {
+            let state = self.look(&keys).await?;
+            let wanted =
+                |holder: &&Holder| request.token.is_none_or(|token| record(holder).token == Some(token));
+            let victims: Vec<&Holder> = state.holders.iter().filter(wanted).take(AT_ONCE).collect();
+            if victims.is_empty() {
+                let foreign = state.holders.is_empty()
+                    && request.token.is_none()
+                    && state.gate.is_some_and(|gate| gate.kind == GateKind::Foreign);
+                return if foreign { Err(unresponsive(&keys, &request.key)) } else { Ok(broken) };
+            }
+            let lease = match lease {
+                Some(lease) => lease,
+                None => *lease.insert(self.keeping_lease().await?),
+            };
+            let mut compares = Vec::new();
+            let mut operations = Vec::new();
+            for victim in &victims {
+                let own = keys.holder(victim.attempt);
+                compares.push(Compare::mod_revision(own.clone(), CompareOp::Equal, victim.revision));
+                operations.push(TxnOp::delete(own, None));
+                operations.push(TxnOp::put(keys.mark(victim.attempt), write_mark(true), None));
+                operations.push(TxnOp::put(
+                    self.keys.broken(victim.session, victim.attempt),
+                    write_broken(&request.by, &request.why),
+                    Some(PutOptions::new().with_lease(lease)),
+                ));
+            }
+            operations.extend(gate_going(&keys, &state, &victims));
+            let response = self.hub.txn(false, Txn::new().when(compares).and_then(operations)).await?;
+            if response.succeeded() {
+                for victim in &victims {
+                    tracing::info!(key = %request.key, token = victim.token, by = %request.by, why = %request.why, "lock broken");
+                }
+                broken.extend(victims.into_iter().map(record));
+            }
+        }
+    }
+
+    /// A lease for the record of who broke a grant; nobody renews it.
+    async fn keeping_lease(&self) -> Result<i64> {
+        let seconds =
+            KEPT_SECONDS.max(i64::try_from(self.ttl().as_secs()).unwrap_or(i64::MAX).saturating_mul(10));
+        let grant = self
+            .hub
+            .call(true, move |connected| async move { connected.leases().grant(seconds, None).await });
+        Ok(grant.await?.id())
+    }
+}
+
+/// The gate goes with its holder, or with the last of those who share it.
+fn gate_going(keys: &LockKeys, state: &State, victims: &[&Holder]) -> Option<TxnOp> {
+    let gate = keys.gate.clone()?;
+    let all = victims.len() == state.holders.len();
+    let value = match state.gate?.kind {
+        GateKind::Holder(attempt) if victims.iter().any(|victim| victim.attempt == attempt) => {
+            Gate::holder(attempt)
+        }
+        GateKind::Shared if all => Gate::shared(),
+        _ => return None,
+    };
+    // Whoever joined those who share it meanwhile did so beside a holder that is gone now; it finds out at its next beat
+    // that its gate is gone, so the gate stays unless it is as it was seen.
+    let mut compares = vec![Compare::value(gate.clone(), CompareOp::Equal, value)];
+    compares.push(Compare::mod_revision(keys.holders(), CompareOp::Less, state.revision + 1).with_prefix());
+    Some(TxnOp::txn(Txn::new().when(compares).and_then([TxnOp::delete(gate, None)])))
+}
+
+fn unresponsive(keys: &LockKeys, key: &LockKey) -> Error {
+    let gate = keys.gate.as_deref().unwrap_or_default().escape_ascii();
+    Error::new(
+        ErrorKind::HolderUnresponsive,
+        format!(
+            "{key} is held by a process of Python tooz, which cannot be told; end that process, or delete the key \
+             \"{gate}\" with etcdctl if nobody works under the lock any more"
+        ),
+    )
+}
+
+#[async_trait]
+impl Locks for Etcd {
+    async fn holders(&self, key: &LockKey) -> Result<Holders> {
+        Ok(holders(&self.0.look(&self.0.keys.lock(key)).await?))
+    }
+
+    async fn break_lock(&self, request: &BreakRequest) -> Result<Vec<HolderRecord>> {
+        self.0.break_lock(request).await
+    }
+
+    async fn watch(&self, key: &LockKey) -> Result<HolderStream> {
+        let keys = self.0.keys.lock(key);
+        watch::holders(&Arc::clone(&self.0), keys).await
+    }
+}

@@ -1,0 +1,299 @@
+//! What stands in our values. Lines of text with the free bytes last; anything else is somebody else's.
+
+use std::time::{Duration, SystemTime};
+
+use etcd_client::KeyValue;
+use tooz_core::driver::{AttemptId, LockMode, Previous, SessionId};
+use tooz_core::{Error, LossReason, MemberId, Result};
+
+use crate::error::corrupt;
+
+/// A key with its value, as the server has it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Raw<'a> {
+    pub(crate) key: &'a [u8],
+    pub(crate) value: &'a [u8],
+    pub(crate) created: i64,
+    pub(crate) revision: i64,
+    pub(crate) lease: i64,
+}
+
+impl<'a> From<&'a KeyValue> for Raw<'a> {
+    fn from(kv: &'a KeyValue) -> Self {
+        Self {
+            key: kv.key(),
+            value: kv.value(),
+            created: kv.create_revision(),
+            revision: kv.mod_revision(),
+            lease: kv.lease(),
+        }
+    }
+}
+
+/// The first line of every value; another number is of a version that this one does not understand.
+const FORM: &str = "tooz1";
+
+/// Before the attempt in a gate's value. Python's values are 16 bytes, ours are longer.
+const GATE_HOLDER: &[u8] = b"tooz1 holder ";
+const GATE_SHARED: &[u8] = b"tooz1 shared";
+
+fn lines<const N: usize>(value: &[u8]) -> Option<[&[u8]; N]> {
+    let mut parts = value.splitn(N + 1, |byte| *byte == b'\n');
+    (parts.next()? == FORM.as_bytes()).then_some(())?;
+    let lines: Vec<&[u8]> = parts.collect();
+    lines.try_into().ok()
+}
+
+fn text(bytes: &[u8]) -> Option<&str> {
+    std::str::from_utf8(bytes).ok()
+}
+
+fn write(lines: &[&str], last: &[u8]) -> Vec<u8> {
+    let mut value = FORM.as_bytes().to_vec();
+    for line in lines {
+        value.push(b'\n');
+        value.extend(line.as_bytes());
+    }
+    value.push(b'\n');
+    value.extend(last);
+    value
+}
+
+fn write_mode(mode: LockMode) -> Option<String> {
+    match mode {
+        LockMode::Exclusive => Some("exclusive".into()),
+        LockMode::Shared => Some("shared".into()),
+        LockMode::Permit { limit } => Some(format!("permit {limit}")),
+        _ => None,
+    }
+}
+
+fn read_mode(line: &[u8]) -> Option<LockMode> {
+    match text(line)? {
+        "exclusive" => Some(LockMode::Exclusive),
+        "shared" => Some(LockMode::Shared),
+        other => Some(LockMode::Permit { limit: other.strip_prefix("permit ")?.parse().ok()? }),
+    }
+}
+
+/// A holder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Holder {
+    pub(crate) attempt: AttemptId,
+    pub(crate) session: SessionId,
+    pub(crate) member: MemberId,
+    pub(crate) mode: LockMode,
+    /// The lease of the gate that it shares with other holders.
+    pub(crate) shared_gate: Option<i64>,
+    pub(crate) since: Option<SystemTime>,
+    pub(crate) previous: Previous,
+    /// The create revision of its key.
+    pub(crate) token: i64,
+    pub(crate) revision: i64,
+}
+
+impl Holder {
+    /// Its value; `None` for a mode that this version does not know.
+    pub(crate) fn write(&self) -> Option<Vec<u8>> {
+        let gate = self.shared_gate.map_or_else(|| "-".to_owned(), |lease| lease.to_string());
+        let millis =
+            |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).ok().map(|d| d.as_millis());
+        let since = self.since.and_then(millis).map_or_else(|| "-".to_owned(), |millis| millis.to_string());
+        let previous = match self.previous {
+            Previous::Expired => "expired",
+            Previous::Broken => "broken",
+            Previous::Clean => "clean",
+            _ => "unknown",
+        };
+        let session = self.session.to_string();
+        Some(write(&[&write_mode(self.mode)?, &session, &gate, &since, previous], self.member.as_bytes()))
+    }
+
+    pub(crate) fn read(attempt: AttemptId, kv: Raw<'_>) -> Result<Self> {
+        Self::parse(attempt, kv).ok_or_else(|| unreadable(kv))
+    }
+
+    fn parse(attempt: AttemptId, kv: Raw<'_>) -> Option<Self> {
+        let [mode, session, gate, since, previous, member] = lines(kv.value)?;
+        Some(Self {
+            attempt,
+            session: SessionId::parse(text(session)?)?,
+            member: MemberId::new(member).ok()?,
+            mode: read_mode(mode)?,
+            shared_gate: if gate == b"-" { None } else { Some(text(gate)?.parse().ok()?) },
+            since: match since {
+                b"-" => None,
+                millis => {
+                    let millis = Duration::from_millis(text(millis)?.parse().ok()?);
+                    Some(SystemTime::UNIX_EPOCH.checked_add(millis)?)
+                }
+            },
+            previous: match previous {
+                b"expired" => Previous::Expired,
+                b"broken" => Previous::Broken,
+                b"clean" => Previous::Clean,
+                _ => Previous::Unknown,
+            },
+            token: kv.created,
+            revision: kv.revision,
+        })
+    }
+}
+
+fn unreadable(kv: Raw<'_>) -> Error {
+    corrupt(kv.key, "holds nothing that tooz writes; look at it, and delete it if nobody needs it")
+}
+
+/// A place in a queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Waiter {
+    pub(crate) attempt: AttemptId,
+    pub(crate) mode: LockMode,
+    /// The create revision of its key: its place.
+    pub(crate) place: i64,
+    pub(crate) key: Vec<u8>,
+}
+
+impl Waiter {
+    pub(crate) fn value(mode: LockMode, session: SessionId, member: &MemberId) -> Option<Vec<u8>> {
+        Some(write(&[&write_mode(mode)?, &session.to_string()], member.as_bytes()))
+    }
+
+    pub(crate) fn read(attempt: AttemptId, kv: Raw<'_>) -> Result<Self> {
+        let mode = lines::<3>(kv.value).and_then(|[mode, _, _]| read_mode(mode));
+        let mode = mode.ok_or_else(|| unreadable(kv))?;
+        Ok(Self { attempt, mode, place: kv.created, key: kv.key.to_vec() })
+    }
+}
+
+/// A mark of a grant that was not given back.
+pub(crate) fn write_mark(broken: bool) -> Vec<u8> {
+    write(&[], if broken { b"broken" } else { b"held" })
+}
+
+pub(crate) fn is_broken_mark(value: &[u8]) -> bool {
+    lines::<1>(value) == Some([b"broken"])
+}
+
+/// A session.
+pub(crate) fn write_session(member: &MemberId) -> Vec<u8> {
+    write(&[], member.as_bytes())
+}
+
+/// Who broke a grant, and why.
+pub(crate) fn write_broken(by: &MemberId, why: &str) -> Vec<u8> {
+    let by = by.as_bytes().iter().fold(String::new(), |mut digits, byte| {
+        let _ = std::fmt::Write::write_fmt(&mut digits, format_args!("{byte:02x}")); // a string takes everything
+        digits
+    });
+    write(&[&by], why.as_bytes())
+}
+
+pub(crate) fn read_broken(value: &[u8]) -> Option<LossReason> {
+    let [by, why] = lines(value)?;
+    let pairs = by.chunks(2).map(|pair| u8::from_str_radix(text(pair)?, 16).ok());
+    let by: Option<Vec<u8>> = pairs.collect();
+    let why = String::from_utf8_lossy(why).into_owned();
+    Some(LossReason::Broken { by: by.and_then(|by| MemberId::new(by).ok()), why })
+}
+
+/// What Python's key of a lock says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum GateKind {
+    /// It belongs to this holder alone.
+    Holder(AttemptId),
+    /// It belongs to all who share the lock, and hangs on a lease of its own.
+    Shared,
+    /// It is not ours.
+    Foreign,
+}
+
+/// Python's key of a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Gate {
+    pub(crate) kind: GateKind,
+    pub(crate) revision: i64,
+    pub(crate) lease: i64,
+}
+
+impl Gate {
+    pub(crate) fn holder(attempt: AttemptId) -> Vec<u8> {
+        [GATE_HOLDER, attempt.to_string().as_bytes()].concat()
+    }
+
+    pub(crate) fn shared() -> Vec<u8> {
+        GATE_SHARED.to_vec()
+    }
+
+    pub(crate) fn read(kv: Raw<'_>) -> Self {
+        let holder = kv.value.strip_prefix(GATE_HOLDER).and_then(text).and_then(AttemptId::parse);
+        let kind = match holder {
+            Some(attempt) => GateKind::Holder(attempt),
+            None if kv.value == GATE_SHARED => GateKind::Shared,
+            None => GateKind::Foreign,
+        };
+        Self { kind, revision: kv.revision, lease: kv.lease }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn kv(value: &[u8]) -> Raw<'_> {
+        Raw { key: b"k", value, created: 7, revision: 9, lease: 5 }
+    }
+
+    fn holder(mode: LockMode) -> Holder {
+        Holder {
+            attempt: AttemptId(3),
+            session: SessionId(4),
+            member: MemberId::new(b"a\nb\0").unwrap(),
+            mode,
+            shared_gate: Some(-5),
+            since: Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1_234)),
+            previous: Previous::Broken,
+            token: 7,
+            revision: 9,
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for mode in [LockMode::Exclusive, LockMode::Shared, LockMode::Permit { limit: 3 }] {
+            let holder = holder(mode);
+            assert_eq!(Holder::read(AttemptId(3), kv(&holder.write().unwrap())).unwrap(), holder);
+            let value = Waiter::value(mode, SessionId(4), &holder.member).unwrap();
+            assert_eq!(Waiter::read(AttemptId(3), kv(&value)).unwrap().mode, mode);
+        }
+        assert!(is_broken_mark(&write_mark(true)) && !is_broken_mark(&write_mark(false)));
+        let by = MemberId::new(b"x\n").unwrap();
+        let LossReason::Broken { by: read, why } = read_broken(&write_broken(&by, "be\ncause")).unwrap()
+        else {
+            panic!("another reason");
+        };
+        assert_eq!((read, why.as_str()), (Some(by), "be\ncause"));
+    }
+
+    #[test]
+    fn a_gate_is_ours_or_somebody_elses() {
+        let kind = |value: &[u8]| Gate::read(kv(value)).kind;
+        assert_eq!(kind(&Gate::holder(AttemptId(7))), GateKind::Holder(AttemptId(7)));
+        assert_eq!(kind(&Gate::shared()), GateKind::Shared);
+        for value in [&[7; 16][..], b"", b"tooz1", b"tooz1 holder x"] {
+            assert_eq!(kind(value), GateKind::Foreign);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn anything_is_read_without_panic(value in prop::collection::vec(any::<u8>(), 0..60), ours in any::<bool>()) {
+            let value = if ours { [b"tooz1\n", value.as_slice()].concat() } else { value };
+            let kv = kv(&value);
+            let _ = (Holder::read(AttemptId(1), kv), Waiter::read(AttemptId(1), kv), Gate::read(kv));
+            let _ = (is_broken_mark(kv.value), read_broken(kv.value));
+        }
+    }
+}

@@ -1,0 +1,463 @@
+//! A coordinator's life on the backend: one lease, and a key that hangs on it.
+//!
+//! The key is also the session's **fence**. Every request that writes compares the key's revision with the one that the
+//! session knows. Withdrawing rewrites the key, so a request of before that is still on its way fails when it arrives,
+//! through whichever member of the cluster. "Nothing is there" would prove nothing: a request that was sent to a member
+//! that stood still is executed later.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, Txn, TxnOp, TxnResponse};
+use tokio::sync::mpsc;
+use tooz_core::clock::Instant;
+use tooz_core::driver::{
+    AttemptId, Epoch, Grant, Held, LockKey, LockMode, Notice, Renewal, Session, SessionGroups, SessionId,
+    SessionLocks,
+};
+use tooz_core::runtime::Task;
+use tooz_core::{Error, ErrorKind, GroupId, LossReason, MemberId, Result};
+
+use crate::client::Client;
+use crate::connection::answer;
+use crate::error::{Then, explain};
+use crate::record::{self, Gate, GateKind};
+use crate::vigil::{self, Post};
+
+/// etcd refuses transactions with more operations (`--max-txn-ops`, default 128).
+const MOST_OPERATIONS: usize = 100;
+
+/// How many attempts that are over a session remembers, to refuse them when they are asked for once more. The server
+/// needs no memory for that: the fence is there.
+const ENDED_ATTEMPTS: usize = 1_024;
+
+/// What opening a session wrote.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) id: SessionId,
+    pub(crate) lease: i64,
+    /// The lease of the coordinator's earlier session.
+    pub(crate) previous: Option<i64>,
+    pub(crate) claimed: bool,
+    pub(crate) epoch: Epoch,
+    pub(crate) epoch_value: Vec<u8>,
+    pub(crate) revision: i64,
+}
+
+/// One session: what its locks, groups and waiting tasks share.
+#[derive(Debug)]
+pub(crate) struct Life {
+    pub(crate) client: Arc<Client>,
+    pub(crate) member: MemberId,
+    pub(crate) opened: Opened,
+    pub(crate) ttl: Duration,
+    /// The revision of the session's key.
+    fence: AtomicI64,
+    /// Whether the member id is ours.
+    pub(crate) claimed: AtomicBool,
+    /// A write to a group may still be on its way: the next one moves the fence, so that it fails.
+    pub(crate) ghosts: AtomicBool,
+    standing: Mutex<Standing>,
+}
+
+/// What this session believes to have; only for what must be said to the server about it.
+#[derive(Debug, Default)]
+struct Standing {
+    grants: BTreeMap<AttemptId, (LockKey, LockMode, Option<i64>)>,
+    ended: VecDeque<AttemptId>,
+}
+
+/// One session, as the core holds it.
+pub(crate) struct EtcdSession {
+    pub(crate) life: Arc<Life>,
+    opened_at: Instant,
+    notices: tokio::sync::Mutex<mpsc::Receiver<Notice>>,
+    _vigil: Task<()>,
+    closed: AtomicBool,
+}
+
+impl fmt::Debug for EtcdSession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EtcdSession").field("id", &self.life.opened.id).finish_non_exhaustive()
+    }
+}
+
+impl Life {
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn key(&self) -> Vec<u8> {
+        self.client.keys.session(self.opened.id)
+    }
+
+    #[allow(clippy::unnecessary_wraps)] // what every put takes
+    pub(crate) fn with_lease(&self) -> Option<PutOptions> {
+        Some(PutOptions::new().with_lease(self.opened.lease))
+    }
+
+    /// True only for requests that were sent after the last withdrawal, while the session lives (L14).
+    pub(crate) fn fenced(&self) -> Compare {
+        Compare::mod_revision(self.key(), CompareOp::Equal, self.fence.load(Ordering::Acquire))
+    }
+
+    /// True while the session lives.
+    pub(crate) fn lives(&self) -> Compare {
+        Compare::create_revision(self.key(), CompareOp::Equal, self.opened.revision)
+    }
+
+    /// Moves the fence: what was sent before and arrives later fails.
+    pub(crate) fn move_fence(&self) -> TxnOp {
+        TxnOp::put(self.key(), record::write_session(&self.member), self.with_lease())
+    }
+
+    pub(crate) fn look_at_fence(&self) -> TxnOp {
+        TxnOp::get(self.key(), None)
+    }
+
+    /// The fence stands at `revision`, or further.
+    pub(crate) fn fence_is(&self, revision: i64) {
+        self.fence.fetch_max(revision, Ordering::AcqRel);
+    }
+
+    /// Reads what [`Life::look_at_fence`] found at this place.
+    ///
+    /// # Errors
+    /// The session is over.
+    pub(crate) fn read_fence(&self, response: &TxnResponse, at: usize) -> Result<()> {
+        match answer::found(response, at).first() {
+            Some(kv) if kv.create_revision() == self.opened.revision => {
+                self.fence_is(kv.mod_revision());
+                Ok(())
+            }
+            _ => Err(self.over()),
+        }
+    }
+
+    pub(crate) fn over(&self) -> Error {
+        Error::new(ErrorKind::SessionLost, format!("session {}", self.opened.id))
+    }
+
+    pub(crate) fn is_ended(&self, attempt: AttemptId) -> bool {
+        self.standing().ended.contains(&attempt)
+    }
+
+    pub(crate) fn granted(&self, grant: &Grant, gate: Option<i64>) {
+        self.standing().grants.insert(grant.attempt, (grant.key.clone(), grant.mode, gate));
+    }
+
+    /// The lease of the gate that this grant shares.
+    pub(crate) fn gate_of(&self, attempt: AttemptId) -> Option<i64> {
+        self.standing().grants.get(&attempt).and_then(|(_, _, gate)| *gate)
+    }
+
+    pub(crate) fn end(&self, attempt: AttemptId) {
+        let mut standing = self.standing();
+        standing.grants.remove(&attempt);
+        if !standing.ended.contains(&attempt) {
+            standing.ended.push_back(attempt);
+            if standing.ended.len() > ENDED_ATTEMPTS {
+                standing.ended.pop_front();
+            }
+        }
+    }
+
+    /// Prolongs a lease; `false`: it is gone.
+    pub(crate) async fn keep(&self, lease: i64) -> Result<bool> {
+        let hub = Arc::clone(&self.client.hub);
+        let (limit, ttl) = (self.ttl / 6, self.ttl);
+        let keeping =
+            hub.context.spawner.clone().spawn(async move {
+                let connected = match hub.connected().await {
+                    Ok(connected) => connected,
+                    // The next endpoint, at once: a beat that waits for the next one is a third of the ttl.
+                    Err((_, Then::Elsewhere)) => hub.connected().await.map_err(|(error, _)| error)?,
+                    Err((error, _)) => return Err(error),
+                };
+                let generation = connected.generation;
+                let mut leases = connected.leases();
+                let mut exchange = std::pin::pin!(async move { leases.keep_alive(lease).await });
+                let mut answered = hub.context.spawner.timeout(limit, &mut exchange).await;
+                if answered.is_none() {
+                    // The next beat goes over another connection; this one may still come, and proves as much then.
+                    hub.give_up(generation);
+                    answered = hub.context.spawner.timeout(ttl, exchange).await;
+                }
+                match answered {
+                    Some(Ok(_)) => Ok(true),
+                    Some(Err(error)) => {
+                        let (error, then) = explain(error);
+                        if then != Then::Nothing {
+                            hub.give_up(generation);
+                        }
+                        if error.kind() == ErrorKind::SessionLost { Ok(false) } else { Err(error) }
+                    }
+                    None => Err(Error::new(ErrorKind::Timeout, "no answer to the prolonging of a lease")
+                        .indeterminate()),
+                }
+            });
+        keeping.await.unwrap_or_else(|| Err(crate::error::closed()))
+    }
+
+    /// Whether what the core believes stands on the server, asked together with the prolonging.
+    async fn compare(&self, held: &Held) -> Result<Renewal> {
+        let mut checks = Vec::new();
+        for (key, attempt) in &held.grants {
+            checks.push(Check::grant(self, key, *attempt));
+        }
+        for (key, attempt) in &held.waiting {
+            checks.push(Check::waiting(self, key, *attempt));
+        }
+        for group in &held.groups {
+            checks.push(Check::group(self, group));
+        }
+        let mut renewal = Renewal::confirmed();
+        let mut pages: Vec<Vec<Check>> = vec![Vec::new()];
+        let mut size = 1;
+        for check in checks {
+            if size + check.keys.len() > MOST_OPERATIONS {
+                pages.push(Vec::new());
+                size = 1;
+            }
+            size += check.keys.len();
+            if let Some(page) = pages.last_mut() {
+                page.push(check);
+            }
+        }
+        let mut asked = Vec::new();
+        for page in &pages {
+            let keys = page.iter().flat_map(|check| check.keys.iter().cloned());
+            let gets = keys.map(|key| TxnOp::get(key, Some(GetOptions::new())));
+            let txn =
+                Txn::new().and_then(std::iter::once(self.look_at_fence()).chain(gets).collect::<Vec<_>>());
+            let hub = Arc::clone(&self.client.hub);
+            // All at once: however much there is, it is one round trip.
+            asked.push(self.client.hub.context.spawner.spawn(async move { hub.txn(false, txn).await }));
+        }
+        for (page, asked) in pages.into_iter().zip(asked) {
+            let response = asked.await.unwrap_or_else(|| Err(crate::error::closed()))?;
+            if self.read_fence(&response, 0).is_err() {
+                return Ok(Renewal::lost(LossReason::Expired));
+            }
+            let mut at = 1;
+            for check in page {
+                let found: Vec<_> =
+                    (at..at + check.keys.len()).map(|at| answer::found(&response, at).pop()).collect();
+                at += check.keys.len();
+                self.judge(check, &found, &mut renewal);
+            }
+        }
+        for (attempt, reason) in &mut renewal.gone {
+            if let Some(why) = self.who_broke(*attempt).await {
+                *reason = why;
+            }
+        }
+        Ok(renewal)
+    }
+
+    fn judge(&self, check: Check, found: &[Option<etcd_client::KeyValue>], renewal: &mut Renewal) {
+        let ours = |at: usize| {
+            found.get(at).and_then(Option::as_ref).is_some_and(|kv| kv.lease() == self.opened.lease)
+        };
+        match check.what {
+            What::Grant(attempt, shared_gate, has_gate) => {
+                let gate = found.get(1).and_then(Option::as_ref).map(|kv| Gate::read(kv.into()));
+                let gated = !has_gate
+                    || gate.is_some_and(|gate| match shared_gate {
+                        Some(lease) => gate.kind == GateKind::Shared && gate.lease == lease,
+                        None => gate.kind == GateKind::Holder(attempt),
+                    });
+                if !ours(0) || !gated {
+                    renewal.gone.push((attempt, LossReason::Vanished));
+                }
+            }
+            What::Waiting(attempt) => {
+                if !(ours(0) || ours(1) || ours(2)) {
+                    renewal.unqueued.push(attempt);
+                }
+            }
+            What::Group(group) => {
+                let exists = found.get(1).is_some_and(Option::is_some);
+                if !ours(0) || !exists {
+                    renewal.evicted.push(group);
+                }
+            }
+        }
+    }
+
+    /// Who broke a grant of ours, if somebody left word.
+    async fn who_broke(&self, attempt: AttemptId) -> Option<LossReason> {
+        let look = Txn::new().and_then([TxnOp::get(self.client.keys.broken(self.opened.id, attempt), None)]);
+        let response = self.client.hub.txn(true, look).await.ok()?;
+        record::read_broken(answer::found(&response, 0).first()?.value())
+    }
+}
+
+/// Keys to look at, and what they say.
+struct Check {
+    what: What,
+    keys: Vec<Vec<u8>>,
+}
+
+enum What {
+    /// With the lease of its shared gate, and whether there is a gate.
+    Grant(AttemptId, Option<i64>, bool),
+    Waiting(AttemptId),
+    Group(GroupId),
+}
+
+impl Check {
+    fn grant(life: &Life, key: &LockKey, attempt: AttemptId) -> Self {
+        let lock = life.client.keys.lock(key);
+        let what = What::Grant(attempt, life.gate_of(attempt), lock.gate.is_some());
+        Self { what, keys: std::iter::once(lock.holder(attempt)).chain(lock.gate).collect() }
+    }
+
+    fn waiting(life: &Life, key: &LockKey, attempt: AttemptId) -> Self {
+        let lock = life.client.keys.lock(key);
+        // It may just have been granted.
+        let keys = vec![lock.waiter(attempt, false), lock.waiter(attempt, true), lock.holder(attempt)];
+        Self { what: What::Waiting(attempt), keys }
+    }
+
+    fn group(life: &Life, group: &GroupId) -> Self {
+        let keys = life.client.keys.group(group);
+        Self {
+            what: What::Group(group.clone()),
+            keys: vec![keys.member(&life.member), keys.group().to_vec()],
+        }
+    }
+}
+
+impl EtcdSession {
+    pub(crate) fn new(
+        client: &Arc<Client>,
+        member: MemberId,
+        opened: Opened,
+        ttl: Duration,
+        opened_at: Instant,
+    ) -> Self {
+        let (post, notices): (Post, _) = mpsc::channel(vigil::POST);
+        let life = Arc::new(Life {
+            client: Arc::clone(client),
+            member,
+            ttl,
+            fence: AtomicI64::new(opened.revision),
+            claimed: AtomicBool::new(opened.claimed),
+            ghosts: AtomicBool::new(false),
+            standing: Mutex::default(),
+            opened,
+        });
+        let vigil = client.hub.context.spawner.spawn(vigil::keep_vigil(Arc::clone(&life), post));
+        let notices = tokio::sync::Mutex::new(notices);
+        Self { life, opened_at, notices, _vigil: vigil, closed: AtomicBool::new(false) }
+    }
+}
+
+#[async_trait]
+impl Session for EtcdSession {
+    fn id(&self) -> SessionId {
+        self.life.opened.id
+    }
+
+    fn epoch(&self) -> Epoch {
+        self.life.opened.epoch
+    }
+
+    fn ttl(&self) -> Option<Duration> {
+        Some(self.life.ttl)
+    }
+
+    fn opened_at(&self) -> Instant {
+        self.opened_at
+    }
+
+    async fn renew(&self, held: &Held) -> Result<Renewal> {
+        let life = &self.life;
+        let mut gates: Vec<i64> =
+            held.grants.iter().filter_map(|(_, attempt)| life.gate_of(*attempt)).collect();
+        gates.sort_unstable();
+        gates.dedup();
+        let spawner = &life.client.hub.context.spawner;
+        let keeping: Vec<_> = gates
+            .into_iter()
+            .map(|lease| {
+                let life = Arc::clone(life);
+                (lease, spawner.spawn(async move { life.keep(lease).await }))
+            })
+            .collect();
+        let (kept, compared) = tokio::join!(life.keep(life.opened.lease), life.compare(held));
+        if !kept? {
+            return Ok(Renewal::lost(LossReason::Expired));
+        }
+        let mut renewal = compared?;
+        for (lease, kept) in keeping {
+            if kept.await.unwrap_or_else(|| Err(crate::error::closed()))? {
+                continue;
+            }
+            let gone = held.grants.iter().map(|(_, attempt)| *attempt);
+            let gone = gone.filter(|attempt| life.gate_of(*attempt) == Some(lease));
+            let told: Vec<AttemptId> = renewal.gone.iter().map(|(attempt, _)| *attempt).collect();
+            renewal.gone.extend(gone.filter(|a| !told.contains(a)).map(|a| (a, LossReason::Expired)));
+        }
+        // What we do not hold any more must not keep others out: half of it may still be there.
+        for (key, attempt) in &held.grants {
+            if renewal.gone.iter().any(|(gone, _)| gone == attempt)
+                && let Err(error) = life.clear(key, *attempt).await
+            {
+                tracing::debug!(%error, %key, "what is left of a lost grant stays until the session ends");
+            }
+        }
+        Ok(renewal)
+    }
+
+    async fn notice(&self) -> Notice {
+        match self.notices.lock().await.recv().await {
+            Some(notice) => notice,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn groups(&self) -> &dyn SessionGroups {
+        self
+    }
+
+    fn locks(&self) -> &dyn SessionLocks {
+        self
+    }
+
+    async fn close(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let grants: Vec<_> = {
+            let standing = self.life.standing();
+            standing
+                .grants
+                .iter()
+                .map(|(attempt, (key, mode, gate))| (*attempt, key.clone(), *mode, *gate))
+                .collect()
+        };
+        // The lease takes everything but the marks of an unclean end along, and this end is clean.
+        let mut marks = Vec::new();
+        for (attempt, key, mode, gate) in grants {
+            if gate.is_some() && mode != LockMode::Exclusive {
+                self.life.clear(&key, attempt).await?;
+            } else {
+                marks.push(TxnOp::delete(self.life.client.keys.lock(&key).mark(attempt), None));
+            }
+        }
+        for page in marks.chunks(MOST_OPERATIONS) {
+            // Only while it lives: after its end the marks tell the truth.
+            let txn = Txn::new().when([self.life.lives()]).and_then(page);
+            self.life.client.hub.txn(true, txn).await?;
+        }
+        self.life.client.revoke(self.life.opened.lease).await?;
+        self.closed.store(true, Ordering::Release);
+        Ok(())
+    }
+}

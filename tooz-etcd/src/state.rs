@@ -1,0 +1,167 @@
+//! What stands for one lock, and what may be done about it. Nothing here talks to a server.
+
+use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, TxnOp, TxnResponse};
+use tooz_core::driver::{Admission, AttemptId, LockMode, Previous, admits};
+use tooz_core::{Error, Result};
+
+use crate::connection::answer;
+use crate::keys::{LockKeys, LockPart};
+use crate::record::{Gate, GateKind, Holder, Waiter, is_broken_mark};
+use crate::tail::{Range, below, only};
+
+/// One lock, as it was at one revision. The default is one that nobody ever used.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct State {
+    pub(crate) revision: i64,
+    /// In the order of their grants.
+    pub(crate) holders: Vec<Holder>,
+    /// In the order of their asking.
+    pub(crate) queue: Vec<Waiter>,
+    marks: Vec<(AttemptId, bool)>,
+    pub(crate) gate: Option<Gate>,
+}
+
+/// Whether somebody may have the lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Free,
+    /// Nobody is before it, and the holders have to go first.
+    Held,
+    /// Whose key has to go first.
+    Behind(Vec<u8>),
+}
+
+/// The operations that read a lock; [`State::read`] reads their answer.
+pub(crate) fn look(keys: &LockKeys) -> Vec<TxnOp> {
+    let mut operations = vec![TxnOp::get(keys.prefix.clone(), Some(GetOptions::new().with_prefix()))];
+    operations.extend(keys.gate.iter().map(|gate| TxnOp::get(gate.clone(), None)));
+    operations
+}
+
+impl State {
+    /// Reads what [`look`] found, the first of it at this place of the operations that were done.
+    pub(crate) fn read(keys: &LockKeys, response: &TxnResponse, at: usize) -> Result<Self> {
+        let gate = keys.gate.as_ref().and_then(|_| answer::found(response, at + 1).pop());
+        Self::of(keys, answer::revision(response), &answer::found(response, at), gate.as_ref())
+    }
+
+    /// The guess that nobody is left but this waiter, which is first.
+    pub(crate) fn free_for(waiter: Waiter) -> Self {
+        Self { queue: vec![waiter], ..Self::default() }
+    }
+
+    fn of(keys: &LockKeys, revision: i64, found: &[KeyValue], gate: Option<&KeyValue>) -> Result<Self> {
+        let mut state = Self { revision, gate: gate.map(|kv| Gate::read(kv.into())), ..Self::default() };
+        for kv in found {
+            match keys.parse(kv.key()) {
+                Some(LockPart::Holder(attempt)) => state.holders.push(Holder::read(attempt, kv.into())?),
+                Some(LockPart::Waiter(attempt)) => state.queue.push(Waiter::read(attempt, kv.into())?),
+                Some(LockPart::Mark(attempt)) => state.marks.push((attempt, is_broken_mark(kv.value()))),
+                None => tracing::warn!(key = %kv.key().escape_ascii(), "not a key of ours; it is left alone"),
+            }
+        }
+        state.holders.sort_unstable_by_key(|holder| holder.token);
+        state.queue.sort_unstable_by_key(|waiter| waiter.place);
+        Ok(state)
+    }
+
+    pub(crate) fn holder(&self, attempt: AttemptId) -> Option<&Holder> {
+        self.holders.iter().find(|holder| holder.attempt == attempt)
+    }
+
+    pub(crate) fn waiter(&self, attempt: AttemptId) -> Option<&Waiter> {
+        self.queue.iter().find(|waiter| waiter.attempt == attempt)
+    }
+
+    /// Refuses a mode that can never stand beside what is here (L15).
+    pub(crate) fn check(&self, mode: LockMode, attempt: AttemptId) -> Result<()> {
+        let queue = self.queue.iter().filter(|waiter| waiter.attempt != attempt).map(|waiter| waiter.mode);
+        admits(mode, self.holders.iter().map(|holder| holder.mode).chain(queue)).map(|_| ())
+    }
+
+    /// Whether `mode` may be had by whoever waits at `place`, or comes last.
+    pub(crate) fn verdict(&self, mode: LockMode, place: Option<i64>) -> Result<Verdict> {
+        let before = self.queue.iter().filter(|waiter| place.is_none_or(|place| waiter.place < place));
+        // Readers pass readers: those before it are about to be let in with it.
+        let mut blocking =
+            before.filter(|waiter| mode != LockMode::Shared || waiter.mode != LockMode::Shared);
+        if let Some(last) = blocking.next_back() {
+            return Ok(Verdict::Behind(last.key.clone()));
+        }
+        let fits = admits(mode, self.holders.iter().map(|holder| holder.mode))? == Admission::Yes;
+        let gate = match self.gate.map(|gate| gate.kind) {
+            Some(GateKind::Foreign) => false,
+            // A gate without its holder is what a crash or somebody's hand left.
+            Some(GateKind::Holder(attempt)) => self.holder(attempt).is_none(),
+            Some(GateKind::Shared) | None => true,
+        };
+        Ok(if fits && gate { Verdict::Free } else { Verdict::Held })
+    }
+
+    /// The gate's lease, if the holders at hand share it.
+    pub(crate) fn shared_gate(&self) -> Option<i64> {
+        let gate = self.gate.filter(|gate| gate.kind == GateKind::Shared)?;
+        self.holders.iter().any(|holder| holder.shared_gate == Some(gate.lease)).then_some(gate.lease)
+    }
+
+    /// Attempts whose grant ended uncleanly, and how the last holder ended.
+    pub(crate) fn unclean(&self) -> (Vec<AttemptId>, Previous) {
+        let dead = || self.marks.iter().filter(|(attempt, _)| self.holder(*attempt).is_none());
+        let how = match (dead().count(), dead().any(|(_, broken)| *broken)) {
+            (0, _) => Previous::Clean,
+            (_, true) => Previous::Broken,
+            (_, false) => Previous::Expired,
+        };
+        (dead().map(|(attempt, _)| *attempt).collect(), how)
+    }
+
+    /// What must still be so when the lock is granted on the strength of this state: nobody came before us, nobody holds
+    /// it whom we do not know of, and no unclean end is forgotten.
+    pub(crate) fn compares(&self, keys: &LockKeys, mode: LockMode, place: Option<i64>) -> Vec<Compare> {
+        let all = mode != LockMode::Shared;
+        let unchanged =
+            |prefix: Vec<u8>| Compare::mod_revision(prefix, CompareOp::Less, self.revision + 1).with_prefix();
+        // A comparison with an empty range is one with zero. Whoever waits stands in the range of all.
+        let counts = |waiter: &&Waiter| all || waiter.mode != LockMode::Shared;
+        let queue = match place {
+            Some(place) if all || self.queue.iter().any(|waiter| counts(&waiter)) => {
+                Compare::create_revision(keys.queue(all), CompareOp::Greater, place - 1)
+            }
+            _ => Compare::create_revision(keys.queue(all), CompareOp::Equal, 0),
+        };
+        let mut compares = vec![queue.with_prefix(), unchanged(keys.marks())];
+        compares.push(if self.holders.is_empty() {
+            Compare::create_revision(keys.holders(), CompareOp::Equal, 0).with_prefix()
+        } else {
+            unchanged(keys.holders())
+        });
+        if let Some(gate) = &keys.gate {
+            let seen = self.gate.map_or(0, |gate| gate.revision);
+            compares.push(Compare::mod_revision(gate.clone(), CompareOp::Equal, seen));
+        }
+        compares
+    }
+}
+
+/// Where to look for the end of what `verdict` says.
+pub(crate) fn ranges(keys: &LockKeys, verdict: &Verdict) -> Vec<Range> {
+    match verdict {
+        Verdict::Behind(key) => vec![only(key)],
+        _ => std::iter::once(below(&keys.holders())).chain(keys.gate.as_deref().map(only)).collect(),
+    }
+}
+
+/// Nobody else holds the lock than `attempt`.
+pub(crate) fn alone(keys: &LockKeys, attempt: AttemptId) -> Vec<Compare> {
+    let (own, (from, end)) = (keys.holder(attempt), below(&keys.holders()));
+    let after = [own.as_slice(), b"\0"].concat();
+    vec![
+        Compare::create_revision(from, CompareOp::Equal, 0).with_range(own),
+        Compare::create_revision(after, CompareOp::Equal, 0).with_range(end),
+    ]
+}
+
+/// What the error of a limit that does not fit names.
+pub(crate) fn named(key: &tooz_core::driver::LockKey, error: &Error) -> Error {
+    Error::new(error.kind(), format!("{key}: {}", error.context()))
+}

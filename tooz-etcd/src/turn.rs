@@ -1,0 +1,84 @@
+//! Waiting for one's turn: for the end of whoever is right before, or of the holders if nobody is.
+//!
+//! So a release wakes one waiter, or all readers up to the next writer, and nobody asks again and again.
+
+use etcd_client::{Event, EventType};
+use tooz_core::driver::{LockMode, Place, Turn};
+use tooz_core::{ErrorKind, Result};
+
+use crate::locks::{Step, Wish};
+use crate::session::Life;
+use crate::state::{State, Verdict, ranges};
+use crate::tail::{News, Tail};
+
+/// Waits until the place is granted or gone.
+pub(crate) async fn wait(life: &Life, place: &Place) -> Result<Turn> {
+    let mut mode = None;
+    loop {
+        match once(life, place, &mut mode).await {
+            Ok(turn) => return Ok(turn),
+            // Whoever waits waits for the server, too. Asking twice does no harm here: a place can be used up once.
+            Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => {
+                tracing::debug!(%error, key = %place.key, "waiting goes on");
+                life.client.hub.pause().await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+async fn once(life: &Life, place: &Place, mode: &mut Option<LockMode>) -> Result<Turn> {
+    let mut wish = Wish::new(life, place.attempt, &place.key, mode.unwrap_or(LockMode::Exclusive));
+    let mut state = life.look(&wish).await?;
+    loop {
+        if let Some(holder) = state.holder(wish.attempt) {
+            wish.mode = holder.mode;
+            return Ok(life.standing_grant(&wish, holder).await?.map_or(Turn::Gone, Turn::Granted));
+        }
+        let Some(waiter) = state.waiter(wish.attempt) else { return Ok(Turn::Gone) };
+        wish.mode = *mode.insert(waiter.mode);
+        let verdict = state.verdict(wish.mode, Some(waiter.place))?;
+        if verdict == Verdict::Free {
+            match life.claim(&wish, &state).await? {
+                Step::Granted(grant) => return Ok(Turn::Granted(grant)),
+                Step::Otherwise(now) => state = now,
+            }
+            continue;
+        }
+        let waiter = waiter.clone();
+        let changed = change(life, &wish, &state, &verdict).await?;
+        state = if changed == Changed::Freed && wish.mode == LockMode::Exclusive && verdict == Verdict::Held {
+            // Most likely it is free now: taking it at once saves the look before. If it is not, the answer is the look.
+            let guess = State::free_for(waiter);
+            match life.claim(&wish, &guess).await? {
+                Step::Granted(grant) => return Ok(Turn::Granted(grant)),
+                Step::Otherwise(now) => now,
+            }
+        } else {
+            life.look(&wish).await?
+        };
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Changed {
+    /// Something that stood before us is gone.
+    Freed,
+    /// Nobody knows what happened.
+    Anything,
+}
+
+async fn change(life: &Life, wish: &Wish, state: &State, verdict: &Verdict) -> Result<Changed> {
+    let client = &life.client;
+    let epoch = life.opened.epoch_value.clone();
+    let mut tail = Tail::new(&client.hub, &client.keys, epoch, ranges(&wish.keys, verdict), state.revision);
+    let gone = |event: &Event| event.event_type() == EventType::Delete;
+    loop {
+        match tail.next().await {
+            News::Events(events, _) if events.iter().any(gone) => return Ok(Changed::Freed),
+            News::Events(..) => {}
+            News::Gap => return Ok(Changed::Anything),
+            News::End => return Err(crate::error::closed()),
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! What a server of this version keeps.
+
+use tooz_core::{Characteristics, Error, ErrorKind, Result};
+
+/// The least: older ones cannot nest transactions in the way that a request is one.
+const LEAST: (u64, u64) = (3, 4);
+
+fn parse(version: &str) -> Option<(u64, u64, u64)> {
+    let mut parts = version.split(['.', '-', '+']);
+    let mut next = || parts.next()?.parse().ok();
+    Some((next()?, next()?, next()?))
+}
+
+/// Whether the fix that came with these patch releases of 3.4 and 3.5 is in it.
+fn has(version: (u64, u64, u64), in_34: u64, in_35: u64) -> bool {
+    match version {
+        (3, 4, patch) => patch >= in_34,
+        (3, 5, patch) => patch >= in_35,
+        newer => newer >= (3, 6, 0),
+    }
+}
+
+/// Lowers `best` to what a server of `version` keeps; what cannot be known counts as not kept.
+///
+/// # Errors
+/// `Incompatible`: it is too old for this driver.
+pub(crate) fn lower(best: Characteristics, version: &str) -> Result<Characteristics> {
+    let Some(number) = parse(version) else {
+        return Ok(best - Characteristics::STRICT_EXCLUSION - Characteristics::LINEARIZABLE);
+    };
+    if (number.0, number.1) < LEAST {
+        return Err(Error::new(
+            ErrorKind::Incompatible,
+            format!("the server is etcd {version}; at least 3.4 is needed, upgrade it"),
+        ));
+    }
+    let mut kept = best;
+    // A renewal could succeed on a lease that the server had already decided to revoke (etcd 3.4 before 3.4.38, 3.5
+    // before 3.5.23): then the server ends a session before the deadline that it confirmed.
+    if !has(number, 38, 23) {
+        kept -= Characteristics::STRICT_EXCLUSION;
+    }
+    // Linearizable reads could be stale after a pause of a member (etcd-io/etcd#20418; 3.4.20 to 3.4.41, 3.5 before
+    // 3.5.28).
+    if !has(number, 42, 28) {
+        kept -= Characteristics::LINEARIZABLE;
+    }
+    Ok(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_each_version_keeps() {
+        let best =
+            Characteristics::STRICT_EXCLUSION | Characteristics::LINEARIZABLE | Characteristics::FAIR_LOCKS;
+        for (version, strict, linearizable) in [
+            ("3.4.23", false, false),
+            ("3.4.38", true, false),
+            ("3.4.42", true, true),
+            ("3.5.9", false, false),
+            ("3.5.28", true, true),
+            ("3.6.0", true, true),
+            ("3.6.0-rc.1", true, true),
+            ("unknown", false, false),
+            ("", false, false),
+        ] {
+            let kept = lower(best, version).unwrap();
+            assert_eq!(kept.contains(Characteristics::STRICT_EXCLUSION), strict, "{version}");
+            assert_eq!(kept.contains(Characteristics::LINEARIZABLE), linearizable, "{version}");
+            assert!(kept.contains(Characteristics::FAIR_LOCKS), "{version}");
+        }
+        let error = lower(best, "3.3.10").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Incompatible);
+        assert!(error.to_string().contains("3.3.10") && error.to_string().contains("3.4"));
+    }
+}

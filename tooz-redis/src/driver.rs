@@ -1,0 +1,66 @@
+//! The connected server.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use tooz_core::driver::{Connect, Driver, Groups, Locks, OpenSession, Session};
+use tooz_core::runtime::Task;
+use tooz_core::{Characteristics, Connecting, Result};
+
+use crate::client::Client;
+use crate::config::{self, Config};
+use crate::groups::RedisGroups;
+use crate::holders::RedisLocks;
+use crate::session::RedisSession;
+
+/// Connects to the server that the URL names.
+pub fn connect(request: Connect) -> Connecting {
+    Box::pin(async move {
+        let Connect { url, context, .. } = request;
+        let config = Config::read(&url)?;
+        let spawner = context.spawner.clone();
+        let (client, facts, supervisor) =
+            Client::connect(config, context).await.map_err(|e| e.during("connect"))?;
+        Ok(Arc::new(Redis {
+            characteristics: facts.lower(config::characteristics(&url)),
+            groups: RedisGroups(Arc::clone(&client)),
+            locks: RedisLocks(Arc::clone(&client)),
+            supervisor: Mutex::new(Some(spawner.spawn(supervisor))),
+            client,
+        }) as Arc<dyn Driver>)
+    })
+}
+
+#[derive(Debug)]
+struct Redis {
+    client: Arc<Client>,
+    characteristics: Characteristics,
+    groups: RedisGroups,
+    locks: RedisLocks,
+    supervisor: Mutex<Option<Task<()>>>,
+}
+
+#[async_trait]
+impl Driver for Redis {
+    fn characteristics(&self) -> Characteristics {
+        self.characteristics
+    }
+
+    async fn open_session(&self, request: &OpenSession) -> Result<Arc<dyn Session>> {
+        Ok(Arc::new(RedisSession::open(&self.client, request).await?))
+    }
+
+    fn groups(&self) -> &dyn Groups {
+        &self.groups
+    }
+
+    fn locks(&self) -> &dyn Locks {
+        &self.locks
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.client.close();
+        drop(self.supervisor.lock().unwrap_or_else(PoisonError::into_inner).take());
+        Ok(())
+    }
+}

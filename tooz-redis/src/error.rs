@@ -1,0 +1,130 @@
+//! One table: what the server or the network said, and what that means to a caller.
+
+use redis::{ErrorKind as Native, RedisError, ServerErrorKind};
+use tooz_core::{Error, ErrorKind};
+
+/// The error of a command that was sent.
+pub(crate) fn of(error: RedisError) -> Error {
+    let (kind, what, unknown) = meaning(&error);
+    let error = Error::new(kind, what).caused_by(error);
+    if unknown { error.indeterminate() } else { error }
+}
+
+/// The error of connecting: nothing was done yet.
+pub(crate) fn connecting(place: &str, error: RedisError) -> Error {
+    let (kind, what, _) = meaning(&error);
+    Error::new(kind, format!("{place}: {what}")).caused_by(error)
+}
+
+/// The connection ended while an answer was due.
+pub(crate) fn lost() -> Error {
+    Error::new(ErrorKind::Unavailable, "the connection ended before the answer came").indeterminate()
+}
+
+/// Whether the server does not know the script.
+pub(crate) fn is_unknown_script(error: &RedisError) -> bool {
+    error.kind() == Native::Server(ServerErrorKind::NoScript)
+}
+
+/// Whether another server has to be found: this one takes no writes any more.
+pub(crate) fn is_elsewhere(error: &RedisError) -> bool {
+    use ServerErrorKind::{Ask, ClusterDown, MasterDown, Moved, ReadOnly};
+    matches!(error.kind(), Native::Server(Ask | ClusterDown | MasterDown | Moved | ReadOnly))
+}
+
+/// The kind, what to say, and whether the command may have been done.
+fn meaning(error: &RedisError) -> (ErrorKind, &'static str, bool) {
+    use ServerErrorKind as S;
+    match error.kind() {
+        Native::RESP3NotSupported => {
+            (ErrorKind::Incompatible, "the server is too old; Redis 6 or newer is needed", false)
+        }
+        Native::AuthenticationFailed => {
+            (ErrorKind::Denied, "the server refuses the user or the password", false)
+        }
+        Native::Server(S::NoPerm) => {
+            (ErrorKind::Denied, "the user may not do this; see the README for the permissions", false)
+        }
+        Native::Server(S::BusyLoading) => (ErrorKind::Unavailable, "the server is loading its data", false),
+        Native::Server(S::ReadOnly) => (ErrorKind::Unavailable, "the server is a replica", false),
+        Native::Server(S::Moved | S::Ask | S::CrossSlot) => {
+            (ErrorKind::Unavailable, "another node of the cluster is in charge", false)
+        }
+        Native::Server(S::MasterDown | S::ClusterDown | S::TryAgain) => {
+            (ErrorKind::Unavailable, "the server cannot reach the others that it needs", false)
+        }
+        Native::Server(_) | Native::Extension => by_code(error),
+        Native::Io if error.is_connection_refusal() => (ErrorKind::Unavailable, "connection refused", false),
+        Native::Io if is_tls(error) => (
+            ErrorKind::Denied,
+            "the server's certificate is not accepted, or ours is not, or it speaks no TLS",
+            false,
+        ),
+        Native::Io | Native::Client => (ErrorKind::Unavailable, "the connection failed", true),
+        Native::Parse | Native::UnexpectedReturnType => {
+            (ErrorKind::Corrupt, "the server answered what cannot be understood", true)
+        }
+        Native::InvalidClientConfig => {
+            (ErrorKind::InvalidUrl, "the connection cannot be made like this", false)
+        }
+        _ => (ErrorKind::Backend, "the server failed", true),
+    }
+}
+
+/// rustls says it only in words.
+fn is_tls(error: &RedisError) -> bool {
+    let words = error.to_string();
+    ["certificate", "handshake", "corrupt message"].iter().any(|word| words.contains(word))
+}
+
+fn by_code(error: &RedisError) -> (ErrorKind, &'static str, bool) {
+    let detail = error.detail().unwrap_or_default();
+    match error.code().unwrap_or_default() {
+        "OOM" => (ErrorKind::Unavailable, "the server is out of memory (maxmemory)", false),
+        "MISCONF" => (ErrorKind::Unavailable, "the server cannot write to its disk", false),
+        "NOREPLICAS" => (ErrorKind::Unavailable, "the server has too few replicas to write", false),
+        "BUSY" => (ErrorKind::Unavailable, "the server is busy with a script", false),
+        "LOADING" => (ErrorKind::Unavailable, "the server is loading its data", false),
+        "READONLY" => (ErrorKind::Unavailable, "the server is a replica", false),
+        "NOAUTH" | "WRONGPASS" | "NOPERM" => {
+            (ErrorKind::Denied, "the server refuses the user or the password", false)
+        }
+        "WRONGTYPE" => (ErrorKind::Corrupt, "a key of this namespace holds something else", false),
+        // What a command inside a script failed with stands in the text.
+        _ if detail.contains("OOM ") => {
+            (ErrorKind::Unavailable, "the server is out of memory (maxmemory)", false)
+        }
+        _ if detail.contains("WRONGTYPE") || detail.contains("CORRUPT") => {
+            (ErrorKind::Corrupt, "a key of this namespace holds something else", false)
+        }
+        _ if detail.contains("NOPERM") || detail.contains("ACL") || detail.contains("permissions") => {
+            (ErrorKind::Denied, "the user may not do this; see the README for the permissions", false)
+        }
+        _ => (ErrorKind::Backend, "the server refused a command", false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes() {
+        for (code, detail, kind) in [
+            ("OOM", "command not allowed", ErrorKind::Unavailable),
+            ("WRONGTYPE", "Operation against a key", ErrorKind::Corrupt),
+            ("ERR", "user_script:1: CORRUPT _tooz_rs:fence", ErrorKind::Corrupt),
+            ("WRONGPASS", "invalid username-password pair", ErrorKind::Denied),
+            ("ERR", "anything else", ErrorKind::Backend),
+        ] {
+            let native = redis::make_extension_error(code.into(), Some(detail.into()));
+            let error = of(native);
+            assert_eq!(error.kind(), kind, "{code} {detail}");
+            assert!(!error.is_indeterminate(), "{code}");
+        }
+        let broken = of(RedisError::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe)));
+        assert!(broken.is_indeterminate() && broken.kind() == ErrorKind::Unavailable);
+        let refused = of(RedisError::from(std::io::Error::from(std::io::ErrorKind::ConnectionRefused)));
+        assert!(!refused.is_indeterminate() && refused.kind() == ErrorKind::Unavailable);
+    }
+}

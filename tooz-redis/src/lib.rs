@@ -1,0 +1,33 @@
+#![doc = include_str!("../README.md")]
+#![doc(html_root_url = "https://docs.rs/tooz-redis")]
+
+mod channels;
+mod client;
+mod config;
+mod driver;
+mod error;
+mod groups;
+mod holders;
+mod keys;
+mod link;
+mod locks;
+mod reply;
+mod script;
+mod server;
+mod session;
+mod slots;
+mod tls;
+mod watch;
+
+use tooz_core::Registration;
+
+/// This driver; also linked programs find it by its schemes.
+pub const REGISTRATION: Registration =
+    Registration::new("tooz-redis", config::SCHEMES, config::characteristics, driver::connect)
+        .options(config::OPTIONS);
+
+tooz_core::inventory::submit! { REGISTRATION }
+
+pub use driver::connect;
+#[doc(hidden)]
+pub use script::hash_of as script_hash;

@@ -1,0 +1,137 @@
+//! The scripts: every change is one of them, so it happens as a whole or not at all.
+
+use std::sync::OnceLock;
+
+use redis::Cmd;
+use sha1::{Digest, Sha1};
+
+/// A script and the name under which the server keeps it.
+#[derive(Debug)]
+pub(crate) struct Script {
+    name: &'static str,
+    source: &'static str,
+    hash: OnceLock<String>,
+}
+
+impl Script {
+    const fn new(name: &'static str, source: &'static str) -> Self {
+        Self { name, source, hash: OnceLock::new() }
+    }
+
+    pub(crate) fn source(&self) -> &'static str {
+        self.source
+    }
+
+    /// SHA-1 of the source in hexadecimal, as `EVALSHA` takes it.
+    pub(crate) fn hash(&self) -> &str {
+        self.hash.get_or_init(|| hex(&Sha1::digest(self.source)))
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+macro_rules! scripts {
+    ($($name:ident: $($file:literal)+;)+) => {
+        $(pub(crate) static $name: Script = Script::new(
+            stringify!($name),
+            concat!(include_str!("scripts/base.lua"), $(include_str!(concat!("scripts/", $file, ".lua"))),+),
+        );)+
+
+        /// Every script there is.
+        pub(crate) static ALL: &[&Script] = &[$(&$name),+];
+    };
+}
+
+scripts! {
+    REQUEST: "lock" "request";
+    RELEASE: "lock" "give_back" "release";
+    WITHDRAW: "lock" "give_back" "withdraw";
+    HOLDERS: "lock" "holders";
+    BREAK: "lock" "break";
+    JOIN: "group" "join";
+    LEAVE: "group" "leave";
+    UPDATE: "group" "update";
+    CREATE: "group" "create";
+    DELETE: "group" "delete";
+    MEMBERS: "group" "members";
+    TICK: "group" "tick";
+    OPEN: "lock" "group" "session" "open";
+    CLOSE: "lock" "group" "session" "close";
+    RENEW: "lock" "group" "renew";
+}
+
+/// The hash under which a script of this name is called, for tests that look at the network.
+pub fn hash_of(name: &str) -> Option<&'static str> {
+    ALL.iter().find(|script| script.name.eq_ignore_ascii_case(name)).map(|script| script.hash())
+}
+
+/// A call of a script.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    pub(crate) script: &'static Script,
+    database: String,
+    keys: Vec<Vec<u8>>,
+    arguments: Vec<Vec<u8>>,
+}
+
+impl Call {
+    /// Every script takes the namespace first; the number of the connection goes second when it is sent, with the database.
+    pub(crate) fn new(script: &'static Script, namespace: &str, database: &str) -> Self {
+        Self { script, database: database.to_owned(), keys: Vec::new(), arguments: vec![namespace.into()] }
+    }
+
+    pub(crate) fn key(mut self, key: impl Into<Vec<u8>>) -> Self {
+        self.keys.push(key.into());
+        self
+    }
+
+    pub(crate) fn keys(mut self, keys: impl IntoIterator<Item = Vec<u8>>) -> Self {
+        self.keys.extend(keys);
+        self
+    }
+
+    pub(crate) fn arg(mut self, argument: impl AsRef<[u8]>) -> Self {
+        self.arguments.push(argument.as_ref().to_vec());
+        self
+    }
+
+    pub(crate) fn number(self, number: impl TryInto<u64>) -> Self {
+        let number = number.try_into().unwrap_or(u64::MAX >> 11);
+        self.arg(number.to_string())
+    }
+
+    /// The command; `whole`: with the source, for a server that does not know the script.
+    pub(crate) fn command(&self, generation: u64, whole: bool) -> Cmd {
+        let mut command = redis::cmd(if whole { "EVAL" } else { "EVALSHA" });
+        command.arg(if whole { self.script.source() } else { self.script.hash() }).arg(self.keys.len());
+        for key in &self.keys {
+            command.arg(key.as_slice());
+        }
+        let (first, rest) = self.arguments.split_first().map_or((&[][..], &[][..]), |(f, r)| (f, r));
+        command.arg(first).arg(format!("{generation}{}", self.database));
+        for argument in rest {
+            command.arg(argument.as_slice());
+        }
+        command
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_is_the_servers() {
+        let hash = REQUEST.hash();
+        assert!(hash.len() == 40 && hash.bytes().all(|b| b.is_ascii_hexdigit()), "{hash}");
+        assert_eq!(hash_of("request"), Some(hash));
+        assert_eq!(hash_of("nothing"), None);
+    }
+}

@@ -1,0 +1,27 @@
+-- Takes a lock from its holders, says so to them, and hands it on. Who and why stays under the broken grant, for a victim that
+-- cannot be told.
+-- KEYS: Python's key, h, q, w, fence. ARGV: NS, 0, keep, base, token or '', by, why
+local l = read(lock(KEYS[1], ARGV[4]))
+local answer, victims = {}, {}
+for attempt, h in pairs(l.holders) do
+  if ARGV[5] == '' or ARGV[5] == h.token then victims[#victims + 1] = { attempt, h } end
+end
+local told = pair(ARGV[6], ARGV[7])
+for _, victim in ipairs(victims) do
+  local attempt, h = victim[1], victim[2]
+  remove(l, attempt)
+  mark(l, 'B')
+  redis.call('SET', OWN .. 'x:' .. attempt, told, 'PX', ARGV[3])
+  tell(h.session, 'B ' .. attempt .. ' ' .. told)
+  answer[#answer + 1] = { h.token, h.since, h.mode, h.limit, h.member }
+end
+if l.foreign and ARGV[5] == '' then
+  redis.call('DEL', l.key)
+  l.value, l.foreign, l.changed = false, false, true
+  mark(l, 'B')
+  answer[#answer + 1] = { '', '', 'x', '0', '' }
+end
+if l.p then keep(l, ARGV[3]) end
+advance(l, ARGV[3])
+finish(l)
+return answer

@@ -1,0 +1,186 @@
+-- One lock. Python's key holds a random word, the generation; `h` of ours is a hash with the generation (g), the queue's last
+-- number (n), how the last holder ended if uncleanly (p), and a record for each holder under its attempt; `q` orders the
+-- attempts that wait, `w` says what they want.
+--
+-- INVARIANT: somebody of ours holds it exactly if Python's key is our generation, its record has not expired, and its
+-- session lives. So it is never free for Python while one of ours holds it, nor the other way round.
+local FENCE = OWN .. 'fence'
+local LARGEST = 9007199254740991
+
+local function lock(key, base)
+  return { key = key, base = base, h = base .. 'h', q = base .. 'q', w = base .. 'w' }
+end
+
+local function holder(text)
+  local expires, token, since, mode, limit, id, previous, member =
+    string.match(text, '^(%d+) (%d+) (%d+) (%a) (%d+) (%x+) (%a) (.*)$')
+  if not expires then return nil end
+  return { expires = tonumber(expires), token = token, since = since, mode = mode, limit = limit, session = id,
+    previous = previous, member = member }
+end
+
+local function written(h)
+  return table.concat({ num(h.expires), h.token, h.since, h.mode, h.limit, h.session, h.previous, h.member }, ' ')
+end
+
+local function waiter(l, attempt)
+  local text = redis.call('HGET', l.w, attempt)
+  if not text then return nil end
+  local mode, limit, id, member = string.match(text, '^(%a) (%d+) (%x+) (.*)$')
+  if not mode then return nil end
+  return { mode = mode, limit = limit, session = id, member = member }
+end
+
+local function mark(l, how)
+  l.p = how
+  redis.call('HSET', l.h, 'p', how)
+end
+
+-- Takes a holder out; the caller says how that was.
+local function remove(l, attempt)
+  redis.call('HDEL', session(l.holders[attempt].session), 'k' .. attempt)
+  redis.call('HDEL', l.h, attempt)
+  l.holders[attempt] = nil
+  l.count = l.count - 1
+  l.changed = true
+  if l.count == 0 and not l.foreign then
+    redis.call('DEL', l.key)
+    l.value = false
+  end
+end
+
+local function unqueue(l, attempt)
+  redis.call('HDEL', l.w, attempt)
+  return redis.call('ZREM', l.q, attempt) == 1
+end
+
+-- Reads it and takes out who holds it no more. They are told: whoever believed in an older grant learns of a newer one.
+local function read(l)
+  l.holders, l.count, l.value = {}, 0, redis.call('GET', l.key)
+  local all = redis.call('HGETALL', l.h)
+  for i = 1, #all, 2 do
+    if #all[i] == 32 then
+      local h = holder(all[i + 1])
+      if h then
+        l.holders[all[i]] = h
+        l.count = l.count + 1
+      else
+        redis.call('HDEL', l.h, all[i])
+      end
+    else
+      l[all[i]] = all[i + 1]
+    end
+  end
+  l.foreign = l.value and l.value ~= l.g
+  local gone = {}
+  for attempt, h in pairs(l.holders) do
+    local why
+    if h.expires <= now or not alive(h.session) then
+      why = 'E'
+    elseif l.value ~= l.g then
+      why = 'V'
+    end
+    if why then gone[#gone + 1] = { attempt, h.session, why } end
+  end
+  for _, one in ipairs(gone) do
+    remove(l, one[1])
+    mark(l, 'E')
+    tell(one[2], 'X ' .. one[1] .. ' ' .. one[3])
+  end
+  -- Somebody else was here since: nothing is known of how that ended.
+  if l.foreign and l.p then mark(l, 'U') end
+  -- Our generation without any holder: nobody would ever free it before it expires.
+  if l.value and not l.foreign and l.count == 0 then
+    redis.call('DEL', l.key)
+    l.value = false
+  end
+  return l
+end
+
+-- Whether it may be held beside those who hold it.
+local function fits(l, mode, limit)
+  if l.foreign then return false end
+  for _, h in pairs(l.holders) do
+    if mode == 'x' or h.mode ~= mode then return false end
+  end
+  return mode ~= 'p' or l.count < tonumber(limit)
+end
+
+-- INVARIANT: the token is larger than every earlier one of this namespace, also after the counter was lost: the clock has
+-- gone on.
+local function token()
+  local last = tonumber(redis.call('GET', FENCE) or '0')
+  if not last or last >= LARGEST then error('CORRUPT ' .. FENCE) end
+  local next = num(math.max(last + 1, micros))
+  redis.call('SET', FENCE, next)
+  return next
+end
+
+local function keep(l, time)
+  redis.call('PEXPIRE', l.h, time)
+  redis.call('PEXPIRE', l.q, time)
+  redis.call('PEXPIRE', l.w, time)
+end
+
+local function grant(l, attempt, want, life, time)
+  local h = { expires = now + life, token = token(), since = num(micros), mode = want.mode, limit = want.limit,
+    session = want.session, previous = l.p or 'C', member = want.member }
+  if l.count == 0 then
+    redis.call('SET', l.key, attempt, 'PX', num(life))
+    redis.call('HSET', l.h, 'g', attempt)
+    l.value, l.g = attempt, attempt
+  elseif redis.call('PTTL', l.key) < life then
+    redis.call('PEXPIRE', l.key, num(life))
+  end
+  if l.p then
+    redis.call('HDEL', l.h, 'p')
+    l.p = nil
+  end
+  redis.call('HSET', l.h, attempt, written(h))
+  redis.call('HSET', session(want.session), 'k' .. attempt, pair(l.key, l.base))
+  l.holders[attempt] = h
+  l.count = l.count + 1
+  l.changed = true
+  keep(l, time)
+  return h
+end
+
+-- Hands it on, from the front of the queue.
+--
+-- INVARIANT: only a living session is granted anything, for no longer than that session is known to live: a waiter that died
+-- blocks nobody beyond its end. The message names the session's last beat, from whose sending the grant's deadline
+-- counts; the message itself proves nothing about time.
+local function advance(l, time)
+  while true do
+    local head = redis.call('ZRANGE', l.q, 0, 0)[1]
+    if not head then return end
+    local want = waiter(l, head)
+    local life = want and redis.call('PTTL', session(want.session)) or 0
+    if life <= 0 then
+      unqueue(l, head)
+    elseif fits(l, want.mode, want.limit) then
+      unqueue(l, head)
+      local h = grant(l, head, want, life, time)
+      local beat = redis.call('HGET', session(want.session), 'b') or '0'
+      tell(want.session, table.concat({ 'G', head, h.token, h.previous, beat }, ' '))
+    else
+      return
+    end
+  end
+end
+
+-- Ends a change: nothing is left of a lock that nobody wants, and whoever watches it looks again.
+local function finish(l)
+  if l.count == 0 and not l.p and redis.call('ZCARD', l.q) == 0 then
+    redis.call('DEL', l.h, l.q, l.w)
+  end
+  if l.changed then publish(l.base .. 'c', '1') end
+end
+
+local function granted(h)
+  return { 'granted', h.token, h.previous, num(h.expires - now) }
+end
+
+local function queued(l, attempt)
+  return { 'queued', l.foreign and 1 or 0, redis.call('PTTL', l.key), redis.call('ZRANK', l.q, attempt) }
+end

@@ -1,0 +1,2 @@
+-- Gives a grant back.
+return give_back(false)

@@ -1,0 +1,157 @@
+//! What the server at hand keeps: asked once, when connecting.
+
+use std::collections::BTreeMap;
+
+use redis::Value;
+use tooz_core::{Characteristics, Error, ErrorKind, Result};
+
+use crate::client::Client;
+use crate::error;
+use crate::link::{Link, Sent};
+use crate::reply::{Parts, bytes};
+use crate::script;
+
+/// What a server said about itself.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Facts {
+    replicas: u64,
+    /// Whether every write is on disk before it is answered.
+    durable: bool,
+    /// Whether it may throw away keys when its memory is full.
+    evicts: bool,
+}
+
+impl Facts {
+    /// What is kept of `best`.
+    pub(crate) fn lower(&self, best: Characteristics) -> Characteristics {
+        let mut kept = best;
+        if !self.durable || self.evicts {
+            kept -= Characteristics::DURABLE_FENCING;
+        }
+        if self.replicas > 0 {
+            // One of them may be promoted without what the others have seen.
+            kept -= Characteristics::DURABLE_FENCING | Characteristics::CAUSAL;
+        }
+        kept
+    }
+}
+
+/// Asks the server and sees to it that it knows the scripts.
+pub(crate) async fn ask(client: &Client, link: &Link) -> Result<Facts> {
+    let info = match client.send(link, &redis::cmd("INFO")).await {
+        Sent::Answered(info) => fields(&info),
+        Sent::Refused(refusal) if error::of(refusal.clone()).kind() == ErrorKind::Denied => {
+            tracing::warn!(address = %link.address, "the user may not call INFO; what the server keeps is not known");
+            load(client, link).await;
+            return Ok(Facts { replicas: 1, durable: false, evicts: true });
+        }
+        Sent::Refused(refusal) => return Err(error::connecting(&link.address.to_string(), refusal)),
+        Sent::Lost => {
+            return Err(Error::new(ErrorKind::Unavailable, format!("{}: {}", link.address, link.why())));
+        }
+    };
+    let say = |name: &str| info.get(name).map_or("", String::as_str);
+    if say("cluster_enabled") == "1" {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "{} is a node of a cluster, which would send us on to others; use a server of its own",
+                link.address
+            ),
+        ));
+    }
+    if say("role") == "slave" {
+        return Err(Error::new(
+            ErrorKind::Unavailable,
+            format!("{} is a replica and takes no writes; name the master", link.address),
+        ));
+    }
+    let facts = Facts {
+        replicas: say("connected_slaves").parse().unwrap_or(0),
+        durable: say("aof_enabled") == "1" && always_synced(client, link).await,
+        evicts: say("maxmemory_policy") != "noeviction",
+    };
+    if facts.replicas > 0 {
+        tracing::warn!(
+            address = %link.address,
+            "the server has replicas; if one is promoted, locks and tokens may be lost with it"
+        );
+    }
+    if facts.evicts {
+        tracing::warn!(address = %link.address, "maxmemory-policy is not noeviction: a full server forgets locks");
+    }
+    load(client, link).await;
+    Ok(facts)
+}
+
+async fn command(client: &Client, link: &Link, command: &redis::Cmd) -> Result<Value> {
+    match client.send(link, command).await {
+        Sent::Answered(value) => Ok(value),
+        Sent::Refused(refusal) => Err(error::connecting(&link.address.to_string(), refusal)),
+        Sent::Lost => Err(Error::new(ErrorKind::Unavailable, format!("{}: {}", link.address, link.why()))),
+    }
+}
+
+/// What cannot be asked counts as not kept.
+async fn always_synced(client: &Client, link: &Link) -> bool {
+    let mut ask = redis::cmd("CONFIG");
+    ask.arg("GET").arg("appendfsync");
+    let Ok(value) = command(client, link, &ask).await else { return false };
+    let said = match value {
+        Value::Map(pairs) => pairs.into_iter().next().and_then(|(_, value)| bytes(value)),
+        Value::Array(list) => list.into_iter().nth(1).and_then(bytes),
+        _ => None,
+    };
+    said.as_deref() == Some(b"always")
+}
+
+/// Loads what the server lacks, so that no first call needs a second round trip. Calls do without it.
+async fn load(client: &Client, link: &Link) {
+    let mut known = redis::cmd("SCRIPT");
+    known.arg("EXISTS");
+    for script in script::ALL {
+        known.arg(script.hash());
+    }
+    let Ok(answer) = command(client, link, &known).await.and_then(Parts::of) else { return };
+    for (script, known) in script::ALL.iter().zip(answer) {
+        if known != Value::Int(1) {
+            let mut load = redis::cmd("SCRIPT");
+            load.arg("LOAD").arg(script.source());
+            if let Err(error) = command(client, link, &load).await {
+                tracing::debug!(%error, "a script could not be loaded ahead");
+                return;
+            }
+        }
+    }
+}
+
+fn fields(info: &Value) -> BTreeMap<String, String> {
+    let text = match info {
+        Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        Value::SimpleString(text) | Value::VerbatimString { text, .. } => text.clone(),
+        _ => String::new(),
+    };
+    let fields = text.lines().filter_map(|line| line.split_once(':'));
+    fields.map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_does_not_keep_is_not_claimed() {
+        let best = Characteristics::DURABLE_FENCING | Characteristics::CAUSAL | Characteristics::FAIR_LOCKS;
+        let kept = |durable, evicts, replicas| Facts { replicas, durable, evicts }.lower(best);
+        assert_eq!(kept(true, false, 0), best);
+        assert_eq!(kept(false, false, 0), best - Characteristics::DURABLE_FENCING);
+        assert_eq!(kept(true, true, 0), best - Characteristics::DURABLE_FENCING);
+        assert_eq!(kept(true, false, 1), Characteristics::FAIR_LOCKS);
+    }
+
+    #[test]
+    fn hostile_answers_have_no_fields() {
+        assert!(fields(&Value::Nil).is_empty());
+        assert_eq!(fields(&Value::BulkString(b"\xff\nrole:master\r\n:\n".to_vec()))["role"], "master");
+    }
+}

@@ -1,0 +1,441 @@
+//! Following a group: a view with its version, then each change with the next one; after a gap a view again.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use futures_core::Stream;
+use sha1::{Digest, Sha1};
+use tokio::sync::mpsc;
+use tooz_core::driver::{ChangeStream, GroupChange, MemberRecord};
+use tooz_core::runtime::Task;
+use tooz_core::{GroupId, Result};
+
+use crate::channels::{Heard, Subscription};
+use crate::client::{Client, Repeat};
+use crate::groups::{self, Seen, View, no_group, record};
+use crate::reply::Parts;
+use crate::script;
+
+/// How often the dead are looked for, and what Python changed.
+const TICK: Duration = Duration::from_secs(1);
+/// A reader that is further behind gets a view instead.
+const BACKLOG: usize = 512;
+/// Digests are sums of 48 bits, which a Lua number holds exactly.
+const DIGEST: u64 = 1 << 48;
+
+/// What is to be delivered and was not read yet.
+pub(crate) struct Outlet<T>(Mutex<Waiting<T>>);
+
+struct Waiting<T> {
+    items: VecDeque<T>,
+    waker: Option<Waker>,
+    ended: bool,
+}
+
+impl<T> Default for Outlet<T> {
+    fn default() -> Self {
+        Self(Mutex::new(Waiting { items: VecDeque::new(), waker: None, ended: false }))
+    }
+}
+
+impl<T> Outlet<T> {
+    fn waiting(&self) -> MutexGuard<'_, Waiting<T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Waiting<T>)) {
+        let waker = {
+            let mut waiting = self.waiting();
+            change(&mut waiting);
+            waiting.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn put(&self, item: T) {
+        self.change(|waiting| waiting.items.push_back(item));
+    }
+
+    /// Only the newest counts.
+    pub(crate) fn put_only(&self, item: T) {
+        self.change(|waiting| {
+            waiting.items.clear();
+            waiting.items.push_back(item);
+        });
+    }
+
+    fn end(&self) {
+        self.change(|waiting| waiting.ended = true);
+    }
+
+    fn len(&self) -> usize {
+        self.waiting().items.len()
+    }
+}
+
+/// The reader's end; dropping it ends the task that fills it.
+pub(crate) struct Tap<T> {
+    outlet: Arc<Outlet<T>>,
+    _task: Task<()>,
+}
+
+impl<T> Tap<T> {
+    pub(crate) fn new(outlet: Arc<Outlet<T>>, task: Task<()>) -> Self {
+        Self { outlet, _task: task }
+    }
+}
+
+impl<T> Stream for Tap<T> {
+    type Item = T;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        let mut waiting = self.outlet.waiting();
+        match waiting.items.pop_front() {
+            Some(item) => Poll::Ready(Some(item)),
+            None if waiting.ended => Poll::Ready(None),
+            None => {
+                waiting.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// What is heard of a group.
+#[derive(Debug)]
+enum News {
+    Message(Vec<u8>),
+    Gap,
+}
+
+/// A member as it stands there, with its part of the digest.
+type Known = (Option<MemberRecord>, u64);
+
+struct Follower {
+    client: Arc<Client>,
+    group: GroupId,
+    outlet: Arc<Outlet<Result<GroupChange>>>,
+    epoch: String,
+    instance: String,
+    version: u64,
+    members: BTreeMap<Vec<u8>, Known>,
+    /// The data was lost, and the group with it; it may come back.
+    lost: bool,
+    /// The version that a tick said, although its messages have not come.
+    behind: Option<u64>,
+}
+
+/// Whether there is anything left to follow.
+#[derive(PartialEq, Eq)]
+enum Goes {
+    On,
+    Ended,
+}
+
+/// Follows a group.
+pub(crate) async fn follow(client: &Arc<Client>, group: &GroupId) -> Result<ChangeStream> {
+    let (sender, mut news) = mpsc::unbounded_channel();
+    let ear = move |heard: Heard<'_>| {
+        let news = match heard {
+            Heard::Message(message) => News::Message(message.to_vec()),
+            Heard::Gap => News::Gap,
+        };
+        // The reader is gone, and so is this soon.
+        let _ = sender.send(news);
+    };
+    // Listened first, then read: what changes in between comes as a message, too, and is known by its version.
+    let subscription = Subscription::start(client, client.keys.group(group).channel, Arc::new(ear)).await?;
+    let Seen::There(view) = groups::read(client, group, b"").await? else { return Err(no_group(group)) };
+    let outlet = Arc::new(Outlet::default());
+    let mut follower = Follower {
+        client: Arc::clone(client),
+        group: group.clone(),
+        outlet: Arc::clone(&outlet),
+        epoch: view.epoch.clone(),
+        instance: view.instance.clone(),
+        version: 0,
+        members: BTreeMap::new(),
+        lost: false,
+        behind: None,
+    };
+    follower.take(view);
+    follower.deliver_view();
+    let spawner = client.context.spawner.clone();
+    let task = spawner.clone().spawn(async move {
+        let _subscription = subscription;
+        loop {
+            let goes = tokio::select! {
+                biased; // what was told comes before looking for what was not
+                heard = news.recv() => match heard {
+                    Some(News::Message(message)) => follower.hear(&message).await,
+                    Some(News::Gap) => follower.read_again(true).await,
+                    None => Goes::Ended,
+                },
+                () = spawner.sleep(TICK) => follower.tick().await,
+            };
+            if goes == Goes::Ended {
+                follower.outlet.end();
+                return;
+            }
+        }
+    });
+    Ok(Box::pin(Tap::new(outlet, task)))
+}
+
+/// A member's part of the digest: 48 bits of SHA-1.
+fn part(member: &[u8], caps: &[u8]) -> u64 {
+    let hash = Sha1::new()
+        .chain_update(member.len().to_string())
+        .chain_update(":")
+        .chain_update(member)
+        .chain_update(caps)
+        .finalize();
+    hash.iter().take(6).fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+}
+
+impl Follower {
+    fn deliver(&self, change: GroupChange) {
+        if self.outlet.len() >= BACKLOG {
+            self.deliver_view();
+        } else {
+            self.outlet.put(Ok(change));
+        }
+    }
+
+    fn deliver_view(&self) {
+        let members = self.members.values().filter_map(|(record, _)| record.clone()).collect();
+        self.outlet.put_only(Ok(GroupChange::View(members)));
+    }
+
+    fn end(&self) -> Goes {
+        self.outlet.put(Ok(GroupChange::Deleted));
+        Goes::Ended
+    }
+
+    fn take(&mut self, view: View) {
+        self.version = view.version;
+        self.members = view
+            .members
+            .into_iter()
+            .map(|(id, caps, record)| (id.clone(), (record, part(&id, &caps))))
+            .collect();
+    }
+
+    /// Reads the whole group; `aloud`: something may have been missed.
+    async fn read_again(&mut self, aloud: bool) -> Goes {
+        match groups::read(&self.client, &self.group, b"").await {
+            Ok(seen) => self.see(seen, aloud),
+            Err(error) if error.is_retryable() || error.is_indeterminate() => {
+                tracing::debug!(%error, group = %self.group, "the group could not be read");
+                // The next tick tries again.
+                self.behind = Some(u64::MAX);
+                Goes::On
+            }
+            Err(error) => {
+                self.outlet.put(Err(error));
+                Goes::Ended
+            }
+        }
+    }
+
+    fn see(&mut self, seen: Seen, aloud: bool) -> Goes {
+        self.behind = None;
+        match seen {
+            Seen::Missing(epoch) if epoch == self.epoch && !self.lost => return self.end(),
+            Seen::Missing(_) => self.lose(),
+            Seen::There(view) if view.epoch == self.epoch && view.instance != self.instance && !self.lost => {
+                return self.end();
+            }
+            Seen::There(view) => {
+                let another = view.instance != self.instance;
+                self.epoch.clone_from(&view.epoch);
+                self.instance.clone_from(&view.instance);
+                self.lost = false;
+                let before = std::mem::take(&mut self.members);
+                self.take(view);
+                if aloud || another {
+                    self.deliver_view();
+                } else {
+                    self.differ(&before);
+                }
+            }
+        }
+        Goes::On
+    }
+
+    /// The data is gone, and the group with it: nobody deleted it.
+    fn lose(&mut self) {
+        if !self.lost {
+            self.lost = true;
+            self.version = 0;
+            self.members.clear();
+            self.deliver_view();
+        }
+    }
+
+    /// Delivers what changed between two reads.
+    fn differ(&self, before: &BTreeMap<Vec<u8>, Known>) {
+        for (id, (old, _)) in before {
+            let new = self.members.get(id).and_then(|(record, _)| record.as_ref());
+            if let Some(old) = old
+                && new.is_none_or(|new| new.incarnation != old.incarnation)
+            {
+                self.deliver(GroupChange::Left(old.clone()));
+            }
+        }
+        for (id, (new, _)) in &self.members {
+            let Some(new) = new else { continue };
+            match before.get(id).and_then(|(record, _)| record.as_ref()) {
+                Some(old) if old == new => {}
+                Some(old) if old.incarnation == new.incarnation => {
+                    self.deliver(GroupChange::Updated(new.clone()));
+                }
+                _ => self.deliver(GroupChange::Joined(new.clone())),
+            }
+        }
+    }
+
+    async fn hear(&mut self, message: &[u8]) -> Goes {
+        let Some((version, rest)) = split_number(message) else { return self.read_again(true).await };
+        if version <= self.version && !self.lost {
+            return Goes::On;
+        }
+        if rest.first() == Some(&b'D') {
+            return self.end();
+        }
+        if version != self.version + 1 || self.lost {
+            return self.read_again(true).await;
+        }
+        match self.apply(rest) {
+            Some(()) => {
+                self.version = version;
+                Goes::On
+            }
+            None => self.read_again(false).await,
+        }
+    }
+
+    /// Applies one change; `None`: the message does not say it.
+    fn apply(&mut self, message: &[u8]) -> Option<()> {
+        let (kind, rest) = (message.first()?, message.get(2..)?);
+        match kind {
+            b'L' => {
+                let (old, _) = self.members.remove(rest)?;
+                if let Some(old) = old {
+                    self.deliver(GroupChange::Left(old));
+                }
+            }
+            b'J' | b'U' => {
+                let mut words = rest.splitn(4, |byte| *byte == b' ');
+                let mut word = || words.next().and_then(|word| std::str::from_utf8(word).ok());
+                let (incarnation, joined, updated) = (word()?, word()?, word()?);
+                let pair = words.next()?;
+                let colon = pair.iter().position(|byte| *byte == b':')?;
+                let length: usize = std::str::from_utf8(&pair[..colon]).ok()?.parse().ok()?;
+                let pair = pair.get(colon + 1..)?;
+                let (id, caps) = (pair.get(..length)?, pair.get(length..)?);
+                let new = record(id, caps, incarnation, joined, updated);
+                let old =
+                    self.members.insert(id.to_vec(), (new.clone(), part(id, caps))).and_then(|(old, _)| old);
+                match (old, new) {
+                    (Some(old), Some(new)) if old.incarnation == new.incarnation => {
+                        self.deliver(GroupChange::Updated(new));
+                    }
+                    (old, new) => {
+                        if let Some(old) = old {
+                            self.deliver(GroupChange::Left(old));
+                        }
+                        if let Some(new) = new {
+                            self.deliver(GroupChange::Joined(new));
+                        }
+                    }
+                }
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    async fn tick(&mut self) -> Goes {
+        let place = self.client.keys.group(&self.group);
+        let own = place.own();
+        let call = self
+            .client
+            .script(&script::TICK)
+            .keys([place.key, own, self.client.keys.epoch()])
+            .arg(&place.base)
+            .arg(format!("{:032x}", self.client.context.entropy.id()));
+        match self.client.call(&call, Repeat::Yes).await.and_then(|answer| Ticked::read(answer.value)) {
+            Ok(ticked) => self.compare(ticked).await,
+            Err(error) => {
+                tracing::debug!(%error, group = %self.group, "the group could not be asked");
+                Goes::On
+            }
+        }
+    }
+
+    async fn compare(&mut self, ticked: Ticked) -> Goes {
+        let Ticked::There { epoch, version, instance, digest } = ticked else {
+            let Ticked::Missing(epoch) = ticked else { return Goes::On };
+            return self.see(Seen::Missing(epoch), true);
+        };
+        if self.lost || epoch != self.epoch || instance != self.instance {
+            return self.read_again(true).await;
+        }
+        if self.behind.is_some_and(|behind| self.version < behind) {
+            return self.read_again(true).await;
+        }
+        self.behind = (version > self.version).then_some(version);
+        let ours = self.members.values().fold(0, |sum, (_, part)| (sum + part) % DIGEST);
+        if digest.is_some_and(|(at, theirs)| at == self.version && theirs != ours) {
+            // Nobody of ours changed it: Python did.
+            return self.read_again(false).await;
+        }
+        Goes::On
+    }
+}
+
+/// What a tick says.
+enum Ticked {
+    There { epoch: String, version: u64, instance: String, digest: Option<(u64, u64)> },
+    Missing(String),
+}
+
+impl Ticked {
+    fn read(value: redis::Value) -> Result<Self> {
+        let mut answer = Parts::of(value)?;
+        let there = answer.text("its outcome")? == "ok";
+        let epoch = answer.text("the epoch")?;
+        if !there {
+            return Ok(Self::Missing(epoch));
+        }
+        let version = u64::try_from(answer.number("the version")?).unwrap_or_default();
+        let instance = answer.text("the group's id")?;
+        let number = |result: Result<i64>| result.ok().and_then(|number| u64::try_from(number).ok());
+        let at = number(answer.number("a version"));
+        let digest = number(answer.number("a digest"));
+        Ok(Self::There { epoch, version, instance, digest: at.zip(digest) })
+    }
+}
+
+/// A number, a space, the rest.
+fn split_number(message: &[u8]) -> Option<(u64, &[u8])> {
+    let space = message.iter().position(|byte| *byte == b' ')?;
+    let number = std::str::from_utf8(&message[..space]).ok()?.parse().ok()?;
+    Some((number, &message[space + 1..]))
+}
+
+impl fmt::Debug for Follower {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Follower")
+            .field("group", &self.group)
+            .field("version", &self.version)
+            .finish_non_exhaustive()
+    }
+}
