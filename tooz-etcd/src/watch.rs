@@ -188,21 +188,18 @@ impl GroupFollower {
         loop {
             let deleted = match tail.next().await {
                 News::End => return change(&self.shared, |view| view.end(false)),
-                News::Gap => true,
+                News::Gap => false,
                 News::Events(events, _) => {
                     let mut deleted = false;
-                    change(&self.shared, |view| {
-                        for event in &events {
-                            deleted |= self.apply(view, event);
-                        }
-                    });
+                    // What comes after its end belongs to another group of the same name.
+                    change(&self.shared, |view| deleted = events.iter().any(|event| self.apply(view, event)));
+                    if !deleted {
+                        continue;
+                    }
                     deleted
                 }
             };
-            if !deleted {
-                continue;
-            }
-            match self.look_again().await {
+            match self.look_again(deleted).await {
                 Some((epoch, revision)) => tail.restart(epoch, revision),
                 None => return,
             }
@@ -226,13 +223,15 @@ impl GroupFollower {
         false
     }
 
-    /// After a gap, or when the group is gone: was it deleted, or did the backend lose its data? `None`: the watch ends.
-    async fn look_again(&mut self) -> Option<(Vec<u8>, i64)> {
+    /// After a gap, or when the group's key went (`deleted`): was it deleted, or did the backend lose its data? `None`:
+    /// the watch ends.
+    async fn look_again(&mut self, deleted: bool) -> Option<(Vec<u8>, i64)> {
         loop {
             match self.client.snapshot(&self.group).await {
                 Ok(Snapshot { revision, epoch, members }) => {
                     // An id that is missing is as good as another one: the data is gone, and the group may come back.
                     let lost = epoch != self.epoch;
+                    let members = members.filter(|_| lost || !deleted);
                     let Some(members) = members.or_else(|| lost.then(Vec::new)) else {
                         change(&self.shared, |view| view.end(true));
                         return None;
