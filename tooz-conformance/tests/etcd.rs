@@ -6,24 +6,13 @@ use std::time::Duration;
 
 use tooz_conformance::eventually;
 use tooz_conformance::servers::Proxy;
-use tooz_conformance::servers::etcd::{Cluster, Etcd, certificates, counts, program};
+use tooz_conformance::servers::etcd::{Cluster, Etcd, certificates, counts};
 use tooz_core::{Capabilities, Coordinator, ErrorKind, GroupEvent, LossReason};
 use tooz_etcd as _;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 const LIMIT: Duration = Duration::from_secs(30);
-
-/// Whether there is an etcd; without one these tests prove nothing, and with `TOOZ_REQUIRE=all` that is a failure.
-fn installed() -> bool {
-    let found = program();
-    if std::env::var("TOOZ_REQUIRE").is_ok_and(|value| value == "all") {
-        found.as_ref().unwrap();
-    } else if let Err(why) = &found {
-        eprintln!("ignored: {why}");
-    }
-    found.is_ok()
-}
 
 async fn connect(hosts: &str, member: &str) -> tooz_core::Result<Coordinator> {
     Coordinator::builder(format!("etcd://{hosts}?ttl=3s"), member).connect().await
@@ -56,9 +45,6 @@ async fn nobody_holds(c: &Coordinator, lock: &str) -> Outcome {
 /// L6: a request that hangs on one way is withdrawn over the other; when it arrives, it fails.
 #[tokio::test]
 async fn a_late_request_fails() -> Outcome {
-    if !installed() {
-        return Ok(());
-    }
     let fork = Fork::new()?;
     let hosts = fork.hosts();
     let (a, b) = (connect(&hosts, "a").await?, connect(&fork.etcd.address().to_string(), "b").await?);
@@ -87,9 +73,6 @@ async fn a_late_request_fails() -> Outcome {
 /// S5, S6: when one way closes, the session lives on over the other, and so does what it holds.
 #[tokio::test]
 async fn a_closed_endpoint_costs_nothing() -> Outcome {
-    if !installed() {
-        return Ok(());
-    }
     let fork = Fork::new()?;
     let a = connect(&fork.hosts(), "a").await?;
     let guard = a.lock("x")?.acquire().await?;
@@ -110,9 +93,6 @@ async fn a_closed_endpoint_costs_nothing() -> Outcome {
 /// W1: history that was compacted away is replaced by a view.
 #[tokio::test]
 async fn compaction_is_followed_by_a_view() -> Outcome {
-    if !installed() {
-        return Ok(());
-    }
     let etcd = Etcd::start()?;
     let proxy = Proxy::start(etcd.address())?;
     let (a, b) =
@@ -139,9 +119,6 @@ async fn compaction_is_followed_by_a_view() -> Outcome {
 #[tokio::test]
 async fn out_of_space_is_said() -> Outcome {
     use etcd_client::{AlarmAction, AlarmType};
-    if !installed() {
-        return Ok(());
-    }
     let etcd = Etcd::start()?;
     let a = connect(&etcd.address().to_string(), "a").await?;
     let guard = a.lock("x")?.acquire().await?;
@@ -164,9 +141,6 @@ async fn out_of_space_is_said() -> Outcome {
 /// L7, S7: data that is gone ends sessions; tokens that begin anew are refused by whoever knows larger ones.
 #[tokio::test]
 async fn a_restart_keeps_what_is_held() -> Outcome {
-    if !installed() {
-        return Ok(());
-    }
     let etcd = Etcd::start()?;
     let address = etcd.address().to_string();
     let (a, b) = (connect(&address, "a").await?, connect(&address, "b").await?);
@@ -199,9 +173,6 @@ async fn guard_is_free(c: &Coordinator) -> bool {
 /// L7: a lease that somebody revoked ends the session at once, not at the next beat.
 #[tokio::test]
 async fn a_revoked_lease_is_heard_of_at_once() -> Outcome {
-    if !installed() {
-        return Ok(());
-    }
     let etcd = Etcd::start()?;
     let a = Coordinator::builder(format!("etcd://{}?ttl=60s", etcd.address()), "a").connect().await?;
     let guard = a.lock("x")?.acquire().await?;
@@ -220,9 +191,6 @@ async fn a_revoked_lease_is_heard_of_at_once() -> Outcome {
 /// S1: users and passwords; what is wrong with them is said without showing them.
 #[tokio::test]
 async fn users_and_passwords() -> Outcome {
-    if !installed() {
-        return Ok(());
-    }
     let etcd = Etcd::start()?;
     etcd.ask(|mut client| async move {
         client.role_add("root").await?;
@@ -248,9 +216,6 @@ async fn users_and_passwords() -> Outcome {
 /// L1, L2: three nodes, and the leader is killed while a lock is held and waited for.
 #[tokio::test]
 async fn the_leader_is_killed() -> Outcome {
-    if !installed() {
-        return Ok(());
-    }
     let cluster = Cluster::start()?;
     let hosts: Vec<String> = cluster.nodes().iter().map(|node| node.address().to_string()).collect();
     let connect = |member| {
@@ -284,9 +249,6 @@ async fn the_leader_is_killed() -> Outcome {
 /// X3: encryption with certificates on both sides; whoever has none, or trusts another authority, is not let in.
 #[tokio::test]
 async fn certificates_on_both_sides() -> Outcome {
-    if !installed() {
-        return Ok(());
-    }
     let (files, others) = (tempfile::tempdir()?, tempfile::tempdir()?);
     certificates(files.path())?;
     certificates(others.path())?;
@@ -315,9 +277,6 @@ async fn certificates_on_both_sides() -> Outcome {
 /// The README's figures: what each operation costs on the caller's path.
 #[tokio::test]
 async fn round_trips() -> Outcome {
-    if !installed() {
-        return Ok(());
-    }
     let etcd = Etcd::start()?;
     let proxy = Proxy::start(etcd.address())?;
     proxy.count_only(counts);
@@ -351,9 +310,6 @@ async fn round_trips() -> Outcome {
 /// L8: a place that somebody deleted by hand is found missing at the next beat, and taken anew.
 #[tokio::test]
 async fn a_deleted_place_is_taken_anew() -> Outcome {
-    if !installed() {
-        return Ok(());
-    }
     let etcd = Etcd::start()?;
     let address = etcd.address().to_string();
     let (a, b) = (connect(&address, "a").await?, connect(&address, "b").await?);
@@ -383,9 +339,6 @@ async fn a_deleted_place_is_taken_anew() -> Outcome {
 /// G2, G3: a join that hangs on one way and is given up does not come true after its member left.
 #[tokio::test]
 async fn a_late_join_fails() -> Outcome {
-    if !installed() {
-        return Ok(());
-    }
     let fork = Fork::new()?;
     let (a, b) = (connect(&fork.hosts(), "a").await?, connect(&fork.etcd.address().to_string(), "b").await?);
     b.group("g")?.create().await?;
