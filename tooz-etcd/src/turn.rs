@@ -76,7 +76,7 @@ async fn change(life: &Life, wish: &Wish, state: &State, verdict: &Verdict) -> R
     loop {
         match tail.next().await {
             News::Events(events, _) if events.iter().any(gone) => return Ok(Changed::Freed),
-            News::Events(..) => {}
+            News::Events(..) | News::Resumed | News::Other => {}
             News::Gap => return Ok(Changed::Anything),
             News::End => return Err(crate::error::closed()),
         }
