@@ -28,6 +28,9 @@ pub(crate) fn below(prefix: &[u8]) -> Range {
 pub(crate) enum News {
     /// Changes of one range, in order; and the revision of the last of them.
     Events(Vec<Event>, i64),
+    /// Something happened before the server began to watch for us, and may be told late: a server looks only ten times a
+    /// second for those who have history to catch up with. Only where it was asked for with [`Tail::hurried`], and once.
+    Behind,
     /// The history between then and now is gone: look again, and follow from there with [`Tail::restart`].
     Gap,
     /// The driver was closed.
@@ -49,6 +52,8 @@ pub(crate) struct Tail {
     generations: watch::Receiver<u64>,
     /// Whether a stream was open before: then what is there now may be other data.
     interrupted: bool,
+    /// Whether the follower would rather look than wait for history.
+    hurried: bool,
 }
 
 impl Tail {
@@ -69,7 +74,14 @@ impl Tail {
             stream: None,
             generations: hub.generations(),
             interrupted: false,
+            hurried: false,
         }
+    }
+
+    /// The same, which says when it is [behind](News::Behind).
+    pub(crate) fn hurried(mut self) -> Self {
+        self.hurried = true;
+        self
     }
 
     /// Goes on after `revision` of the data with this epoch.
@@ -133,6 +145,10 @@ impl Tail {
             else {
                 continue;
             };
+            let now = response.header().map_or(0, etcd_client::ResponseHeader::revision);
+            if response.created() && now >= *next && std::mem::take(&mut self.hurried) {
+                return News::Behind;
+            }
             // Servers before 3.4.36 may tell something twice or again.
             let revision_of = |event: &Event| event.kv().map_or(0, etcd_client::KeyValue::mod_revision);
             let fresh = response.events().iter().filter(|event| revision_of(event) >= *next);

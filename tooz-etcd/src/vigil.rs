@@ -31,6 +31,7 @@ pub(crate) async fn keep_vigil(life: Arc<Life>, post: Post) {
     loop {
         match tail.next().await {
             News::End => return,
+            News::Behind => {}
             News::Events(events, _) => {
                 for event in &events {
                     if let Some(notice) = read(&life, event) {

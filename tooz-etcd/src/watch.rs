@@ -188,6 +188,7 @@ impl GroupFollower {
         loop {
             let deleted = match tail.next().await {
                 News::End => return change(&self.shared, |view| view.end(false)),
+                News::Behind => continue,
                 News::Gap => false,
                 News::Events(events, _) => {
                     let mut deleted = false;
@@ -296,6 +297,7 @@ pub(crate) async fn holders(client: &Arc<Client>, keys: LockKeys) -> Result<Hold
                 News::End => return change(&told, |present| present.ended = true),
                 News::Events(_, revision) if revision <= seen => continue, // the last look showed it
                 News::Events(_, revision) => (revision, false),
+                News::Behind => continue,
                 News::Gap => (0, true),
             };
             loop {
