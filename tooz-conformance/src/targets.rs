@@ -13,7 +13,7 @@ pub fn all() -> Vec<Target> {
     #[cfg(feature = "file")]
     targets.extend([file::target(), file::portable()]);
     #[cfg(feature = "redis")]
-    targets.push(redis::target());
+    targets.extend([redis::target(), redis::with_sentinel(), redis::with_cluster()]);
     #[cfg(feature = "redis-tls")]
     targets.push(redis::with_tls());
     #[cfg(feature = "etcd")]

@@ -162,6 +162,96 @@ async fn a_restart_keeps_what_is_held() -> Outcome {
     Ok(b.close().await?)
 }
 
+/// S2, L8: a server that stands still for less than a ttl takes nothing from anybody, neither the lock nor a place behind it.
+#[tokio::test]
+async fn a_short_standstill_costs_nothing() -> Outcome {
+    let etcd = Etcd::start()?;
+    let url = format!("etcd://{}?ttl=6s", etcd.address());
+    let (a, b) =
+        (Coordinator::builder(&url, "a").connect().await?, Coordinator::builder(&url, "b").connect().await?);
+    a.group("g")?.join_or_create(Capabilities::none()).await?;
+    let guard = a.lock("x")?.acquire().await?;
+    let waiting = queued(&a, &b, "x").await?;
+    let session = a.session_id();
+    etcd.server().stop();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    etcd.server().resume();
+    eventually("it answers", LIMIT, async || Ok::<_, tooz_core::Error>(guard_is_free(&a).await)).await?;
+    assert!(guard.is_held() && !waiting.is_finished() && a.session_id() == session);
+    assert_eq!(a.group("g")?.members().await?.len(), 1);
+    guard.release().await?;
+    assert!(tokio::time::timeout(LIMIT, waiting).await???.is_held());
+    a.close().await?;
+    Ok(b.close().await?)
+}
+
+/// L8: whoever waits keeps its place when its connection is cut, and has the lock when its turn comes.
+#[tokio::test]
+async fn cut_off_while_it_waits() -> Outcome {
+    let etcd = Etcd::start()?;
+    let proxy = Proxy::start(etcd.address())?;
+    let (a, b) =
+        (connect(&etcd.address().to_string(), "a").await?, connect(&proxy.address().to_string(), "b").await?);
+    for away in [0, 300, 6000] {
+        let guard = a.lock("x")?.acquire().await?;
+        let token = guard.token();
+        let waiting = queued(&a, &b, "x").await?;
+        proxy.refuse();
+        tokio::time::sleep(Duration::from_millis(away)).await;
+        guard.release().await?;
+        if away > 3000 {
+            // Its session is over, and with it its place.
+            let other = tokio::time::timeout(LIMIT, a.lock("x")?.acquire()).await??;
+            assert!(!waiting.is_finished(), "granted to one that is cut off");
+            other.release().await?;
+        }
+        proxy.heal();
+        let next = tokio::time::timeout(LIMIT, waiting).await???;
+        assert!(next.is_held() && next.token() > token);
+        next.release().await?;
+    }
+    a.close().await?;
+    Ok(b.close().await?)
+}
+
+/// L9: the reader that came first crashes; whoever reads with it goes on keeping writers and Python out.
+#[tokio::test]
+async fn a_crashed_reader_leaves_the_others_their_lock() -> Outcome {
+    let etcd = Etcd::start()?;
+    let address = etcd.address().to_string();
+    let (b, c) = (connect(&address, "b").await?, connect(&address, "c").await?);
+    let dead = Coordinator::builder(format!("etcd://{address}?ttl=3s"), "dead").manual_heart().rejoin(false);
+    let dead = dead.connect().await?;
+    let first = dead.lock("x")?.shared().acquire().await?;
+    let second = b.lock("x")?.shared().acquire().await?;
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    assert!(!first.is_held() && second.is_held());
+    assert_eq!(c.lock("x")?.holders().await?.holders.len(), 1, "the dead one is still there");
+    assert!(c.lock("x")?.try_acquire().await?.is_none(), "a writer beside a reader");
+    // Python takes a lock by creating this key.
+    let pythons = etcd.ask(|mut client| async move { client.get("/tooz/locksx", None).await })?;
+    assert_eq!(pythons.kvs().len(), 1, "Python would be let in");
+    second.release().await?;
+    assert!(tokio::time::timeout(LIMIT, c.lock("x")?.acquire()).await??.is_held());
+    b.close().await?;
+    Ok(c.close().await?)
+}
+
+/// Waits for a lock in a task of its own, and until it stands in the queue alone.
+async fn queued(
+    eye: &Coordinator,
+    c: &Coordinator,
+    name: &str,
+) -> Result<tokio::task::JoinHandle<tooz_core::Result<tooz_core::LockGuard>>, Box<dyn std::error::Error>> {
+    let lock = c.lock(name)?;
+    let waiting = tokio::spawn(async move { lock.acquire().await });
+    eventually("somebody waits", LIMIT, async || {
+        Ok::<_, tooz_core::Error>(eye.lock(name)?.holders().await?.waiters == Some(1))
+    })
+    .await?;
+    Ok(waiting)
+}
+
 /// Whether the server answers again.
 async fn guard_is_free(c: &Coordinator) -> bool {
     c.groups().await.is_ok()

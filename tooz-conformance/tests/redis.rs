@@ -246,6 +246,64 @@ async fn cut_off_while_it_waits() {
     }
 }
 
+/// A server that stands still for less than a ttl takes nothing from anybody; nobody even asks for a new session.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_short_standstill_costs_nothing() {
+    let redis = server!();
+    let (a, b) = (connect(&redis, "6s", "a").await, connect(&redis, "6s", "b").await);
+    a.group("g").unwrap().join_or_create(Capabilities::none()).await.unwrap();
+    let guard = a.lock("x").unwrap().acquire().await.unwrap();
+    let waiting = wait_for(&b, "x", 0).await;
+    let session = a.session_id();
+    redis.server().stop();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    redis.server().resume();
+    eventually("a beat afterwards", async || matches!(a.liveness(), Liveness::Alive { .. })).await;
+    assert!(guard.is_held() && !waiting.is_finished() && a.session_id() == session);
+    assert_eq!(a.group("g").unwrap().members().await.unwrap().len(), 1);
+    guard.release().await.unwrap();
+    assert!(within("the hand-over", 5, waiting).await.unwrap().is_held());
+}
+
+/// A reader that was away while the lock was somebody else's does not come back to life with the readers after that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_of_an_earlier_time_stays_lost() {
+    let redis = server!();
+    let proxy = Proxy::start(redis.address()).unwrap();
+    let url = format!("redis://{}?ttl=2s", proxy.address());
+    let old = Coordinator::builder(url, "old").connect().await.unwrap();
+    let new = connect(&redis, "2s", "new").await;
+    let first = old.lock("x").unwrap().shared().acquire().await.unwrap();
+    proxy.hold_both(); // with whatever beat is on its way
+    eventually("it is free for Python", async || {
+        redis.command(&[b"SET", b"_tooz_x_lock", b"python", b"NX", b"PX", b"60000"]).unwrap() == b"+OK\r\n"
+    })
+    .await;
+    assert!(!first.is_held(), "a reader beside Python's writer");
+    redis.command(&[b"DEL", b"_tooz_x_lock"]).unwrap();
+    let second = within("the lock", 5, new.lock("x").unwrap().shared().acquire()).await.unwrap();
+    proxy.heal();
+    eventually("it is back", async || matches!(old.liveness(), Liveness::Alive { .. })).await;
+    assert!(!first.is_held() && second.is_held());
+    assert_eq!(new.lock("x").unwrap().holders().await.unwrap().holders.len(), 1, "the old one holds again");
+    assert!(second.token() > first.token());
+}
+
+/// Tokens that differ in their last digit alone differ.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_a_microsecond_apart() {
+    let redis = server!();
+    let a = connect(&redis, "3s", "a").await;
+    // Ahead of the server's clock, so that each is the next number; sixteen digits, which Lua would round as a text.
+    let last: u64 = 2_790_000_000_123_456;
+    redis.command(&[b"SET", b"_tooz_rs:fence", last.to_string().as_bytes()]).unwrap();
+    for n in 1..=20 {
+        let guard = a.lock("x").unwrap().acquire().await.unwrap();
+        assert_eq!(guard.token().get(), last + n);
+        guard.release().await.unwrap();
+    }
+}
+
 /// Keys of ours that hold something else are named, and nothing panics or deletes them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn foreign_keys_are_corrupt() {

@@ -106,6 +106,16 @@ impl Tenure {
         self.deadline_at().map(|at| Deadline::new(at, self.clock.clone()))
     }
 
+    /// Whether it is lost by the clock, whatever else it may be lost by.
+    pub(crate) fn is_past_deadline(&self) -> bool {
+        self.passed(self.deadline_at())
+    }
+
+    /// From when on the backend gives to others what this session held, as far as we know: the deadline without its margin.
+    pub(crate) fn over_at(&self) -> Option<Instant> {
+        Some(Instant::from_nanos(self.proved.load(Ordering::Acquire)) + self.ttl?)
+    }
+
     pub(crate) fn is_suspended(&self) -> bool {
         self.suspended.load(Ordering::Acquire)
     }

@@ -30,6 +30,9 @@ pub(crate) fn below(prefix: &[u8]) -> Range {
 pub(crate) enum News {
     /// Changes of one range, in order; and the revision of the last of them.
     Events(Vec<Event>, i64),
+    /// Something happened before the server began to watch for us, and may be told late: a server looks only ten times a
+    /// second for those who have history to catch up with. Only where it was asked for with [`Tail::hurried`], and once.
+    Behind,
     /// The history between then and now is gone: look again, and follow from there with [`Tail::restart`].
     Gap,
     /// Following went on after an interruption; only for who [asked for it](Tail::tell_resumptions).
@@ -55,6 +58,8 @@ pub(crate) struct Tail {
     /// Whether a stream was open before: then what is there now may be other data.
     interrupted: bool,
     resumptions: bool,
+    /// Whether the follower would rather look than wait for history.
+    hurried: bool,
 }
 
 /// One range of a tail.
@@ -94,6 +99,7 @@ impl Tail {
             generations: hub.generations(),
             interrupted: false,
             resumptions: false,
+            hurried: false,
         }
     }
 
@@ -127,6 +133,12 @@ impl Tail {
         {
             self.interrupt();
         }
+    }
+
+    /// The same, which says when it is [behind](News::Behind).
+    pub(crate) fn hurried(mut self) -> Self {
+        self.hurried = true;
+        self
     }
 
     /// Goes on after `revision` of the data with this epoch.
@@ -203,6 +215,10 @@ impl Tail {
                 self.interrupt();
                 self.hub.pause().await;
                 continue;
+            }
+            let now = response.header().map_or(0, etcd_client::ResponseHeader::revision);
+            if response.created() && now >= followed.next && std::mem::take(&mut self.hurried) {
+                return News::Behind;
             }
             let next = &mut followed.next;
             // Servers before 3.4.36 may tell something twice or again.

@@ -47,23 +47,26 @@ async fn once(life: &Life, place: &Place, mode: &mut Option<LockMode>) -> Result
         }
         let waiter = waiter.clone();
         let changed = change(life, &wish, &state, &verdict).await?;
-        state = if changed == Changed::Freed && wish.mode == LockMode::Exclusive && verdict == Verdict::Held {
-            // Most likely it is free now: taking it at once saves the look before. If it is not, the answer is the look.
-            let guess = State::free_for(waiter);
-            match life.claim(&wish, &guess).await? {
-                Step::Granted(grant) => return Ok(Turn::Granted(grant)),
-                Step::Otherwise(now) => now,
+        state = match changed {
+            Changed::Seen(now) => now,
+            Changed::Freed if wish.mode == LockMode::Exclusive && verdict == Verdict::Held => {
+                // Most likely it is free now: taking it at once saves the look before. If it is not, the answer is the look.
+                let guess = State::free_for(waiter);
+                match life.claim(&wish, &guess).await? {
+                    Step::Granted(grant) => return Ok(Turn::Granted(grant)),
+                    Step::Otherwise(now) => now,
+                }
             }
-        } else {
-            life.look(&wish).await?
+            Changed::Freed | Changed::Anything => life.look(&wish).await?,
         };
     }
 }
 
-#[derive(PartialEq, Eq)]
 enum Changed {
     /// Something that stood before us is gone.
     Freed,
+    /// It is like this now.
+    Seen(State),
     /// Nobody knows what happened.
     Anything,
 }
@@ -72,11 +75,21 @@ async fn change(life: &Life, wish: &Wish, state: &State, verdict: &Verdict) -> R
     let client = &life.client;
     let epoch = life.opened.epoch_value.clone();
     let mut tail = Tail::new(&client.hub, &client.keys, epoch, ranges(&wish.keys, verdict), state.revision);
+    tail = tail.hurried();
     let gone = |event: &Event| event.event_type() == EventType::Delete;
     loop {
         match tail.next().await {
             News::Events(events, _) if events.iter().any(gone) => return Ok(Changed::Freed),
             News::Events(..) | News::Resumed | News::Other => {}
+            News::Behind => {
+                // In a queue that moves, it moved while we began to watch. A second look finds that sooner than the watch does,
+                // which stays all the same: if nothing is other than it was, it tells what comes next.
+                let now = life.look(wish).await?;
+                let place = now.waiter(wish.attempt).map(|waiter| waiter.place);
+                if place.is_none() || now.verdict(wish.mode, place)? != *verdict {
+                    return Ok(Changed::Seen(now));
+                }
+            }
             News::Gap => return Ok(Changed::Anything),
             News::End => return Err(crate::error::closed()),
         }

@@ -70,6 +70,7 @@ impl Vigil {
             let Self { life, waiting, .. } = self;
             match tail.next_or(due(life, waiting)).await {
                 News::End => return None,
+                News::Behind => {}
                 News::Other => self.follow(&mut tail).await,
                 News::Events(events, _) => {
                     let mut suspects = Vec::new();

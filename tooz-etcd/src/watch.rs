@@ -191,7 +191,7 @@ impl GroupFollower {
         loop {
             let deleted = match tail.next().await {
                 News::End => return change(&self.shared, |view| view.end(false)),
-                News::Resumed | News::Other => continue,
+                News::Behind | News::Resumed | News::Other => continue,
                 News::Gap => false,
                 News::Events(events, _) => {
                     let made = events.iter().filter(|event| event.event_type() == EventType::Put);
@@ -306,6 +306,7 @@ pub(crate) async fn holders(client: &Arc<Client>, keys: LockKeys) -> Result<Hold
                 News::Resumed | News::Other => continue,
                 News::Events(_, revision) if revision <= seen => continue, // the last look showed it
                 News::Events(_, revision) => (revision, false),
+                News::Behind => continue,
                 News::Gap => (0, true),
             };
             loop {

@@ -1,31 +1,28 @@
-//! The connection: made, watched and made again by one task, the supervisor.
-//!
-//! A link that does not answer is not ended at once: another is made beside it, and takes its place unless the first answers
-//! meanwhile. The scripts refuse what arrives over an older link than the newest they have heard of, so what is still on its
-//! way over the old one cannot come between.
+//! Calls over the connection of the moment, which a task of its own keeps up, the supervisor.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use redis::{Cmd, Value};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tooz_core::driver::Context;
 use tooz_core::{Error, ErrorKind, Result};
 
 use crate::channels::Channels;
 use crate::config::Config;
 use crate::error;
+use crate::finder::{Finder, Found};
 use crate::keys::Keys;
 use crate::link::{Link, Sent};
 use crate::script::Call;
 use crate::server::{self, Facts};
+use crate::supervisor::Supervisor;
 
-/// The first pause between two tries to connect; it grows with each.
-const FIRST_PAUSE: Duration = Duration::from_millis(25);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How often one call is sent: more ends of connections than this in one operation are a backend that is away.
 const TRIES: usize = 5;
+/// So many different servers are tried in one go where others say which it is: the first may lag behind.
+const CANDIDATES: usize = 3;
 
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -33,13 +30,16 @@ pub(crate) struct Client {
     pub(crate) keys: Keys,
     pub(crate) context: Context,
     pub(crate) channels: Channels,
-    state: watch::Sender<State>,
+    pub(crate) state: watch::Sender<State>,
     suspicions: mpsc::UnboundedSender<Suspicion>,
     generation: AtomicU64,
+    pub(crate) finder: Finder,
+    /// Replicas did not confirm: one of them may have taken the server's place, or be gone.
+    pub(crate) doubts: Notify,
 }
 
 #[derive(Clone, Debug)]
-enum State {
+pub(crate) enum State {
     Up(Arc<Link>),
     Down(Error),
     Closed,
@@ -48,9 +48,9 @@ enum State {
 /// Somebody found a link wanting.
 #[derive(Debug)]
 pub(crate) struct Suspicion {
-    generation: u64,
+    pub(crate) generation: u64,
     /// An answer to a command does not clear it: messages do not come through.
-    deaf: bool,
+    pub(crate) deaf: bool,
 }
 
 /// What a call came to.
@@ -59,6 +59,8 @@ pub(crate) struct Answer {
     pub(crate) value: Value,
     /// It was sent before, and nobody knows whether that was done.
     pub(crate) repeated: bool,
+    /// Why a proof does not count although the server has done it: too few replicas have it.
+    pub(crate) unconfirmed: Option<Error>,
 }
 
 /// Whether a call may be sent again when its answer was lost.
@@ -85,6 +87,8 @@ impl Client {
             state: watch::Sender::new(State::Down(Error::from(ErrorKind::Unavailable))),
             suspicions,
             generation: AtomicU64::new(0),
+            finder: Finder::default(),
+            doubts: Notify::new(),
         });
         // On the coordinator's runtime: what the connections' tasks run on must not end with the caller's.
         let first = Arc::clone(&client);
@@ -96,18 +100,55 @@ impl Client {
         let (link, facts) =
             first.await.ok_or_else(|| Error::new(ErrorKind::Closed, "the runtime ended"))??;
         client.state.send_replace(State::Up(Arc::clone(&link)));
-        let supervisor = Supervisor { client: Arc::clone(&client), orders };
+        let supervisor = Supervisor::new(&client, orders);
         Ok((client, facts, supervisor.run(link)))
     }
 
-    async fn link_up(self: &Arc<Self>) -> Result<Link> {
+    pub(crate) async fn link_up(self: &Arc<Self>) -> Result<Link> {
+        if !self.config.place.is_sought() {
+            let found = self.finder.find(&self.config, &self.context.spawner).await?;
+            return self.link_to(&found).await;
+        }
+        let mut failure = Error::from(ErrorKind::Unavailable);
+        for _ in 0..CANDIDATES {
+            let found = self.finder.find(&self.config, &self.context.spawner).await?;
+            let named = |why: Error| {
+                let by = found.by.as_deref().unwrap_or("named by the URL");
+                Error::new(
+                    why.kind(),
+                    format!("{} was {by}; it has to be reachable from here", found.address),
+                )
+                .caused_by(why)
+            };
+            let limit = self.greeting_limit() / 2;
+            failure = match self.context.spawner.timeout(limit, self.link_to(&found)).await {
+                Some(Ok(link)) => match server::is_master(self, &link).await {
+                    Ok(()) => return Ok(link),
+                    Err(error) => error,
+                },
+                Some(Err(error)) => named(error),
+                None => {
+                    named(Error::new(ErrorKind::Unavailable, format!("it does not greet within {limit:?}")))
+                }
+            };
+            tracing::debug!(error = %failure, "not this one");
+        }
+        Err(failure)
+    }
+
+    async fn link_to(self: &Arc<Self>, found: &Found) -> Result<Link> {
         let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1;
-        let address = self.config.address.clone();
-        let explain = |error| error::connecting(&address.to_string(), error);
+        let explain = |error| error::connecting(&found.address.to_string(), error);
         let weak: Weak<Self> = Arc::downgrade(self);
-        let link = Link::connect(&self.config, address.clone(), generation, weak).await.map_err(explain)?;
+        let link = Link::connect(&self.config, found, generation, weak).await.map_err(explain)?;
         link.subscribe(self.channels.all()).await.map_err(explain)?;
         Ok(link)
+    }
+
+    /// How long a server may take to greet: one that takes longer than a session lives is no help.
+    pub(crate) fn greeting_limit(&self) -> Duration {
+        let least = if self.config.place.is_sought() { 4 } else { 1 };
+        self.config.ttl.max(Duration::from_secs(least)).min(Duration::from_secs(5))
     }
 
     /// Nothing is sent any more.
@@ -137,10 +178,9 @@ impl Client {
             None => {
                 let why = match &*self.state.borrow() {
                     State::Down(why) => why.clone(),
-                    _ => Error::new(
-                        ErrorKind::Unavailable,
-                        format!("no connection to {}", self.config.address),
-                    ),
+                    _ => {
+                        Error::new(ErrorKind::Unavailable, format!("no connection to {}", self.config.place))
+                    }
                 };
                 Err(why)
             }
@@ -156,33 +196,63 @@ impl Client {
 
     /// Sends one command over one link.
     pub(crate) async fn send(&self, link: &Link, command: &Cmd) -> Sent {
-        let limit = self.config.operation_timeout;
-        let asking = link.send(self, command, self.config.beat_limit());
+        let sent = self.in_time(link, link.send(self, command, self.config.beat_limit())).await;
+        self.weighed(link, sent)
+    }
+
+    async fn prove(&self, link: &Link, command: &Cmd) -> Sent {
+        let sent = self.in_time(link, link.prove(self, command, self.config.beat_limit())).await;
+        self.weighed(link, sent)
+    }
+
+    async fn in_time(&self, link: &Link, asking: impl Future<Output = Sent>) -> Sent {
         tokio::pin!(asking);
-        let in_time = self.context.spawner.timeout(limit, asking.as_mut()).await;
-        let sent = if let Some(sent) = in_time {
-            sent
-        } else {
-            // Others may be answered; this one never was.
-            self.suspect(link.generation, true);
-            asking.await
-        };
-        if let Sent::Refused(refusal) = &sent
-            && error::is_elsewhere(refusal)
-        {
-            link.end("the server gave its part to another");
+        let in_time = self.context.spawner.timeout(self.config.operation_timeout, asking.as_mut()).await;
+        if let Some(sent) = in_time {
+            return sent;
+        }
+        // Others may be answered; this one never was.
+        self.suspect(link.generation, true);
+        asking.await
+    }
+
+    /// Draws the conclusions about the link.
+    fn weighed(&self, link: &Link, sent: Sent) -> Sent {
+        match &sent {
+            Sent::Refused(refusal) if error::is_elsewhere(refusal) => {
+                link.end("the server gave its part to another");
+            }
+            Sent::Unconfirmed(_, why) => {
+                tracing::debug!(%why, "not confirmed");
+                self.doubts.notify_one();
+            }
+            _ => {}
         }
         sent
     }
 
     /// Calls a script over this link, with its source where the server does not know it.
     pub(crate) async fn call_over(&self, link: &Link, call: &Call) -> Sent {
-        match self.send(link, &call.command(link.generation, false)).await {
+        match self.call_as(link, call, false).await {
             Sent::Refused(refusal) if error::is_unknown_script(&refusal) => {
-                self.send(link, &call.command(link.generation, true)).await
+                self.call_as(link, call, true).await
             }
             sent => sent,
         }
+    }
+
+    async fn call_as(&self, link: &Link, call: &Call, whole: bool) -> Sent {
+        let command = call.command(link.generation, whole);
+        if call.is_proof() { self.prove(link, &command).await } else { self.send(link, &command).await }
+    }
+
+    /// Calls a script over this link; proofs one after the other.
+    async fn call_in_turn(&self, link: &Link, call: &Call) -> Sent {
+        if !call.is_proof() || !self.config.confirms() {
+            return self.call_over(link, call).await;
+        }
+        let _turn = link.turnstile.lock().await;
+        self.call_over(link, call).await
     }
 
     /// Calls a script until it is answered, or is refused, or the time is over.
@@ -198,9 +268,22 @@ impl Client {
                 Err(error) if repeated => return Err(error.indeterminate()),
                 Err(error) => return Err(error),
             };
-            match self.call_over(&link, call).await {
-                Sent::Answered(value) if is_late(&value) => newer_than = link.generation,
-                Sent::Answered(value) => return Ok(Answer { value, repeated }),
+            match self.call_in_turn(&link, call).await {
+                Sent::Answered(value) | Sent::Unconfirmed(value, _) if is_late(&value) => {
+                    newer_than = link.generation;
+                }
+                Sent::Answered(value) => return Ok(Answer { value, repeated, unconfirmed: None }),
+                Sent::Unconfirmed(value, why) => {
+                    return Ok(Answer { value, repeated, unconfirmed: Some(why) });
+                }
+                // Not done, and the one that does it is being found.
+                Sent::Refused(refusal)
+                    if repeat == Repeat::Yes
+                        && self.config.place.is_sought()
+                        && error::is_elsewhere(&refusal) =>
+                {
+                    newer_than = link.generation;
+                }
                 Sent::Refused(refusal) => {
                     let error = error::of(refusal);
                     return Err(if repeated { error.indeterminate() } else { error });
@@ -211,7 +294,7 @@ impl Client {
         }
         let error = Error::new(
             ErrorKind::Unavailable,
-            format!("the connections to {} end again and again", self.config.address),
+            format!("the connections to {} end again and again", self.config.place),
         );
         Err(if repeated { error.indeterminate() } else { error })
     }
@@ -222,14 +305,14 @@ impl Client {
         for _ in 0..TRIES {
             let link = self.link_after(newer_than, self.config.operation_timeout).await?;
             match self.send(&link, command).await {
-                Sent::Answered(value) => return Ok(value),
+                Sent::Answered(value) | Sent::Unconfirmed(value, _) => return Ok(value),
                 Sent::Refused(refusal) => return Err(error::of(refusal)),
                 Sent::Lost => newer_than = link.generation,
             }
         }
         Err(Error::new(
             ErrorKind::Unavailable,
-            format!("the connections to {} end again and again", self.config.address),
+            format!("the connections to {} end again and again", self.config.place),
         ))
     }
 
@@ -246,7 +329,7 @@ impl Client {
         }
         Err(Error::new(
             ErrorKind::Unavailable,
-            format!("the connections to {} end again and again", self.config.address),
+            format!("the connections to {} end again and again", self.config.place),
         ))
     }
 
@@ -268,131 +351,4 @@ impl Client {
 fn is_late(value: &Value) -> bool {
     let Value::Array(parts) = value else { return false };
     matches!(parts.first(), Some(Value::BulkString(word)) if word == b"late")
-}
-
-struct Supervisor {
-    client: Arc<Client>,
-    orders: mpsc::UnboundedReceiver<Suspicion>,
-}
-
-impl Supervisor {
-    async fn run(mut self, mut link: Arc<Link>) {
-        loop {
-            let suspicion = tokio::select! {
-                biased; // what is broken needs no suspicion
-                () = link.broken() => None,
-                suspicion = self.orders.recv() => suspicion,
-            };
-            if self.is_closed() {
-                return;
-            }
-            let next = match suspicion {
-                Some(suspicion) if suspicion.generation == link.generation => {
-                    self.beside(&link, suspicion.deaf).await
-                }
-                Some(_) => continue,
-                None => Some(self.again(&link).await),
-            };
-            let Some(next) = next else { continue };
-            let next = Arc::new(next);
-            link.retire();
-            link = Arc::clone(&next);
-            // Closed meanwhile stays closed.
-            let replaced = self.client.state.send_if_modified(|state| {
-                let open = !matches!(state, State::Closed);
-                if open {
-                    *state = State::Up(next);
-                }
-                open
-            });
-            if !replaced {
-                return;
-            }
-            tracing::info!(address = %link.address, generation = link.generation, "connected again");
-            // What was asked for while this link was being made.
-            if let Err(error) = link.subscribe(self.client.channels.all()).await {
-                tracing::debug!(%error, "the channels could not be asked for");
-                link.end("the channels could not be asked for");
-            }
-            self.client.channels.gap();
-        }
-    }
-
-    fn is_closed(&self) -> bool {
-        matches!(*self.client.state.borrow(), State::Closed)
-    }
-
-    async fn try_once(&self) -> Result<Link> {
-        // A server that takes longer to greet than a session lives is no help.
-        let limit = self.client.config.ttl.max(Duration::from_secs(1)).min(Duration::from_secs(5));
-        match self.client.context.spawner.timeout(limit, self.client.link_up()).await {
-            Some(result) => result,
-            None => Err(Error::new(
-                ErrorKind::Unavailable,
-                format!("{} does not greet", self.client.config.address),
-            )),
-        }
-    }
-
-    /// The link is gone: another one, however long that takes.
-    async fn again(&self, old: &Link) -> Link {
-        tracing::warn!(address = %old.address, why = old.why(), "the connection ended");
-        let mut why = Error::new(ErrorKind::Unavailable, format!("{}: {}", old.address, old.why()));
-        let mut pause = Duration::ZERO;
-        loop {
-            self.client.state.send_if_modified(|state| {
-                let open = !matches!(state, State::Closed);
-                if open {
-                    *state = State::Down(why.clone());
-                }
-                open
-            });
-            if !pause.is_zero() {
-                self.client.context.spawner.sleep(pause).await;
-            }
-            match self.try_once().await {
-                Ok(link) => return link,
-                Err(error) => {
-                    tracing::debug!(%error, "no connection yet");
-                    why = error;
-                }
-            }
-            pause = self.longer(pause);
-        }
-    }
-
-    /// The link does not answer: another one beside it, unless it answers first.
-    async fn beside(&self, old: &Arc<Link>, deaf: bool) -> Option<Link> {
-        tracing::debug!(address = %old.address, deaf, "the connection is suspected");
-        let mut pause = Duration::ZERO;
-        let answered = async {
-            if deaf {
-                std::future::pending::<()>().await;
-            }
-            old.next_answer().await;
-        };
-        tokio::pin!(answered);
-        loop {
-            let attempt = async {
-                self.client.context.spawner.sleep(pause).await;
-                self.try_once().await
-            };
-            tokio::select! {
-                biased; // whatever the old one says makes the new one needless or necessary
-                () = old.broken() => return None,
-                () = answered.as_mut() => return None,
-                made = attempt => match made {
-                    Ok(link) => return Some(link),
-                    Err(error) => tracing::debug!(%error, "no second connection yet"),
-                },
-            }
-            pause = self.longer(pause);
-        }
-    }
-
-    /// Grows up to a second, with jitter: many clients of a server that came back must not call in step.
-    fn longer(&self, pause: Duration) -> Duration {
-        let most = (pause * 3).clamp(FIRST_PAUSE * 3, LONGEST_PAUSE);
-        self.client.context.entropy.between(FIRST_PAUSE, most)
-    }
 }

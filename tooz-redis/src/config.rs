@@ -1,12 +1,12 @@
 //! From the URL to a typed configuration.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo};
 use tooz_core::options::{OptionKind, OptionSpec};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
+use crate::place::{self, Address, Place};
 use crate::tls::Tls;
 
 /// The schemes; the first is the driver's name.
@@ -15,10 +15,22 @@ pub(crate) const SCHEMES: &[&str] = &[
     "valkey",
     "redis+unix",
     "valkey+unix",
+    "redis+sentinel",
+    "valkey+sentinel",
+    "redis+cluster",
+    "valkey+cluster",
     #[cfg(feature = "tls")]
     "rediss",
     #[cfg(feature = "tls")]
     "valkeys",
+    #[cfg(feature = "tls")]
+    "rediss+sentinel",
+    #[cfg(feature = "tls")]
+    "valkeys+sentinel",
+    #[cfg(feature = "tls")]
+    "rediss+cluster",
+    #[cfg(feature = "tls")]
+    "valkeys+cluster",
 ];
 
 /// The options that only this driver knows.
@@ -28,6 +40,14 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         OptionKind::Integer { min: 0, max: 65_535 },
         "the number of the database (default: 0); also written as the path, redis://host/3",
     ),
+    OptionSpec::new(
+        WAIT_REPLICAS,
+        OptionKind::Integer { min: 0, max: 1000 },
+        "with Sentinel or Cluster: how many replicas must have a session, a grant or a renewal for it to count; 0: none \
+         (default: as many as are called healthy, at least 1)",
+    ),
+    OptionSpec::new(SENTINEL_USER, OptionKind::Text, "the user at the sentinels (default: none)"),
+    OptionSpec::new(SENTINEL_PASSWORD, OptionKind::Text, "the password at the sentinels (default: none)"),
     #[cfg(feature = "tls")]
     OptionSpec::new(
         "tls_ca",
@@ -44,46 +64,38 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
 pub(crate) const TTL: Duration = Duration::from_secs(15);
 /// The time limit of an operation if the URL names none; the core's own default.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(10);
-const PORT: u16 = 6379;
+const WAIT_REPLICAS: &str = "wait_replicas";
+const SENTINEL_USER: &str = "sentinel_user";
+const SENTINEL_PASSWORD: &str = "sentinel_password";
 /// What Python tooz writes before its keys if nothing else is said.
 const NAMESPACE: &str = "_tooz";
 
-/// The best that one server can keep.
-pub(crate) fn characteristics(_: &BackendUrl) -> Characteristics {
-    Characteristics::DISTRIBUTED_ACROSS_THREADS
+/// The best that servers of this URL can keep.
+pub(crate) fn characteristics(url: &BackendUrl) -> Characteristics {
+    let replicated = Characteristics::DISTRIBUTED_ACROSS_THREADS
         | Characteristics::DISTRIBUTED_ACROSS_PROCESSES
         | Characteristics::DISTRIBUTED_ACROSS_HOSTS
-        | Characteristics::CAUSAL
         | Characteristics::SHARED_LOCKS
         | Characteristics::FAIR_LOCKS
-        | Characteristics::PUSH_WATCHES
-        | Characteristics::DURABLE_FENCING
-}
-
-/// Where a server listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Address {
-    Tcp(String, u16),
-    Unix(PathBuf),
-}
-
-impl std::fmt::Display for Address {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
-            Self::Tcp(host, port) => write!(f, "{host}:{port}"),
-            Self::Unix(path) => write!(f, "{}", path.display()),
-        }
+        | Characteristics::PUSH_WATCHES;
+    if place::is_replicated(url.scheme()) {
+        return replicated;
     }
+    replicated | Characteristics::CAUSAL | Characteristics::DURABLE_FENCING
 }
 
 /// What a URL says.
 #[derive(Clone)]
 pub(crate) struct Config {
-    pub(crate) address: Address,
+    pub(crate) place: Place,
+    /// As it stands in keys: in a cluster it is tagged, so that all keys are in one slot.
     pub(crate) namespace: String,
     user: Option<String>,
     password: Option<String>,
+    sentinel_user: Option<String>,
+    sentinel_password: Option<String>,
+    /// How many replicas must acknowledge; `None`: those that are called healthy.
+    pub(crate) wait_replicas: Option<u32>,
     /// `None`: the connection is not encrypted.
     pub(crate) tls: Option<Tls>,
     pub(crate) db: i64,
@@ -95,7 +107,7 @@ pub(crate) struct Config {
 impl std::fmt::Debug for Config {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Config")
-            .field("address", &self.address)
+            .field("place", &self.place)
             .field("namespace", &self.namespace)
             .finish_non_exhaustive()
     }
@@ -108,32 +120,32 @@ fn invalid(why: impl Into<String>) -> Error {
 impl Config {
     pub(crate) fn read(url: &BackendUrl) -> Result<Self> {
         let scheme = url.scheme();
-        let mut path_db = None;
-        let address = if scheme.ends_with("+unix") {
-            Address::Unix(url.file_path()?)
-        } else {
-            let [host] = url.hosts() else {
-                return Err(invalid(format!(
-                    "{scheme}:// takes one server, not {}; write {scheme}://host:{PORT}",
-                    url.hosts().len()
-                )));
-            };
-            path_db = database(scheme, url.path())?;
-            Address::Tcp(host.name.clone(), host.port.unwrap_or(PORT))
-        };
-        let db = match (url.integer("db")?, path_db) {
-            (Some(_), Some(_)) => return Err(invalid("the database is named twice, in the path and as db")),
-            (db, path) => db.or(path).unwrap_or(0),
-        };
         let namespace = url.option("namespace").unwrap_or(NAMESPACE).to_owned();
         if namespace.is_empty() {
             return Err(Error::new(ErrorKind::InvalidOption, "option \"namespace\": it must not be empty"));
         }
+        let namespace = if place::is_cluster(scheme) { place::tagged(&namespace)? } else { namespace };
+        let (place, path_db) = Place::read(url, &namespace)?;
+        let db = match (url.integer("db")?, path_db) {
+            (Some(_), Some(_)) => return Err(invalid("the database is named twice, in the path and as db")),
+            (Some(1..), None) if place::is_cluster(scheme) => {
+                return Err(Error::new(
+                    ErrorKind::InvalidOption,
+                    "option \"db\": a cluster has one database, 0",
+                ));
+            }
+            (db, path) => db.or(path).unwrap_or(0),
+        };
+        misplaced(url, &place)?;
+        let wait_replicas = url.integer(WAIT_REPLICAS)?.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
         Ok(Self {
-            address,
+            place,
             namespace,
             user: url.user().map(str::to_owned),
             password: url.password().map(str::to_owned),
+            sentinel_user: url.option(SENTINEL_USER).map(str::to_owned),
+            sentinel_password: url.option(SENTINEL_PASSWORD).map(str::to_owned),
+            wait_replicas,
             tls: tls(url)?,
             db: i64::try_from(db).unwrap_or_default(),
             ttl: url.duration("ttl")?.unwrap_or(TTL),
@@ -143,6 +155,26 @@ impl Config {
 
     /// How to connect to a server.
     pub(crate) fn connection(&self, address: &Address) -> redis::RedisResult<ConnectionInfo> {
+        let settings = RedisConnectionInfo::default()
+            .set_protocol(ProtocolVersion::RESP3)
+            .set_lib_name("tooz", env!("CARGO_PKG_VERSION"))
+            .set_db(self.db);
+        self.reach(address, with_user(settings, self.user.as_ref(), self.password.as_ref()))
+    }
+
+    /// How to connect to somebody who only says where the server is: old sentinels know nothing of RESP3.
+    pub(crate) fn connection_to_ask(&self, address: &Address) -> redis::RedisResult<ConnectionInfo> {
+        let settings = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP2);
+        let settings = match self.place {
+            Place::Sentinel { .. } => {
+                with_user(settings, self.sentinel_user.as_ref(), self.sentinel_password.as_ref())
+            }
+            _ => with_user(settings, self.user.as_ref(), self.password.as_ref()),
+        };
+        self.reach(address, settings)
+    }
+
+    fn reach(&self, address: &Address, settings: RedisConnectionInfo) -> redis::RedisResult<ConnectionInfo> {
         let addr = match address {
             Address::Tcp(host, port) if self.tls.is_some() => {
                 ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure: false, tls_params: None }
@@ -150,21 +182,26 @@ impl Config {
             Address::Tcp(host, port) => ConnectionAddr::Tcp(host.clone(), *port),
             Address::Unix(path) => ConnectionAddr::Unix(path.clone()),
         };
-        let mut settings = RedisConnectionInfo::default()
-            .set_protocol(ProtocolVersion::RESP3)
-            .set_lib_name("tooz", env!("CARGO_PKG_VERSION"))
-            .set_db(self.db);
-        if let Some(user) = &self.user {
-            settings = settings.set_username(user);
-        }
-        if let Some(password) = &self.password {
-            settings = settings.set_password(password);
-        }
         let tcp = redis::io::tcp::TcpSettings::default().set_nodelay(true);
         // What was sent and is not acknowledged for a ttl came too late for everything.
         #[cfg(target_os = "linux")]
         let tcp = tcp.set_user_timeout(self.ttl);
         Ok(addr.into_connection_info()?.set_redis_settings(settings).set_tcp_settings(tcp))
+    }
+
+    /// Whether a proof of tenure counts only when replicas have it.
+    pub(crate) fn confirms(&self) -> bool {
+        self.place.is_sought() && self.wait_replicas != Some(0)
+    }
+
+    /// How many replicas must have it, of so many healthy ones.
+    pub(crate) fn needed(&self, healthy: u32) -> u32 {
+        self.wait_replicas.unwrap_or(healthy.max(1))
+    }
+
+    /// How long replicas are waited for. Shorter than a beat is waited for: what was not confirmed is to be heard as such.
+    pub(crate) fn confirmation_limit(&self) -> Duration {
+        self.ttl / 8
     }
 
     /// How long a beat is waited for, as the core does.
@@ -173,9 +210,39 @@ impl Config {
     }
 }
 
+fn with_user(
+    mut settings: RedisConnectionInfo,
+    user: Option<&String>,
+    password: Option<&String>,
+) -> RedisConnectionInfo {
+    if let Some(user) = user {
+        settings = settings.set_username(user);
+    }
+    if let Some(password) = password {
+        settings = settings.set_password(password);
+    }
+    settings
+}
+
+/// An option that says nothing for this kind of URL would be believed to be heard.
+fn misplaced(url: &BackendUrl, place: &Place) -> Result<()> {
+    let (sentinel, sought) = (matches!(place, Place::Sentinel { .. }), place.is_sought());
+    for (option, fits, schemes) in [
+        (WAIT_REPLICAS, sought, "redis+sentinel:// and redis+cluster://"),
+        (SENTINEL_USER, sentinel, "redis+sentinel://"),
+        (SENTINEL_PASSWORD, sentinel, "redis+sentinel://"),
+    ] {
+        if !fits && url.option(option).is_some() {
+            let why = format!("option \"{option}\": it belongs to {schemes}");
+            return Err(Error::new(ErrorKind::InvalidOption, why));
+        }
+    }
+    Ok(())
+}
+
 #[cfg(feature = "tls")]
 fn tls(url: &BackendUrl) -> Result<Option<Tls>> {
-    if matches!(url.scheme(), "rediss" | "valkeys") {
+    if ["rediss", "valkeys"].iter().any(|word| url.scheme().starts_with(word)) {
         return Tls::read(url).map(Some);
     }
     match ["tls_ca", "tls_cert", "tls_key"].into_iter().find(|option| url.option(option).is_some()) {
@@ -193,24 +260,6 @@ fn tls(_: &BackendUrl) -> Result<Option<Tls>> {
     Ok(None)
 }
 
-/// The database that a path names.
-fn database(scheme: &str, path: &[u8]) -> Result<Option<u64>> {
-    match path {
-        b"" | b"/" => Ok(None),
-        [b'/', digits @ ..] => {
-            let number = std::str::from_utf8(digits).ok().and_then(|text| text.parse::<u16>().ok());
-            // Not shown: part of a password may have ended up here.
-            let number = number.ok_or_else(|| {
-                invalid(format!(
-                    "the path of {scheme}:// is the number of a database, as in {scheme}://host/3"
-                ))
-            })?;
-            Ok(Some(number.into()))
-        }
-        _ => Err(invalid("the path has to begin with '/'")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -222,13 +271,24 @@ mod tests {
     #[test]
     fn defaults_and_options() {
         let plain = config("redis://cache").unwrap();
-        assert_eq!(plain.address, Address::Tcp("cache".into(), 6379));
+        assert_eq!(plain.place, Place::Server(Address::Tcp("cache".into(), 6379)));
+        assert!(!plain.confirms());
         assert_eq!((plain.namespace.as_str(), plain.db, plain.ttl), ("_tooz", 0, TTL));
         let full = config("valkey://u:p%40@[::1]:7000/3?namespace=n&ttl=3s").unwrap();
-        assert_eq!(full.address.to_string(), "[::1]:7000");
+        assert_eq!(full.place.to_string(), "[::1]:7000");
         assert_eq!((full.db, full.ttl), (3, Duration::from_secs(3)));
         assert!(!format!("{full:?}").contains("p@"));
         assert_eq!(config("redis+unix:///run/redis.sock?db=2").unwrap().db, 2);
+    }
+
+    #[test]
+    fn replicas_are_waited_for_where_there_are_any() {
+        let sentinel = config("redis+sentinel://u:p@a/m?sentinel_password=hunter2").unwrap();
+        assert!(sentinel.confirms() && !format!("{sentinel:?}").contains("hunter2"));
+        assert_eq!([0, 1, 3].map(|healthy| sentinel.needed(healthy)), [1, 1, 3]);
+        let fixed = config("redis+cluster://a?wait_replicas=2").unwrap();
+        assert_eq!((fixed.needed(0), fixed.namespace.as_str()), (2, "{_tooz}"));
+        assert!(!config("redis+cluster://a?wait_replicas=0").unwrap().confirms());
     }
 
     #[test]
@@ -240,6 +300,9 @@ mod tests {
             ("redis://a/1?db=2", "twice"),
             ("redis+unix://a/x.sock", "host"),
             ("redis://a?namespace=", "namespace"),
+            ("redis://a?wait_replicas=1", "redis+sentinel://"),
+            ("redis+cluster://a?sentinel_user=x", "redis+sentinel://"),
+            ("redis+cluster://a?db=1", "one database"),
         ] {
             let error = config(url).unwrap_err();
             assert!(error.to_string().contains(word), "{url}: {error}");

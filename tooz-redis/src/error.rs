@@ -97,6 +97,10 @@ fn by_code(error: &RedisError) -> (ErrorKind, &'static str, bool) {
         _ if detail.contains("WRONGTYPE") || detail.contains("CORRUPT") => {
             (ErrorKind::Corrupt, "a key of this namespace holds something else", false)
         }
+        // Some of its keys have moved already; the script has ended in the middle.
+        _ if detail.contains("non local key") => {
+            (ErrorKind::Unavailable, "another node of the cluster is in charge", true)
+        }
         _ if detail.contains("NOPERM") || detail.contains("ACL") || detail.contains("permissions") => {
             (ErrorKind::Denied, "the user may not do this; see the README for the permissions", false)
         }

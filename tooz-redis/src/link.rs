@@ -1,26 +1,38 @@
-//! A pair of connections to one server: one for commands, one on which messages arrive. They live and end together.
+//! The connections to one server: one for commands, one on which messages arrive, and where replicas have to confirm one for
+//! what they confirm. They live and end together.
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Cmd, PushInfo, PushKind, RedisError, Value};
 use tokio::sync::Notify;
+use tooz_core::{Error, ErrorKind};
 
 use crate::client::Client;
-use crate::config::{Address, Config};
+use crate::config::Config;
+use crate::error;
+use crate::finder::Found;
+use crate::place::Address;
 use crate::reply::bytes;
 
-/// One pair of connections.
+/// The connections to one server.
 pub(crate) struct Link {
-    /// Grows with every pair of this client; scripts refuse what comes over an older one than they have heard of.
+    /// Grows with every link of this client; scripts refuse what comes over an older one than they have heard of.
     pub(crate) generation: u64,
     pub(crate) address: Address,
     commands: MultiplexedConnection,
     listener: MultiplexedConnection,
+    /// Nothing else goes over it: the server answers what comes behind a WAIT only when that is over, and a WAIT counts who has
+    /// the last write of its own connection.
+    proofs: Option<MultiplexedConnection>,
+    /// How many replicas must have a proof for it to count.
+    needed: AtomicU32,
+    /// Held by each proof but beats: a beat must not stand behind a row of others that wait for replicas.
+    pub(crate) turnstile: tokio::sync::Mutex<()>,
     state: Arc<Life>,
     /// The channels that were asked for over this link. One change at a time, or an end could overtake a beginning.
     subscribed: tokio::sync::Mutex<BTreeSet<Vec<u8>>>,
@@ -65,6 +77,8 @@ impl Life {
 pub(crate) enum Sent {
     Answered(Value),
     Refused(RedisError),
+    /// The server has done it, and too few replicas have it.
+    Unconfirmed(Value, Error),
     /// The link ended first.
     Lost,
 }
@@ -73,7 +87,7 @@ impl Link {
     /// Connects; must run on the coordinator's runtime, where the connections' own tasks are to live.
     pub(crate) async fn connect(
         config: &Config,
-        address: Address,
+        found: &Found,
         generation: u64,
         client: Weak<Client>,
     ) -> redis::RedisResult<Self> {
@@ -107,18 +121,87 @@ impl Link {
             }
             Ok::<_, ()>(())
         });
+        let address = found.address.clone();
         let server = crate::tls::open(config.connection(&address)?, config.tls.as_ref())?;
-        let (commands, listener) = tokio::try_join!(
+        let proofs = async {
+            if !config.confirms() {
+                return Ok(None);
+            }
+            server.get_multiplexed_async_connection_with_config(&on_commands).await.map(Some)
+        };
+        let (commands, listener, proofs) = tokio::try_join!(
             server.get_multiplexed_async_connection_with_config(&on_commands),
             server.get_multiplexed_async_connection_with_config(&on_listener),
+            proofs,
         )?;
-        Ok(Self { generation, address, commands, listener, state, subscribed: tokio::sync::Mutex::default() })
+        Ok(Self {
+            generation,
+            address,
+            commands,
+            listener,
+            proofs,
+            needed: AtomicU32::new(config.needed(found.replicas)),
+            turnstile: tokio::sync::Mutex::default(),
+            state,
+            subscribed: tokio::sync::Mutex::default(),
+        })
     }
 
     /// Sends a command and waits for its answer, or for the end of the link. `grace`: how long an answer is waited for
     /// after another link took over.
     pub(crate) async fn send(&self, client: &Client, command: &Cmd, grace: Duration) -> Sent {
         let mut connection = self.commands.clone();
+        let asking = async move { connection.send_packed_command(command).await };
+        match self.answer(client, grace, asking).await {
+            Some(answer) => self.understood(answer.and_then(Value::extract_error)),
+            None => Sent::Lost,
+        }
+    }
+
+    /// The same for what counts only when replicas have it; where none are waited for, it is the same.
+    pub(crate) async fn prove(&self, client: &Client, command: &Cmd, grace: Duration) -> Sent {
+        let Some(mut connection) = self.proofs.clone() else {
+            return self.send(client, command, grace).await;
+        };
+        let (needed, limit) = (self.needed.load(Ordering::Acquire), client.config.confirmation_limit());
+        let mut both = redis::pipe();
+        both.add_command(command.clone()).cmd("WAIT").arg(needed).arg(limit.as_millis().max(1).to_string());
+        let asking = async move { connection.send_packed_commands(&both, 0, 2).await };
+        let (done, confirmed) = match self.answer(client, grace, asking).await {
+            Some(Ok(answers)) => {
+                let mut answers = answers.into_iter().map(Value::extract_error);
+                let nothing = || Ok(Value::Nil);
+                (answers.next().unwrap_or_else(nothing), answers.next().unwrap_or_else(nothing))
+            }
+            Some(Err(error)) => (Err(error), Ok(Value::Nil)),
+            None => return Sent::Lost,
+        };
+        let value = match self.understood(done) {
+            Sent::Answered(value) => value,
+            other => return other,
+        };
+        let missing = match confirmed {
+            Ok(Value::Int(have)) if have >= i64::from(needed) => return Sent::Answered(value),
+            Ok(Value::Int(have)) => Error::new(
+                ErrorKind::Unavailable,
+                format!(
+                    "{}: {have} of {needed} replicas had it within {limit:?} (option wait_replicas)",
+                    self.address
+                ),
+            ),
+            Ok(_) => Error::new(ErrorKind::Corrupt, format!("{}: WAIT answers no number", self.address)),
+            Err(refusal) => error::of(refusal),
+        };
+        Sent::Unconfirmed(value, missing)
+    }
+
+    /// An answer of the server; `None`: there will be none.
+    async fn answer<T>(
+        &self,
+        client: &Client,
+        grace: Duration,
+        asking: impl Future<Output = T>,
+    ) -> Option<T> {
         let over = async {
             self.state
                 .until(|life| life.broken.load(Ordering::Acquire) || life.retired.load(Ordering::Acquire))
@@ -130,12 +213,15 @@ impl Link {
                 () = nap => {}
             }
         };
-        let answer = tokio::select! {
+        tokio::select! {
             biased; // an answer that has come counts
-            answer = connection.send_packed_command(command) => answer,
-            () = over => return Sent::Lost,
-        };
-        match answer.and_then(Value::extract_error) {
+            answer = asking => Some(answer),
+            () = over => None,
+        }
+    }
+
+    fn understood(&self, answer: redis::RedisResult<Value>) -> Sent {
+        match answer {
             Ok(value) => {
                 self.answered();
                 Sent::Answered(value)
@@ -149,6 +235,11 @@ impl Link {
                 Sent::Refused(error)
             }
         }
+    }
+
+    /// How many replicas must have a proof from now on.
+    pub(crate) fn need(&self, replicas: u32) {
+        self.needed.store(replicas, Ordering::Release);
     }
 
     fn answered(&self) {

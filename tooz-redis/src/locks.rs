@@ -20,6 +20,10 @@ const POLL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_mi
 /// Behind one of ours, the k-th looks this much later than the first: it is told, unless something went wrong.
 const STAGGER: Duration = Duration::from_millis(20);
 
+/// So often is a grant, or a session, to be confirmed before it is given up: less than half a ttl together. In between,
+/// beats have their turn.
+pub(crate) const CONFIRMATIONS: usize = 3;
+
 /// The letter of a mode in scripts, and its limit.
 pub(crate) fn written(mode: LockMode) -> (&'static str, u32) {
     match mode {
@@ -55,13 +59,15 @@ impl Inner {
             .arg(wish)
             .arg(&place.base)
             .arg(self.member.as_bytes())
+            .proof()
     }
 
     async fn asked(&self, request: &Acquire, wish: &str) -> Result<Option<Acquired>> {
         let attempt = request.attempt;
         let sent = self.client.context.clock.now();
-        let value = self.client.call(&self.ask(request, wish), Repeat::Yes).await?.value;
-        let mut answer = Parts::of(value)?;
+        let answer = self.client.call(&self.ask(request, wish), Repeat::Yes).await?;
+        let unconfirmed = answer.unconfirmed;
+        let mut answer = Parts::of(answer.value)?;
         match answer.text("its outcome")?.as_str() {
             "granted" => {
                 let token = u64::try_from(answer.number("a token")?).ok().and_then(FencingToken::new);
@@ -70,9 +76,12 @@ impl Inner {
                 let how = previous(&answer.text("how the last holder ended")?);
                 let left = Duration::from_millis(u64::try_from(answer.number("the time left")?).unwrap_or(0));
                 let proved = proved_at(sent, self.ttl, left);
-                match self.slots.granted(attempt, token, how, proved) {
-                    Some(grant) => Ok(Some(Acquired::Granted(grant))),
-                    None => Err(Error::new(ErrorKind::Invalid, format!("attempt {attempt} was withdrawn"))),
+                match (self.slots.granted(attempt, token, how, proved, unconfirmed.is_none()), unconfirmed) {
+                    (Some(grant), None) => Ok(Some(Acquired::Granted(grant))),
+                    (Some(_), Some(why)) => Err(why),
+                    (None, _) => {
+                        Err(Error::new(ErrorKind::Invalid, format!("attempt {attempt} was withdrawn")))
+                    }
                 }
             }
             "queued" => {
@@ -97,6 +106,7 @@ impl Inner {
                     ),
                 ))
             }
+            // Only a look says so.
             "gone" => Ok(None),
             _ => Err(self.lost()),
         }
@@ -145,9 +155,26 @@ impl SessionLocks for RedisSession {
         }
         self.inner.slots.note(request)?;
         let wish = if request.wait { "wait" } else { "try" };
-        match self.inner.asked(request, wish).await {
+        let mut asked = self.inner.asked(request, wish).await;
+        for _ in 1..CONFIRMATIONS {
+            if asked.is_ok() || !matches!(self.inner.slots.standing(request.attempt), Standing::Unconfirmed) {
+                break;
+            }
+            asked = self.inner.asked(request, "look").await;
+        }
+        match asked {
             Ok(Some(acquired)) => Ok(acquired),
-            Ok(None) => Err(self.inner.lost()),
+            Ok(None) => {
+                self.inner.slots.forget(request.attempt);
+                let why =
+                    format!("{}: what was granted is gone, and no replica had confirmed it", request.key);
+                Err(Error::new(ErrorKind::Unavailable, why))
+            }
+            Err(error) if matches!(self.inner.slots.standing(request.attempt), Standing::Unconfirmed) => {
+                // Nobody may hold what does not count.
+                let back = self.withdraw(&request.key, request.attempt).await;
+                Err(if back.is_ok() { error } else { error.indeterminate() })
+            }
             Err(error) => {
                 if !error.is_indeterminate() {
                     self.inner.slots.forget(request.attempt);
@@ -160,23 +187,27 @@ impl SessionLocks for RedisSession {
     async fn turn(&self, place: &Place) -> Result<Turn> {
         let inner = &self.inner;
         loop {
-            let (look, woken) = match inner.slots.standing(place.attempt) {
+            match inner.slots.standing(place.attempt) {
                 Standing::Granted(grant) => return Ok(Turn::Granted(grant)),
                 Standing::Unknown => return Ok(Turn::Gone),
-                Standing::Waits(look, woken) => (look, woken),
-            };
-            let told = woken.notified();
-            tokio::pin!(told);
-            // Registered before looking once more, or a grant in between would be missed.
-            told.as_mut().enable();
-            if !matches!(inner.slots.standing(place.attempt), Standing::Waits(again, _) if again == look) {
-                continue;
-            }
-            if !look.is_zero() {
-                tokio::select! {
-                    biased; // news make looking needless
-                    () = told => continue,
-                    () = inner.client.context.spawner.sleep(look) => {}
+                // Looking is what replicas confirm.
+                Standing::Unconfirmed => {}
+                Standing::Waits(look, woken) => {
+                    let told = woken.notified();
+                    tokio::pin!(told);
+                    // Registered before looking once more, or a grant in between would be missed.
+                    told.as_mut().enable();
+                    if !matches!(inner.slots.standing(place.attempt), Standing::Waits(again, _) if again == look)
+                    {
+                        continue;
+                    }
+                    if !look.is_zero() {
+                        tokio::select! {
+                            biased; // news make looking needless
+                            () = told => continue,
+                            () = inner.client.context.spawner.sleep(look) => {}
+                        }
+                    }
                 }
             }
             let Some(request) = inner.slots.request(place.attempt) else { return Ok(Turn::Gone) };

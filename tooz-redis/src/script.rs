@@ -79,12 +79,24 @@ pub(crate) struct Call {
     database: String,
     keys: Vec<Vec<u8>>,
     arguments: Vec<Vec<u8>>,
+    proof: bool,
 }
 
 impl Call {
     /// Every script takes the namespace first; the number of the connection goes second when it is sent, with the database.
     pub(crate) fn new(script: &'static Script, namespace: &str, database: &str) -> Self {
-        Self { script, database: database.to_owned(), keys: Vec::new(), arguments: vec![namespace.into()] }
+        let arguments = vec![namespace.into()];
+        Self { script, database: database.to_owned(), keys: Vec::new(), arguments, proof: false }
+    }
+
+    /// Somebody will believe to hold something because of it: replicas must have it, where there are any.
+    pub(crate) fn proof(mut self) -> Self {
+        self.proof = true;
+        self
+    }
+
+    pub(crate) fn is_proof(&self) -> bool {
+        self.proof
     }
 
     pub(crate) fn key(mut self, key: impl Into<Vec<u8>>) -> Self {

@@ -8,6 +8,7 @@ use tooz_core::{Characteristics, Error, ErrorKind, Result};
 use crate::client::Client;
 use crate::error;
 use crate::link::{Link, Sent};
+use crate::place::{Address, Place};
 use crate::reply::{Parts, bytes};
 use crate::script;
 
@@ -39,7 +40,7 @@ impl Facts {
 /// Asks the server and sees to it that it knows the scripts.
 pub(crate) async fn ask(client: &Client, link: &Link) -> Result<Facts> {
     let info = match client.send(link, &redis::cmd("INFO")).await {
-        Sent::Answered(info) => fields(&info),
+        Sent::Answered(info) | Sent::Unconfirmed(info, _) => fields(&info),
         Sent::Refused(refusal) if error::of(refusal.clone()).kind() == ErrorKind::Denied => {
             tracing::warn!(address = %link.address, "the user may not call INFO; what the server keeps is not known");
             load(client, link).await;
@@ -51,30 +52,17 @@ pub(crate) async fn ask(client: &Client, link: &Link) -> Result<Facts> {
         }
     };
     let say = |name: &str| info.get(name).map_or("", String::as_str);
-    if say("cluster_enabled") == "1" {
-        return Err(Error::new(
-            ErrorKind::Unsupported,
-            format!(
-                "{} is a node of a cluster, which would send us on to others; use a server of its own",
-                link.address
-            ),
-        ));
-    }
-    if say("role") == "slave" {
-        return Err(Error::new(
-            ErrorKind::Unavailable,
-            format!("{} is a replica and takes no writes; name the master", link.address),
-        ));
-    }
+    unfit(&client.config.place, &link.address, &say)?;
     let facts = Facts {
         replicas: say("connected_slaves").parse().unwrap_or(0),
         durable: say("aof_enabled") == "1" && always_synced(client, link).await,
         evicts: say("maxmemory_policy") != "noeviction",
     };
-    if facts.replicas > 0 {
+    if facts.replicas > 0 && !client.config.place.is_sought() {
         tracing::warn!(
             address = %link.address,
-            "the server has replicas; if one is promoted, locks and tokens may be lost with it"
+            "the server has replicas; if one is promoted, locks and tokens may be lost with it: \
+             redis+sentinel:// waits for replicas"
         );
     }
     if facts.evicts {
@@ -84,9 +72,58 @@ pub(crate) async fn ask(client: &Client, link: &Link) -> Result<Facts> {
     Ok(facts)
 }
 
+/// Refuses a server that the URL's scheme does not fit, and names the one that does.
+fn unfit<'a>(place: &Place, address: &Address, say: &impl Fn(&str) -> &'a str) -> Result<()> {
+    let refuse = |kind, what: &str| Err(Error::new(kind, format!("{address} {what}")));
+    match (say("redis_mode"), place) {
+        ("sentinel", _) => {
+            return refuse(
+                ErrorKind::Unsupported,
+                "is a sentinel; write redis+sentinel:// with the sentinels and the name of the master",
+            );
+        }
+        (_, Place::Cluster { .. }) if say("cluster_enabled") != "1" => {
+            return refuse(ErrorKind::Unsupported, "is no node of a cluster; write redis://");
+        }
+        (_, Place::Server(_) | Place::Sentinel { .. }) if say("cluster_enabled") == "1" => {
+            return refuse(
+                ErrorKind::Unsupported,
+                "is a node of a cluster, which would send us on to others; write redis+cluster:// with some of its nodes",
+            );
+        }
+        _ => {}
+    }
+    if say("role") == "slave" {
+        return refuse(
+            ErrorKind::Unavailable,
+            "is a replica and takes no writes; name the master, or write redis+sentinel:// with its sentinels",
+        );
+    }
+    Ok(())
+}
+
+/// Whether a server is what others said: they may lag behind.
+pub(crate) async fn is_master(client: &Client, link: &Link) -> Result<()> {
+    let role = match command(client, link, &redis::cmd("ROLE")).await {
+        Ok(Value::Array(parts)) => parts.into_iter().next().and_then(bytes),
+        Ok(_) => None,
+        // A replica refuses the first write.
+        Err(error) if error.kind() == ErrorKind::Denied => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    match role.as_deref() {
+        Some(b"master") => Ok(()),
+        role => {
+            let role = role.unwrap_or(b"unknown").escape_ascii();
+            let why = format!("{}: others call it the master, its own role is {role}", link.address);
+            Err(Error::new(ErrorKind::Unavailable, why))
+        }
+    }
+}
+
 async fn command(client: &Client, link: &Link, command: &redis::Cmd) -> Result<Value> {
     match client.send(link, command).await {
-        Sent::Answered(value) => Ok(value),
+        Sent::Answered(value) | Sent::Unconfirmed(value, _) => Ok(value),
         Sent::Refused(refusal) => Err(error::connecting(&link.address.to_string(), refusal)),
         Sent::Lost => Err(Error::new(ErrorKind::Unavailable, format!("{}: {}", link.address, link.why()))),
     }

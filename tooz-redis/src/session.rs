@@ -18,6 +18,7 @@ use crate::channels::{Heard, Subscription};
 use crate::client::{Client, Repeat};
 use crate::error;
 use crate::link::{Link, Sent};
+use crate::locks::CONFIRMATIONS;
 use crate::reply::Parts;
 use crate::script;
 use crate::slots::Slots;
@@ -98,8 +99,6 @@ impl RedisSession {
             }
         };
         let epochs = Subscription::start(client, client.keys.epochs(), Arc::new(ear)).await?;
-        // Counted from here, not from before the subscriptions: the session is not proved by those.
-        let opened_at = client.context.clock.now();
         let call = client
             .script(&script::OPEN)
             .keys([client.keys.session(id), client.keys.epoch(), client.keys.beat(&inner.member)])
@@ -108,8 +107,27 @@ impl RedisSession {
             .arg(Epoch(client.context.entropy.id()).to_string())
             .arg(request.previous.map(|id| id.to_string()).unwrap_or_default())
             .number(inner.keep().as_millis())
-            .arg(inner.member.as_bytes());
-        let mut answer = Parts::of(client.call(&call, Repeat::Yes).await?.value)?;
+            .arg(inner.member.as_bytes())
+            .proof();
+        let mut tries = 0;
+        let (opened_at, answer) = loop {
+            // Counted from here, not from before the subscriptions: the session is not proved by those.
+            let sent = client.context.clock.now();
+            let answer = client.call(&call, Repeat::Yes).await?;
+            tries += 1;
+            match answer.unconfirmed {
+                None => break (sent, answer),
+                Some(why) if tries == CONFIRMATIONS => {
+                    // It would end by itself.
+                    if let Err(error) = inner.close().await {
+                        tracing::debug!(%error, "a session that does not count could not be closed");
+                    }
+                    return Err(why);
+                }
+                Some(_) => {}
+            }
+        };
+        let mut answer = Parts::of(answer.value)?;
         let epoch = Epoch::parse(&answer.text("the epoch")?)
             .ok_or_else(|| Error::new(ErrorKind::Corrupt, "the epoch of this namespace is no id"))?;
         let _ = inner.epoch.set(epoch);
@@ -179,7 +197,10 @@ impl Inner {
                 let token = FencingToken::new(words.next()?.parse().ok()?)?;
                 let previous = previous(words.next()?);
                 match self.sent_at(words.next()?.parse().ok()?) {
-                    Some(proved) => drop(self.slots.granted(attempt, token, previous, proved)),
+                    Some(proved) => {
+                        let counts = !self.client.config.confirms();
+                        drop(self.slots.granted(attempt, token, previous, proved, counts));
+                    }
                     // Too old to say until when: the server is asked.
                     None => self.slots.look_all(),
                 }
@@ -236,6 +257,16 @@ impl Inner {
         }
     }
 
+    async fn close(&self) -> Result<()> {
+        let call = self
+            .client
+            .script(&script::CLOSE)
+            .keys([self.key(), self.client.keys.beat(&self.member)])
+            .arg(self.id.to_string())
+            .number(self.keep().as_millis());
+        self.client.call(&call, Repeat::Yes).await.map(|_| ())
+    }
+
     async fn renew(&self, held: &Held) -> Result<Renewal> {
         let client = &self.client;
         let link = client.link(client.config.beat_limit()).await?;
@@ -251,7 +282,8 @@ impl Inner {
             .arg(self.member.as_bytes())
             .number(held.grants.len())
             .number(held.waiting.len())
-            .number(held.groups.len());
+            .number(held.groups.len())
+            .proof();
         for (key, attempt) in held.grants.iter().chain(&held.waiting) {
             let place = client.keys.lock(key);
             call = call.keys(place.keys()).arg(attempt.to_string()).arg(&place.base);
@@ -263,6 +295,12 @@ impl Inner {
         }
         let value = match client.call_over(&link, &call).await {
             Sent::Answered(value) => value,
+            // It has not happened, but for this: what is gone here is gone.
+            Sent::Unconfirmed(value, _) if is_lost(&value) => value,
+            Sent::Unconfirmed(_, why) => {
+                self.beats().open = 0;
+                return Err(why);
+            }
             Sent::Refused(refusal) => {
                 self.beats().open = 0;
                 return Err(error::of(refusal));
@@ -302,7 +340,7 @@ impl Inner {
             let how = previous(&one.text("how the last holder ended")?);
             if let (Some(attempt), Some(token), Some(proved)) = (attempt, token, self.sent_at(number)) {
                 // The message was lost; this beat proved the grant.
-                self.slots.granted(attempt, token, how, proved);
+                self.slots.granted(attempt, token, how, proved, true);
             }
         }
         for one in answer.parts("what lost its place")? {
@@ -318,6 +356,12 @@ impl Inner {
         }
         Ok(renewal)
     }
+}
+
+/// Whether the answer to a beat is that the session is gone.
+fn is_lost(answer: &redis::Value) -> bool {
+    let redis::Value::Array(parts) = answer else { return false };
+    matches!(parts.first(), Some(redis::Value::BulkString(word)) if word == b"lost")
 }
 
 /// How the last holder ended, as scripts write it.
@@ -385,13 +429,7 @@ impl Session for RedisSession {
     }
 
     async fn close(&self) -> Result<()> {
-        let (client, inner) = (&self.inner.client, &self.inner);
-        let call = client
-            .script(&script::CLOSE)
-            .keys([inner.key(), client.keys.beat(&inner.member)])
-            .arg(inner.id.to_string())
-            .number(inner.keep().as_millis());
-        client.call(&call, Repeat::Yes).await.map(|_| ())
+        self.inner.close().await
     }
 }
 

@@ -17,6 +17,8 @@ pub(crate) struct Slots(Mutex<BTreeMap<AttemptId, Slot>>);
 struct Slot {
     request: Acquire,
     grant: Option<Grant>,
+    /// Whether the grant counts: where replicas have to have it, they do.
+    confirmed: bool,
     /// How long until the server is asked again, because nobody may have told.
     look: Duration,
     woken: Arc<Notify>,
@@ -26,6 +28,8 @@ struct Slot {
 #[derive(Debug)]
 pub(crate) enum Standing {
     Granted(Grant),
+    /// The server says that it is held; that counts once replicas say so, too.
+    Unconfirmed,
     /// Look again after this long, or when woken.
     Waits(Duration, Arc<Notify>),
     Unknown,
@@ -42,6 +46,7 @@ impl Slots {
         let slot = slots.entry(request.attempt).or_insert_with(|| Slot {
             request: request.clone(),
             grant: None,
+            confirmed: false,
             look: Duration::ZERO,
             woken: Arc::default(),
         });
@@ -59,13 +64,14 @@ impl Slots {
         }
     }
 
-    /// The server said that it is held; `None`: nobody asked for it.
+    /// The server said that it is held; `None`: nobody asked for it. `confirmed`: it counts.
     pub(crate) fn granted(
         &self,
         attempt: AttemptId,
         token: FencingToken,
         how: Previous,
         proved: Instant,
+        confirmed: bool,
     ) -> Option<Grant> {
         let mut slots = self.slots();
         let slot = slots.get_mut(&attempt)?;
@@ -74,6 +80,7 @@ impl Slots {
         let earlier = slot.grant.as_ref().and_then(|grant| grant.proved_at);
         grant.proved_at = earlier.max(Some(proved));
         slot.grant = Some(grant.clone());
+        slot.confirmed |= confirmed;
         slot.woken.notify_waiters();
         Some(grant)
     }
@@ -95,7 +102,8 @@ impl Slots {
 
     pub(crate) fn standing(&self, attempt: AttemptId) -> Standing {
         match self.slots().get(&attempt) {
-            Some(Slot { grant: Some(grant), .. }) => Standing::Granted(grant.clone()),
+            Some(Slot { grant: Some(grant), confirmed: true, .. }) => Standing::Granted(grant.clone()),
+            Some(Slot { grant: Some(_), .. }) => Standing::Unconfirmed,
             Some(slot) => Standing::Waits(slot.look, Arc::clone(&slot.woken)),
             None => Standing::Unknown,
         }

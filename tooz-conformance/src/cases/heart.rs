@@ -1,6 +1,7 @@
 //! S2, S4 to S6, S8, S10: the session and its beats.
 
 use super::prelude::*;
+use crate::kit::{Call, Fate};
 
 pub(super) const CASES: &[Case] = &[
     case!(what_is_held_outlives_the_ttl, "S2").ttl(),
@@ -10,6 +11,7 @@ pub(super) const CASES: &[Case] = &[
     case!(the_deadline_is_before_the_backends, "S6", "L7").ttl().kit(),
     case!(a_suspended_machine_holds_nothing, "S6", "L1").ttl().exact(),
     case!(the_deadline_comes_while_a_renewal_hangs, "S6").ttl().kit(),
+    case!(nothing_is_given_back_at_the_deadline, "S6", "L1").ttl().kit(),
     case!(without_a_ttl_nothing_is_lost_to_time, "S6")
         .needs(Characteristics::NON_TIMEOUT_BASED)
         .no_ttl()
@@ -128,6 +130,21 @@ async fn the_deadline_comes_while_a_renewal_hangs(h: Harness) -> Outcome {
     within("the loss", ttl + h.soon(), guard.lost()).await?;
     ensure(!guard.is_held(), "held after it was reported lost")?;
     ensure(matches!(a.liveness(), Liveness::Lost { .. }), "alive after the deadline")
+}
+
+/// S6, L1: who stops believing at the deadline gets the margin to stop working: the lock moves no earlier than by itself.
+async fn nothing_is_given_back_at_the_deadline(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let guard = taken(&a, "x").await?;
+    let lock = b.lock("x")?;
+    h.kit()?.next("a", Call::Renew, 1_000, Fate::RequestLost);
+    h.pass(h.some_ttl() / 4).await; // an answer that was on its way is there
+    let (watch, left) = (h.stopwatch(), guard.deadline().ok_or("no deadline")?.remaining());
+    ensure(guard.is_held(), "lost before its deadline")?;
+    let next = within("the next holder", h.gone(), lock.acquire()).await??;
+    let (moved, margin) = (watch.elapsed(), (h.some_ttl() / 20).max(millis(100)));
+    ensure(moved + millis(5) >= left + margin, format!("moved after {moved:?}, deadline after {left:?}"))?;
+    ensure(!guard.is_held() && next.is_held(), "two valid guards")
 }
 
 /// S6: liveness has no deadline, and never ends by itself.

@@ -41,21 +41,31 @@ async fn a_blocked_runtime_does_not_delay_the_heart(h: Harness) -> Outcome {
             let a = builder.connect().await.map_err(|error| error.to_string())?;
             let lock = a.lock("x").map_err(|error| error.to_string())?;
             let guard = lock.acquire().await.map_err(|error| error.to_string())?;
+            let lead = async {
+                a.group("g")?.join_or_create(Capabilities::none()).await?;
+                a.election("g")?.campaign().await
+            };
+            let lead = lead.await.map_err(|error| error.to_string())?;
+            let before = (a.session_id(), guard.token(), lead.term());
             let _ = locked.send(());
             block_thread(time);
-            Ok((guard.is_held() && matches!(a.liveness(), Liveness::Alive { .. }), guard))
+            let held = guard.is_held() && lead.is_held() && matches!(a.liveness(), Liveness::Alive { .. });
+            let same = before == (a.session_id(), guard.token(), lead.term());
+            Ok((held && same, guard, lead))
         })
     }));
     was_locked.await?;
     let mut looks = 0;
     while !blocked.is_finished() {
         held_by_another(&b, "x").await?;
+        let members = b.group("g")?.members().await?;
+        ensure(members.len() == 1, "its membership was lost while it was blocked")?;
         looks += 1;
         h.pass(millis(20)).await;
     }
     ensure(looks > 0, "nobody looked while it was blocked")?;
-    let (held, guard) = blocked.await??;
-    ensure(held && guard.is_held(), "not held after the block")
+    let (held, guard, lead) = blocked.await??;
+    ensure(held && guard.is_held() && lead.is_held(), "not held after the block")
 }
 
 async fn on_a_thread_static<T: Send + 'static>(

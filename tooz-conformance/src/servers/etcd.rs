@@ -5,6 +5,7 @@ use std::future::Future;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Once;
 use std::time::Duration;
 
@@ -241,9 +242,17 @@ impl Etcd {
     /// # Errors
     /// It does not answer.
     pub fn watches(&self) -> Result<usize, String> {
+        self.metric("etcd_debugging_mvcc_watcher_total")
+    }
+
+    /// One of its metrics, by name and labels.
+    ///
+    /// # Errors
+    /// It does not answer, or has no such metric.
+    pub fn metric<T: FromStr>(&self, name: &str) -> Result<T, String> {
         let metrics = http(self.address, "/metrics")?;
-        let line = metrics.lines().find_map(|line| line.strip_prefix("etcd_debugging_mvcc_watcher_total "));
-        line.and_then(|number| number.trim().parse().ok()).ok_or_else(|| "no count of watches".into())
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|number| number.trim().parse().ok()).ok_or_else(|| format!("no metric {name}"))
     }
 
     /// Whether it leads its cluster.

@@ -12,6 +12,8 @@ mod pool;
 mod proxy;
 #[cfg(feature = "redis")]
 pub mod redis;
+#[cfg(feature = "redis")]
+pub mod redis_replicated;
 #[cfg(feature = "redis-tls")]
 pub mod redis_tls;
 

@@ -88,8 +88,10 @@ impl Proxy {
     /// There is no port or thread to be had.
     pub fn start(target: SocketAddr) -> Result<Self, String> {
         let explain = |error: std::io::Error| format!("no proxy: {error}");
-        let listener =
-            std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, super::free_port()?)).map_err(explain)?;
+        let bind =
+            || std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, super::free_port()?)).map_err(explain);
+        // Where many are started at a time, a port that was free a moment ago may be taken.
+        let listener = (0..10).find_map(|_| bind().ok()).map_or_else(bind, Ok)?;
         listener.set_nonblocking(true).map_err(explain)?;
         let address = listener.local_addr().map_err(explain)?;
         let shared = Arc::new(Shared {

@@ -92,12 +92,16 @@ impl People {
             tokio::time::sleep(dice.millis(50, 500)).await;
         };
         world.note(&me.0, format_args!("connected"));
+        world.stands(me.1);
         let crowd = Arc::new(Crowd::default());
         let mut events = coordinator.events();
-        let (listening, wanting, title) = (Arc::clone(world), Arc::clone(&crowd), me.0.clone());
+        let (listening, wanting, (title, name)) = (Arc::clone(world), Arc::clone(&crowd), me.clone());
         let listener = Task::spawn(async move {
             while let Some(event) = events.next().await {
                 listening.note(&title, format_args!("{event:?}"));
+                if let Event::Rejoined(_) = &event {
+                    listening.stands(name);
+                }
                 if let Event::GroupDeleted(group) = &event {
                     let group = listening.recorder.name(&group.to_string());
                     locked(&wanting.wanted).entry(group).or_default().wish = Wish::Open;

@@ -29,8 +29,7 @@ pub(super) struct World {
     /// Set while what happens is force, not fate.
     force: AtomicBool,
     cut: Mutex<(BTreeSet<Name>, bool)>,
-    /// How many sessions of each member live, and how many of those nobody knows any more.
-    sessions: Mutex<BTreeMap<Name, (usize, usize)>>,
+    sessions: Mutex<BTreeMap<Name, Sessions>>,
     /// The members of the run.
     pub(super) members: Vec<(String, Name)>,
     /// Set when no new work is to be begun.
@@ -38,6 +37,27 @@ pub(super) struct World {
     pub(super) values: AtomicU64,
     pub(super) cancelled: AtomicU64,
     pub(super) wrong: Mutex<Vec<(&'static str, String)>>,
+}
+
+/// A member's sessions on the backend.
+#[derive(Clone, Copy, Default)]
+struct Sessions {
+    live: usize,
+    /// Of how many of them nobody knows (any more): their process crashed, or the answer to their opening was lost. They hold
+    /// nothing that `close` promises to give back, and end by themselves.
+    unknown: usize,
+}
+
+impl Sessions {
+    fn opened(&mut self) {
+        self.unknown = self.live + 1;
+        self.live += 1;
+    }
+
+    fn ended(&mut self) {
+        self.live = self.live.saturating_sub(1);
+        self.unknown = self.unknown.min(self.live);
+    }
 }
 
 impl fmt::Debug for World {
@@ -151,17 +171,12 @@ impl World {
                 Fact::Left { group: name(group), record: self.record_of(record) }
             }
             Happened::Opened(member) => {
-                // Those before it are of a process that crashed, or the answer to their opening was lost.
-                let mut sessions = locked(&self.sessions);
-                let (live, unknown) = sessions.entry(name(member)).or_default();
-                *unknown = *live;
-                *live += 1;
+                locked(&self.sessions).entry(name(member)).or_default().opened();
                 return self.note("", format_args!("session of {member} opened"));
             }
             Happened::Ended(member) => {
-                if let Some((live, unknown)) = locked(&self.sessions).get_mut(&name(member)) {
-                    *live = live.saturating_sub(1);
-                    *unknown = (*unknown).min(*live);
+                if let Some(sessions) = locked(&self.sessions).get_mut(&name(member)) {
+                    sessions.ended();
                 }
                 return self.note("", format_args!("session of {member} ended"));
             }
@@ -200,11 +215,19 @@ impl World {
         }
     }
 
+    /// A member knows that the session that was opened last is its own.
+    pub(super) fn stands(&self, member: Name) {
+        if let Some(sessions) = locked(&self.sessions).get_mut(&member) {
+            sessions.unknown = sessions.live.saturating_sub(1);
+        }
+    }
+
     /// A coordinator was closed: what it said about that must be true.
     pub(super) fn closed(&self, (word, member): &(String, Name), result: &tooz_core::Result<()>) {
         self.note(word, format_args!("closed: {:?}", result.as_ref().map_err(Error::kind)));
-        let (live, unknown) = locked(&self.sessions).get(member).copied().unwrap_or_default();
-        if result.is_ok() && live > unknown {
+        if result.is_ok()
+            && locked(&self.sessions).get(member).is_some_and(|sessions| sessions.live > sessions.unknown)
+        {
             self.wrong("S3", format!("{word} was closed, and its session lives"));
         }
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::kit::{Call, Fate, Kit};
 use crate::servers::redis::{self, Redis};
+use crate::servers::redis_replicated::{Cluster, Sentinels, no_sentinel};
 use crate::servers::{Lent, Pool, Proxy};
 use crate::target::{Place, Target};
 
@@ -17,10 +18,8 @@ const TTL: &str = "ttl=1s";
 
 /// One server.
 pub fn target() -> Target {
-    if let Ok(url) = std::env::var("TOOZ_TEST_REDIS_URL") {
-        // Somebody else's: it is neither stopped nor emptied.
-        let separator = if url.contains('?') { '&' } else { '?' };
-        return Target::new("redis", move |_| Ok(Place::new(format!("{url}{separator}{TTL}")))).ttl();
+    if let Some(target) = given("TOOZ_TEST_REDIS_URL", "redis", TTL) {
+        return target;
     }
     let asked = AtomicBool::new(false);
     let fresh = move |_| {
@@ -36,7 +35,59 @@ pub fn target() -> Target {
         .kit(|place| Box::new(Backend { stage: stage_of(place.url()) }))
 }
 
-/// The same, encrypted; nothing on the way can read what to hurt, so there is no kit.
+/// A target whose servers nobody hurts: its first place is only asked what its URL claims, and every helper process
+/// asks that, too.
+fn unhurt(
+    name: &str,
+    example: &'static str,
+    missing: Option<String>,
+    fresh: impl Fn() -> Result<Place, String> + Send + Sync + 'static,
+) -> Target {
+    let asked = AtomicBool::new(false);
+    let fresh = move |_| {
+        if asked.swap(true, Ordering::SeqCst) { fresh() } else { Ok(Place::new(example)) }
+    };
+    Target::new(name, fresh).missing_because(missing).ttl()
+}
+
+/// Somebody else's server, if this variable names one: it is neither stopped nor emptied.
+fn given(variable: &str, name: &str, ttl: &'static str) -> Option<Target> {
+    let url = std::env::var(variable).ok()?;
+    let separator = if url.contains('?') { '&' } else { '?' };
+    Some(Target::new(name, move |_| Ok(Place::new(format!("{url}{separator}{ttl}")))).ttl())
+}
+
+/// Twice the least: replicas are waited for an eighth of it, on machines that are busy with other cases.
+const REPLICATED_TTL: &str = "ttl=2s";
+/// No server is called down here that is only slow.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A master and a replica under three sentinels; the proofs of tenure wait for the replica. One set of servers for all cases:
+/// each has a namespace of its own, nobody hurts them, and eight sets at once would be forty servers.
+pub fn with_sentinel() -> Target {
+    static SERVERS: LazyLock<Result<Sentinels, String>> = LazyLock::new(|| Sentinels::start(1, PATIENCE));
+    let name = "redis+sentinel";
+    given("TOOZ_TEST_REDIS_SENTINEL_URL", name, REPLICATED_TTL).unwrap_or_else(|| {
+        unhurt(name, "redis+sentinel://127.0.0.1/mymaster?ttl=2s", no_sentinel(), || {
+            let servers = SERVERS.as_ref().map_err(Clone::clone)?;
+            Ok(Place::new(format!("{}?{REPLICATED_TTL}", servers.url())))
+        })
+    })
+}
+
+/// Three masters with a replica each, for all cases; a namespace is on one of them.
+pub fn with_cluster() -> Target {
+    static SERVERS: LazyLock<Result<Cluster, String>> = LazyLock::new(|| Cluster::start(PATIENCE));
+    let name = "redis+cluster";
+    given("TOOZ_TEST_REDIS_CLUSTER_URL", name, REPLICATED_TTL).unwrap_or_else(|| {
+        unhurt(name, "redis+cluster://127.0.0.1?ttl=2s", redis::program().err(), || {
+            let servers = SERVERS.as_ref().map_err(Clone::clone)?;
+            Ok(Place::new(format!("{}?{REPLICATED_TTL}", servers.url())))
+        })
+    })
+}
+
+/// One server, encrypted; nothing on the way can read what to hurt, so there is no kit.
 #[cfg(feature = "redis-tls")]
 pub fn with_tls() -> Target {
     use crate::servers::find;
@@ -49,16 +100,11 @@ pub fn with_tls() -> Target {
     let missing = redis::program()
         .err()
         .or_else(|| find("openssl").is_none().then(|| "openssl is not installed".into()));
-    let asked = AtomicBool::new(false);
-    let fresh = move |_| {
-        if !asked.swap(true, Ordering::SeqCst) {
-            return Ok(Place::new(format!("rediss://127.0.0.1?{TTL}")));
-        }
+    unhurt("redis+tls", "rediss://127.0.0.1?ttl=1s", missing, || {
         let server = SERVERS.lend()?;
         let ca = CERTIFICATES.as_ref().map_err(Clone::clone)?.file("ca.pem");
         Ok(Place::new(format!("rediss://{}?{TTL}&tls_ca={}", server.address(), ca.display())).keep(server))
-    };
-    Target::new("redis+tls", fresh).missing_because(missing).ttl()
+    })
 }
 
 static SERVERS: LazyLock<Pool<Redis>> = LazyLock::new(|| Pool::new(Redis::start, Redis::clean));

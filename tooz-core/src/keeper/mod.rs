@@ -71,6 +71,8 @@ struct Rejoining {
 struct Down {
     /// The lost session, to be ended on the backend before a new one is opened.
     old: Option<Arc<dyn Session>>,
+    /// When the backend itself would end that session, if we stopped believing earlier: nothing is given back before.
+    over: Option<Instant>,
     /// When to try next; `None` while a try is under way or the heart is stopped.
     next: Option<Instant>,
     /// The try under way, and until when it may take.

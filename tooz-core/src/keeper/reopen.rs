@@ -1,6 +1,7 @@
 //! After a loss: everybody is told, a new session is opened, and the groups are joined again.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Done, Down, Keeper, Rejoining, State, Up};
 use crate::clock::Instant;
@@ -28,7 +29,10 @@ impl Keeper {
             // as fast as the backend answers.
             next = next + self.backoff.next(&self.shared.entropy);
         }
-        self.state = State::Down(Down { old, next: Some(next), flying: None });
+        // Work that is cancelled at the deadline gets the margin to end in. Ending the session at once would give that
+        // away: the next holder might begin in the same instant.
+        let over = tenure.is_past_deadline().then(|| tenure.over_at()).flatten();
+        self.state = State::Down(Down { old, over, next: Some(next), flying: None });
         self.shared.phase.send_replace(Phase::Down(reason.clone()));
         self.shared.publish(Event::Lost(reason.clone()));
         let lost = Error::new(ErrorKind::SessionLost, reason.to_string()).during("heartbeat");
@@ -41,11 +45,16 @@ impl Keeper {
         self.number += 1;
         down.next = None;
         let limit = self.shared.config.connect_timeout;
-        down.flying = Some((self.number, self.shared.clock.now() + limit * 2));
+        let now = self.shared.clock.now();
+        let wait = down.over.take().map_or(Duration::ZERO, |over| over.saturating_since(now));
+        down.flying = Some((self.number, now + wait + limit * 2));
         let (shared, number, old) = (Arc::clone(&self.shared), self.number, down.old.clone());
         let request = OpenSession::new(shared.config.member.clone(), shared.instance, shared.config.ttl)
             .after(Some(self.last_session));
         self.jobs.spawn(async move {
+            if !wait.is_zero() {
+                shared.spawner.sleep(wait).await;
+            }
             if let Some(old) = old {
                 let mut closing = shared.spawner.spawn(async move { old.close().await });
                 let limit = period(shared.config.ttl).min(limit / 2);
@@ -81,7 +90,7 @@ impl Keeper {
         if tenure.loss().is_some() {
             let error =
                 Error::new(ErrorKind::Timeout, "the new session was over before its opening was heard");
-            self.state = State::Down(Down { old: Some(session), next: None, flying: None });
+            self.state = State::Down(Down { old: Some(session), over: None, next: None, flying: None });
             return self.open_failed(&error);
         }
         let lost_data = session.epoch() != self.epoch;

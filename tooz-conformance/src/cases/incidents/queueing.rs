@@ -35,7 +35,7 @@ async fn incident_etcd_9921(h: Harness) -> Outcome {
     dead.close().await?;
     holder.locks().release(&grant).await?;
     // It asks on, as a client does that has not heard of its own end.
-    let turn = h.soon_done("an answer to the dead", dead.locks().turn(&place)).await?;
+    let turn = within("an answer to the dead", h.gone(), dead.locks().turn(&place)).await?;
     ensure(!matches!(turn, Ok(Turn::Granted(_))), "granted to a session that has ended")?;
     let holders = driver.locks().holders(&grant.key).await?;
     ensure(holders.holders.is_empty(), format!("held by the dead: {holders:?}"))?;

@@ -1,0 +1,56 @@
+//! A server, and what its driver calls it.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tooz_conformance::servers::etcd::Etcd;
+use tooz_conformance::servers::redis::Redis;
+use tooz_core::Coordinator;
+
+/// Generous: a loaded machine must not redden what asserts order and counts.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+pub(crate) enum Backend {
+    Redis(Redis),
+    Etcd(Etcd),
+}
+
+impl Backend {
+    pub(crate) fn redis() -> Self {
+        Self::Redis(Redis::start().unwrap())
+    }
+
+    pub(crate) fn etcd() -> Self {
+        Self::Etcd(Etcd::start().unwrap())
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Redis(_) => "redis",
+            Self::Etcd(_) => "etcd",
+        }
+    }
+
+    pub(crate) fn url(&self, ttl: Duration) -> String {
+        let address = match self {
+            Self::Redis(redis) => redis.address(),
+            Self::Etcd(etcd) => etcd.address(),
+        };
+        format!("{}://{address}?ttl={}s", self.name(), ttl.as_secs())
+    }
+}
+
+pub(crate) async fn connect(url: &str, member: &str) -> Coordinator {
+    Coordinator::builder(url, member).connect().await.unwrap()
+}
+
+/// A size, small unless the environment says otherwise.
+pub(crate) fn size(variable: &str, default: usize) -> usize {
+    std::env::var(variable).map_or(default, |text| {
+        text.parse().unwrap_or_else(|_| panic!("{variable}={text}: a number is wanted"))
+    })
+}
+
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}

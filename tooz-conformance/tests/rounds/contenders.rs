@@ -1,0 +1,284 @@
+//! Many who want one lock, each with a session of its own, so that each stands in the backend's queue.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use tooz_conformance::servers::etcd::Etcd;
+use tooz_core::{Coordinator, LockGuard};
+
+use crate::backend::{Backend, LIMIT, block_on, connect, size};
+use crate::people::{Person, say, told};
+
+/// So long that no beat falls due in the middle of an ordinary run.
+const TTL: Duration = Duration::from_secs(20);
+/// Whoever is killed blocks the others for no longer than this.
+const SHORT_TTL: Duration = Duration::from_secs(5);
+
+/// The helper's part: each connects, all ask at a word, and each gives it back as soon as it has it.
+pub(crate) fn contend(url: &str, count: &str) {
+    let count: usize = count.parse().unwrap();
+    block_on(async {
+        let connecting: Vec<_> = (0..count)
+            .map(|n| {
+                let (url, member) = (url.to_owned(), format!("{}-{n}", std::process::id()));
+                tokio::spawn(async move { connect(&url, &member).await })
+            })
+            .collect();
+        let mut all = Vec::new();
+        for one in connecting {
+            all.push(one.await.unwrap());
+        }
+        say("ready");
+        told();
+        let asking: Vec<_> = all
+            .iter()
+            .map(|c| {
+                let lock = c.lock("x").unwrap();
+                tokio::spawn(async move {
+                    let begin = Instant::now();
+                    let guard = lock.acquire().await.unwrap();
+                    say(&format!("{} {}", guard.token(), begin.elapsed().as_micros()));
+                    guard.release().await.unwrap();
+                })
+            })
+            .collect();
+        for one in asking {
+            one.await.unwrap();
+        }
+        say("done");
+        told();
+    });
+}
+
+/// Everybody in the queue, behind us.
+struct Crowd {
+    processes: Vec<Person>,
+    each: usize,
+    eye: Coordinator,
+    guard: LockGuard,
+}
+
+/// A turn: the token, and how long it was waited for.
+type Turn = (u64, Duration);
+
+impl Crowd {
+    fn gather(backend: &Backend, ttl: Duration) -> Self {
+        let wanted = size("TOOZ_CONTENDERS", 60);
+        let count = (wanted / 100).max((wanted / 10).clamp(1, 4));
+        let each = wanted / count;
+        let url = backend.url(ttl);
+        let start = |_| Person::start(&["contenders", &url, &each.to_string()]);
+        let mut processes: Vec<_> = (0..count).map(start).collect();
+        for process in &mut processes {
+            assert_eq!(process.hear().as_deref(), Some("ready"));
+        }
+        let (eye, guard) = block_on(async {
+            let eye = connect(&url, "eye").await;
+            let guard = eye.lock("x").unwrap().acquire().await.unwrap();
+            (eye, guard)
+        });
+        let mut crowd = Self { processes, each, eye, guard };
+        for process in &mut crowd.processes {
+            process.tell("go");
+        }
+        wait_for(&crowd.eye, crowd.count());
+        crowd
+    }
+
+    fn count(&self) -> usize {
+        self.processes.len() * self.each
+    }
+
+    /// Lets them go. When a third has had its turn, so many processes that are not done are killed.
+    fn go(self, kill: usize) -> Vec<Turn> {
+        let (total, Self { mut processes, eye, guard, .. }) = (self.count(), self);
+        let mut working: BTreeSet<usize> = (0..processes.len()).collect();
+        let (sender, lines) = channel();
+        for (n, process) in processes.iter_mut().enumerate() {
+            let (sender, lines) = (sender.clone(), process.lines());
+            std::thread::spawn(move || {
+                for line in lines {
+                    // Nobody listens when the test has failed.
+                    let _ = sender.send((n, line));
+                }
+            });
+        }
+        block_on(guard.release()).unwrap();
+        let mut turns = Vec::new();
+        while !working.is_empty() {
+            let (n, line): (usize, String) = lines.recv_timeout(LIMIT).unwrap();
+            let Some((token, waited)) = line.split_once(' ') else {
+                assert_eq!(line, "done");
+                working.remove(&n);
+                continue;
+            };
+            turns.push((token.parse().unwrap(), Duration::from_micros(waited.parse().unwrap())));
+            if turns.len() == total / 3 {
+                // One of them is at the front of the queue, and the others stand in it.
+                assert!(working.len() > kill, "most were done before anybody was killed");
+                for victim in working.iter().copied().take(kill).collect::<Vec<_>>() {
+                    processes[victim].kill();
+                    working.remove(&victim);
+                }
+            }
+        }
+        wait_for(&eye, 0);
+        turns
+    }
+}
+
+/// Until so many wait; until nobody even holds it, if none is to wait.
+fn wait_for(eye: &Coordinator, waiters: usize) {
+    let begin = Instant::now();
+    let lock = eye.lock("x").unwrap();
+    loop {
+        let found = block_on(lock.holders()).unwrap();
+        if found.waiters == u64::try_from(waiters).ok() && (waiters > 0 || found.holders.is_empty()) {
+            return;
+        }
+        assert!(begin.elapsed() < LIMIT, "{waiters} should wait: {found:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// What the server did between two moments.
+enum Count {
+    /// It reports each command that it executes; a last one of ours ends the report.
+    Redis(std::thread::JoinHandle<RedisCount>),
+    Etcd(EtcdCount),
+}
+
+#[derive(Default)]
+struct RedisCount {
+    requests: usize,
+    releases: usize,
+    hand_overs: usize,
+}
+
+struct EtcdCount {
+    transactions: f64,
+    events: f64,
+}
+
+const LAST: &str = "the count is over";
+
+impl RedisCount {
+    fn read(stream: TcpStream) -> Self {
+        let (request, release) =
+            (tooz_redis::script_hash("request").unwrap(), tooz_redis::script_hash("release").unwrap());
+        let mut count = Self::default();
+        for line in BufReader::new(stream).split(b'\n') {
+            let line = String::from_utf8_lossy(&line.unwrap()).into_owned();
+            if line.contains(LAST) {
+                break;
+            }
+            let by_script = line.contains(" lua] ");
+            count.requests += usize::from(!by_script && line.contains(request));
+            count.releases += usize::from(!by_script && line.contains(release));
+            count.hand_overs +=
+                usize::from(by_script && line.contains("\"PUBLISH\"") && line.contains(" \"G "));
+        }
+        count
+    }
+}
+
+impl EtcdCount {
+    fn now(etcd: &Etcd) -> Self {
+        let watch = |way: &str| {
+            let labels =
+                "{grpc_method=\"Watch\",grpc_service=\"etcdserverpb.Watch\",grpc_type=\"bidi_stream\"}";
+            etcd.metric::<f64>(&format!("grpc_server_msg_{way}_total{labels}")).unwrap()
+        };
+        let labels = "{grpc_method=\"Txn\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"}";
+        Self {
+            transactions: etcd.metric(&format!("grpc_server_started_total{labels}")).unwrap(),
+            // Each order to begin or to end a watch has one answer; the rest is news.
+            events: watch("sent") - watch("received"),
+        }
+    }
+}
+
+impl Count {
+    fn begin(backend: &Backend) -> Self {
+        match backend {
+            Backend::Etcd(etcd) => Self::Etcd(EtcdCount::now(etcd)),
+            Backend::Redis(redis) => {
+                let mut stream = TcpStream::connect(redis.address()).unwrap();
+                stream.write_all(b"MONITOR\r\n").unwrap();
+                let mut answer = [0; 5];
+                std::io::Read::read_exact(&mut stream, &mut answer).unwrap();
+                assert_eq!(&answer, b"+OK\r\n");
+                Self::Redis(std::thread::spawn(move || RedisCount::read(stream)))
+            }
+        }
+    }
+
+    /// Asserts that `turns` cost one wake-up each.
+    #[expect(clippy::cast_precision_loss)] // counts of thousands
+    fn end(self, backend: &Backend, turns: usize) -> String {
+        match (self, backend) {
+            (Self::Redis(reader), Backend::Redis(redis)) => {
+                redis.command(&[b"ECHO", LAST.as_bytes()]).unwrap();
+                let count = reader.join().unwrap();
+                let RedisCount { requests, releases, hand_overs } = count;
+                assert_eq!(hand_overs, turns, "one message each");
+                format!("{hand_overs} messages, {releases} releases, {requests} other requests")
+            }
+            (Self::Etcd(before), Backend::Etcd(etcd)) => {
+                let now = EtcdCount::now(etcd);
+                let (events, transactions) =
+                    (now.events - before.events, now.transactions - before.transactions);
+                // The first hears of the release and takes the lock; by that the second moves up to watch it.
+                assert!(events <= 2.5 * turns as f64, "{events} messages of watches for {turns} turns");
+                format!("{events} messages of watches, {transactions} transactions")
+            }
+            _ => unreachable!("a count of another server"),
+        }
+    }
+}
+
+/// L8: one is woken at each release, in turn, and nobody waits much longer than the others.
+pub(crate) fn woken_once(backend: &Backend) {
+    let crowd = Crowd::gather(backend, TTL);
+    let (total, processes) = (crowd.count(), crowd.processes.len());
+    let count = Count::begin(backend);
+    let begin = Instant::now();
+    let turns = crowd.go(0);
+    let took = begin.elapsed();
+    let cost = count.end(backend, total);
+    let waits = fair(&turns);
+    println!(
+        "{}: {total} contenders from {processes} processes had their turns in {took:.2?}: {cost}; {waits}",
+        backend.name()
+    );
+    assert_eq!(turns.len(), total);
+}
+
+/// L8, S2: a third of the processes is killed in the middle; the others have their turns.
+pub(crate) fn outlive(backend: &Backend) {
+    let crowd = Crowd::gather(backend, SHORT_TTL);
+    let (total, processes, each) = (crowd.count(), crowd.processes.len(), crowd.each);
+    let killed = (processes / 3).max(1);
+    let turns = crowd.go(killed);
+    let waits = fair(&turns);
+    println!(
+        "{}: {killed} of {processes} processes with {total} contenders killed, {} turns; {waits}",
+        backend.name(),
+        turns.len()
+    );
+    assert!(turns.len() >= total - killed * each, "somebody was left out");
+}
+
+/// Asserts that nobody starves, and that no turn was had twice.
+fn fair(turns: &[Turn]) -> String {
+    let tokens: BTreeSet<u64> = turns.iter().map(|(token, _)| *token).collect();
+    assert_eq!(tokens.len(), turns.len(), "two turns with one token");
+    let longest = turns.iter().map(|(_, waited)| *waited).max().unwrap();
+    let mean =
+        turns.iter().map(|(_, waited)| *waited).sum::<Duration>() / u32::try_from(turns.len()).unwrap();
+    assert!(longest <= mean * 3, "somebody starved: {longest:?} where the mean is {mean:?}");
+    format!("longest wait {longest:.2?}, mean {mean:.2?}")
+}

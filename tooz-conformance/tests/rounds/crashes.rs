@@ -1,0 +1,106 @@
+//! Holders that are killed, and a waiter that is stopped when its turn comes.
+
+use std::sync::mpsc::channel;
+use std::thread::{scope, sleep};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use tooz_core::Coordinator;
+
+use crate::backend::{Backend, LIMIT, block_on, connect, size};
+use crate::people::{Person, say, told};
+
+const TTL: Duration = Duration::from_secs(2);
+
+/// The helper's part.
+pub(crate) fn hold(url: &str, name: &str) {
+    block_on(async {
+        let c = connect(url, name).await;
+        let _guard = c.lock(name).unwrap().acquire().await.unwrap();
+        say("held");
+        told();
+    });
+}
+
+/// L1, L8: a waiter that is stopped when its turn comes, and for longer than its session lives, finds its grant when it goes
+/// on; it must not believe it.
+pub(crate) fn stopped_waiter(backend: &Backend) {
+    let url = backend.url(TTL);
+    let (a, b) = block_on(async { (connect(&url, "a").await, connect(&url, "b").await) });
+    for round in 0..3 {
+        let first = block_on(a.lock("x").unwrap().acquire()).unwrap();
+        let mut waiter = Person::start(&["crashes", &url, "x"]);
+        queued(&b, 1);
+        waiter.signal(Signal::SIGSTOP);
+        // Its turn; or, every other time, not before it is dead for the server.
+        if round % 2 == 1 {
+            sleep(TTL * 2);
+        }
+        block_on(first.release()).unwrap();
+        let second = block_on(async { tokio::time::timeout(LIMIT, b.lock("x").unwrap().acquire()).await });
+        let second = second.unwrap().unwrap();
+        waiter.signal(Signal::SIGCONT);
+        let (sender, said) = channel();
+        let mut lines = waiter.lines();
+        std::thread::spawn(move || sender.send(lines.next()));
+        assert!(said.recv_timeout(TTL).is_err(), "it believes its old grant");
+        assert!(second.is_held());
+        block_on(second.release()).unwrap();
+        assert_eq!(said.recv_timeout(LIMIT).unwrap().as_deref(), Some("held"));
+    }
+}
+
+/// Until so many wait for `x`.
+fn queued(eye: &Coordinator, waiters: u64) {
+    let begin = Instant::now();
+    let lock = eye.lock("x").unwrap();
+    while block_on(lock.holders()).unwrap().waiters != Some(waiters) {
+        assert!(begin.elapsed() < LIMIT, "{waiters} do not wait");
+        sleep(Duration::from_millis(10));
+    }
+}
+
+/// S2: whoever waits behind one that is killed holds a ttl and a second later.
+pub(crate) fn crash(backend: &Backend) {
+    let url = backend.url(TTL);
+    let mut took: Vec<Duration> = scope(|s| {
+        let crashes: Vec<_> = (0..size("TOOZ_CRASHES", 5))
+            .map(|n| {
+                let url = &url;
+                s.spawn(move || one(url, &format!("crash-{n}")))
+            })
+            .collect();
+        crashes.into_iter().map(|crash| crash.join().unwrap()).collect()
+    });
+    took.sort();
+    let (median, longest) = (took[took.len() / 2], took[took.len() - 1]);
+    println!(
+        "{}: {} holders killed, ttl {TTL:?}: the next one held after {median:.2?} (median), {:.2?} to {longest:.2?}",
+        backend.name(),
+        took.len(),
+        took[0]
+    );
+    assert!(median <= TTL + Duration::from_secs(1), "{median:?}");
+}
+
+fn one(url: &str, name: &str) -> Duration {
+    let mut holder = Person::start(&["crashes", url, name]);
+    assert_eq!(holder.hear().as_deref(), Some("held"), "{name}");
+    block_on(async {
+        let c = connect(url, &format!("{name}-next")).await;
+        let lock = c.lock(name).unwrap();
+        let waiting = tokio::spawn(async move { (lock.acquire().await.unwrap(), Instant::now()) });
+        let lock = c.lock(name).unwrap();
+        while lock.holders().await.unwrap().waiters != Some(1) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // At any moment between two beats.
+        let thirds = u32::try_from(tooz_conformance::random() % 1000).unwrap();
+        sleep(TTL / 3 * thirds / 1000);
+        let crash = Instant::now();
+        holder.kill();
+        let (guard, at) = tokio::time::timeout(LIMIT, waiting).await.unwrap().unwrap();
+        assert!(guard.is_held());
+        at - crash
+    })
+}

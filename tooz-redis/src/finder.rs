@@ -1,0 +1,326 @@
+//! Finds the one server that serves a namespace, by asking those who know.
+//!
+//! One is asked at a time, another one first each time: whoever lags behind or is cut off is soon not the one that is
+//! believed.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Cmd, RedisError, Value};
+use tooz_core::runtime::Spawner;
+use tooz_core::{Error, ErrorKind, Result};
+
+use crate::config::Config;
+use crate::error;
+use crate::place::{Address, Place};
+use crate::reply::bytes;
+
+/// How long one of them may take to answer.
+const LIMIT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
+/// So many nodes of a cluster are remembered besides those in the URL, and so many are asked before giving up.
+const REMEMBERED: usize = 32;
+const ASKED: usize = 8;
+
+/// A server, and what is said of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) address: Address,
+    /// How many of its replicas are called healthy.
+    pub(crate) replicas: u32,
+    /// Who said so, for errors; `None`: the URL.
+    pub(crate) by: Option<String>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Finder(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    turn: usize,
+    /// Other nodes of the cluster, as its nodes named them.
+    nodes: Vec<Address>,
+    /// The newest configuration that a sentinel told of.
+    epoch: u64,
+}
+
+/// What one of those who know said.
+struct Word {
+    address: Address,
+    replicas: u32,
+    /// Grows with every fail-over; 0 where nobody says.
+    epoch: u64,
+}
+
+impl Finder {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Those who are asked, in this order.
+    fn order(&self, first: &[Address]) -> Vec<Address> {
+        let mut known = self.known();
+        let mut all = first.to_vec();
+        all.extend(known.nodes.iter().filter(|node| !first.contains(node)).cloned());
+        let start = known.turn % all.len().max(1);
+        known.turn = known.turn.wrapping_add(1);
+        all.rotate_left(start);
+        all.truncate(ASKED);
+        all
+    }
+
+    /// Finds the server; must run on the coordinator's runtime.
+    pub(crate) async fn find(&self, config: &Config, spawner: &Spawner) -> Result<Found> {
+        let asked = match &config.place {
+            Place::Server(address) => {
+                return Ok(Found { address: address.clone(), replicas: 0, by: None });
+            }
+            Place::Sentinel { sentinels, .. } => self.order(sentinels),
+            Place::Cluster { seeds, .. } => self.order(seeds),
+        };
+        let limit = (config.ttl / 4).clamp(LIMIT.0, LIMIT.1);
+        let (mut failures, mut behind) = (Vec::new(), None::<(u64, Found)>);
+        for who in asked {
+            let word = match spawner.timeout(limit, self.ask(config, &who)).await {
+                Some(Ok(word)) => word,
+                Some(Err(error)) => {
+                    failures.push(error);
+                    continue;
+                }
+                None => {
+                    let why = format!("{who} does not answer within {limit:?}");
+                    failures.push(Error::new(ErrorKind::Unavailable, why));
+                    continue;
+                }
+            };
+            let found = Found {
+                address: word.address,
+                replicas: word.replicas,
+                by: Some(match &config.place {
+                    Place::Sentinel { master, .. } => {
+                        format!("announced by sentinel {who} as the master \"{}\"", master.escape_debug())
+                    }
+                    _ => format!("announced by node {who} for this namespace's slot"),
+                }),
+            };
+            let mut known = self.known();
+            if word.epoch >= known.epoch {
+                known.epoch = word.epoch;
+                return Ok(found);
+            }
+            // One that has not heard of the last fail-over yet. That all of them went back is no lag.
+            if behind.as_ref().is_none_or(|(epoch, _)| *epoch < word.epoch) {
+                behind = Some((word.epoch, found));
+            }
+        }
+        match behind {
+            Some((epoch, found)) if failures.is_empty() => {
+                self.known().epoch = epoch;
+                Ok(found)
+            }
+            Some((_, found)) => Ok(found),
+            None => Err(nowhere(&config.place, failures)),
+        }
+    }
+
+    async fn ask(&self, config: &Config, who: &Address) -> Result<Word> {
+        let explain = |error| error::connecting(&who.to_string(), error);
+        let options = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+        let client = config
+            .connection_to_ask(who)
+            .and_then(|info| crate::tls::open(info, config.tls.as_ref()))
+            .map_err(explain)?;
+        let mut connection =
+            client.get_multiplexed_async_connection_with_config(&options).await.map_err(explain)?;
+        match &config.place {
+            Place::Sentinel { master, .. } => ask_sentinel(&mut connection, who, master).await,
+            Place::Cluster { slot, .. } => {
+                let mut command = redis::cmd("CLUSTER");
+                command.arg("SLOTS");
+                let slots = answer(&mut connection, who, &command).await?;
+                let (word, nodes) = slot_owner(&slots, *slot, who)?;
+                self.known().nodes = nodes;
+                Ok(word)
+            }
+            Place::Server(address) => Ok(Word { address: address.clone(), replicas: 0, epoch: 0 }),
+        }
+    }
+}
+
+async fn answer(connection: &mut MultiplexedConnection, who: &Address, command: &Cmd) -> Result<Value> {
+    let answer = connection.send_packed_command(command).await.and_then(Value::extract_error);
+    answer.map_err(|error| refused(who, error))
+}
+
+/// Whoever is not what the URL's scheme says is named as such.
+fn refused(who: &Address, error: RedisError) -> Error {
+    let words = error.to_string();
+    let what = if words.contains("unknown command") {
+        "is no sentinel; redis:// is for a server of its own"
+    } else if words.contains("cluster support disabled") {
+        "is no node of a cluster; redis:// is for a server of its own"
+    } else {
+        return error::connecting(&who.to_string(), error);
+    };
+    Error::new(ErrorKind::Unsupported, format!("{who} {what}")).caused_by(error)
+}
+
+async fn ask_sentinel(connection: &mut MultiplexedConnection, who: &Address, master: &str) -> Result<Word> {
+    let command = |word: &str| {
+        let mut command = redis::cmd("SENTINEL");
+        command.arg(word).arg(master);
+        command
+    };
+    let address = answer(connection, who, &command("GET-MASTER-ADDR-BY-NAME")).await?;
+    let Value::Array(parts) = address else {
+        let why = format!("{who} knows no master called \"{}\"", master.escape_debug());
+        return Err(Error::new(ErrorKind::Unavailable, why));
+    };
+    let mut parts = parts.into_iter().map(text);
+    let address = endpoint(parts.next().flatten(), parts.next().flatten(), who)
+        .ok_or_else(|| nonsense(who, "an address"))?;
+    let state = properties(&answer(connection, who, &command("MASTER")).await?);
+    let epoch = state.get("config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
+    let replicas = match answer(connection, who, &command("REPLICAS")).await? {
+        Value::Array(replicas) => replicas.iter().filter(|replica| is_healthy(&properties(replica))).count(),
+        _ => 0,
+    };
+    Ok(Word { address, replicas: u32::try_from(replicas).unwrap_or(u32::MAX), epoch })
+}
+
+fn is_healthy(replica: &BTreeMap<String, String>) -> bool {
+    let flags = replica.get("flags").map_or("s_down", String::as_str);
+    !flags.split(',').any(|flag| matches!(flag, "s_down" | "o_down" | "disconnected"))
+}
+
+/// The owner of a slot, and all other nodes that an answer names.
+fn slot_owner(slots: &Value, slot: u16, who: &Address) -> Result<(Word, Vec<Address>)> {
+    let Value::Array(ranges) = slots else { return Err(nonsense(who, "slots")) };
+    let (mut owner, mut nodes) = (None, Vec::new());
+    for range in ranges {
+        let Value::Array(parts) = range else { return Err(nonsense(who, "a range of slots")) };
+        let [Value::Int(from), Value::Int(to), servers @ ..] = parts.as_slice() else {
+            return Err(nonsense(who, "a range of slots"));
+        };
+        let servers: Vec<_> = servers.iter().filter_map(|server| node(server, who)).collect();
+        if (*from..=*to).contains(&i64::from(slot)) {
+            // The first is the master; replicas that fail are not named.
+            owner = servers.first().map(|address| Word {
+                address: address.clone(),
+                replicas: u32::try_from(servers.len() - 1).unwrap_or(u32::MAX),
+                epoch: 0,
+            });
+        }
+        nodes.extend(servers);
+    }
+    nodes.sort_unstable();
+    nodes.dedup();
+    nodes.truncate(REMEMBERED);
+    let owner = owner.ok_or_else(|| {
+        Error::new(ErrorKind::Unavailable, format!("{who} says that slot {slot} belongs to no node"))
+    })?;
+    Ok((owner, nodes))
+}
+
+fn node(server: &Value, who: &Address) -> Option<Address> {
+    let Value::Array(parts) = server else { return None };
+    let port = match parts.get(1)? {
+        Value::Int(port) => port.to_string(),
+        other => text(other.clone())?,
+    };
+    endpoint(text(parts.first()?.clone()), Some(port), who)
+}
+
+/// An address; one without a host is at the same host as whoever says so.
+fn endpoint(host: Option<String>, port: Option<String>, who: &Address) -> Option<Address> {
+    let port = port?.parse().ok()?;
+    match (host.filter(|host| !host.is_empty() && host != "?"), who) {
+        (Some(host), _) => Some(Address::Tcp(host, port)),
+        (None, Address::Tcp(host, _)) => Some(Address::Tcp(host.clone(), port)),
+        (None, Address::Unix(_)) => None,
+    }
+}
+
+fn text(value: Value) -> Option<String> {
+    bytes(value).and_then(|bytes| String::from_utf8(bytes).ok())
+}
+
+/// Names and values, as a map or one after the other.
+fn properties(value: &Value) -> BTreeMap<String, String> {
+    let pairs: Vec<(Value, Value)> = match value {
+        Value::Map(pairs) => pairs.clone(),
+        Value::Array(list) => list.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect(),
+        _ => Vec::new(),
+    };
+    pairs.into_iter().filter_map(|(name, value)| Some((text(name)?, text(value)?))).collect()
+}
+
+fn nonsense(who: &Address, what: &str) -> Error {
+    Error::new(ErrorKind::Corrupt, format!("{who} answers what is not {what}"))
+}
+
+/// Nobody who was asked knows; of one kind if all failures are.
+fn nowhere(place: &Place, failures: Vec<Error>) -> Error {
+    let same = |kind| failures.iter().all(|failure| failure.kind() == kind);
+    let kind = failures.first().map(Error::kind).filter(|kind| same(*kind)).unwrap_or(ErrorKind::Unavailable);
+    let each: Vec<_> = failures.iter().map(ToString::to_string).collect();
+    Error::new(kind, format!("nobody says where {place} is: {}", each.join("; ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bulk(text: &str) -> Value {
+        Value::BulkString(text.as_bytes().to_vec())
+    }
+
+    fn tcp(host: &str, port: u16) -> Address {
+        Address::Tcp(host.into(), port)
+    }
+
+    #[test]
+    fn the_owner_of_a_slot() {
+        let node =
+            |host: Value, port| Value::Array(vec![host, Value::Int(port), bulk("id"), Value::Array(vec![])]);
+        let range = |from, to, nodes: Vec<Value>| {
+            Value::Array([vec![Value::Int(from), Value::Int(to)], nodes].concat())
+        };
+        let slots = Value::Array(vec![
+            range(0, 99, vec![node(bulk("a"), 1), node(bulk("b"), 2)]),
+            range(100, 16_383, vec![node(bulk(""), 3), node(Value::Nil, 4), node(bulk("?"), 5)]),
+        ]);
+        let who = tcp("h", 9);
+        let (word, nodes) = slot_owner(&slots, 99, &who).unwrap();
+        assert_eq!((word.address, word.replicas), (tcp("a", 1), 1));
+        let (word, _) = slot_owner(&slots, 100, &who).unwrap();
+        assert_eq!((word.address, word.replicas), (tcp("h", 3), 2));
+        assert_eq!(nodes, [tcp("a", 1), tcp("b", 2), tcp("h", 3), tcp("h", 4), tcp("h", 5)]);
+        let hole = Value::Array(vec![range(0, 99, vec![node(bulk("a"), 1)])]);
+        assert!(slot_owner(&hole, 100, &who).is_err_and(|error| error.to_string().contains("slot 100")));
+        for hostile in [
+            Value::Nil,
+            Value::Array(vec![Value::Nil]),
+            range(0, 16_383, vec![]),
+            range(0, 16_383, vec![Value::Nil]),
+        ] {
+            assert!(slot_owner(&hostile, 1, &who).is_err());
+        }
+    }
+
+    #[test]
+    fn who_is_healthy() {
+        let of = |flags: &str| is_healthy(&properties(&Value::Array(vec![bulk("flags"), bulk(flags)])));
+        assert!(of("slave") && !of("s_down,slave") && !of("slave,disconnected"));
+        assert!(!is_healthy(&properties(&Value::Nil)));
+    }
+
+    #[test]
+    fn another_one_is_asked_first_each_time() {
+        let finder = Finder::default();
+        let all = [tcp("a", 1), tcp("b", 1), tcp("c", 1)];
+        let firsts: Vec<_> = (0..4).map(|_| finder.order(&all)[0].clone()).collect();
+        assert_eq!(firsts, [all[0].clone(), all[1].clone(), all[2].clone(), all[0].clone()]);
+    }
+}
