@@ -113,6 +113,9 @@ impl Client {
         for _ in 0..CANDIDATES {
             let found = self.finder.find(&self.config, &self.context.spawner).await?;
             let named = |why: Error| {
+                if why.kind() != ErrorKind::Unavailable {
+                    return why; // it was reached
+                }
                 let by = found.by.as_deref().unwrap_or("named by the URL");
                 Error::new(
                     why.kind(),

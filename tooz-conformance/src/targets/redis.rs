@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::kit::{Call, Fate, Kit};
 use crate::servers::redis::{self, Redis};
-use crate::servers::redis_replicated::{Cluster, Sentinels, no_sentinel};
+use crate::servers::redis_replicated::{Cluster, Sentinels};
 use crate::servers::{Lent, Pool, Proxy};
 use crate::target::{Place, Target};
 
@@ -68,7 +68,7 @@ pub fn with_sentinel() -> Target {
     static SERVERS: LazyLock<Result<Sentinels, String>> = LazyLock::new(|| Sentinels::start(1, PATIENCE));
     let name = "redis+sentinel";
     given("TOOZ_TEST_REDIS_SENTINEL_URL", name, REPLICATED_TTL).unwrap_or_else(|| {
-        unhurt(name, "redis+sentinel://127.0.0.1/mymaster?ttl=2s", no_sentinel(), || {
+        unhurt(name, "redis+sentinel://127.0.0.1/mymaster?ttl=2s", redis::program().err(), || {
             let servers = SERVERS.as_ref().map_err(Clone::clone)?;
             Ok(Place::new(format!("{}?{REPLICATED_TTL}", servers.url())))
         })
