@@ -17,6 +17,9 @@ use crate::{cases, helper};
 /// The longest case lets ten minutes pass; one that waits for ever moves the virtual clock this far, within a second.
 const VIRTUAL_LIMIT: Duration = Duration::from_secs(1000);
 
+/// How long the backend of a case may take to be there: it is no part of the case. Servers bound that themselves.
+const PREPARATION: Duration = Duration::from_secs(180);
+
 /// Ends what is still running when a case is over; the case's verdict stands already.
 const SHUTDOWN: Duration = Duration::from_secs(1);
 
@@ -83,20 +86,26 @@ pub fn run_within(target: &Target, case: &Case, budget: Duration) -> Result<(), 
     let (sender, receiver) = channel();
     let (target, case) = (target.clone(), *case);
     let thread = std::thread::Builder::new().name(case.name().into()).spawn(move || {
-        let verdict = catch_unwind(AssertUnwindSafe(|| run_here(&target, &case)));
         // Nobody listens any more once the budget is over.
-        let _ = sender.send(verdict.unwrap_or_else(|panic| Err(panic_text(&*panic))));
+        let begun = || drop(sender.send(None));
+        let verdict = catch_unwind(AssertUnwindSafe(|| run_here(&target, &case, begun)));
+        let _ = sender.send(Some(verdict.unwrap_or_else(|panic| Err(panic_text(&*panic)))));
     });
     thread.map_err(|error| format!("no thread for the case: {error}"))?;
-    match receiver.recv_timeout(budget) {
-        Ok(verdict) => verdict,
-        // Its thread is left behind, since nothing can end it; the test process ends soon.
-        Err(RecvTimeoutError::Timeout) => Err(format!("over its budget of {budget:?}")),
-        Err(RecvTimeoutError::Disconnected) => Err("its thread ended without a verdict".into()),
+    let mut limit = PREPARATION;
+    loop {
+        match receiver.recv_timeout(limit) {
+            Ok(None) => limit = budget,
+            Ok(Some(verdict)) => return verdict,
+            // Its thread is left behind, since nothing can end it; the test process ends soon.
+            Err(RecvTimeoutError::Timeout) => return Err(format!("over its budget of {limit:?}")),
+            Err(RecvTimeoutError::Disconnected) => return Err("its thread ended without a verdict".into()),
+        }
     }
 }
 
-fn run_here(target: &Target, case: &Case) -> Result<(), String> {
+/// Runs it; `begun` is called when its backend is there.
+fn run_here(target: &Target, case: &Case, begun: impl FnOnce()) -> Result<(), String> {
     let time = if case.is_virtual(target) { Time::Virtual } else { Time::Real };
     let runtime = match time {
         Time::Virtual => {
@@ -107,6 +116,7 @@ fn run_here(target: &Target, case: &Case) -> Result<(), String> {
     let runtime = runtime.map_err(|error| format!("no runtime for the case: {error}"))?;
     let verdict = runtime.block_on(async {
         let harness = Harness::new(target, time).map_err(|error| error.to_string())?;
+        begun();
         let running = Caught(Box::pin(case.run(harness.clone())));
         let verdict = match tokio::time::timeout(VIRTUAL_LIMIT, running).await {
             Ok(Ok(outcome)) => outcome.map_err(|error| explain(&*error)),

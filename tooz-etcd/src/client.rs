@@ -20,6 +20,9 @@ use crate::record;
 use crate::session::{EtcdSession, Opened};
 use crate::version;
 
+/// How often a session is opened whose lease ends before anything could be written with it.
+const OPENINGS: u32 = 3;
+
 /// One connected driver, shared by its sessions and watches.
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -108,21 +111,32 @@ impl Client {
         // Whole seconds, never less than asked for.
         let seconds = wanted.as_secs() + u64::from(wanted.subsec_nanos() > 0);
         let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
-        let opened_at = self.hub.context.clock.now();
-        let granted = self
-            .hub
-            .call(false, move |connected| async move { connected.leases().grant(seconds, None).await })
-            .await?;
-        let lease = granted.id();
-        let ttl = Duration::from_secs(u64::try_from(granted.ttl()).unwrap_or_default());
-        let id = SessionId((self.hub.context.entropy.id() >> 64 << 64) | u128::from(lease.cast_unsigned()));
         let previous = request.previous.map(lease_of);
-        let opened = match self.write_session(request, id, lease, previous).await {
-            Ok(opened) => opened,
-            Err(error) => {
-                // Whoever cannot write must not leave leases behind at every try; if this fails, too, it ends by itself.
-                let _ = self.revoke(lease).await;
-                return Err(error);
+        let mut tries = OPENINGS;
+        let (opened, ttl, opened_at) = loop {
+            tries -= 1;
+            let opened_at = self.hub.context.clock.now();
+            // One that nobody hears of ends by itself.
+            let granted = self
+                .hub
+                .call(true, move |connected| async move { connected.leases().grant(seconds, None).await })
+                .await?;
+            let lease = granted.id();
+            let ttl = Duration::from_secs(u64::try_from(granted.ttl()).unwrap_or_default());
+            let id =
+                SessionId((self.hub.context.entropy.id() >> 64 << 64) | u128::from(lease.cast_unsigned()));
+            match self.write_session(request, id, lease, previous).await {
+                Ok(opened) => break (opened, ttl, opened_at),
+                // The server took longer than the lease lives.
+                Err(error) if error.kind() == ErrorKind::SessionLost && tries > 0 => {
+                    tracing::debug!(%error, ?ttl, "a session ended before it began; it is opened anew");
+                }
+                Err(error) => {
+                    // Whoever cannot write must not leave leases behind at every try; if this fails, too, it ends by
+                    // itself.
+                    let _ = self.revoke(lease).await;
+                    return Err(error);
+                }
             }
         };
         if let Some(previous) = previous

@@ -6,8 +6,10 @@
 
 use std::fmt;
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, KvClient, LeaseClient, Txn, TxnResponse, WatchClient};
@@ -34,8 +36,12 @@ pub(crate) struct Hub {
     pub(crate) context: Context,
     endpoints: Vec<String>,
     options: ConnectOptions,
-    /// Time limit of one call.
+    /// How long a connection may be silent.
     limit: Duration,
+    /// How long a call may take.
+    patience: Duration,
+    /// Held while connecting: whoever comes meanwhile waits for that connection.
+    connecting: tokio::sync::Mutex<()>,
     line: Mutex<Line>,
     /// Grows with every connection that was given up: streams open anew.
     generation: watch::Sender<u64>,
@@ -47,6 +53,11 @@ struct Line {
     /// Which endpoint.
     at: usize,
     client: Option<Client>,
+}
+
+enum Present {
+    Connected(Box<Connected>),
+    To(String, u64),
 }
 
 /// A connection, and which one it is.
@@ -82,7 +93,7 @@ impl Hub {
             if several { (config.ttl / 3).min(config.operation_timeout) } else { config.operation_timeout };
         let mut options = options
             .with_keep_alive(PING, PING_ANSWER)
-            .with_connect_timeout(config.connect_timeout.min(if several { limit / 2 } else { limit }))
+            .with_connect_timeout(config.connect_timeout.min(limit))
             .with_require_leader(true)
             .with_auto_token_refresh(true);
         if let Some((user, password)) = &config.user {
@@ -93,6 +104,8 @@ impl Hub {
             endpoints: config.endpoints.clone(),
             options,
             limit,
+            patience: config.operation_timeout.max(limit),
+            connecting: tokio::sync::Mutex::default(),
             line: Mutex::default(),
             generation: watch::Sender::new(0),
             closed: AtomicBool::new(false),
@@ -107,7 +120,7 @@ impl Hub {
         self.generation.subscribe()
     }
 
-    /// Time limit of one call.
+    /// How long a connection may be silent.
     pub(crate) fn limit(&self) -> Duration {
         self.limit
     }
@@ -123,20 +136,31 @@ impl Hub {
         self.generation.send_modify(|generation| *generation += 1);
     }
 
+    /// The connection that stands, or what to connect to.
+    fn present(&self) -> Result<Present, (Error, Then)> {
+        let line = self.line();
+        if self.is_closed() {
+            return Err((closed(), Then::Nothing));
+        }
+        let generation = *self.generation.borrow();
+        Ok(match &line.client {
+            Some(client) => Present::Connected(Box::new(Connected { client: client.clone(), generation })),
+            None => Present::To(self.endpoints[line.at % self.endpoints.len()].clone(), generation),
+        })
+    }
+
     /// The present connection, made if there is none.
     pub(crate) async fn connected(&self) -> Result<Connected, (Error, Then)> {
-        let (endpoint, generation) = {
-            let line = self.line();
-            if self.is_closed() {
-                return Err((closed(), Then::Nothing));
-            }
-            let generation = *self.generation.borrow();
-            if let Some(client) = &line.client {
-                return Ok(Connected { client: client.clone(), generation });
-            }
-            (self.endpoints[line.at % self.endpoints.len()].clone(), generation)
+        if let Present::Connected(connected) = self.present()? {
+            return Ok(*connected);
+        }
+        let waiting = self.context.spawner.timeout(self.limit, self.connecting.lock()).await;
+        // Whoever waited too long connects beside the other: where that one went nobody may answer.
+        let _one_at_a_time = waiting;
+        let (endpoint, generation) = match self.present()? {
+            Present::Connected(connected) => return Ok(*connected),
+            Present::To(endpoint, generation) => (endpoint, generation),
         };
-        // Two callers may make one each; the later one's is kept, and the other goes when its call is over.
         let connecting = Client::connect([endpoint], Some(self.options.clone()));
         let client = match self.context.spawner.timeout(self.limit, connecting).await {
             Some(Ok(client)) => client,
@@ -181,7 +205,7 @@ impl Hub {
     pub(crate) async fn call<T, F, Fut>(self: &Arc<Self>, again: bool, make: F) -> Result<T>
     where
         T: Send + 'static,
-        F: Fn(Connected) -> Fut + Send + 'static,
+        F: Fn(Connected) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<T, etcd_client::Error>> + Send + 'static,
     {
         let hub = Arc::clone(self);
@@ -189,43 +213,69 @@ impl Hub {
         calling.await.unwrap_or_else(|| Err(closed()))
     }
 
+    /// A connection on which something takes longer than the limit is given up, but what was sent on it is waited for: a
+    /// server that is merely slow answers in the end, and asking it anew would make it slower.
     async fn call_here<T, F, Fut>(&self, again: bool, make: F) -> Result<T>
     where
-        F: Fn(Connected) -> Fut + Send,
+        T: Send,
+        F: Fn(Connected) -> Fut + Send + Sync,
         Fut: Future<Output = Result<T, etcd_client::Error>> + Send,
     {
         let mut tries = self.endpoints.len() + usize::from(again);
         // Whether an earlier try may have been done: then no later refusal is definite.
         let mut open = false;
+        let mut flights = Flights::default();
+        let mut over = std::pin::pin!(self.context.spawner.sleep(self.patience));
+        flights.begin(self.fly(&make));
         loop {
             tries = tries.saturating_sub(1);
-            let (error, then) = match self.connected().await {
-                Err(failed) => failed,
-                Ok(connected) => {
-                    let generation = connected.generation;
-                    match self.context.spawner.timeout(self.limit, make(connected)).await {
-                        Some(Ok(answer)) => return Ok(answer),
-                        Some(Err(error)) => {
-                            let (error, then) = explain(error);
-                            if then != Then::Nothing {
-                                self.give_up(generation);
-                            }
-                            (error, then)
-                        }
-                        None => {
-                            self.give_up(generation);
-                            let what = format!("etcd did not answer within {:?}", self.limit);
-                            (Error::new(ErrorKind::Timeout, what).indeterminate(), Then::Unknown)
-                        }
-                    }
-                }
+            let failed = tokio::select! {
+                biased; // an answer counts even when the time is over
+                landed = flights.landed() => match landed {
+                    Ok(answer) => return Ok(answer),
+                    Err(failed) => Some(failed),
+                },
+                () = &mut over => None,
+                () = self.context.spawner.sleep(self.limit), if again && tries > 0 => Some((self.silent(), Then::Unknown)),
             };
+            let Some((error, then)) = failed else { return Err(self.silent()) };
             open |= then == Then::Unknown;
-            let repeat = then == Then::Elsewhere || (again && then == Then::Unknown);
-            if tries == 0 || !repeat {
+            if tries > 0 && (then == Then::Elsewhere || (again && then == Then::Unknown)) {
+                flights.begin(self.fly(&make));
+            } else if flights.is_empty() || then == Then::Nothing {
                 return Err(if open { error.indeterminate() } else { error });
             }
         }
+    }
+
+    /// One try. It ends with its answer only; the connection is given up before that if it takes too long.
+    async fn fly<T, F, Fut>(&self, make: &F) -> Result<T, (Error, Then)>
+    where
+        T: Send,
+        F: Fn(Connected) -> Fut + Send + Sync,
+        Fut: Future<Output = Result<T, etcd_client::Error>> + Send,
+    {
+        let connected = self.connected().await?;
+        let generation = connected.generation;
+        let mut call = std::pin::pin!(make(connected));
+        let answered = if let Some(answered) = self.context.spawner.timeout(self.limit, &mut call).await {
+            answered
+        } else {
+            self.give_up(generation);
+            call.await
+        };
+        answered.map_err(|error| {
+            let (error, then) = explain(error);
+            if then != Then::Nothing {
+                self.give_up(generation);
+            }
+            (error, then)
+        })
+    }
+
+    fn silent(&self) -> Error {
+        Error::new(ErrorKind::Timeout, format!("etcd did not answer within {:?}", self.patience))
+            .indeterminate()
     }
 
     /// One transaction. `again`: doing it twice is the same.
@@ -237,9 +287,63 @@ impl Hub {
         .await
     }
 
+    /// One transaction that the caller can make void. Where there is another endpoint it is not waited for as long as a
+    /// member of the cluster may stand still.
+    pub(crate) async fn txn_or_doubt(self: &Arc<Self>, txn: Txn) -> Result<TxnResponse> {
+        let hub = Arc::clone(self);
+        let calling = async move { hub.txn(false, txn).await };
+        if self.endpoints.len() == 1 {
+            return calling.await;
+        }
+        // A little longer, so that the connection is given up when the next request goes out.
+        let limit = self.limit + self.limit / 8;
+        self.context.spawner.timeout(limit, calling).await.unwrap_or_else(|| Err(self.silent()))
+    }
+
+    /// How many hosts there are to ask.
+    pub(crate) fn endpoints(&self) -> usize {
+        self.endpoints.len()
+    }
+
     /// Waits a moment before something is tried again by itself.
     pub(crate) async fn pause(&self) {
         self.context.spawner.sleep(self.context.entropy.between(PAUSE.0, PAUSE.1)).await;
+    }
+}
+
+/// A try that is under way.
+type Flight<'a, T> = Pin<Box<dyn Future<Output = Result<T, (Error, Then)>> + Send + 'a>>;
+
+/// The tries of one call, each on a connection of its own.
+struct Flights<'a, T>(Vec<Flight<'a, T>>);
+
+impl<T> Default for Flights<'_, T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<'a, T> Flights<'a, T> {
+    fn begin(&mut self, flight: impl Future<Output = Result<T, (Error, Then)>> + Send + 'a) {
+        self.0.push(Box::pin(flight));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The first of them that ends.
+    async fn landed(&mut self) -> Result<T, (Error, Then)> {
+        std::future::poll_fn(|cx| {
+            for at in 0..self.0.len() {
+                if let Poll::Ready(landed) = self.0[at].as_mut().poll(cx) {
+                    drop(self.0.swap_remove(at));
+                    return Poll::Ready(landed);
+                }
+            }
+            Poll::Pending
+        })
+        .await
     }
 }
 

@@ -16,6 +16,8 @@ pub(crate) struct Snapshot {
     pub(crate) revision: i64,
     /// The id of the data, as its key holds it.
     pub(crate) epoch: Vec<u8>,
+    /// The create revision of the group's key: a group that was deleted and made again is another one.
+    pub(crate) born: i64,
     /// `None`: there is no such group. Members without their group do not exist.
     pub(crate) members: Option<Vec<MemberRecord>>,
 }
@@ -58,14 +60,16 @@ impl Client {
         operations
             .extend(ranges.iter().map(|(from, end)| range(from.clone(), end.clone(), GetOptions::new())));
         let response = self.hub.txn(true, Txn::new().and_then(operations)).await?;
-        let members = (!answer::found(&response, 1).is_empty()).then(|| {
+        let born = answer::found(&response, 1).pop().map(|kv| kv.create_revision());
+        let members = born.is_some().then(|| {
             let found = (0..ranges.len()).flat_map(|at| answer::found(&response, at + 2));
             let mut members: Vec<MemberRecord> = found.filter_map(|kv| member_record(&keys, &kv)).collect();
             members.sort_unstable_by(|one, other| one.member.cmp(&other.member));
             members
         });
         let epoch = answer::found(&response, 0).pop().map(|kv| kv.value().to_vec()).unwrap_or_default();
-        Ok(Snapshot { revision: answer::revision(&response), epoch, members })
+        let (revision, born) = (answer::revision(&response), born.unwrap_or_default());
+        Ok(Snapshot { revision, epoch, born, members })
     }
 
     async fn create_group(&self, group: &GroupId) -> Result<()> {

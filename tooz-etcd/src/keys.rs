@@ -109,6 +109,11 @@ impl Keys {
         join(&[&self.session(session), b"/broken/", attempt.to_string().as_bytes()])
     }
 
+    /// A key that never is.
+    pub(crate) fn nothing(&self, session: SessionId) -> Vec<u8> {
+        join(&[&self.session(session), b"/nothing"])
+    }
+
     /// Which attempt of `session` a key says something about.
     pub(crate) fn parse_broken(&self, session: SessionId, key: &[u8]) -> Option<AttemptId> {
         let rest = key.strip_prefix(self.session(session).as_slice())?.strip_prefix(b"/broken/")?;

@@ -184,6 +184,7 @@ impl Life {
 
     /// Asks in one transaction: grants a lock that is as nobody ever used it, else queues if that is wanted.
     async fn ask(&self, wish: &Wish, wait: bool) -> Result<Step> {
+        let mut elsewhere = self.client.hub.endpoints() - 1;
         loop {
             let queue = Txn::new()
                 .when([
@@ -211,7 +212,21 @@ impl Life {
                 vec![TxnOp::txn(Txn::new().when(free).and_then(granting).or_else(otherwise))]
             };
             let txn = Txn::new().when([self.fenced()]).and_then(step).or_else([self.look_at_fence()]);
-            let response = self.client.hub.txn(false, txn).await?;
+            let asked = if elsewhere > 0 {
+                self.client.hub.txn_or_doubt(txn).await
+            } else {
+                self.client.hub.txn(false, txn).await
+            };
+            let response = match asked {
+                // What hangs there is made void, so that it may be asked for over another member.
+                Err(error) if error.is_indeterminate() && elsewhere > 0 => {
+                    elsewhere -= 1;
+                    tracing::debug!(%error, key = %wish.key, "asking another member of the cluster");
+                    self.advance().await?;
+                    continue;
+                }
+                asked => asked?,
+            };
             if !response.succeeded() {
                 // A withdrawal of ours came between; it was not done, so it is sent again.
                 self.read_fence(&response, 0)?;
@@ -234,7 +249,18 @@ impl Life {
         }
     }
 
-    /// What stands for an attempt that was granted before.
+    /// Moves the fence: what was sent before fails, or was done.
+    async fn advance(&self) -> Result<()> {
+        let txn = Txn::new().when([self.lives()]).and_then([self.move_fence()]);
+        let response = self.client.hub.txn(true, txn).await?;
+        if !response.succeeded() {
+            return Err(self.over());
+        }
+        self.fence_is(answer::revision(&response));
+        Ok(())
+    }
+
+    /// What stands for an attempt that was granted before, if it stands now: what a look shows may be past.
     pub(crate) async fn standing_grant(&self, wish: &Wish, holder: &Holder) -> Result<Option<Grant>> {
         let mut gate = None;
         if let Some(lease) = holder.shared_gate {
@@ -244,7 +270,15 @@ impl Life {
             }
             gate = Some(SharedGate { lease, new: false, proved_at });
         }
-        self.grant(wish, holder.token, holder.previous, gate).map(Some)
+        let grant = self.grant(wish, holder.token, holder.previous, gate)?;
+        let held = self.held().into_iter().filter(|(attempt, _)| *attempt == wish.attempt).collect();
+        let proof = self.prove(held).await?.ok_or_else(|| self.over())?;
+        if proof.gone.is_empty() {
+            return Ok(Some(grant));
+        }
+        self.lose(wish.attempt);
+        self.clear_lost().await;
+        Ok(None)
     }
 
     async fn request(&self, request: &Acquire) -> Result<Acquired> {
@@ -291,11 +325,10 @@ impl Life {
         Ok(Acquired::Held)
     }
 
-    /// The operations that take away all that stands for an attempt.
+    /// The operations that take away all that stands for an attempt, but that it was not given back.
     fn clearing(&self, keys: &LockKeys, attempt: AttemptId) -> Vec<TxnOp> {
         let mut operations = vec![
             TxnOp::delete(keys.holder(attempt), None),
-            TxnOp::delete(keys.mark(attempt), None),
             TxnOp::delete(keys.waiter(attempt, false), None),
             TxnOp::delete(keys.waiter(attempt, true), None),
         ];
@@ -321,16 +354,33 @@ impl Life {
 
     /// Takes away what stands for an attempt, without moving the fence.
     pub(crate) async fn clear(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
-        let operations = self.clearing(&self.client.keys.lock(key), attempt);
+        let keys = self.client.keys.lock(key);
+        let mut operations = self.clearing(&keys, attempt);
+        operations.push(TxnOp::delete(keys.mark(attempt), None));
         self.client.hub.txn(true, Txn::new().and_then(operations)).await?;
         self.end(attempt);
         Ok(())
     }
 
+    /// What we do not hold any more must not keep others out: half of it may still be there. What cannot be taken away
+    /// now is so at the next beat.
+    pub(crate) async fn clear_lost(&self) {
+        for (attempt, stand) in self.lost() {
+            let operations = self.clearing(&self.client.keys.lock(&stand.key), attempt);
+            match self.client.hub.txn(true, Txn::new().and_then(operations)).await {
+                Ok(_) => self.end(attempt),
+                Err(error) => {
+                    tracing::debug!(%error, key = %stand.key, "what is left of a lost grant is still there");
+                }
+            }
+        }
+    }
+
     async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
         let keys = self.client.keys.lock(key);
-        let operations: Vec<TxnOp> =
-            std::iter::once(self.move_fence()).chain(self.clearing(&keys, attempt)).collect();
+        self.leave(attempt);
+        let mut operations = vec![self.move_fence(), TxnOp::delete(keys.mark(attempt), None)];
+        operations.extend(self.clearing(&keys, attempt));
         // Only while the session lives: its key is never made again.
         let txn = Txn::new().when([self.lives()]).and_then(operations);
         match self.client.hub.txn(true, txn).await {
@@ -354,6 +404,7 @@ impl Life {
         let keys = self.client.keys.lock(&grant.key);
         let token = i64::try_from(grant.token.get()).unwrap_or(i64::MAX);
         let holder = keys.holder(grant.attempt);
+        self.leave(grant.attempt);
         let mut operations =
             vec![TxnOp::delete(holder.clone(), None), TxnOp::delete(keys.mark(grant.attempt), None)];
         operations.extend(self.gate_going(&keys, grant.attempt));

@@ -5,7 +5,6 @@
 //! through whichever member of the cluster. "Nothing is there" would prove nothing: a request that was sent to a member
 //! that stood still is executed later.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,10 +12,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, Txn, TxnOp, TxnResponse};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tooz_core::clock::Instant;
 use tooz_core::driver::{
-    AttemptId, Epoch, Grant, Held, LockKey, LockMode, Notice, Renewal, Session, SessionGroups, SessionId,
+    AttemptId, Epoch, Held, LockKey, LockMode, Notice, Renewal, Session, SessionGroups, SessionId,
     SessionLocks,
 };
 use tooz_core::runtime::Task;
@@ -26,14 +25,11 @@ use crate::client::Client;
 use crate::connection::answer;
 use crate::error::{Then, explain};
 use crate::record::{self, Gate, GateKind};
+use crate::standing::Standing;
 use crate::vigil::{self, Post};
 
 /// etcd refuses transactions with more operations (`--max-txn-ops`, default 128).
-const MOST_OPERATIONS: usize = 100;
-
-/// How many attempts that are over a session remembers, to refuse them when they are asked for once more. The server
-/// needs no memory for that: the fence is there.
-const ENDED_ATTEMPTS: usize = 1_024;
+pub(crate) const MOST_OPERATIONS: usize = 100;
 
 /// What opening a session wrote.
 #[derive(Debug)]
@@ -62,13 +58,8 @@ pub(crate) struct Life {
     /// A write to a group may still be on its way: the next one moves the fence, so that it fails.
     pub(crate) ghosts: AtomicBool,
     standing: Mutex<Standing>,
-}
-
-/// What this session believes to have; only for what must be said to the server about it.
-#[derive(Debug, Default)]
-struct Standing {
-    grants: BTreeMap<AttemptId, (LockKey, LockMode, Option<i64>)>,
-    ended: VecDeque<AttemptId>,
+    /// Told when a grant comes or goes.
+    pub(crate) stands_changed: Notify,
 }
 
 /// One session, as the core holds it.
@@ -87,7 +78,7 @@ impl fmt::Debug for EtcdSession {
 }
 
 impl Life {
-    fn standing(&self) -> MutexGuard<'_, Standing> {
+    pub(crate) fn standing(&self) -> MutexGuard<'_, Standing> {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -140,30 +131,6 @@ impl Life {
 
     pub(crate) fn over(&self) -> Error {
         Error::new(ErrorKind::SessionLost, format!("session {}", self.opened.id))
-    }
-
-    pub(crate) fn is_ended(&self, attempt: AttemptId) -> bool {
-        self.standing().ended.contains(&attempt)
-    }
-
-    pub(crate) fn granted(&self, grant: &Grant, gate: Option<i64>) {
-        self.standing().grants.insert(grant.attempt, (grant.key.clone(), grant.mode, gate));
-    }
-
-    /// The lease of the gate that this grant shares.
-    pub(crate) fn gate_of(&self, attempt: AttemptId) -> Option<i64> {
-        self.standing().grants.get(&attempt).and_then(|(_, _, gate)| *gate)
-    }
-
-    pub(crate) fn end(&self, attempt: AttemptId) {
-        let mut standing = self.standing();
-        standing.grants.remove(&attempt);
-        if !standing.ended.contains(&attempt) {
-            standing.ended.push_back(attempt);
-            if standing.ended.len() > ENDED_ATTEMPTS {
-                standing.ended.pop_front();
-            }
-        }
     }
 
     /// Prolongs a lease; `false`: it is gone.
@@ -251,11 +218,6 @@ impl Life {
                 self.judge(check, &found, &mut renewal);
             }
         }
-        for (attempt, reason) in &mut renewal.gone {
-            if let Some(why) = self.who_broke(*attempt).await {
-                *reason = why;
-            }
-        }
         Ok(renewal)
     }
 
@@ -287,13 +249,6 @@ impl Life {
                 }
             }
         }
-    }
-
-    /// Who broke a grant of ours, if somebody left word.
-    async fn who_broke(&self, attempt: AttemptId) -> Option<LossReason> {
-        let look = Txn::new().and_then([TxnOp::get(self.client.keys.broken(self.opened.id, attempt), None)]);
-        let response = self.client.hub.txn(true, look).await.ok()?;
-        record::read_broken(answer::found(&response, 0).first()?.value())
     }
 }
 
@@ -350,6 +305,7 @@ impl EtcdSession {
             claimed: AtomicBool::new(opened.claimed),
             ghosts: AtomicBool::new(false),
             standing: Mutex::default(),
+            stands_changed: Notify::new(),
             opened,
         });
         let vigil = client.hub.context.spawner.spawn(vigil::keep_vigil(Arc::clone(&life), post));
@@ -404,14 +360,13 @@ impl Session for EtcdSession {
             let told: Vec<AttemptId> = renewal.gone.iter().map(|(attempt, _)| *attempt).collect();
             renewal.gone.extend(gone.filter(|a| !told.contains(a)).map(|a| (a, LossReason::Expired)));
         }
-        // What we do not hold any more must not keep others out: half of it may still be there.
-        for (key, attempt) in &held.grants {
-            if renewal.gone.iter().any(|(gone, _)| gone == attempt)
-                && let Err(error) = life.clear(key, *attempt).await
-            {
-                tracing::debug!(%error, %key, "what is left of a lost grant stays until the session ends");
+        for (attempt, reason) in &mut renewal.gone {
+            if let Some(why) = life.who_broke(*attempt).await {
+                *reason = why;
             }
+            life.lose(*attempt);
         }
+        life.clear_lost().await;
         Ok(renewal)
     }
 
@@ -434,21 +389,14 @@ impl Session for EtcdSession {
         if self.closed.load(Ordering::Acquire) {
             return Ok(());
         }
-        let grants: Vec<_> = {
-            let standing = self.life.standing();
-            standing
-                .grants
-                .iter()
-                .map(|(attempt, (key, mode, gate))| (*attempt, key.clone(), *mode, *gate))
-                .collect()
-        };
         // The lease takes everything but the marks of an unclean end along, and this end is clean.
         let mut marks = Vec::new();
-        for (attempt, key, mode, gate) in grants {
-            if gate.is_some() && mode != LockMode::Exclusive {
-                self.life.clear(&key, attempt).await?;
+        for (attempt, stand) in self.life.all() {
+            self.life.leave(attempt);
+            if stand.gate.is_some() && stand.mode != LockMode::Exclusive {
+                self.life.clear(&stand.key, attempt).await?;
             } else {
-                marks.push(TxnOp::delete(self.life.client.keys.lock(&key).mark(attempt), None));
+                marks.push(TxnOp::delete(self.life.client.keys.lock(&stand.key).mark(attempt), None));
             }
         }
         for page in marks.chunks(MOST_OPERATIONS) {

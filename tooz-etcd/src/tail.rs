@@ -1,5 +1,7 @@
 //! Following changes from a revision on, across reconnects: nothing is missed, or the follower is told to look again.
 
+use std::collections::BTreeMap;
+use std::future::Future;
 use std::sync::Arc;
 
 use etcd_client::{Event, Txn, TxnOp, WatchOptions, WatchStream};
@@ -33,6 +35,10 @@ pub(crate) enum News {
     Behind,
     /// The history between then and now is gone: look again, and follow from there with [`Tail::restart`].
     Gap,
+    /// Following went on after an interruption; only for who [asked for it](Tail::tell_resumptions).
+    Resumed,
+    /// What [`Tail::next_or`] waited for besides.
+    Other,
     /// The driver was closed.
     End,
 }
@@ -44,16 +50,32 @@ pub(crate) struct Tail {
     epoch_key: Vec<u8>,
     /// The id of the data when following began.
     epoch: Vec<u8>,
-    ranges: Vec<Range>,
-    /// The revision from which each range is still to be told. Each has its own: what happened in two ranges does not
-    /// come in one order.
-    next: Vec<i64>,
+    /// By the number that the server calls them by.
+    ranges: BTreeMap<i64, Followed>,
+    last_number: i64,
     stream: Option<WatchStream>,
     generations: watch::Receiver<u64>,
     /// Whether a stream was open before: then what is there now may be other data.
     interrupted: bool,
+    resumptions: bool,
     /// Whether the follower would rather look than wait for history.
     hurried: bool,
+}
+
+/// One range of a tail.
+#[derive(Clone, Debug)]
+struct Followed {
+    range: Range,
+    /// The revision from which it is still to be told. Each range has its own: what happened in two of them does not come
+    /// in one order.
+    next: i64,
+}
+
+impl Followed {
+    fn options(&self, number: i64) -> WatchOptions {
+        let end = self.range.1.clone();
+        WatchOptions::new().with_watch_id(number).with_range(end).with_start_revision(self.next)
+    }
 }
 
 impl Tail {
@@ -65,16 +87,51 @@ impl Tail {
         ranges: Vec<Range>,
         revision: i64,
     ) -> Self {
+        let ranges: BTreeMap<i64, Followed> =
+            (1..).zip(ranges.into_iter().map(|range| Followed { range, next: revision + 1 })).collect();
         Self {
             hub: Arc::clone(hub),
             epoch_key: keys.epoch(),
             epoch,
-            next: vec![revision + 1; ranges.len()],
+            last_number: ranges.keys().next_back().copied().unwrap_or_default(),
             ranges,
             stream: None,
             generations: hub.generations(),
             interrupted: false,
+            resumptions: false,
             hurried: false,
+        }
+    }
+
+    /// Says [`News::Resumed`] after each interruption.
+    pub(crate) fn tell_resumptions(mut self) -> Self {
+        self.resumptions = true;
+        self
+    }
+
+    /// Follows one more range after `revision`, on the same stream. Returns its number.
+    pub(crate) async fn add(&mut self, range: Range, revision: i64) -> i64 {
+        self.last_number += 1;
+        let number = self.last_number;
+        let followed = Followed { range, next: revision + 1 };
+        if let Some(stream) = &mut self.stream {
+            // A stream that cannot be told has ended; it is opened again with all ranges.
+            let told = stream.watch(followed.range.0.clone(), Some(followed.options(number))).await;
+            if told.is_err() {
+                self.interrupt();
+            }
+        }
+        self.ranges.insert(number, followed);
+        number
+    }
+
+    /// Follows a range no longer.
+    pub(crate) async fn remove(&mut self, number: i64) {
+        if self.ranges.remove(&number).is_some()
+            && let Some(stream) = &mut self.stream
+            && stream.cancel(number).await.is_err()
+        {
+            self.interrupt();
         }
     }
 
@@ -87,19 +144,29 @@ impl Tail {
     /// Goes on after `revision` of the data with this epoch.
     pub(crate) fn restart(&mut self, epoch: Vec<u8>, revision: i64) {
         self.epoch = epoch;
-        self.next = vec![revision + 1; self.ranges.len()];
+        for followed in self.ranges.values_mut() {
+            followed.next = revision + 1;
+        }
         self.stream = None;
         self.interrupted = false;
     }
 
     /// The next news.
     pub(crate) async fn next(&mut self) -> News {
+        self.next_or(std::future::pending()).await
+    }
+
+    /// The next news, or that `other` is done, while the stream is open.
+    pub(crate) async fn next_or(&mut self, other: impl Future<Output = ()>) -> News {
+        let mut other = std::pin::pin!(other);
         loop {
             if self.hub.is_closed() {
                 return News::End;
             }
             let Some(stream) = &mut self.stream else {
+                let again = self.interrupted;
                 match self.open().await {
+                    Ok(true) if again && self.resumptions && self.stream.is_some() => return News::Resumed,
                     Ok(true) => {}
                     Ok(false) => return News::Gap,
                     Err(error) => {
@@ -111,9 +178,10 @@ impl Tail {
                 continue;
             };
             let message = tokio::select! {
-                biased; // a connection that was given up says nothing more that can be relied upon
+                biased; // a connection that was given up says nothing more that can be relied upon; then what is known
                 _ = self.generations.changed() => Err(None),
                 message = stream.message() => message.map_err(Some),
+                () = &mut other => return News::Other,
             };
             let response = match message {
                 Ok(Some(response)) => response,
@@ -131,6 +199,14 @@ impl Tail {
                     continue;
                 }
             };
+            let Some(followed) = self.ranges.get_mut(&response.watch_id()) else {
+                // Of a range that is followed no longer; or the server did not take a new one.
+                if response.canceled() && response.watch_id() < 0 {
+                    self.interrupt();
+                    self.hub.pause().await;
+                }
+                continue;
+            };
             if response.compact_revision() > 0 {
                 self.stream = None;
                 return News::Gap;
@@ -140,15 +216,11 @@ impl Tail {
                 self.hub.pause().await;
                 continue;
             }
-            let Some(next) =
-                usize::try_from(response.watch_id() - 1).ok().and_then(|at| self.next.get_mut(at))
-            else {
-                continue;
-            };
             let now = response.header().map_or(0, etcd_client::ResponseHeader::revision);
-            if response.created() && now >= *next && std::mem::take(&mut self.hurried) {
+            if response.created() && now >= followed.next && std::mem::take(&mut self.hurried) {
                 return News::Behind;
             }
+            let next = &mut followed.next;
             // Servers before 3.4.36 may tell something twice or again.
             let revision_of = |event: &Event| event.kv().map_or(0, etcd_client::KeyValue::mod_revision);
             let fresh = response.events().iter().filter(|event| revision_of(event) >= *next);
@@ -172,14 +244,13 @@ impl Tail {
             let response = self.hub.txn(true, look).await?;
             let epoch = answer::found(&response, 0).pop().map(|kv| kv.value().to_vec()).unwrap_or_default();
             // A server that lost its data counts from the beginning: it would be silent until it came here again.
-            let ahead = self.next.iter().any(|next| *next > answer::revision(&response) + 1);
+            let ahead = self.ranges.values().any(|followed| followed.next > answer::revision(&response) + 1);
             if epoch != self.epoch || ahead {
                 self.interrupted = false;
                 return Ok(false);
             }
         }
         let (hub, ranges) = (Arc::clone(&self.hub), self.ranges.clone());
-        let next = self.next.clone();
         // Not by `call`: a stream belongs to the connection on which it was opened.
         let opening = self.hub.context.spawner.spawn(async move {
             let connected = hub.connected().await.map_err(|(error, _)| error)?;
@@ -187,9 +258,9 @@ impl Tail {
             let mut watches = connected.watches();
             let opening = async {
                 let mut stream: Option<WatchStream> = None;
-                for ((id, (from, end)), next) in (1..).zip(ranges).zip(next) {
-                    let options =
-                        WatchOptions::new().with_watch_id(id).with_range(end).with_start_revision(next);
+                for (number, followed) in ranges {
+                    let options = followed.options(number);
+                    let from = followed.range.0;
                     match &mut stream {
                         None => stream = Some(watches.watch(from, Some(options)).await?),
                         Some(stream) => stream.watch(from, Some(options)).await?,

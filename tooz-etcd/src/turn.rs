@@ -80,7 +80,7 @@ async fn change(life: &Life, wish: &Wish, state: &State, verdict: &Verdict) -> R
     loop {
         match tail.next().await {
             News::Events(events, _) if events.iter().any(gone) => return Ok(Changed::Freed),
-            News::Events(..) => {}
+            News::Events(..) | News::Resumed | News::Other => {}
             News::Behind => {
                 // In a queue that moves, it moved while we began to watch. A second look finds that sooner than the watch does,
                 // which stays all the same: if nothing is other than it was, it tells what comes next.

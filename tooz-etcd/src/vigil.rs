@@ -1,20 +1,28 @@
-//! Watching over a session: its end and what is said to it are heard at once, not at the next beat.
+//! Watching over a session: its end, the end of each lock that it holds, and what is said to it are heard at once, not at
+//! the next beat.
 //!
 //! A renewal that succeeds does not prove that a session lives: while a leader's disk stands still, a lease can be
 //! renewed through another member and is revoked all the same when the disk goes on (etcd-io/etcd#12528 and #15247, in
-//! 3.4 before 3.4.31 and 3.5 before 3.5.13). Then the key goes, and that is seen here.
+//! 3.4 before 3.4.31 and 3.5 before 3.5.13). Then the keys go, and that is seen here.
+//!
+//! All that a session holds is followed on one stream, each key by itself: a prefix would tell every session of what every
+//! other one does.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use etcd_client::{Event, EventType, Txn, TxnOp};
+use etcd_client::{Event, EventType};
 use tokio::sync::mpsc;
-use tooz_core::driver::Notice;
-use tooz_core::{ErrorKind, LossReason, Result};
+use tooz_core::driver::{AttemptId, Notice};
+use tooz_core::runtime::Sleep;
+use tooz_core::{ErrorKind, LossReason};
 
-use crate::connection::answer;
+use crate::proof::Proof;
 use crate::record;
 use crate::session::Life;
-use crate::tail::{News, Tail, below};
+use crate::standing::Stand;
+use crate::tail::{News, Tail, below, only};
 
 /// Where notices go.
 pub(crate) type Post = mpsc::Sender<Notice>;
@@ -22,69 +30,167 @@ pub(crate) type Post = mpsc::Sender<Notice>;
 /// How many notices may wait. What does not fit is found by the next beat.
 pub(crate) const POST: usize = 256;
 
+/// A lock that is held for less is not followed at all: most are, and nothing is missed, for a watch begins where the
+/// lock was granted.
+const PATIENCE: Duration = Duration::from_millis(100);
+
 /// Runs until the session or the driver ends.
 pub(crate) async fn keep_vigil(life: Arc<Life>, post: Post) {
     let ranges = vec![below(&life.key())];
     let opened = &life.opened;
-    let mut tail =
-        Tail::new(&life.client.hub, &life.client.keys, opened.epoch_value.clone(), ranges, opened.revision);
-    loop {
-        match tail.next().await {
-            News::End => return,
-            News::Behind => {}
-            News::Events(events, _) => {
-                for event in &events {
-                    if let Some(notice) = read(&life, event) {
-                        let over = matches!(notice, Notice::SessionLost(_));
-                        // Nobody listens fast enough: the next beat says the same.
-                        let _ = post.try_send(notice);
-                        if over {
-                            return;
+    let epoch = opened.epoch_value.clone();
+    let tail =
+        Tail::new(&life.client.hub, &life.client.keys, epoch, ranges, opened.revision).tell_resumptions();
+    let mut vigil = Vigil { life: Arc::clone(&life), post, followed: BTreeMap::new(), waiting: None };
+    // Nobody listens once the session is over.
+    let over = vigil.keep(tail).await;
+    if let Some(reason) = over {
+        vigil.say(Notice::SessionLost(reason));
+    }
+}
+
+struct Vigil {
+    life: Arc<Life>,
+    post: Post,
+    /// The numbers of what is followed for a grant.
+    followed: BTreeMap<AttemptId, Vec<i64>>,
+    /// Until what is followed is brought up to what is held.
+    waiting: Option<Sleep>,
+}
+
+impl Vigil {
+    /// Nobody takes notices fast enough: the next beat says the same.
+    fn say(&self, notice: Notice) {
+        let _ = self.post.try_send(notice);
+    }
+
+    /// Why the session ended; `None`: the driver did.
+    async fn keep(&mut self, mut tail: Tail) -> Option<LossReason> {
+        loop {
+            let Self { life, waiting, .. } = self;
+            match tail.next_or(due(life, waiting)).await {
+                News::End => return None,
+                News::Behind => {}
+                News::Other => self.follow(&mut tail).await,
+                News::Events(events, _) => {
+                    let mut suspects = Vec::new();
+                    for event in &events {
+                        match self.read(event) {
+                            Some(Read::Over) => return Some(LossReason::Expired),
+                            Some(Read::Broken(attempt, reason)) => self.lose(vec![(attempt, reason)]).await,
+                            Some(Read::Suspect(which)) => suspects.extend(which),
+                            None => {}
                         }
                     }
+                    if !suspects.is_empty() && self.prove(suspects).await?.is_none() {
+                        return Some(LossReason::Expired);
+                    }
+                }
+                // Servers before 3.4.24 may lose what happened meanwhile.
+                News::Resumed => {
+                    if self.prove(self.life.held()).await?.is_none() {
+                        return Some(LossReason::Expired);
+                    }
+                }
+                // History is gone, or the data.
+                News::Gap => match self.prove(self.life.held()).await? {
+                    Some(revision) => tail.restart(self.life.opened.epoch_value.clone(), revision),
+                    None => return Some(LossReason::Vanished),
+                },
+            }
+        }
+    }
+
+    /// Follows what is held, and what is held no longer not any more.
+    async fn follow(&mut self, tail: &mut Tail) {
+        let held: BTreeMap<AttemptId, Stand> = self.life.held().into_iter().collect();
+        let over: Vec<AttemptId> =
+            self.followed.keys().filter(|at| !held.contains_key(at)).copied().collect();
+        for attempt in over {
+            for number in self.followed.remove(&attempt).unwrap_or_default() {
+                tail.remove(number).await;
+            }
+        }
+        for (attempt, stand) in held {
+            if self.followed.contains_key(&attempt) {
+                continue;
+            }
+            let mut numbers = Vec::new();
+            for key in stand.keys(&self.life.client.keys, attempt) {
+                numbers.push(tail.add(only(&key), stand.token).await);
+            }
+            self.followed.insert(attempt, numbers);
+        }
+    }
+
+    fn read(&self, event: &Event) -> Option<Read> {
+        let kv = event.kv()?;
+        let put = event.event_type() == EventType::Put;
+        let session = self.life.key();
+        if kv.key() == session {
+            return (!put).then_some(Read::Over);
+        }
+        if kv.key().starts_with(&session) {
+            let attempt =
+                self.life.client.keys.parse_broken(self.life.opened.id, kv.key()).filter(|_| put)?;
+            return Some(Read::Broken(attempt, record::read_broken(kv.value())?));
+        }
+        // What we give back ourselves is not held any more.
+        let mut held = self.life.held();
+        held.retain(|(attempt, stand)| {
+            stand.keys(&self.life.client.keys, *attempt).iter().any(|key| key == kv.key())
+        });
+        Some(Read::Suspect(held))
+    }
+
+    /// Whether what is held is there; what is not is lost. The outer `None`: the driver was closed; the inner: the session
+    /// is over.
+    #[allow(clippy::option_option)] // two ends, and the caller leaves at the first
+    async fn prove(&self, held: Vec<(AttemptId, Stand)>) -> Option<Option<i64>> {
+        loop {
+            match self.life.prove(held.clone()).await {
+                Ok(Some(Proof { revision, gone })) => {
+                    self.lose(gone).await;
+                    return Some(Some(revision));
+                }
+                Ok(None) => return Some(None),
+                Err(error) if error.kind() == ErrorKind::Closed => return None,
+                Err(error) => {
+                    tracing::debug!(%error, "whether what is held is there cannot be asked; it is asked again");
+                    self.life.client.hub.pause().await;
                 }
             }
-            // History is gone, or the data: what counts is whether our key is there.
-            News::Gap => match prove(&life).await {
-                Ok(Some(revision)) => tail.restart(opened.epoch_value.clone(), revision),
-                Ok(None) => {
-                    let _ = post.try_send(Notice::SessionLost(LossReason::Vanished));
-                    return;
-                }
-                Err(error) if error.kind() == ErrorKind::Closed => return,
-                Err(error) => {
-                    tracing::debug!(%error, "whether the session lives cannot be asked; it is asked again");
-                    life.client.hub.pause().await;
-                }
-            },
+        }
+    }
+
+    async fn lose(&self, gone: Vec<(AttemptId, LossReason)>) {
+        let mut any = false;
+        for (attempt, reason) in gone {
+            if self.life.lose(attempt) {
+                any = true;
+                self.say(Notice::GrantLost(attempt, reason));
+            }
+        }
+        if any {
+            self.life.clear_lost().await;
         }
     }
 }
 
-fn read(life: &Life, event: &Event) -> Option<Notice> {
-    let kv = event.kv()?;
-    if kv.key() == life.key() {
-        return (event.event_type() == EventType::Delete).then_some(Notice::SessionLost(LossReason::Expired));
-    }
-    if event.event_type() != EventType::Put {
-        return None;
-    }
-    let attempt = life.client.keys.parse_broken(life.opened.id, kv.key())?;
-    Some(Notice::GrantLost(attempt, record::read_broken(kv.value())?))
+/// What an event says.
+enum Read {
+    /// The session's key is gone.
+    Over,
+    Broken(AttemptId, LossReason),
+    /// Something happened to what these stand on.
+    Suspect(Vec<(AttemptId, Stand)>),
 }
 
-/// Whether the session's key is there, and at which revision. It writes: a read may be answered from the past by a
-/// member that was away (etcd-io/etcd#20418).
-async fn prove(life: &Life) -> Result<Option<i64>> {
-    let txn =
-        Txn::new().when([life.lives()]).and_then([life.move_fence()]).or_else([TxnOp::get(life.key(), None)]);
-    match life.client.hub.txn(true, txn).await {
-        Ok(response) if response.succeeded() => {
-            life.fence_is(answer::revision(&response));
-            Ok(Some(answer::revision(&response)))
-        }
-        Ok(_) => Ok(None),
-        Err(error) if error.kind() == ErrorKind::SessionLost => Ok(None),
-        Err(error) => Err(error),
+/// Waits until something was granted or given back, and a moment longer for what comes and goes at once.
+async fn due(life: &Life, waiting: &mut Option<Sleep>) {
+    if waiting.is_none() {
+        life.stands_changed.notified().await;
     }
+    waiting.get_or_insert_with(|| life.client.hub.context.spawner.sleep(PATIENCE)).await;
+    *waiting = None;
 }

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use etcd_client::{Event, EventType};
+use etcd_client::{Event, EventType, KeyValue};
 use futures_core::Stream;
 use tooz_core::driver::{ChangeStream, GroupChange, HolderStream, Holders, MemberRecord};
 use tooz_core::runtime::Task;
@@ -151,7 +151,7 @@ impl Source for GroupView {
 
 /// Follows a group.
 pub(crate) async fn group(client: &Arc<Client>, group: &GroupId) -> Result<ChangeStream> {
-    let Snapshot { revision, epoch, members } = client.snapshot(group).await?;
+    let Snapshot { revision, epoch, born, members } = client.snapshot(group).await?;
     let mut view = GroupView::default();
     view.replace(members.ok_or_else(|| no_group(group))?);
     let keys = client.keys.group(group);
@@ -169,6 +169,7 @@ pub(crate) async fn group(client: &Arc<Client>, group: &GroupId) -> Result<Chang
         group: group.clone(),
         keys,
         epoch,
+        born,
         shared: Arc::clone(&shared),
     };
     let task = client.hub.context.spawner.spawn(follower.follow(tail));
@@ -180,6 +181,8 @@ struct GroupFollower {
     group: GroupId,
     keys: GroupKeys,
     epoch: Vec<u8>,
+    /// The create revision of the group's key.
+    born: i64,
     shared: Arc<Mutex<Shared<GroupView>>>,
 }
 
@@ -188,9 +191,12 @@ impl GroupFollower {
         loop {
             let deleted = match tail.next().await {
                 News::End => return change(&self.shared, |view| view.end(false)),
-                News::Behind => continue,
+                News::Behind | News::Resumed | News::Other => continue,
                 News::Gap => false,
                 News::Events(events, _) => {
+                    let made = events.iter().filter(|event| event.event_type() == EventType::Put);
+                    let made = made.filter_map(Event::kv).rfind(|kv| kv.key() == self.keys.group());
+                    self.born = made.map_or(self.born, KeyValue::create_revision);
                     let mut deleted = false;
                     // What comes after its end belongs to another group of the same name.
                     change(&self.shared, |view| deleted = events.iter().any(|event| self.apply(view, event)));
@@ -229,10 +235,11 @@ impl GroupFollower {
     async fn look_again(&mut self, deleted: bool) -> Option<(Vec<u8>, i64)> {
         loop {
             match self.client.snapshot(&self.group).await {
-                Ok(Snapshot { revision, epoch, members }) => {
+                Ok(Snapshot { revision, epoch, born, members }) => {
                     // An id that is missing is as good as another one: the data is gone, and the group may come back.
                     let lost = epoch != self.epoch;
-                    let members = members.filter(|_| lost || !deleted);
+                    // One of the same name that was made in the gap is another group.
+                    let members = members.filter(|_| lost || (!deleted && born == self.born));
                     let Some(members) = members.or_else(|| lost.then(Vec::new)) else {
                         change(&self.shared, |view| view.end(true));
                         return None;
@@ -241,6 +248,7 @@ impl GroupFollower {
                     if !epoch.is_empty() {
                         self.epoch.clone_from(&epoch);
                     }
+                    self.born = born;
                     return Some((epoch, revision));
                 }
                 Err(error) if error.kind() == ErrorKind::Closed => {
@@ -295,6 +303,7 @@ pub(crate) async fn holders(client: &Arc<Client>, keys: LockKeys) -> Result<Hold
         loop {
             let (at_least, restart) = match tail.next().await {
                 News::End => return change(&told, |present| present.ended = true),
+                News::Resumed | News::Other => continue,
                 News::Events(_, revision) if revision <= seen => continue, // the last look showed it
                 News::Events(_, revision) => (revision, false),
                 News::Behind => continue,

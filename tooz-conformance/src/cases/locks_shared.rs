@@ -126,8 +126,8 @@ async fn shared_tokens_lie_between_exclusive_ones(h: Harness) -> Outcome {
 
 /// L9: a reader that died blocks nobody longer than its session.
 async fn a_crashed_reader_is_in_nobodys_way(h: Harness) -> Outcome {
-    let dead = h.keep(h.builder("dead").manual_heart().rejoin(false)).await?; // it never beats
     let (a, b) = h.pair().await?;
+    let dead = h.keep(h.builder("dead").manual_heart().rejoin(false)).await?; // it never beats
     let crashed = dead.lock("x")?.shared().acquire().await?;
     let reader = a.lock("x")?.shared().acquire().await?;
     let lock = b.lock("x")?;

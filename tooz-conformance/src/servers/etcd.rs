@@ -21,13 +21,18 @@ pub fn program() -> Result<PathBuf, String> {
     find("etcd").ok_or_else(|| "etcd is not installed (Debian: etcd-server); set TOOZ_TEST_ETCD_URL".into())
 }
 
-/// Where data goes: into memory where that is possible, for etcd waits for the disk at every write.
-fn data() -> Result<tempfile::TempDir, String> {
+/// What a server needs at least: a log of 64 MiB, the next one, and its data.
+const NEEDS: u64 = 256 << 20;
+
+/// Where data goes: into memory where there is room, for etcd waits for the disk at every write. Many containers have
+/// 64 MiB there.
+pub(crate) fn data() -> Result<tempfile::TempDir, String> {
     static SWEPT: Once = Once::new();
     let memory = Path::new("/dev/shm");
-    let place = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-    // Servers that are kept until the end of a test process leave their data behind, and each has 64 MiB of it.
-    SWEPT.call_once(|| sweep(&place));
+    // Servers that are kept until the end of a test process leave their data behind.
+    SWEPT.call_once(|| [memory, &std::env::temp_dir()].into_iter().for_each(sweep));
+    let room = nix::sys::statvfs::statvfs(memory).map_or(0, |is| is.fragment_size() * is.blocks_available());
+    let place = if room >= NEEDS { memory.to_owned() } else { std::env::temp_dir() };
     let name = format!("{DATA_PREFIX}{}-", std::process::id());
     let made = tempfile::Builder::new().prefix(&name).tempdir_in(place);
     made.map_err(|error| format!("no temporary directory: {error}"))

@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 /// How long a server may take until it answers; the slowest is done in a second on an idle machine.
-const READY: Duration = Duration::from_secs(30);
+const READY: Duration = Duration::from_secs(60);
 
 /// Between two questions whether it is ready.
 const ASK: Duration = Duration::from_millis(10);

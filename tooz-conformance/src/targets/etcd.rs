@@ -1,4 +1,5 @@
-//! `etcd://`: a server of its own for each case, and a proxy before it for each member.
+//! `etcd://`: a server of its own for each case, and a proxy before it for each member. The cluster and the encrypted
+//! server are hurt by nobody: there is one of each, and each case has a namespace in it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,6 +19,10 @@ use crate::target::{Place, Target};
 
 /// The least that an etcd with its usual election timeout grants: what waits for an expiry waits no longer than it must.
 const TTL: &str = "ttl=2s";
+
+/// Where nothing is cut off or stopped, nothing waits for these: they only bound how long a machine may stand still that
+/// has other things to do. Three nodes that are starved elect a leader, which alone takes two seconds.
+const PATIENT: &str = "ttl=5s&connect_timeout=30s&operation_timeout=30s";
 
 /// One server, three that are one, and one that is encrypted.
 pub fn targets() -> Vec<Target> {
@@ -62,46 +67,48 @@ fn single() -> Target {
         .kit(|place| Box::new(Backend { stage: stage_of(place.url()) }))
 }
 
-fn cluster() -> Target {
-    static CLUSTERS: LazyLock<Pool<Cluster>> = LazyLock::new(|| Pool::new(Cluster::start, Cluster::clean));
+/// A target whose backend exists once; `url` starts it, when the first case wants it.
+fn once(
+    name: &str,
+    nobody: String,
+    url: impl Fn() -> Result<String, String> + Send + Sync + 'static,
+) -> Target {
     let asked = AtomicBool::new(false);
-    let nobody = url(SocketAddr::from((Ipv4Addr::LOCALHOST, 2379)));
     let keeps = kept(&nobody);
     let fresh = move |_| {
-        if !asked.swap(true, Ordering::SeqCst) {
-            return etcd::program().map(|_| Place::new(nobody.clone()));
+        if asked.swap(true, Ordering::SeqCst) {
+            url().map(Place::new)
+        } else {
+            etcd::program().map(|_| Place::new(nobody.clone()))
         }
-        let cluster = CLUSTERS.lend()?;
-        let hosts: Vec<String> = cluster.nodes().iter().map(|node| node.address().to_string()).collect();
-        Ok(Place::new(format!("etcd://{}?{TTL}", hosts.join(","))).keep(cluster))
     };
-    Target::new("etcd+cluster", fresh).ttl().keeps(keeps)
+    Target::new(name, fresh).ttl().keeps(keeps)
+}
+
+fn cluster() -> Target {
+    static CLUSTER: LazyLock<Result<Cluster, String>> = LazyLock::new(Cluster::start);
+    once("etcd+cluster", format!("etcd://127.0.0.1:2379?{PATIENT}"), || {
+        let cluster = CLUSTER.as_ref().map_err(Clone::clone)?;
+        let hosts: Vec<String> = cluster.nodes().iter().map(|node| node.address().to_string()).collect();
+        Ok(format!("etcd://{}?{PATIENT}", hosts.join(",")))
+    })
 }
 
 /// One that speaks TLS only, and only to clients with a certificate.
 fn encrypted() -> Target {
-    static FILES: LazyLock<Result<tempfile::TempDir, String>> = LazyLock::new(|| {
-        let place = tempfile::tempdir().map_err(|error| format!("no temporary directory: {error}"))?;
-        etcd::certificates(place.path()).map(|()| place)
+    static ENCRYPTED: LazyLock<Result<(tempfile::TempDir, Etcd), String>> = LazyLock::new(|| {
+        let files = etcd::data()?;
+        etcd::certificates(files.path())?;
+        let etcd = Etcd::start_encrypted(files.path())?;
+        Ok((files, etcd))
     });
-    static ENCRYPTED: LazyLock<Pool<Etcd>> = LazyLock::new(|| {
-        let start = || Etcd::start_encrypted(FILES.as_ref().map_err(Clone::clone)?.path());
-        Pool::new(start, Etcd::clean)
-    });
-    let asked = AtomicBool::new(false);
-    let nobody = format!("etcds://127.0.0.1:2379?{TTL}");
-    let keeps = kept(&nobody);
-    let fresh = move |_| {
-        if !asked.swap(true, Ordering::SeqCst) {
-            return etcd::program().map(|_| Place::new(nobody.clone()));
-        }
-        let etcd = ENCRYPTED.lend()?;
-        let files = FILES.as_ref().map_err(Clone::clone)?.path().display().to_string();
+    once("etcd+tls", format!("etcds://127.0.0.1:2379?{PATIENT}"), || {
+        let (files, etcd) = ENCRYPTED.as_ref().map_err(Clone::clone)?;
+        let files = files.path().display();
         let certificates =
             format!("ca_cert={files}/ca.pem&cert_cert={files}/client.pem&cert_key={files}/client.key");
-        Ok(Place::new(format!("etcds://{}?{TTL}&{certificates}", etcd.address())).keep(etcd))
-    };
-    Target::new("etcd+tls", fresh).ttl().keeps(keeps)
+        Ok(format!("etcds://{}?{PATIENT}&{certificates}", etcd.address()))
+    })
 }
 
 static SERVERS: LazyLock<Pool<Etcd>> = LazyLock::new(|| Pool::new(Etcd::start, Etcd::clean));
