@@ -192,10 +192,16 @@ async fn cut_off_while_it_waits() -> Outcome {
     let proxy = Proxy::start(etcd.address())?;
     let (a, b) =
         (connect(&etcd.address().to_string(), "a").await?, connect(&proxy.address().to_string(), "b").await?);
+    let watches = async |wanted| {
+        eventually("as many watches", LIMIT, async || Ok::<_, String>(etcd.watches()? == wanted)).await
+    };
     for away in [0, 300, 6000] {
+        watches(2).await?; // each session's own
         let guard = a.lock("x")?.acquire().await?;
         let token = guard.token();
         let waiting = queued(&a, &b, "x").await?;
+        // The holder and the waiter watch two keys each: so the waiter has heard that it has a place.
+        watches(6).await?;
         proxy.refuse();
         tokio::time::sleep(Duration::from_millis(away)).await;
         guard.release().await?;

@@ -11,7 +11,7 @@ use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 pub(crate) const SCHEMES: &[&str] = &["etcd", "etcds", "etcd3", "etcd3+http", "etcd3+https"];
 
 /// Python tooz's namespace, which it does not let anybody choose.
-const DEFAULT_NAMESPACE: &str = "tooz";
+pub(crate) const DEFAULT_NAMESPACE: &str = "tooz";
 
 const DEFAULT_PORT: u16 = 2379;
 

@@ -20,8 +20,14 @@
 //! Names below `%tooz/` are percent-encoded, so a slash always ends one. `%to` is no percent-encoding: no namespace is
 //! written like that. Python's groups with a slash in their id cannot be told from members, so such ids are ours.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use tooz_core::driver::{AttemptId, LockKey, SessionId};
 use tooz_core::{GroupId, MemberId};
+
+use crate::config::DEFAULT_NAMESPACE;
+use crate::shared_with_python;
 
 /// What an empty namespace is called; no encoding ends in a percent sign and letters that are no digits.
 const EMPTY: &[u8] = b"%none";
@@ -80,6 +86,15 @@ pub(crate) struct Keys {
     groups: Vec<u8>,
     locks: Vec<u8>,
     root: Vec<u8>,
+    /// Whether it was said that something is not shared with Python, by kind; elsewhere nothing is, so nobody is told.
+    said: Option<Arc<[AtomicBool; 2]>>,
+}
+
+/// Says once for each kind of id that this one is not shared with Python.
+fn say_not_shared(said: &AtomicBool, kind: &str, id: &dyn std::fmt::Display) {
+    if !said.swap(true, Ordering::Relaxed) {
+        tracing::warn!(%id, "this {kind} id contains a slash, so processes of Python tooz do not see it; others like it will not be reported");
+    }
 }
 
 impl Keys {
@@ -89,6 +104,7 @@ impl Keys {
             groups: join(&[&space, b"/groups/"]),
             locks: join(&[b"/", &space, b"/locks"]),
             root: join(&[b"%tooz/", &space, b"/"]),
+            said: (namespace == DEFAULT_NAMESPACE).then(Arc::default),
         }
     }
 
@@ -121,6 +137,11 @@ impl Keys {
     }
 
     pub(crate) fn claim(&self, member: &MemberId) -> Vec<u8> {
+        if let Some([_, said]) = self.said.as_deref()
+            && !shared_with_python::member(member)
+        {
+            say_not_shared(said, "member", member);
+        }
         self.ours(&[b"claim/", &encode(member.as_bytes())])
     }
 
@@ -138,8 +159,13 @@ impl Keys {
 
     pub(crate) fn group(&self, group: &GroupId) -> GroupKeys {
         let own = self.ours(&[b"group/", &encode(group.as_bytes()), b"/"]);
-        let python =
-            (!group.as_bytes().contains(&b'/')).then(|| join(&[&self.groups, group.as_bytes(), b"/"]));
+        let shared = shared_with_python::group(group);
+        if let Some([said, _]) = self.said.as_deref()
+            && !shared
+        {
+            say_not_shared(said, "group", group);
+        }
+        let python = shared.then(|| join(&[&self.groups, group.as_bytes(), b"/"]));
         GroupKeys { own, python }
     }
 
@@ -245,7 +271,7 @@ impl GroupKeys {
 
     pub(crate) fn member(&self, member: &MemberId) -> Vec<u8> {
         match &self.python {
-            Some(prefix) if !member.as_bytes().contains(&b'/') => join(&[prefix, member.as_bytes()]),
+            Some(prefix) if shared_with_python::member(member) => join(&[prefix, member.as_bytes()]),
             _ => join(&[&self.own, &encode(member.as_bytes())]),
         }
     }
@@ -298,6 +324,27 @@ mod tests {
         assert_eq!(group.parse_member(b"tooz/groups/g/a/b"), None);
         assert_eq!(keys.parse_group(b"tooz/groups/g/m"), None);
         assert_eq!(keys.parse_group(b"%tooz/tooz/group/g/"), None);
+    }
+
+    #[test]
+    fn what_is_said_to_be_shared_stands_where_python_looks() {
+        for id in [&b"a"[..], b"a/b", b"/", b"\xff", b"leader"] {
+            let keys = Keys::new("tooz");
+            let (group, member) = (GroupId::new(id).unwrap(), MemberId::new(id).unwrap());
+            let pythons = |key: &[u8]| key.starts_with(b"tooz/groups/");
+            assert_eq!(shared_with_python::group(&group), pythons(keys.group(&group).group()));
+            let of_python = keys.group(&GroupId::new("g").unwrap());
+            assert_eq!(shared_with_python::member(&member), pythons(&of_python.member(&member)));
+            let LockKey::Named(name) = lock(id) else { unreachable!("it has a name") };
+            assert_eq!(shared_with_python::lock(&name), keys.lock(&lock(id)).gate.is_some());
+            let election = keys.lock(&LockKey::Leader(group.clone()));
+            assert_eq!(shared_with_python::election(&group), election.gate.is_some());
+            // Whoever uses what is not shared is told once.
+            keys.claim(&member);
+            let said = keys.said.as_ref().unwrap().each_ref().map(|said| said.load(Ordering::Relaxed));
+            assert_eq!(said, [!shared_with_python::group(&group), !shared_with_python::member(&member)]);
+        }
+        assert!(Keys::new("ours").said.is_none(), "nothing is shared there, and nobody expects it");
     }
 
     #[test]

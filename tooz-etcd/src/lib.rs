@@ -13,6 +13,7 @@ mod operator;
 mod proof;
 mod record;
 mod session;
+pub mod shared_with_python;
 mod standing;
 mod state;
 mod tail;

@@ -4,9 +4,12 @@
 //! have stands under `<namespace>_rs:…`, which never ends in `_lock` and is therefore no lock of Python's.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tooz_core::driver::{LockKey, SessionId};
 use tooz_core::{GroupId, MemberId};
+
+use crate::shared_with_python;
 
 /// The keys of one namespace in one database.
 #[derive(Clone, Debug)]
@@ -14,6 +17,8 @@ pub(crate) struct Keys {
     namespace: Arc<str>,
     /// What the names of channels end in: a server's databases have keys of their own and share the channels.
     database: String,
+    /// Whether it was said that a lock is not shared with Python.
+    said: Arc<AtomicBool>,
 }
 
 /// Where a lock stands.
@@ -41,7 +46,7 @@ pub(crate) struct GroupPlace {
 impl Keys {
     pub(crate) fn new(namespace: &str, database: i64) -> Self {
         let database = if database == 0 { String::new() } else { format!("@{database}") };
-        Self { namespace: namespace.into(), database }
+        Self { namespace: namespace.into(), database, said: Arc::default() }
     }
 
     /// The namespace as it stands in keys.
@@ -89,8 +94,16 @@ impl Keys {
     pub(crate) fn lock(&self, lock: &LockKey) -> LockPlace {
         let (kind, name, key): (&[u8], _, _) = match lock {
             LockKey::Named(name) => {
+                let shared = shared_with_python::lock(name);
+                if !shared && !self.said.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        %name,
+                        "processes of Python tooz are not excluded from a lock of this name, for its key is something else \
+                         to them; others like it will not be reported"
+                    );
+                }
                 let name = name.as_bytes();
-                let key = if shared_with_python(name) {
+                let key = if shared {
                     self.python(&[name, b"_lock"])
                 } else {
                     self.own(&[b"lock:", &encoded(name), b":k"])
@@ -162,11 +175,6 @@ impl GroupPlace {
     pub(crate) fn own(&self) -> Vec<u8> {
         with(&self.base, b"m")
     }
-}
-
-/// Whether Python's key for a lock of this name is no other thing's key.
-pub(crate) fn shared_with_python(name: &[u8]) -> bool {
-    ![&b"leader_of_"[..], b"group:", b"beats:"].iter().any(|other| name.starts_with(other))
 }
 
 /// Percent-encoded with one spelling only, so without the `:` that ends it.
@@ -262,6 +270,7 @@ mod tests {
         assert_eq!(lead.key, b"_tooz_leader_of_g_lock");
         assert_eq!(keys.group(&GroupId::new("g").unwrap()).key, b"_tooz_group:g");
         assert_eq!(keys.beat(&MemberId::new("m").unwrap()), b"_tooz_beats:m");
-        assert!(!shared_with_python(b"leader_of_g") && shared_with_python(b"leader"));
+        let shared = |name| shared_with_python::lock(&tooz_core::LockName::new(name).unwrap());
+        assert!(!shared("leader_of_g") && shared("leader"));
     }
 }

@@ -17,6 +17,7 @@ mod reply;
 mod script;
 mod server;
 mod session;
+pub mod shared_with_python;
 mod slots;
 mod supervisor;
 mod tls;
