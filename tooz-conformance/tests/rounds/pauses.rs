@@ -20,6 +20,9 @@ const TTL: Duration = Duration::from_secs(2);
 /// Locks of one process, each with a session of its own.
 const LOCKS: usize = 4;
 const LOOK: Duration = Duration::from_millis(2);
+/// The holder's own: so much longer than a look takes that it is seldom stopped in the middle of one, with the journal's lock.
+/// When it goes on after a pause it looks at once.
+const HOLDERS_LOOK: Duration = Duration::from_millis(20);
 
 /// Who had which token, in the order of having it.
 struct Journal(PathBuf);
@@ -85,7 +88,7 @@ pub(crate) fn hold(url: &str, place: &str, first: &str, count: &str) {
                         if over.load(Ordering::Acquire) {
                             break;
                         }
-                        sleep(LOOK);
+                        sleep(HOLDERS_LOOK);
                     }
                 }
             });
