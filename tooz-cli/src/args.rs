@@ -20,13 +20,14 @@ pub(crate) struct Cli {
 
 const EXIT_CODES: &str = "\
 Exit codes: the command's own; 128+N if signal N ended it; 126 if it cannot be run, 127 if it is not found; \
-64 wrong usage, 69 backend unavailable, 74 lock lost, 75 not acquired, 77 permission denied by the backend.
+64 wrong usage, 69 backend unavailable, 74 lock lost, 75 not acquired, 77 permission denied by the backend, 78 \
+`tooz doctor` found something that endangers locks.
 
 Without --url and TOOZ_URL the backend is an SQLite database of yours, which joins the processes of this \
 machine: $XDG_STATE_HOME/tooz/tooz.db, or ~/.local/state/tooz/tooz.db.";
 
 /// Where and as whom.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct Backend {
     /// The backend
     #[arg(
@@ -69,6 +70,9 @@ pub(crate) enum Verb {
     Elect(Elect),
     /// Show who leads a group, or follow it
     Leader(Leader),
+    /// Examine a backend: whether it answers, how fast, what endangers locks on it, and what to do about that
+    #[command(after_help = DOCTOR_HELP)]
+    Doctor(Doctor),
     /// List the compiled-in drivers and what they promise
     Drivers(List),
     /// Print a shell completion script
@@ -101,6 +105,14 @@ The command finds TOOZ_GROUP and TOOZ_MEMBER in its environment. It is ended whe
 const ELECT_HELP: &str = "\
 The command finds TOOZ_GROUP, TOOZ_TERM, TOOZ_FENCING_TOKEN (the same number) and TOOZ_MEMBER in its environment. \
 Signals, the terminal and the loss of leadership are handled as by `tooz lock`.";
+
+const DOCTOR_HELP: &str = "\
+It connects as a member, measures each operation under names that nobody else has, removes them again, and asks the \
+backend for its version, state and settings. It changes nothing else and prints no password.
+
+Each line is good, warning (it works, and a foreseeable event costs locks, members or tokens) or bad. Exit codes: 0 all \
+good; 78 it works, and there are warnings or worse; 69 not reachable, or an operation failed; 77 refused: user, password, \
+certificate or permission; 64 wrong usage.";
 
 /// What runs under a lock or a leadership.
 #[derive(Debug, Args)]
@@ -207,6 +219,19 @@ pub(crate) struct Leader {
     #[arg(long)]
     pub(crate) watch: bool,
     /// One JSON object per line, or null
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// The backend; the default is that of --url
+    #[arg(value_name = "URL")]
+    pub(crate) at: Option<String>,
+    /// How often each operation is measured; the median is shown
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) rounds: u32,
+    /// One JSON object per finding
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -5,7 +5,7 @@ use std::fs::DirBuilder;
 use std::path::{Path, PathBuf};
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
-use tooz::{Coordinator, MAX_NAME_BYTES};
+use tooz::{Builder, Coordinator, MAX_NAME_BYTES};
 
 use crate::args::Backend;
 use crate::exit::{Failure, USAGE};
@@ -15,13 +15,23 @@ const IN_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'#').add(b'?').add(b'%');
 
 /// Connects as the options say.
 pub(crate) async fn connect(options: &Backend) -> Result<Coordinator, Failure> {
-    let url = match (&options.url, std::env::var_os("TOOZ_URL")) {
-        (Some(url), _) => url.clone(),
+    Ok(builder(options)?.connect().await?)
+}
+
+/// The URL that the options, the environment or nobody names.
+pub(crate) fn url(options: &Backend) -> Result<String, Failure> {
+    match (&options.url, std::env::var_os("TOOZ_URL")) {
+        (Some(url), _) => Ok(url.clone()),
         (None, Some(url)) if !url.is_empty() => url
             .into_string()
-            .map_err(|_| Failure::new(USAGE, "TOOZ_URL is not UTF-8; percent-encode its bytes (%XX)"))?,
-        (None, _) => embedded()?,
-    };
+            .map_err(|_| Failure::new(USAGE, "TOOZ_URL is not UTF-8; percent-encode its bytes (%XX)")),
+        (None, _) => embedded(),
+    }
+}
+
+/// What the options say.
+pub(crate) fn builder(options: &Backend) -> Result<Builder, Failure> {
+    let url = url(options)?;
     let member = options.member.as_deref().map_or_else(default_member, |member| bytes(member).to_vec());
     let mut builder = Coordinator::builder(url, member);
     if let Some(ttl) = options.ttl {
@@ -30,7 +40,7 @@ pub(crate) async fn connect(options: &Backend) -> Result<Coordinator, Failure> {
     if let Some(namespace) = &options.namespace {
         builder = builder.namespace(namespace);
     }
-    Ok(builder.connect().await?)
+    Ok(builder)
 }
 
 /// The bytes of a name given on the command line.
@@ -52,12 +62,17 @@ fn default_member() -> Vec<u8> {
     #[cfg(not(unix))]
     let host = OsString::new();
     let host = bytes(&host);
+    let rest = format!("-{}", random_suffix());
+    let host = &host[..host.len().min(MAX_NAME_BYTES - rest.len())];
+    [if host.is_empty() { b"localhost" } else { host }, rest.as_bytes()].concat()
+}
+
+/// `pid-random`: nobody else has it.
+pub(crate) fn random_suffix() -> String {
     let mut random = [0; 4];
     // Without randomness of the system the process id still tells members of this machine apart.
     let _ = getrandom::fill(&mut random);
-    let rest = format!("-{}-{:08x}", std::process::id(), u32::from_ne_bytes(random));
-    let host = &host[..host.len().min(MAX_NAME_BYTES - rest.len())];
-    [if host.is_empty() { b"localhost" } else { host }, rest.as_bytes()].concat()
+    format!("{}-{:08x}", std::process::id(), u32::from_ne_bytes(random))
 }
 
 /// The database of this user.

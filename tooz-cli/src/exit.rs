@@ -16,6 +16,8 @@ pub(crate) const LOST: u8 = 74;
 pub(crate) const NOT_ACQUIRED: u8 = 75;
 /// The backend refused the credentials.
 pub(crate) const DENIED: u8 = 77;
+/// `tooz doctor`: it works, and something about the backend endangers locks, members or tokens.
+pub(crate) const ENDANGERED: u8 = 78;
 /// The command exists and cannot be run.
 pub(crate) const CANNOT_RUN: u8 = 126;
 /// There is no such command.
@@ -44,6 +46,14 @@ impl Failure {
     /// Ends with this code and says nothing: all has been said.
     pub(crate) fn silent(code: u8) -> Self {
         Self::new(code, "")
+    }
+
+    pub(crate) fn code(&self) -> u8 {
+        self.code
+    }
+
+    pub(crate) fn message(&self) -> &str {
+        &self.message
     }
 
     /// Says why and gives the code.

@@ -9,6 +9,7 @@ compile_error!(
 
 mod args;
 mod backend;
+mod doctor;
 mod drivers;
 mod elect;
 mod exit;
@@ -60,6 +61,7 @@ async fn dispatch(cli: &Cli) -> Result<u8, Failure> {
         Verb::Join(options) => groups::join(backend, options).await,
         Verb::Elect(options) => elect::elect(backend, options).await,
         Verb::Leader(options) => elect::leader(backend, options).await,
+        Verb::Doctor(options) => doctor::doctor(backend, options).await,
         Verb::Drivers(options) => drivers::list(options),
         Verb::Completions(options) => {
             clap_complete::generate(options.shell, &mut Cli::command(), "tooz", &mut std::io::stdout());

@@ -18,6 +18,7 @@ pub fn all() -> Vec<Target> {
     targets.push(redis::with_tls());
     #[cfg(feature = "etcd")]
     targets.extend(etcd::targets());
+    given::replace(&mut targets);
     targets
 }
 
@@ -198,5 +199,6 @@ pub mod file {
 
 #[cfg(feature = "etcd")]
 pub mod etcd;
+mod given;
 #[cfg(feature = "redis")]
 pub mod redis;

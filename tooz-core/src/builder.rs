@@ -15,8 +15,8 @@ use crate::runtime::Spawner;
 use crate::shared::{Config, Shared, closed};
 use crate::tenure::Tenure;
 use crate::{
-    BackendUrl, Characteristics, Coordinator, Error, ErrorKind, MemberId, Registration, Result, Runtime,
-    registry,
+    BackendUrl, Characteristics, Coordinator, Error, ErrorKind, Finding, MemberId, Registration, Result,
+    Runtime, registry,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -200,6 +200,34 @@ impl Builder {
                 format!("the backend did not answer within {limit:?} (option connect_timeout)"),
             )),
         }
+    }
+
+    /// Looks at the backend's state and settings without opening a session; empty where the driver has nothing to say.
+    /// It changes nothing there.
+    ///
+    /// # Errors
+    /// As [`Builder::connect`], where nothing at all could be found out.
+    ///
+    /// # Cancel safety
+    /// Its connections are closed.
+    pub async fn examine(self) -> Result<Vec<Finding>> {
+        let plan = self.plan()?;
+        let (spawner, limit) = (plan.context.spawner.clone(), plan.config.connect_timeout);
+        let Some(examining) =
+            plan.registration.start_examination(Connect::new(plan.config.url.clone(), plan.context))
+        else {
+            return Ok(Vec::new());
+        };
+        // On the coordinator's runtime: what a driver's connections run on must not depend on the caller's.
+        let examining = spawner.spawn(examining);
+        let found = match spawner.timeout(limit, examining).await {
+            Some(found) => found.unwrap_or_else(|| Err(closed())),
+            None => Err(Error::new(
+                ErrorKind::Timeout,
+                format!("the backend did not answer within {limit:?} (option connect_timeout)"),
+            )),
+        };
+        found.map_err(|error| error.during("examine"))
     }
 
     /// Connects to the backend without a session, for tools and tests that work at the driver's level.

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use crate::driver::{Connect, Driver};
+use crate::examine::Examining;
 use crate::options::OptionSpec;
 use crate::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
@@ -25,6 +26,7 @@ pub struct Registration {
     options: &'static [OptionSpec],
     characteristics: fn(&BackendUrl) -> Characteristics,
     connect: fn(Connect) -> Connecting,
+    examine: Option<fn(Connect) -> Examining>,
 }
 
 inventory::collect!(Registration);
@@ -39,13 +41,23 @@ impl Registration {
         characteristics: fn(&BackendUrl) -> Characteristics,
         connect: fn(Connect) -> Connecting,
     ) -> Self {
-        Self { crate_name, schemes, options: &[], characteristics, connect }
+        Self { crate_name, schemes, options: &[], characteristics, connect, examine: None }
     }
 
     /// Adds the driver's own options.
     #[must_use]
     pub const fn options(mut self, options: &'static [OptionSpec]) -> Self {
         self.options = options;
+        self
+    }
+
+    /// Adds a look at the backend's state and settings, for operators (`tooz doctor`).
+    ///
+    /// It makes connections of its own, so that it may also say why connecting fails, and changes nothing on the
+    /// backend. What it finds is data and no error; an error means that nothing at all could be found out.
+    #[must_use]
+    pub const fn examine(mut self, examine: fn(Connect) -> Examining) -> Self {
+        self.examine = Some(examine);
         self
     }
 
@@ -67,6 +79,10 @@ impl Registration {
     /// What `url` can keep at best; `connect` asks the server and may lower it.
     pub fn characteristics(&self, url: &BackendUrl) -> Characteristics {
         (self.characteristics)(url)
+    }
+
+    pub(crate) fn start_examination(&self, request: Connect) -> Option<Examining> {
+        self.examine.map(|examine| examine(request))
     }
 
     pub(crate) fn connect(&self, request: Connect) -> Connecting {

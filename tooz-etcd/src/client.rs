@@ -49,7 +49,7 @@ fn read_file(option: &str, path: &Path) -> Result<Vec<u8>> {
 }
 
 /// Reads the files once: who renews a certificate connects anew.
-fn tls(files: &Tls) -> Result<TlsOptions> {
+pub(crate) fn tls(files: &Tls) -> Result<TlsOptions> {
     let mut options = TlsOptions::new();
     options = match &files.authorities {
         Some(path) => options.ca_certificate(Certificate::from_pem(read_file("ca_cert", path)?)),

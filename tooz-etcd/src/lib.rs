@@ -5,6 +5,7 @@ mod client;
 mod config;
 mod connection;
 mod error;
+mod examine;
 mod groups;
 mod keys;
 mod locks;
@@ -30,7 +31,8 @@ use tooz_core::{Connecting, Registration};
 /// This driver. It registers itself when the crate is linked; pass it by hand where constructors do not run.
 pub const REGISTRATION: Registration =
     Registration::new(env!("CARGO_PKG_NAME"), config::SCHEMES, config::characteristics, connect)
-        .options(config::OPTIONS);
+        .options(config::OPTIONS)
+        .examine(examine::examine);
 
 tooz_core::inventory::submit! { REGISTRATION }
 

@@ -5,19 +5,30 @@ use tooz_core::{Characteristics, Error, ErrorKind, Result};
 /// The least: older ones cannot nest transactions in the way that a request is one.
 const LEAST: (u64, u64) = (3, 4);
 
-fn parse(version: &str) -> Option<(u64, u64, u64)> {
-    let mut parts = version.split(['.', '-', '+']);
-    let mut next = || parts.next()?.parse().ok();
-    Some((next()?, next()?, next()?))
+/// Three numbers, whatever follows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Version(u64, u64, u64);
+
+impl Version {
+    pub(crate) fn parse(version: &str) -> Option<Self> {
+        let mut parts = version.split(['.', '-', '+']);
+        let mut next = || parts.next()?.parse().ok();
+        Some(Self(next()?, next()?, next()?))
+    }
+
+    /// Whether the fix that came with these patch releases of 3.4 and 3.5 is in it.
+    pub(crate) fn has(self, in_34: u64, in_35: u64) -> bool {
+        match self {
+            Self(3, 4, patch) => patch >= in_34,
+            Self(3, 5, patch) => patch >= in_35,
+            newer => newer >= Self(3, 6, 0),
+        }
+    }
 }
 
-/// Whether the fix that came with these patch releases of 3.4 and 3.5 is in it.
-fn has(version: (u64, u64, u64), in_34: u64, in_35: u64) -> bool {
-    match version {
-        (3, 4, patch) => patch >= in_34,
-        (3, 5, patch) => patch >= in_35,
-        newer => newer >= (3, 6, 0),
-    }
+/// Whether its series gets no fixes any more (November 2026).
+pub(crate) fn is_unmaintained(version: Version) -> bool {
+    version < Version(3, 5, 0)
 }
 
 /// Lowers `best` to what a server of `version` keeps; what cannot be known counts as not kept.
@@ -25,7 +36,7 @@ fn has(version: (u64, u64, u64), in_34: u64, in_35: u64) -> bool {
 /// # Errors
 /// `Incompatible`: it is too old for this driver.
 pub(crate) fn lower(best: Characteristics, version: &str) -> Result<Characteristics> {
-    let Some(number) = parse(version) else {
+    let Some(number) = Version::parse(version) else {
         return Ok(best - Characteristics::STRICT_EXCLUSION - Characteristics::LINEARIZABLE);
     };
     if (number.0, number.1) < LEAST {
@@ -37,12 +48,12 @@ pub(crate) fn lower(best: Characteristics, version: &str) -> Result<Characterist
     let mut kept = best;
     // A renewal could succeed on a lease that the server had already decided to revoke (etcd 3.4 before 3.4.38, 3.5
     // before 3.5.23): then the server ends a session before the deadline that it confirmed.
-    if !has(number, 38, 23) {
+    if !number.has(38, 23) {
         kept -= Characteristics::STRICT_EXCLUSION;
     }
     // Linearizable reads could be stale after a pause of a member (etcd-io/etcd#20418; 3.4.20 to 3.4.41, 3.5 before
     // 3.5.28).
-    if !has(number, 42, 28) {
+    if !number.has(42, 28) {
         kept -= Characteristics::LINEARIZABLE;
     }
     Ok(kept)

@@ -141,6 +141,17 @@ impl Process {
             ),
         }
     }
+
+    /// Whether it stands still (SIGSTOP, or a debugger), judged from this process.
+    pub(crate) fn is_stopped(&self) -> bool {
+        let known = self.namespace != 0 && Self::this().namespace == self.namespace;
+        known && stat(self.pid).is_some_and(|stat| stat.stopped && self.started == stat.started)
+    }
+}
+
+/// Whether the process of this number stands still.
+pub(crate) fn is_stopped(pid: u32) -> bool {
+    stat(pid).is_some_and(|stat| stat.stopped)
 }
 
 /// A thread-group leader that ended is shown as a zombie while its other threads still run.
@@ -151,6 +162,7 @@ fn is_alone(pid: u32) -> bool {
 struct Stat {
     started: u64,
     ended: bool,
+    stopped: bool,
 }
 
 fn stat(pid: u32) -> Option<Stat> {
@@ -160,7 +172,11 @@ fn stat(pid: u32) -> Option<Stat> {
     let fields = String::from_utf8_lossy(text.get(after + 1..)?).into_owned();
     let mut fields = fields.split_ascii_whitespace();
     let state = fields.next()?; // the third field of proc_pid_stat(5); the start time is the 22nd
-    Some(Stat { ended: matches!(state, "Z" | "X" | "x"), started: fields.nth(18)?.parse().ok()? })
+    Some(Stat {
+        ended: matches!(state, "Z" | "X" | "x"),
+        stopped: matches!(state, "T" | "t"),
+        started: fields.nth(18)?.parse().ok()?,
+    })
 }
 
 /// The id of this boot of the machine.

@@ -12,6 +12,7 @@ mod config;
 mod directory;
 mod ears;
 mod error;
+mod examine;
 mod fence;
 mod groups;
 mod hub;
@@ -41,7 +42,8 @@ use tooz_core::{Connecting, Registration};
 /// This driver. It registers itself when the crate is linked; pass it by hand where constructors do not run.
 pub const REGISTRATION: Registration =
     Registration::new(env!("CARGO_PKG_NAME"), &["file"], config::characteristics, connect)
-        .options(config::OPTIONS);
+        .options(config::OPTIONS)
+        .examine(examine::examine);
 
 tooz_core::inventory::submit! { REGISTRATION }
 

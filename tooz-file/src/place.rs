@@ -56,7 +56,7 @@ pub(crate) fn prepare(config: &Config) -> Result<(Directory, bool)> {
     Ok((base, local))
 }
 
-fn is_local(directory: &Path) -> Result<bool> {
+pub(crate) fn is_local(directory: &Path) -> Result<bool> {
     let answer = statfs::statfs(directory);
     let answer = answer
         .map_err(|errno| error::io(format!("the file system of {}", directory.display()), errno.into()))?;

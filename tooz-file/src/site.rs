@@ -394,7 +394,8 @@ fn write_pid(file: &File, pid: u32) -> io::Result<()> {
     file.write_all_at(&pid.to_be_bytes(), 0)
 }
 
-fn read_pid(file: &File) -> Option<u32> {
+/// The process that wrote its number there last.
+pub(crate) fn read_pid(file: &File) -> Option<u32> {
     let mut bytes = [0; 4];
     file.read_exact_at(&mut bytes, 0).ok()?;
     Some(u32::from_be_bytes(bytes)).filter(|pid| *pid > 0)

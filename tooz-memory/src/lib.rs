@@ -17,7 +17,7 @@ mod watch;
 use std::sync::Arc;
 
 use tooz_core::driver::{Connect, Driver};
-use tooz_core::{Connecting, Registration};
+use tooz_core::{Connecting, Examining, Finding, Registration};
 
 pub use gate::{Cut, Operation, Outcome};
 pub use kit::Kit;
@@ -26,7 +26,8 @@ pub use truth::Happened;
 /// This driver. It registers itself when the crate is linked; pass it by hand where constructors do not run.
 pub const REGISTRATION: Registration =
     Registration::new(env!("CARGO_PKG_NAME"), config::SCHEMES, config::characteristics, connect)
-        .options(config::OPTIONS);
+        .options(config::OPTIONS)
+        .examine(examine);
 
 tooz_core::inventory::submit! { REGISTRATION }
 
@@ -38,6 +39,12 @@ tooz_core::inventory::submit! { REGISTRATION }
 /// option is known is checked by the core.
 pub fn connect(request: Connect) -> Connecting {
     Box::pin(async move { Ok(Arc::new(client::Memory::connect(request)?) as Arc<dyn Driver>) })
+}
+
+/// What there is to say to operators.
+fn examine(_: Connect) -> Examining {
+    let what = "it lives in this process and ends with it; no other process sees it";
+    Box::pin(async move { Ok(vec![Finding::good("scope", what)]) })
 }
 
 #[cfg(test)]

@@ -107,12 +107,15 @@ impl Client {
     pub(crate) async fn link_up(self: &Arc<Self>) -> Result<Link> {
         if !self.config.place.is_sought() {
             let found = self.finder.find(&self.config, &self.context.spawner).await?;
-            return self.link_to(&found).await;
+            return Box::pin(self.link_to(&found)).await;
         }
         let mut failure = Error::from(ErrorKind::Unavailable);
         for _ in 0..CANDIDATES {
             let found = self.finder.find(&self.config, &self.context.spawner).await?;
             let named = |why: Error| {
+                if why.kind() != ErrorKind::Unavailable {
+                    return why; // it was reached
+                }
                 let by = found.by.as_deref().unwrap_or("named by the URL");
                 Error::new(
                     why.kind(),
@@ -121,7 +124,7 @@ impl Client {
                 .caused_by(why)
             };
             let limit = self.greeting_limit() / 2;
-            failure = match self.context.spawner.timeout(limit, self.link_to(&found)).await {
+            failure = match self.context.spawner.timeout(limit, Box::pin(self.link_to(&found))).await {
                 Some(Ok(link)) => match server::is_master(self, &link).await {
                     Ok(()) => return Ok(link),
                     Err(error) => error,

@@ -82,7 +82,7 @@ impl Finder {
         let limit = (config.ttl / 4).clamp(LIMIT.0, LIMIT.1);
         let (mut failures, mut behind) = (Vec::new(), None::<(u64, Found)>);
         for who in asked {
-            let word = match spawner.timeout(limit, self.ask(config, &who)).await {
+            let word = match spawner.timeout(limit, Box::pin(self.ask(config, &who))).await {
                 Some(Ok(word)) => word,
                 Some(Err(error)) => {
                     failures.push(error);
@@ -120,7 +120,7 @@ impl Finder {
                 Ok(found)
             }
             Some((_, found)) => Ok(found),
-            None => Err(nowhere(&config.place, failures)),
+            None => Err(nowhere(&config.place, &failures)),
         }
     }
 
@@ -261,7 +261,7 @@ fn nonsense(who: &Address, what: &str) -> Error {
 }
 
 /// Nobody who was asked knows; of one kind if all failures are.
-fn nowhere(place: &Place, failures: Vec<Error>) -> Error {
+fn nowhere(place: &Place, failures: &[Error]) -> Error {
     let same = |kind| failures.iter().all(|failure| failure.kind() == kind);
     let kind = failures.first().map(Error::kind).filter(|kind| same(*kind)).unwrap_or(ErrorKind::Unavailable);
     let each: Vec<_> = failures.iter().map(ToString::to_string).collect();

@@ -6,6 +6,7 @@ mod client;
 mod config;
 mod driver;
 mod error;
+mod examine;
 mod finder;
 mod groups;
 mod holders;
@@ -28,7 +29,8 @@ use tooz_core::Registration;
 /// This driver; also linked programs find it by its schemes.
 pub const REGISTRATION: Registration =
     Registration::new("tooz-redis", config::SCHEMES, config::characteristics, driver::connect)
-        .options(config::OPTIONS);
+        .options(config::OPTIONS)
+        .examine(examine::examine);
 
 tooz_core::inventory::submit! { REGISTRATION }
 

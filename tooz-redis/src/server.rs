@@ -162,7 +162,8 @@ async fn load(client: &Client, link: &Link) {
     }
 }
 
-fn fields(info: &Value) -> BTreeMap<String, String> {
+/// The fields of an answer to `INFO`.
+pub(crate) fn fields(info: &Value) -> BTreeMap<String, String> {
     let text = match info {
         Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
         Value::SimpleString(text) | Value::VerbatimString { text, .. } => text.clone(),

@@ -14,6 +14,7 @@ mod ears;
 mod engine;
 mod error;
 mod events;
+mod examine;
 mod fence;
 mod groups;
 mod hub;
@@ -35,7 +36,8 @@ use tooz_core::Registration;
 /// This driver; also linked programs find it by the scheme `sqlite://`.
 pub const REGISTRATION: Registration =
     Registration::new("tooz-sqlite", &["sqlite"], config::characteristics, driver::connect)
-        .options(config::OPTIONS);
+        .options(config::OPTIONS)
+        .examine(examine::examine);
 
 tooz_core::inventory::submit! { REGISTRATION }
 

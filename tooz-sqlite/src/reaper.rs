@@ -63,6 +63,13 @@ impl Recorded {
     }
 }
 
+/// The processes whose sessions hold locks, and how many each.
+pub(crate) fn holding(tx: &Tx<'_>) -> Work<Vec<(Process, u64)>> {
+    let sql = "SELECT 0, 0, 0, pid, started, pid_namespace, count(*) FROM sessions JOIN holders ON session = seq \
+               GROUP BY pid, started, pid_namespace";
+    tx.readable(sql, [], |row| Ok((process(row)?, row.get(6)?)))
+}
+
 fn process(row: &Row<'_>) -> rusqlite::Result<Process> {
     Ok(Process { pid: row.get(3)?, started: row.get(4)?, pid_namespace: row.get(5)? })
 }

@@ -288,6 +288,14 @@ async fn a_read_only_place_is_denied() {
     connect(&url(disk.path(), "")).await.close().await.unwrap();
     disk.remount("remount,ro");
     refused(&url(disk.path(), ""), ErrorKind::Denied, "read-only").await;
+    // A look says so, too, and is no error.
+    let looking = tooz_core::Coordinator::builder(url(disk.path(), ""), "m").examine();
+    let found = looking.await.unwrap();
+    let bad: Vec<_> = found.iter().filter(|finding| finding.severity() == tooz_core::Severity::Bad).collect();
+    assert!(
+        matches!(bad[..], [one] if one.topic() == "writable" && one.what().contains("read-only")),
+        "{found:?}"
+    );
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Redis by hand: a key with an expiry, given back by a script that compares.
 
 use redis::aio::MultiplexedConnection;
-use redis::{Client, Script, cmd, pipe};
+use redis::{Client, cmd, pipe};
 use tokio::runtime::Runtime;
 use tooz_conformance::servers::redis::Redis;
 
@@ -13,7 +13,8 @@ const RELEASE: &str =
 #[derive(Clone)]
 struct ByHand {
     connection: MultiplexedConnection,
-    release: Script,
+    /// The name that the server gave the script.
+    release: String,
 }
 
 impl Raw for ByHand {
@@ -25,8 +26,9 @@ impl Raw for ByHand {
     }
 
     async fn release(&self, name: &str) {
-        let mut connection = self.connection.clone();
-        let done: i64 = self.release.key(name).arg("mine").invoke_async(&mut connection).await.unwrap();
+        let mut command = cmd("EVALSHA");
+        command.arg(&self.release).arg(1).arg(name).arg("mine");
+        let done: i64 = command.query_async(&mut self.connection.clone()).await.unwrap();
         assert_eq!(done, 1);
     }
 
@@ -68,8 +70,10 @@ pub(crate) fn run(runtime: &Runtime) {
     let address = redis.address().to_string();
     runtime.block_on(async {
         let client = Client::open(format!("redis://{address}")).unwrap();
-        let connection = client.get_multiplexed_async_connection().await.unwrap();
-        let by_hand = ByHand { connection, release: Script::new(RELEASE) };
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let release =
+            cmd("SCRIPT").arg("LOAD").arg(RELEASE).query_async::<String>(&mut connection).await.unwrap();
+        let by_hand = ByHand { connection, release };
         let mut names = pipe();
         for n in 0..crate::LOCKS {
             names.cmd("SET").arg(format!("prolonged-{n}")).arg("mine").arg("PX").arg(600_000);

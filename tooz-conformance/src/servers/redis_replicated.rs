@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::redis::{Redis, command, text};
-use super::{Launch, Server, find, free_port};
+use super::{Launch, Server, free_port};
 
 /// How long all of them may take to know each other.
 const READY: Duration = Duration::from_secs(60);
@@ -53,17 +53,6 @@ fn master_of(redis: &Redis, replicas: usize) -> bool {
     says(redis.address(), &["INFO", "replication"], &["role:master", &count])
 }
 
-fn sentinel_program() -> Result<PathBuf, String> {
-    find("redis-sentinel")
-        .or_else(|| find("valkey-sentinel"))
-        .ok_or_else(|| "redis-sentinel is not installed; set TOOZ_TEST_REDIS_SENTINEL_URL".into())
-}
-
-/// Why there can be no sentinels here.
-pub fn no_sentinel() -> Option<String> {
-    super::redis::program().err().or_else(|| sentinel_program().err())
-}
-
 /// A master, its replicas and three sentinels.
 #[derive(Debug)]
 pub struct Sentinels {
@@ -90,7 +79,7 @@ impl Sentinels {
         down_after: Duration,
         hide: impl FnOnce(SocketAddr) -> Result<SocketAddr, String>,
     ) -> Result<Self, String> {
-        let program = sentinel_program()?;
+        let program = super::redis::program()?;
         let master = Redis::start_with(&REPLICATION)?;
         let known = hide(master.address())?;
         let port = known.port().to_string();
@@ -165,7 +154,7 @@ fn sentinel(
         down_after.as_millis(),
     );
     std::fs::write(&file, lines).map_err(|error| format!("{}: {error}", file.display()))?;
-    let launch = Launch::new(program).arg(file.as_os_str());
+    let launch = Launch::new(program).arg(file.as_os_str()).arg("--sentinel");
     let server = Server::start(data, launch, move || says(address, &["PING"], &["PONG"]))?;
     Ok((server, address))
 }

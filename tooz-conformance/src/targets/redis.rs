@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::kit::{Call, Fate, Kit};
 use crate::servers::redis::{self, Redis};
-use crate::servers::redis_replicated::{Cluster, Sentinels, no_sentinel};
+use crate::servers::redis_replicated::{Cluster, Sentinels};
 use crate::servers::{Lent, Pool, Proxy};
 use crate::target::{Place, Target};
 
@@ -58,7 +58,7 @@ fn given(variable: &str, name: &str, ttl: &'static str) -> Option<Target> {
 }
 
 /// Twice the least: replicas are waited for an eighth of it, on machines that are busy with other cases.
-const REPLICATED_TTL: &str = "ttl=2s";
+const LONGER_TTL: &str = "ttl=2s";
 /// No server is called down here that is only slow.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -67,10 +67,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub fn with_sentinel() -> Target {
     static SERVERS: LazyLock<Result<Sentinels, String>> = LazyLock::new(|| Sentinels::start(1, PATIENCE));
     let name = "redis+sentinel";
-    given("TOOZ_TEST_REDIS_SENTINEL_URL", name, REPLICATED_TTL).unwrap_or_else(|| {
-        unhurt(name, "redis+sentinel://127.0.0.1/mymaster?ttl=2s", no_sentinel(), || {
+    given("TOOZ_TEST_REDIS_SENTINEL_URL", name, LONGER_TTL).unwrap_or_else(|| {
+        unhurt(name, "redis+sentinel://127.0.0.1/mymaster?ttl=2s", redis::program().err(), || {
             let servers = SERVERS.as_ref().map_err(Clone::clone)?;
-            Ok(Place::new(format!("{}?{REPLICATED_TTL}", servers.url())))
+            Ok(Place::new(format!("{}?{LONGER_TTL}", servers.url())))
         })
     })
 }
@@ -79,31 +79,32 @@ pub fn with_sentinel() -> Target {
 pub fn with_cluster() -> Target {
     static SERVERS: LazyLock<Result<Cluster, String>> = LazyLock::new(|| Cluster::start(PATIENCE));
     let name = "redis+cluster";
-    given("TOOZ_TEST_REDIS_CLUSTER_URL", name, REPLICATED_TTL).unwrap_or_else(|| {
+    given("TOOZ_TEST_REDIS_CLUSTER_URL", name, LONGER_TTL).unwrap_or_else(|| {
         unhurt(name, "redis+cluster://127.0.0.1?ttl=2s", redis::program().err(), || {
             let servers = SERVERS.as_ref().map_err(Clone::clone)?;
-            Ok(Place::new(format!("{}?{REPLICATED_TTL}", servers.url())))
+            Ok(Place::new(format!("{}?{LONGER_TTL}", servers.url())))
         })
     })
 }
 
-/// One server, encrypted; nothing on the way can read what to hurt, so there is no kit.
+/// One server for all cases, encrypted; nothing on the way can read what to hurt, so there is no kit.
 #[cfg(feature = "redis-tls")]
 pub fn with_tls() -> Target {
     use crate::servers::find;
     use crate::servers::redis_tls::{Certificates, RedisTls};
     static CERTIFICATES: LazyLock<Result<Certificates, String>> = LazyLock::new(Certificates::make);
-    static SERVERS: LazyLock<Pool<RedisTls>> = LazyLock::new(|| {
-        let start = || RedisTls::start(CERTIFICATES.as_ref().map_err(Clone::clone)?, false);
-        Pool::new(start, |server| server.redis.clean())
-    });
+    /// Handshakes take their time where nothing is optimized.
+    const HANDSHAKE_TTL: &str = "ttl=3s";
+    static SERVER: LazyLock<Result<RedisTls, String>> =
+        LazyLock::new(|| RedisTls::start(CERTIFICATES.as_ref().map_err(Clone::clone)?, false));
     let missing = redis::program()
         .err()
         .or_else(|| find("openssl").is_none().then(|| "openssl is not installed".into()));
-    unhurt("redis+tls", "rediss://127.0.0.1?ttl=1s", missing, || {
-        let server = SERVERS.lend()?;
+    unhurt("redis+tls", "rediss://127.0.0.1?ttl=3s", missing, || {
+        let server = SERVER.as_ref().map_err(Clone::clone)?;
         let ca = CERTIFICATES.as_ref().map_err(Clone::clone)?.file("ca.pem");
-        Ok(Place::new(format!("rediss://{}?{TTL}&tls_ca={}", server.address(), ca.display())).keep(server))
+        Ok(Place::new(format!("rediss://{}?{HANDSHAKE_TTL}&tls_ca={}", server.address(), ca.display()))
+            .keep(server))
     })
 }
 

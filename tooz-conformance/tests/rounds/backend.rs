@@ -40,8 +40,16 @@ impl Backend {
     }
 }
 
+/// On a machine that stands still for a ttl, a session may be over before it stands; then it is tried again.
 pub(crate) async fn connect(url: &str, member: &str) -> Coordinator {
-    Coordinator::builder(url, member).connect().await.unwrap()
+    let mut tries = 0;
+    loop {
+        match Coordinator::builder(url, member).connect().await {
+            Ok(coordinator) => return coordinator,
+            Err(error) => assert!(tries < 10, "{member}: {error}"),
+        }
+        tries += 1;
+    }
 }
 
 /// A size, small unless the environment says otherwise.

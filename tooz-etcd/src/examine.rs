@@ -1,0 +1,389 @@
+//! What a look at the cluster finds, for operators: members, quorum, alarms, space and the versions' known bugs.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use etcd_client::{AlarmAction, AlarmType, Client, ConnectOptions, StatusResponse};
+use tooz_core::driver::{Connect, Context};
+use tooz_core::{Characteristics, Error, ErrorKind, Examining, Finding, Result};
+
+use crate::client::tls;
+use crate::config::Config;
+use crate::error::explain;
+use crate::version::{self, Version};
+
+/// The quota of a server that is not told another one, and does not tell it: etcd before 3.6.
+const DEFAULT_QUOTA: u64 = 2 << 30;
+/// From this part of the quota on the database is nearly full, in per cent.
+const NEARLY: u64 = 80;
+const MIB: u64 = 1 << 20;
+
+/// Looks at the cluster that the URL names.
+pub(crate) fn examine(request: Connect) -> Examining {
+    Box::pin(async move {
+        let Connect { url, context, .. } = request;
+        let config = Config::read(&url)?;
+        // All of it within the time that connecting may take, with a member or two that do not answer.
+        let limit = config.connect_timeout / 5;
+        let mut options = ConnectOptions::new().with_connect_timeout(limit);
+        if let Some(files) = &config.tls {
+            let files = files.clone();
+            options = options.with_tls(context.spawner.blocking(move || tls(&files)).await??);
+        }
+        if let Some((user, password)) = &config.user {
+            options = options.with_user(user, password);
+        }
+        Box::pin(Asker { context, options, limit }.look(config.endpoints)).await
+    })
+}
+
+struct Asker {
+    context: Context,
+    options: ConnectOptions,
+    limit: Duration,
+}
+
+/// What one member says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Said {
+    version: String,
+    leader: u64,
+    db_size: u64,
+    in_use: u64,
+    /// 0: it does not tell.
+    quota: u64,
+    errors: Vec<String>,
+}
+
+impl From<&StatusResponse> for Said {
+    fn from(status: &StatusResponse) -> Self {
+        let size = |bytes: i64| u64::try_from(bytes).unwrap_or_default();
+        Self {
+            version: status.version().to_owned(),
+            leader: status.leader(),
+            db_size: size(status.db_size()),
+            in_use: size(status.raft_used_db_size()),
+            quota: size(status.db_size_quota()),
+            errors: status.errors().to_vec(),
+        }
+    }
+}
+
+/// A member that votes, and what it says if it answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Member {
+    name: String,
+    said: Option<Said>,
+}
+
+/// What was asked, as far as it was answered.
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    members: Vec<Member>,
+    alarms: Vec<&'static str>,
+}
+
+impl Asker {
+    async fn call<T>(&self, call: impl Future<Output = Result<T, etcd_client::Error>>) -> Result<T> {
+        match self.context.spawner.timeout(self.limit, call).await {
+            Some(answer) => answer.map_err(|error| explain(error).0),
+            None => Err(Error::new(ErrorKind::Timeout, format!("no answer within {:?}", self.limit))),
+        }
+    }
+
+    async fn ask(&self, endpoint: &str) -> Result<(Client, StatusResponse)> {
+        let mut client = Box::pin(self.call(Client::connect([endpoint], Some(self.options.clone())))).await?;
+        let status = self.call(client.status()).await?;
+        Ok((client, status))
+    }
+
+    async fn look(self, endpoints: Vec<String>) -> Result<Vec<Finding>> {
+        let (mut answers, mut client) = (BTreeMap::new(), None);
+        let mut silent = Vec::new();
+        for endpoint in &endpoints {
+            match self.ask(endpoint).await {
+                Ok((one, status)) => {
+                    let id = status.header().map_or(0, etcd_client::ResponseHeader::member_id);
+                    answers.insert(id, Said::from(&status));
+                    client.get_or_insert(one);
+                }
+                Err(error) => silent.push((endpoint, error)),
+            }
+        }
+        let Some(mut client) = client else {
+            let first = silent.into_iter().next();
+            return Err(first.map_or_else(|| ErrorKind::Unavailable.into(), |(_, error)| error));
+        };
+        let listed = self.call(client.member_list()).await;
+        let mut seen = Seen::default();
+        if let Ok(listed) = &listed {
+            for member in listed.members().iter().filter(|member| !member.is_learner()) {
+                let mut said = answers.remove(&member.id());
+                for endpoint in member.client_urls() {
+                    if said.is_none() {
+                        said = self.ask(endpoint).await.ok().map(|(_, status)| Said::from(&status));
+                    }
+                }
+                seen.members.push(Member { name: named(member.name(), member.client_urls()), said });
+            }
+        } else {
+            // Without a majority a member may not say who the others are: then the URL's hosts are all that is known.
+            let answered = answers.into_values().map(|said| ("a member".to_owned(), Some(said)));
+            let silent = silent.iter().map(|(endpoint, _)| ((*endpoint).clone(), None));
+            seen.members = answered.chain(silent).map(|(name, said)| Member { name, said }).collect();
+        }
+        if let Ok(alarms) = self.call(client.alarm(AlarmAction::Get, AlarmType::None, None)).await {
+            seen.alarms = alarms.alarms().iter().map(|alarm| word(alarm.alarm())).collect();
+        }
+        Ok(judge(&seen))
+    }
+}
+
+fn named(name: &str, urls: &[String]) -> String {
+    let urls = urls.join(", ");
+    if name.is_empty() { urls } else { format!("{name} ({urls})") }
+}
+
+fn word(alarm: AlarmType) -> &'static str {
+    match alarm {
+        AlarmType::Nospace => "NOSPACE",
+        AlarmType::Corrupt => "CORRUPT",
+        AlarmType::None => "NONE",
+    }
+}
+
+/// What was seen, and what it means for locks.
+fn judge(seen: &Seen) -> Vec<Finding> {
+    let answered: Vec<&Said> = seen.members.iter().filter_map(|member| member.said.as_ref()).collect();
+    let mut versions: Vec<&str> = answered.iter().map(|said| said.version.as_str()).collect();
+    versions.sort_unstable();
+    versions.dedup();
+    let mut found = vec![Finding::good("version", format!("etcd {}", versions.join(", ")))];
+    found.push(quorum(&seen.members));
+    if answered.iter().any(|said| said.leader == 0) {
+        found.push(Finding::bad(
+            "leader",
+            "a member knows no leader: nothing can be acquired or renewed there",
+            "see whether a majority of the members run and reach each other",
+        ));
+    }
+    let errors = || answered.iter().flat_map(|said| &said.errors);
+    let alarmed = |word: &str| seen.alarms.contains(&word) || errors().any(|error| error.contains(word));
+    if alarmed("NOSPACE") {
+        found.push(Finding::bad(
+            "alarm",
+            "NOSPACE: the database has reached its quota, and every write is refused: no new session, lock or member",
+            "compact (etcdctl compact REVISION), defragment (etcdctl defrag), then etcdctl alarm disarm; turn \
+             auto-compaction on or raise --quota-backend-bytes",
+        ));
+    }
+    if alarmed("CORRUPT") {
+        found.push(Finding::bad(
+            "alarm",
+            "CORRUPT: the members' data differ; locks may be granted twice",
+            "stop using the cluster for locks, replace the member that is wrong, then etcdctl alarm disarm",
+        ));
+    }
+    found.extend(answered.iter().max_by_key(|said| said.db_size).map(|said| space(said)));
+    found.push(Finding::good(
+        "clock",
+        "leases are counted without the wall clock: a clock that is wrong hurts nothing",
+    ));
+    found.extend(versions.first().into_iter().flat_map(|version| known_bugs(version)));
+    found
+}
+
+fn quorum(members: &[Member]) -> Finding {
+    let topic = "members";
+    let (all, needed) = (members.len(), members.len() / 2 + 1);
+    let silent: Vec<&str> =
+        members.iter().filter(|member| member.said.is_none()).map(|member| member.name.as_str()).collect();
+    let answering = all - silent.len();
+    if answering < needed {
+        return Finding::bad(
+            topic,
+            format!("{answering} of {all} members answer, and {needed} are needed: {}", silent.join("; ")),
+            "start them again, or see what is between: without a majority every session ends at its deadline",
+        );
+    }
+    if !silent.is_empty() {
+        let then = if answering == needed { "one more failure stops every lock" } else { "others take over" };
+        return Finding::warning(
+            topic,
+            format!("{answering} of {all} members answer from here; {then}. Silent: {}", silent.join("; ")),
+            "start them again, or replace them (etcdctl member remove, member add)",
+        );
+    }
+    match all {
+        1 => Finding::good(topic, "one member: while it is away nobody gets or renews anything"),
+        all if all % 2 == 0 => Finding::warning(
+            topic,
+            format!("{all} members, of which no more may fail than of {}", all - 1),
+            "use an odd number, 3 or 5",
+        ),
+        all => Finding::good(topic, format!("all {all} members answer; {} may fail", all - needed)),
+    }
+}
+
+fn space(said: &Said) -> Finding {
+    let (quota, whose) = match said.quota {
+        0 => (DEFAULT_QUOTA, " (the default; this version does not tell its own)"),
+        quota => (quota, ""),
+    };
+    let what = format!(
+        "the database has {} MiB, {} of them in use; the quota is {} MiB{whose}",
+        said.db_size / MIB,
+        said.in_use / MIB,
+        quota / MIB
+    );
+    if said.db_size.saturating_mul(100) / quota < NEARLY {
+        return Finding::good("space", what);
+    }
+    Finding::warning(
+        "space",
+        format!("{what}; at the quota every write is refused"),
+        "turn auto-compaction on, defragment (etcdctl defrag), or raise --quota-backend-bytes",
+    )
+}
+
+/// A bug that can cost a lock, and since when it is no more.
+struct Bug {
+    what: &'static str,
+    /// First fixed in these patch releases of 3.4 and 3.5.
+    fixed: (u64, u64),
+    lowers: Characteristics,
+}
+
+const BUGS: &[Bug] = &[
+    Bug {
+        what: "a renewal may succeed on a lease that the server is about to end, so a session can end before its deadline",
+        fixed: (38, 23),
+        lowers: Characteristics::STRICT_EXCLUSION,
+    },
+    Bug {
+        what: "a leader whose disk stood still may end a lease that was renewed meanwhile (etcd-io/etcd#12528, #15247)",
+        fixed: (31, 13),
+        lowers: Characteristics::empty(),
+    },
+    Bug {
+        what: "a member that stood still may answer a linearizable read from the past (etcd-io/etcd#20418)",
+        fixed: (42, 28),
+        lowers: Characteristics::LINEARIZABLE,
+    },
+    Bug {
+        what: "watches may lose, repeat or misorder events",
+        fixed: (38, 0),
+        lowers: Characteristics::empty(),
+    },
+    Bug {
+        what: "members' data may come to differ after a crash (etcd-io/etcd#13766)",
+        fixed: (0, 3),
+        lowers: Characteristics::empty(),
+    },
+];
+
+fn known_bugs(version: &str) -> Vec<Finding> {
+    let topic = "known-bugs";
+    let Some(number) = Version::parse(version) else {
+        let lost = Characteristics::STRICT_EXCLUSION | Characteristics::LINEARIZABLE;
+        let advice = "give the user a role that may ask for the status";
+        let what = "the version is not known, so what old ones do not keep counts as not kept";
+        return vec![Finding::warning(topic, what, advice).lowers(lost)];
+    };
+    let mut found: Vec<_> = BUGS
+        .iter()
+        .filter(|bug| !number.has(bug.fixed.0, bug.fixed.1))
+        .map(|bug| {
+            let fixed = match bug.fixed {
+                (0, new) => format!("3.5.{new}"),
+                (old, 0) => format!("3.4.{old}"),
+                (old, new) => format!("3.4.{old} and 3.5.{new}"),
+            };
+            let what = format!("{}; fixed in {fixed}", bug.what);
+            Finding::warning(topic, what, "upgrade etcd").lowers(bug.lowers)
+        })
+        .collect();
+    if version::is_unmaintained(number) {
+        found.push(Finding::warning(
+            topic,
+            "the 3.4 series is no longer maintained",
+            "upgrade to a maintained series, one minor version at a time",
+        ));
+    }
+    if found.is_empty() {
+        found.push(Finding::good(topic, "none that concerns locks"));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use tooz_core::Severity;
+
+    use super::*;
+
+    fn said(version: &str) -> Said {
+        Said { version: version.into(), leader: 1, db_size: MIB, ..Said::default() }
+    }
+
+    fn member(said: Option<Said>) -> Member {
+        Member { name: "m".into(), said }
+    }
+
+    fn bad(seen: &Seen) -> Vec<&'static str> {
+        let found = judge(seen);
+        found.iter().filter(|f| f.severity() > Severity::Good).map(Finding::topic).collect()
+    }
+
+    fn cluster(answering: usize, silent: usize) -> Vec<Member> {
+        let answering = (0..answering).map(|_| member(Some(said("3.6.1"))));
+        answering.chain((0..silent).map(|_| member(None))).collect()
+    }
+
+    #[test]
+    fn what_endangers_locks_is_named() {
+        for (answering, silent, worst) in [
+            (3, 0, Severity::Good),
+            (1, 0, Severity::Good),
+            (2, 1, Severity::Warning),
+            (4, 1, Severity::Warning),
+            (2, 0, Severity::Warning),
+            (1, 2, Severity::Bad),
+        ] {
+            assert_eq!(quorum(&cluster(answering, silent)).severity(), worst, "{answering} and {silent}");
+        }
+        let healthy = Seen { members: cluster(3, 0), alarms: Vec::new() };
+        assert_eq!(bad(&healthy), [""; 0]);
+        assert_eq!(bad(&Seen { alarms: vec!["NOSPACE", "CORRUPT"], ..healthy.clone() }), ["alarm", "alarm"]);
+        let mut leaderless = healthy.clone();
+        leaderless.members[0].said = Some(Said { leader: 0, ..said("3.6.1") });
+        assert_eq!(bad(&leaderless), ["leader"]);
+        // A user who may not ask for alarms finds them in the status.
+        let errors = vec!["memberID:1 alarm:NOSPACE ".to_owned()];
+        let mut full = healthy;
+        full.members[0].said = Some(Said { errors, ..said("3.6.1") });
+        assert_eq!(bad(&full), ["alarm"]);
+    }
+
+    #[test]
+    fn the_quota_is_the_servers_or_the_default() {
+        let full = |db_size, quota| space(&Said { db_size, quota, ..said("3.6.1") }).severity();
+        assert_eq!(full(100 * MIB, 0), Severity::Good);
+        assert_eq!(full(1800 * MIB, 0), Severity::Warning);
+        assert_eq!(full(100 * MIB, 120 * MIB), Severity::Warning);
+        assert_eq!(full(1800 * MIB, 8192 * MIB), Severity::Good);
+    }
+
+    #[test]
+    fn the_versions_bugs_lower_what_connecting_lowers() {
+        let best = Characteristics::all();
+        for version in ["3.4.23", "3.4.38", "3.4.42", "3.5.1", "3.5.23", "3.5.28", "3.6.0", "none"] {
+            let lowered =
+                known_bugs(version).iter().fold(Characteristics::empty(), |all, f| all | f.lowered());
+            assert_eq!(best - lowered, version::lower(best, version).unwrap(), "{version}");
+        }
+        assert_eq!(known_bugs("3.5.1").len(), 4, "watches are about 3.4 only");
+        assert_eq!(known_bugs("3.4.23").len(), 5, "differing data are about 3.5 only; 3.4 is unmaintained");
+        assert_eq!(known_bugs("3.6.1")[0].severity(), Severity::Good);
+    }
+}

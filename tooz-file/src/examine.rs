@@ -1,0 +1,206 @@
+//! What a look at the directory finds, for operators: also where connecting fails.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use nix::sys::statfs::{self, FsType};
+use nix::sys::statvfs::statvfs;
+use nix::unistd::{AccessFlags, access};
+use tooz_core::driver::Connect;
+use tooz_core::{Characteristics, Examining, Finding, Result};
+
+use crate::config::{self, Config};
+use crate::directory::Directory;
+use crate::error;
+use crate::kernel::{self, Flavor, Hold, InTheWay};
+use crate::keys::{self, KeyHash, Named, Role};
+use crate::place;
+use crate::site;
+
+/// A lock or a member is a small file, and so is everything else here; but a full disk grants nothing.
+const LITTLE_SPACE: u64 = 16 << 20;
+
+/// File systems by what `statfs(2)` calls them.
+const NAMES: &[(FsType, &str)] = &[
+    (statfs::EXT4_SUPER_MAGIC, "ext4"),
+    (statfs::XFS_SUPER_MAGIC, "xfs"),
+    (statfs::BTRFS_SUPER_MAGIC, "btrfs"),
+    (FsType(0x2fc1_2fc1), "zfs"),
+    (statfs::F2FS_SUPER_MAGIC, "f2fs"),
+    (statfs::TMPFS_MAGIC, "tmpfs"),
+    (statfs::OVERLAYFS_SUPER_MAGIC, "overlay"),
+    (statfs::NFS_SUPER_MAGIC, "nfs"),
+    (FsType(0xff53_4d42), "smb"),
+    (statfs::FUSE_SUPER_MAGIC, "fuse"),
+];
+
+/// Looks at the directory that the URL names.
+pub(crate) fn examine(request: Connect) -> Examining {
+    Box::pin(async move {
+        let Connect { url, context, .. } = request;
+        let config = Config::read(&url)?;
+        let best = config::characteristics(&url);
+        context.spawner.blocking(move || look(&config, best)).await?
+    })
+}
+
+fn look(config: &Config, best: Characteristics) -> Result<Vec<Finding>> {
+    let path = &config.path;
+    // Looking must not make one.
+    let Ok(path) = path.canonicalize() else {
+        return Ok(vec![Finding::good(
+            "place",
+            format!("{} does not exist; connecting makes it", path.display()),
+        )]);
+    };
+    let known = place::is_local(&path)?;
+    let mut found = vec![file_system(&path, known, config.force_filesystem, best)?, locks(config.flavor)];
+    found.extend(unwritable(&path));
+    found.extend(space(&path));
+    found.extend(stopped(&path, config));
+    Ok(found)
+}
+
+fn file_system(path: &Path, known: bool, forced: bool, best: Characteristics) -> Result<Finding> {
+    let answer = statfs::statfs(path)
+        .map_err(|errno| error::io(format!("the file system of {}", path.display()), errno.into()))?;
+    let (system, topic) = (answer.filesystem_type(), "file-system");
+    let name = NAMES.iter().find(|(number, _)| *number == system);
+    let name = name.map_or_else(|| format!("file system {:#x}", system.0), |(_, name)| (*name).to_owned());
+    if known && system == statfs::TMPFS_MAGIC {
+        return Ok(Finding::warning(
+            topic,
+            format!("{name}: it is in memory, so after a restart of the machine tokens may begin anew"),
+            "put the directory on a disk, unless what the locks protect is gone then, too",
+        ));
+    }
+    if known {
+        return Ok(Finding::good(topic, format!("{name}, where locks between processes work")));
+    }
+    let what = format!("{name}: not known to be local; locks between processes are not to be relied on");
+    let advice = "move the directory to a local disk (ext, xfs, btrfs, zfs, f2fs)";
+    let finding =
+        if forced { Finding::warning(topic, what, advice) } else { Finding::bad(topic, what, advice) };
+    Ok(finding.lowers(best - config::on_unknown_file_system()))
+}
+
+fn locks(flavor: Flavor) -> Finding {
+    let what = match flavor {
+        Flavor::OpenFile => "open-file-description locks, which exclude Python's, too (backend=ofd)",
+        Flavor::Portable => "the standard library's locks, which do not exclude Python's (backend=portable)",
+    };
+    Finding::good("locks", what)
+}
+
+fn unwritable(path: &Path) -> Option<Finding> {
+    let ours = path.join(keys::OURS);
+    let paths = [path.to_owned(), ours.join("locks"), ours, path.join(keys::GROUPS)];
+    let closed =
+        paths.iter().find(|path| path.exists() && access(path.as_path(), AccessFlags::W_OK).is_err())?;
+    Some(Finding::bad(
+        "writable",
+        format!("{} cannot be written to by this user, or is mounted read-only", closed.display()),
+        "give write permission for the directory and everything in it, to every user of it",
+    ))
+}
+
+fn space(path: &Path) -> Option<Finding> {
+    let answer = statvfs(path).ok()?;
+    let free = answer.blocks_available().saturating_mul(answer.fragment_size());
+    (free < LITTLE_SPACE).then(|| {
+        Finding::warning(
+            "space",
+            format!("{} KiB are free for {}; on a full disk nothing is granted", free / 1024, path.display()),
+            "make room",
+        )
+    })
+}
+
+/// Processes that stand still: one in the middle of a change stops everybody, one that holds locks keeps them.
+fn stopped(path: &Path, config: &Config) -> Vec<Finding> {
+    let open = || -> std::io::Result<(Directory, Directory)> {
+        let base = Directory::open_path(path)?;
+        let mut home = base.child(keys::OURS)?;
+        if let Some(namespace) = &config.namespace {
+            home = home.child(keys::NAMESPACES)?.child(&keys::namespace(namespace))?;
+        }
+        Ok((base, home))
+    };
+    // Nobody has worked here yet, or nobody may look: then connecting says so.
+    let Ok((base, home)) = open() else { return Vec::new() };
+    let mut found = Vec::new();
+    let place = if config.namespace.is_none() { &base } else { &home };
+    if let Some(pid) = changing(place, &home, config.flavor).filter(|pid| kernel::is_stopped(*pid)) {
+        found.push(Finding::bad(
+            "stopped",
+            format!("process {pid} stands still in the middle of a change: everybody waits for it"),
+            format!("let it go on (kill -CONT {pid}) or end it"),
+        ));
+    }
+    for (pid, locks) in stopped_holders(&home) {
+        found.push(Finding::warning(
+            "stopped",
+            format!("process {pid} stands still and keeps its locks, which are {locks}"),
+            format!("let it go on (kill -CONT {pid}) or end it, which frees them at once"),
+        ));
+    }
+    found
+}
+
+/// Who is changing groups right now.
+fn changing(place: &Directory, home: &Directory, flavor: Flavor) -> Option<u32> {
+    let file = place.open(keys::DRIVER_LOCK).ok()?;
+    match flavor.in_the_way(&file, Hold::Alone).ok()?? {
+        InTheWay::Process(pid) => Some(pid),
+        InTheWay::OpenFile => site::read_pid(&home.open(keys::DRIVER_PID).ok()?),
+    }
+}
+
+/// The processes that stand still and hold locks, and how many each.
+fn stopped_holders(home: &Directory) -> BTreeMap<u32, u64> {
+    let mut holders = BTreeMap::new();
+    let Ok(locks) = home.child("locks") else { return holders };
+    for stripe in locks.names().unwrap_or_default() {
+        let names = locks.child(&stripe).and_then(|stripe| stripe.names()).unwrap_or_default();
+        for name in names {
+            let Some(Named::Record(record)) =
+                KeyHash::of_record(&name).and_then(|key| keys::parse(&key, &name))
+            else {
+                continue;
+            };
+            if matches!(record.role, Role::Holder(_)) && record.owner.process.is_stopped() {
+                *holders.entry(record.owner.process.pid).or_default() += 1;
+            }
+        }
+    }
+    holders
+}
+
+#[cfg(test)]
+mod tests {
+    use tooz_core::{BackendUrl, Severity};
+
+    use super::*;
+
+    fn looked(url: &str) -> Vec<Finding> {
+        let url = BackendUrl::parse(url).unwrap();
+        look(&Config::read(&url).unwrap(), config::characteristics(&url)).unwrap()
+    }
+
+    #[test]
+    fn looking_makes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("none");
+        let found = looked(&format!("file://{}", path.display()));
+        assert!(found[0].what().contains("does not exist") && !path.exists(), "{found:?}");
+    }
+
+    #[test]
+    fn an_unknown_file_system_is_bad_and_forcing_it_lowers() {
+        let refused = looked("file:///proc");
+        assert_eq!((refused[0].topic(), refused[0].severity()), ("file-system", Severity::Bad));
+        let forced = looked("file:///proc?force_filesystem=true");
+        assert_eq!(forced[0].severity(), Severity::Warning);
+        assert!(!forced[0].lowered().is_empty());
+    }
+}

@@ -1,0 +1,306 @@
+//! What a look at the server finds, for operators: its version, clock, persistence, eviction and replicas.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use redis::Value;
+use tooz_core::driver::Connect;
+use tooz_core::{Characteristics, Error, ErrorKind, Examining, Finding, Result};
+
+use crate::client::Client;
+use crate::config::Config;
+use crate::reply::{Parts, bytes};
+use crate::server;
+
+/// A clock that is this far off is likely to be set right by a jump, and a jump ends or prolongs every session.
+const CLOCK_OFF: Duration = Duration::from_secs(5);
+/// From this part of a limit on it is nearly reached, in per cent.
+const NEARLY: u64 = 90;
+
+/// Looks at the server that the URL names.
+pub(crate) fn examine(request: Connect) -> Examining {
+    Box::pin(async move {
+        let Connect { url, context, .. } = request;
+        let config = Config::read(&url)?;
+        // Where several servers are sought, their replicas confirm what is written.
+        let replicated = config.place.is_sought();
+        let spawner = context.spawner.clone();
+        let (client, _, supervisor) = Client::connect(config, context).await?;
+        let supervisor = spawner.spawn(supervisor);
+        let found = look(&client, replicated).await;
+        client.close();
+        drop(supervisor);
+        found
+    })
+}
+
+async fn look(client: &Arc<Client>, replicated: bool) -> Result<Vec<Finding>> {
+    let mut found = Vec::new();
+    match client.ask(&redis::cmd("INFO")).await {
+        Ok(info) => {
+            let settings = Settings { appendfsync: setting(client, "appendfsync").await?, replicated };
+            found.extend(judge(&server::fields(&info), &settings));
+        }
+        Err(error) if error.kind() == ErrorKind::Denied => found.push(
+            Finding::warning(
+                "permissions",
+                "the user may not call INFO, so what the server keeps is not known and counts as not kept",
+                "allow it: ACL SETUSER <user> +info +config|get",
+            )
+            .lowers(Characteristics::DURABLE_FENCING | Characteristics::CAUSAL),
+        ),
+        Err(error) => return Err(error),
+    }
+    found.push(clock(client).await?);
+    Ok(found)
+}
+
+/// What was asked for beside `INFO`.
+#[derive(Clone, Debug, Default)]
+struct Settings {
+    /// `None`: the user may not ask.
+    appendfsync: Option<String>,
+    /// Whether the URL's scheme waits for replicas by itself.
+    replicated: bool,
+}
+
+/// A setting; `None` where the user may not ask, or a provider has taken the command away.
+async fn setting(client: &Client, name: &str) -> Result<Option<String>> {
+    let mut ask = redis::cmd("CONFIG");
+    ask.arg("GET").arg(name);
+    let value = match client.ask(&ask).await {
+        Ok(Value::Map(pairs)) => pairs.into_iter().next().and_then(|(_, value)| bytes(value)),
+        Ok(Value::Array(list)) => list.into_iter().nth(1).and_then(bytes),
+        Ok(_) => None,
+        Err(error) if matches!(error.kind(), ErrorKind::Denied | ErrorKind::Backend) => None,
+        Err(error) => return Err(error),
+    };
+    Ok(value.map(|value| String::from_utf8_lossy(&value).into_owned()))
+}
+
+/// Asks for the server's time, and compares it with ours in the middle of the question.
+async fn clock(client: &Client) -> Result<Finding> {
+    let clock = &client.context.clock;
+    let (asked, before) = (clock.now(), clock.wall());
+    let answer = client.ask(&redis::cmd("TIME")).await;
+    let took = clock.now().saturating_since(asked);
+    let mut parts = match answer {
+        Ok(answer) => Parts::of(answer)?,
+        Err(error) if error.kind() == ErrorKind::Denied => {
+            return Ok(Finding::warning(
+                "clock",
+                "the user may not ask for the server's time; scripts need it, too",
+                "allow it: ACL SETUSER <user> +time",
+            ));
+        }
+        Err(error) => return Err(error),
+    };
+    let (seconds, micros) = (parts.number("the seconds")?, parts.number("the microseconds")?);
+    let since = |number: i64| u64::try_from(number).unwrap_or_default();
+    let theirs = Duration::from_secs(since(seconds)) + Duration::from_micros(since(micros));
+    let theirs = UNIX_EPOCH
+        .checked_add(theirs)
+        .ok_or_else(|| Error::new(ErrorKind::Corrupt, "the server's time is out of all bounds"))?;
+    Ok(compare(theirs, before + took / 2, took / 2))
+}
+
+fn compare(theirs: SystemTime, ours: SystemTime, within: Duration) -> Finding {
+    let (difference, word) = match theirs.duration_since(ours) {
+        Ok(ahead) => (ahead, "ahead of"),
+        Err(behind) => (behind.duration(), "behind"),
+    };
+    let what = format!(
+        "the server's clock is {} {word} ours, give or take {}",
+        milliseconds(difference),
+        milliseconds(within)
+    );
+    if difference.saturating_sub(within) < CLOCK_OFF {
+        return Finding::good("clock", what);
+    }
+    Finding::warning(
+        "clock",
+        format!("{what}; if it is set right by a jump, every session ends early or lives longer"),
+        "let a time service such as chrony keep both, and slew instead of stepping",
+    )
+}
+
+fn milliseconds(duration: Duration) -> String {
+    format!("{:.1} ms", duration.as_secs_f64() * 1e3)
+}
+
+/// What the server's own words mean for locks.
+fn judge(info: &BTreeMap<String, String>, settings: &Settings) -> Vec<Finding> {
+    let say = |name: &str| info.get(name).map_or("", String::as_str);
+    let number = |name: &str| say(name).parse::<u64>().unwrap_or(0);
+    let version = match (say("valkey_version"), say("redis_version")) {
+        ("", "") => "the server does not say its version".to_owned(),
+        ("", redis) => format!("Redis {redis}"),
+        (valkey, _) => format!("Valkey {valkey}"),
+    };
+    let mut found = vec![Finding::good("version", version), persistence(&say, settings)];
+    if say("aof_enabled") == "1" && say("aof_last_write_status") == "err" {
+        found.push(Finding::bad(
+            "disk",
+            "the last write to the append-only file failed; until it succeeds, writes are refused",
+            "look for space and errors where the server keeps its data",
+        ));
+    }
+    if say("rdb_last_bgsave_status") == "err" {
+        found.push(Finding::bad(
+            "disk",
+            "the last snapshot failed; with stop-writes-on-bgsave-error, as it is by default, writes are refused",
+            "look for space and errors where the server keeps its data, and in its log",
+        ));
+    }
+    let (used, most) = (number("used_memory"), number("maxmemory"));
+    found.push(eviction(say("maxmemory_policy"), most));
+    found.extend(nearly(
+        "memory",
+        ("bytes", used, most),
+        "a full server grants nothing new",
+        "raise maxmemory, or move other data to another server",
+    ));
+    found.extend(nearly(
+        "connections",
+        ("clients", number("connected_clients"), number("maxclients")),
+        "a full server takes no new connections, not even to renew what is held",
+        "raise maxclients, or find who keeps so many connections",
+    ));
+    found.extend(replicas(number("connected_slaves"), settings.replicated));
+    found
+}
+
+fn persistence<'a>(say: &impl Fn(&str) -> &'a str, settings: &Settings) -> Finding {
+    const ADVICE: &str = "set appendonly yes and appendfsync always; without, let what a lock protects compare \
+                          fencing tokens, and expect locks and members to be gone after a restart";
+    let topic = "persistence";
+    let finding = match (say("aof_enabled"), settings.appendfsync.as_deref()) {
+        ("1", Some("always")) => {
+            return Finding::good(
+                topic,
+                "every write is on disk before it is answered (appendonly yes, appendfsync always)",
+            );
+        }
+        ("1", Some(other)) => Finding::warning(
+            topic,
+            format!(
+                "appendfsync is {other}: a power cut takes back the last writes, locks and tokens among them"
+            ),
+            ADVICE,
+        ),
+        ("1", None) => Finding::warning(
+            topic,
+            "the user may not ask for appendfsync (CONFIG GET), so it counts as not always",
+            "allow it: ACL SETUSER <user> +config|get; the setting should be always",
+        ),
+        _ => Finding::warning(
+            topic,
+            "the append-only file is off (appendonly no): a restart forgets locks, members and the last token",
+            ADVICE,
+        ),
+    };
+    finding.lowers(Characteristics::DURABLE_FENCING)
+}
+
+fn eviction(policy: &str, most: u64) -> Finding {
+    let topic = "eviction";
+    if policy == "noeviction" {
+        return Finding::good(topic, "nothing is evicted when the memory is full (noeviction)");
+    }
+    let policy = if policy.is_empty() { "not known" } else { policy };
+    let when = if most == 0 { "; maxmemory is not set, so nothing is evicted yet" } else { "" };
+    Finding::warning(
+        topic,
+        format!("maxmemory-policy is {policy}: a server whose memory is full throws locks away{when}"),
+        "set maxmemory-policy noeviction, or use a server of its own for locks",
+    )
+    .lowers(Characteristics::DURABLE_FENCING)
+}
+
+fn nearly(topic: &'static str, level: (&str, u64, u64), then: &str, advice: &str) -> Option<Finding> {
+    let (unit, used, most) = level;
+    (most > 0 && used.saturating_mul(100) / most >= NEARLY)
+        .then(|| Finding::warning(topic, format!("{used} of {most} {unit} are in use; {then}"), advice))
+}
+
+fn replicas(count: u64, waited_for: bool) -> Option<Finding> {
+    if count == 0 || waited_for {
+        return None;
+    }
+    let finding = Finding::warning(
+        "replicas",
+        format!(
+            "replicas: {count}, and nobody waits for them: if one is promoted, the locks and tokens that it had not \
+             seen are lost"
+        ),
+        "write redis+sentinel:// if sentinels promote it, promote none by hand while locks are held, and let what a lock \
+         protects compare fencing tokens",
+    );
+    Some(finding.lowers(Characteristics::DURABLE_FENCING | Characteristics::CAUSAL))
+}
+
+#[cfg(test)]
+mod tests {
+    use tooz_core::Severity;
+
+    use super::*;
+
+    fn judged(info: &str, appendfsync: Option<&str>) -> Vec<Finding> {
+        let info = info.split_whitespace().filter_map(|pair| pair.split_once(':'));
+        let info = info.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        judge(&info, &Settings { appendfsync: appendfsync.map(Into::into), replicated: false })
+    }
+
+    fn bad(found: &[Finding]) -> Vec<&'static str> {
+        found.iter().filter(|f| f.severity() > Severity::Good).map(Finding::topic).collect()
+    }
+
+    #[test]
+    fn what_endangers_locks_is_named() {
+        let good = "redis_version:7.0.15 aof_enabled:1 maxmemory_policy:noeviction maxmemory:0";
+        assert_eq!(bad(&judged(good, Some("always"))), [""; 0]);
+        for (info, appendfsync, topics) in [
+            (good.to_owned(), Some("everysec"), &["persistence"][..]),
+            (good.to_owned(), None, &["persistence"]),
+            (format!("{good} aof_last_write_status:err"), Some("always"), &["disk"]),
+            (format!("{good} rdb_last_bgsave_status:err"), Some("always"), &["disk"]),
+            (format!("{good} connected_slaves:2"), Some("always"), &["replicas"]),
+            (format!("{good} connected_clients:9 maxclients:10"), Some("always"), &["connections"]),
+            (
+                "maxmemory_policy:noeviction maxmemory:100 used_memory:95".into(),
+                None,
+                &["persistence", "memory"],
+            ),
+            (String::new(), None, &["persistence", "eviction"]),
+        ] {
+            assert_eq!(bad(&judged(&info, appendfsync)), topics, "{info}");
+        }
+    }
+
+    #[test]
+    fn what_lowers_is_what_connecting_lowers() {
+        let all = |found: &[Finding]| {
+            found.iter().fold(Characteristics::empty(), |all, finding| all | finding.lowered())
+        };
+        let (durable, causal) = (Characteristics::DURABLE_FENCING, Characteristics::CAUSAL);
+        assert_eq!(
+            all(&judged("aof_enabled:1 maxmemory_policy:noeviction", Some("always"))),
+            Characteristics::empty()
+        );
+        assert_eq!(all(&judged("aof_enabled:1 maxmemory_policy:allkeys-lru", Some("always"))), durable);
+        assert_eq!(all(&judged("connected_slaves:1", None)), durable | causal);
+    }
+
+    #[test]
+    fn clocks_are_compared_within_what_the_question_took() {
+        let ours = UNIX_EPOCH + Duration::from_secs(100);
+        let severity = |theirs: u64, within: u64| {
+            let theirs = UNIX_EPOCH + Duration::from_secs(theirs);
+            compare(theirs, ours, Duration::from_secs(within)).severity()
+        };
+        assert_eq!((severity(104, 0), severity(96, 0)), (Severity::Good, Severity::Good));
+        assert_eq!((severity(106, 0), severity(94, 0)), (Severity::Warning, Severity::Warning));
+        assert_eq!(severity(106, 2), Severity::Good);
+    }
+}

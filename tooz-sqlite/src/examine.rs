@@ -1,0 +1,222 @@
+//! What a look at the database and its directory finds, for operators: also where connecting fails.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use nix::sys::statfs::{self, FsType};
+use nix::sys::statvfs::statvfs;
+use nix::unistd::{AccessFlags, access};
+use tooz_core::driver::{Connect, Context};
+use tooz_core::{Characteristics, Error, Examining, Finding, Result, Severity};
+
+use crate::client::{Level, User};
+use crate::config::{self, Config};
+use crate::kernel;
+use crate::place::Place;
+use crate::reaper;
+
+/// With less room than this a log that grows while somebody reads fills the disk.
+const LITTLE_SPACE: u64 = 16 << 20;
+
+/// File systems by what `statfs(2)` calls them.
+const NAMES: &[(FsType, &str)] = &[
+    (statfs::EXT4_SUPER_MAGIC, "ext4"),
+    (statfs::XFS_SUPER_MAGIC, "xfs"),
+    (statfs::BTRFS_SUPER_MAGIC, "btrfs"),
+    (FsType(0x2fc1_2fc1), "zfs"),
+    (statfs::F2FS_SUPER_MAGIC, "f2fs"),
+    (statfs::TMPFS_MAGIC, "tmpfs"),
+    (statfs::OVERLAYFS_SUPER_MAGIC, "overlay"),
+    (statfs::NFS_SUPER_MAGIC, "nfs"),
+    (FsType(0xff53_4d42), "smb"),
+    (statfs::FUSE_SUPER_MAGIC, "fuse"),
+];
+
+/// Looks at the database that the URL names.
+pub(crate) fn examine(request: Connect) -> Examining {
+    Box::pin(async move {
+        let Connect { url, context, .. } = request;
+        let config = Config::from_url(&url)?;
+        let spawner = context.spawner.clone();
+        let (looked, best) = (config.clone(), config::characteristics(&url));
+        let (mut found, usable) = spawner.blocking(move || outside(&looked, best)).await??;
+        if usable {
+            found.extend(inside(config, &context).await?);
+        }
+        Ok(found)
+    })
+}
+
+/// What can be seen without opening the database, and whether it is worth being opened.
+fn outside(config: &Config, best: Characteristics) -> Result<(Vec<Finding>, bool)> {
+    let mut found = vec![Finding::good("version", format!("SQLite {}", rusqlite::version()))];
+    let place = match Place::find(&config.path, true) {
+        Ok(place) => place,
+        Err(error) => {
+            found.push(Finding::bad("place", error.context(), "correct the path or what stands there"));
+            return Ok((found, false));
+        }
+    };
+    let directory = place.database.parent().unwrap_or(Path::new("/"));
+    let lost = best - config::on_unknown_file_system();
+    let system = file_system(directory, place.known_file_system, config.force_filesystem, lost)?;
+    let refused = system.severity() == Severity::Bad;
+    found.push(system);
+    let unwritable = unwritable(&place, directory);
+    let closed = unwritable.is_some();
+    found.extend(unwritable);
+    found.extend(space(directory));
+    let stopped = stopped_writer(&place);
+    let stuck = stopped.is_some();
+    found.extend(stopped);
+    // Looking must not make one.
+    let exists = place.database.is_file();
+    if !exists {
+        found.push(Finding::good("journal", "the database does not exist yet; connecting makes it"));
+    }
+    Ok((found, exists && !refused && !closed && !stuck))
+}
+
+fn name_of(system: FsType) -> String {
+    let known = NAMES.iter().find(|(number, _)| *number == system);
+    known.map_or_else(|| format!("file system {:#x}", system.0), |(_, name)| (*name).to_owned())
+}
+
+fn file_system(directory: &Path, known: bool, forced: bool, lost: Characteristics) -> Result<Finding> {
+    let answer = statfs::statfs(directory).map_err(|errno| {
+        crate::error::io(format!("the file system of {}", directory.display()), errno.into())
+    })?;
+    let (system, topic) = (answer.filesystem_type(), "file-system");
+    let name = name_of(system);
+    if known && system == statfs::TMPFS_MAGIC {
+        return Ok(Finding::warning(
+            topic,
+            format!("{name}: it is in memory, so after a restart of the machine tokens may begin anew"),
+            "put the database on a disk, unless what the locks protect is gone then, too",
+        ));
+    }
+    if known {
+        return Ok(Finding::good(topic, format!("{name}, where locks between processes work")));
+    }
+    let what = format!("{name}: not known to be local; locks between processes are not to be relied on");
+    let advice = "move the database to a local disk (ext, xfs, btrfs, zfs, f2fs)";
+    Ok(if forced { Finding::warning(topic, what, advice) } else { Finding::bad(topic, what, advice) }
+        .lowers(lost))
+}
+
+fn unwritable(place: &Place, directory: &Path) -> Option<Finding> {
+    let paths = [directory.to_owned(), place.database.clone(), place.sessions()];
+    let closed =
+        paths.iter().find(|path| path.exists() && access(path.as_path(), AccessFlags::W_OK).is_err())?;
+    Some(Finding::bad(
+        "writable",
+        format!("{} cannot be written to by this user, or is mounted read-only", closed.display()),
+        "give write permission for the directory, the database and what stands beside it, to every user of it",
+    ))
+}
+
+fn space(directory: &Path) -> Option<Finding> {
+    let answer = statvfs(directory).ok()?;
+    let free = answer.blocks_available().saturating_mul(answer.fragment_size());
+    (free < LITTLE_SPACE).then(|| {
+        Finding::warning(
+            "space",
+            format!(
+                "{} KiB are free for {}; on a full disk nothing is granted",
+                free / 1024,
+                directory.display()
+            ),
+            "make room",
+        )
+    })
+}
+
+/// Whether whoever has the write lock stands still: then nobody else gets anything.
+fn stopped_writer(place: &Place) -> Option<Finding> {
+    // Not by opening the file: closing it again would drop SQLite's own locks in this process.
+    let shared_memory = fs::metadata(place.beside("-shm")).ok()?;
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    let pid = writers(&locks, shared_memory.ino()).find(|pid| kernel::is_stopped(*pid))?;
+    Some(Finding::bad(
+        "stopped",
+        format!("process {pid} stands still and has the database locked: everybody waits for it"),
+        format!("let it go on (kill -CONT {pid}) or end it"),
+    ))
+}
+
+/// The processes that have a lock for writing on this file, as `/proc/locks` lists them.
+fn writers(locks: &str, inode: u64) -> impl Iterator<Item = u32> {
+    locks.lines().filter_map(move |line| {
+        let mut words = line.split_ascii_whitespace().skip_while(|word| *word != "POSIX");
+        let (_, _, kind, pid, file) =
+            (words.next()?, words.next()?, words.next()?, words.next()?, words.next()?);
+        let (_, number) = file.rsplit_once(':')?;
+        (kind == "WRITE" && number.parse() == Ok(inode)).then(|| pid.parse().ok()).flatten()
+    })
+}
+
+/// What the database itself says.
+async fn inside(config: Config, context: &Context) -> Result<Vec<Finding>> {
+    // Half of what there is, so that what was found so far is told in time.
+    let limit = config.connect_timeout / 2;
+    let durable = config.durable;
+    let user = User::new(config, context)?;
+    let asked = user
+        .call_within(Level::Read, limit, |tx| {
+            let mode: String = tx.connection.pragma_query_value(None, "journal_mode", |row| row.get(0))?;
+            Ok((mode, reaper::holding(tx)?))
+        })
+        .await;
+    let closed = user.close().await;
+    let (mode, holding) = match asked {
+        Ok(asked) => asked,
+        Err(error) => return Ok(vec![cannot_be_read(&error)]),
+    };
+    closed?;
+    let synced = if durable { "full" } else { "normal; tokens and groups are written at full" };
+    let mut found = vec![Finding::good("journal", format!("journal mode {mode}, synchronous {synced}"))];
+    let stopped: Vec<_> = holding.into_iter().filter(|(process, _)| process.is_stopped()).collect();
+    for (process, locks) in stopped {
+        let pid = process.pid;
+        found.push(Finding::warning(
+            "stopped",
+            format!("process {pid} stands still and keeps its locks, which are {locks}"),
+            format!("let it go on (kill -CONT {pid}) or end it, which frees them at once"),
+        ));
+    }
+    Ok(found)
+}
+
+fn cannot_be_read(error: &Error) -> Finding {
+    Finding::bad(
+        "journal",
+        error.to_string(),
+        "do what the message says; a damaged database is to be restored",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writers_are_read_from_what_the_kernel_lists() {
+        let locks = "1: POSIX  ADVISORY  WRITE 77 fd:00:12 120 120\n\
+                     2: OFDLCK ADVISORY  WRITE -1 fd:00:12 0 EOF\n\
+                     3: POSIX  ADVISORY  READ 78 fd:00:12 123 123\n\
+                     4: POSIX  ADVISORY  WRITE 79 fd:00:13 120 120\n\
+                     4: -> POSIX  ADVISORY  WRITE 80 fd:00:12 120 120\nnonsense\n";
+        assert_eq!(writers(locks, 12).collect::<Vec<_>>(), [77, 80]);
+    }
+
+    #[test]
+    fn an_unknown_file_system_is_bad_and_forcing_it_lowers() {
+        let (proc, lost) = (Path::new("/proc"), Characteristics::DURABLE_FENCING);
+        let refused = file_system(proc, false, false, lost).unwrap();
+        assert_eq!(refused.severity(), Severity::Bad);
+        let forced = file_system(proc, false, true, lost).unwrap();
+        assert_eq!(forced.severity(), Severity::Warning);
+        assert_eq!(forced.lowered(), lost);
+    }
+}
