@@ -303,10 +303,9 @@ pub(crate) async fn holders(client: &Arc<Client>, keys: LockKeys) -> Result<Hold
         loop {
             let (at_least, restart) = match tail.next().await {
                 News::End => return change(&told, |present| present.ended = true),
-                News::Resumed | News::Other => continue,
+                News::Behind | News::Resumed | News::Other => continue,
                 News::Events(_, revision) if revision <= seen => continue, // the last look showed it
                 News::Events(_, revision) => (revision, false),
-                News::Behind => continue,
                 News::Gap => (0, true),
             };
             loop {
