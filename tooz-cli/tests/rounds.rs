@@ -223,7 +223,7 @@ fn over(running: &mut Running) -> bool {
 }
 
 fn between(least: Duration, most: Duration) -> Duration {
-    let span = (most - least).as_micros();
+    let span = most.saturating_sub(least).as_micros();
     least + Duration::from_micros(u64::try_from(random() % span).unwrap())
 }
 

@@ -132,13 +132,26 @@ async fn compare(driver: &str, address: &str, raw: impl Raw) {
     say("acquire + release in 64 tasks", ours_64, raw_64, None);
     say("acquire + release in 64 tasks, Runtime::Current", current_64, raw_64, None);
 
-    let group = library.group("many").unwrap();
-    let mut members = Vec::new();
+    let all = members(&url, &library, &raw).await;
+    for python in python::measure(driver, address) {
+        println!("  {python}");
+    }
+    drop(all);
+    heartbeat(&other, &raw).await;
+    for c in [library, other, current] {
+        c.close().await.unwrap();
+    }
+}
+
+/// Answers the members, who stay until they are dropped.
+async fn members(url: &str, eye: &Coordinator, raw: &impl Raw) -> Vec<Coordinator> {
+    let group = eye.group("many").unwrap();
+    let mut all = Vec::new();
     for n in 0..MEMBERS {
-        let member = connect(format!("member-{n}")).connect().await.unwrap();
-        let group = member.group("many").unwrap();
-        group.join_or_create(Capabilities::new(&n).unwrap()).await.unwrap();
-        members.push(member);
+        let member = Coordinator::builder(url, format!("member-{n}")).connect().await.unwrap();
+        let joined = member.group("many").unwrap();
+        joined.join_or_create(Capabilities::new(&n).unwrap()).await.unwrap();
+        all.push(member);
     }
     raw.prepare(MEMBERS).await;
     let mut figures: [Vec<f64>; 2] = Default::default();
@@ -148,28 +161,22 @@ async fn compare(driver: &str, address: &str, raw: impl Raw) {
     }
     let [ours, by_hand] = figures.map(median);
     say(&format!("members of {MEMBERS}; raw: reading as many"), ours, by_hand, None);
-    for python in python::measure(driver, address) {
-        println!("  {python}");
-    }
-    for member in members {
-        member.close().await.unwrap();
-    }
+    all
+}
 
+async fn heartbeat(c: &Coordinator, raw: &impl Raw) {
     let mut guards = Vec::new();
     for n in 0..LOCKS {
-        guards.push(other.lock(format!("held-{n}")).unwrap().acquire().await.unwrap());
+        guards.push(c.lock(format!("held-{n}")).unwrap().acquire().await.unwrap());
     }
     let mut figures: [Vec<f64>; 2] = Default::default();
     for _ in 0..ROUNDS {
-        figures[0].push(time(1, async { assert!(other.heartbeat().await.unwrap().is_some()) }).await);
+        figures[0].push(time(1, async { assert!(c.heartbeat().await.unwrap().is_some()) }).await);
         figures[1].push(time(1, raw.prolong(LOCKS)).await);
     }
     let [ours, by_hand] = figures.map(median);
     say(&format!("heartbeat with {LOCKS} locks held; raw: prolonging"), ours, by_hand, None);
-    for c in [library, other, current] {
-        c.close().await.unwrap();
-    }
-    assert!(guards.iter().all(|guard| !guard.is_held()));
+    assert!(guards.iter().all(tooz_core::LockGuard::is_held), "a lock was lost while it was beaten for");
 }
 
 /// From the call of `release` until the waiter has it.

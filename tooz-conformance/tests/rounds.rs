@@ -26,6 +26,9 @@ use backend::Backend;
 use libtest_mimic::{Arguments, Trial};
 use {tooz_etcd as _, tooz_redis as _}; // links the drivers
 
+/// One figure of one driver.
+type Test = fn(&Backend);
+
 fn main() -> ExitCode {
     if let Some(part) = people::part() {
         match part.iter().map(String::as_str).collect::<Vec<_>>()[..] {
@@ -39,7 +42,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Most of each is waiting, but the counting ones want the machine for themselves.
     arguments.test_threads.get_or_insert(2);
-    let tests: [(&str, fn(&Backend)); 5] = [
+    let tests: [(&str, Test); 5] = [
         ("no_paused_holder_believes_beside_a_newer_one", pauses::paused),
         ("contenders_are_woken_once_each", contenders::woken_once),
         ("contenders_outlive_a_third_of_them", contenders::outlive),
