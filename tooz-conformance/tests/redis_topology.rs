@@ -64,7 +64,7 @@ fn is_master(address: SocketAddr) -> bool {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fail_over_keeps_what_replicas_have() {
     let servers = Sentinels::start(2, DOWN).unwrap();
-    let options = "ttl=15s";
+    let options = "ttl=30s";
     let (a, b) = (connect(&servers.url(), options, "a").await, connect(&servers.url(), options, "b").await);
     let guard = a.lock("x").unwrap().acquire().await.unwrap();
     let waiting = wait_for(&b, "x").await;
@@ -75,7 +75,7 @@ async fn a_fail_over_keeps_what_replicas_have() {
     assert!(guard.is_held() && !waiting.is_finished(), "lost although a replica had it");
     let token = guard.token();
     guard.release().await.unwrap();
-    let next = within("the hand-over", 15, waiting).await.unwrap();
+    let next = within("the hand-over", 30, waiting).await.unwrap();
     assert!(next.is_held() && next.token() > token);
     // Somebody who comes later finds it as well.
     let c = connect(&servers.url(), options, "c").await;
@@ -363,7 +363,7 @@ async fn a_node_of_a_cluster_dies() {
     assert!(guard.is_held() && !waiting.is_finished());
     let token = guard.token();
     guard.release().await.unwrap();
-    let next = within("the hand-over", 15, waiting).await.unwrap();
+    let next = within("the hand-over", 30, waiting).await.unwrap();
     assert!(next.is_held() && next.token() > token && !is_master(cluster.nodes[master].address()));
 }
 
