@@ -57,6 +57,6 @@ pub(crate) fn run(runtime: &Runtime) {
     runtime.block_on(async {
         let mut client = Client::connect([format!("http://{address}")], None).await.unwrap();
         let lease = client.lease_grant(600, None).await.unwrap().id();
-        crate::compare("etcd", &address, ByHand { client, lease }).await;
+        Box::pin(crate::compare("etcd", &address, ByHand { client, lease })).await;
     });
 }

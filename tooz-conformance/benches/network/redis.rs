@@ -79,6 +79,6 @@ pub(crate) fn run(runtime: &Runtime) {
             names.cmd("SET").arg(format!("prolonged-{n}")).arg("mine").arg("PX").arg(600_000);
         }
         names.exec_async(&mut by_hand.connection.clone()).await.unwrap();
-        crate::compare("redis", &address, by_hand).await;
+        Box::pin(crate::compare("redis", &address, by_hand)).await;
     });
 }

@@ -257,7 +257,7 @@ pub(crate) fn woken_once(backend: &Backend) {
     let turns = crowd.go(0);
     let took = begin.elapsed();
     let cost = count.end(backend, total);
-    let waits = fair(&turns);
+    let waits = fair(&turns, Duration::ZERO);
     println!(
         "{}: {total} contenders from {processes} processes had their turns in {took:.2?}: {cost}; {waits}",
         backend.name()
@@ -268,11 +268,12 @@ pub(crate) fn woken_once(backend: &Backend) {
 /// L8, S2: a third of the processes is killed in the middle; the others have their turns.
 pub(crate) fn outlive(backend: &Backend) {
     let many = u64::try_from(size("TOOZ_CONTENDERS", SOME) / 50).unwrap();
-    let crowd = Crowd::gather(backend, SHORT_TTL.max(Duration::from_secs(many)));
+    let ttl = SHORT_TTL.max(Duration::from_secs(many));
+    let crowd = Crowd::gather(backend, ttl);
     let (total, processes, each) = (crowd.count(), crowd.processes.len(), crowd.each);
     let killed = (processes / 3).max(1);
     let turns = crowd.go(killed);
-    let waits = fair(&turns);
+    let waits = fair(&turns, ttl);
     println!(
         "{}: {killed} of {processes} processes with {total} contenders killed, {} turns; {waits}",
         backend.name(),
@@ -281,13 +282,13 @@ pub(crate) fn outlive(backend: &Backend) {
     assert!(turns.len() >= total - killed * each, "somebody was left out");
 }
 
-/// Asserts that nobody starves, and that no turn was had twice.
-fn fair(turns: &[Turn]) -> String {
+/// Asserts that nobody starves, apart from having stood behind the dead for so long, and that no turn was had twice.
+fn fair(turns: &[Turn], dead: Duration) -> String {
     let tokens: BTreeSet<u64> = turns.iter().map(|(token, _)| *token).collect();
     assert_eq!(tokens.len(), turns.len(), "two turns with one token");
     let longest = turns.iter().map(|(_, waited)| *waited).max().unwrap();
     let mean =
         turns.iter().map(|(_, waited)| *waited).sum::<Duration>() / u32::try_from(turns.len()).unwrap();
-    assert!(longest <= mean * 3, "somebody starved: {longest:?} where the mean is {mean:?}");
+    assert!(longest <= mean * 3 + dead, "somebody starved: {longest:?} where the mean is {mean:?}");
     format!("longest wait {longest:.2?}, mean {mean:.2?}")
 }
