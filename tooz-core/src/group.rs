@@ -192,14 +192,16 @@ impl Group {
             let wanted = joined.get_mut(&id);
             // Lost with its session, or removed, and not joined again yet: the rejoin publishes what is newest.
             let away = wanted.as_ref().is_some_and(|membership| membership.session != Some(session.id()));
-            match updated {
+            // What may have been done is the newest, too: a rejoin that published what was before would undo it.
+            let done = match updated {
+                Err(error) if error.is_indeterminate() => Err(error),
                 Err(error) if error.kind() != ErrorKind::MemberNotFound || !away => return Err(error),
-                _ => {}
-            }
+                _ => Ok(()),
+            };
             if let Some(membership) = wanted {
                 membership.capabilities = capabilities;
             }
-            Ok(())
+            done
         });
         let kept = Arc::clone(&turn);
         let finish = Box::new(|unfinished: Owned<Result<()>>| -> Owned<()> {

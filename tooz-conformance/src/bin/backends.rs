@@ -10,6 +10,7 @@
 #![allow(clippy::print_stderr)] // it is a program
 
 use std::any::Any;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -149,7 +150,8 @@ fn serve() -> Result<(), String> {
     for kind in KINDS.iter().filter(|kind| wanted.is_empty() || wanted.iter().any(|name| name == kind.name)) {
         let (server, url) = (kind.start)(&place).map_err(|why| format!("{}: {why}", kind.name))?;
         running.push(server);
-        lines.push_str(&format!("export {}='{url}'\n", kind.variable));
+        // Writing to a string does not fail.
+        let _ = writeln!(lines, "export {}='{url}'", kind.variable);
     }
     // Under its final name only when it is whole: whoever waits for it reads all of it.
     let (draft, whole) = (place.join("urls.new"), place.join("urls"));
