@@ -201,6 +201,9 @@ impl Case {
         if !present.is_empty() {
             return Some(format!("twin without {present}"));
         }
+        if target.is_variant() && (self.name.starts_with("incident_") || self.budget > BUDGET) {
+            return Some("runs on the plain target".into());
+        }
         match self.sessions {
             Sessions::Ttl if !target.has_ttl() => return Some("needs sessions with a ttl".into()),
             Sessions::NoTtl if target.has_ttl() => return Some("needs sessions without a ttl".into()),

@@ -98,6 +98,7 @@ pub struct Target {
     virtual_clock: bool,
     prefers_virtual: bool,
     pub(crate) clocks_stop: bool,
+    variant: bool,
     missing: Option<String>,
 }
 
@@ -119,6 +120,7 @@ impl Target {
             virtual_clock: false,
             prefers_virtual: false,
             clocks_stop: false,
+            variant: false,
             missing: None,
         };
         match (target.fresh)(Time::Real).and_then(|place| claims(&place).map(|claimed| (place, claimed))) {
@@ -147,6 +149,19 @@ impl Target {
     pub fn ttl(mut self) -> Self {
         self.ttl = true;
         self
+    }
+
+    /// The same driver as another target that runs everything, on another connection or another number of servers: the cases
+    /// that retell what went wrong elsewhere, and those that take long, run there alone.
+    #[must_use]
+    pub fn variant(mut self) -> Self {
+        self.variant = true;
+        self
+    }
+
+    /// Whether it is a [`variant`](Target::variant).
+    pub fn is_variant(&self) -> bool {
+        self.variant
     }
 
     /// What the backend at hand keeps, where that is less than the best that its URL can keep.

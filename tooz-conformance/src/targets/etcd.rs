@@ -82,7 +82,7 @@ fn once(
             etcd::program().map(|_| Place::new(nobody.clone()))
         }
     };
-    Target::new(name, fresh).ttl().keeps(keeps)
+    Target::new(name, fresh).ttl().keeps(keeps).variant()
 }
 
 fn cluster() -> Target {

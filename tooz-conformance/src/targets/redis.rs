@@ -94,18 +94,19 @@ pub fn with_tls() -> Target {
     use crate::servers::redis_tls::{Certificates, RedisTls};
     static CERTIFICATES: LazyLock<Result<Certificates, String>> = LazyLock::new(Certificates::make);
     /// Handshakes take their time where nothing is optimized.
-    const HANDSHAKE_TTL: &str = "ttl=3s";
+    const HANDSHAKE_TTL: &str = "ttl=5s";
     static SERVER: LazyLock<Result<RedisTls, String>> =
         LazyLock::new(|| RedisTls::start(CERTIFICATES.as_ref().map_err(Clone::clone)?, false));
     let missing = redis::program()
         .err()
         .or_else(|| find("openssl").is_none().then(|| "openssl is not installed".into()));
-    unhurt("redis+tls", "rediss://127.0.0.1?ttl=3s", missing, || {
+    unhurt("redis+tls", "rediss://127.0.0.1?ttl=5s", missing, || {
         let server = SERVER.as_ref().map_err(Clone::clone)?;
         let ca = CERTIFICATES.as_ref().map_err(Clone::clone)?.file("ca.pem");
         Ok(Place::new(format!("rediss://{}?{HANDSHAKE_TTL}&tls_ca={}", server.address(), ca.display()))
             .keep(server))
     })
+    .variant()
 }
 
 static SERVERS: LazyLock<Pool<Redis>> = LazyLock::new(|| Pool::new(Redis::start, Redis::clean));
