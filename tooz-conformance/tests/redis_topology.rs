@@ -188,8 +188,8 @@ fn lying_sentinel(master: SocketAddr) -> SocketAddr {
     let listener = TcpListener::bind(("127.0.0.1", free_port().unwrap())).unwrap();
     let address = listener.local_addr().unwrap();
     let bulk = |words: &[&str]| {
-        let words: String = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
-        words
+        let words: Vec<String> = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
+        words.concat()
     };
     let port = master.port().to_string();
     let whereabouts = format!("*2\r\n{}", bulk(&["127.0.0.1", &port]));
@@ -331,7 +331,7 @@ async fn users_and_permissions() {
     guard.release().await.unwrap();
     assert!(within("the hand-over", 5, waiting).await.unwrap().is_held());
     for bad in
-        [format!("{}?sentinel_user=asker&sentinel_password=wrong2", url), url.replace("hunter2", "wrong2")]
+        [format!("{url}?sentinel_user=asker&sentinel_password=wrong2"), url.replace("hunter2", "wrong2")]
     {
         let error = refusal(&bad).await;
         assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
