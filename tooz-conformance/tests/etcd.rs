@@ -70,6 +70,32 @@ async fn a_late_request_fails() -> Outcome {
     Ok(b.close().await?)
 }
 
+/// L10: a break breaks who held the lock when it was asked for, not whoever gets it by that.
+#[tokio::test]
+async fn a_slow_break_spares_the_next_holder() -> Outcome {
+    let etcd = Etcd::start()?;
+    let proxy = Proxy::start(etcd.address())?;
+    let address = etcd.address().to_string();
+    let (a, b) = (connect(&address, "a").await?, connect(&address, "b").await?);
+    let operator = connect(&proxy.address().to_string(), "operator").await?;
+    let held = a.lock("x")?.acquire().await?;
+    let lock = b.lock("x")?;
+    let waiting = tokio::spawn(async move { lock.acquire().await });
+    eventually("it waits", LIMIT, async || {
+        Ok::<_, tooz_core::Error>(a.lock("x")?.holders().await?.waiters == Some(1))
+    })
+    .await?;
+    // Long enough for the next one to take it between two requests of the operator's.
+    proxy.delay(Duration::from_millis(100));
+    let broken = operator.lock("x")?.break_lock("it hangs").await?;
+    assert_eq!(broken.len(), 1, "{broken:?}");
+    assert!(waiting.await??.is_held());
+    drop(held);
+    operator.close().await?;
+    a.close().await?;
+    Ok(b.close().await?)
+}
+
 /// S5, S6: when one way closes, the session lives on over the other, and so does what it holds.
 #[tokio::test]
 async fn a_closed_endpoint_costs_nothing() -> Outcome {

@@ -53,14 +53,19 @@ impl Client {
     async fn break_lock(&self, request: &BreakRequest) -> Result<Vec<HolderRecord>> {
         let keys = self.keys.lock(&request.key);
         let mut broken = Vec::new();
-        let mut lease = None;
+        let (mut lease, mut asked_at) = (None, None);
         loop {
             let state = self.look(&keys).await?;
-            let wanted =
-                |holder: &&Holder| request.token.is_none_or(|token| record(holder).token == Some(token));
+            // Whoever comes to hold it meanwhile, perhaps by this very break, is not meant.
+            let asked_at = *asked_at.get_or_insert(state.revision);
+            let wanted = |holder: &&Holder| {
+                holder.token <= asked_at
+                    && request.token.is_none_or(|token| record(holder).token == Some(token))
+            };
             let victims: Vec<&Holder> = state.holders.iter().filter(wanted).take(AT_ONCE).collect();
             if victims.is_empty() {
-                let foreign = state.holders.is_empty()
+                let foreign = broken.is_empty()
+                    && state.holders.is_empty()
                     && request.token.is_none()
                     && state.gate.is_some_and(|gate| gate.kind == GateKind::Foreign);
                 return if foreign { Err(unresponsive(&keys, &request.key)) } else { Ok(broken) };
