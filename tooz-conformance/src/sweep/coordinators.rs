@@ -18,6 +18,7 @@ use crate::tools::{ensure, within};
 pub(super) fn scenes() -> Vec<Scene> {
     let mut scenes = in_every_weather("Builder::connect", "alone", Called::Open, run!(connected));
     scenes.push(Scene::new("Builder::connect_driver", "alone", run!(driver_connected)));
+    scenes.push(Scene::new("Builder::examine", "the backend answers", run!(examined)));
     scenes.extend(in_every_weather(
         "Coordinator::heartbeat",
         "its session lives",
@@ -63,6 +64,15 @@ async fn driver_connected(p: Point) -> Outcome {
     let before = p.world().sessions()?;
     if let Some(connected) = p.sweep(p.h().builder(p.name()).connect_driver()).await? {
         connected?.0.close().await?;
+    }
+    p.world().sessions_are_again(before).await
+}
+
+/// Whoever looks at a backend leaves nothing there.
+async fn examined(p: Point) -> Outcome {
+    let before = p.world().sessions()?;
+    if let Some(found) = p.sweep(p.h().builder(p.name()).examine()).await? {
+        found?;
     }
     p.world().sessions_are_again(before).await
 }
