@@ -78,7 +78,8 @@ fn every_case_on_the_page_exists_and_runs_somewhere() {
                     .split_once(&format!("fn {test}()"))
                     .unwrap_or_else(|| panic!("{}: there is no test {name}", row.thread));
                 let attributes = before.rsplit("\n\n").next().unwrap_or_default();
-                let runs = attributes.contains("test]") && !attributes.contains("#[ignore");
+                let test = ["test]", "::test("].iter().any(|attribute| attributes.contains(attribute));
+                let runs = test && !attributes.contains("#[ignore");
                 assert!(runs, "{}: {name} does not run", row.thread);
             } else if covered {
                 let runs =
