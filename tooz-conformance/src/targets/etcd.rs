@@ -26,14 +26,7 @@ const PATIENT: &str = "ttl=5s&connect_timeout=30s&operation_timeout=30s";
 
 /// One server, three that are one, and one that is encrypted.
 pub fn targets() -> Vec<Target> {
-    match std::env::var("TOOZ_TEST_ETCD_URL") {
-        // Somebody else's: it is neither stopped nor emptied.
-        Ok(url) => {
-            let separator = if url.contains('?') { '&' } else { '?' };
-            vec![Target::new("etcd", move |_| Ok(Place::new(format!("{url}{separator}{TTL}")))).ttl()]
-        }
-        Err(_) => vec![single(), cluster(), encrypted()],
-    }
+    vec![single(), cluster(), encrypted()]
 }
 
 /// What the version at hand keeps. The program is asked, so that no server has to run for the list of cases.

@@ -18,9 +18,6 @@ const TTL: &str = "ttl=1s";
 
 /// One server.
 pub fn target() -> Target {
-    if let Some(target) = given("TOOZ_TEST_REDIS_URL", "redis", TTL) {
-        return target;
-    }
     let asked = AtomicBool::new(false);
     let fresh = move |_| {
         // The first question, which every helper process asks, too, is only what the URL claims.
@@ -50,13 +47,6 @@ fn unhurt(
     Target::new(name, fresh).missing_because(missing).ttl()
 }
 
-/// Somebody else's server, if this variable names one: it is neither stopped nor emptied.
-fn given(variable: &str, name: &str, ttl: &'static str) -> Option<Target> {
-    let url = std::env::var(variable).ok()?;
-    let separator = if url.contains('?') { '&' } else { '?' };
-    Some(Target::new(name, move |_| Ok(Place::new(format!("{url}{separator}{ttl}")))).ttl())
-}
-
 /// Twice the least: replicas are waited for an eighth of it, on machines that are busy with other cases.
 const LONGER_TTL: &str = "ttl=2s";
 /// No server is called down here that is only slow.
@@ -67,11 +57,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub fn with_sentinel() -> Target {
     static SERVERS: LazyLock<Result<Sentinels, String>> = LazyLock::new(|| Sentinels::start(1, PATIENCE));
     let name = "redis+sentinel";
-    given("TOOZ_TEST_REDIS_SENTINEL_URL", name, LONGER_TTL).unwrap_or_else(|| {
-        unhurt(name, "redis+sentinel://127.0.0.1/mymaster?ttl=2s", redis::program().err(), || {
-            let servers = SERVERS.as_ref().map_err(Clone::clone)?;
-            Ok(Place::new(format!("{}?{LONGER_TTL}", servers.url())))
-        })
+    unhurt(name, "redis+sentinel://127.0.0.1/mymaster?ttl=2s", redis::program().err(), || {
+        let servers = SERVERS.as_ref().map_err(Clone::clone)?;
+        Ok(Place::new(format!("{}?{LONGER_TTL}", servers.url())))
     })
 }
 
@@ -79,11 +67,9 @@ pub fn with_sentinel() -> Target {
 pub fn with_cluster() -> Target {
     static SERVERS: LazyLock<Result<Cluster, String>> = LazyLock::new(|| Cluster::start(PATIENCE));
     let name = "redis+cluster";
-    given("TOOZ_TEST_REDIS_CLUSTER_URL", name, LONGER_TTL).unwrap_or_else(|| {
-        unhurt(name, "redis+cluster://127.0.0.1?ttl=2s", redis::program().err(), || {
-            let servers = SERVERS.as_ref().map_err(Clone::clone)?;
-            Ok(Place::new(format!("{}?{LONGER_TTL}", servers.url())))
-        })
+    unhurt(name, "redis+cluster://127.0.0.1?ttl=2s", redis::program().err(), || {
+        let servers = SERVERS.as_ref().map_err(Clone::clone)?;
+        Ok(Place::new(format!("{}?{LONGER_TTL}", servers.url())))
     })
 }
 
