@@ -3,11 +3,13 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{self, Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -233,20 +235,27 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
-/// A port that was free a moment ago. Below the range from which the kernel takes ports for clients: there a
-/// connection that just ended could hold it for a minute.
+/// Where ports begin, and how many there are. They and those 10,000 above them lie below the range from which the kernel
+/// takes ports for clients: there a connection that just ended could hold one for a minute.
+const PORTS: std::ops::Range<u16> = 10_000..20_000;
+
+/// A port that was free a moment ago, and so was the one [`BUS`] above it. No other caller in this process gets it
+/// before all others have been given away.
 ///
 /// # Errors
 /// There is none.
 pub fn free_port() -> Result<u16, String> {
-    for _ in 0..1000 {
-        let port = 10_000 + u16::try_from(crate::random() % 22_000).unwrap_or_default();
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return Ok(port);
-        }
-    }
-    Err("no free port between 10000 and 32000 on 127.0.0.1".into())
+    static TURN: LazyLock<AtomicU32> = LazyLock::new(|| AtomicU32::new(process::id().wrapping_mul(97)));
+    let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    PORTS
+        .map(|_| TURN.fetch_add(1, Ordering::Relaxed) % u32::from(PORTS.end - PORTS.start))
+        .filter_map(|turn| Some(PORTS.start + u16::try_from(turn).ok()?))
+        .find(|port| is_free(*port) && is_free(port + BUS))
+        .ok_or_else(|| format!("no free port in {PORTS:?} on 127.0.0.1"))
 }
+
+/// How far above its port a node of a Redis cluster listens for the others, unless it is told otherwise.
+const BUS: u16 = 10_000;
 
 #[cfg(test)]
 mod tests {

@@ -175,28 +175,21 @@ impl Cluster {
     /// It is not on this machine, or does not start.
     pub fn start(node_timeout: Duration) -> Result<Self, String> {
         let timeout = node_timeout.as_millis().to_string();
-        let mut nodes = Vec::new();
-        let mut buses = Vec::new();
-        for _ in 0..2 * MASTERS {
-            let bus = free_port()?.to_string();
-            let more = [
-                &REPLICATION[..],
-                &["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-node-timeout", &timeout],
-            ]
-            .concat();
-            nodes.push(Redis::start_with(&more)?);
-            buses.push(bus);
-        }
+        let more =
+            [&REPLICATION[..], &["--cluster-enabled", "yes", "--cluster-node-timeout", &timeout]].concat();
+        let nodes = (0..2 * MASTERS).map(|_| Redis::start_with(&more)).collect::<Result<_, _>>()?;
         let cluster = Self { nodes };
         for n in 0..MASTERS {
-            let part = |n: usize| (16_384 * n / MASTERS).to_string();
-            let last = (16_384 * (n + 1) / MASTERS - 1).to_string();
-            cluster.ask(n, &["CLUSTER", "ADDSLOTSRANGE", &part(n), &last])?;
+            let part = 16_384 * n / MASTERS..16_384 * (n + 1) / MASTERS;
+            let slots: Vec<_> = part.map(|slot| slot.to_string()).collect();
+            // ADDSLOTSRANGE came with Redis 7.
+            let add = ["CLUSTER", "ADDSLOTS"].into_iter().chain(slots.iter().map(String::as_str));
+            cluster.ask(n, &add.collect::<Vec<_>>())?;
             cluster.ask(n, &["CLUSTER", "SET-CONFIG-EPOCH", &(n + 1).to_string()])?;
         }
         let port = cluster.nodes[0].address().port().to_string();
         for n in 1..cluster.nodes.len() {
-            cluster.ask(n, &["CLUSTER", "MEET", "127.0.0.1", &port, &buses[0]])?;
+            cluster.ask(n, &["CLUSTER", "MEET", "127.0.0.1", &port])?;
         }
         let all = format!("cluster_known_nodes:{}\r\n", cluster.nodes.len());
         eventually("the nodes know each other", || {
