@@ -1,18 +1,28 @@
-//! What only etcd can do to us: several ways to one server, compaction, quotas, users, a cluster whose leader dies.
+//! What only etcd can do to us: several ways to one server, quotas, users; late requests, deleted keys and clusters below.
 #![cfg(feature = "etcd")]
 #![allow(clippy::disallowed_methods, clippy::unwrap_used)] // in real time, and a failure is one
+
+#[path = "etcd/cluster.rs"]
+mod cluster;
+#[path = "etcd/deleted.rs"]
+mod deleted;
+#[path = "etcd/late.rs"]
+mod late;
 
 use std::time::Duration;
 
 use tooz_conformance::eventually;
 use tooz_conformance::servers::Proxy;
-use tooz_conformance::servers::etcd::{Cluster, Etcd, certificates, counts};
-use tooz_core::{Capabilities, Coordinator, ErrorKind, GroupEvent, LossReason};
+use tooz_conformance::servers::etcd::{Etcd, certificates, counts};
+use tooz_core::{Capabilities, Coordinator, ErrorKind};
 use tooz_etcd as _;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 const LIMIT: Duration = Duration::from_secs(30);
+
+/// What is lost is told before any beat: where that is tested, the next one is 20 s away.
+const AT_ONCE: Duration = Duration::from_secs(10);
 
 async fn connect(hosts: &str, member: &str) -> tooz_core::Result<Coordinator> {
     Coordinator::builder(format!("etcd://{hosts}?ttl=3s"), member).connect().await
@@ -40,34 +50,6 @@ async fn nobody_holds(c: &Coordinator, lock: &str) -> Outcome {
     let holders = c.lock(lock)?.holders().await?;
     assert!(holders.holders.is_empty() && holders.waiters == Some(0), "{holders:?}");
     Ok(())
-}
-
-/// L6: a request that hangs on one way is withdrawn over the other; when it arrives, it fails.
-#[tokio::test]
-async fn a_late_request_fails() -> Outcome {
-    let fork = Fork::new()?;
-    let hosts = fork.hosts();
-    let (a, b) = (connect(&hosts, "a").await?, connect(&fork.etcd.address().to_string(), "b").await?);
-    let warm = a.lock("warm")?.acquire().await?;
-    fork.one.hold_both();
-    // Whatever the answer, it is not a guard: the request hangs, and is withdrawn over the other way.
-    assert!(!matches!(a.lock("x")?.acquire_within(Duration::from_millis(500)).await, Ok(Some(_))));
-    eventually("the other way is taken", LIMIT, async || {
-        Ok::<_, tooz_core::Error>(a.lock("y")?.try_acquire().await.is_ok_and(|guard| guard.is_some()))
-    })
-    .await?;
-    nobody_holds(&b, "x").await?;
-    fork.one.heal();
-    // What hung arrives now. It must not take the lock in the name of a session that goes on living.
-    for _ in 0..20 {
-        let holders = b.lock("x")?.holders().await?;
-        assert!(holders.holders.is_empty(), "a ghost holds it: {holders:?}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    drop(warm);
-    assert!(b.lock("x")?.try_acquire().await?.is_some());
-    a.close().await?;
-    Ok(b.close().await?)
 }
 
 /// L10: a break breaks who held the lock when it was asked for, not whoever gets it by that.
@@ -114,28 +96,6 @@ async fn a_closed_endpoint_costs_nothing() -> Outcome {
     }
     guard.release().await?;
     Ok(a.close().await?)
-}
-
-/// W1: history that was compacted away is replaced by a view.
-#[tokio::test]
-async fn compaction_is_followed_by_a_view() -> Outcome {
-    let etcd = Etcd::start()?;
-    let proxy = Proxy::start(etcd.address())?;
-    let (a, b) =
-        (connect(&proxy.address().to_string(), "a").await?, connect(&etcd.address().to_string(), "b").await?);
-    a.group("g")?.create().await?;
-    let mut watch = a.group("g")?.watch().await?;
-    assert!(matches!(watch.next().await, Some(Ok(GroupEvent::Snapshot(members))) if members.is_empty()));
-    proxy.refuse();
-    b.group("g")?.join(Capabilities::none()).await?;
-    b.group("g")?.update_capabilities(Capabilities::new("new")?).await?;
-    compact(&etcd)?;
-    proxy.heal();
-    let event = tokio::time::timeout(LIMIT, watch.next()).await?;
-    let Some(Ok(GroupEvent::Resync(members))) = event else { panic!("{event:?}") };
-    assert_eq!(members.len(), 1);
-    a.close().await?;
-    Ok(b.close().await?)
 }
 
 /// X1: without space nothing is written, what is held stays held, and the error says what to do.
@@ -289,203 +249,6 @@ async fn guard_is_free(c: &Coordinator) -> bool {
     c.groups().await.is_ok()
 }
 
-/// L7: a lease that somebody revoked ends the session at once, not at the next beat.
-#[tokio::test]
-async fn a_revoked_lease_is_heard_of_at_once() -> Outcome {
-    let etcd = Etcd::start()?;
-    let a = Coordinator::builder(format!("etcd://{}?ttl=60s", etcd.address()), "a").connect().await?;
-    let guard = a.lock("x")?.acquire().await?;
-    etcd.ask(|mut client| async move {
-        for lease in client.leases().await?.leases() {
-            client.lease_revoke(lease.id()).await?;
-        }
-        Ok(())
-    })?;
-    // Beats are 20 s apart.
-    let why = tokio::time::timeout(Duration::from_secs(10), guard.lost()).await?;
-    assert_eq!(why, LossReason::Expired);
-    Ok(a.close().await?)
-}
-
-/// Deletes everything that begins like this, past every driver.
-fn delete_below(etcd: &Etcd, prefix: &'static str) -> Result<(), String> {
-    let all = || Some(etcd_client::DeleteOptions::new().with_prefix());
-    let deleted = etcd.ask(|mut client| async move { Ok(client.delete(prefix, all()).await?.deleted()) })?;
-    if deleted > 0 { Ok(()) } else { Err(format!("nothing begins with {prefix}")) }
-}
-
-/// Forgets all history.
-fn compact(etcd: &Etcd) -> Result<(), String> {
-    etcd.ask(|mut client| async move {
-        let revision = client.get("x", None).await?.header().map_or(0, etcd_client::ResponseHeader::revision);
-        client.compact(revision, None).await.map(|_| ())
-    })
-}
-
-/// What is lost is told long before the next beat, which is 20 s away.
-const AT_ONCE: Duration = Duration::from_secs(10);
-
-/// L7: a key that somebody deleted while its lock is held, ours or the one that Python looks at, loses this lock at once
-/// and no other; what is left of it is in nobody's way.
-#[tokio::test]
-async fn a_deleted_key_is_heard_of_at_once() -> Outcome {
-    let etcd = Etcd::start()?;
-    let url = format!("etcd://{}?ttl=60s", etcd.address());
-    let (a, b) =
-        (Coordinator::builder(&url, "a").connect().await?, connect(&etcd.address().to_string(), "b").await?);
-    let other = a.lock("other")?.acquire().await?;
-    for key in ["%tooz/tooz/lock/nx/h/", "/tooz/locksx"] {
-        for shared in [false, true] {
-            let lock = a.lock("x")?;
-            let guard = if shared { lock.shared().acquire().await? } else { lock.acquire().await? };
-            delete_below(&etcd, key)?;
-            let why =
-                tokio::time::timeout(AT_ONCE, guard.lost()).await.map_err(|_| format!("{key}, {shared}"))?;
-            assert_eq!(why, LossReason::Vanished);
-            eventually("nobody keeps Python out", LIMIT, async || {
-                etcd.ask(
-                    |mut client| async move { Ok(client.get("/tooz/locksx", None).await?.kvs().is_empty()) },
-                )
-            })
-            .await?;
-            let next = tokio::time::timeout(LIMIT, b.lock("x")?.acquire()).await??;
-            assert!(next.token() > guard.token());
-            next.release().await?;
-        }
-    }
-    assert!(other.is_held(), "the wrong lock was lost");
-    other.release().await?;
-    a.close().await?;
-    Ok(b.close().await?)
-}
-
-/// L7: the same when the history in which it happened is gone before the holder could hear of it.
-#[tokio::test]
-async fn a_key_deleted_in_a_gap_is_missed_after_it() -> Outcome {
-    let etcd = Etcd::start()?;
-    let proxy = Proxy::start(etcd.address())?;
-    let a = Coordinator::builder(format!("etcd://{}?ttl=60s", proxy.address()), "a").connect().await?;
-    let b = connect(&etcd.address().to_string(), "b").await?;
-    let (gone, broken, other) = (
-        a.lock("gone")?.acquire().await?,
-        a.lock("broken")?.acquire().await?,
-        a.lock("other")?.acquire().await?,
-    );
-    eventually("they are watched", LIMIT, async || {
-        Ok::<_, String>(etcd.watches()? >= 8) // two for each, and one for each session
-    })
-    .await?;
-    proxy.refuse();
-    delete_below(&etcd, "%tooz/tooz/lock/ngone/h/")?;
-    b.lock("broken")?.break_lock("enough").await?;
-    compact(&etcd)?;
-    proxy.heal();
-    assert_eq!(tokio::time::timeout(AT_ONCE, gone.lost()).await?, LossReason::Vanished);
-    let why = tokio::time::timeout(AT_ONCE, broken.lost()).await?;
-    assert!(matches!(&why, LossReason::Broken { why, .. } if why == "enough"), "{why:?}");
-    assert!(other.is_held(), "the wrong lock was lost");
-    other.release().await?;
-    a.close().await?;
-    Ok(b.close().await?)
-}
-
-/// L7: a lock that is put back by somebody is another one: its key has another create revision.
-#[tokio::test]
-async fn a_key_made_anew_is_not_the_one_that_was_granted() -> Outcome {
-    let etcd = Etcd::start()?;
-    let proxy = Proxy::start(etcd.address())?;
-    let a = Coordinator::builder(format!("etcd://{}?ttl=60s", proxy.address()), "a").connect().await?;
-    let guard = a.lock("x")?.acquire().await?;
-    proxy.refuse();
-    etcd.ask(|mut client| async move {
-        let below = Some(etcd_client::GetOptions::new().with_prefix());
-        let found = client.get("%tooz/tooz/lock/nx/h/", below).await?;
-        for kv in found.kvs() {
-            client.delete(kv.key(), None).await?;
-            let lease = etcd_client::PutOptions::new().with_lease(kv.lease());
-            client.put(kv.key(), kv.value(), Some(lease)).await?;
-        }
-        Ok(())
-    })?;
-    compact(&etcd)?;
-    proxy.heal();
-    assert_eq!(tokio::time::timeout(AT_ONCE, guard.lost()).await?, LossReason::Vanished);
-    Ok(a.close().await?)
-}
-
-/// L7, S6: the server ends a lease whose every renewal it confirmed, the last one a moment ago, as etcd before 3.4.31 and
-/// 3.5.13 does when the disk of a leader goes on after it stood still. Done here by hand.
-#[tokio::test]
-async fn a_renewed_lease_that_ends_is_heard_of_at_once() -> Outcome {
-    let etcd = Etcd::start()?;
-    let (a, b) = (
-        Coordinator::builder(format!("etcd://{}?ttl=60s", etcd.address()), "a")
-            .manual_heart()
-            .connect()
-            .await?,
-        connect(&etcd.address().to_string(), "b").await?,
-    );
-    let guard = a.lock("x")?.acquire().await?;
-    for _ in 0..10 {
-        a.heartbeat().await?;
-    }
-    assert!(guard.is_held());
-    etcd.ask(|mut client| async move {
-        let below = Some(etcd_client::GetOptions::new().with_prefix());
-        let held = client.get("%tooz/tooz/lock/nx/h/", below).await?;
-        for kv in held.kvs() {
-            client.lease_revoke(kv.lease()).await?;
-        }
-        Ok(())
-    })?;
-    // Nobody asks the server any more, and its last word was that the lease lives for a minute.
-    assert_eq!(tokio::time::timeout(AT_ONCE, guard.lost()).await?, LossReason::Expired);
-    assert!(b.lock("x")?.try_acquire().await?.is_some_and(|next| next.token() > guard.token()));
-    a.close().await?;
-    Ok(b.close().await?)
-}
-
-/// W4: a group that was deleted and made again in a gap of history is another group: its watch ends.
-#[tokio::test]
-async fn a_group_made_again_in_a_gap_is_another_one() -> Outcome {
-    let etcd = Etcd::start()?;
-    let proxy = Proxy::start(etcd.address())?;
-    let (a, b) =
-        (connect(&proxy.address().to_string(), "a").await?, connect(&etcd.address().to_string(), "b").await?);
-    let group = b.group("g")?;
-    group.create().await?;
-    let mut watch = a.group("g")?.watch().await?;
-    assert!(matches!(watch.next().await, Some(Ok(GroupEvent::Snapshot(members))) if members.is_empty()));
-    proxy.refuse();
-    group.delete().await?;
-    group.join_or_create(Capabilities::none()).await?;
-    compact(&etcd)?;
-    proxy.heal();
-    let event = tokio::time::timeout(LIMIT, watch.next()).await?;
-    assert!(matches!(event, Some(Ok(GroupEvent::Deleted))), "{event:?}");
-    assert!(watch.next().await.is_none(), "a watch that ended tells more");
-    a.close().await?;
-    Ok(b.close().await?)
-}
-
-/// L8: a member that stands still keeps nobody waiting: what it may have done is made void, and asked for elsewhere.
-#[tokio::test]
-async fn a_request_that_hangs_is_made_elsewhere() -> Outcome {
-    let fork = Fork::new()?;
-    let (a, b) = (connect(&fork.hosts(), "a").await?, connect(&fork.etcd.address().to_string(), "b").await?);
-    fork.one.hold_both();
-    let guard = a.lock("x")?.try_acquire().await?.ok_or("nobody holds it")?;
-    guard.release().await?;
-    fork.one.heal();
-    // What hung arrives now.
-    for _ in 0..20 {
-        nobody_holds(&b, "x").await?;
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    a.close().await?;
-    Ok(b.close().await?)
-}
-
 /// S1: users and passwords; what is wrong with them is said without showing them.
 #[tokio::test]
 async fn users_and_passwords() -> Outcome {
@@ -509,39 +272,6 @@ async fn users_and_passwords() -> Outcome {
     assert!(guard.is_held(), "beats are not authenticated");
     guard.release().await?;
     Ok(a.close().await?)
-}
-
-/// L1, L2: three nodes, and the leader is killed while a lock is held and waited for.
-#[tokio::test]
-async fn the_leader_is_killed() -> Outcome {
-    let cluster = Cluster::start()?;
-    let hosts: Vec<String> = cluster.nodes().iter().map(|node| node.address().to_string()).collect();
-    let connect = |member| {
-        let url = format!("etcd://{}?ttl=6s", hosts.join(","));
-        async move { Coordinator::builder(url, member).connect().await }
-    };
-    let (a, b) = (connect("a").await?, connect("b").await?);
-    let guard = a.lock("x")?.acquire().await?;
-    let waiting = tokio::spawn({
-        let lock = b.lock("x")?;
-        async move { lock.acquire().await }
-    });
-    eventually("somebody waits", LIMIT, async || {
-        Ok::<_, tooz_core::Error>(a.lock("x")?.holders().await?.waiters == Some(1))
-    })
-    .await?;
-    let leader = cluster.leader()?;
-    leader.server().kill();
-    tokio::time::sleep(Duration::from_secs(8)).await;
-    assert!(guard.is_held(), "a change of leader cost the lock");
-    assert!(!waiting.is_finished(), "granted beside its holder");
-    let token = guard.token();
-    guard.release().await?;
-    let next = tokio::time::timeout(LIMIT, waiting).await???;
-    assert!(next.is_held() && next.token() > token);
-    leader.server().start_again()?;
-    a.close().await?;
-    Ok(b.close().await?)
 }
 
 /// X3: encryption with certificates on both sides; whoever has none, or trusts another authority, is not let in.
@@ -603,57 +333,4 @@ async fn round_trips() -> Outcome {
     costs!(1, group.leave().await?);
     costs!(1, a.groups().await?);
     Ok(a.close().await?)
-}
-
-/// L8: a place that somebody deleted by hand is found missing at the next beat, and taken anew.
-#[tokio::test]
-async fn a_deleted_place_is_taken_anew() -> Outcome {
-    let etcd = Etcd::start()?;
-    let address = etcd.address().to_string();
-    let (a, b) = (connect(&address, "a").await?, connect(&address, "b").await?);
-    let guard = a.lock("x")?.acquire().await?;
-    let waiting = tokio::spawn({
-        let lock = b.lock("x")?;
-        async move { lock.acquire().await }
-    });
-    let waits = async |n| {
-        eventually("somebody waits", LIMIT, async || {
-            Ok::<_, tooz_core::Error>(a.lock("x")?.holders().await?.waiters == Some(n))
-        })
-        .await
-    };
-    waits(1).await?;
-    etcd.ask(|mut client| async move {
-        let prefix = etcd_client::DeleteOptions::new().with_prefix();
-        client.delete("%tooz/tooz/lock/nx/q/", Some(prefix)).await.map(|_| ())
-    })?;
-    waits(1).await?;
-    guard.release().await?;
-    assert!(tokio::time::timeout(LIMIT, waiting).await???.is_held());
-    a.close().await?;
-    Ok(b.close().await?)
-}
-
-/// G2, G3: a join that hangs on one way and is given up does not come true after its member left.
-#[tokio::test]
-async fn a_late_join_fails() -> Outcome {
-    let fork = Fork::new()?;
-    let (a, b) = (connect(&fork.hosts(), "a").await?, connect(&fork.etcd.address().to_string(), "b").await?);
-    b.group("g")?.create().await?;
-    fork.one.hold_both();
-    let late = a.group("g")?.join(Capabilities::none()).await;
-    assert!(
-        late.is_err_and(|error| error.is_indeterminate()),
-        "it was answered although nothing came through"
-    );
-    a.group("g")?.join(Capabilities::none()).await?;
-    a.group("g")?.leave().await?;
-    fork.one.heal();
-    for _ in 0..20 {
-        let members = b.group("g")?.members().await?;
-        assert!(members.is_empty(), "a ghost joined: {members:?}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    a.close().await?;
-    Ok(b.close().await?)
 }

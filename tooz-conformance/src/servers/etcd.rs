@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use etcd_client::{Certificate, Client, ConnectOptions, DeleteOptions, Identity, TlsOptions};
 
-use super::{Launch, Server, Way, find, free_port};
+use super::{Launch, Proxy, Server, Way, find, free_port};
 
 /// The server's program.
 ///
@@ -173,8 +173,8 @@ impl Etcd {
     /// As [`start`](Etcd::start).
     pub fn start_with(more: &[&str]) -> Result<Self, String> {
         let (client, peer) = (free_port()?, free_port()?);
-        let launch = launch("n0", client, peer, &format!("n0=http://127.0.0.1:{peer}"), "http")?;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, client));
+        let launch = launch(0, client, peer, &[local(peer)], "http")?;
+        let address = local(client);
         let ready = move || http(address, "/health").is_ok_and(|answer| answer.contains("\"true\""));
         let server = Server::start(data()?, launch.args(more.iter().copied()), ready)?;
         Ok(Self { server, address, files: None })
@@ -187,7 +187,7 @@ impl Etcd {
     pub fn start_encrypted(files: &Path) -> Result<Self, String> {
         let (client, peer) = (free_port()?, free_port()?);
         let file = |name: &str| files.join(name).into_os_string();
-        let launch = launch("n0", client, peer, &format!("n0=http://127.0.0.1:{peer}"), "https")?
+        let launch = launch(0, client, peer, &[local(peer)], "https")?
             .arg("--client-cert-auth")
             .arg("--trusted-ca-file")
             .arg(file("ca.pem"))
@@ -195,7 +195,7 @@ impl Etcd {
             .arg(file("server.pem"))
             .arg("--key-file")
             .arg(file("server.key"));
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, client));
+        let address = local(client);
         // The listener opens last, when there is a leader.
         let ready = move || TcpStream::connect(address).is_ok();
         Ok(Self { server: Server::start(data()?, launch, ready)?, address, files: Some(files.to_owned()) })
@@ -276,12 +276,24 @@ impl fmt::Debug for Etcd {
     }
 }
 
-fn launch(name: &str, client: u16, peer: u16, cluster: &str, protocol: &str) -> Result<Launch, String> {
-    let clients = format!("{protocol}://127.0.0.1:{client}");
-    let peers = format!("http://127.0.0.1:{peer}");
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+/// Node `n` of a cluster whose nodes are reached by the others at `cluster`.
+fn launch(
+    n: usize,
+    client: u16,
+    peer: u16,
+    cluster: &[SocketAddr],
+    protocol: &str,
+) -> Result<Launch, String> {
+    let clients = format!("{protocol}://{}", local(client));
+    let name = |(n, address): (usize, &SocketAddr)| format!("n{n}=http://{address}");
+    let names: Vec<String> = cluster.iter().enumerate().map(name).collect();
     Ok(Launch::new(program()?).args([
         "--name",
-        name,
+        &format!("n{n}"),
         "--data-dir",
         "etcd",
         "--listen-client-urls",
@@ -289,11 +301,11 @@ fn launch(name: &str, client: u16, peer: u16, cluster: &str, protocol: &str) -> 
         "--advertise-client-urls",
         &clients,
         "--listen-peer-urls",
-        &peers,
+        &format!("http://{}", local(peer)),
         "--initial-advertise-peer-urls",
-        &peers,
+        &format!("http://{}", cluster[n]),
         "--initial-cluster",
-        cluster,
+        &names.join(","),
         "--log-level",
         "warn",
     ]))
@@ -303,6 +315,7 @@ fn launch(name: &str, client: u16, peer: u16, cluster: &str, protocol: &str) -> 
 #[derive(Debug)]
 pub struct Cluster {
     nodes: Vec<Etcd>,
+    links: Vec<Proxy>,
 }
 
 impl Cluster {
@@ -311,23 +324,36 @@ impl Cluster {
     /// # Errors
     /// As [`Etcd::start`].
     pub fn start() -> Result<Self, String> {
-        let mut ports = Vec::new();
+        Self::start_each(|_| Ok(None))
+    }
+
+    /// Starts one whose nodes reach each other through [`links`](Cluster::links).
+    ///
+    /// # Errors
+    /// As [`Etcd::start`].
+    pub fn start_linked() -> Result<Self, String> {
+        Self::start_each(|peer| Proxy::start(peer).map(Some))
+    }
+
+    fn start_each(link: impl Fn(SocketAddr) -> Result<Option<Proxy>, String>) -> Result<Self, String> {
+        let (mut ports, mut links, mut reached) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..3 {
-            ports.push((free_port()?, free_port()?));
+            let (client, peer) = (free_port()?, free_port()?);
+            let link = link(local(peer))?;
+            reached.push(link.as_ref().map_or(local(peer), Proxy::address));
+            ports.push((client, peer));
+            links.extend(link);
         }
-        let names: Vec<String> =
-            ports.iter().enumerate().map(|(n, (_, peer))| format!("n{n}=http://127.0.0.1:{peer}")).collect();
-        let names = names.join(",");
         // None is ready before two are there, so they start side by side.
         let nodes: Vec<Result<Etcd, String>> = std::thread::scope(|scope| {
             let starting: Vec<_> = ports
                 .iter()
                 .enumerate()
                 .map(|(n, (client, peer))| {
-                    let names = &names;
+                    let reached = &reached;
                     scope.spawn(move || {
-                        let launch = launch(&format!("n{n}"), *client, *peer, names, "http")?;
-                        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, *client));
+                        let launch = launch(n, *client, *peer, reached, "http")?;
+                        let address = local(*client);
                         let ready =
                             move || http(address, "/health").is_ok_and(|answer| answer.contains("\"true\""));
                         Ok(Etcd { server: Server::start(data()?, launch, ready)?, address, files: None })
@@ -339,7 +365,13 @@ impl Cluster {
                 .map(|node| node.join().unwrap_or_else(|_| Err("starting panicked".into())))
                 .collect()
         });
-        Ok(Self { nodes: nodes.into_iter().collect::<Result<_, _>>()? })
+        Ok(Self { nodes: nodes.into_iter().collect::<Result<_, _>>()?, links })
+    }
+
+    /// What the other nodes go through to each node, in the same order. Etcd's nodes each connect to each other and hear
+    /// over those connections, so what a node tells the others comes down its own.
+    pub fn links(&self) -> &[Proxy] {
+        &self.links
     }
 
     /// Its nodes.

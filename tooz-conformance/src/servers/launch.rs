@@ -135,6 +135,34 @@ impl Server {
         self.signal(Signal::SIGCONT);
     }
 
+    /// Its disk stands still until what this returns is dropped: whatever the process wants on the medium takes a minute.
+    /// Every other system call works, if slower.
+    ///
+    /// # Errors
+    /// `strace` is not installed, or may not trace.
+    pub fn stall_disk(&self) -> Result<StalledDisk, String> {
+        let program = find("strace").ok_or("strace is not installed")?;
+        let explain = |error: std::io::Error| format!("{}: {error}", program.display());
+        let mut tracer = Command::new(&program)
+            .args(["-f", "-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:delay_enter=60000000"])
+            .args(["-o", "/dev/null", "-p", &self.id().to_string()])
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(explain)?;
+        let said = tracer.stderr.take();
+        let stalled = StalledDisk(tracer);
+        let mut first = String::new();
+        let mut said = BufReader::new(said.ok_or("strace says nothing")?);
+        said.read_line(&mut first).map_err(explain)?;
+        if !first.contains(" attached") {
+            return Err(format!("strace says: {first}"));
+        }
+        // It names each thread that comes, and must have somebody to name it to.
+        std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
+        Ok(stalled)
+    }
+
     /// It ends without a chance to write anything.
     pub fn kill(&self) {
         let mut child = self.child();
@@ -173,6 +201,19 @@ impl fmt::Debug for Server {
             .field("id", &self.id())
             .field("data", &self.data.path())
             .finish_non_exhaustive()
+    }
+}
+
+/// A disk that stands still; see [`Server::stall_disk`].
+#[derive(Debug)]
+pub struct StalledDisk(Child);
+
+impl Drop for StalledDisk {
+    fn drop(&mut self) {
+        let tracer = i32::try_from(self.0.id()).unwrap_or_default();
+        // Our own child, not yet reaped. It lets go of everything before it ends.
+        let _ = kill(Pid::from_raw(tracer), Signal::SIGTERM);
+        let _ = self.0.wait();
     }
 }
 
