@@ -38,11 +38,18 @@ impl Redis {
     /// # Errors
     /// As [`start`](Redis::start).
     pub fn start_with(more: &[&str]) -> Result<Self, String> {
-        let program = program()?;
+        Self::start_as(Launch::new(program()?), more)
+    }
+
+    /// Starts one by another program, or with something before it.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn start_as(launch: Launch, more: &[&str]) -> Result<Self, String> {
         let data = tempfile::tempdir().map_err(|error| format!("no temporary directory: {error}"))?;
         let port = free_port()?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let launch = Launch::new(program)
+        let launch = launch
             .args(["--bind", "127.0.0.1", "--port"])
             .arg(port.to_string())
             .args(["--save", "", "--appendonly", "yes", "--appendfsync", "always"])
