@@ -1,10 +1,9 @@
-"""A Python tooz process on etcd that does what it is told, line by line; answers one line of JSON each."""
+"""A Python tooz process that does what it is told, line by line; answers one line of JSON each."""
 
 import json
 import sys
 import urllib.parse
 
-import etcd3gw
 from tooz import coordination
 
 
@@ -12,29 +11,49 @@ def main():
     url, member = sys.argv[1], sys.argv[2].encode()
     peer = coordination.get_coordinator(url, member)
     peer.start()
-    place = urllib.parse.urlsplit(url)
-    raw = etcd3gw.client(host=place.hostname, port=place.port, api_path="/v3/")
-    locks = {}
+    inside = Inside(urllib.parse.urlsplit(url))
+    locks, elected = {}, []
     say("started")
     for line in sys.stdin:
         verb, _, rest = line.rstrip("\n").partition(" ")
+        name = rest.encode()
         try:
-            say(obey(peer, raw, locks, verb, rest.encode()))
+            say(obey(peer, inside, locks, elected, verb, name))
         except Exception as error:  # whatever it is, the test says whether it was expected
             say({"error": type(error).__name__})
 
 
-def obey(peer, raw, locks, verb, name):
+class Inside:
+    """A mark on the server, past every lock, that somebody is inside."""
+
+    def __init__(self, place):
+        if place.scheme == "redis":
+            import redis
+
+            raw = redis.Redis(host=place.hostname, port=place.port)
+            self.enter = lambda: raw.set("inside", "python", nx=True) is not None
+        else:
+            import etcd3gw
+
+            raw = etcd3gw.client(host=place.hostname, port=place.port, api_path="/v3/")
+            self.enter = lambda: raw.create("inside", "python")
+        self.leave = lambda: raw.delete("inside")
+
+
+def obey(peer, inside, locks, elected, verb, name):
     if verb == "try":
         return locks.setdefault(name, peer.get_lock(name)).acquire(blocking=False)
     if verb == "acquire":
-        return locks.setdefault(name, peer.get_lock(name)).acquire()
+        return locks.setdefault(name, peer.get_lock(name)).acquire(blocking=10)
     if verb == "release":
         return locks.pop(name).release()
+    if verb == "owns":
+        return locks[name].is_still_owner()
     if verb == "break":
-        return peer.get_lock(name).break_()
+        peer.get_lock(name).break_()
+        return None
     if verb == "contend":
-        return contend(peer, raw, int(name))
+        return contend(peer, inside, int(name))
     if verb == "create":
         return peer.create_group(name).get()
     if verb == "delete":
@@ -48,6 +67,14 @@ def obey(peer, raw, locks, verb, name):
     if verb == "beat":
         peer.heartbeat()
         return None
+    if verb == "campaign":
+        peer.watch_elected_as_leader(name, lambda event: elected.append(event.group_id))
+        return None
+    if verb == "elect":
+        peer.run_watchers()
+        return len(elected)
+    if verb == "groups":
+        return sorted(group.decode() for group in peer.get_groups().get())
     if verb == "members":
         return sorted(member.decode() for member in peer.get_members(name).get())
     if verb == "capabilities":
@@ -56,15 +83,15 @@ def obey(peer, raw, locks, verb, name):
     raise ValueError(verb)
 
 
-def contend(peer, raw, times):
+def contend(peer, inside, times):
     """Takes one lock this often; counts how often somebody else was inside, too."""
     lock, overlaps = peer.get_lock(b"contended"), 0
     while times:
         if not lock.acquire(blocking=False):
             continue
-        if not raw.create("inside", "python"):
+        if not inside.enter():
             overlaps += 1
-        raw.delete("inside")
+        inside.leave()
         lock.release()
         times -= 1
     return overlaps

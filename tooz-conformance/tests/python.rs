@@ -1,0 +1,108 @@
+//! Rust and Python tooz 9.1 on one server: locks exclude both ways, groups mix, elections are shared where Python has
+//! them, and either sees the other's members alive and dead.
+//!
+//! Python tooz is installed into a virtual environment below the target directory at the first run. Where that or a server
+//! is missing the tests are listed as ignored, with the reason; with `TOOZ_REQUIRE=all` that is a failure.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used)] // in real time, and a failure is one
+
+#[path = "python/etcd.rs"]
+mod etcd;
+#[path = "python/redis.rs"]
+mod redis;
+#[path = "python/shared.rs"]
+mod shared;
+#[path = "python/stage.rs"]
+mod stage;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use stage::{Server, Stage};
+
+const REQUIREMENTS: [&str; 3] = ["tooz==9.1.0", "redis", "etcd3gw"];
+
+/// The interpreter of an environment that has Python tooz.
+fn environment() -> Result<PathBuf, String> {
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python-tooz-9.1.0");
+    let python = place.join("bin/python");
+    let works =
+        || run(Command::new(&python).args(["-c", "import tooz.drivers.redis, tooz.drivers.etcd3gw"])).is_ok();
+    if !works() {
+        run(Command::new("python3").args(["-m", "venv"]).arg(&place))?;
+        run(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(REQUIREMENTS))?;
+        if !works() {
+            return Err("Python tooz was installed and cannot be imported".into());
+        }
+    }
+    Ok(python)
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let error = String::from_utf8_lossy(&output.stderr).trim().replace('\n', " | ");
+    Err(format!("{command:?}: {error}"))
+}
+
+type Case = fn(Stage) -> std::pin::Pin<Box<dyn Future<Output = ()>>>;
+type Start = fn() -> Result<Box<dyn Server>, String>;
+
+macro_rules! cases {
+    ($room:ident: $($name:ident),* $(,)?) => {
+        [$((stringify!($name), |stage| Box::pin($room::$name(stage)))),*]
+    };
+}
+
+const SHARED: [(&str, Case); 8] = cases![shared:
+    a_lock_excludes_both_ways,
+    the_last_reader_keeps_python_out,
+    each_waits_for_the_other,
+    two_thousand_contended_acquisitions_do_not_overlap,
+    a_python_holder_that_dies_is_waited_for,
+    a_rust_holder_that_dies_is_waited_for,
+    groups_mix,
+    members_are_seen_alive_and_dead,
+];
+const REDIS: [(&str, Case); 4] = cases![redis:
+    either_can_break_the_others_lock,
+    an_election_is_shared,
+    names_that_meet_pythons_own_are_not_shared,
+    what_python_took_out_may_come_again,
+];
+const ETCD: [(&str, Case); 1] = cases![etcd: breaking_is_heard_or_refused];
+
+fn main() -> ExitCode {
+    let required = std::env::var("TOOZ_REQUIRE").is_ok_and(|value| value == "all");
+    let python = environment();
+    let drivers: [(&str, Start, &[(&str, Case)], Result<PathBuf, String>); 2] = [
+        ("redis", redis::start, &REDIS, tooz_conformance::servers::redis::program()),
+        ("etcd", etcd::start, &ETCD, tooz_conformance::servers::etcd::program()),
+    ];
+    let mut trials = Vec::new();
+    for (driver, start, own, program) in drivers {
+        let here = program.and(python.clone());
+        for (name, case) in SHARED.iter().chain(own) {
+            let (here, case) = (here.clone(), *case);
+            let why = here.as_ref().err().filter(|_| !required).cloned();
+            let trial = Trial::test(format!("{driver}::{name}"), move || {
+                let stage = Stage { python: here?, server: start()? };
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                let limit = Duration::from_secs(120);
+                let run = async { tokio::time::timeout(limit, case(stage)).await };
+                let ended = runtime.map_err(|error| Failed::from(error.to_string()))?.block_on(run);
+                ended.map_err(|_| Failed::from("it takes longer than two minutes"))
+            });
+            trials.push(match why {
+                Some(why) => {
+                    trial.with_kind(why.chars().take(60).collect::<String>()).with_ignored_flag(true)
+                }
+                None => trial,
+            });
+        }
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
