@@ -22,7 +22,7 @@ use crate::error::corrupt;
 use crate::keys::LockKeys;
 use crate::record::{Gate, Holder, Waiter, write_mark};
 use crate::session::{EtcdSession, Life};
-use crate::state::{State, Verdict, alone, look, named};
+use crate::state::{State, Verdict, alone, look, look_before, named};
 use crate::turn;
 
 /// How often an attempt that does not wait looks again because somebody came between its look and its step.
@@ -35,6 +35,8 @@ pub(crate) struct Wish {
     pub(crate) key: LockKey,
     pub(crate) mode: LockMode,
     pub(crate) keys: LockKeys,
+    /// Where it waits, as far as is known.
+    pub(crate) place: Option<i64>,
 }
 
 /// What came of a step.
@@ -47,7 +49,16 @@ pub(crate) enum Step {
 
 impl Wish {
     pub(crate) fn new(life: &Life, attempt: AttemptId, key: &LockKey, mode: LockMode) -> Self {
-        Self { attempt, key: key.clone(), mode, keys: life.client.keys.lock(key) }
+        Self { attempt, key: key.clone(), mode, keys: life.client.keys.lock(key), place: None }
+    }
+
+    /// The operations that read what concerns it; `place`: where it is known to wait.
+    fn looking(&self, place: Option<i64>) -> Vec<TxnOp> {
+        if self.mode == LockMode::Exclusive {
+            look_before(&self.keys, self.waiter_key(), place)
+        } else {
+            look(&self.keys)
+        }
     }
 
     /// Whether it shares the gate with other holders.
@@ -156,7 +167,8 @@ impl Life {
             compares.push(Compare::create_revision(wish.waiter_key(), CompareOp::Equal, place));
             operations.push(TxnOp::delete(wish.waiter_key(), None));
         }
-        let otherwise: Vec<TxnOp> = std::iter::once(self.look_at_fence()).chain(look(&wish.keys)).collect();
+        let otherwise: Vec<TxnOp> =
+            std::iter::once(self.look_at_fence()).chain(wish.looking(place)).collect();
         let txn = Txn::new().when(compares).and_then(operations).or_else(otherwise);
         let claimed = self.client.hub.txn(false, txn).await;
         let granted = claimed.as_ref().is_ok_and(etcd_client::TxnResponse::succeeded);
@@ -174,9 +186,10 @@ impl Life {
         State::read(&wish.keys, &response, 1).map(Step::Otherwise)
     }
 
-    /// The lock as it is now, if the session lives.
+    /// What concerns the wish as it is now, if the session lives.
     pub(crate) async fn look(&self, wish: &Wish) -> Result<State> {
-        let operations: Vec<TxnOp> = std::iter::once(self.look_at_fence()).chain(look(&wish.keys)).collect();
+        let looking = if wish.place.is_some() { wish.looking(wish.place) } else { look(&wish.keys) };
+        let operations: Vec<TxnOp> = std::iter::once(self.look_at_fence()).chain(looking).collect();
         let response = self.client.hub.txn(true, Txn::new().and_then(operations)).await?;
         self.read_fence(&response, 0)?;
         State::read(&wish.keys, &response, 1)
@@ -198,7 +211,8 @@ impl Life {
                     self.with_lease(),
                 )]);
             let queue = if wait { queue } else { Txn::new() };
-            let otherwise: Vec<TxnOp> = std::iter::once(TxnOp::txn(queue)).chain(look(&wish.keys)).collect();
+            let otherwise: Vec<TxnOp> =
+                std::iter::once(TxnOp::txn(queue)).chain(wish.looking(None)).collect();
             let step = if wish.shares_gate() {
                 // A lease is needed for the gate, which is not worth granting before it is known that it is free.
                 otherwise
@@ -314,7 +328,10 @@ impl Life {
             }
             match state.verdict(wish.mode, waiter.map(|waiter| waiter.place))? {
                 Verdict::Free => step = self.claim(&wish, &state).await?,
-                _ if waiter.is_some() => break,
+                _ if waiter.is_some() => {
+                    self.waits(wish.attempt, waiter.map(|waiter| (waiter.mode, waiter.place)));
+                    break;
+                }
                 _ => return Ok(Acquired::Held),
             }
         }

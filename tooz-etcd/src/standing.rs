@@ -67,12 +67,15 @@ impl Stand {
 #[derive(Debug, Default)]
 pub(crate) struct Standing {
     grants: BTreeMap<AttemptId, Stand>,
+    /// Who waits, how, and where.
+    places: BTreeMap<AttemptId, (LockMode, i64)>,
     ended: VecDeque<AttemptId>,
 }
 
 impl Standing {
     fn end(&mut self, attempt: AttemptId) {
         self.grants.remove(&attempt);
+        self.places.remove(&attempt);
         if !self.ended.contains(&attempt) {
             self.ended.push_back(attempt);
             if self.ended.len() > ENDED_ATTEMPTS {
@@ -90,8 +93,25 @@ impl Life {
     pub(crate) fn granted(&self, grant: &Grant, gate: Option<i64>) {
         let token = i64::try_from(grant.token.get()).unwrap_or(i64::MAX);
         let stand = Stand { key: grant.key.clone(), mode: grant.mode, gate, token, course: Course::Held };
-        self.standing().grants.insert(grant.attempt, stand);
+        let mut standing = self.standing();
+        standing.grants.insert(grant.attempt, stand);
+        standing.places.remove(&grant.attempt);
+        drop(standing);
         self.stands_changed.notify_one();
+    }
+
+    /// It waits, at this place; `None`: not any more.
+    pub(crate) fn waits(&self, attempt: AttemptId, at: Option<(LockMode, i64)>) {
+        let places = &mut self.standing().places;
+        match at {
+            Some(at) => drop(places.insert(attempt, at)),
+            None => drop(places.remove(&attempt)),
+        }
+    }
+
+    /// Where it waits, as far as is known.
+    pub(crate) fn place(&self, attempt: AttemptId) -> Option<(LockMode, i64)> {
+        self.standing().places.get(&attempt).copied()
     }
 
     /// The lease of the gate that this grant shares.

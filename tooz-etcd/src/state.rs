@@ -1,6 +1,8 @@
 //! What stands for one lock, and what may be done about it. Nothing here talks to a server.
 
-use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, TxnOp, TxnResponse};
+use etcd_client::{
+    Compare, CompareOp, GetOptions, KeyValue, SortOrder, SortTarget, TxnOp, TxnOpResponse, TxnResponse,
+};
 use tooz_core::driver::{Admission, AttemptId, LockMode, Previous, admits};
 use tooz_core::{Error, Result};
 
@@ -15,7 +17,7 @@ pub(crate) struct State {
     pub(crate) revision: i64,
     /// In the order of their grants.
     pub(crate) holders: Vec<Holder>,
-    /// In the order of their asking.
+    /// In the order of their asking: all of them, or what [`look_before`] reads.
     pub(crate) queue: Vec<Waiter>,
     marks: Vec<(AttemptId, bool)>,
     pub(crate) gate: Option<Gate>,
@@ -31,18 +33,45 @@ pub(crate) enum Verdict {
     Behind(Vec<u8>),
 }
 
+fn all(prefix: Vec<u8>) -> TxnOp {
+    TxnOp::get(prefix, Some(GetOptions::new().with_prefix()))
+}
+
 /// The operations that read a lock; [`State::read`] reads their answer.
 pub(crate) fn look(keys: &LockKeys) -> Vec<TxnOp> {
-    let mut operations = vec![TxnOp::get(keys.prefix.clone(), Some(GetOptions::new().with_prefix()))];
+    let gate = keys.gate.iter().map(|gate| TxnOp::get(gate.clone(), None));
+    std::iter::once(all(keys.prefix.clone())).chain(gate).collect()
+}
+
+/// The same for one who wants it alone, and so waits for whoever came right before: of the queue only that one and this
+/// waiter are read, for a thousand who each read all thousand keep a server busy with nothing else. `place`: where the waiter
+/// stands; if that is not known, it is taken to come last.
+pub(crate) fn look_before(keys: &LockKeys, own: Vec<u8>, place: Option<i64>) -> Vec<TxnOp> {
+    let last = GetOptions::new().with_prefix().with_sort(SortTarget::Create, SortOrder::Descend);
+    let before = match place {
+        Some(place) => last.with_max_create_revision(place - 1).with_limit(1),
+        None => last.with_limit(2),
+    };
+    let mut operations = vec![
+        all(keys.holders()),
+        all(keys.marks()),
+        TxnOp::get(own, None),
+        TxnOp::get(keys.queue(true), Some(before)),
+    ];
     operations.extend(keys.gate.iter().map(|gate| TxnOp::get(gate.clone(), None)));
     operations
 }
 
 impl State {
-    /// Reads what [`look`] found, the first of it at this place of the operations that were done.
+    /// Reads what [`look`] or [`look_before`] found, the last operations that were done, from this place on.
     pub(crate) fn read(keys: &LockKeys, response: &TxnResponse, at: usize) -> Result<Self> {
-        let gate = keys.gate.as_ref().and_then(|_| answer::found(response, at + 1).pop());
-        Self::of(keys, answer::revision(response), &answer::found(response, at), gate.as_ref())
+        let mut found: Vec<KeyValue> = Vec::new();
+        for done in response.op_responses().into_iter().skip(at) {
+            if let TxnOpResponse::Get(mut got) = done {
+                found.append(&mut got.take_kvs());
+            }
+        }
+        Self::of(keys, answer::revision(response), &found)
     }
 
     /// The guess that nobody is left but this waiter, which is first.
@@ -50,9 +79,13 @@ impl State {
         Self { queue: vec![waiter], ..Self::default() }
     }
 
-    fn of(keys: &LockKeys, revision: i64, found: &[KeyValue], gate: Option<&KeyValue>) -> Result<Self> {
-        let mut state = Self { revision, gate: gate.map(|kv| Gate::read(kv.into())), ..Self::default() };
+    fn of(keys: &LockKeys, revision: i64, found: &[KeyValue]) -> Result<Self> {
+        let mut state = Self { revision, ..Self::default() };
         for kv in found {
+            if keys.gate.as_deref() == Some(kv.key()) {
+                state.gate = Some(Gate::read(kv.into()));
+                continue;
+            }
             match keys.parse(kv.key()) {
                 Some(LockPart::Holder(attempt)) => state.holders.push(Holder::read(attempt, kv.into())?),
                 Some(LockPart::Waiter(attempt)) => state.queue.push(Waiter::read(attempt, kv.into())?),
@@ -62,6 +95,8 @@ impl State {
         }
         state.holders.sort_unstable_by_key(|holder| holder.token);
         state.queue.sort_unstable_by_key(|waiter| waiter.place);
+        // Its own key may have been found twice.
+        state.queue.dedup_by_key(|waiter| waiter.attempt);
         Ok(state)
     }
 

@@ -13,9 +13,8 @@ use crate::tail::{News, Tail};
 
 /// Waits until the place is granted or gone.
 pub(crate) async fn wait(life: &Life, place: &Place) -> Result<Turn> {
-    let mut mode = None;
     loop {
-        match once(life, place, &mut mode).await {
+        match once(life, place).await {
             Ok(turn) => return Ok(turn),
             // Whoever waits waits for the server, too. Asking twice does no harm here: a place can be used up once.
             Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => {
@@ -27,16 +26,30 @@ pub(crate) async fn wait(life: &Life, place: &Place) -> Result<Turn> {
     }
 }
 
-async fn once(life: &Life, place: &Place, mode: &mut Option<LockMode>) -> Result<Turn> {
-    let mut wish = Wish::new(life, place.attempt, &place.key, mode.unwrap_or(LockMode::Exclusive));
+async fn once(life: &Life, place: &Place) -> Result<Turn> {
+    let known = life.place(place.attempt);
+    let mut wish =
+        Wish::new(life, place.attempt, &place.key, known.map_or(LockMode::Exclusive, |known| known.0));
+    wish.place = known.map(|known| known.1);
     let mut state = life.look(&wish).await?;
     loop {
         if let Some(holder) = state.holder(wish.attempt) {
             wish.mode = holder.mode;
             return Ok(life.standing_grant(&wish, holder).await?.map_or(Turn::Gone, Turn::Granted));
         }
-        let Some(waiter) = state.waiter(wish.attempt) else { return Ok(Turn::Gone) };
-        wish.mode = *mode.insert(waiter.mode);
+        let Some(waiter) = state.waiter(wish.attempt) else {
+            life.waits(wish.attempt, None);
+            return Ok(Turn::Gone);
+        };
+        let at = (waiter.mode, waiter.place);
+        let elsewhere = wish.place.replace(waiter.place).is_some_and(|place| place != waiter.place);
+        wish.mode = waiter.mode;
+        life.waits(wish.attempt, Some(at));
+        if elsewhere {
+            // It was asked for anew: who is before it now was not read.
+            state = life.look(&wish).await?;
+            continue;
+        }
         let verdict = state.verdict(wish.mode, Some(waiter.place))?;
         if verdict == Verdict::Free {
             match life.claim(&wish, &state).await? {
