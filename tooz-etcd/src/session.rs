@@ -67,7 +67,7 @@ pub(crate) struct EtcdSession {
     pub(crate) life: Arc<Life>,
     opened_at: Instant,
     notices: tokio::sync::Mutex<mpsc::Receiver<Notice>>,
-    _vigil: Task<()>,
+    vigil: Mutex<Option<Task<()>>>,
     closed: AtomicBool,
 }
 
@@ -310,7 +310,7 @@ impl EtcdSession {
         });
         let vigil = client.hub.context.spawner.spawn(vigil::keep_vigil(Arc::clone(&life), post));
         let notices = tokio::sync::Mutex::new(notices);
-        Self { life, opened_at, notices, _vigil: vigil, closed: AtomicBool::new(false) }
+        Self { life, opened_at, notices, vigil: Mutex::new(Some(vigil)), closed: AtomicBool::new(false) }
     }
 }
 
@@ -404,6 +404,9 @@ impl Session for EtcdSession {
             let txn = Txn::new().when([self.life.lives()]).and_then(page);
             self.life.client.hub.txn(true, txn).await?;
         }
+        // It would be told of every key that goes with the lease. Ten thousand locks are so many messages at once that HTTP/2
+        // ends the connection, by which the answer would come.
+        drop(self.vigil.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.life.client.revoke(self.life.opened.lease).await?;
         self.closed.store(true, Ordering::Release);
         Ok(())
