@@ -54,9 +54,8 @@ local function owner(beat)
   return beat and string.match(beat, '^rs:(%x+)$')
 end
 
--- Whether a member lives: one of ours by the session that its record names, one of Python's by its beat.
-local function lives(member, r)
-  if r and alive(r.session) then return true end
+-- Whether there is a living member of Python's with this id.
+local function theirs(member)
   local beat = redis.call('GET', beats(member))
   return beat and not owner(beat)
 end
@@ -82,11 +81,12 @@ local function members(g)
   end
   for member, text in pairs(caps) do
     local r = records[member] or nil
-    if not lives(member, r) then
+    local ours = r and alive(r.session)
+    if not ours and not theirs(member) then
       drop(g, member)
     else
       -- Python's member took the place of one of ours that died.
-      if r and not alive(r.session) then
+      if r and not ours then
         redis.call('HDEL', g.m, 'm' .. member)
         changed(g, 'P')
         r = nil
