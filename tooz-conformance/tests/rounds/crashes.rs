@@ -34,7 +34,7 @@ pub(crate) fn stopped_waiter(backend: &Backend) {
         let first = block_on(a.lock("x").unwrap().acquire()).unwrap();
         let mut waiter = Person::start(&["crashes", &url, "x"]);
         block_on(queued(&b, "x"));
-        waiter.signal(Signal::SIGSTOP);
+        waiter.stop();
         // Its turn; or, every other time, not before it is dead for the server.
         if rounds % 2 == 1 {
             sleep(TTL * 2);

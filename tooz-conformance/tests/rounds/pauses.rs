@@ -177,7 +177,7 @@ fn pause(url: &str, place: &Path, first: usize, wanted: usize) -> [usize; 5] {
             sleep(LOOK);
         }
         sleep(random(TTL / 2));
-        holder.signal(Signal::SIGSTOP);
+        holder.stop();
         // One that it was stopped in the middle of looking at is left out: its journal is locked until it goes on.
         let held: Vec<_> =
             journals.iter().filter(|journal| is_free(journal) && journal.is_held_by('H')).collect();
