@@ -50,6 +50,8 @@ fn run(command: &mut Command) -> Result<(), String> {
 
 type Case = fn(Stage) -> std::pin::Pin<Box<dyn Future<Output = ()>>>;
 type Start = fn() -> Result<Box<dyn Server>, String>;
+/// Its name, what starts it, its own cases, and whether its program is here.
+type Driver = (&'static str, Start, &'static [(&'static str, Case)], Result<PathBuf, String>);
 
 macro_rules! cases {
     ($room:ident: $($name:ident),* $(,)?) => {
@@ -78,7 +80,7 @@ const ETCD: [(&str, Case); 1] = cases![etcd: breaking_is_heard_or_refused];
 fn main() -> ExitCode {
     let required = std::env::var("TOOZ_REQUIRE").is_ok_and(|value| value == "all");
     let python = environment();
-    let drivers: [(&str, Start, &[(&str, Case)], Result<PathBuf, String>); 2] = [
+    let drivers: [Driver; 2] = [
         ("redis", redis::start, &REDIS, tooz_conformance::servers::redis::program()),
         ("etcd", etcd::start, &ETCD, tooz_conformance::servers::etcd::program()),
     ];

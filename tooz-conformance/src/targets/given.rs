@@ -1,6 +1,10 @@
 //! Servers that somebody else runs, one target for each variable that names one: they are neither stopped nor emptied,
 //! and each case has a namespace in them.
 
+use std::time::Duration;
+
+use tooz_core::{Characteristics, Coordinator};
+
 use crate::target::{Place, Target};
 
 /// The variables, and the names of the targets.
@@ -36,6 +40,22 @@ pub(super) fn replace(targets: &mut Vec<Target>) {
         let separator = if url.contains('?') { '&' } else { '?' };
         let url = format!("{url}{separator}{TTL}");
         targets.retain(|target| target.name() != *name);
-        targets.push(Target::new(*name, move |_| Ok(Place::new(url.clone()))).ttl());
+        let kept = kept(&url);
+        let target = Target::new(*name, move |_| Ok(Place::new(url.clone()))).ttl();
+        targets.push(match kept {
+            Some(kept) => target.keeps(kept),
+            None => target,
+        });
     }
+}
+
+/// What this server keeps of what its URL promises: its version and its settings have a say. `None`: it does not answer, as
+/// each case will say.
+fn kept(url: &str) -> Option<Characteristics> {
+    let connecting =
+        Coordinator::builder(url, "what-is-kept").connect_timeout(Duration::from_secs(5)).connect();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+    // A thread of its own, for the caller may be on a runtime.
+    let asking = std::thread::spawn(move || runtime.block_on(connecting).ok().map(|c| c.characteristics()));
+    asking.join().ok()?
 }
