@@ -280,7 +280,7 @@ pub fn find(program: &str) -> Option<PathBuf> {
 /// takes ports for clients: there a connection that just ended could hold one for a minute.
 const PORTS: std::ops::Range<u16> = 10_000..20_000;
 
-/// A port that was free a moment ago, and so was the one [`BUS`] above it. No other caller in this process gets it
+/// A port that was free a moment ago, and so was the one 10,000 above it. No other caller in this process gets it
 /// before all others have been given away.
 ///
 /// # Errors
