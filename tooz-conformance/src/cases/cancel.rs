@@ -108,11 +108,15 @@ async fn a_campaign_dropped_leaves_nothing(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     for point in 0..POINTS {
         drop(dropped_after(point, millis(5), a.election("g")?.campaign()).await.transpose()?);
-        h.soon_true("nobody leads", async || Ok::<_, Error>(b.election("g")?.leader().await?.is_none()))
-            .await
-            .map_err(|error| format!("dropped after {point} polls: {error}"))?;
+        // As for a lock: a request that is still on its way may be carried out before it is withdrawn.
+        eventually("nobody leads, and nobody is a candidate", h.limit(millis(500)), async || {
+            let Some(led) = b.election("g")?.try_campaign().await? else { return Ok(false) };
+            led.resign().await?;
+            Ok::<_, Error>(b.election("g")?.leader().await?.is_none())
+        })
+        .await
+        .map_err(|error| format!("dropped after {point} polls: {error}"))?;
     }
-    b.election("g")?.try_campaign().await?.ok_or("a candidate was left behind")?.resign().await?;
     Ok(())
 }
 
