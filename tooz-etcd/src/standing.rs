@@ -102,10 +102,11 @@ impl Life {
 
     /// It waits, at this place; `None`: not any more.
     pub(crate) fn waits(&self, attempt: AttemptId, at: Option<(LockMode, i64)>) {
-        let places = &mut self.standing().places;
+        let mut standing = self.standing();
         match at {
-            Some(at) => drop(places.insert(attempt, at)),
-            None => drop(places.remove(&attempt)),
+            // A turn that is being dropped may still say so after the withdrawal.
+            Some(at) if !standing.ended.contains(&attempt) => drop(standing.places.insert(attempt, at)),
+            _ => drop(standing.places.remove(&attempt)),
         }
     }
 
