@@ -6,7 +6,7 @@ use tooz_conformance::eventually;
 use tooz_conformance::servers::etcd::{Cluster, Etcd};
 use tooz_core::{Coordinator, LossReason};
 
-use super::{AT_ONCE, LIMIT, Outcome};
+use super::{AT_ONCE, LIMIT, Outcome, queued};
 
 /// L1, L2: three nodes, and the leader is killed while a lock is held and waited for.
 #[tokio::test]
@@ -19,14 +19,7 @@ async fn the_leader_is_killed() -> Outcome {
     };
     let (a, b) = (connect("a").await?, connect("b").await?);
     let guard = a.lock("x")?.acquire().await?;
-    let waiting = tokio::spawn({
-        let lock = b.lock("x")?;
-        async move { lock.acquire().await }
-    });
-    eventually("somebody waits", LIMIT, async || {
-        Ok::<_, tooz_core::Error>(a.lock("x")?.holders().await?.waiters == Some(1))
-    })
-    .await?;
+    let waiting = queued(&a, &b, "x").await?;
     let leader = cluster.leader()?;
     leader.server().kill();
     tokio::time::sleep(Duration::from_secs(8)).await;
@@ -55,14 +48,7 @@ async fn a_leader_whose_disk_stands_still() -> Outcome {
     let (a, b) =
         (Coordinator::builder(&url, "a").connect().await?, Coordinator::builder(&url, "b").connect().await?);
     let guard = a.lock("x")?.acquire().await?;
-    let waiting = tokio::spawn({
-        let lock = b.lock("x")?;
-        async move { lock.acquire().await }
-    });
-    eventually("somebody waits", LIMIT, async || {
-        Ok::<_, tooz_core::Error>(a.lock("x")?.holders().await?.waiters == Some(1))
-    })
-    .await?;
+    let waiting = queued(&a, &b, "x").await?;
     let granted = holder(other)?;
     let stalled = leader.server().stall_disk()?;
     let write =
