@@ -190,6 +190,13 @@ impl Case {
         }
     }
 
+    /// Whether sessions are to expire in it, and it to wait for that.
+    pub fn expects_expiry(&self) -> bool {
+        self.sessions == Sessions::Ttl
+            || self.extra != Extra::None
+            || self.needs.contains(Characteristics::DISTRIBUTED_ACROSS_PROCESSES)
+    }
+
     /// Why it does not apply to `target`; `None`: it does.
     pub fn why_not(&self, target: &Target) -> Option<String> {
         let claimed = target.characteristics();

@@ -13,7 +13,7 @@ use tooz_core::{Builder, Characteristics, Coordinator, Error, GroupId, LockName,
 use crate::case::{Failure, Outcome};
 use crate::kit::Kit;
 use crate::process::Process;
-use crate::target::{Place, Target, Time};
+use crate::target::{Place, Target, Time, Wish};
 use crate::tools::{eventually, within};
 use crate::victim::Victim;
 
@@ -42,13 +42,13 @@ struct Opened {
 }
 
 impl Harness {
-    pub(crate) fn new(target: &Target, time: Time) -> Outcome<Self> {
-        let place = target.fresh(time)?;
+    pub(crate) fn new(target: &Target, wish: Wish) -> Outcome<Self> {
+        let place = target.fresh(wish)?;
         let namespace = format!("case-{:016x}", random() >> 64);
         let kit = target.make_kit(&place);
         Ok(Self(Arc::new(Inner {
             characteristics: target.characteristics(),
-            time,
+            time: wish.time,
             kit,
             place,
             namespace,
@@ -195,9 +195,10 @@ impl Harness {
         if self.is_virtual() { promise } else { promise * 20 }
     }
 
-    /// How long something may take that is to happen at once.
+    /// How long something may take that is to happen at once. Nothing waits for its end, so on a real clock it is as long
+    /// as a machine may stand still that has other things to do.
     pub fn soon(&self) -> Duration {
-        self.limit(Duration::from_millis(100))
+        if self.is_virtual() { Duration::from_millis(100) } else { Duration::from_secs(10) }
     }
 
     /// How long a crashed session may live on: its ttl and the grain.

@@ -26,6 +26,6 @@ pub use harness::{Harness, Stopwatch, random};
 pub use kit::{Call, Fate, Kit};
 pub use process::Process;
 pub use runner::{main, run, run_within};
-pub use target::{Place, Target, Time};
+pub use target::{Place, Target, Time, Wish};
 pub use tools::{dropped_after, ensure, eventually, within};
 pub use victim::Victim;

@@ -10,7 +10,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::case::Case;
 use crate::harness::Harness;
-use crate::target::{Target, Time};
+use crate::target::{Target, Time, Wish};
 use crate::tools::{Caught, panic_text};
 use crate::{cases, helper};
 
@@ -115,7 +115,8 @@ fn run_here(target: &Target, case: &Case, begun: impl FnOnce()) -> Result<(), St
     };
     let runtime = runtime.map_err(|error| format!("no runtime for the case: {error}"))?;
     let verdict = runtime.block_on(async {
-        let harness = Harness::new(target, time).map_err(|error| error.to_string())?;
+        let wish = Wish { time, expiry: case.expects_expiry() };
+        let harness = Harness::new(target, wish).map_err(|error| error.to_string())?;
         begun();
         let running = Caught(Box::pin(case.run(harness.clone())));
         let verdict = match tokio::time::timeout(VIRTUAL_LIMIT, running).await {

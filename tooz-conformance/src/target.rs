@@ -81,7 +81,17 @@ pub enum Time {
     Real,
 }
 
-type Fresh = dyn Fn(Time) -> Result<Place, String> + Send + Sync;
+/// What a case needs of its place.
+#[derive(Clone, Copy, Debug)]
+pub struct Wish {
+    /// On which clock.
+    pub time: Time,
+    /// Sessions are to expire, so the case waits as long as they live; elsewhere a long life costs nothing and bears with a
+    /// machine that stands still for a moment.
+    pub expiry: bool,
+}
+
+type Fresh = dyn Fn(Wish) -> Result<Place, String> + Send + Sync;
 type MakeKit = dyn Fn(&Place) -> Box<dyn Kit> + Send + Sync;
 
 /// A driver with one way of running its backend.
@@ -107,7 +117,7 @@ impl Target {
     /// the URL's scheme, whose crate must be linked (`use my_driver as _;`).
     pub fn new(
         name: impl Into<String>,
-        fresh: impl Fn(Time) -> Result<Place, String> + Send + Sync + 'static,
+        fresh: impl Fn(Wish) -> Result<Place, String> + Send + Sync + 'static,
     ) -> Self {
         let mut target = Self {
             name: name.into(),
@@ -123,7 +133,9 @@ impl Target {
             variant: false,
             missing: None,
         };
-        match (target.fresh)(Time::Real).and_then(|place| claims(&place).map(|claimed| (place, claimed))) {
+        // The longest ttl that it gives says how long its cases may take.
+        let calm = Wish { time: Time::Real, expiry: false };
+        match (target.fresh)(calm).and_then(|place| claims(&place).map(|claimed| (place, claimed))) {
             Ok((place, claimed)) => {
                 target.characteristics = claimed;
                 target.files = place.directory().is_some();
@@ -247,8 +259,8 @@ impl Target {
     ///
     /// # Errors
     /// Why there is none.
-    pub fn fresh(&self, time: Time) -> Result<Place, String> {
-        (self.fresh)(time)
+    pub fn fresh(&self, wish: Wish) -> Result<Place, String> {
+        (self.fresh)(wish)
     }
 
     pub(crate) fn make_kit(&self, place: &Place) -> Option<Box<dyn Kit>> {

@@ -51,9 +51,9 @@ pub mod memory {
             return with_ttl("").clocks_stop();
         }
         let fault = if fault.is_empty() { String::new() } else { format!("&fault={fault}") };
-        Target::new("memory+ttl", move |time| {
+        Target::new("memory+ttl", move |wish| {
             // On the real clock somebody waits for it.
-            let ttl = if time == Time::Virtual { "15s" } else { "1s" };
+            let ttl = if wish.time == Time::Virtual { "15s" } else { "1s" };
             Ok(Place::new(format!("memory://{:032x}?ttl={ttl}{fault}", random())))
         })
         .ttl()

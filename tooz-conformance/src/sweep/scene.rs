@@ -12,7 +12,7 @@ use super::weather::{Called, Weather};
 use super::world::World;
 use crate::case::{Outcome, Running};
 use crate::harness::Harness;
-use crate::target::{Target, Time};
+use crate::target::{Target, Time, Wish};
 use crate::tools::panic_text;
 
 /// More than any future needs until it ends.
@@ -112,7 +112,7 @@ impl Scene {
             Time::Real => tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build(),
         }?;
         let outcome = runtime.block_on(async {
-            let harness = Harness::new(target, time)?;
+            let harness = Harness::new(target, Wish { time, expiry: true })?;
             let outcome = self.points(harness.clone(), abandons, swept).await;
             harness.close_all().await;
             outcome

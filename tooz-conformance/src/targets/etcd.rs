@@ -15,13 +15,13 @@ use tooz_etcd as _;
 use crate::kit::{Call, Fate, Kit};
 use crate::servers::etcd::{self, Cluster, Etcd};
 use crate::servers::{Lent, Pool, Proxy};
-use crate::target::{Place, Target};
+use crate::target::{Place, Target, Wish};
 
 /// The least that an etcd with its usual election timeout grants: what waits for an expiry waits no longer than it must.
 const TTL: &str = "ttl=2s";
 
-/// Where nothing is cut off or stopped, nothing waits for these: they only bound how long a machine may stand still that
-/// has other things to do. Three nodes that are starved elect a leader, which alone takes two seconds.
+/// Where nothing is to expire, nothing waits for these: they only bound how long a machine may stand still that has other
+/// things to do. Three nodes that are starved elect a leader, which alone takes two seconds.
 const PATIENT: &str = "ttl=5s&connect_timeout=30s&operation_timeout=30s";
 
 /// One server, three that are one, and one that is encrypted.
@@ -46,13 +46,13 @@ fn kept(url: &str) -> Characteristics {
 fn single() -> Target {
     let asked = AtomicBool::new(false);
     // The first question, which every helper process asks, too, is only what the URL claims.
-    let nobody = url(SocketAddr::from((Ipv4Addr::LOCALHOST, 2379)));
+    let nobody = url(SocketAddr::from((Ipv4Addr::LOCALHOST, 2379)), PATIENT);
     let keeps = kept(&nobody);
-    let fresh = move |_| {
+    let fresh = move |wish: Wish| {
         if !asked.swap(true, Ordering::SeqCst) {
             return etcd::program().map(|_| Place::new(nobody.clone()));
         }
-        Ok(place(Arc::new(Stage::set()?)))
+        Ok(place(Arc::new(Stage::set()?), if wish.expiry { TTL } else { PATIENT }))
     };
     Target::new("etcd", fresh)
         .ttl()
@@ -122,21 +122,21 @@ impl fmt::Debug for Stage {
     }
 }
 
-fn url(address: SocketAddr) -> String {
-    format!("etcd://{address}?{TTL}")
+fn url(address: SocketAddr, options: &str) -> String {
+    format!("etcd://{address}?{options}")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn place(stage: Arc<Stage>) -> Place {
+fn place(stage: Arc<Stage>, options: &'static str) -> Place {
     let route = Arc::clone(&stage);
-    let address = stage.etcd.address();
-    lock(&STAGES).insert(url(address), Arc::downgrade(&stage));
-    Place::new(url(address))
+    let url_here = url(stage.etcd.address(), options);
+    lock(&STAGES).insert(url_here.clone(), Arc::downgrade(&stage));
+    Place::new(url_here)
         .route(move |member| match route.proxy(member) {
-            Ok(proxy) => url(proxy.address()),
+            Ok(proxy) => url(proxy.address(), options),
             Err(why) => format!("etcd://no-proxy?{why}"),
         })
         .keep(stage)

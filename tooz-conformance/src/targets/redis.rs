@@ -11,20 +11,22 @@ use crate::kit::{Call, Fate, Kit};
 use crate::servers::redis::{self, Redis};
 use crate::servers::redis_replicated::{Cluster, Sentinels};
 use crate::servers::{Lent, Pool, Proxy};
-use crate::target::{Place, Target};
+use crate::target::{Place, Target, Wish};
 
 /// The least that is allowed: what waits for an expiry waits no longer than it must.
 const TTL: &str = "ttl=1s";
+/// Where nothing is to expire, nothing waits for it.
+const PATIENT: &str = "ttl=5s";
 
 /// One server.
 pub fn target() -> Target {
     let asked = AtomicBool::new(false);
-    let fresh = move |_| {
+    let fresh = move |wish: Wish| {
         // The first question, which every helper process asks, too, is only what the URL claims.
         if !asked.swap(true, Ordering::SeqCst) {
-            return Ok(Place::new(url(SocketAddr::from((Ipv4Addr::LOCALHOST, 6379)))));
+            return Ok(Place::new(url(SocketAddr::from((Ipv4Addr::LOCALHOST, 6379)), PATIENT)));
         }
-        Ok(place(Arc::new(Stage::set()?)))
+        Ok(place(Arc::new(Stage::set()?), if wish.expiry { TTL } else { PATIENT }))
     };
     Target::new("redis", fresh)
         .missing_because(redis::program().err())
@@ -115,18 +117,19 @@ impl fmt::Debug for Stage {
     }
 }
 
-fn url(address: SocketAddr) -> String {
-    format!("redis://{address}?{TTL}")
+fn url(address: SocketAddr, options: &str) -> String {
+    format!("redis://{address}?{options}")
 }
 
-fn place(stage: Arc<Stage>) -> Place {
+fn place(stage: Arc<Stage>, options: &'static str) -> Place {
     let route = Arc::clone(&stage);
+    let url_here = url(stage.redis.address(), options);
     let mut stages = STAGES.lock().unwrap_or_else(PoisonError::into_inner);
-    stages.insert(url(stage.redis.address()), Arc::downgrade(&stage));
+    stages.insert(url_here.clone(), Arc::downgrade(&stage));
     drop(stages);
-    Place::new(url(stage.redis.address()))
+    Place::new(url_here)
         .route(move |member| match route.proxy(member) {
-            Ok(proxy) => url(proxy.address()),
+            Ok(proxy) => url(proxy.address(), options),
             Err(why) => format!("redis://no-proxy?{why}"),
         })
         .keep(stage)
