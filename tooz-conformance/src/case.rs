@@ -62,6 +62,7 @@ pub struct Case {
     sessions: Sessions,
     extra: Extra,
     clock: Clock,
+    lasting: bool,
     budget: Duration,
     run: fn(Harness) -> Running,
 }
@@ -81,6 +82,7 @@ impl Case {
             sessions: Sessions::Any,
             extra: Extra::None,
             clock: Clock::Any,
+            lasting: false,
             budget: BUDGET,
             run,
         }
@@ -145,6 +147,12 @@ impl Case {
         self
     }
 
+    /// Lets as much time pass as sessions live, although it is about any.
+    pub(crate) const fn lasting(mut self) -> Self {
+        self.lasting = true;
+        self
+    }
+
     /// How long it may take at most.
     pub(crate) const fn budget(mut self, seconds: u64) -> Self {
         self.budget = Duration::from_secs(seconds);
@@ -190,9 +198,10 @@ impl Case {
         }
     }
 
-    /// Whether sessions are to expire in it, and it to wait for that.
-    pub fn expects_expiry(&self) -> bool {
-        self.sessions == Sessions::Ttl
+    /// Whether it lasts as long as sessions live, as all do that let one expire.
+    pub fn is_lasting(&self) -> bool {
+        self.lasting
+            || self.sessions == Sessions::Ttl
             || self.extra != Extra::None
             || self.needs.contains(Characteristics::DISTRIBUTED_ACROSS_PROCESSES)
     }

@@ -115,7 +115,7 @@ fn run_here(target: &Target, case: &Case, begun: impl FnOnce()) -> Result<(), St
     };
     let runtime = runtime.map_err(|error| format!("no runtime for the case: {error}"))?;
     let verdict = runtime.block_on(async {
-        let wish = Wish { time, expiry: case.expects_expiry() };
+        let wish = Wish { time, lasting: case.is_lasting() };
         let harness = Harness::new(target, wish).map_err(|error| error.to_string())?;
         begun();
         let running = Caught(Box::pin(case.run(harness.clone())));

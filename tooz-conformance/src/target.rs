@@ -86,10 +86,13 @@ pub enum Time {
 pub struct Wish {
     /// On which clock.
     pub time: Time,
-    /// Sessions are to expire, so the case waits as long as they live; elsewhere a long life costs nothing and bears with a
-    /// machine that stands still for a moment.
-    pub expiry: bool,
+    /// It lasts as long as sessions live, so they had better live shortly. Elsewhere a long life costs nothing, and bears
+    /// with a machine that stands still for a moment.
+    pub lasting: bool,
 }
+
+/// How many times longer anything may take on a machine that has other things to do.
+const LOADED: u32 = 5;
 
 type Fresh = dyn Fn(Wish) -> Result<Place, String> + Send + Sync;
 type MakeKit = dyn Fn(&Place) -> Box<dyn Kit> + Send + Sync;
@@ -125,7 +128,7 @@ impl Target {
             kit: None,
             characteristics: Characteristics::empty(),
             ttl: false,
-            pace: 1,
+            pace: LOADED,
             files: false,
             virtual_clock: false,
             prefers_virtual: false,
@@ -133,15 +136,14 @@ impl Target {
             variant: false,
             missing: None,
         };
-        // The longest ttl that it gives says how long its cases may take.
-        let calm = Wish { time: Time::Real, expiry: false };
-        match (target.fresh)(calm).and_then(|place| claims(&place).map(|claimed| (place, claimed))) {
+        let lasting = Wish { time: Time::Real, lasting: true };
+        match (target.fresh)(lasting).and_then(|place| claims(&place).map(|claimed| (place, claimed))) {
             Ok((place, claimed)) => {
                 target.characteristics = claimed;
                 target.files = place.directory().is_some();
                 let ttl = BackendUrl::parse(place.url()).and_then(|url| url.duration("ttl"));
                 let seconds = ttl.ok().flatten().map_or(1, |ttl| ttl.as_secs());
-                target.pace = u32::try_from(seconds).unwrap_or(1).max(1);
+                target.pace = u32::try_from(seconds).unwrap_or(1).max(LOADED);
             }
             Err(why) => target.missing = Some(why),
         }
@@ -220,7 +222,7 @@ impl Target {
         self.ttl
     }
 
-    /// How many times longer cases may take that wait for sessions to end: budgets are made for a ttl of a second.
+    /// How many times longer cases may take: budgets are made for a ttl of a second, and a machine that does nothing else.
     pub(crate) fn pace(&self) -> u32 {
         self.pace
     }

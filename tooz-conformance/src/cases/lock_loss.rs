@@ -9,7 +9,7 @@ pub(super) const CASES: &[Case] = &[
     case!(an_unreachable_backend_is_noticed_in_time, "L7", "S6").ttl().kit().exact(),
     case!(a_loss_is_told_to_everybody, "L7", "L13"),
     case!(a_token_is_told_after_the_loss, "L7", "L3"),
-    case!(a_lost_guard_stays_lost, "L7"),
+    case!(a_lost_guard_stays_lost, "L7").lasting(),
 ];
 
 /// L7, S3: with the reason.

@@ -9,7 +9,7 @@ pub(super) const CASES: &[Case] = &[
     case!(lock_all_takes_each_name_once, "L16"),
     case!(lock_all_never_deadlocks, "L16"),
     case!(lock_all_takes_all_or_nothing, "L16", "L2"),
-    case!(lock_all_returns_nothing_that_was_lost, "L16", "L1"),
+    case!(lock_all_returns_nothing_that_was_lost, "L16", "L1").lasting(),
 ];
 
 /// L15: as many as the limit says, each with a token of its own.

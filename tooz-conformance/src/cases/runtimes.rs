@@ -7,13 +7,13 @@ use crate::harness::block_thread;
 use crate::tools::block_on;
 
 pub(super) const CASES: &[Case] = &[
-    case!(a_blocked_runtime_does_not_delay_the_heart, "S2", "S6").real(),
+    case!(a_blocked_runtime_does_not_delay_the_heart, "S2", "S6").lasting().real(),
     case!(without_a_runtime_everything_works, "S12").real(),
     case!(the_current_runtime_has_to_exist, "S12").real(),
     case!(characteristics_need_no_runtime, "S12").real(),
     case!(a_runtime_of_the_caller_works, "S12", "S11").real(),
-    case!(a_guard_outlives_the_runtime_that_took_it, "L5", "S11").real(),
-    case!(a_session_ends_with_its_runtime, "S11", "L7").real(),
+    case!(a_guard_outlives_the_runtime_that_took_it, "L5", "S11").lasting().real(),
+    case!(a_session_ends_with_its_runtime, "S11", "L7").lasting().real(),
     case!(a_guard_dropped_outside_a_runtime_releases, "L5").real(),
     case!(threads_exclude_each_other, "L1").needs(Characteristics::DISTRIBUTED_ACROSS_THREADS).real(),
 ];

@@ -21,8 +21,8 @@ pub(super) const CASES: &[Case] = &[
     case!(a_member_id_is_not_claimed_by_locks, "S9"),
     case!(a_member_id_is_free_once_its_session_ended, "S9").ttl(),
     case!(the_last_handle_closes, "S11"),
-    case!(a_guard_keeps_the_session, "S11", "L5"),
-    case!(a_watch_keeps_the_session, "S11"),
+    case!(a_guard_keeps_the_session, "S11", "L5").lasting(),
+    case!(a_watch_keeps_the_session, "S11").lasting(),
     case!(a_clone_is_the_same_coordinator, "S11"),
 ];
 

@@ -112,7 +112,7 @@ impl Scene {
             Time::Real => tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build(),
         }?;
         let outcome = runtime.block_on(async {
-            let harness = Harness::new(target, Wish { time, expiry: true })?;
+            let harness = Harness::new(target, Wish { time, lasting: true })?;
             let outcome = self.points(harness.clone(), abandons, swept).await;
             harness.close_all().await;
             outcome

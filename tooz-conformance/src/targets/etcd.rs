@@ -20,9 +20,13 @@ use crate::target::{Place, Target, Wish};
 /// The least that an etcd with its usual election timeout grants: what waits for an expiry waits no longer than it must.
 const TTL: &str = "ttl=2s";
 
+/// Servers that all cases share answer late now and then, and three nodes that are starved elect a leader, which alone
+/// takes two seconds.
+const SHARED_TTL: &str = "ttl=5s&connect_timeout=30s&operation_timeout=30s";
+
 /// Where nothing is to expire, nothing waits for these: they only bound how long a machine may stand still that has other
-/// things to do. Three nodes that are starved elect a leader, which alone takes two seconds.
-const PATIENT: &str = "ttl=5s&connect_timeout=30s&operation_timeout=30s";
+/// things to do.
+const PATIENT: &str = "ttl=15s&connect_timeout=30s&operation_timeout=30s";
 
 /// One server, three that are one, and one that is encrypted.
 pub fn targets() -> Vec<Target> {
@@ -46,13 +50,13 @@ fn kept(url: &str) -> Characteristics {
 fn single() -> Target {
     let asked = AtomicBool::new(false);
     // The first question, which every helper process asks, too, is only what the URL claims.
-    let nobody = url(SocketAddr::from((Ipv4Addr::LOCALHOST, 2379)), PATIENT);
+    let nobody = url(SocketAddr::from((Ipv4Addr::LOCALHOST, 2379)), TTL);
     let keeps = kept(&nobody);
     let fresh = move |wish: Wish| {
         if !asked.swap(true, Ordering::SeqCst) {
             return etcd::program().map(|_| Place::new(nobody.clone()));
         }
-        Ok(place(Arc::new(Stage::set()?), if wish.expiry { TTL } else { PATIENT }))
+        Ok(place(Arc::new(Stage::set()?), if wish.lasting { TTL } else { PATIENT }))
     };
     Target::new("etcd", fresh)
         .ttl()
@@ -60,17 +64,17 @@ fn single() -> Target {
         .kit(|place| Box::new(Backend { stage: stage_of(place.url()) }))
 }
 
-/// A target whose backend exists once; `url` starts it, when the first case wants it.
+/// A target whose backend exists once; `url`, which is given options, starts it when the first case wants it.
 fn once(
     name: &str,
     nobody: String,
-    url: impl Fn() -> Result<String, String> + Send + Sync + 'static,
+    url: impl Fn(&str) -> Result<String, String> + Send + Sync + 'static,
 ) -> Target {
     let asked = AtomicBool::new(false);
     let keeps = kept(&nobody);
-    let fresh = move |_| {
+    let fresh = move |wish: Wish| {
         if asked.swap(true, Ordering::SeqCst) {
-            url().map(Place::new)
+            url(if wish.lasting { SHARED_TTL } else { PATIENT }).map(Place::new)
         } else {
             etcd::program().map(|_| Place::new(nobody.clone()))
         }
@@ -80,10 +84,10 @@ fn once(
 
 fn cluster() -> Target {
     static CLUSTER: LazyLock<Result<Cluster, String>> = LazyLock::new(Cluster::start);
-    once("etcd+cluster", format!("etcd://127.0.0.1:2379?{PATIENT}"), || {
+    once("etcd+cluster", format!("etcd://127.0.0.1:2379?{SHARED_TTL}"), |options| {
         let cluster = CLUSTER.as_ref().map_err(Clone::clone)?;
         let hosts: Vec<String> = cluster.nodes().iter().map(|node| node.address().to_string()).collect();
-        Ok(format!("etcd://{}?{PATIENT}", hosts.join(",")))
+        Ok(format!("etcd://{}?{options}", hosts.join(",")))
     })
 }
 
@@ -95,12 +99,12 @@ fn encrypted() -> Target {
         let etcd = Etcd::start_encrypted(files.path())?;
         Ok((files, etcd))
     });
-    once("etcd+tls", format!("etcds://127.0.0.1:2379?{PATIENT}"), || {
+    once("etcd+tls", format!("etcds://127.0.0.1:2379?{SHARED_TTL}"), |options| {
         let (files, etcd) = ENCRYPTED.as_ref().map_err(Clone::clone)?;
         let files = files.path().display();
         let certificates =
             format!("ca_cert={files}/ca.pem&cert_cert={files}/client.pem&cert_key={files}/client.key");
-        Ok(format!("etcds://{}?{PATIENT}&{certificates}", etcd.address()))
+        Ok(format!("etcds://{}?{options}&{certificates}", etcd.address()))
     })
 }
 

@@ -16,7 +16,7 @@ use crate::target::{Place, Target, Wish};
 /// The least that is allowed: what waits for an expiry waits no longer than it must.
 const TTL: &str = "ttl=1s";
 /// Where nothing is to expire, nothing waits for it.
-const PATIENT: &str = "ttl=5s";
+const PATIENT: &str = "ttl=15s";
 
 /// One server.
 pub fn target() -> Target {
@@ -24,9 +24,9 @@ pub fn target() -> Target {
     let fresh = move |wish: Wish| {
         // The first question, which every helper process asks, too, is only what the URL claims.
         if !asked.swap(true, Ordering::SeqCst) {
-            return Ok(Place::new(url(SocketAddr::from((Ipv4Addr::LOCALHOST, 6379)), PATIENT)));
+            return Ok(Place::new(url(SocketAddr::from((Ipv4Addr::LOCALHOST, 6379)), TTL)));
         }
-        Ok(place(Arc::new(Stage::set()?), if wish.expiry { TTL } else { PATIENT }))
+        Ok(place(Arc::new(Stage::set()?), if wish.lasting { TTL } else { PATIENT }))
     };
     Target::new("redis", fresh)
         .missing_because(redis::program().err())
@@ -34,17 +34,21 @@ pub fn target() -> Target {
         .kit(|place| Box::new(Backend { stage: stage_of(place.url()) }))
 }
 
-/// A target whose servers nobody hurts: its first place is only asked what its URL claims, and every helper process
-/// asks that, too.
+/// A target whose servers nobody hurts, with the ttl of its cases that last as long: its first place is only asked what its
+/// URL claims, and every helper process asks that, too.
 fn unhurt(
     name: &str,
     example: &'static str,
+    ttl: &'static str,
     missing: Option<String>,
-    fresh: impl Fn() -> Result<Place, String> + Send + Sync + 'static,
+    fresh: impl Fn(&str) -> Result<Place, String> + Send + Sync + 'static,
 ) -> Target {
     let asked = AtomicBool::new(false);
-    let fresh = move |_| {
-        if asked.swap(true, Ordering::SeqCst) { fresh() } else { Ok(Place::new(example)) }
+    let fresh = move |wish: Wish| {
+        if !asked.swap(true, Ordering::SeqCst) {
+            return Ok(Place::new(format!("{example}?{ttl}")));
+        }
+        fresh(if wish.lasting { ttl } else { PATIENT })
     };
     Target::new(name, fresh).missing_because(missing).ttl()
 }
@@ -59,9 +63,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub fn with_sentinel() -> Target {
     static SERVERS: LazyLock<Result<Sentinels, String>> = LazyLock::new(|| Sentinels::start(1, PATIENCE));
     let name = "redis+sentinel";
-    unhurt(name, "redis+sentinel://127.0.0.1/mymaster?ttl=2s", redis::program().err(), || {
+    unhurt(name, "redis+sentinel://127.0.0.1/mymaster", LONGER_TTL, redis::program().err(), |ttl| {
         let servers = SERVERS.as_ref().map_err(Clone::clone)?;
-        Ok(Place::new(format!("{}?{LONGER_TTL}", servers.url())))
+        Ok(Place::new(format!("{}?{ttl}", servers.url())))
     })
 }
 
@@ -69,9 +73,9 @@ pub fn with_sentinel() -> Target {
 pub fn with_cluster() -> Target {
     static SERVERS: LazyLock<Result<Cluster, String>> = LazyLock::new(|| Cluster::start(PATIENCE));
     let name = "redis+cluster";
-    unhurt(name, "redis+cluster://127.0.0.1?ttl=2s", redis::program().err(), || {
+    unhurt(name, "redis+cluster://127.0.0.1", LONGER_TTL, redis::program().err(), |ttl| {
         let servers = SERVERS.as_ref().map_err(Clone::clone)?;
-        Ok(Place::new(format!("{}?{LONGER_TTL}", servers.url())))
+        Ok(Place::new(format!("{}?{ttl}", servers.url())))
     })
 }
 
@@ -88,11 +92,10 @@ pub fn with_tls() -> Target {
     let missing = redis::program()
         .err()
         .or_else(|| find("openssl").is_none().then(|| "openssl is not installed".into()));
-    unhurt("redis+tls", "rediss://127.0.0.1?ttl=5s", missing, || {
+    unhurt("redis+tls", "rediss://127.0.0.1", HANDSHAKE_TTL, missing, |ttl| {
         let server = SERVER.as_ref().map_err(Clone::clone)?;
         let ca = CERTIFICATES.as_ref().map_err(Clone::clone)?.file("ca.pem");
-        Ok(Place::new(format!("rediss://{}?{HANDSHAKE_TTL}&tls_ca={}", server.address(), ca.display()))
-            .keep(server))
+        Ok(Place::new(format!("rediss://{}?{ttl}&tls_ca={}", server.address(), ca.display())).keep(server))
     })
     .variant()
 }

@@ -18,7 +18,7 @@ pub(super) const CASES: &[Case] = &[
     case!(incident_redis_py_656, "L13", "L4").real(),
     case!(incident_etcd_client_50, "L6", "L8"),
     case!(incident_sqlx_3932, "L6"),
-    case!(incident_zookeeper_client_rust_44, "L5", "S12").real(),
+    case!(incident_zookeeper_client_rust_44, "L5", "S12").lasting().real(),
 ];
 
 /// L5: a guard dropped inside a program's only worker, which then asks for the same lock.

@@ -9,7 +9,7 @@ pub(super) const CASES: &[Case] = &[
     case!(incident_curator_1112, "L15", "S2").deaths(),
     case!(incident_amazon_dynamodb_lock_client_34, "L2", "L12", "S2").deaths(),
     case!(incident_roboflow_56, "L3").deaths().budget(60),
-    case!(incident_redislock_94, "L3"),
+    case!(incident_redislock_94, "L3").lasting(),
     case!(incident_kazoo_412, "L4", "L12").deaths(),
     case!(incident_etcd_17470, "S11", "L5").kit(),
     case!(incident_etcd_client_87, "S7", "L14"),

@@ -20,7 +20,7 @@ pub(super) const CASES: &[Case] = &[
     case!(incident_node_redlock_369, "L14", "L2").ttl().kit().budget(60),
     case!(incident_curator_549, "S8", "L7").ttl(),
     case!(incident_amazon_dynamodb_lock_client_6, "L7").ttl().kit(),
-    case!(incident_dynamodb_lock_client_1, "L4", "L1"),
+    case!(incident_dynamodb_lock_client_1, "L4", "L1").lasting(),
     case!(incident_spring_integration_1888, "L7", "L8"),
     case!(incident_omicron_9428, "S4", "S5").ttl().kit().exact(),
 ];

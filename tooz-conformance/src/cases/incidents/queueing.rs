@@ -11,7 +11,7 @@ use super::{asks, free};
 use crate::kit::{Call, Fate};
 
 pub(super) const CASES: &[Case] = &[
-    case!(incident_etcd_9921, "L14", "L8"),
+    case!(incident_etcd_9921, "L14", "L8").lasting(),
     case!(incident_etcd_11456, "L14", "S6").ttl().kit(),
     case!(incident_etcd_19597, "L2", "S3"),
     case!(incident_etcd_19598, "L2", "S3").ttl().kit(),
