@@ -134,8 +134,8 @@ fn one_leads_at_a_time_and_observers_see_it() {
     let mut watch = Following::start(&place, &["leader", "--watch", "--json", "g"]);
     assert_eq!(watch.line(), "null");
 
-    let script = "echo $TOOZ_GROUP $TOOZ_TERM $TOOZ_FENCING_TOKEN > lead-$TOOZ_MEMBER; \
-                  until [ -e go-$TOOZ_MEMBER ]; do sleep 0.02; done";
+    let script = "echo $TOOZ_GROUP $TOOZ_TERM $TOOZ_FENCING_TOKEN > new-$TOOZ_MEMBER; \
+                  mv new-$TOOZ_MEMBER lead-$TOOZ_MEMBER; until [ -e go-$TOOZ_MEMBER ]; do sleep 0.02; done";
     let elect =
         |name: &str| Running::start(place.tooz(&["--member", name, "elect", "g", "--", "sh", "-c", script]));
     let mut one = elect("one");

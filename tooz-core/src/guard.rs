@@ -183,6 +183,10 @@ pub(crate) fn release_in_background(shared: &Arc<Shared>, state: &Arc<GrantState
 pub(crate) async fn release(shared: &Arc<Shared>, state: &Arc<GrantState>) -> Result<Released> {
     let lost = state.loss().is_some();
     let Some(mut releasing) = Releasing::begin(shared, state) else { return Ok(Released::WasNotHolder) };
+    if lost {
+        // What may still stand on the backend is released behind our back: that is nothing to wait for.
+        return Ok(Released::WasNotHolder);
+    }
     let call = std::future::poll_fn(|cx| match &mut releasing.call {
         Some(call) => call.as_mut().poll(cx),
         None => Poll::Ready(Ok(Released::WasNotHolder)),
@@ -199,10 +203,7 @@ pub(crate) async fn release(shared: &Arc<Shared>, state: &Arc<GrantState>) -> Re
         releasing.ticket = None;
     }
     drop(releasing);
-    match answer {
-        Ok(_) if lost => Ok(Released::WasNotHolder),
-        answer => answer.map_err(|error| error.during("release")),
-    }
+    answer.map_err(|error| error.during("release"))
 }
 
 /// Tells when a guard is lost, to tasks that do not own it. It keeps neither the lock nor the coordinator.
