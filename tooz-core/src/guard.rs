@@ -98,7 +98,7 @@ impl LockGuard {
         run(&self.state, work).await
     }
 
-    /// Gives the lock back and waits for the backend's answer.
+    /// Gives the lock back and waits for the backend's answer; of a guard that was lost, there is nothing to wait for.
     ///
     /// # Errors
     /// `Unavailable` or `Timeout`: the release goes on in the background until the backend answers or the

@@ -174,7 +174,7 @@ async fn timed(p: Point) -> Outcome {
     let h = p.h().clone();
     let timed = spawner(&p)?;
     let done = p
-        .sweep(timed.timeout(p.h().soon() * 10, async move {
+        .sweep(timed.timeout(p.h().limit(Duration::from_secs(1)), async move {
             let _work = work;
             h.pass(LATENCY).await;
         }))

@@ -14,6 +14,9 @@ use super::weather::Called;
 use crate::case::Outcome;
 use crate::tools::ensure;
 
+/// How long watchers are run: enough for an event that has come, and where none comes, somebody waits for it.
+const WHILE: Duration = Duration::from_millis(100);
+
 pub(super) fn scenes() -> Vec<Scene> {
     let mut scenes = Vec::new();
     for (operation, kind) in [
@@ -101,10 +104,10 @@ async fn happens(p: &Point, c: &Coordinator) -> Outcome<Vec<HookEvent>> {
     let group = p.b().group(p.name())?;
     group.join(Capabilities::none()).await?;
     p.settle().await;
-    let mut events = c.run_watchers(p.h().soon()).await?;
+    let mut events = c.run_watchers(p.h().limit(WHILE)).await?;
     group.leave().await?;
     p.settle().await;
-    events.extend(c.run_watchers(p.h().soon()).await?);
+    events.extend(c.run_watchers(p.h().limit(WHILE)).await?);
     Ok(events)
 }
 
@@ -130,7 +133,7 @@ async fn registered_beside_a_run(p: Point, kind: Kind) -> Outcome {
     p.b().group(&elsewhere)?.create().await?;
     register(&own, Kind::Join, &elsewhere, &other).await?;
     let runs = async {
-        own.run_watchers(p.h().soon()).await?;
+        own.run_watchers(p.h().limit(WHILE)).await?;
         Ok(())
     };
     let mut runs = Box::pin(runs);
@@ -189,7 +192,7 @@ async fn run_once(
         ensure(events.len() == 1, format!("{events:?}"))?;
         count.is(1)?;
     } else {
-        c.run_watchers(p.h().soon()).await?;
+        c.run_watchers(p.h().limit(WHILE)).await?;
     }
     count.is(1)?;
     let again = c.run_watchers(Duration::ZERO).await?;
@@ -206,7 +209,7 @@ async fn run_with_an_event(p: Point) -> Outcome {
     register(&own, Kind::Join, p.name(), &count).await?;
     group.join(Capabilities::none()).await?;
     p.settle().await;
-    let events = p.sweep(own.run_watchers(p.h().soon())).await?;
+    let events = p.sweep(own.run_watchers(p.h().limit(WHILE))).await?;
     run_once(&p, &own, events, &count).await
 }
 
@@ -219,7 +222,7 @@ async fn run_until_an_event(p: Point) -> Outcome {
         p.settle().await;
         Ok(group.join(Capabilities::none()).await?)
     };
-    let events = p.sweep_while(own.run_watchers(p.h().soon() * 10), joins).await?;
+    let events = p.sweep_while(own.run_watchers(p.h().limit(WHILE * 10)), joins).await?;
     run_once(&p, &own, events, &count).await
 }
 
@@ -229,13 +232,13 @@ async fn run_beside_a_run(p: Point) -> Outcome {
     group.create().await?;
     register(&own, Kind::Join, p.name(), &count).await?;
     let first = async {
-        let events = own.run_watchers(p.h().soon()).await?;
+        let events = own.run_watchers(p.h().limit(WHILE)).await?;
         ensure(events.is_empty(), format!("{events:?}"))?;
         Ok(group.join(Capabilities::none()).await?)
     };
     let mut first = Box::pin(first);
     first_poll(&mut first).await;
-    let events = p.sweep_while(own.run_watchers(p.h().soon() * 10), first).await?;
+    let events = p.sweep_while(own.run_watchers(p.h().limit(WHILE * 10)), first).await?;
     run_once(&p, &own, events, &count).await
 }
 
@@ -266,7 +269,7 @@ async fn run_watches_again(p: Point, meanwhile: bool) -> Outcome {
         }
         Ok(())
     };
-    let events = p.sweep_while(p.a().run_watchers(p.h().soon() * 10), joins).await?;
+    let events = p.sweep_while(p.a().run_watchers(p.h().limit(WHILE * 10)), joins).await?;
     let events = match events {
         Some(Err(_)) if p.weather().allows_errors() => None,
         events => events,
@@ -285,7 +288,7 @@ async fn elected(p: Point, watchers: bool) -> Outcome {
     let events = p
         .sweep(async {
             if watchers {
-                p.a().run_watchers(p.h().soon()).await
+                p.a().run_watchers(p.h().limit(WHILE)).await
             } else {
                 p.a().run_elect_coordinator().await
             }
@@ -313,7 +316,7 @@ async fn elected_beside_a_run(p: Point) -> Outcome {
     p.b().group(p.name())?.create().await?;
     register(&own, Kind::Join, p.name(), &count).await?;
     let first = async {
-        own.run_watchers(p.h().soon()).await?;
+        own.run_watchers(p.h().limit(WHILE)).await?;
         Ok(())
     };
     let mut first = Box::pin(first);
@@ -354,7 +357,7 @@ async fn stood_down_beside_a_run(p: Point) -> Outcome {
     let id = leads(&p, &own).await?;
     register(&own, Kind::Join, p.name(), &count).await?;
     let first = async {
-        own.run_watchers(p.h().soon()).await?;
+        own.run_watchers(p.h().limit(WHILE)).await?;
         Ok(())
     };
     let mut first = Box::pin(first);
