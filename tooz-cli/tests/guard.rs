@@ -188,7 +188,11 @@ fn a_command_whose_deadline_has_passed_is_not_started() {
 fn a_command_begins_when_it_is_known() {
     let place = Place::new();
     let mut guard = Guard::prepare(&place, 100, "deadline none", "echo 1 > $DIR/ran; exit 7");
-    let first = fs::read_to_string(format!("/proc/{}/cmdline", guard.group)).unwrap();
+    let mut first = String::new();
+    eventually("it is a program, not on the way to one", || {
+        first = fs::read_to_string(format!("/proc/{}/cmdline", guard.group)).unwrap();
+        !first.is_empty()
+    });
     assert!(first.starts_with("tooz\0__exec\0"), "{first:?} has begun unasked");
     guard.order("begin");
     assert_eq!(guard.report(), "exited 7");
