@@ -98,7 +98,7 @@ impl LockGuard {
         run(&self.state, work).await
     }
 
-    /// Gives the lock back and waits for the backend's answer; of a guard that was lost, there is nothing to wait for.
+    /// Gives the lock back and waits for the backend's answer. A guard that was lost before is answered at once.
     ///
     /// # Errors
     /// `Unavailable` or `Timeout`: the release goes on in the background until the backend answers or the
@@ -184,7 +184,7 @@ pub(crate) async fn release(shared: &Arc<Shared>, state: &Arc<GrantState>) -> Re
     let lost = state.loss().is_some();
     let Some(mut releasing) = Releasing::begin(shared, state) else { return Ok(Released::WasNotHolder) };
     if lost {
-        // What may still stand on the backend is released behind our back: that is nothing to wait for.
+        // What may still stand on the backend is given back in the background, or goes with the session.
         return Ok(Released::WasNotHolder);
     }
     let call = std::future::poll_fn(|cx| match &mut releasing.call {
