@@ -1,21 +1,24 @@
 //! The simulation: whatever the seed, nothing that the contract forbids happens; and it notices when it does.
 //!
 //! `TOOZ_SEEDS=n` makes n runs instead of the default; `TOOZ_FIRST=n` begins at seed n. `TOOZ_SEED=n` makes the run of
-//! one seed and prints its trace. Thousands of seeds are made by the program `simulate` of this crate, optimized.
+//! one seed and prints its trace.
 #![allow(clippy::print_stdout, clippy::unwrap_used)] // a trace is for reading, and a test says by panicking
 
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use tooz_conformance::simulation::{CLOCKS_STOP, Plan, Run, many, run};
 
-/// So few that they cost seconds without optimization; the stage `simulation` of `scripts/test` makes thousands.
+/// So few that they cost a second; the stage `simulation` of `scripts/test` makes thousands.
 const SEEDS: u64 = 100;
 
+/// How often a long run says how far it is: about every three minutes on two cores.
+const SAID_EVERY: u64 = 10_000;
+
 /// Seeds that are run twice, to compare the traces.
-const REPLAYED: u64 = 40;
+const REPLAYED: u64 = 100;
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
@@ -52,7 +55,16 @@ fn nothing_forbidden_happens_whatever_the_seed() {
         return;
     }
     let first = number("TOOZ_FIRST").unwrap_or(0);
-    let summary = many(first..first + number("TOOZ_SEEDS").unwrap_or(SEEDS), Plan::new, |_| {});
+    let done = AtomicU64::new(0);
+    let summary = many(first..first + number("TOOZ_SEEDS").unwrap_or(SEEDS), Plan::new, |run| {
+        if let Some(violation) = run.violations.first() {
+            println!("seed {}: {violation}", run.seed);
+        }
+        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+        if done.is_multiple_of(SAID_EVERY) {
+            println!("{done} seeds");
+        }
+    });
     println!("{summary}");
     assert!(summary.is_well(), "{summary}");
 }
