@@ -8,6 +8,7 @@
 //! goes when the last of them is gone, and not with the one who came first.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
@@ -75,6 +76,11 @@ fn unknown_mode(mode: LockMode) -> Error {
     Error::new(ErrorKind::Unsupported, format!("this version does not know locks held as {mode:?}"))
 }
 
+/// The lease of a shared gate is granted for so long at least: whoever shares it later may have a longer ttl than who came
+/// first, and beats as seldom. Python waits that long if all of them crash, as it does for one of its own (30 s unless
+/// it is told otherwise); nobody else looks at the gate of the dead.
+const LEAST_GATE: Duration = Duration::from_secs(30);
+
 /// A gate that a grant shares with others.
 #[derive(Clone, Copy, Debug)]
 struct SharedGate {
@@ -132,23 +138,47 @@ impl Life {
     }
 
     /// The gate for a wish that shares one: the one that stands, proven to live on, or a new one. `None`: it is about to
-    /// go, look again.
+    /// go, look again. One that might go before this session's next beat is refused.
     async fn shared_gate(&self, wish: &Wish, state: &State) -> Result<Option<Option<SharedGate>>> {
         if !wish.shares_gate() {
             return Ok(Some(None));
         }
         let proved_at = self.client.hub.context.clock.now();
         if let Some(lease) = state.shared_gate() {
-            let kept = self.keep(lease).await?;
-            return Ok(kept.then_some(Some(SharedGate { lease, new: false, proved_at })));
+            let (kept, granted) = tokio::join!(self.keep(lease), self.granted_for(lease));
+            let granted = granted?;
+            if !kept? || granted.is_zero() {
+                return Ok(None);
+            }
+            if granted < self.ttl {
+                // An error leaves no place in the queue.
+                self.clear(&wish.key, wish.attempt).await?;
+                let why = format!(
+                    "who shares this lock has its key for Python for {granted:?} at a time, less than this session's ttl of \
+                     {:?}; give all of them the same ttl, or one of at most {LEAST_GATE:?}",
+                    self.ttl
+                );
+                return Err(Error::new(ErrorKind::Unsupported, why));
+            }
+            return Ok(Some(Some(SharedGate { lease, new: false, proved_at })));
         }
-        let seconds = i64::try_from(self.ttl.as_secs()).unwrap_or(i64::MAX);
+        let seconds = i64::try_from(self.ttl.max(LEAST_GATE).as_secs()).unwrap_or(i64::MAX);
         let granted = self
             .client
             .hub
             .call(true, move |connected| async move { connected.leases().grant(seconds, None).await })
             .await?;
         Ok(Some(Some(SharedGate { lease: granted.id(), new: true, proved_at })))
+    }
+
+    /// For how long a lease lives after each prolonging; zero if it is gone.
+    async fn granted_for(&self, lease: i64) -> Result<Duration> {
+        let found = self
+            .client
+            .hub
+            .call(true, move |connected| async move { connected.leases().time_to_live(lease, None).await })
+            .await?;
+        Ok(Duration::from_secs(u64::try_from(found.granted_ttl()).unwrap_or_default()))
     }
 
     /// Takes what `state` says is free, if it still is.
