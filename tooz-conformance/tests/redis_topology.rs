@@ -87,7 +87,7 @@ async fn a_fail_over_keeps_what_replicas_have() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_isolated_master_proves_nothing() {
     let servers = Sentinels::start(1, NEVER).unwrap();
-    let (a, b) = (connect(&servers.url(), "ttl=3s", "a").await, connect(&servers.url(), "ttl=3s", "b").await);
+    let (a, b) = (connect(&servers.url(), "ttl=6s", "a").await, connect(&servers.url(), "ttl=6s", "b").await);
     let guard = a.lock("x").unwrap().acquire().await.unwrap();
     let waiting = wait_for(&b, "x").await;
     // A renewal that is confirmed, so that none is on its way.
@@ -96,10 +96,10 @@ async fn an_isolated_master_proves_nothing() {
     let error = a.heartbeat().await.unwrap_err();
     assert!(error.to_string().contains("0 of 1 replicas"), "{error}");
     assert!(guard.is_held(), "the last confirmed renewal counts until its deadline");
-    within("the deadline", 4, guard.lost()).await;
+    within("the deadline", 10, guard.lost()).await;
     assert!(is_master(servers.servers[0].address()) && !waiting.is_finished());
     servers.servers[1].server().resume();
-    let next = within("the lock, once replicas answer", 20, waiting).await.unwrap();
+    let next = within("the lock, once replicas answer", 30, waiting).await.unwrap();
     assert!(next.is_held() && !guard.is_held() && next.token() > guard.token());
 }
 
@@ -108,7 +108,7 @@ async fn an_isolated_master_proves_nothing() {
 async fn a_grant_without_replicas_is_none() {
     let servers = Sentinels::start(1, NEVER).unwrap();
     let (master, replica) = (&servers.servers[0], &servers.servers[1]);
-    let a = connect(&servers.url(), "ttl=6s", "a").await;
+    let a = connect(&servers.url(), "ttl=15s", "a").await;
     let more = format!("{}?ttl=1s&wait_replicas=2", servers.url());
     let error = refusal(&more).await;
     assert!(
@@ -128,7 +128,7 @@ async fn a_grant_without_replicas_is_none() {
     let error = refusal(&format!("{}?ttl=1s", servers.url())).await;
     assert!(error.to_string().contains("0 of 1 replicas"), "{error}");
     // Whoever asks for no replica is not kept from it by one.
-    let careless = connect(&servers.url(), "ttl=2s&wait_replicas=0", "b").await;
+    let careless = connect(&servers.url(), "ttl=15s&wait_replicas=0", "b").await;
     assert!(careless.lock("y").unwrap().try_acquire().await.unwrap().is_some());
     replica.server().resume();
     eventually("a grant", async || matches!(a.lock("x").unwrap().try_acquire().await, Ok(Some(_)))).await;
@@ -137,8 +137,8 @@ async fn a_grant_without_replicas_is_none() {
 /// Every replica is waited for that is not called down.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_is_called_down_is_not_waited_for() {
-    let servers = Sentinels::start(2, DOWN).unwrap();
-    let a = connect(&servers.url(), "ttl=6s", "a").await;
+    let servers = Sentinels::start(2, DOWN * 5).unwrap();
+    let a = connect(&servers.url(), "ttl=20s", "a").await;
     let guard = a.lock("x").unwrap().acquire().await.unwrap();
     a.heartbeat().await.unwrap();
     servers.servers[2].server().stop();
@@ -163,12 +163,12 @@ async fn two_masters_and_one_holder() {
     let servers = Sentinels::start_behind(2, DOWN, hide).unwrap();
     let (proxy, master) = (proxy.unwrap(), servers.servers[0].address());
     let stale = sentinel_url(&[lying_sentinel(master)]);
-    let (a, b) = (connect(&stale, "ttl=3s", "a").await, connect(&servers.url(), "ttl=3s", "b").await);
+    let (a, b) = (connect(&stale, "ttl=6s", "a").await, connect(&servers.url(), "ttl=6s", "b").await);
     let guard = a.lock("x").unwrap().acquire().await.unwrap();
     let waiting = wait_for(&b, "x").await;
     proxy.hold_both();
     // Both look at the same clock: from the moment at which one has it, the other one has not.
-    let next = within("the lock on the other side", 40, waiting).await.unwrap();
+    let next = within("the lock on the other side", 60, waiting).await.unwrap();
     assert!(next.is_held() && !guard.is_held(), "two believe to hold it");
     assert!(next.token() > guard.token());
     let promoted = servers.master().unwrap();
@@ -293,7 +293,7 @@ async fn what_is_wrong_is_named() {
     }
     // One sentinel that is away is no matter.
     let some = sentinel_url(&[nowhere, sentinel]);
-    let a = connect(&some, "ttl=5s", "a").await;
+    let a = connect(&some, "ttl=15s", "a").await;
     assert!(a.lock("x").unwrap().try_acquire().await.unwrap().is_some());
     for wanted in [Characteristics::DURABLE_FENCING, Characteristics::CAUSAL] {
         assert!(!a.characteristics().contains(wanted));
@@ -323,13 +323,13 @@ async fn users_and_permissions() {
         );
     }
     let url = servers.url().replace("://", "://app:hunter2@");
-    let options = "ttl=3s&sentinel_user=asker&sentinel_password=secret1";
+    let options = "ttl=15s&sentinel_user=asker&sentinel_password=secret1";
     let (a, b) = (connect(&url, options, "a").await, connect(&url, options, "b").await);
     let guard = a.lock("x").unwrap().acquire().await.unwrap();
     let waiting = wait_for(&b, "x").await;
     a.heartbeat().await.unwrap();
     guard.release().await.unwrap();
-    assert!(within("the hand-over", 5, waiting).await.unwrap().is_held());
+    assert!(within("the hand-over", 30, waiting).await.unwrap().is_held());
     for bad in
         [format!("{url}?sentinel_user=asker&sentinel_password=wrong2"), url.replace("hunter2", "wrong2")]
     {
@@ -402,7 +402,7 @@ async fn a_slot_moves() {
     assert!(guard.is_held() && !waiting.is_finished());
     assert_eq!(group.members().await.unwrap().len(), 1);
     guard.release().await.unwrap();
-    let next = within("the hand-over", 10, waiting).await.unwrap();
+    let next = within("the hand-over", 30, waiting).await.unwrap();
     assert!(next.is_held() && exists(&cluster.nodes[to], "{_tooz}_x_lock"));
     group.leave().await.unwrap();
     let told = async {
@@ -414,5 +414,5 @@ async fn a_slot_moves() {
             }
         }
     };
-    within("the watch goes on", 10, told).await;
+    within("the watch goes on", 30, told).await;
 }

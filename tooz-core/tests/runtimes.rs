@@ -54,7 +54,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 #[test]
 fn everything_works_without_a_tokio_runtime_of_the_caller() {
     within(LIMIT, || {
-        let url = "memory://runtimes-none?ttl=2s";
+        let url = "memory://runtimes-none?ttl=15s";
         let kit = Kit::of(url).unwrap();
         block_on(async {
             let c = Coordinator::builder(url, "a").connect().await.unwrap();
@@ -146,14 +146,14 @@ fn when_its_runtime_ends_before_the_keeper_ran_the_coordinator_is_lost_too() {
 #[test]
 fn a_blocked_runtime_delays_no_renewal() {
     within(LIMIT, || {
-        let url = "memory://runtimes-blocked?ttl=1s";
+        let url = "memory://runtimes-blocked?ttl=3s";
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let c = Coordinator::builder(url, "a").connect().await.unwrap();
             let guard = c.lock("x").unwrap().acquire().await.unwrap();
-            std::thread::sleep(Duration::from_secs(3));
+            std::thread::sleep(Duration::from_secs(7));
             assert!(guard.is_held(), "{:?}", guard.loss());
-            assert!(c.heart().beats() >= 6, "{} beats", c.heart().beats());
+            assert!(c.heart().beats() >= 4, "{} beats", c.heart().beats());
         });
     });
 }

@@ -27,6 +27,11 @@ pub(crate) fn within(limit: Duration, what: &str, mut condition: impl FnMut() ->
     start.elapsed()
 }
 
+/// Asserts what holds at a moment, of the best of some runs: a machine that stands still then says nothing about the mechanism.
+pub(crate) fn in_time(what: &str, run: impl Fn() -> bool) {
+    assert!((0..5).any(|_| run()), "too late, again and again: {what}");
+}
+
 /// A directory with a backend of its own, and the processes of one test, killed at its end whatever happens.
 #[derive(Debug)]
 pub(crate) struct Place {

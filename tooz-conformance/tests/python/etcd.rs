@@ -1,14 +1,12 @@
 //! On etcd: what is otherwise there.
 
-use std::time::Duration;
-
 use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 use serde_json::json;
 use tooz_conformance::servers::etcd::{Etcd, program};
 use tooz_core::{ErrorKind, LossReason};
 use tooz_etcd as _; // links the driver
 
-use super::stage::{Server, Stage};
+use super::stage::{SOON, Server, Stage};
 
 pub(crate) fn start() -> Result<Box<dyn Server>, String> {
     program()?;
@@ -16,8 +14,8 @@ pub(crate) fn start() -> Result<Box<dyn Server>, String> {
 }
 
 impl Server for Etcd {
-    fn rust(&self) -> String {
-        format!("etcd://{}?ttl=2s", self.address())
+    fn rust(&self, ttl: u64) -> String {
+        format!("etcd://{}?ttl={ttl}s", self.address())
     }
 
     fn python(&self) -> String {
@@ -44,7 +42,7 @@ pub(crate) async fn breaking_is_heard_or_refused(stage: Stage) {
     assert_eq!(peer.does("release x"), json!(true));
     let guard = rust.lock("x").unwrap().try_acquire().await.unwrap().unwrap();
     peer.does("break x");
-    let why = tokio::time::timeout(Duration::from_secs(4), guard.lost()).await.unwrap();
+    let why = tokio::time::timeout(SOON, guard.lost()).await.unwrap();
     assert_eq!(why, LossReason::Vanished);
     // Nothing of it is in anybody's way.
     assert!(rust.lock("x").unwrap().acquire().await.unwrap().is_held());

@@ -1,13 +1,11 @@
 //! On Redis: what else Python shares there.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 use tooz_conformance::servers::redis::{Redis, program};
 use tooz_core::{Capabilities, LossReason};
 use tooz_redis as _; // links the driver
 
-use super::stage::{Server, Stage, eventually, ids};
+use super::stage::{SOON, Server, Stage, eventually, ids};
 
 pub(crate) fn start() -> Result<Box<dyn Server>, String> {
     program()?;
@@ -15,8 +13,8 @@ pub(crate) fn start() -> Result<Box<dyn Server>, String> {
 }
 
 impl Server for Redis {
-    fn rust(&self) -> String {
-        format!("redis://{}?ttl=2s", self.address())
+    fn rust(&self, ttl: u64) -> String {
+        format!("redis://{}?ttl={ttl}s", self.address())
     }
 
     fn python(&self) -> String {
@@ -40,7 +38,7 @@ pub(crate) async fn either_can_break_the_others_lock(stage: Stage) {
     let guard = rust.lock("x").unwrap().try_acquire().await.unwrap().unwrap();
     // As Python's break_: the key is deleted, without a word.
     assert_eq!(peer.does("break x"), Value::Null);
-    let why = tokio::time::timeout(Duration::from_secs(2), guard.lost()).await.unwrap();
+    let why = tokio::time::timeout(SOON, guard.lost()).await.unwrap();
     assert_eq!(why, LossReason::Vanished);
 }
 
@@ -56,8 +54,7 @@ pub(crate) async fn an_election_is_shared(stage: Stage) {
     let leader = rust.election("g").unwrap().leader().await.unwrap().unwrap();
     assert!(leader.member.is_none() && leader.term.is_none(), "{leader:?}");
     drop(peer);
-    let lead =
-        tokio::time::timeout(Duration::from_secs(10), rust.election("g").unwrap().campaign()).await.unwrap();
+    let lead = tokio::time::timeout(SOON, rust.election("g").unwrap().campaign()).await.unwrap();
     assert!(lead.unwrap().is_held());
 }
 
@@ -82,7 +79,7 @@ pub(crate) async fn what_python_took_out_may_come_again(stage: Stage) {
     group.join_or_create(Capabilities::none()).await.unwrap();
     assert_eq!(peer.does("create theirs"), Value::Null);
     assert_eq!(peer.does("groups"), json!(["g", "theirs"]));
-    let dead = stage.builder("dead").manual_heart().rejoin(false).connect().await.unwrap(); // it never beats
+    let dead = stage.dead().await;
     dead.group("g").unwrap().join(Capabilities::none()).await.unwrap();
     eventually("Python sees it go", async || peer.does("members g") == json!(["rust"])).await;
     drop(dead);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tooz_core::{Capabilities, ErrorKind, GroupEvent};
 
-use super::stage::{Stage, eventually, ids};
+use super::stage::{SOON, Stage, eventually, ids};
 
 pub(crate) async fn a_lock_excludes_both_ways(stage: Stage) {
     let (rust, mut peer) = (stage.rust("rust").await, stage.python("python"));
@@ -28,10 +28,11 @@ pub(crate) async fn a_lock_excludes_both_ways(stage: Stage) {
 }
 
 pub(crate) async fn the_last_reader_keeps_python_out(stage: Stage) {
-    let (a, b, mut peer) = (stage.rust("a").await, stage.rust("b").await, stage.python("python"));
+    let (a, b, mut peer) =
+        (stage.rust_for(4, "a").await, stage.rust_for(4, "b").await, stage.python("python"));
     let one = a.lock("x").unwrap().shared().acquire().await.unwrap();
     let two = b.lock("x").unwrap().shared().acquire().await.unwrap();
-    tokio::time::sleep(Duration::from_secs(3)).await; // longer than the ttl: both are renewed
+    tokio::time::sleep(Duration::from_secs(6)).await; // longer than the ttl: both are renewed
     one.release().await.unwrap();
     assert_eq!(peer.does("try x"), json!(false));
     assert!(two.is_held());
@@ -52,7 +53,7 @@ pub(crate) async fn each_waits_for_the_other(stage: Stage) {
         assert!(!waiting.is_finished());
     }
     assert_eq!(peer.does("release x"), json!(true));
-    let guard = tokio::time::timeout(Duration::from_secs(5), waiting).await.unwrap().unwrap();
+    let guard = tokio::time::timeout(SOON, waiting).await.unwrap().unwrap();
     peer.tell("acquire x");
     tokio::time::sleep(Duration::from_millis(300)).await;
     guard.release().await.unwrap();
@@ -90,16 +91,13 @@ pub(crate) async fn a_python_holder_that_dies_is_waited_for(stage: Stage) {
     let (rust, mut peer) = (stage.rust("rust").await, stage.python("python"));
     assert_eq!(peer.does("try x"), json!(true));
     drop(peer);
-    let guard = tokio::time::timeout(Duration::from_secs(10), rust.lock("x").unwrap().acquire())
-        .await
-        .unwrap()
-        .unwrap();
+    let guard = tokio::time::timeout(SOON, rust.lock("x").unwrap().acquire()).await.unwrap().unwrap();
     assert!(guard.is_held());
 }
 
 pub(crate) async fn a_rust_holder_that_dies_is_waited_for(stage: Stage) {
     let mut peer = stage.python("python");
-    let dead = stage.builder("dead").manual_heart().rejoin(false).connect().await.unwrap(); // it never beats
+    let dead = stage.dead().await;
     let guard = dead.lock("x").unwrap().acquire().await.unwrap();
     let taken = tokio::task::spawn_blocking(move || peer.does("acquire x")).await.unwrap();
     assert_eq!(taken, json!(true));
@@ -171,13 +169,13 @@ pub(crate) async fn members_are_seen_alive_and_dead(stage: Stage) {
     let mut watch = group.watch().await.unwrap();
     drop(watch.next().await);
     drop(peer);
-    let left = tokio::time::timeout(Duration::from_secs(10), watch.next()).await.unwrap();
+    let left = tokio::time::timeout(SOON, watch.next()).await.unwrap();
     assert!(matches!(&left, Some(Ok(GroupEvent::Left(r))) if r.member.as_bytes() == b"python"), "{left:?}");
     twin.group("g").unwrap().join(Capabilities::none()).await.unwrap();
 
     // Rust dies: Python sees it go.
     let mut other = stage.python("other");
-    let dead = stage.builder("dead").manual_heart().rejoin(false).connect().await.unwrap(); // it never beats
+    let dead = stage.dead().await;
     dead.group("g").unwrap().join(Capabilities::none()).await.unwrap();
     assert_eq!(other.does("members g"), json!(["dead", "python", "rust"]));
     eventually("Python sees it go", async || other.does("members g") == json!(["python", "rust"])).await;

@@ -8,10 +8,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tooz_core::Coordinator;
 
+/// What comes of itself, or with the end of a session of three or four seconds, comes within this on any machine.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
 /// A store that is shared.
 pub(crate) trait Server {
-    /// For a session of two seconds.
-    fn rust(&self) -> String;
+    /// For a session that lives so many seconds.
+    fn rust(&self, ttl: u64) -> String;
     /// For one of three or four.
     fn python(&self) -> String;
     /// Marks, past every lock, that somebody is inside; `false`: somebody else is.
@@ -27,12 +30,19 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
+    /// One that is not to end: a machine may stand still for seconds.
     pub(crate) async fn rust(&self, member: &str) -> Coordinator {
-        self.builder(member).connect().await.unwrap()
+        self.rust_for(15, member).await
     }
 
-    pub(crate) fn builder(&self, member: &str) -> tooz_core::Builder {
-        Coordinator::builder(self.server.rust(), member)
+    pub(crate) async fn rust_for(&self, ttl: u64, member: &str) -> Coordinator {
+        Coordinator::builder(self.server.rust(ttl), member).connect().await.unwrap()
+    }
+
+    /// One that never beats.
+    pub(crate) async fn dead(&self) -> Coordinator {
+        let dead = Coordinator::builder(self.server.rust(3), "dead").manual_heart().rejoin(false);
+        dead.connect().await.unwrap()
     }
 
     pub(crate) fn python(&self, member: &str) -> Peer {
