@@ -296,6 +296,29 @@ async fn a_reader_of_an_earlier_time_stays_lost() {
     assert!(second.token() > first.token());
 }
 
+/// Whose sessions live longer than those of others read beside them: the key for Python does not go between two of their
+/// beats, whoever came first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_of_unlike_ttls() {
+    let redis = server!();
+    let long = connect(&redis, "60s", "long").await;
+    for n in 0..2 {
+        let short =
+            Coordinator::builder(url(&redis, "3s"), format!("short-{n}")).manual_heart().rejoin(false);
+        let short = short.connect().await.unwrap();
+        let readers = [&short, &long];
+        let first = readers[n].lock("x").unwrap().shared().acquire().await.unwrap();
+        let second = readers[1 - n].lock("x").unwrap().shared().acquire().await.unwrap();
+        // The one's session is over long before the other's next beat.
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        let (dead, alive) = if n == 0 { (first, second) } else { (second, first) };
+        assert!(!dead.is_held() && alive.is_held());
+        assert_eq!(keys(&redis, "_tooz_x_lock").len(), 1, "Python would be let in");
+        alive.release().await.unwrap();
+        assert!(keys(&redis, "_tooz_x_lock").is_empty(), "nobody reads any more");
+    }
+}
+
 /// Tokens that differ in their last digit alone differ.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tokens_a_microsecond_apart() {
