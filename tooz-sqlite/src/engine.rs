@@ -191,14 +191,15 @@ impl Engine {
         }
     }
 
-    /// When the thread has to look by itself; `None` while nobody waits for anything.
+    /// When the thread has to look by itself; `None` while there is no session and nobody waits for anything.
     fn next_look(&self) -> Option<Instant> {
         let mut next = self.suspects.values().map(|(at, _)| *at).min();
         let mut sooner = |at: Instant| next = Some(next.map_or(at, |next| next.min(at)));
         if let Some((at, _)) = self.committing {
             sooner(at);
         }
-        if self.somebody_waits() {
+        // An unlinked name is told of before it is gone: who looks at once may still find it, and is told no more.
+        if self.somebody_waits() || !self.hub.locals.is_empty() {
             sooner(self.safety);
         }
         if self.logged {

@@ -158,15 +158,19 @@ impl Engine {
         }
     }
 
+    fn check_own_files(&mut self) {
+        for local in self.hub.locals.values().cloned().collect::<Vec<_>>() {
+            self.check_own_file(&local);
+        }
+    }
+
     /// Lets go of a database that is no longer at its path.
     pub(crate) fn check_place(&mut self) {
         let Some(database) = &self.database else { return };
         let in_place = FileId::at(&self.client.place.database).is_ok_and(|id| id == database.file);
         if in_place {
             if !self.client.place.sessions().is_dir() {
-                for local in self.hub.locals.values().cloned().collect::<Vec<_>>() {
-                    self.check_own_file(&local);
-                }
+                self.check_own_files();
                 // Opened again, it makes the directory anew and listens to that.
                 self.clear_suspects();
                 self.let_go();
@@ -246,8 +250,9 @@ impl Engine {
             let deaf = self.is_deaf();
             let wait = if deaf { self.client.entropy.between(POLL_LOW, POLL_HIGH) } else { SAFETY };
             self.safety = now + wait;
+            self.check_place();
+            self.check_own_files();
             if self.somebody_waits() {
-                self.check_place();
                 if let Err(error) = self.open(now + REAP_LIMIT) {
                     tracing::debug!(%error, "the database is opened again later");
                     return;
@@ -258,10 +263,6 @@ impl Engine {
                 self.hear_commits();
                 if self.somebody_watches() {
                     self.look_at_everything();
-                } else {
-                    for local in self.hub.locals.values().cloned().collect::<Vec<_>>() {
-                        self.check_own_file(&local);
-                    }
                 }
                 self.check_commits(false);
                 self.look_ahead();
@@ -270,9 +271,7 @@ impl Engine {
     }
 
     pub(crate) fn look_at_everything(&mut self) {
-        for local in self.hub.locals.values().cloned().collect::<Vec<_>>() {
-            self.check_own_file(&local);
-        }
+        self.check_own_files();
         let deadline = self.client.clock.now() + REAP_LIMIT;
         match self.write(Level::Read, deadline, reaper::find_dead) {
             Ok(dead) => dead.into_iter().for_each(|seq| self.suspect(seq)),

@@ -201,6 +201,19 @@ async fn a_vanished_session_directory_ends_the_sessions_and_is_made_anew() {
     .await;
 }
 
+/// No event tells of it: the database itself is neither moved nor deleted.
+#[tokio::test]
+async fn a_directory_above_that_is_moved_ends_the_sessions() {
+    let directory = tempfile::tempdir().unwrap();
+    let (home, elsewhere) = (directory.path().join("home"), directory.path().join("elsewhere"));
+    fs::create_dir(&home).unwrap();
+    let driver = connect(&url(&home, "")).await;
+    let us = session(&driver, "us").await;
+    granted(&us, &ask("x", Exclusive)).await;
+    fs::rename(&home, &elsewhere).unwrap();
+    assert!(matches!(soon(us.notice()).await, Notice::SessionLost(LossReason::Vanished)));
+}
+
 /// A small file system of its own, unmounted at the end.
 struct Mounted(tempfile::TempDir);
 
