@@ -119,7 +119,8 @@ async fn forgotten_scripts_are_told_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_message_delays_a_hand_over_and_no_more() {
     let redis = server!();
-    let (a, b) = (connect(&redis, PATIENT, "a").await, connect(&redis, PATIENT, "b").await);
+    // So long that no beat and no look at a holder's end comes to help.
+    let (a, b) = (connect(&redis, "60s", "a").await, connect(&redis, "60s", "b").await);
     for _ in 0..5 {
         let guard = a.lock("x").unwrap().acquire().await.unwrap();
         let waiting = wait_for(&b, "x", 0).await;
