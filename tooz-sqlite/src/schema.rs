@@ -1,9 +1,10 @@
 //! Opening the database: its identity, its schema and the files beside it.
 
+use std::cell::RefCell;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{Read, Write};
+use std::marker::PhantomData;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::libc;
@@ -43,25 +44,32 @@ const BUSY_STEADY: u32 = 4;
 /// left unused for longer than a transaction takes.
 const BUSY_MOST: Duration = Duration::from_millis(16);
 
-/// How a connection waits for another writer.
+/// How this thread's connection waits for another writer.
 #[derive(Debug)]
 struct Patience {
+    clock: Clock,
+    entropy: Entropy,
     until: Instant,
     /// How often it has waited since it last wrote.
     waits: u32,
 }
 
-/// An open database.
+thread_local! {
+    /// In the thread, since the handler of the oldest rusqlite that we build with is a plain function.
+    static PATIENCE: RefCell<Option<Patience>> = const { RefCell::new(None) };
+}
+
+/// An open database, the only one of the thread that opened it, and of use to no other.
 #[derive(Debug)]
 pub(crate) struct Database {
     pub(crate) connection: Connection,
     pub(crate) file: FileId,
-    /// Until when SQLite waits for another writer.
-    patience: Arc<Mutex<Patience>>,
     /// For asking who has the write lock. INVARIANT: closed after the connection (fields are dropped in order):
     /// closing it earlier would drop SQLite's locks on the same file.
     shared_memory: File,
     full: bool,
+    /// INVARIANT: it stays on its thread, where its patience is.
+    stays: PhantomData<*const ()>,
 }
 
 impl Database {
@@ -88,9 +96,13 @@ impl Database {
         // Else SQLite, built with STAT4 as rusqlite's is, plans a kept statement anew whenever its parameters
         // change (seen in 3.54): several times the cost of running it.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map_err(native)?;
-        let patience = Arc::new(Mutex::new(Patience { until: deadline, waits: 0 }));
-        let handler = busy_handler(site.clock.clone(), site.entropy.clone(), patience.clone());
-        connection.busy_handler(Some(handler)).map_err(native)?;
+        PATIENCE.set(Some(Patience {
+            clock: site.clock.clone(),
+            entropy: site.entropy.clone(),
+            until: deadline,
+            waits: 0,
+        }));
+        connection.busy_handler(Some(wait_for_writer as fn(i32) -> bool)).map_err(native)?;
         if connection.is_readonly("main").map_err(native)? {
             return Err(Error::new(
                 ErrorKind::Denied,
@@ -104,17 +116,23 @@ impl Database {
             .custom_flags(libc::O_NOFOLLOW)
             .open(&shm)
             .map_err(|error| error::io(format!("{}", shm.display()), error))?;
-        Ok(Self { connection, file, patience, shared_memory, full: true })
+        Ok(Self { connection, file, shared_memory, full: true, stays: PhantomData })
     }
 
     /// Sets until when the next statements wait for another writer.
     pub(crate) fn wait_until(&self, deadline: Instant) {
-        self.patience.lock().unwrap_or_else(PoisonError::into_inner).until = deadline;
+        self.change_patience(|patience| patience.until = deadline);
     }
 
     /// The write lock was had: the next wait is for somebody else.
     pub(crate) fn had_its_turn(&self) {
-        self.patience.lock().unwrap_or_else(PoisonError::into_inner).waits = 0;
+        self.change_patience(|patience| patience.waits = 0);
+    }
+
+    // With `self`, although it needs nothing of it: who has it is on its thread.
+    #[allow(clippy::unused_self)]
+    fn change_patience(&self, change: impl FnOnce(&mut Patience)) {
+        PATIENCE.with_borrow_mut(|patience| patience.as_mut().map(change));
     }
 
     /// Sets whether commits are synced. SQLite ignores it inside a transaction.
@@ -145,25 +163,16 @@ pub(crate) fn is_busy(error: &Error) -> bool {
     error.source().and_then(|source| source.downcast_ref()).is_some_and(error::is_busy)
 }
 
-fn busy_handler(
-    clock: Clock,
-    entropy: Entropy,
-    patience: Arc<Mutex<Patience>>,
-) -> impl FnMut(i32) -> bool + Send + 'static {
-    move |_| {
-        let (until, waits) = {
-            let mut patience = patience.lock().unwrap_or_else(PoisonError::into_inner);
-            patience.waits = patience.waits.saturating_add(1);
-            (patience.until, patience.waits)
-        };
-        let left = until.saturating_since(clock.now());
-        if left.is_zero() {
-            return false;
-        }
-        let most = BUSY_HIGH.saturating_mul(1 << (waits / BUSY_STEADY).min(16)).min(BUSY_MOST);
-        std::thread::park_timeout(entropy.between(BUSY_LOW, most).min(left));
-        true
-    }
+/// SQLite's busy handler: waits a moment for another writer, and says whether to ask again.
+fn wait_for_writer(_: i32) -> bool {
+    let wait = PATIENCE.with_borrow_mut(|patience| {
+        let patience = patience.as_mut()?;
+        patience.waits = patience.waits.saturating_add(1);
+        let left = patience.until.saturating_since(patience.clock.now());
+        let most = BUSY_HIGH.saturating_mul(1 << (patience.waits / BUSY_STEADY).min(16)).min(BUSY_MOST);
+        (!left.is_zero()).then(|| patience.entropy.between(BUSY_LOW, most).min(left))
+    });
+    wait.map(std::thread::park_timeout).is_some()
 }
 
 /// Checks whose database it is before anything is changed, then brings it up to this version.
