@@ -29,7 +29,7 @@ impl ByHand {
         let connection = Connection::open(path)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "NORMAL")?;
-        connection.busy_timeout(Duration::from_secs(60))?;
+        connection.busy_timeout(Duration::from_mins(1))?;
         connection.execute_batch(
             "CREATE TABLE IF NOT EXISTS holder (name BLOB PRIMARY KEY, owner TEXT NOT NULL, token INTEGER NOT NULL);
              CREATE TABLE IF NOT EXISTS fence (next INTEGER NOT NULL);
@@ -192,7 +192,7 @@ async fn memory() -> Result<()> {
 /// One beat of a session with many locks.
 async fn heartbeat() -> Result<()> {
     let coordinator =
-        Coordinator::builder("memory://beats", "a").ttl(Duration::from_secs(60)).connect().await?;
+        Coordinator::builder("memory://beats", "a").ttl(Duration::from_mins(1)).connect().await?;
     let beat = async |held: usize| -> Result<f64> {
         let mut figures = Vec::new();
         for _ in 0..ROUNDS {

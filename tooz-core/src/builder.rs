@@ -20,14 +20,14 @@ use crate::{
 };
 
 const SECOND: Duration = Duration::from_secs(1);
-const DAY: Duration = Duration::from_secs(86_400);
+const DAY: Duration = Duration::from_hours(24);
 
 /// The options that every driver has.
 pub const COMMON_OPTIONS: &[OptionSpec] = &[
     OptionSpec::new(
         "ttl",
         // Below a second a busy machine alone would lose sessions; memcached knows no more than 30 days.
-        OptionKind::Duration { min: SECOND, max: Duration::from_secs(30 * 86_400) },
+        OptionKind::Duration { min: SECOND, max: Duration::from_hours(30 * 24) },
         "how long a session lives without a beat, where liveness depends on time (default 15s there)",
     ),
     OptionSpec::new("namespace", OptionKind::Text, "names in two namespaces never meet (default tooz)"),

@@ -17,7 +17,7 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     ),
     OptionSpec::new(
         "timeout",
-        OptionKind::Duration { min: Duration::from_secs(1), max: Duration::from_secs(86_400) },
+        OptionKind::Duration { min: Duration::from_secs(1), max: Duration::from_hours(24) },
         "how long a Python member lives after its last heartbeat; give what the Python processes use (default: 10s)",
     ),
     OptionSpec::new(

@@ -205,9 +205,9 @@ pub(crate) async fn remove_lock_records(client: &Client, site: &Site, id: Sessio
 
 /// Leftovers of processes that died in the middle of something are taken for such after this long; everything
 /// that is under way takes milliseconds.
-const LEFTOVER: Duration = Duration::from_secs(60);
+const LEFTOVER: Duration = Duration::from_mins(1);
 /// How long it stays on record who broke a lock (L10).
-const BROKEN_KEPT: Duration = Duration::from_secs(3_600);
+const BROKEN_KEPT: Duration = Duration::from_hours(1);
 
 /// Removes files that nobody will look for any more.
 pub(crate) fn tidy(client: &Client, site: &Site) -> Result<()> {

@@ -26,7 +26,7 @@ use crate::slots::Slots;
 /// How many beats' moments of sending are kept: a message about an older one comes too late for anything.
 const REMEMBERED: usize = 64;
 /// What is left of a lock is kept for this long at least, so that the next holder learns how the last one ended.
-pub(crate) const KEEP: Duration = Duration::from_secs(3600);
+pub(crate) const KEEP: Duration = Duration::from_hours(1);
 /// The server's clock and ours go apart by this much only if one of them was set.
 const JUMP: i64 = 1_000;
 

@@ -8,7 +8,7 @@ use super::redis::{Redis, command, text};
 use super::{Launch, Server, free_port};
 
 /// How long all of them may take to know each other.
-const READY: Duration = Duration::from_secs(60);
+const READY: Duration = Duration::from_mins(1);
 /// What sentinels call the master.
 pub const MASTER: &str = "mymaster";
 /// Replicas get everything at once, and say at once what they have; nothing waits for a disk.

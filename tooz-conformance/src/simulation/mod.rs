@@ -164,7 +164,7 @@ impl Run {
 static RUNS: AtomicU64 = AtomicU64::new(0);
 
 /// A run of virtual time lasts a few minutes at most; one that lasts longer waits for something that never comes.
-const LONGEST: Duration = Duration::from_secs(3_600);
+const LONGEST: Duration = Duration::from_hours(1);
 
 /// Makes a run, on a runtime of its own with a clock of its own.
 pub fn run(plan: &Plan) -> Run {

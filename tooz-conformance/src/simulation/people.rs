@@ -148,7 +148,7 @@ impl People {
 
     /// Waits until every task has come to its end.
     pub(super) async fn come_to_rest(&mut self, world: &World) {
-        let limit = Duration::from_secs(60);
+        let limit = Duration::from_mins(1);
         for (place, person) in &mut self.there {
             for (number, worker) in person.workers.drain(..).enumerate() {
                 if tokio::time::timeout(limit, worker).await.is_err() {

@@ -144,7 +144,7 @@ pub(super) async fn all_held_by(c: &Coordinator, what: What, name: &str) -> Outc
 }
 
 /// Long enough for every scene.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 
 pub(super) fn scenes() -> Vec<Scene> {
     let mut scenes = Vec::new();
@@ -376,7 +376,7 @@ mod hurt {
         let ends = async {
             p.settle().await;
             // Its coordinator hears of it although its calls hang: another way than the one they take.
-            own.simulate_suspend(Duration::from_secs(3600));
+            own.simulate_suspend(Duration::from_hours(1));
             p.h().pass(Duration::from_secs(2)).await;
             kit(&p)?.heal(own.member().as_bytes());
             Ok(())
