@@ -228,11 +228,14 @@ impl Etcd {
     pub fn clean(&self) -> bool {
         self.server.resume();
         let cleaned = self.ask(|mut client| async move {
-            for lease in client.leases().await?.leases() {
+            let before = client.leases().await?;
+            // All at one moment: a session that opens as soon as it hears of its loss keeps what it writes.
+            client.delete("", Some(DeleteOptions::new().with_all_keys())).await?;
+            for lease in before.leases() {
                 // It may end by itself meanwhile.
                 let _ = client.lease_revoke(lease.id()).await;
             }
-            client.delete("", Some(DeleteOptions::new().with_all_keys())).await.map(|_| ())
+            Ok(())
         });
         cleaned.is_ok()
     }
