@@ -89,7 +89,7 @@ async fn lock_all_never_deadlocks(h: Harness) -> Outcome {
             fine(())
         }));
     }
-    within("everybody's turns", h.limit(secs(1)), async {
+    within("everybody's turns", h.limit(secs(3)), async {
         for task in tasks {
             task.await??;
         }

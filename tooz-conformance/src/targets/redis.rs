@@ -19,6 +19,9 @@ const TTL: &str = "ttl=2s";
 /// Where nothing is to expire, nothing waits for it.
 const PATIENT: &str = "ttl=15s";
 
+/// Servers that all cases share answer late now and then.
+const SHARED_TTL: &str = "ttl=5s";
+
 /// One server.
 pub fn target() -> Target {
     let asked = AtomicBool::new(false);
@@ -62,7 +65,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub fn with_sentinel() -> Target {
     static SERVERS: LazyLock<Result<Sentinels, String>> = LazyLock::new(|| Sentinels::start(1, PATIENCE));
     let name = "redis+sentinel";
-    unhurt(name, "redis+sentinel://127.0.0.1/mymaster", TTL, redis::program().err(), |ttl| {
+    unhurt(name, "redis+sentinel://127.0.0.1/mymaster", SHARED_TTL, redis::program().err(), |ttl| {
         let servers = SERVERS.as_ref().map_err(Clone::clone)?;
         Ok(Place::new(format!("{}?{ttl}", servers.url())))
     })
@@ -72,7 +75,7 @@ pub fn with_sentinel() -> Target {
 pub fn with_cluster() -> Target {
     static SERVERS: LazyLock<Result<Cluster, String>> = LazyLock::new(|| Cluster::start(PATIENCE));
     let name = "redis+cluster";
-    unhurt(name, "redis+cluster://127.0.0.1", TTL, redis::program().err(), |ttl| {
+    unhurt(name, "redis+cluster://127.0.0.1", SHARED_TTL, redis::program().err(), |ttl| {
         let servers = SERVERS.as_ref().map_err(Clone::clone)?;
         Ok(Place::new(format!("{}?{ttl}", servers.url())))
     })
@@ -84,14 +87,12 @@ pub fn with_tls() -> Target {
     use crate::servers::find;
     use crate::servers::redis_tls::{Certificates, RedisTls};
     static CERTIFICATES: LazyLock<Result<Certificates, String>> = LazyLock::new(Certificates::make);
-    /// Handshakes take their time where nothing is optimized.
-    const HANDSHAKE_TTL: &str = "ttl=5s";
     static SERVER: LazyLock<Result<RedisTls, String>> =
         LazyLock::new(|| RedisTls::start(CERTIFICATES.as_ref().map_err(Clone::clone)?, false));
     let missing = redis::program()
         .err()
         .or_else(|| find("openssl").is_none().then(|| "openssl is not installed".into()));
-    unhurt("redis+tls", "rediss://127.0.0.1", HANDSHAKE_TTL, missing, |ttl| {
+    unhurt("redis+tls", "rediss://127.0.0.1", SHARED_TTL, missing, |ttl| {
         let server = SERVER.as_ref().map_err(Clone::clone)?;
         let ca = CERTIFICATES.as_ref().map_err(Clone::clone)?.file("ca.pem");
         Ok(Place::new(format!("rediss://{}?{ttl}&tls_ca={}", server.address(), ca.display())).keep(server))
