@@ -1,7 +1,7 @@
 //! Names as they are shown.
 #![no_main]
 
-#[path = "../../tooz-core/tests/checks/mod.rs"]
+#[path = "../../tooz-core/tests/it/checks.rs"]
 mod checks;
 
 libfuzzer_sys::fuzz_target!(|names: (&[u8], &[u8])| {

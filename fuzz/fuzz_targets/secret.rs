@@ -1,7 +1,7 @@
 //! What is shown of a URL with a secret in its password, encoded or not.
 #![no_main]
 
-#[path = "../../tooz-core/tests/checks/mod.rs"]
+#[path = "../../tooz-core/tests/it/checks.rs"]
 mod checks;
 
 libfuzzer_sys::fuzz_target!(|parts: (&str, &str, &str)| {

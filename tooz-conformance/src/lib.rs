@@ -25,7 +25,7 @@ pub use case::{Case, Failure, Outcome, Running};
 pub use harness::{Harness, Stopwatch, random};
 pub use kit::{Call, Fate, Kit};
 pub use process::Process;
-pub use runner::{main, run, run_within};
+pub use runner::{left_out, main, run, run_within, trial};
 pub use target::{Place, Target, Time, Wish};
 pub use tools::{dropped_after, ensure, eventually, within};
 pub use victim::Victim;

@@ -18,7 +18,7 @@ use crate::{cases, helper};
 const VIRTUAL_LIMIT: Duration = Duration::from_secs(1000);
 
 /// How long the backend of a case may take to be there: it is no part of the case. Servers bound that themselves.
-const PREPARATION: Duration = Duration::from_secs(180);
+const PREPARATION: Duration = Duration::from_mins(3);
 
 /// Ends what is still running when a case is over; the case's verdict stands already.
 const SHUTDOWN: Duration = Duration::from_secs(1);
@@ -32,11 +32,10 @@ pub fn main(targets: &[Target]) -> ExitCode {
         return code;
     }
     let mut arguments = Arguments::from_args();
-    // Most cases mostly wait.
-    let threads = 4 * std::thread::available_parallelism().map_or(2, usize::from);
+    // Most cases mostly wait: eight to a processor take two thirds of the time of four, and no more of the processors'.
+    let threads = 8 * std::thread::available_parallelism().map_or(2, usize::from);
     arguments.test_threads.get_or_insert(threads);
-    let require = std::env::var("TOOZ_REQUIRE").is_ok_and(|value| value == "all");
-    let conclusion = libtest_mimic::run(&arguments, trials(targets, require));
+    let conclusion = libtest_mimic::run(&arguments, trials(targets, is_required()));
     if asks_for_all(&arguments) && conclusion.num_passed + conclusion.num_failed == 0 {
         eprintln!("no case ran: link a driver (`use tooz_memory as _;`) and name its target");
         return ExitCode::FAILURE;
@@ -53,21 +52,57 @@ fn trials(targets: &[Target], require: bool) -> Vec<Trial> {
     let mut trials = Vec::new();
     for target in targets {
         for case in cases::all() {
-            let missing = target.missing().map(|why| format!("missing: {why}"));
-            let fails = missing.is_some() && require;
-            let why = missing.or_else(|| case.why_not(target));
-            let (target_here, reason) = (target.clone(), why.clone());
-            let trial = Trial::test(format!("{}::{}", target.name(), case.name()), move || match reason {
+            let name = format!("{}::{}", target.name(), case.name());
+            let (target_here, reason) = (target.clone(), case.why_not(target));
+            let run = move || match reason {
                 Some(why) => Err(Failed::from(format!("does not apply: {why}"))),
                 None => run(&target_here, &case).map_err(Failed::from),
-            });
-            trials.push(match why {
-                Some(why) if !fails => trial.with_kind(why).with_ignored_flag(true),
-                _ => trial,
+            };
+            let missing = target.missing().map(str::to_owned);
+            trials.push(match case.why_not(target) {
+                Some(why) if missing.is_none() => {
+                    Trial::test(name, run).with_kind(why).with_ignored_flag(true)
+                }
+                _ => needing(name, missing, require, run),
             });
         }
     }
     trials
+}
+
+/// A test that needs something which may be missing on this machine. Then it is listed as *ignored* with the reason, and
+/// fails with `TOOZ_REQUIRE=all`.
+pub fn trial(
+    name: impl Into<String>,
+    missing: Option<String>,
+    run: impl FnOnce() -> Result<(), Failed> + Send + 'static,
+) -> Trial {
+    needing(name, missing, is_required(), run)
+}
+
+/// Tests that are left out of this build: they are listed as *ignored* in one line, with the feature that they need.
+pub fn left_out(area: &str, feature: &str) -> Trial {
+    let why = format!("left out without the feature {feature}");
+    let failed = Failed::from(why.clone());
+    Trial::test(area, move || Err(failed)).with_kind(why).with_ignored_flag(true)
+}
+
+fn needing(
+    name: impl Into<String>,
+    missing: Option<String>,
+    require: bool,
+    run: impl FnOnce() -> Result<(), Failed> + Send + 'static,
+) -> Trial {
+    match missing.map(|why| format!("missing: {why}")) {
+        Some(why) if require => Trial::test(name, move || Err(Failed::from(why))),
+        Some(why) => Trial::test(name, run).with_kind(why).with_ignored_flag(true),
+        None => Trial::test(name, run),
+    }
+}
+
+/// Whether what is missing is a failure.
+fn is_required() -> bool {
+    std::env::var("TOOZ_REQUIRE").is_ok_and(|value| value == "all")
 }
 
 /// Runs one case against one target.

@@ -1,6 +1,7 @@
 //! What the tests of the command share: real processes, watched from outside.
-#![allow(dead_code, clippy::disallowed_methods, clippy::unwrap_used)] // each test uses a part; `eventually` sleeps
+#![allow(dead_code, clippy::disallowed_methods)] // each test uses a part; `eventually` sleeps
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 /// Generous: a loaded machine must not redden a test that asserts order and cause.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
@@ -30,6 +32,21 @@ pub(crate) fn within(limit: Duration, what: &str, mut condition: impl FnMut() ->
 /// Asserts what holds at a moment, of the best of some runs: a machine that stands still then says nothing about the mechanism.
 pub(crate) fn in_time(what: &str, run: impl Fn() -> bool) {
     assert!((0..5).any(|_| run()), "too late, again and again: {what}");
+}
+
+/// A process with the default disposition of every signal. A test run may ignore some, as it does below `nohup`, and its
+/// children inherit that.
+pub(crate) fn process(program: impl AsRef<OsStr>) -> Command {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
+    // Rust's runtime ignores this one, and gives it back to children.
+    let pipe = 1 << (Signal::SIGPIPE as u64 - 1);
+    if u64::from_str_radix(ignored, 16).unwrap() & !pipe == 0 {
+        return Command::new(program);
+    }
+    let mut command = Command::new("env");
+    command.arg("--default-signal").arg(program);
+    command
 }
 
 /// A directory with a backend of its own, and the processes of one test, killed at its end whatever happens.
@@ -69,7 +86,7 @@ impl Place {
     /// `tooz` on this place's backend, in a process group of its own as a shell would start it.
     pub(crate) fn tooz(&self, arguments: &[&str]) -> Command {
         use std::os::unix::process::CommandExt;
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tooz"));
+        let mut command = process(env!("CARGO_BIN_EXE_tooz"));
         command
             .args(arguments)
             .env("TOOZ_URL", self.url())
@@ -211,4 +228,23 @@ pub(crate) fn below(place: &Place) -> Vec<i32> {
 pub(crate) fn children(pid: i32) -> Vec<i32> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}
+
+/// Topics and severities in the order of telling.
+fn topics(finished: &Finished) -> Vec<(String, String)> {
+    let text = |finding: &Value, name: &str| finding[name].as_str().unwrap().to_owned();
+    let findings = finished.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    findings.map(|finding| (text(&finding, "topic"), text(&finding, "severity"))).collect()
+}
+
+/// What was found on `topic`.
+pub(crate) fn finding(finished: &Finished, topic: &str) -> Value {
+    let mut findings = finished.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    findings.find(|finding| finding["topic"] == topic).unwrap_or_else(|| panic!("no {topic}: {finished:?}"))
+}
+
+/// The topics of what is not good.
+pub(crate) fn worse_than_good(finished: &Finished) -> Vec<String> {
+    let bad = topics(finished).into_iter().filter(|(_, severity)| severity != "good");
+    bad.map(|(topic, _)| topic).collect()
 }

@@ -45,7 +45,7 @@ pub(crate) fn measure(driver: &str, address: &str) -> Vec<String> {
     let scheme = if driver == "etcd" { "etcd3+http" } else { driver };
     let python = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python-tooz-9.1.0/bin/python");
     if !python.exists() {
-        return vec!["Python tooz is not installed: cargo test -p tooz-conformance --test python".into()];
+        return vec!["Python tooz is not installed: cargo test -p tooz-conformance --test lab python".into()];
     }
     match Command::new(python).args(["-c", SCRIPT, scheme, address, "many"]).output() {
         Ok(output) if output.status.success() => {

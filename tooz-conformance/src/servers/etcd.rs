@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use etcd_client::{Certificate, Client, ConnectOptions, DeleteOptions, Identity, TlsOptions};
 
-use super::{Launch, Proxy, Server, Way, find, free_port};
+use super::{Launch, Proxy, Server, Way, find, free_port, openssl};
 
 /// The server's program.
 ///
@@ -91,7 +91,7 @@ where
 /// # Errors
 /// The program `openssl` is missing or refuses.
 pub fn certificates(place: &Path) -> Result<(), String> {
-    let openssl = find("openssl").ok_or("openssl is not installed")?;
+    let openssl = openssl()?;
     let run = |arguments: &str| {
         let output = std::process::Command::new(&openssl)
             .args(arguments.split(' '))

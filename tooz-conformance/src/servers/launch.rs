@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 /// How long a server may take until it answers; the slowest is done in a second on an idle machine.
-const READY: Duration = Duration::from_secs(60);
+const READY: Duration = Duration::from_mins(1);
 
 /// Between two questions whether it is ready.
 const ASK: Duration = Duration::from_millis(10);
@@ -141,7 +141,7 @@ impl Server {
     /// # Errors
     /// `strace` is not installed, or may not trace.
     pub fn stall_disk(&self) -> Result<StalledDisk, String> {
-        let program = find("strace").ok_or("strace is not installed")?;
+        let program = strace()?;
         let explain = |error: std::io::Error| format!("{}: {error}", program.display());
         let mut tracer = Command::new(&program)
             .args(["-f", "-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:delay_enter=60000000"])
@@ -274,6 +274,27 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .chain(["/usr/sbin", "/sbin", "/usr/local/bin"].map(PathBuf::from))
         .map(|directory| directory.join(program))
         .find(|candidate| candidate.is_file())
+}
+
+/// The program that makes certificates.
+///
+/// # Errors
+/// It is not on this machine.
+pub fn openssl() -> Result<PathBuf, String> {
+    find("openssl").ok_or_else(|| "openssl is not installed".into())
+}
+
+/// The program that stops disks.
+///
+/// # Errors
+/// It is not on this machine, or may not attach to servers.
+pub fn strace() -> Result<PathBuf, String> {
+    let program = find("strace").ok_or("strace is not installed")?;
+    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
+    if matches!(scope.trim(), "" | "0") || nix::unistd::geteuid().is_root() {
+        return Ok(program);
+    }
+    Err("strace may attach to no other process; be root, or set kernel.yama.ptrace_scope to 0".into())
 }
 
 /// Where ports begin, and how many there are. They and those 10,000 above them lie below the range from which the kernel

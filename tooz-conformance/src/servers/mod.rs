@@ -17,6 +17,6 @@ pub mod redis_replicated;
 #[cfg(feature = "redis-tls")]
 pub mod redis_tls;
 
-pub use launch::{Launch, Server, StalledDisk, find, free_port};
+pub use launch::{Launch, Server, StalledDisk, find, free_port, openssl, strace};
 pub use pool::{Lent, Pool};
 pub use proxy::{Proxy, Way};

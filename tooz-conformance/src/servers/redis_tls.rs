@@ -7,7 +7,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use super::redis::Redis;
-use super::{find, free_port};
+use super::{free_port, openssl};
 
 /// An authority, a certificate of it for 127.0.0.1, and one for a client.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ impl Certificates {
     /// `openssl` is not on this machine, or fails.
     pub fn make() -> Result<Self, String> {
         let place = tempfile::tempdir().map_err(|error| format!("no temporary directory: {error}"))?;
-        let openssl = find("openssl").ok_or("openssl is not installed")?;
+        let openssl = openssl()?;
         let run = |line: &str| {
             let output = Command::new(&openssl).args(line.split(' ')).current_dir(place.path()).output();
             let output = output.map_err(|error| format!("openssl: {error}"))?;

@@ -16,7 +16,7 @@
 //!   is dropped, the stack is looked at whenever something in it says "not yet": a call of the memory driver, which lets
 //!   others go first by waking its caller at once, or a wait of the core's own, all of which pass one place (`waits` in
 //!   `tooz-core`) that tells a trace of it. The lines of the core on that stack are the awaits at which the future is
-//!   dropped. An await at which no future was ever dropped is an error, unless the table in `tests/sweep.rs` says why no
+//!   dropped. An await at which no future was ever dropped is an error, unless the table in `tests/it/sweep.rs` says why no
 //!   caller can be there. The core carries no marks at its awaits, and nothing is switched on in it.
 //! - *That leaks would be seen.* With the hand-over of unfinished calls switched off
 //!   (`Coordinator::simulate_abandon`) scenes have to fail; which ones stands in `SWEEP.md`.

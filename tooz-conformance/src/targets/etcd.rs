@@ -14,7 +14,7 @@ use tooz_etcd as _;
 
 use crate::kit::{Call, Fate, Kit};
 use crate::servers::etcd::{self, Cluster, Etcd};
-use crate::servers::{Lent, Pool, Proxy};
+use crate::servers::{Lent, Pool, Proxy, openssl};
 use crate::target::{Place, Target, Wish};
 
 /// The least that an etcd with its usual election timeout grants: what waits for an expiry waits no longer than it must.
@@ -54,11 +54,12 @@ fn single() -> Target {
     let keeps = kept(&nobody);
     let fresh = move |wish: Wish| {
         if !asked.swap(true, Ordering::SeqCst) {
-            return etcd::program().map(|_| Place::new(nobody.clone()));
+            return Ok(Place::new(nobody.clone()));
         }
         Ok(place(Arc::new(Stage::set()?), if wish.lasting { TTL } else { PATIENT }))
     };
     Target::new("etcd", fresh)
+        .missing_because(etcd::program().err())
         .ttl()
         .keeps(keeps)
         .kit(|place| Box::new(Backend { stage: stage_of(place.url()) }))
@@ -76,10 +77,10 @@ fn once(
         if asked.swap(true, Ordering::SeqCst) {
             url(if wish.lasting { SHARED_TTL } else { PATIENT }).map(Place::new)
         } else {
-            etcd::program().map(|_| Place::new(nobody.clone()))
+            Ok(Place::new(nobody.clone()))
         }
     };
-    Target::new(name, fresh).ttl().keeps(keeps).variant()
+    Target::new(name, fresh).missing_because(etcd::program().err()).ttl().keeps(keeps).variant()
 }
 
 fn cluster() -> Target {
@@ -106,6 +107,7 @@ fn encrypted() -> Target {
             format!("ca_cert={files}/ca.pem&cert_cert={files}/client.pem&cert_key={files}/client.key");
         Ok(format!("etcds://{}?{options}&{certificates}", etcd.address()))
     })
+    .missing_because(etcd::program().and(openssl()).err())
 }
 
 static SERVERS: LazyLock<Pool<Etcd>> = LazyLock::new(|| Pool::new(Etcd::start, Etcd::clean));

@@ -84,14 +84,12 @@ pub fn with_cluster() -> Target {
 /// One server for all cases, encrypted; nothing on the way can read what to hurt, so there is no kit.
 #[cfg(feature = "redis-tls")]
 pub fn with_tls() -> Target {
-    use crate::servers::find;
+    use crate::servers::openssl;
     use crate::servers::redis_tls::{Certificates, RedisTls};
     static CERTIFICATES: LazyLock<Result<Certificates, String>> = LazyLock::new(Certificates::make);
     static SERVER: LazyLock<Result<RedisTls, String>> =
         LazyLock::new(|| RedisTls::start(CERTIFICATES.as_ref().map_err(Clone::clone)?, false));
-    let missing = redis::program()
-        .err()
-        .or_else(|| find("openssl").is_none().then(|| "openssl is not installed".into()));
+    let missing = redis::program().and(openssl()).err();
     unhurt("redis+tls", "rediss://127.0.0.1", SHARED_TTL, missing, |ttl| {
         let server = SERVER.as_ref().map_err(Clone::clone)?;
         let ca = CERTIFICATES.as_ref().map_err(Clone::clone)?.file("ca.pem");

@@ -1,5 +1,5 @@
 //! What the tests of this driver share: connecting, helper processes, and waiting for what has to come.
-#![allow(dead_code, unused_imports, clippy::disallowed_methods, clippy::unwrap_used)] // every test binary uses a part of it, in real time
+#![allow(dead_code, unused_imports, clippy::disallowed_methods)] // every test binary uses a part of it, in real time
 
 use std::future::poll_fn;
 use std::io::{BufRead, BufReader, Write};
@@ -12,6 +12,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use futures_core::Stream;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tooz_core::clock::Clock;
@@ -247,7 +249,12 @@ impl Drop for Helper {
     }
 }
 
-/// The body of the test `helper` of each binary that starts helpers: obeys line by line until its input ends.
+/// Whether this process was started as a helper.
+pub(crate) fn is_helper() -> bool {
+    std::env::var_os("TOOZ_FILE_MEMBER").is_some()
+}
+
+/// What a helper does: obeys line by line until its input ends.
 pub(crate) fn obey() {
     let say = |text: &str| {
         println!("{SAYS}{text}");
@@ -261,6 +268,7 @@ pub(crate) fn obey() {
         say("connected");
         let mut attempt = u128::from(std::process::id()) << 32;
         let mut grants: Vec<Grant> = Vec::new();
+        let mut mutexes = Vec::new();
         for line in std::io::stdin().lock().lines() {
             let line = line.unwrap();
             let (verb, rest) = line.split_once(' ').unwrap_or((&line, ""));
@@ -316,6 +324,21 @@ pub(crate) fn obey() {
                 "join" => {
                     let join = tooz_core::driver::Join::new(group(rest), Capabilities::none()).create(true);
                     say(&format!("{:?}", session.groups().join(&join).await.map_err(|error| error.kind())));
+                }
+                "mutex" => {
+                    let mut file = std::fs::File::options().read(true).write(true).open(rest).unwrap();
+                    // Of type, whence, start and length: for writing, from the start, all of it.
+                    let all = libc::flock {
+                        l_type: libc::F_WRLCK.try_into().unwrap(),
+                        l_whence: libc::SEEK_SET.try_into().unwrap(),
+                        l_start: 0,
+                        l_len: 0,
+                        l_pid: 0,
+                    };
+                    fcntl(&file, FcntlArg::F_SETLKW(&all)).unwrap();
+                    file.write_all(&std::process::id().to_be_bytes()).unwrap();
+                    say(&std::process::id().to_string());
+                    mutexes.push(file);
                 }
                 "close" => {
                     session.close().await.unwrap();

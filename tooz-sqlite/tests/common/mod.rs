@@ -1,5 +1,5 @@
 //! What the tests of this driver share: short words for long requests, and processes that can be killed.
-#![allow(dead_code, unused_imports, clippy::disallowed_methods, clippy::unwrap_used)] // each test binary uses a part; real time passes
+#![allow(dead_code, unused_imports, clippy::disallowed_methods)] // each test binary uses a part; real time passes
 
 use std::future::{Future, poll_fn};
 use std::io::{BufRead, BufReader, Write};
@@ -227,6 +227,11 @@ impl Drop for Actor {
 pub(crate) fn say(word: impl std::fmt::Display) {
     println!("@{word}");
     std::io::stdout().flush().unwrap();
+}
+
+/// Whether this process was started as another one.
+pub(crate) fn is_actor() -> bool {
+    std::env::var_os("TOOZ_SQLITE_PART").is_some()
 }
 
 /// What another process does, by the name of its part.

@@ -1,0 +1,71 @@
+//! `tooz doctor` on backends that are well and on such that are not.
+
+use std::path::Path;
+
+use crate::common::{Backend, Place, Running, eventually, finding, is_stopped, worse_than_good};
+use nix::sys::signal::Signal;
+use nix::sys::statfs;
+
+/// What is warned of on any backend that stands in files there.
+fn of_the_disk(path: &Path) -> (Option<i32>, Vec<String>) {
+    let in_memory = statfs::statfs(path).unwrap().filesystem_type() == statfs::TMPFS_MAGIC;
+    if in_memory { (Some(78), vec!["file-system".into()]) } else { (Some(0), Vec::new()) }
+}
+
+#[test]
+fn a_backend_that_is_well_is_good_and_nothing_of_ours_stays() {
+    for backend in [Backend::Sqlite, Backend::File] {
+        let place = Place::on(backend);
+        let finished = place.run(&["doctor", "--json", "--rounds", "3"]);
+        let (code, worse) = of_the_disk(&place.path("."));
+        assert_eq!((finished.code, worse_than_good(&finished)), (code, worse), "{finished:?}");
+        let latency = finding(&finished, "latency");
+        for operation in ["connect", "acquire+release", "join+leave", "members", "beat"] {
+            assert!(latency["milliseconds"][operation].as_f64().unwrap() > 0.0, "{operation}: {latency}");
+        }
+        assert!(latency["what"].as_str().unwrap().starts_with("median of 3: "), "{latency}");
+        assert!(finding(&finished, "kept")["kept"].as_array().unwrap().contains(&"durable_fencing".into()));
+        assert_eq!(place.run(&["groups"]).stdout, "", "its group is gone");
+        assert_eq!(finished.stderr, "");
+    }
+}
+
+#[test]
+fn the_url_may_be_an_argument_and_people_get_text() {
+    let place = Place::new();
+    let finished = place.run(&["doctor", "memory://x"]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let lines: Vec<_> = finished.stdout.lines().collect();
+    assert_eq!(lines[0], "good     backend          memory://x");
+    assert!(lines.iter().any(|line| line.starts_with("good     latency          median of 5: connect ")));
+    assert!(!place.path("tooz.db").exists(), "the argument wins over TOOZ_URL");
+}
+
+#[test]
+fn what_a_usage_error_is_stays_one() {
+    let place = Place::new();
+    for url in ["nonsense://x", "redis://a,b", "sqlite://"] {
+        let finished = place.run(&["doctor", url]);
+        assert_eq!((finished.code, finished.stdout.as_str()), (Some(64), ""), "{url}: {finished:?}");
+        assert!(finished.stderr.starts_with("tooz: "), "{finished:?}");
+    }
+}
+
+#[test]
+fn a_process_that_stands_still_with_a_lock_is_named() {
+    for backend in [Backend::Sqlite, Backend::File] {
+        let place = Place::on(backend);
+        let script = "echo $PPID >up; while :; do sleep 60; done";
+        let holder = Running::start(place.tooz(&["lock", "x", "--", "sh", "-c", script]));
+        place.wait_for("up");
+        let pid = holder.pid();
+        holder.signal(Signal::SIGSTOP);
+        eventually("it stands still", || is_stopped(pid.as_raw()));
+        let finished = place.run(&["doctor", "--json"]);
+        assert_eq!(finished.code, Some(78), "{finished:?}");
+        let stopped = finding(&finished, "stopped");
+        assert!(stopped["what"].as_str().unwrap().contains(&pid.to_string()), "{stopped}");
+        assert!(stopped["advice"].as_str().unwrap().contains(&format!("kill -CONT {pid}")), "{stopped}");
+        holder.signal(Signal::SIGCONT);
+    }
+}

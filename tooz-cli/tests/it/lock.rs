@@ -1,0 +1,253 @@
+//! `tooz lock` with real processes on a database of their own.
+
+use std::process::Stdio;
+
+use crate::common::{Place, Running, eventually, process, runs};
+use nix::sys::signal::Signal;
+
+/// Holds `name` until the file `go` is there.
+fn holder(place: &Place, name: &str) -> Running {
+    let script = "echo $TOOZ_MEMBER > held; until [ -e go ]; do sleep 0.02; done";
+    let running = Running::start(place.tooz(&["--member", "first", "lock", name, "--", "sh", "-c", script]));
+    place.wait_for("held");
+    running
+}
+
+#[test]
+fn the_exit_code_is_the_commands_own() {
+    let place = Place::new();
+    for (script, code) in [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143), ("kill -KILL $$", 137)] {
+        assert_eq!(place.run(&["lock", "x", "--", "sh", "-c", script]).code, Some(code), "{script}");
+    }
+}
+
+#[test]
+fn a_command_that_cannot_run_is_reported_as_by_a_shell() {
+    let place = Place::new();
+    let missing = place.run(&["lock", "x", "--", "no-such-command-anywhere"]);
+    assert_eq!(missing.code, Some(127));
+    assert!(missing.stderr.contains("no-such-command-anywhere: command not found"), "{}", missing.stderr);
+    std::fs::write(place.path("plain"), "text").unwrap();
+    assert_eq!(place.run(&["lock", "x", "--", "./plain"]).code, Some(126));
+}
+
+#[test]
+fn wrong_usage_is_64_and_says_what_to_do() {
+    let place = Place::new();
+    for arguments in [
+        &["lock"][..],
+        &["lock", "x"],
+        &["lock", "", "--", "true"],
+        &["lock", "--try", "--wait", "1s", "x", "--", "true"],
+        &["lock", "--wait", "soon", "x", "--", "true"],
+        &["--url", "nonsense", "lock", "x", "--", "true"],
+        &["--url", "nosuch://x", "lock", "x", "--", "true"],
+        &["--url", "memory://x?tll=5s", "lock", "x", "--", "true"],
+        &["join", "--capabilities", "{", "g"],
+        &["__guard"],
+    ] {
+        let finished = place.run(arguments);
+        assert_eq!(finished.code, Some(64), "{arguments:?}: {}", finished.stderr);
+        assert!(!finished.stderr.is_empty() && finished.stdout.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_backend_that_cannot_be_used_is_69() {
+    let place = Place::new();
+    std::fs::write(place.path("file"), "").unwrap();
+    let url = format!("sqlite://{}/tooz.db", place.path("file").display());
+    let finished = place.run(&["--url", &url, "lock", "x", "--", "true"]);
+    assert_eq!(finished.code, Some(69), "{}", finished.stderr);
+    assert_eq!(finished.stderr.lines().count(), 1, "{}", finished.stderr);
+}
+
+#[test]
+fn the_command_finds_name_token_and_member_in_its_environment() {
+    let place = Place::new();
+    let script = "echo $TOOZ_LOCK_NAME $TOOZ_FENCING_TOKEN $TOOZ_MEMBER";
+    let run = || {
+        let finished = place.run(&["--member", "me", "lock", "a b", "--", "sh", "-c", script]);
+        let token = finished.stdout.strip_prefix("a b ").and_then(|rest| rest.strip_suffix(" me\n"));
+        token.and_then(|token| token.parse::<u64>().ok()).unwrap_or_else(|| panic!("{finished:?}"))
+    };
+    let first = run();
+    assert!(run() > first, "every grant has a larger token");
+}
+
+#[test]
+fn standard_input_and_output_are_the_commands() {
+    use std::io::Write;
+    let place = Place::new();
+    let mut command = place.tooz(&["lock", "x", "--", "cat"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"through").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.stdout.as_slice(), output.status.code()), (&b"through"[..], Some(0)));
+}
+
+#[test]
+fn nothing_of_ours_is_left_open_in_the_command() {
+    let place = Place::new();
+    let list = ["sh", "-c", "ls /proc/$$/fd"];
+    // What the test itself was started with is inherited either way.
+    let plain = std::process::Command::new(list[0]).args(&list[1..]).stdin(Stdio::null()).output().unwrap();
+    let guarded = place.run(&[&["lock", "x", "--"], &list[..]].concat());
+    assert_eq!(guarded.stdout, String::from_utf8_lossy(&plain.stdout));
+}
+
+#[test]
+fn try_gives_up_at_once_and_names_the_holder() {
+    let place = Place::new();
+    let mut first = holder(&place, "x");
+    let second = place.run(&["lock", "--try", "x", "--", "touch", "ran"]);
+    assert_eq!(second.code, Some(75), "{}", second.stderr);
+    assert!(second.stderr.contains("held by \"first\" exclusive since 20"), "{}", second.stderr);
+    assert_eq!(second.stderr.lines().count(), 1);
+    let own = ["lock", "--try", "--exit-not-acquired", "3", "x", "--", "touch", "ran"];
+    assert_eq!(place.run(&own).code, Some(3));
+    assert!(!place.path("ran").exists());
+    std::fs::write(place.path("go"), "").unwrap();
+    assert_eq!(first.code(), 0);
+    assert_eq!(place.run(&["lock", "--try", "x", "--", "true"]).code, Some(0), "free again");
+}
+
+#[test]
+fn wait_gives_up_after_its_time_and_succeeds_before() {
+    let place = Place::new();
+    let mut first = holder(&place, "x");
+    assert_eq!(place.run(&["lock", "--wait", "200ms", "x", "--", "true"]).code, Some(75));
+    let mut second = Running::start(place.tooz(&["lock", "--wait", "1m", "x", "--", "touch", "ran"]));
+    eventually("the second one waits", || place.run(&["holders", "x"]).stdout.contains("waiting: 1"));
+    assert!(!place.path("ran").exists());
+    std::fs::write(place.path("go"), "").unwrap();
+    assert_eq!((first.code(), second.code()), (0, 0));
+    assert!(place.path("ran").exists());
+}
+
+#[test]
+fn shared_holders_stand_together_and_keep_a_writer_out() {
+    let place = Place::new();
+    let script = "echo 1 > held-$0; until [ -e go ]; do sleep 0.02; done";
+    let mut readers: Vec<_> = ["a", "b"]
+        .map(|name| Running::start(place.tooz(&["lock", "--shared", "x", "--", "sh", "-c", script, name])))
+        .into();
+    place.wait_for("held-a");
+    place.wait_for("held-b");
+    assert_eq!(place.run(&["lock", "--try", "x", "--", "true"]).code, Some(75));
+    std::fs::write(place.path("go"), "").unwrap();
+    assert!(readers.iter_mut().all(|reader| reader.code() == 0));
+}
+
+#[test]
+fn signals_are_passed_on_to_the_whole_group() {
+    for signal in [
+        Signal::SIGINT,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGQUIT,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+        Signal::SIGWINCH,
+    ] {
+        let place = Place::new();
+        let name = signal.as_str().trim_start_matches("SIG");
+        // The child traps it, too: a shell in the background ignores INT and QUIT only until it says otherwise.
+        let child = format!(
+            "trap 'echo got > child; exit 0' {name}; echo 1 > child-ready; while :; do sleep 0.02; done"
+        );
+        let script = format!(
+            "trap 'echo got > parent; wait; exit 9' {name}; sh -c \"$0\" & \
+             until [ -e child-ready ]; do sleep 0.02; done; echo 1 > ready; while :; do sleep 0.02; done"
+        );
+        let mut tooz = Running::start(place.tooz(&["lock", "x", "--", "bash", "-c", &script, &child]));
+        place.wait_for("ready");
+        tooz.signal(signal);
+        if matches!(signal, Signal::SIGINT | Signal::SIGQUIT) {
+            // POSIX: a child that a shell starts in the background ignores these two and cannot trap them.
+            place.wait_for("parent");
+            tooz.signal(Signal::SIGKILL);
+            continue;
+        }
+        assert_eq!(tooz.code(), 9, "{name}");
+        assert_eq!(
+            (place.read("parent").as_str(), place.read("child").as_str()),
+            ("got\n", "got\n"),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn what_is_ignored_for_tooz_stays_ignored_for_the_command() {
+    let place = Place::new();
+    let script = "trap '' HUP; exec \"$0\" lock x -- sh -c 'kill -HUP $$; kill -HUP $PPID; echo 1 > alive'";
+    let mut shell = process("sh");
+    shell.args(["-c", script, env!("CARGO_BIN_EXE_tooz")]);
+    shell.env("TOOZ_URL", place.url()).current_dir(place.path(""));
+    assert_eq!(Running::start(shell).code(), 0);
+    assert_eq!(place.read("alive"), "1\n");
+}
+
+#[test]
+fn a_signal_while_waiting_ends_tooz_and_leaves_no_place_in_the_queue() {
+    let place = Place::new();
+    let mut first = holder(&place, "x");
+    let mut second = Running::start(place.tooz(&["lock", "x", "--", "touch", "ran"]));
+    let waits = |place: &Place| place.run(&["holders", "x"]).stdout.contains("waiting: 1");
+    eventually("the second one waits", || waits(&place));
+    second.signal(Signal::SIGTERM);
+    assert_eq!(second.code(), 143);
+    assert!(!waits(&place));
+    std::fs::write(place.path("go"), "").unwrap();
+    assert_eq!(first.code(), 0);
+    assert!(!place.path("ran").exists());
+}
+
+#[test]
+fn a_broken_lock_ends_the_group_at_once() {
+    let place = Place::new();
+    let script = "trap '' TERM INT HUP; echo $$ > command; while :; do sleep 0.05; done";
+    let mut command = place.tooz(&["--member", "first", "lock", "x", "--", "sh", "-c", script]);
+    let mut tooz = Running::start({
+        command.stderr(std::fs::File::create(place.path("stderr")).unwrap());
+        command
+    });
+    let pid = place.number("command");
+    let broken = place.run(&["--member", "boss", "break", "x", "--reason", "stuck since noon"]);
+    assert_eq!(broken.code, Some(0), "{}", broken.stderr);
+    assert!(broken.stdout.starts_with("broken: \"first\" exclusive"), "{}", broken.stdout);
+    assert_eq!(tooz.code(), 74);
+    assert!(!runs(pid));
+    let said = place.read("stderr");
+    assert!(said.contains("\"boss\"") && said.contains("stuck since noon"), "{said}");
+}
+
+#[test]
+fn the_exit_code_for_a_loss_can_be_chosen() {
+    let place = Place::new();
+    let script = "echo $$ > command; while :; do sleep 0.05; done";
+    let mut tooz = Running::start(place.tooz(&["lock", "--exit-lost", "5", "x", "--", "sh", "-c", script]));
+    place.number("command");
+    assert_eq!(place.run(&["break", "x", "--reason", "test"]).code, Some(0));
+    assert_eq!(tooz.code(), 5);
+}
+
+#[test]
+fn a_signal_that_ends_the_command_ends_the_rest_of_its_group_before_the_lock_moves() {
+    let place = Place::new();
+    let script = "sh -c 'echo $$ > child; while :; do sleep 0.05; done' & \
+                  until [ -s child ]; do sleep 0.02; done; kill -KILL $$";
+    assert_eq!(place.run(&["lock", "x", "--", "sh", "-c", script]).code, Some(137));
+    assert!(!runs(place.number("child")));
+}
+
+#[test]
+fn what_a_command_leaves_behind_when_it_exits_by_itself_goes_on() {
+    let place = Place::new();
+    let script = "sh -c 'echo $$ > child; until [ -e go ]; do sleep 0.02; done; echo 1 > done' \
+                  >/dev/null 2>&1 & until [ -s child ]; do sleep 0.02; done";
+    assert_eq!(place.run(&["lock", "x", "--", "sh", "-c", script]).code, Some(0));
+    std::fs::write(place.path("go"), "").unwrap();
+    place.wait_for("done");
+}

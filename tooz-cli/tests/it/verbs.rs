@@ -1,0 +1,222 @@
+//! The verbs that list, follow, join and lead.
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use crate::common::{Place, Running, eventually, runs};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+fn json_lines(text: &str) -> Vec<Value> {
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}")))
+        .collect()
+}
+
+/// The lines of a verb that goes on until a signal.
+struct Following {
+    running: Running,
+    lines: BufReader<std::process::ChildStdout>,
+}
+
+impl Following {
+    fn start(place: &Place, arguments: &[&str]) -> Self {
+        let mut command = place.tooz(arguments);
+        let mut running = Running::start({
+            command.stdout(Stdio::piped());
+            command
+        });
+        let lines = BufReader::new(running.0.stdout.take().unwrap());
+        Self { running, lines }
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+}
+
+#[test]
+fn holders_are_listed_as_text_and_as_json() {
+    let place = Place::new();
+    assert_eq!(place.run(&["holders", "x"]).stdout, "");
+    let script = "$TOOZ holders x; $TOOZ holders --json x; $TOOZ --namespace other holders x";
+    let mut command = place.tooz(&["--member", "me", "lock", "x", "--", "sh", "-c", script]);
+    let output = command.env("TOOZ", env!("CARGO_BIN_EXE_tooz")).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let (line, json) = text.split_once('\n').unwrap();
+    assert!(line.starts_with("\"me\" exclusive since 20") && line.contains(", token "), "{line}");
+    let records = json_lines(json);
+    assert_eq!(records.len(), 1, "the other namespace has none");
+    assert_eq!((&records[0]["member"], &records[0]["mode"]), (&"me".into(), &"exclusive".into()));
+    assert!(records[0]["token"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn breaking_what_nobody_holds_says_so() {
+    let place = Place::new();
+    let finished = place.run(&["break", "x", "--reason", "test"]);
+    assert_eq!((finished.code, finished.stdout.as_str()), (Some(0), ""));
+    assert_eq!(finished.stderr, "tooz: nobody held lock \"x\"\n");
+}
+
+#[test]
+fn members_come_and_go() {
+    let place = Place::new();
+    assert_eq!(place.run(&["members", "g"]).code, Some(1), "no such group yet");
+    let join = ["--member", "one", "join", "g", "--capabilities", r#"{"weight": 3}"#];
+    let mut one = Running::start(place.tooz(&join));
+    eventually("one is listed", || place.run(&["members", "g"]).stdout == "one {\"weight\":3}\n");
+    assert_eq!(place.run(&["groups"]).stdout, "g\n");
+    assert_eq!(json_lines(&place.run(&["groups", "--json"]).stdout)[0]["group"], "g");
+    let record = &json_lines(&place.run(&["members", "--json", "g"]).stdout)[0];
+    assert_eq!((&record["member"], &record["capabilities"]["weight"]), (&"one".into(), &3.into()));
+
+    let mut watch = Following::start(&place, &["members", "--watch", "g"]);
+    let mut json = Following::start(&place, &["members", "--watch", "--json", "g"]);
+    assert_eq!(
+        (watch.line().as_str(), watch.line().as_str()),
+        ("snapshot of 1", "member one {\"weight\":3}")
+    );
+    assert_eq!(json_lines(&json.line())[0]["members"][0]["member"], "one");
+
+    // With a command: a member as long as it runs.
+    let script = "echo $TOOZ_GROUP $TOOZ_MEMBER > seen; until [ -e go ]; do sleep 0.02; done; exit 5";
+    let mut two = Running::start(place.tooz(&["--member", "two", "join", "g", "--", "sh", "-c", script]));
+    assert_eq!(watch.line(), "joined two");
+    assert_eq!(json_lines(&json.line())[0]["event"], "joined");
+    place.wait_for("seen");
+    std::fs::write(place.path("go"), "").unwrap();
+    assert_eq!(two.code(), 5);
+    assert_eq!(place.read("seen"), "g two\n");
+    assert_eq!(watch.line(), "left two");
+    one.signal(Signal::SIGTERM);
+    assert_eq!(one.code(), 143);
+    assert_eq!(watch.line(), "left one {\"weight\":3}");
+    watch.running.signal(Signal::SIGINT);
+    assert_eq!(watch.running.code(), 130);
+}
+
+#[test]
+fn a_taken_member_id_is_refused() {
+    let place = Place::new();
+    let mut one = Running::start(place.tooz(&["--member", "one", "join", "g"]));
+    eventually("one is listed", || place.run(&["members", "g"]).stdout == "one\n");
+    let second = place.run(&["--member", "one", "join", "g", "--", "true"]);
+    assert_eq!(second.code, Some(1), "{}", second.stderr);
+    assert!(second.stderr.contains("member exists"), "{}", second.stderr);
+    one.signal(Signal::SIGINT);
+    assert_eq!(one.code(), 130);
+}
+
+#[test]
+fn whoever_is_listed_runs() {
+    let place = Place::new();
+    let script = "echo $$ > command; while :; do sleep 60; done";
+    let one = Running::start(place.tooz(&["--member", "one", "join", "g", "--", "sh", "-c", script]));
+    let command = place.number("command");
+    one.signal(Signal::SIGKILL);
+    eventually("the command is gone", || !runs(command));
+    eventually("nobody is listed", || place.run(&["members", "g"]).stdout.is_empty());
+}
+
+#[test]
+fn one_leads_at_a_time_and_observers_see_it() {
+    let place = Place::new();
+    let vacant = place.run(&["leader", "g"]);
+    assert_eq!((vacant.code, vacant.stdout.as_str()), (Some(1), ""));
+    assert_eq!(place.run(&["leader", "--json", "g"]).stdout, "null\n");
+    let mut watch = Following::start(&place, &["leader", "--watch", "--json", "g"]);
+    assert_eq!(watch.line(), "null");
+
+    let script = "echo $TOOZ_GROUP $TOOZ_TERM $TOOZ_FENCING_TOKEN > new-$TOOZ_MEMBER; \
+                  mv new-$TOOZ_MEMBER lead-$TOOZ_MEMBER; until [ -e go-$TOOZ_MEMBER ]; do sleep 0.02; done";
+    let elect =
+        |name: &str| Running::start(place.tooz(&["--member", name, "elect", "g", "--", "sh", "-c", script]));
+    let mut one = elect("one");
+    place.wait_for("lead-one");
+    assert!(place.run(&["leader", "g"]).stdout.starts_with("one term "));
+    let first = json_lines(&watch.line())[0]["term"].as_u64().unwrap();
+    let refused = place.run(&["--member", "three", "elect", "--try", "g", "--", "true"]);
+    assert_eq!(refused.code, Some(75));
+    assert!(refused.stderr.contains("it leads: one term"), "{}", refused.stderr);
+
+    let mut two = elect("two");
+    std::fs::write(place.path("go-one"), "").unwrap();
+    place.wait_for("lead-two");
+    assert_eq!(one.code(), 0);
+    let mut seen = Value::Null;
+    while seen["member"] != "two" {
+        seen = json_lines(&watch.line()).remove(0);
+    }
+    assert!(seen["term"].as_u64().unwrap() > first);
+    let text = place.read("lead-two");
+    let words: Vec<_> = text.split_whitespace().collect();
+    assert_eq!((words[0], words[1]), ("g", words[2]), "the term is the fencing token");
+    std::fs::write(place.path("go-two"), "").unwrap();
+    assert_eq!(two.code(), 0);
+}
+
+#[test]
+fn drivers_are_listed_with_what_they_promise() {
+    let place = Place::new();
+    let text = place.run(&["drivers"]).stdout;
+    assert!(text.contains("memory://") && text.contains("sqlite://"), "{text}");
+    let records = json_lines(&place.run(&["drivers", "--json"]).stdout);
+    let sqlite = records.iter().find(|record| record["schemes"][0] == "sqlite").unwrap();
+    assert_eq!(sqlite["crate"], "tooz-sqlite");
+    let promised = sqlite["characteristics"].as_array().unwrap();
+    assert!(promised.contains(&"distributed_across_processes".into()), "{promised:?}");
+}
+
+#[test]
+fn completions_know_the_verbs_and_not_the_hidden_roles() {
+    let place = Place::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = place.run(&["completions", shell]).stdout;
+        assert!(script.contains("holders") && !script.contains("__guard"), "{shell}");
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_a_listing_silently() {
+    let place = Place::new();
+    let mut watch = Following::start(&place, &["leader", "--watch", "g"]);
+    assert_eq!(watch.line(), "nobody");
+    drop(watch.lines);
+    eventually("the next line finds no reader", || {
+        // Long enough to be seen: a watch may skip a leadership that is over before it is read.
+        let lead = place.tooz(&["elect", "g", "--", "sleep", "0.2"]).status();
+        lead.unwrap().success() && watch.running.0.try_wait().unwrap().is_some()
+    });
+    assert_eq!(watch.running.code(), 141);
+}
+
+#[test]
+fn without_a_url_the_database_of_the_user_is_used() {
+    let place = Place::new();
+    let mut command = place.tooz(&["lock", "x", "--", "true"]);
+    let status =
+        command.env_remove("TOOZ_URL").env("XDG_STATE_HOME", place.path("state #1")).status().unwrap();
+    assert!(status.success());
+    assert!(place.path("state #1/tooz/tooz.db").exists());
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &std::fs::metadata(place.path("state #1/tooz")).unwrap().permissions(),
+    );
+    assert_eq!(mode & 0o777, 0o700);
+}
+
+#[test]
+fn help_tells_the_exit_codes_and_what_escapes() {
+    let place = Place::new();
+    let help = place.run(&["--help"]);
+    assert_eq!(help.code, Some(0));
+    assert!(help.stdout.contains("75 not acquired"));
+    // Wrapped to the width of a terminal.
+    let lock = place.run(&["lock", "--help"]).stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    for word in ["TOOZ_FENCING_TOKEN", "setsid", "the next holder may run already", "kill -9"] {
+        assert!(lock.contains(word), "{word}");
+    }
+    assert_eq!(place.run(&["--version"]).code, Some(0));
+}

@@ -1,0 +1,62 @@
+//! `tooz doctor` on a Redis that is well and on such that are not.
+
+use crate::common::{Place, finding, worse_than_good};
+use tooz_conformance::servers::free_port;
+use tooz_conformance::servers::redis::Redis;
+
+pub(crate) const TESTS: [(&str, fn()); 4] = tests![
+    a_redis_as_it_is_delivered_endangers_locks,
+    a_redis_that_keeps_everything_is_good,
+    who_is_refused_gets_another_code_than_who_finds_nobody,
+    what_may_not_be_asked_counts_as_not_kept,
+];
+
+fn a_redis_as_it_is_delivered_endangers_locks() {
+    let redis = Redis::start_with(&["--appendonly", "no", "--maxmemory-policy", "allkeys-lru"]).unwrap();
+    let place = Place::new();
+    let finished = place.run(&["doctor", "--json", &format!("redis://{}", redis.address())]);
+    assert_eq!(finished.code, Some(78), "{finished:?}");
+    assert_eq!(worse_than_good(&finished), ["persistence", "eviction", "not-kept"]);
+    let lost = finding(&finished, "not-kept");
+    assert_eq!(lost["lowers"], serde_json::json!(["durable_fencing"]));
+    assert_eq!(lost["because"], serde_json::json!(["persistence", "eviction"]));
+    assert!(finding(&finished, "persistence")["advice"].as_str().unwrap().contains("appendonly yes"));
+    assert!(finding(&finished, "clock")["what"].as_str().unwrap().contains("ours"));
+}
+
+fn a_redis_that_keeps_everything_is_good() {
+    let redis = Redis::start().unwrap();
+    let place = Place::new();
+    let finished = place.run(&["doctor", "--json", &format!("redis://{}", redis.address())]);
+    assert_eq!((finished.code, worse_than_good(&finished)), (Some(0), Vec::new()), "{finished:?}");
+}
+
+fn who_is_refused_gets_another_code_than_who_finds_nobody() {
+    let redis = Redis::start_with(&["--requirepass", "s3cret"]).unwrap();
+    let place = Place::new();
+    for (user, code, severity) in [(":s3cret@", 0, "good"), (":wr0ng@", 77, "bad"), ("", 77, "bad")] {
+        let finished = place.run(&["doctor", "--json", &format!("redis://{user}{}", redis.address())]);
+        assert_eq!(finished.code, Some(code), "{finished:?}");
+        assert_eq!(finding(&finished, "reachable")["severity"], severity, "{finished:?}");
+        assert!(!finished.stdout.contains("s3cret") && !finished.stdout.contains("wr0ng"), "{finished:?}");
+        assert_eq!(finished.stderr, "", "all is said in findings");
+    }
+    let nobody = free_port().unwrap();
+    let finished = place.run(&["doctor", &format!("redis://127.0.0.1:{nobody}")]);
+    assert_eq!(finished.code, Some(69), "{finished:?}");
+    assert!(
+        finished.stdout.contains("bad      reachable") && finished.stdout.contains("advice: "),
+        "{finished:?}"
+    );
+}
+
+/// A user who may do what locks need and may not ask about the server.
+fn what_may_not_be_asked_counts_as_not_kept() {
+    let user = "asker on >word ~_tooz_* resetchannels &_tooz_* -@all +@read +@write +@pubsub +@scripting +@connection +time -@dangerous";
+    let arguments: Vec<_> = ["--user"].into_iter().chain(user.split(' ')).collect();
+    let redis = Redis::start_with(&arguments).unwrap();
+    let place = Place::new();
+    let finished = place.run(&["doctor", "--json", &format!("redis://asker:word@{}", redis.address())]);
+    assert_eq!(finished.code, Some(78), "{finished:?}");
+    assert_eq!(worse_than_good(&finished), ["permissions", "not-kept", "not-kept"], "{finished:?}");
+}

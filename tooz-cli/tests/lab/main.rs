@@ -1,0 +1,48 @@
+//! The command on a terminal of its own, and on servers.
+//!
+//! No test harness of the compiler's: this program runs itself again to lead the session of a terminal, and what is
+//! missing is known only when the tests are listed.
+#![allow(clippy::unwrap_used)] // a test says by panicking that something is wrong
+
+/// Functions and their names.
+macro_rules! tests {
+    ($($name:ident),* $(,)?) => {
+        [$((stringify!($name), $name as fn())),*]
+    };
+}
+
+#[allow(unreachable_pub, clippy::redundant_pub_crate)]
+#[path = "../common/mod.rs"]
+mod common;
+mod doctor;
+mod rounds;
+mod terminal;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+use tooz_conformance::servers::redis;
+use tooz_conformance::trial;
+
+fn trials(area: &str, missing: Option<&String>, tests: &[(&str, fn())]) -> Vec<Trial> {
+    let run = |test: fn()| {
+        move || {
+            test();
+            Ok(())
+        }
+    };
+    tests.iter().map(|(name, test)| trial(format!("{area}::{name}"), missing.cloned(), run(*test))).collect()
+}
+
+fn main() -> ExitCode {
+    terminal::lead_if_told();
+    let no_redis = redis::program().err();
+    let mut all = trials("terminal", None, &terminal::TESTS);
+    all.extend(trials("doctor", no_redis.as_ref(), &doctor::TESTS));
+    all.extend(trials("rounds", no_redis.as_ref(), &rounds::REDIS));
+    #[cfg(feature = "etcd")]
+    all.extend(trials("rounds", tooz_conformance::servers::etcd::program().err().as_ref(), &rounds::ETCD));
+    #[cfg(not(feature = "etcd"))]
+    all.push(tooz_conformance::left_out("rounds", "etcd"));
+    libtest_mimic::run(&Arguments::from_args(), all).exit_code()
+}

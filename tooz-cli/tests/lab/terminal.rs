@@ -1,0 +1,206 @@
+//! `tooz lock` on a terminal: who reads it, ^C, ^Z, and that it goes back.
+//!
+//! A terminal becomes a session's by being opened by a leader that has none, so this program runs itself as that
+//! leader (safe Rust can run nothing between fork and exec).
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use crate::common::{self, Place, Running, eventually, process};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+/// Names the terminal to the session leader.
+const TERMINAL: &str = "TOOZ_TEST_TERMINAL";
+
+pub(crate) const TESTS: [(&str, fn()); 8] = tests![
+    the_command_reads_the_terminal,
+    an_interrupt_reaches_the_command_once,
+    the_terminal_goes_back,
+    the_terminal_goes_back_after_a_kill,
+    in_the_background_it_takes_no_terminal,
+    a_stop_stops_the_job_and_fg_continues_it,
+    without_a_shell_nothing_is_stopped_for_ever,
+    a_hang_up_ends_it,
+];
+
+/// Leads the session, if this process was started for that.
+pub(crate) fn lead_if_told() {
+    if let Some(terminal) = std::env::var_os(TERMINAL) {
+        lead(&terminal);
+    }
+}
+
+/// The session leader: takes the terminal and becomes the command of its arguments.
+fn lead(terminal: &std::ffi::OsStr) -> ! {
+    nix::unistd::setsid().unwrap();
+    let terminal = File::options().read(true).write(true).open(terminal).unwrap();
+    nix::unistd::dup2_stdin(&terminal).unwrap();
+    nix::unistd::dup2_stdout(&terminal).unwrap();
+    nix::unistd::dup2_stderr(&terminal).unwrap();
+    drop(terminal);
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let error = Command::new(&arguments[0]).args(&arguments[1..]).env_remove(TERMINAL).exec();
+    panic!("{}: {error}", arguments[0].display());
+}
+
+/// A session on a terminal of its own, and the keyboard and screen of it.
+struct Session {
+    place: Place,
+    leader: Running,
+    master: File,
+    screen: String,
+}
+
+impl Session {
+    /// Runs `sh -c SCRIPT` or the like; `$TOOZ` is the command under test.
+    fn start(command: &[&str]) -> Self {
+        let place = Place::new();
+        let pty = nix::pty::openpty(None, None).unwrap();
+        let terminal = nix::unistd::ttyname(&pty.slave).unwrap();
+        let mut leader = process(std::env::current_exe().unwrap());
+        leader
+            .args(command)
+            .env(TERMINAL, terminal)
+            .env("TOOZ", env!("CARGO_BIN_EXE_tooz"))
+            .env("TOOZ_URL", place.url())
+            .current_dir(place.path(""));
+        let leader = Running::start(leader);
+        fcntl(&pty.master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        let master = File::from(pty.master);
+        let mut session = Self { place, leader, master, screen: String::new() };
+        // Ours is closed only when the leader has its own, or the terminal would hang up in between.
+        session.shows("", 0);
+        eventually("the leader has the terminal", || {
+            nix::unistd::getsid(Some(session.leader.pid())).is_ok_and(|sid| sid == session.leader.pid())
+        });
+        std::mem::forget(pty.slave);
+        session
+    }
+
+    fn types(&mut self, keys: &str) {
+        self.master.write_all(keys.as_bytes()).unwrap();
+    }
+
+    fn look(&mut self) {
+        let mut buffer = [0; 1024];
+        loop {
+            match self.master.read(&mut buffer) {
+                Ok(0) => return,
+                Ok(count) => self.screen.push_str(&String::from_utf8_lossy(&buffer[..count])),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(_) => return, // EIO: nobody has the other side any more
+            }
+        }
+    }
+
+    /// Waits until the screen shows `text` that many times.
+    fn shows(&mut self, text: &str, times: usize) {
+        if text.is_empty() {
+            return;
+        }
+        eventually(&format!("{text:?} on the screen"), || {
+            self.look();
+            self.screen.matches(text).count() >= times
+        });
+    }
+
+    fn code(&mut self) -> i32 {
+        self.leader.code()
+    }
+}
+
+fn the_command_reads_the_terminal() {
+    let mut session = Session::start(&["sh", "-c", "exec $TOOZ lock x -- cat"]);
+    session.types("hello\n");
+    session.shows("hello", 2); // the terminal's echo, and cat's answer
+    session.types("\x04");
+    assert_eq!(session.code(), 0);
+}
+
+fn an_interrupt_reaches_the_command_once() {
+    let script =
+        "exec $TOOZ lock x -- sh -c 'trap \"echo caught >> caught\" INT; echo ready; read a; read a'";
+    let mut session = Session::start(&["sh", "-c", script]);
+    session.shows("ready", 1);
+    session.types("\x03");
+    eventually("it is caught", || session.place.read("caught") == "caught\n");
+    session.types("go\ngo\n");
+    session.code();
+    assert_eq!(session.place.read("caught"), "caught\n");
+    let mut session = Session::start(&["sh", "-c", "exec $TOOZ lock x -- sh -c 'echo ready; exec cat'"]);
+    session.shows("ready", 1);
+    session.types("\x03");
+    assert_eq!(session.code(), 130);
+}
+
+fn the_terminal_goes_back() {
+    let script = "$TOOZ lock x -- true; echo back; read line; echo \"got <$line>\"";
+    let mut session = Session::start(&["sh", "-c", script]);
+    session.shows("back", 1);
+    session.types("abc\n");
+    session.shows("got <abc>", 1);
+    assert_eq!(session.code(), 0);
+}
+
+fn the_terminal_goes_back_after_a_kill() {
+    // Without job control the shell itself would never take it back.
+    let inner = "up() { sed \"s/.*) . //; s/ .*//\" /proc/$1/stat; }; kill -KILL $(up $(up $PPID)); sleep 60";
+    let script = format!("$TOOZ lock x -- sh -c '{inner}'; echo back; read line; echo \"got <$line>\"");
+    let mut session = Session::start(&["sh", "-c", &script]);
+    session.shows("back", 1);
+    // The shell may be quicker than the guard; until then it is stopped for reading, as it would be by ^Z.
+    session.types("abc\n");
+    let pid = session.leader.pid();
+    eventually("the shell reads", || {
+        session.look();
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT);
+        session.screen.contains("got <abc>")
+    });
+    assert_eq!(session.code(), 0);
+}
+
+fn in_the_background_it_takes_no_terminal() {
+    let script = "set -m; $TOOZ lock x -- sh -c 'echo 1 > started; until [ -e go ]; do sleep 0.02; done' & \
+                  until [ -e started ]; do sleep 0.02; done; echo ready; read line; echo \"got <$line>\"; \
+                  touch go; wait; echo over";
+    let mut session = Session::start(&["bash", "-c", script]);
+    session.shows("ready", 1);
+    session.types("abc\n");
+    session.shows("got <abc>", 1);
+    session.shows("over", 1);
+}
+
+fn a_stop_stops_the_job_and_fg_continues_it() {
+    let script = "set -m; $TOOZ lock x -- sh -c 'echo ready; read line; echo \"got <$line>\"'; \
+                  echo \"stopped $?\"; fg; echo \"over $?\"";
+    let mut session = Session::start(&["bash", "-c", script]);
+    session.shows("ready", 1);
+    session.types("\x1a");
+    session.shows("stopped 147", 1); // 128 + SIGSTOP
+    let waits = session.place.run(&["lock", "--try", "x", "--", "true"]);
+    assert_eq!(waits.code, Some(75), "it still holds the lock");
+    session.types("abc\n");
+    session.shows("got <abc>", 1);
+    session.shows("over 0", 1);
+}
+
+fn without_a_shell_nothing_is_stopped_for_ever() {
+    let mut session = Session::start(&["sh", "-c", "exec $TOOZ lock x -- sh -c 'echo ready; exec cat'"]);
+    session.shows("ready", 1);
+    session.types("\x1a");
+    session.types("abc\n");
+    session.shows("abc", 2);
+    session.types("\x04");
+    assert_eq!(session.code(), 0);
+}
+
+fn a_hang_up_ends_it() {
+    let mut session =
+        Session::start(&["sh", "-c", "exec $TOOZ lock x -- sh -c 'echo $$ > command; exec cat'"]);
+    let command = session.place.number("command");
+    session.leader.signal(nix::sys::signal::Signal::SIGHUP);
+    assert_eq!(session.code(), 129);
+    assert!(!common::runs(command));
+}

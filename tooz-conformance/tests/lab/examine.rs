@@ -1,0 +1,95 @@
+//! What a look at an etcd finds that is not as it should be: alarms, silent members, wrong passwords.
+
+use crate::case::{Case, cases};
+use etcd_client::{AlarmAction, AlarmType};
+use tooz_conformance::servers::etcd::{Cluster, Etcd};
+use tooz_core::{Characteristics, Coordinator, ErrorKind, Finding, Result, Severity};
+
+pub(crate) const CASES: &[(&str, Case)] = cases![
+    what_is_lowered_is_explained,
+    an_alarm_is_told_with_what_to_do_also_where_connecting_fails,
+    silent_members_are_named_and_a_lost_majority_is_bad,
+    nobody_there_and_a_wrong_password_are_errors_of_their_own,
+];
+
+async fn look(url: &str) -> Result<Vec<Finding>> {
+    Coordinator::builder(url, "operator").examine().await
+}
+
+fn of<'a>(found: &'a [Finding], topic: &str) -> &'a Finding {
+    found.iter().find(|finding| finding.topic() == topic).unwrap_or_else(|| panic!("no {topic}: {found:?}"))
+}
+
+fn hosts(cluster: &Cluster) -> String {
+    let hosts: Vec<_> = cluster.nodes().iter().map(|node| node.address().to_string()).collect();
+    format!("etcd://{}", hosts.join(","))
+}
+
+async fn what_is_lowered_is_explained() {
+    let etcd = Etcd::start().unwrap();
+    let url = format!("etcd://{}", etcd.address());
+    let found = look(&url).await.unwrap();
+    assert!(of(&found, "version").what().starts_with("etcd 3."), "{found:?}");
+    for topic in ["members", "space", "clock"] {
+        assert_eq!(of(&found, topic).severity(), Severity::Good, "{found:?}");
+    }
+    let coordinator = Coordinator::builder(&url, "m").connect().await.unwrap();
+    let best = Characteristics::all() - Characteristics::NON_TIMEOUT_BASED;
+    let explained = found.iter().fold(Characteristics::empty(), |all, finding| all | finding.lowered());
+    assert_eq!(coordinator.characteristics(), best - explained);
+    coordinator.close().await.unwrap();
+}
+
+async fn an_alarm_is_told_with_what_to_do_also_where_connecting_fails() {
+    let etcd = Etcd::start().unwrap();
+    let raise = |mut client: etcd_client::Client| async move {
+        client.alarm(AlarmAction::Activate, AlarmType::Nospace, None).await.map(|_| ())
+    };
+    etcd.ask(raise).unwrap();
+    let url = format!("etcd://{}", etcd.address());
+    let refused = Coordinator::builder(&url, "m").connect().await.map(drop).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused}");
+    let found = look(&url).await.unwrap();
+    let alarm = of(&found, "alarm");
+    assert_eq!(alarm.severity(), Severity::Bad);
+    assert!(
+        alarm.what().contains("NOSPACE") && alarm.advice().unwrap().contains("alarm disarm"),
+        "{alarm:?}"
+    );
+}
+
+async fn silent_members_are_named_and_a_lost_majority_is_bad() {
+    let cluster = Cluster::start().unwrap();
+    let url = hosts(&cluster);
+    assert_eq!(of(&look(&url).await.unwrap(), "members").severity(), Severity::Good);
+    cluster.nodes()[2].server().kill();
+    let found = look(&url).await.unwrap();
+    let members = of(&found, "members");
+    assert_eq!(members.severity(), Severity::Warning, "{members:?}");
+    assert!(members.what().contains("n2") && members.what().contains("one more failure"), "{members:?}");
+    // Whoever names one member only is told the same.
+    let one = look(&format!("etcd://{}", cluster.nodes()[0].address())).await.unwrap();
+    assert_eq!(of(&one, "members"), members);
+    cluster.nodes()[1].server().kill();
+    let found = look(&url).await.unwrap();
+    assert_eq!(of(&found, "members").severity(), Severity::Bad, "{found:?}");
+}
+
+async fn nobody_there_and_a_wrong_password_are_errors_of_their_own() {
+    let nobody = tooz_conformance::servers::free_port().unwrap();
+    let error = look(&format!("etcd://127.0.0.1:{nobody}")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    let etcd = Etcd::start().unwrap();
+    let protect = |mut client: etcd_client::Client| async move {
+        client.role_add("root").await?;
+        client.user_add("root", "s3cret", None).await?;
+        client.user_grant_role("root", "root").await?;
+        client.auth_enable().await.map(|_| ())
+    };
+    etcd.ask(protect).unwrap();
+    let found = look(&format!("etcd://root:s3cret@{}", etcd.address())).await.unwrap();
+    assert_eq!(of(&found, "members").severity(), Severity::Good, "{found:?}");
+    let error = look(&format!("etcd://root:wr0ng@{}", etcd.address())).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+    assert!(!format!("{error:?}").contains("wr0ng"), "{error:?}");
+}

@@ -1,0 +1,622 @@
+//! What only Redis can do to a coordinator: restarts, lost scripts and keys, a full memory, late requests, permissions.
+#![allow(clippy::disallowed_methods)] // in real time, and a failure is one
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::case::{Case, cases};
+use tooz_conformance::servers::Proxy;
+use tooz_conformance::servers::redis::{Redis, list, text};
+use tooz_core::{
+    Capabilities, Characteristics, Coordinator, Error, ErrorKind, Event, FencingToken, Liveness, LossReason,
+};
+
+pub(crate) const CASES: &[(&str, Case)] = cases![
+    a_restart_is_survived,
+    forgotten_scripts_are_told_again,
+    a_lost_message_delays_a_hand_over_and_no_more,
+    a_wiped_queue_is_queued_in_again,
+    lost_data_is_noticed_and_tokens_grow,
+    a_full_server_keeps_what_it_has,
+    a_late_request_comes_to_nothing,
+    cut_off_while_it_waits,
+    a_short_standstill_costs_nothing,
+    a_reader_of_an_earlier_time_stays_lost,
+    readers_of_unlike_ttls,
+    tokens_a_microsecond_apart,
+    foreign_keys_are_corrupt,
+    a_foreign_holder_is_polled,
+    one_round_trip_each,
+    users_and_permissions,
+    the_server_lowers_what_is_promised,
+    a_unix_socket_and_a_database,
+    nothing_is_left_behind,
+];
+#[cfg(feature = "redis-tls")]
+pub(crate) const TLS: &[(&str, Case)] = cases![certificates_are_verified];
+
+/// For sessions that are not to end: a machine may stand still for seconds.
+const PATIENT: &str = "15s";
+
+/// What nobody has to wait for comes within so many seconds, on any machine.
+const SOON: u64 = 15;
+
+/// A server; that none is installed is a failure which says so.
+macro_rules! server {
+    ($($more:expr),*) => {
+        Redis::start_with(&[$($more),*]).unwrap()
+    };
+}
+
+fn url(redis: &Redis, ttl: &str) -> String {
+    format!("redis://{}?ttl={ttl}", redis.address())
+}
+
+async fn connect(redis: &Redis, ttl: &str, member: &str) -> Coordinator {
+    Coordinator::builder(url(redis, ttl), member).connect().await.unwrap()
+}
+
+async fn within<T>(what: &str, limit: u64, future: impl Future<Output = T>) -> T {
+    let Ok(done) = tokio::time::timeout(Duration::from_secs(limit), future).await else {
+        panic!("not in time: {what}")
+    };
+    done
+}
+
+async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
+    within(what, 20, async {
+        while !check().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+/// Waits for a lock in a task of its own, and until it stands in the queue.
+async fn wait_for(c: &Coordinator, name: &str, before: u64) -> tokio::task::JoinHandle<tooz_core::LockGuard> {
+    let lock = c.lock(name).unwrap();
+    let asked = lock.clone();
+    let waiting = tokio::spawn(async move { lock.acquire().await.unwrap() });
+    eventually("it waits", async || asked.holders().await.unwrap().waiters == Some(before + 1)).await;
+    waiting
+}
+
+fn keys(redis: &Redis, pattern: &str) -> Vec<String> {
+    list(&redis.command(&[b"KEYS", pattern.as_bytes()]).unwrap())
+}
+
+/// A server that comes back within the ttl takes nothing from anybody; one that stays away longer takes everything once.
+async fn a_restart_is_survived() {
+    let redis = server!();
+    let (a, b) = (connect(&redis, "8s", "a").await, connect(&redis, "8s", "b").await);
+    a.group("g").unwrap().join_or_create(Capabilities::none()).await.unwrap();
+    let guard = a.lock("x").unwrap().acquire().await.unwrap();
+    let waiting = wait_for(&b, "x", 0).await;
+    redis.server().kill();
+    redis.server().start_again().unwrap();
+    eventually("a beat after the restart", async || matches!(a.liveness(), Liveness::Alive { .. })).await;
+    assert!(guard.is_held() && !waiting.is_finished());
+    assert_eq!(a.group("g").unwrap().members().await.unwrap().len(), 1);
+    let token = guard.token();
+    guard.release().await.unwrap();
+    let next = within("the hand-over", SOON, waiting).await.unwrap();
+    assert!(next.token() > token && next.is_held());
+
+    let mut events = b.events();
+    redis.server().kill();
+    within("the loss", 20, next.lost()).await;
+    redis.server().start_again().unwrap();
+    let rejoined = async { while !matches!(events.next().await, Some(Event::Rejoined(_))) {} };
+    within("a new session", SOON, rejoined).await;
+    let again = within("the lock", SOON, b.lock("x").unwrap().acquire()).await.unwrap();
+    assert!(again.token() > next.token());
+    eventually("the member is back", async || {
+        a.group("g").unwrap().members().await.is_ok_and(|m| m.len() == 1)
+    })
+    .await;
+}
+
+/// A server that forgot the scripts is told them again, by every kind of call.
+async fn forgotten_scripts_are_told_again() {
+    let redis = server!();
+    let a = connect(&redis, "6s", "a").await;
+    let group = a.group("g").unwrap();
+    let flush = || drop(redis.command(&[b"SCRIPT", b"FLUSH"]).unwrap());
+    flush();
+    let guard = a.lock("x").unwrap().try_acquire().await.unwrap().unwrap();
+    flush();
+    group.join_or_create(Capabilities::none()).await.unwrap();
+    flush();
+    tokio::time::sleep(Duration::from_secs(3)).await; // beats
+    flush();
+    assert_eq!(group.members().await.unwrap().len(), 1);
+    assert!(guard.is_held());
+    flush();
+    guard.release().await.unwrap();
+    flush();
+    a.close().await.unwrap();
+}
+
+/// A hand-over whose message is lost is found out.
+async fn a_lost_message_delays_a_hand_over_and_no_more() {
+    let redis = server!();
+    // So long that no beat and no look at a holder's end comes to help.
+    let (a, b) = (connect(&redis, "60s", "a").await, connect(&redis, "60s", "b").await);
+    for _ in 0..5 {
+        let guard = a.lock("x").unwrap().acquire().await.unwrap();
+        let waiting = wait_for(&b, "x", 0).await;
+        redis.command(&[b"CLIENT", b"KILL", b"TYPE", b"pubsub"]).unwrap();
+        guard.release().await.unwrap();
+        let next = within("the hand-over", SOON, waiting).await.unwrap();
+        assert!(next.is_held());
+        next.release().await.unwrap();
+    }
+}
+
+/// Whoever waited in a queue that was wiped queues again; nobody needs to let go for that.
+async fn a_wiped_queue_is_queued_in_again() {
+    let redis = server!();
+    let (a, b) = (connect(&redis, PATIENT, "a").await, connect(&redis, PATIENT, "b").await);
+    let guard = a.lock("x").unwrap().acquire().await.unwrap();
+    let waiting = wait_for(&b, "x", 0).await;
+    redis.command(&[b"DEL", b"_tooz_rs:lock:x:q", b"_tooz_rs:lock:x:w"]).unwrap();
+    eventually("it waits again", async || a.lock("x").unwrap().holders().await.unwrap().waiters == Some(1))
+        .await;
+    guard.release().await.unwrap();
+    assert!(within("the hand-over", SOON, waiting).await.unwrap().is_held());
+}
+
+/// Data that is gone is noticed at somebody's next beat, and told to all the others by a message; tokens grow all the same.
+async fn lost_data_is_noticed_and_tokens_grow() {
+    let redis = server!();
+    let (a, b) = (connect(&redis, "60s", "a").await, connect(&redis, "6s", "b").await);
+    let guard = a.lock("x").unwrap().acquire().await.unwrap();
+    let waiting = wait_for(&b, "x", 0).await;
+    redis.command(&[b"FLUSHALL"]).unwrap();
+    assert_eq!(within("the loss", SOON, guard.lost()).await, LossReason::Vanished);
+    let next = within("the lock", SOON, waiting).await.unwrap();
+    assert!(next.token() > guard.token());
+    // The counter alone is lost, too.
+    redis.command(&[b"DEL", b"_tooz_rs:fence"]).unwrap();
+    let last = next.token();
+    next.release().await.unwrap();
+    assert!(a.lock("y").unwrap().acquire().await.unwrap().token() > last);
+}
+
+/// What is held stays held in a server without memory, and can be given back; nothing new is promised.
+async fn a_full_server_keeps_what_it_has() {
+    let redis = server!();
+    let a = connect(&redis, "4s", "a").await;
+    a.group("g").unwrap().join_or_create(Capabilities::none()).await.unwrap();
+    let guard = a.lock("x").unwrap().acquire().await.unwrap();
+    redis.command(&[b"CONFIG", b"SET", b"maxmemory", b"1"]).unwrap();
+    let error = a.lock("y").unwrap().try_acquire().await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Unavailable && !error.is_indeterminate(), "{error}");
+    assert!(error.to_string().contains("maxmemory"), "{error}");
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert!(guard.is_held() && matches!(a.liveness(), Liveness::Alive { .. }));
+    guard.release().await.unwrap();
+    a.group("g").unwrap().leave().await.unwrap();
+    redis.command(&[b"CONFIG", b"SET", b"maxmemory", b"0"]).unwrap();
+    assert!(a.lock("y").unwrap().try_acquire().await.unwrap().is_some());
+}
+
+/// A request that arrives over a connection older than one that was heard since is not done, whenever it arrives.
+async fn a_late_request_comes_to_nothing() {
+    let redis = server!();
+    let proxy = Proxy::start(redis.address()).unwrap();
+    let a =
+        Coordinator::builder(format!("redis://{}?ttl=15s", proxy.address()), "a").connect().await.unwrap();
+    let session = format!("_tooz_rs:s:{}", a.session_id().unwrap());
+    a.group("g").unwrap().join_or_create(Capabilities::none()).await.unwrap();
+    a.group("g").unwrap().leave().await.unwrap();
+    proxy.cut();
+    // Over the next connection.
+    drop(a.lock("other").unwrap().acquire().await.unwrap());
+    let newest = text(&redis.command(&[b"HGET", session.as_bytes(), b"e"]).unwrap());
+    assert_ne!(newest, "1");
+    let id = a.session_id().unwrap().to_string();
+    let keys = [
+        "_tooz_x_lock",
+        "_tooz_rs:lock:x:h",
+        "_tooz_rs:lock:x:q",
+        "_tooz_rs:lock:x:w",
+        &session,
+        "_tooz_rs:fence",
+    ];
+    let mut ghost = vec!["EVALSHA", tooz_redis::script_hash("request").unwrap(), "6"];
+    ghost.extend(keys);
+    let attempt = "0123456789abcdef0123456789abcdef";
+    ghost.extend(["_tooz", "1", attempt, &id, "x", "0", "15000", "3600000", "wait", "_tooz_rs:lock:x:", "a"]);
+    let late = |ghost: &[&str]| {
+        let words: Vec<_> = ghost.iter().map(|word| word.as_bytes()).collect();
+        redis.command(&words).unwrap()
+    };
+    assert_eq!(late(&ghost), b"*1\r\n$4\r\nlate\r\n");
+    assert!(a.lock("x").unwrap().holders().await.unwrap().holders.is_empty());
+    // The same words over the connection of now are done, so it was not their form.
+    ghost[10] = &newest;
+    assert!(late(&ghost).starts_with(b"*4\r\n$7\r\ngranted"));
+    // Nor does a join come back to life.
+    let mut join =
+        vec!["EVALSHA", tooz_redis::script_hash("join").unwrap(), "5", "_tooz_group:g", "_tooz_groups"];
+    join.extend(["_tooz_rs:group:g:m", &session, "_tooz_beats:a", "_tooz", "1", &id, "a", "\u{0}", "0"]);
+    join.extend([attempt, attempt, "15000", "g", "_tooz_rs:group:g:", ""]);
+    assert_eq!(late(&join), b"*1\r\n$4\r\nlate\r\n");
+    assert!(a.group("g").unwrap().members().await.unwrap().is_empty());
+}
+
+/// Cut off while it waits, and healed within the ttl and beyond it: granted once, or not at all.
+async fn cut_off_while_it_waits() {
+    let redis = server!();
+    let proxy = Proxy::start(redis.address()).unwrap();
+    let a = connect(&redis, "4s", "a").await;
+    let b = Coordinator::builder(format!("redis://{}?ttl=4s", proxy.address()), "b").connect().await.unwrap();
+    for away in [200, 7000] {
+        let guard = a.lock("x").unwrap().acquire().await.unwrap();
+        let waiting = wait_for(&b, "x", 0).await;
+        proxy.hold_both();
+        let token = guard.token();
+        guard.release().await.unwrap(); // hands over to one who does not hear it
+        tokio::time::sleep(Duration::from_millis(away)).await;
+        if away > 4000 {
+            // The one that was cut off is dead for the server, and the lock free for others.
+            within("the lock", SOON, a.lock("x").unwrap().acquire()).await.unwrap().release().await.unwrap();
+        }
+        proxy.heal();
+        let next = within("the lock", SOON, waiting).await.unwrap();
+        assert!(next.is_held() && next.token() > token);
+        next.release().await.unwrap();
+    }
+}
+
+/// A server that stands still for less than a ttl takes nothing from anybody; nobody even asks for a new session.
+async fn a_short_standstill_costs_nothing() {
+    let redis = server!();
+    let (a, b) = (connect(&redis, "9s", "a").await, connect(&redis, "9s", "b").await);
+    a.group("g").unwrap().join_or_create(Capabilities::none()).await.unwrap();
+    let guard = a.lock("x").unwrap().acquire().await.unwrap();
+    let waiting = wait_for(&b, "x", 0).await;
+    let session = a.session_id();
+    redis.server().stop();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    redis.server().resume();
+    eventually("a beat afterwards", async || matches!(a.liveness(), Liveness::Alive { .. })).await;
+    assert!(guard.is_held() && !waiting.is_finished() && a.session_id() == session);
+    assert_eq!(a.group("g").unwrap().members().await.unwrap().len(), 1);
+    guard.release().await.unwrap();
+    assert!(within("the hand-over", SOON, waiting).await.unwrap().is_held());
+}
+
+/// A reader that was away while the lock was somebody else's does not come back to life with the readers after that.
+async fn a_reader_of_an_earlier_time_stays_lost() {
+    let redis = server!();
+    let proxy = Proxy::start(redis.address()).unwrap();
+    let url = format!("redis://{}?ttl=2s", proxy.address());
+    let old = Coordinator::builder(url, "old").connect().await.unwrap();
+    let new = connect(&redis, PATIENT, "new").await;
+    let first = old.lock("x").unwrap().shared().acquire().await.unwrap();
+    proxy.hold_both(); // with whatever beat is on its way
+    eventually("it is free for Python", async || {
+        redis.command(&[b"SET", b"_tooz_x_lock", b"python", b"NX", b"PX", b"60000"]).unwrap() == b"+OK\r\n"
+    })
+    .await;
+    assert!(!first.is_held(), "a reader beside Python's writer");
+    redis.command(&[b"DEL", b"_tooz_x_lock"]).unwrap();
+    let second = within("the lock", SOON, new.lock("x").unwrap().shared().acquire()).await.unwrap();
+    proxy.heal();
+    eventually("it is back", async || matches!(old.liveness(), Liveness::Alive { .. })).await;
+    assert!(!first.is_held() && second.is_held());
+    assert_eq!(new.lock("x").unwrap().holders().await.unwrap().holders.len(), 1, "the old one holds again");
+    assert!(second.token() > first.token());
+}
+
+/// Whose sessions live longer than those of others read beside them: the key for Python does not go between two of their
+/// beats, whoever came first.
+async fn readers_of_unlike_ttls() {
+    let redis = server!();
+    let long = connect(&redis, "60s", "long").await;
+    for n in 0..2 {
+        let short =
+            Coordinator::builder(url(&redis, "3s"), format!("short-{n}")).manual_heart().rejoin(false);
+        let short = short.connect().await.unwrap();
+        let readers = [&short, &long];
+        let first = readers[n].lock("x").unwrap().shared().acquire().await.unwrap();
+        let second = readers[1 - n].lock("x").unwrap().shared().acquire().await.unwrap();
+        // The one's session is over long before the other's next beat.
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        let (dead, alive) = if n == 0 { (first, second) } else { (second, first) };
+        assert!(!dead.is_held() && alive.is_held());
+        assert_eq!(keys(&redis, "_tooz_x_lock").len(), 1, "Python would be let in");
+        alive.release().await.unwrap();
+        assert!(keys(&redis, "_tooz_x_lock").is_empty(), "nobody reads any more");
+    }
+}
+
+/// Tokens that differ in their last digit alone differ.
+async fn tokens_a_microsecond_apart() {
+    let redis = server!();
+    let a = connect(&redis, PATIENT, "a").await;
+    // Ahead of the server's clock, so that each is the next number; sixteen digits, which Lua would round as a text.
+    let last: u64 = 2_790_000_000_123_456;
+    redis.command(&[b"SET", b"_tooz_rs:fence", last.to_string().as_bytes()]).unwrap();
+    for n in 1..=20 {
+        let guard = a.lock("x").unwrap().acquire().await.unwrap();
+        assert_eq!(guard.token().get(), last + n);
+        guard.release().await.unwrap();
+    }
+}
+
+/// Keys of ours that hold something else are named, and nothing panics or deletes them.
+async fn foreign_keys_are_corrupt() {
+    let redis = server!();
+    let a = connect(&redis, PATIENT, "a").await;
+    let is_corrupt = |error: Error| assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    redis.command(&[b"RPUSH", b"_tooz_x_lock", b"1"]).unwrap();
+    is_corrupt(a.lock("x").unwrap().try_acquire().await.unwrap_err());
+    redis.command(&[b"SET", b"_tooz_group:g", b"1"]).unwrap();
+    is_corrupt(a.group("g").unwrap().members().await.unwrap_err());
+    for hostile in [&b"x"[..], b"99999999999999999999", b"nan"] {
+        redis.command(&[b"SET", b"_tooz_rs:fence", hostile]).unwrap();
+        is_corrupt(a.lock("y").unwrap().try_acquire().await.unwrap_err());
+    }
+    redis.command(&[b"DEL", b"_tooz_rs:fence"]).unwrap();
+    // Records that cannot be read are nobody's, and messages nobody understands are ignored.
+    redis.command(&[b"HSET", b"_tooz_rs:lock:y:h", b"0123456789abcdef0123456789abcdef", b"\xff"]).unwrap();
+    for inbox in list(&redis.command(&[b"PUBSUB", b"CHANNELS", b"*"]).unwrap()) {
+        for message in
+            [&b""[..], b"G", b"G x", b"B 1", b"X \xff", b"b 99999999999999999999999", b"\xff\xff\xff"]
+        {
+            redis.command(&[b"PUBLISH", inbox.as_bytes(), message]).unwrap();
+        }
+    }
+    let guard = a.lock("y").unwrap().try_acquire().await;
+    eventually("a session", async || matches!(a.liveness(), Liveness::Alive { .. })).await;
+    drop(guard);
+    assert_eq!(keys(&redis, "_tooz_x_lock").len(), 1, "deleted unasked");
+    let group = a.group("h").unwrap();
+    group.join_or_create(Capabilities::none()).await.unwrap();
+    redis.command(&[b"HSET", b"_tooz_group:h", b"python", b"\xc1"]).unwrap();
+    redis.command(&[b"SET", b"_tooz_beats:python", b"Not dead!"]).unwrap();
+    assert_eq!(group.members().await.unwrap().len(), 1, "one that cannot be read is left out");
+}
+
+/// A lock that somebody else holds without saying a word is waited for by asking.
+async fn a_foreign_holder_is_polled() {
+    let redis = server!();
+    let a = connect(&redis, PATIENT, "a").await;
+    redis.command(&[b"SET", b"_tooz_x_lock", b"somebody", b"PX", b"20000"]).unwrap();
+    let waiting = wait_for(&a, "x", 0).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    redis.command(&[b"PEXPIRE", b"_tooz_x_lock", b"20000"]).unwrap(); // it renews
+    assert!(!waiting.is_finished());
+    redis.command(&[b"DEL", b"_tooz_x_lock"]).unwrap();
+    assert!(within("the lock", SOON, waiting).await.unwrap().is_held());
+}
+
+/// Each operation takes the round trips that the table in the design of the driver says.
+async fn one_round_trip_each() {
+    let redis = server!();
+    let proxy = Arc::new(Proxy::start(redis.address()).unwrap());
+    // So long a ttl that no beat comes between.
+    let a =
+        Coordinator::builder(format!("redis://{}?ttl=10m", proxy.address()), "a").connect().await.unwrap();
+    let others: Vec<_> = futures(30, |n| {
+        let url = url(&redis, "10m");
+        async move {
+            let c = Coordinator::builder(url, format!("m{n}")).connect().await.unwrap();
+            c.group("g").unwrap().join_or_create(Capabilities::new(&n).unwrap()).await.unwrap();
+            c
+        }
+    })
+    .await;
+    let group = a.group("g").unwrap();
+    let count = |before: u64| proxy.round_trips() - before;
+    let now = || proxy.round_trips();
+    let start = now();
+    let guard = a.lock("x").unwrap().try_acquire().await.unwrap().unwrap();
+    assert_eq!(count(start), 1, "acquire");
+    let start = now();
+    guard.release().await.unwrap();
+    assert_eq!(count(start), 1, "release");
+    let start = now();
+    group.join(Capabilities::none()).await.unwrap();
+    assert_eq!(count(start), 1, "join");
+    let start = now();
+    assert_eq!(group.members().await.unwrap().len(), 31);
+    assert_eq!(count(start), 1, "members");
+    let guards =
+        [a.lock("1").unwrap().acquire().await.unwrap(), a.lock("2").unwrap().acquire().await.unwrap()];
+    let start = now();
+    a.heartbeat().await.unwrap();
+    assert_eq!(count(start), 1, "a beat");
+    let start = now();
+    group.leave().await.unwrap();
+    assert_eq!(count(start), 1, "leave");
+    // Handed over by a message: the waiter sends nothing between asking and having it.
+    let holder = others[0].lock("y").unwrap().acquire().await.unwrap();
+    let start = now();
+    let lock = a.lock("y").unwrap();
+    let waiting = tokio::spawn(async move { lock.acquire().await.unwrap() });
+    let watcher = others[1].lock("y").unwrap();
+    eventually("it waits", async || watcher.holders().await.unwrap().waiters == Some(1)).await;
+    holder.release().await.unwrap();
+    let next = within("the hand-over", SOON, waiting).await.unwrap();
+    assert_eq!(count(start), 1, "waiting");
+    drop((next, guards));
+}
+
+async fn futures<F: Future>(count: usize, make: impl Fn(usize) -> F) -> Vec<F::Output> {
+    let mut done = Vec::new();
+    for n in 0..count {
+        done.push(make(n).await);
+    }
+    done
+}
+
+/// A user with the permissions that the README names can do everything; without a password nobody can do anything.
+async fn users_and_permissions() {
+    let redis = server!();
+    // A new user of Redis 6.2 may use every channel, and then none can be added to them.
+    let rules = "on >hunter2 ~_tooz_* resetchannels &_tooz_* -@all +@read +@write +@pubsub +@scripting +@connection \
+                 +time -@dangerous";
+    let words: Vec<_> =
+        ["ACL", "SETUSER", "app"].into_iter().chain(rules.split(' ')).map(str::as_bytes).collect();
+    assert_eq!(redis.command(&words).unwrap(), b"+OK\r\n");
+    redis.command(&[b"ACL", b"SETUSER", b"default", b"off"]).unwrap();
+    let address = redis.address();
+    let good = format!("redis://app:hunter2@{address}?ttl=4s");
+    let (a, b) = (
+        Coordinator::builder(&good, "a").connect().await.unwrap(),
+        Coordinator::builder(&good, "b").connect().await.unwrap(),
+    );
+    // What cannot be asked is not promised.
+    assert!(!a.characteristics().contains(Characteristics::DURABLE_FENCING));
+    a.group("g").unwrap().join_or_create(Capabilities::none()).await.unwrap();
+    let mut watch = b.group("g").unwrap().watch().await.unwrap();
+    assert!(watch.next().await.unwrap().is_ok());
+    let guard = a.lock("x").unwrap().acquire().await.unwrap();
+    let lock = b.lock("x").unwrap();
+    let waiting = tokio::spawn(async move { lock.acquire().await.unwrap() });
+    tokio::time::sleep(Duration::from_secs(3)).await; // beats
+    guard.release().await.unwrap();
+    assert!(within("the hand-over", SOON, waiting).await.unwrap().is_held());
+    for bad in ["redis://app:wrong@", "redis://nobody:hunter2@", "redis://:hunter2@", "redis://"] {
+        let error = Coordinator::builder(format!("{bad}{address}"), "c").connect().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Denied, "{bad}: {error}");
+        assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
+    }
+}
+
+/// What a server does not keep is not promised, and a server that cannot be one is refused.
+async fn the_server_lowers_what_is_promised() {
+    let durable = Characteristics::DURABLE_FENCING;
+    let redis = server!();
+    assert!(connect(&redis, PATIENT, "a").await.characteristics().contains(durable));
+    let refused = Coordinator::builder(url(&redis, PATIENT), "a")
+        .require(Characteristics::LINEARIZABLE)
+        .connect()
+        .await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::MissingCharacteristic);
+    redis.command(&[b"CONFIG", b"SET", b"appendfsync", b"everysec"]).unwrap();
+    assert!(!connect(&redis, PATIENT, "a").await.characteristics().contains(durable));
+    redis
+        .command(&[b"CONFIG", b"SET", b"appendfsync", b"always", b"maxmemory-policy", b"allkeys-lru"])
+        .unwrap();
+    let refused = Coordinator::builder(url(&redis, PATIENT), "a").require(durable).connect().await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::MissingCharacteristic);
+    let port = redis.address().port().to_string();
+    let replica = server!("--replicaof", "127.0.0.1", &port);
+    let error = Coordinator::builder(url(&replica, PATIENT), "a").connect().await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Unavailable && error.to_string().contains("replica"), "{error}");
+    let node = server!("--cluster-enabled", "yes");
+    let error = Coordinator::builder(url(&node, PATIENT), "a").connect().await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Unsupported && error.to_string().contains("cluster"), "{error}");
+    let gone = url(&replica, PATIENT);
+    drop(replica);
+    let error = Coordinator::builder(gone, "a").connect().await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Unavailable && error.to_string().contains("refused"), "{error}");
+}
+
+/// A unix socket and another database are other ways to the same.
+async fn a_unix_socket_and_a_database() {
+    let place = tempfile::tempdir().unwrap();
+    let socket = place.path().join("redis.sock");
+    let redis = server!("--unixsocket", socket.to_str().unwrap());
+    let a = Coordinator::builder(format!("redis+unix://{}", socket.display()), "a").connect().await.unwrap();
+    let guard = a.lock("x").unwrap().try_acquire().await.unwrap().unwrap();
+    assert!(connect(&redis, PATIENT, "b").await.lock("x").unwrap().try_acquire().await.unwrap().is_none());
+    let other = format!("valkey://{}/1", redis.address());
+    let elsewhere = Coordinator::builder(&other, "b").connect().await.unwrap();
+    let third = Coordinator::builder(other, "c").connect().await.unwrap();
+    let second = elsewhere.lock("x").unwrap().try_acquire().await.unwrap().unwrap();
+    // Databases share their channels: what happens in one must not be heard in the other.
+    let mut watches = Vec::new();
+    for c in [&a, &elsewhere] {
+        c.group("g").unwrap().create().await.unwrap();
+        let mut watch = c.group("g").unwrap().watch().await.unwrap();
+        assert!(watch.next().await.unwrap().is_ok());
+        watches.push(watch);
+    }
+    elsewhere.group("g").unwrap().join(Capabilities::none()).await.unwrap();
+    assert!(matches!(
+        within("the join", SOON, watches[1].next()).await,
+        Some(Ok(tooz_core::GroupEvent::Joined(_)))
+    ));
+    let waiting = wait_for(&third, "x", 0).await;
+    assert!(
+        tokio::time::timeout(Duration::from_millis(1500), watches[0].next()).await.is_err(),
+        "heard in another database"
+    );
+    second.release().await.unwrap();
+    assert!(within("the hand-over", SOON, waiting).await.unwrap().is_held() && guard.is_held());
+}
+
+/// Nothing is left behind by locks, groups and sessions that came to a clean end.
+async fn nothing_is_left_behind() {
+    let redis = server!();
+    let (a, b) = (connect(&redis, PATIENT, "a").await, connect(&redis, PATIENT, "b").await);
+    let mut last: Option<FencingToken> = None;
+    for n in 0..50 {
+        let name = format!("lock {n}");
+        let guard = a.lock(&name).unwrap().acquire().await.unwrap();
+        assert!(last.is_none_or(|last| guard.token() > last));
+        last = Some(guard.token());
+        let waiting = wait_for(&b, &name, 0).await;
+        if n % 2 == 0 {
+            waiting.abort();
+            guard.release().await.unwrap();
+        } else {
+            guard.release().await.unwrap();
+            waiting.await.unwrap().release().await.unwrap();
+        }
+    }
+    a.group("g").unwrap().join_or_create(Capabilities::none()).await.unwrap();
+    a.close().await.unwrap();
+    b.group("g").unwrap().delete().await.unwrap();
+    b.close().await.unwrap();
+    let mut left = keys(&redis, "*");
+    left.sort();
+    assert_eq!(left, ["_tooz_rs:epoch", "_tooz_rs:fence"]);
+}
+
+/// The server is verified, and a client's certificate shown where it is asked for.
+#[cfg(feature = "redis-tls")]
+async fn certificates_are_verified() {
+    use tooz_conformance::servers::redis_tls::{Certificates, RedisTls};
+    let (ours, others) = (Certificates::make().unwrap(), Certificates::make().unwrap());
+    let (open, closed) = (RedisTls::start(&ours, false).unwrap(), RedisTls::start(&ours, true).unwrap());
+    let connect = |server: &RedisTls, options: String| {
+        Coordinator::builder(format!("rediss://{}?ttl=15s{options}", server.address()), "a").connect()
+    };
+    let ca = |certificates: &Certificates| format!("&tls_ca={}", certificates.file("ca.pem").display());
+    let a = connect(&open, ca(&ours)).await.unwrap();
+    assert!(a.lock("x").unwrap().try_acquire().await.unwrap().is_some());
+    for options in [ca(&others), String::new()] {
+        let error = connect(&open, options).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+    }
+    let pair = format!(
+        "&tls_cert={}&tls_key={}",
+        ours.file("client.pem").display(),
+        ours.file("client.key").display()
+    );
+    let b = connect(&closed, format!("{}{pair}", ca(&ours))).await.unwrap();
+    assert!(b.lock("x").unwrap().try_acquire().await.unwrap().is_some());
+    assert!(connect(&closed, ca(&ours)).await.is_err(), "a server that asks for a certificate got none");
+    let half = format!("{}&tls_cert={}", ca(&ours), ours.file("client.pem").display());
+    assert_eq!(connect(&closed, half).await.unwrap_err().kind(), ErrorKind::InvalidOption);
+    let error = connect(&open, "&tls_ca=/nowhere/ca.pem".into()).await.unwrap_err();
+    assert!(
+        error.kind() == ErrorKind::InvalidOption && error.to_string().contains("/nowhere/ca.pem"),
+        "{error}"
+    );
+    let plain = format!("redis://{}?tls_ca=/x", open.redis.address());
+    let error = Coordinator::builder(plain, "a").connect().await.unwrap_err();
+    assert!(error.to_string().contains("rediss://"), "{error}");
+    // A server that speaks no TLS.
+    let error = Coordinator::builder(format!("rediss://{}?connect_timeout=5s", open.redis.address()), "a")
+        .connect()
+        .await;
+    assert!(error.is_err());
+}

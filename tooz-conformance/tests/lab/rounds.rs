@@ -1,0 +1,60 @@
+//! Figures of the drivers that speak to servers: round after round with real processes that are stopped, killed, or many.
+//!
+//! What was counted is printed. The sizes fit into an ordinary run; for the full ones:
+//!
+//! | | |
+//! |---|---|
+//! | `TOOZ_ROUNDS=1000 … paused` | pauses of a holder around its ttl (24) |
+//! | `TOOZ_CONTENDERS=1000 … contenders` | waiters on one lock, at least ten to a process and at most a hundred (60) |
+//! | `TOOZ_CRASHES=20 … crash` | holders that are killed (5) |
+#![allow(clippy::disallowed_methods)] // in real time, and a failure is one
+
+pub(crate) mod backend;
+mod contenders;
+#[cfg(feature = "etcd")]
+mod count_etcd;
+#[cfg(feature = "redis")]
+mod count_redis;
+mod crashes;
+mod pauses;
+mod people;
+
+use std::path::PathBuf;
+
+use backend::Backend;
+use libtest_mimic::Trial;
+use tooz_conformance::trial;
+
+/// One figure of one driver.
+type Test = fn(&Backend);
+
+/// Does its part, if this process was started for one.
+pub(crate) fn is_part() -> bool {
+    let Some(part) = people::part() else { return false };
+    match part.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["pauses", url, journals, first, count] => pauses::hold(url, journals, first, count),
+        ["contenders", url, count] => contenders::contend(url, count),
+        ["crashes", url, name] => crashes::hold(url, name),
+        _ => panic!("no such part: {part:?}"),
+    }
+    true
+}
+
+/// The figures of one driver, on servers that `start` starts.
+pub(crate) fn trials(driver: &str, program: &Result<PathBuf, String>, start: fn() -> Backend) -> Vec<Trial> {
+    let missing = program.as_ref().err();
+    let tests: [(&str, Test); 5] = [
+        ("no_paused_holder_believes_beside_a_newer_one", pauses::paused),
+        ("contenders_are_woken_once_each", contenders::woken_once),
+        ("contenders_outlive_a_third_of_them", contenders::outlive),
+        ("a_crash_is_over_after_a_ttl", crashes::crash),
+        ("a_stopped_waiter_believes_no_old_grant", crashes::stopped_waiter),
+    ];
+    let trial = |(name, test): (&str, Test)| {
+        trial(format!("rounds::{driver}::{name}"), missing.cloned(), move || {
+            test(&start());
+            Ok(())
+        })
+    };
+    tests.into_iter().map(trial).collect()
+}

@@ -1,0 +1,84 @@
+//! A server, and what its driver calls it.
+
+use std::future::Future;
+use std::time::Duration;
+
+#[cfg(feature = "etcd")]
+use tooz_conformance::servers::etcd::Etcd;
+#[cfg(feature = "redis")]
+use tooz_conformance::servers::redis::Redis;
+use tooz_core::Coordinator;
+
+/// Generous: a loaded machine must not redden what asserts order and counts.
+pub(crate) const LIMIT: Duration = Duration::from_mins(1);
+
+pub(crate) enum Backend {
+    #[cfg(feature = "redis")]
+    Redis(Redis),
+    #[cfg(feature = "etcd")]
+    Etcd(Etcd),
+}
+
+impl Backend {
+    #[cfg(feature = "redis")]
+    pub(crate) fn redis() -> Self {
+        Self::Redis(Redis::start().unwrap())
+    }
+
+    #[cfg(feature = "etcd")]
+    pub(crate) fn etcd() -> Self {
+        Self::Etcd(Etcd::start().unwrap())
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            #[cfg(feature = "redis")]
+            Self::Redis(_) => "redis",
+            #[cfg(feature = "etcd")]
+            Self::Etcd(_) => "etcd",
+        }
+    }
+
+    /// Counts what the server does from now on; what it returns asserts that so many turns cost one wake-up each.
+    pub(crate) fn count(&self) -> Box<dyn FnOnce(usize) -> String + '_> {
+        match self {
+            #[cfg(feature = "redis")]
+            Self::Redis(redis) => Box::new(super::count_redis::begin(redis)),
+            #[cfg(feature = "etcd")]
+            Self::Etcd(etcd) => Box::new(super::count_etcd::begin(etcd)),
+        }
+    }
+
+    pub(crate) fn url(&self, ttl: Duration) -> String {
+        let address = match self {
+            #[cfg(feature = "redis")]
+            Self::Redis(redis) => redis.address(),
+            #[cfg(feature = "etcd")]
+            Self::Etcd(etcd) => etcd.address(),
+        };
+        format!("{}://{address}?ttl={}s", self.name(), ttl.as_secs())
+    }
+}
+
+/// On a machine that stands still for a ttl, a session may be over before it stands; then it is tried again.
+pub(crate) async fn connect(url: &str, member: &str) -> Coordinator {
+    let mut tries = 0;
+    loop {
+        match Coordinator::builder(url, member).connect().await {
+            Ok(coordinator) => return coordinator,
+            Err(error) => assert!(tries < 10, "{member}: {error}"),
+        }
+        tries += 1;
+    }
+}
+
+/// A size, small unless the environment says otherwise.
+pub(crate) fn size(variable: &str, default: usize) -> usize {
+    std::env::var(variable).map_or(default, |text| {
+        text.parse().unwrap_or_else(|_| panic!("{variable}={text}: a number is wanted"))
+    })
+}
+
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}

@@ -1,0 +1,20 @@
+//! The driver beside Python tooz.
+//!
+//! No test harness of the compiler's: what is missing is known only when the tests are listed.
+#![allow(clippy::unwrap_used)] // a test says by panicking that something is wrong
+
+#[path = "../common/mod.rs"]
+mod common;
+mod python;
+
+use std::process::ExitCode;
+
+use libtest_mimic::Arguments;
+
+fn main() -> ExitCode {
+    if common::is_helper() {
+        common::obey();
+        return ExitCode::SUCCESS;
+    }
+    libtest_mimic::run(&Arguments::from_args(), python::trials()).exit_code()
+}

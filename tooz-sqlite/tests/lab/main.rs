@@ -1,0 +1,24 @@
+//! The driver where it is not welcome.
+//!
+//! No test harness of the compiler's: each test is this program once more, and whether it can be is known only when the
+//! tests are listed.
+#![allow(clippy::unwrap_used)] // a test says by panicking that something is wrong
+
+#[path = "../common/mod.rs"]
+mod common;
+mod namespaces;
+
+use std::process::ExitCode;
+
+use libtest_mimic::Arguments;
+
+fn main() -> ExitCode {
+    if common::is_actor() {
+        common::act();
+        return ExitCode::SUCCESS;
+    }
+    if namespaces::is_case() {
+        return ExitCode::SUCCESS;
+    }
+    libtest_mimic::run(&Arguments::from_args(), namespaces::trials()).exit_code()
+}

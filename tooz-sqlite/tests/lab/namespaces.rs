@@ -1,0 +1,212 @@
+//! File systems that are full, read-only or foreign, and a kernel that tells nothing of files.
+//!
+//! Each test is a process in namespaces of its own: what it mounts there is nobody else's, and needs no rights.
+#![allow(clippy::disallowed_methods)] // a failure is one
+
+use std::fs;
+use std::future::Future;
+use std::path::Path;
+use std::pin::Pin;
+use std::process::Command;
+
+use libtest_mimic::{Failed, Trial};
+use tooz_core::driver::{BreakRequest, LockMode::Exclusive};
+use tooz_core::{Characteristics, ErrorKind};
+
+use crate::common::{Actor, ask, connect, granted, group, id, join, key, opening, session, try_connect, url};
+
+type Case = fn() -> Pin<Box<dyn Future<Output = ()>>>;
+
+macro_rules! cases {
+    ($($name:ident),* $(,)?) => {
+        &[$((stringify!($name), || Box::pin($name()))),*]
+    };
+}
+
+const CASES: &[(&str, Case)] = cases![
+    a_full_disk_is_a_clear_error_and_leaves_no_half_record,
+    a_read_only_place_is_denied,
+    a_foreign_file_system_needs_force_and_claims_less,
+    without_file_events_changes_are_looked_for,
+];
+
+/// Names the case that a process is to run.
+const CASE: &str = "TOOZ_SQLITE_CASE";
+
+/// Runs a case, if this process was started for that.
+pub(crate) fn is_case() -> bool {
+    let Ok(name) = std::env::var(CASE) else { return false };
+    let (_, case) = CASES.iter().find(|(known, _)| *known == name).expect("there is no such case");
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(case());
+    true
+}
+
+/// A program in user and mount namespaces of its own, where it may mount.
+fn apart() -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount"]);
+    command
+}
+
+/// What a command says that does not succeed.
+fn run(command: &mut Command) -> Result<(), String> {
+    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
+    let said = [output.stdout, output.stderr].concat();
+    if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&said).trim().to_owned()) }
+}
+
+pub(crate) fn trials() -> Vec<Trial> {
+    let required = std::env::var("TOOZ_REQUIRE").is_ok_and(|value| value == "all");
+    let missing =
+        run(apart().arg("true")).err().map(|why| format!("missing: namespaces for everybody: {why}"));
+    let trial = |(name, _): &(&'static str, Case)| {
+        let name = *name;
+        let trial = Trial::test(format!("namespaces::{name}"), move || {
+            run(apart().arg(std::env::current_exe()?).env(CASE, name)).map_err(Failed::from)
+        });
+        match missing.as_ref().filter(|_| !required) {
+            Some(why) => trial.with_kind(why.replace('\n', " | ")).with_ignored_flag(true),
+            None => trial,
+        }
+    };
+    CASES.iter().map(trial).collect()
+}
+
+async fn refused(url: &str, kind: ErrorKind, word: &str) {
+    let error = try_connect(url).await.unwrap_err();
+    assert_eq!(error.kind(), kind, "{error}");
+    assert!(error.to_string().contains(word), "{error}");
+}
+
+/// A small file system of its own, unmounted at the end.
+struct Mounted(tempfile::TempDir);
+
+impl Mounted {
+    fn new(options: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mount = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", options, "tooz-test"])
+            .arg(directory.path())
+            .status()
+            .unwrap();
+        assert!(mount.success(), "no tmpfs of {options}");
+        Self(directory)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn remount(&self, options: &str) {
+        let mount = Command::new("mount").args(["-o", options]).arg(self.path()).status().unwrap();
+        assert!(mount.success());
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.path()).status();
+    }
+}
+
+async fn a_full_disk_is_a_clear_error_and_leaves_no_half_record() {
+    let disk = Mounted::new("size=1m");
+    let driver = connect(&url(disk.path(), "")).await;
+    let us = session(&driver, "us").await;
+    us.groups().join(&join("g").create(true)).await.unwrap();
+    let grant = granted(&us, &ask("x", Exclusive)).await;
+    let ballast = disk.path().join("ballast");
+    let mut full = fs::File::create(&ballast).unwrap();
+    let error = loop {
+        if let Err(error) = std::io::Write::write_all(&mut full, &[0; 4096]) {
+            break error;
+        }
+    };
+    assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+    // The log has no room to grow; some small changes may still fit into what it has.
+    let mut failed = None;
+    let mut last = 0_u32;
+    for number in 1..200_u32 {
+        let large = tooz_core::Capabilities::new(&(number, "x".repeat(20_000))).unwrap();
+        match us.groups().update(&group("g"), &large).await {
+            Ok(()) => last = number,
+            Err(error) => {
+                failed = Some(error);
+                break;
+            }
+        }
+    }
+    let error = failed.expect("the disk is not full");
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(error.to_string().contains("full"), "{error}");
+    let member = driver.groups().member(&group("g"), &id("us")).await.unwrap();
+    let published = member.capabilities.get::<(u32, String)>().map_or(0, |(number, _)| number);
+    assert_eq!(published, last, "the last success stands, whole");
+    let error = driver.open_session(&opening("other")).await.map(|_| ()).err();
+    assert!(error.is_none_or(|error| error.kind() == ErrorKind::Unavailable));
+    // With room again everything goes on.
+    drop(full);
+    fs::remove_file(&ballast).unwrap();
+    us.locks().release(&grant).await.unwrap();
+    assert!(granted(&us, &ask("x", Exclusive)).await.token > grant.token);
+    let other = driver.open_session(&opening("other")).await.unwrap();
+    other.close().await.unwrap();
+    us.close().await.unwrap();
+    driver.close().await.unwrap();
+}
+
+async fn a_read_only_place_is_denied() {
+    let disk = Mounted::new("size=4m");
+    disk.remount("remount,bind,ro");
+    refused(&url(disk.path(), ""), ErrorKind::Denied, "read-only").await;
+    disk.remount("remount,bind,rw");
+    connect(&url(disk.path(), "")).await.close().await.unwrap();
+    disk.remount("remount,bind,ro");
+    refused(&url(disk.path(), ""), ErrorKind::Denied, "read-only").await;
+    // A look says so, too, and is no error.
+    let looking = tooz_core::Coordinator::builder(url(disk.path(), ""), "m").examine();
+    let found = looking.await.unwrap();
+    let bad: Vec<_> = found.iter().filter(|finding| finding.severity() == tooz_core::Severity::Bad).collect();
+    assert!(
+        matches!(bad[..], [one] if one.topic() == "writable" && one.what().contains("read-only")),
+        "{found:?}"
+    );
+}
+
+async fn a_foreign_file_system_needs_force_and_claims_less() {
+    let directory = tempfile::tempdir().unwrap();
+    let mount =
+        Command::new("mount").args(["-t", "ramfs", "tooz-test"]).arg(directory.path()).status().unwrap();
+    assert!(mount.success());
+    let disk = Mounted(directory);
+    refused(&url(disk.path(), ""), ErrorKind::Unsupported, "force_filesystem").await;
+    let driver = connect(&url(disk.path(), "force_filesystem=true")).await;
+    assert!(!driver.characteristics().contains(Characteristics::STRICT_EXCLUSION));
+    driver.close().await.unwrap();
+    let local = tempfile::tempdir().unwrap();
+    let driver = connect(&url(local.path(), "force_filesystem=true")).await;
+    assert!(driver.characteristics().contains(Characteristics::STRICT_EXCLUSION));
+}
+
+async fn without_file_events_changes_are_looked_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let url = url(directory.path(), "");
+    let driver = connect(&url).await;
+    let us = session(&driver, "us").await;
+    let first = granted(&us, &ask("x", Exclusive)).await;
+    let (mut deaf, _) = Actor::start_deaf("member", &[&url, "deaf"]);
+    deaf.tell("acquire x");
+    assert_eq!(deaf.hear(), "queued");
+    us.locks().release(&first).await.unwrap();
+    assert!(deaf.hear().parse::<u64>().unwrap() > first.token.get());
+    deaf.tell("notice");
+    driver.locks().break_lock(&BreakRequest::new(key("x"), id("op"), "stuck")).await.unwrap();
+    assert!(deaf.hear().contains("Broken"));
+    let (mut holder, _) = Actor::start("member", &[&url, "holder"]);
+    holder.tell("acquire x");
+    holder.hear();
+    deaf.tell("acquire x");
+    assert_eq!(deaf.hear(), "queued");
+    holder.kill();
+    deaf.hear().parse::<u64>().unwrap();
+}
