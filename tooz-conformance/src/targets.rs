@@ -200,5 +200,6 @@ pub mod file {
 #[cfg(feature = "etcd")]
 pub mod etcd;
 mod given;
+pub use given::VARIABLES as GIVEN;
 #[cfg(feature = "redis")]
 pub mod redis;

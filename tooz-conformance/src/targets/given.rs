@@ -8,7 +8,7 @@ use tooz_core::{Characteristics, Coordinator};
 use crate::target::{Place, Target};
 
 /// The variables, and the names of the targets.
-const VARIABLES: &[(&str, &str)] = &[
+pub const VARIABLES: &[(&str, &str)] = &[
     #[cfg(feature = "redis")]
     ("TOOZ_TEST_REDIS_URL", "redis"),
     #[cfg(feature = "redis")]
