@@ -15,6 +15,7 @@ mod runner;
 pub mod servers;
 #[cfg(feature = "memory")]
 pub mod simulation;
+#[cfg(feature = "memory")]
 pub mod sweep;
 mod target;
 pub mod targets;
