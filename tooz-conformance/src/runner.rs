@@ -32,7 +32,7 @@ pub fn main(targets: &[Target]) -> ExitCode {
         return code;
     }
     let mut arguments = Arguments::from_args();
-    // Most cases mostly wait: eight to a processor take two thirds of the time of four, and no more of the processors'.
+    // Most cases mostly wait: eight to a processor take seven tenths of the time of four.
     let threads = 8 * std::thread::available_parallelism().map_or(2, usize::from);
     arguments.test_threads.get_or_insert(threads);
     let conclusion = libtest_mimic::run(&arguments, trials(targets, is_required()));
