@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::url::invisible;
 use crate::{BackendUrl, Error, ErrorKind, Result};
 
 /// One option that a backend URL, or a builder beside it, may carry.
@@ -102,6 +103,10 @@ fn refuse(name: &str, why: &str) -> Error {
 /// Checks every option of `url` against the lists of those that exist.
 pub(crate) fn check(url: &BackendUrl, known: &[&[OptionSpec]]) -> Result<()> {
     for (index, (name, value)) in url.options().iter().enumerate() {
+        // The namespace among them: one that looks the same would be another, without a word.
+        if let Some(why) = invisible(name).or_else(|| invisible(value)) {
+            return Err(refuse(name, &why));
+        }
         let Some(spec) = known.iter().flat_map(|list| list.iter()).find(|spec| spec.name == name) else {
             let mut names: Vec<_> = known.iter().flat_map(|list| list.iter()).map(|spec| spec.name).collect();
             names.sort_unstable();

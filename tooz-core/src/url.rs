@@ -34,6 +34,21 @@ fn invalid(what: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidUrl, what)
 }
 
+/// Characters that nobody sees, and that no part of a backend URL begins, ends or holds as they are: controls, spaces, and
+/// what has no width. Most often they are the end of a line of the file from which a URL was read.
+fn is_invisible(c: char) -> bool {
+    c <= ' ' || matches!(c, '\u{7f}' | '\u{a0}' | '\u{200b}' | '\u{2028}' | '\u{2029}' | '\u{feff}')
+}
+
+/// Why a host, an option or a namespace with this text would not be what it looks like: a control character anywhere, or white space
+/// at either end. It names the code and never the text, which may be a secret.
+pub(crate) fn invisible(text: &str) -> Option<String> {
+    let ends = text.chars().next().into_iter().chain(text.chars().next_back());
+    let at_an_end = ends.filter(|c| c.is_whitespace() || is_invisible(*c));
+    let found = text.chars().find(|c| c.is_control()).or_else(|| at_an_end.into_iter().next())?;
+    Some(format!("it holds U+{:04X}, which cannot be seen; remove it", u32::from(found)))
+}
+
 fn decode(what: &str, text: &str) -> Result<String> {
     let decoded = percent_decode_str(text).decode_utf8();
     Ok(decoded.map_err(|_| invalid(format!("the {what} is not UTF-8 after percent-decoding")))?.into_owned())
@@ -51,8 +66,17 @@ impl BackendUrl {
     /// Reads a URL.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidUrl`], naming the part that is wrong and showing none that may hold a secret.
+    /// [`ErrorKind::InvalidUrl`], naming the part that is wrong and showing none that may hold a secret. White space and
+    /// control characters are refused as they stand: they would make another database or namespace that looks the same.
     pub fn parse(url: &str) -> Result<Self> {
+        if let Some((at, found)) = url.chars().enumerate().find(|(_, c)| is_invisible(*c)) {
+            return Err(invalid(format!(
+                "character {} of the URL is U+{:04X}, which cannot be seen; remove it (a file often ends with a line break), \
+                 or write it percent-encoded, such as %20, where it is meant",
+                at + 1,
+                u32::from(found)
+            )));
+        }
         let (scheme, rest) = url
             .split_once("://")
             .ok_or_else(|| invalid("there is no \"://\"; write for example sqlite:///var/lib/app/tooz.db"))?;
@@ -215,7 +239,15 @@ impl Host {
                 || invalid("a port is not a number from 0 to 65535 (in a password, write %2F for '/' and %40 for '@')"),
             )?),
         };
-        Ok(Self { name: decode("host", name)?, port })
+        let name = decode("host", name)?;
+        if let Some(why) = invisible(&name) {
+            return Err(invalid(format!("a host: {why}")));
+        }
+        if name.contains(|c: char| "/?#@<>\"\\^`{|} ".contains(c)) {
+            // Not shown: a part of a password may have ended up here.
+            return Err(invalid("a host holds a character that no host name has"));
+        }
+        Ok(Self { name, port })
     }
 }
 
@@ -311,9 +343,37 @@ mod tests {
             "r://h#x",
             "r://h?x=%ff",
             "r://h?%fe=x",
+            "r://a%20,b",
+            "r://a,b%0a",
+            "r://a,b%2Fc",
+            "r://a,%3Cb%3E",
         ] {
             assert_eq!(BackendUrl::parse(text).unwrap_err().kind(), ErrorKind::InvalidUrl, "{text}");
         }
+    }
+
+    /// letsencrypt/boulder#2025 is such a line break, which came out of a file.
+    #[test]
+    fn what_cannot_be_seen_is_refused_by_its_place_and_code() {
+        for (text, at, code) in [
+            ("r://u:hunter2@h\n", 16, "U+000A"),
+            (" r://h", 1, "U+0020"),
+            ("r://h/a b", 8, "U+0020"),
+            ("r://h?namespace=x\u{a0}", 18, "U+00A0"),
+            ("r://h,\u{200b}i", 7, "U+200B"),
+            ("r://\u{fc}\u{feff}", 6, "U+FEFF"),
+            ("r://h\u{2028}", 6, "U+2028"),
+            ("r://h\u{2029}", 6, "U+2029"),
+            ("r://h\0", 6, "U+0000"),
+            ("r://h\u{7f}", 6, "U+007F"),
+        ] {
+            let error = BackendUrl::parse(text).unwrap_err();
+            let said = error.to_string();
+            assert_eq!(error.kind(), ErrorKind::InvalidUrl);
+            assert!(said.contains(&format!("character {at} ")) && said.contains(code), "{said}");
+            assert!(!said.contains("hunter2") && !said.contains('\n'), "{said}");
+        }
+        assert_eq!(BackendUrl::parse("r://h/a%20b%0a").unwrap().path(), b"/a b\n", "a path may be any");
     }
 
     #[test]

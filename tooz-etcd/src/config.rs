@@ -79,6 +79,10 @@ impl Config {
                 "{scheme}:// takes hosts and no path; a namespace is the option namespace"
             )));
         }
+        // All of them at once: one that is wrong would be found only when the others are gone.
+        if url.hosts().iter().any(|host| !host.name.is_ascii()) {
+            return Err(invalid("a host has letters beyond ASCII; write its name as the resolver knows it (xn--…)"));
+        }
         let secure = matches!(scheme, "etcds" | "etcd3+https");
         let protocol = if secure { "https" } else { "http" };
         let mut endpoints: Vec<String> = url
@@ -175,6 +179,10 @@ mod tests {
             ("sqlite:///a", ErrorKind::InvalidUrl),
             ("etcd://a/path", ErrorKind::InvalidUrl),
             ("etcd://u@a", ErrorKind::InvalidUrl),
+            ("etcd://good,b\u{fc}cher", ErrorKind::InvalidUrl),
+            ("etcd://dead, good", ErrorKind::InvalidUrl),
+            ("etcd://dead,%20good", ErrorKind::InvalidUrl),
+            ("etcd://dead,<good>", ErrorKind::InvalidUrl),
             ("etcds://a?cert_cert=x", ErrorKind::InvalidOption),
             ("etcd://a?ca_cert=x", ErrorKind::InvalidOption),
         ] {

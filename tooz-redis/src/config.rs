@@ -294,7 +294,6 @@ mod tests {
     #[test]
     fn what_is_refused_says_what_to_write() {
         for (url, word) in [
-            ("redis://", "one server"),
             ("redis://a,b", "one server"),
             ("redis://a/x", "number"),
             ("redis://a/1?db=2", "twice"),

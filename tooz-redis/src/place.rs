@@ -109,6 +109,7 @@ impl Place {
             return Ok((Self::Cluster { seeds, slot: slot_of(namespace.as_bytes()) }, db));
         }
         match hosts(PORT).as_slice() {
+            [] => Ok((Self::Server(Address::Tcp("localhost".to_owned(), PORT)), db)),
             [address] => Ok((Self::Server(address.clone()), db)),
             others => {
                 let secret =

@@ -5,6 +5,7 @@ use super::prelude::*;
 pub(super) const CASES: &[Case] = &[
     case!(connect_unknown_scheme_is_refused, "S1"),
     case!(connect_malformed_url_is_refused, "S1", "X4"),
+    case!(connect_refuses_what_cannot_be_seen, "S1", "X4"),
     case!(connect_unknown_option_is_refused, "S1"),
     case!(connect_malformed_option_is_refused, "S1", "X4"),
     case!(connect_unclaimed_characteristics_are_refused, "S1"),
@@ -39,6 +40,22 @@ async fn connect_malformed_url_is_refused(h: Harness) -> Outcome {
         ensure(!format!("{error} {error:?}").contains("hunter2"), format!("a secret is shown: {error:?}"))?;
     }
     Ok(())
+}
+
+/// S1, X4: what cannot be seen makes no other backend and no other namespace that looks the same.
+async fn connect_refuses_what_cannot_be_seen(h: Harness) -> Outcome {
+    for end in ["\n", " ", "\t", "\u{a0}", "\u{200b}", "\u{feff}"] {
+        let url = format!("{}{end}", h.url());
+        refused(h.builder_at(&url, "a").connect().await, ErrorKind::InvalidUrl)?;
+        for namespace in [format!("hunter2{end}"), format!("{end}hunter2")] {
+            let error = refused(h.builder("a").namespace(namespace).connect().await, ErrorKind::InvalidOption)?;
+            let said = format!("{error} {error:?}");
+            ensure(said.contains("namespace") && said.contains("U+"), format!("it is not named: {said}"))?;
+            ensure(!said.contains("hunter2"), format!("the value is shown: {said}"))?;
+        }
+    }
+    let error = refused(h.builder("a").namespace("a\nb").connect().await, ErrorKind::InvalidOption)?;
+    ensure(error.to_string().contains("U+000A"), format!("{error}"))
 }
 
 /// S1: a mistyped option must not weaken anything silently.
