@@ -253,7 +253,8 @@ impl Builder {
         for (name, value) in self.options {
             url.set_option(&name, value);
         }
-        options::check(&url, &[COMMON_OPTIONS, registration.own_options()])?;
+        let foreign = [registration.own_foreign_options(), options::FOREIGN_OPTIONS];
+        options::check(&url, &[COMMON_OPTIONS, registration.own_options()], &foreign)?;
         let member = MemberId::new(&self.member)?;
         let missing = self.require - registration.characteristics(&url);
         check_characteristics(&url, missing)?;

@@ -112,6 +112,8 @@ pub use lock::Lock;
 pub use lock_set::{LockSet, LockSetGuard};
 pub use loss::LossReason;
 pub use names::{GroupId, LockName, MAX_NAME_BYTES, MemberId};
+#[doc(hidden)]
+pub use registry::FEATURES;
 pub use registry::{Connecting, Registration, drivers};
 pub use runtime::Runtime;
 pub use token::{FencingToken, Term};

@@ -100,14 +100,32 @@ fn refuse(name: &str, why: &str) -> Error {
     Error::new(ErrorKind::InvalidOption, format!("option \"{}\": {why}", name.escape_debug()))
 }
 
-/// Checks every option of `url` against the lists of those that exist.
-pub(crate) fn check(url: &BackendUrl, known: &[&[OptionSpec]]) -> Result<()> {
+/// Options of Python tooz, whatever the backend, and what to write instead.
+pub(crate) const FOREIGN_OPTIONS: &[(&str, &str)] = &[
+    ("timeout", LIFETIME),
+    ("membership_timeout", LIFETIME),
+    ("lock_timeout", LIFETIME),
+    ("leader_timeout", LIFETIME),
+    ("executor", "leave it out: every call is asynchronous"),
+    ("max_workers", "leave it out: every call is asynchronous"),
+];
+const LIFETIME: &str = "write ttl: how long a session, and with it all that it holds, lives without a beat";
+
+/// Checks every option of `url` against the lists of those that exist; `foreign`: names that others use, and what to write
+/// instead.
+pub(crate) fn check(url: &BackendUrl, known: &[&[OptionSpec]], foreign: &[&[(&str, &str)]]) -> Result<()> {
     for (index, (name, value)) in url.options().iter().enumerate() {
         // The namespace among them: one that looks the same would be another, without a word.
         if let Some(why) = invisible(name).or_else(|| invisible(value)) {
             return Err(refuse(name, &why));
         }
         let Some(spec) = known.iter().flat_map(|list| list.iter()).find(|spec| spec.name == name) else {
+            if let Some((_, instead)) =
+                foreign.iter().flat_map(|list| list.iter()).find(|(other, _)| other == name)
+            {
+                let why = format!("{}:// does not know it, as Python tooz does; {instead}", url.scheme());
+                return Err(refuse(name, &why));
+            }
             let mut names: Vec<_> = known.iter().flat_map(|list| list.iter()).map(|spec| spec.name).collect();
             names.sort_unstable();
             return Err(refuse(
@@ -202,11 +220,21 @@ mod tests {
             "",
         )];
         for query in ["tll=5s", "ttl=hunter2", "ttl=0", "ttl=90s", "ttl=5s&ttl=6s"] {
-            let error =
-                check(&BackendUrl::parse(&format!("memory://x?{query}")).unwrap(), &[KNOWN]).unwrap_err();
+            let error = check(&BackendUrl::parse(&format!("memory://x?{query}")).unwrap(), &[KNOWN], &[])
+                .unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidOption, "{query}");
             assert!(error.to_string().contains("ttl") && !error.to_string().contains("hunter"), "{error}");
         }
-        check(&BackendUrl::parse("memory://x?ttl=1.5").unwrap(), &[KNOWN]).unwrap();
+        check(&BackendUrl::parse("memory://x?ttl=1.5").unwrap(), &[KNOWN], &[]).unwrap();
+    }
+
+    #[test]
+    fn the_names_of_others_are_refused_with_ours() {
+        let url = BackendUrl::parse("memory://x?lock_timeout=hunter2").unwrap();
+        let error = check(&url, &[], &[&[("other", "x")], FOREIGN_OPTIONS]).unwrap_err().to_string();
+        assert!(
+            error.contains("lock_timeout") && error.contains("write ttl") && !error.contains("hunter"),
+            "{error}"
+        );
     }
 }

@@ -24,6 +24,7 @@ pub struct Registration {
     crate_name: &'static str,
     schemes: &'static [&'static str],
     options: &'static [OptionSpec],
+    foreign_options: &'static [(&'static str, &'static str)],
     characteristics: fn(&BackendUrl) -> Characteristics,
     connect: fn(Connect) -> Connecting,
     examine: Option<fn(Connect) -> Examining>,
@@ -41,13 +42,29 @@ impl Registration {
         characteristics: fn(&BackendUrl) -> Characteristics,
         connect: fn(Connect) -> Connecting,
     ) -> Self {
-        Self { crate_name, schemes, options: &[], characteristics, connect, examine: None }
+        Self {
+            crate_name,
+            schemes,
+            options: &[],
+            foreign_options: &[],
+            characteristics,
+            connect,
+            examine: None,
+        }
     }
 
     /// Adds the driver's own options.
     #[must_use]
     pub const fn options(mut self, options: &'static [OptionSpec]) -> Self {
         self.options = options;
+        self
+    }
+
+    /// Adds options that Python tooz or another library has for this backend under another name, each with what to write
+    /// here instead. A URL with one of them is refused with that advice.
+    #[must_use]
+    pub const fn foreign_options(mut self, options: &'static [(&'static str, &'static str)]) -> Self {
+        self.foreign_options = options;
         self
     }
 
@@ -74,6 +91,10 @@ impl Registration {
     /// Its own options, beside those that every driver has.
     pub const fn own_options(&self) -> &'static [OptionSpec] {
         self.options
+    }
+
+    pub(crate) fn own_foreign_options(&self) -> &'static [(&'static str, &'static str)] {
+        self.foreign_options
     }
 
     /// What `url` can keep at best; `connect` asks the server and may lower it.
@@ -127,17 +148,55 @@ pub(crate) fn find(scheme: &str, by_hand: &[Registration]) -> Result<Registratio
     }
 }
 
+/// The schemes of the drivers that exist, by the feature of the `tooz` crate that links them: an error has to name a driver
+/// that is *not* linked. A test of that crate compares it with what the drivers register.
+#[doc(hidden)]
+pub const FEATURES: &[(&str, &[&str])] = &[
+    ("memory", &["memory", "zake"]),
+    ("sqlite", &["sqlite"]),
+    ("file", &["file"]),
+    (
+        "redis",
+        &[
+            "redis",
+            "valkey",
+            "redis+unix",
+            "valkey+unix",
+            "redis+sentinel",
+            "valkey+sentinel",
+            "redis+cluster",
+            "valkey+cluster",
+        ],
+    ),
+    (
+        "redis-tls",
+        &["rediss", "valkeys", "rediss+sentinel", "valkeys+sentinel", "rediss+cluster", "valkeys+cluster"],
+    ),
+    ("etcd", &["etcd", "etcds", "etcd3", "etcd3+http", "etcd3+https"]),
+];
+
 fn unknown(scheme: &str, all: &[Registration]) -> Error {
     let known: Vec<_> =
         all.iter().flat_map(|registration| registration.schemes).map(|s| format!("{s}://")).collect();
     let known = if known.is_empty() { "none at all".to_owned() } else { known.join(", ") };
+    let remedy = match FEATURES.iter().find(|(_, schemes)| schemes.contains(&scheme)) {
+        Some((feature, _)) => {
+            let (driver, own_feature) = feature.split_once('-').unwrap_or((feature, ""));
+            let own_feature = if own_feature.is_empty() {
+                String::new()
+            } else {
+                format!(" with its feature {own_feature}")
+            };
+            format!(
+                "enable the feature \"{feature}\" of the crate tooz, or depend on the crate tooz-{driver}{own_feature} and \
+                 write `use tooz_{driver} as _;`"
+            )
+        }
+        None => "there is no driver for it; choose another backend".to_owned(),
+    };
     Error::new(
         ErrorKind::UnknownScheme,
-        format!(
-            "no driver for {scheme}:// is linked into this program (linked: {known}); enable the driver's feature \
-             of the tooz crate, or depend on the driver crate and write `use tooz_{} as _;`",
-            scheme.split('+').next().unwrap_or(scheme).replace(['-', '.'], "_")
-        ),
+        format!("no driver for {scheme}:// is linked into this program (linked: {known}); {remedy}"),
     )
 }
 
@@ -147,8 +206,24 @@ mod tests {
 
     #[test]
     fn an_unknown_scheme_says_what_to_write() {
-        let error = find("sqlite", &[]).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::UnknownScheme);
-        assert!(error.to_string().contains("use tooz_sqlite as _;"), "{error}");
+        let said = |scheme| {
+            let error = find(scheme, &[]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::UnknownScheme);
+            error.to_string()
+        };
+        assert!(said("sqlite").contains("use tooz_sqlite as _;"));
+        assert!(
+            said("etcd3+https").contains("feature \"etcd\"")
+                && said("etcd3+https").contains("use tooz_etcd as _;")
+        );
+        let tls = said("rediss+sentinel");
+        assert!(
+            tls.contains("feature \"redis-tls\"") && tls.contains("tooz-redis with its feature tls"),
+            "{tls}"
+        );
+        for scheme in ["postgresql", "consul"] {
+            let said = said(scheme);
+            assert!(said.contains("there is no driver for it") && !said.contains("use tooz_"), "{said}");
+        }
     }
 }

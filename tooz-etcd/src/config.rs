@@ -30,6 +30,10 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     ),
 ];
 
+/// Options of Python tooz, and what to write instead.
+pub(crate) const FOREIGN_OPTIONS: &[(&str, &str)] =
+    &[("api_version", "leave it out: this driver speaks etcd's version 3 API itself, without the gateway")];
+
 /// A parsed URL.
 #[derive(Clone)]
 pub(crate) struct Config {
@@ -81,7 +85,9 @@ impl Config {
         }
         // All of them at once: one that is wrong would be found only when the others are gone.
         if url.hosts().iter().any(|host| !host.name.is_ascii()) {
-            return Err(invalid("a host has letters beyond ASCII; write its name as the resolver knows it (xn--…)"));
+            return Err(invalid(
+                "a host has letters beyond ASCII; write its name as the resolver knows it (xn--…)",
+            ));
         }
         let secure = matches!(scheme, "etcds" | "etcd3+https");
         let protocol = if secure { "https" } else { "http" };

@@ -32,6 +32,7 @@ use tooz_core::{Connecting, Registration};
 pub const REGISTRATION: Registration =
     Registration::new(env!("CARGO_PKG_NAME"), config::SCHEMES, config::characteristics, connect)
         .options(config::OPTIONS)
+        .foreign_options(config::FOREIGN_OPTIONS)
         .examine(examine::examine);
 
 tooz_core::inventory::submit! { REGISTRATION }

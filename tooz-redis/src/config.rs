@@ -60,6 +60,24 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     OptionSpec::new("tls_key", OptionKind::Text, "a PEM file with the key of tls_cert (default: none)"),
 ];
 
+/// Options of Python tooz, and what to write instead.
+pub(crate) const FOREIGN_OPTIONS: &[(&str, &str)] = &[
+    ("sentinel", "write redis+sentinel://SENTINEL:26379/MASTER, with the name of the master as the path"),
+    ("sentinel_fallback", "write all sentinels in the URL: redis+sentinel://ONE:26379,OTHER:26379/MASTER"),
+    ("sentinel_username", "write sentinel_user"),
+    ("sentinel_ssl", "write rediss+sentinel://"),
+    ("ssl", "write rediss://"),
+    ("ssl_ca_certs", "write tls_ca"),
+    ("ssl_certfile", "write tls_cert"),
+    ("ssl_keyfile", "write tls_key"),
+    ("socket_timeout", "write operation_timeout"),
+    ("socket_connect_timeout", "write connect_timeout"),
+    ("socket_keepalive", WATCHED),
+    ("health_check_interval", WATCHED),
+    ("retry_on_timeout", "leave it out: what was surely not done is sent again"),
+];
+const WATCHED: &str = "leave it out: a connection that fell silent is always noticed";
+
 /// The ttl of a session if neither the URL nor the program names one.
 pub(crate) const TTL: Duration = Duration::from_secs(15);
 /// The time limit of an operation if the URL names none; the core's own default.

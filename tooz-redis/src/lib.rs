@@ -30,6 +30,7 @@ use tooz_core::Registration;
 pub const REGISTRATION: Registration =
     Registration::new("tooz-redis", config::SCHEMES, config::characteristics, driver::connect)
         .options(config::OPTIONS)
+        .foreign_options(config::FOREIGN_OPTIONS)
         .examine(examine::examine);
 
 tooz_core::inventory::submit! { REGISTRATION }
