@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use tooz_core::{Capabilities, Coordinator, Leadership, Liveness, LockGuard};
+use tooz_core::{Builder, Capabilities, Coordinator, Leadership, Liveness, LockGuard};
 
 use crate::case::Outcome;
 use crate::process::HELPER;
@@ -41,6 +42,15 @@ fn run(order: &str) -> Outcome {
         for line in std::io::stdin().lock().lines() {
             let line = line?;
             let words: Vec<&str> = line.split(' ').collect();
+            if let ["ends", how, name] = words[..] {
+                return ends(
+                    coordinator,
+                    Coordinator::builder(url, "scoped").namespace(namespace),
+                    how,
+                    name,
+                )
+                .await;
+            }
             match obey(&coordinator, &mut held, &words).await {
                 Ok(answer) => say(&format!("ok {answer}"))?,
                 Err(error) => say(&format!("err {error}"))?,
@@ -48,6 +58,21 @@ fn run(order: &str) -> Outcome {
         }
         Ok(())
     })
+}
+
+/// Drops what it holds as the last thing before it ends.
+async fn ends(c: Coordinator, builder: Builder, how: &str, name: &str) -> Outcome {
+    if how == "scope" {
+        return Coordinator::scope(builder, async |scoped| {
+            let guard = scoped.lock(name)?.acquire().await?;
+            say(&format!("ok {} {:?}", guard.token(), guard.previous()))
+        })
+        .await;
+    }
+    let guard = c.lock(name)?.acquire().await?;
+    say(&format!("ok {} {:?}", guard.token(), guard.previous()))?;
+    drop(guard);
+    Ok(c.close_blocking(Duration::from_secs(10))?)
 }
 
 fn say(line: &str) -> Outcome {

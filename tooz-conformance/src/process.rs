@@ -93,6 +93,17 @@ impl Process {
         self.answer().await
     }
 
+    /// Waits until it has ended by itself, well.
+    ///
+    /// # Errors
+    /// It has not ended in time, or not well.
+    pub async fn ended(&mut self) -> Outcome {
+        // Its output ends with it.
+        while within("the helper's end", ANSWER, self.answers.recv()).await?.is_some() {}
+        let status = self.child.wait()?;
+        if status.success() { Ok(()) } else { Err(format!("the helper ended with {status}").into()) }
+    }
+
     fn signal(&self, signal: Signal) -> Outcome {
         Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?)
     }

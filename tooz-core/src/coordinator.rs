@@ -1,8 +1,12 @@
 //! A member's handle on everything.
 
 use std::fmt;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -15,13 +19,15 @@ use crate::heart::{Events, Heart, Liveness};
 use crate::hooks::{self, BoxError, HookEvent, HookId, HookKind};
 use crate::lock::Lock;
 use crate::lock_set::LockSet;
+use crate::runtime::block_on;
 use crate::shared::{Command, Life, Phase, Shared, closed};
-use crate::{BackendUrl, Characteristics, GroupId, LockName, LossReason, MemberId, Result};
+use crate::{BackendUrl, Characteristics, Error, ErrorKind, GroupId, LockName, LossReason, MemberId, Result};
 
 /// A member's handle on groups, locks and elections; a cheap clone. It owns one session.
 ///
 /// The session lives until [`Coordinator::close`], or until the last clone, handle, guard, leadership and watch is
-/// gone; then it closes in the background.
+/// gone; then it closes in the background. What happens in the background ends with the process: a program that is about
+/// to end closes it, or works in a [`Coordinator::scope`].
 ///
 /// Every operation ends within `operation_timeout` (10 s; waiting for a lock does not count) and works on any
 /// executor, or on none: the library has a runtime thread of its own (see [`Runtime`](crate::Runtime)).
@@ -301,6 +307,67 @@ impl Coordinator {
     #[doc(hidden)]
     pub fn simulate_abandon(&self) {
         self.life.abandoning.store(true, Ordering::Relaxed);
+    }
+
+    /// Connects, runs `work` with the coordinator, and closes it before it returns, whether `work` succeeds, fails or
+    /// panics.
+    ///
+    /// A program that returns from `main` right after it dropped a guard ends before the release has left it: the lock is
+    /// held until the session's end, and the next holder is told that the last one was cut off. In a scope it is not.
+    ///
+    /// ```
+    /// # use tooz_core::{self as tooz, Coordinator};
+    /// # use tooz_memory as _;
+    /// #[tokio::main]
+    /// async fn main() -> tooz::Result<()> {
+    ///     Coordinator::scope(Coordinator::builder("memory://scope", "host-1"), async |c| {
+    ///         let lock = c.lock("reindex")?.acquire().await?;
+    ///         println!("send token {} along with every write", lock.token());
+    ///         Ok(()) // the lock is dropped here, and given back before main returns
+    ///     })
+    ///     .await
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Builder::connect`], or what `work` returns. That closing failed is traced as a warning and changes nothing
+    /// about that: the work was done, and what was held ends with the session.
+    ///
+    /// # Cancel safety
+    /// `work` is dropped, and the coordinator closes in the background.
+    pub async fn scope<T, E: From<Error>>(
+        builder: Builder,
+        work: impl AsyncFnOnce(Self) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let coordinator = builder.connect().await?;
+        let mut work = pin!(work(coordinator.clone()));
+        // A panic is held back until everything is given back, and goes on then.
+        let ended = std::future::poll_fn(|cx| {
+            let polled = catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx)));
+            polled.map_or_else(|panic| Poll::Ready(Err(panic)), |polled| polled.map(Ok))
+        })
+        .await;
+        if let Err(error) = coordinator.close().await {
+            tracing::warn!(%error, "the coordinator of a scope could not be closed");
+        }
+        ended.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
+    /// [`Coordinator::close`] for code that cannot await: blocks this thread for at most `limit`.
+    ///
+    /// # Errors
+    /// As [`Coordinator::close`]; `Unavailable` if `limit` is over first, and closing goes on; `Invalid` on the runtime on
+    /// which the coordinator lives ([`Runtime::Current`](crate::Runtime)), which would wait for itself.
+    pub fn close_blocking(&self, limit: Duration) -> Result<()> {
+        let during = |error: Error| error.during("close");
+        if self.life.spawner.is_here() {
+            let why = "it would block the runtime on which the coordinator lives; await close() instead";
+            return Err(during(Error::new(ErrorKind::Invalid, why)));
+        }
+        block_on(self.close(), limit).unwrap_or_else(|| {
+            let why = format!("closing has not ended within {limit:?}; it goes on while the process does");
+            Err(during(Error::new(ErrorKind::Unavailable, why)))
+        })
     }
 
     /// Leaves every group, releases every lock, ends the session and the connection. Ends within `close_timeout`

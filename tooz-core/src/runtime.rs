@@ -8,8 +8,8 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::{Pin, pin};
-use std::sync::{Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -96,6 +96,11 @@ impl Spawner {
         Ok(Self { handle, runtime })
     }
 
+    /// Whether this is called on the coordinator's runtime.
+    pub(crate) fn is_here(&self) -> bool {
+        Handle::try_current().is_ok_and(|current| current.id() == self.handle.id())
+    }
+
     /// Starts a task; it ends when the returned handle is dropped, or with the runtime.
     pub fn spawn<F>(&self, future: F) -> Task<F::Output>
     where
@@ -108,8 +113,7 @@ impl Spawner {
     /// Sleeps on the coordinator's runtime; it can be awaited on any runtime, or on none.
     pub fn sleep(&self, duration: Duration) -> Sleep {
         // On a foreign runtime that ends, a timer polled from here would panic; a task there is dropped quietly.
-        let ours = Handle::try_current().is_ok_and(|current| current.id() == self.handle.id());
-        if ours || self.runtime == Runtime::Library {
+        if self.is_here() || self.runtime == Runtime::Library {
             let _context = self.handle.enter();
             Sleep::Timer(Box::pin(tokio::time::sleep(duration)))
         } else {
@@ -139,6 +143,27 @@ impl Spawner {
 impl fmt::Debug for Spawner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Spawner").field(&self.runtime).finish()
+    }
+}
+
+/// Blocks this thread on `future` for at most `limit`; `None` when the time is over.
+pub(crate) fn block_on<F: Future>(future: F, limit: Duration) -> Option<F::Output> {
+    struct Unpark(std::thread::Thread);
+
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let (mut future, began) = (pin!(future), std::time::Instant::now());
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return Some(output);
+        }
+        let left = limit.checked_sub(began.elapsed()).filter(|left| !left.is_zero())?;
+        std::thread::park_timeout(left);
     }
 }
 

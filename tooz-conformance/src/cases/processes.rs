@@ -5,6 +5,7 @@ use super::prelude::*;
 pub(super) const CASES: &[Case] = &[
     case!(processes_exclude_each_other, "L1").processes(),
     case!(processes_never_overlap, "L1", "L3").processes().budget(90),
+    case!(a_program_that_ends_leaves_nothing_held, "S3", "L5", "L12").processes().budget(90),
     case!(processes_share_groups, "G4", "W1").processes(),
     case!(processes_share_elections, "E1").processes(),
     case!(a_killed_process_is_gone, "S2", "G4").processes(),
@@ -67,6 +68,22 @@ async fn processes_never_overlap(h: Harness) -> Outcome {
     }
     for process in &mut processes {
         process.answer_within(secs(60)).await?;
+    }
+    Ok(())
+}
+
+/// S3, L5, L12: the guard is dropped as the last thing before `main` returns; the next one neither waits nor is told of a crash.
+async fn a_program_that_ends_leaves_nothing_held(h: Harness) -> Outcome {
+    let a = h.coordinator("a").await?;
+    for how in ["scope", "block"] {
+        for _ in 0..5 {
+            let mut program = h.process("program").await?;
+            program.ask(&format!("ends {how} x")).await?;
+            program.ended().await?;
+            let guard = a.lock("x")?.try_acquire().await?.ok_or_else(|| format!("{how}: still held"))?;
+            ensure(guard.previous() == Previous::Clean, format!("{how}: {:?}", guard.previous()))?;
+            guard.release().await?;
+        }
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tooz_core::runtime::Spawner;
-use tooz_core::{ErrorKind, Liveness, Runtime};
+use tooz_core::{Coordinator, ErrorKind, Liveness, Runtime};
 
 use super::point::{Moment, Point};
 use super::scene::{Scene, in_every_weather, run};
@@ -17,6 +17,7 @@ use crate::tools::{ensure, within};
 
 pub(super) fn scenes() -> Vec<Scene> {
     let mut scenes = in_every_weather("Builder::connect", "alone", Called::Open, run!(connected));
+    scenes.extend(in_every_weather("Coordinator::scope", "it takes a lock", Called::Open, run!(scoped)));
     scenes.push(Scene::new("Builder::connect_driver", "alone", run!(driver_connected)));
     scenes.push(Scene::new("Builder::examine", "the backend answers", run!(examined)));
     scenes.extend(in_every_weather(
@@ -57,6 +58,27 @@ async fn connected(p: Point) -> Outcome {
     let group = again.group(p.name())?;
     group.join_or_create(tooz_core::Capabilities::none()).await?;
     again.close().await?;
+    p.world().sessions_are_again(before).await
+}
+
+/// Dropped, it drops the work and closes in the background; what the work held is free then.
+async fn scoped(p: Point) -> Outcome {
+    let before = p.world().sessions()?;
+    let (h, name) = (p.h().clone(), p.name().to_owned());
+    let work = async move |c: Coordinator| {
+        let guard = c.lock(&name)?.acquire().await?;
+        h.pass(LATENCY).await;
+        drop(guard);
+        Ok::<_, tooz_core::Error>(())
+    };
+    let builder = p.h().builder(format!("own-{}", p.name()));
+    if let Some(Err(error)) = p.sweep(Coordinator::scope(builder, work)).await? {
+        ensure(p.weather().allows_errors(), format!("it failed: {error}"))?;
+    }
+    // One whose opening was not heard of is nobody's to close: it ends by its ttl (L6).
+    if matches!(p.weather(), Weather::AnswerLost(_)) {
+        p.h().pass(p.h().gone()).await;
+    }
     p.world().sessions_are_again(before).await
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::common::*;
 use crate::scripted::*;
-use tooz_core::ErrorKind;
+use tooz_core::{Coordinator, ErrorKind};
 use tooz_memory::{Cut, Kit, Operation};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -82,4 +82,64 @@ async fn a_lost_session_that_does_not_end_holds_the_next_one_up_for_no_longer_th
     eventually("a new session stands", || c.session_id().is_some_and(|id| Some(id) != first)).await;
     tokio::time::sleep(100 * MILLI).await;
     assert_eq!((kit.sessions(), kit.calls(Operation::Open)), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_scope_closes_however_its_work_ends() {
+    let url = "memory://closing-scope?ttl=15s";
+    let kit = Kit::of(url).unwrap();
+    let builder = || Coordinator::builder(url, "a").runtime(tooz_core::Runtime::Current);
+    let held = async |c: Coordinator| {
+        // Neither dropped nor released: the scope's end takes it along.
+        std::mem::forget(c.lock("x").unwrap().acquire().await.unwrap());
+        assert_eq!((kit.sessions(), kit.held()), (1, 1));
+    };
+    let done: tooz_core::Result<u8> = Coordinator::scope(builder(), async |c| {
+        held(c).await;
+        Ok(7)
+    })
+    .await;
+    assert_eq!((done.unwrap(), kit.sessions(), kit.held()), (7, 0, 0));
+    let failed: Result<(), Box<dyn std::error::Error>> = Coordinator::scope(builder(), async |c| {
+        held(c).await;
+        Err("the work fails".into())
+    })
+    .await;
+    assert_eq!((failed.unwrap_err().to_string().as_str(), kit.sessions()), ("the work fails", 0));
+    let panics =
+        tokio::spawn(Coordinator::scope(builder(), async |c: Coordinator| -> tooz_core::Result<()> {
+            let _guard = c.lock("x").unwrap().acquire().await.unwrap();
+            std::panic::resume_unwind(Box::new("the work panics"));
+        }));
+    assert!(panics.await.unwrap_err().is_panic());
+    assert_eq!((kit.sessions(), kit.held()), (0, 0));
+    let refused: tooz_core::Result<()> =
+        Coordinator::scope(Coordinator::builder("nowhere://x", "a"), async |_| Ok(())).await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::UnknownScheme);
+}
+
+#[test]
+fn code_without_a_runtime_closes_and_is_not_kept_longer_than_it_says() {
+    let url = "memory://closing-blocking";
+    let kit = Kit::of(url).unwrap();
+    let user = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let connected = || user.block_on(Coordinator::builder(url, "a").connect()).unwrap();
+    let c = connected();
+    std::mem::forget(user.block_on(c.lock("x").unwrap().acquire()).unwrap());
+    c.close_blocking(10 * SECOND).unwrap();
+    c.close_blocking(10 * SECOND).unwrap();
+    assert_eq!((kit.sessions(), kit.held()), (0, 0));
+    // Where the backend does not answer, this thread goes on.
+    let c = connected();
+    kit.pause();
+    let error = c.close_blocking(10 * MILLI).unwrap_err();
+    assert_eq!((error.kind(), error.operation()), (ErrorKind::Unavailable, "close"));
+    kit.resume();
+    c.close_blocking(10 * SECOND).unwrap();
+    // Its own runtime would wait for itself.
+    user.block_on(async {
+        let c = Coordinator::builder(url, "a").runtime(tooz_core::Runtime::Current).connect().await.unwrap();
+        assert_eq!(c.close_blocking(SECOND).unwrap_err().kind(), ErrorKind::Invalid);
+        c.close().await.unwrap();
+    });
 }
