@@ -15,7 +15,7 @@ use crate::guard::{LossSignal, release, release_in_background, run};
 use crate::lock::{Patience, acquire, break_lock, holders};
 use crate::shared::Life;
 use crate::tenure::GrantState;
-use crate::{Error, ErrorKind, GroupId, LossReason, MemberId, Result, Term};
+use crate::{Error, ErrorKind, GroupId, LossReason, Lost, MemberId, Result, Term};
 
 /// The leadership of a group; making a handle does no I/O. A candidate need not be a member, and the group need
 /// not exist.
@@ -200,14 +200,14 @@ impl Leadership {
         self.state.lost().await
     }
 
-    /// Runs `work` while leading: at a loss it is cancelled, and the reason is the answer.
+    /// Runs `work` while leading, as [`LockGuard::run`](crate::LockGuard::run) does; the loss cancels it.
     ///
     /// # Errors
-    /// The reason of the loss.
+    /// As [`LockGuard::run`](crate::LockGuard::run).
     ///
     /// # Cancel safety
     /// Dropping it drops `work`; the leadership stays.
-    pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, LossReason> {
+    pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, Lost<F::Output>> {
         run(&self.state, work).await
     }
 

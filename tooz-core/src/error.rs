@@ -195,15 +195,16 @@ impl fmt::Display for Error {
     }
 }
 
+/// The message and, behind it, those of all causes: what `fn main() -> tooz::Result<()>` prints.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Error")
-            .field("kind", &self.0.kind)
-            .field("operation", &self.0.operation)
-            .field("context", &self.0.context)
-            .field("indeterminate", &self.0.indeterminate)
-            .field("source", &self.0.source)
-            .finish()
+        write!(f, "{self}")?;
+        let mut cause = StdError::source(self);
+        while let Some(error) = cause {
+            write!(f, "; caused by: {error}")?;
+            cause = error.source();
+        }
+        Ok(())
     }
 }
 
@@ -236,6 +237,17 @@ mod tests {
             .during("acquire");
         assert!(!error.to_string().contains("native"));
         assert_eq!(error.source().map(ToString::to_string).as_deref(), Some("the native cause"));
+    }
+
+    #[test]
+    fn debug_prints_the_message_and_the_causes() {
+        let cause = Error::new(ErrorKind::Denied, "user \"x\"").caused_by(std::io::Error::other("EACCES"));
+        let error = Error::new(ErrorKind::Unavailable, "db.sqlite").caused_by(cause).during("acquire");
+        assert_eq!(
+            format!("{error:?}"),
+            "acquire: backend unavailable: db.sqlite; caused by: permission denied by the backend: user \"x\"; \
+             caused by: EACCES"
+        );
     }
 
     #[test]

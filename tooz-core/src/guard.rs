@@ -8,12 +8,19 @@ use std::task::Poll;
 
 use crate::clock::Deadline;
 use crate::contend::Ticket;
-use crate::driver::{LockMode, Previous, Released, Session};
+use crate::driver::{End, LockMode, Previous, Released, Session};
 use crate::shared::{Life, Owned, Shared};
-use crate::tenure::GrantState;
-use crate::{FencingToken, LockName, LossReason, Result};
+use crate::tenure::{GrantState, Release};
+use crate::{FencingToken, LockName, LossReason, Lost, Result};
 
 /// The user's proof of holding a lock; dropping it releases the lock.
+///
+/// A dropped guard is released in the background: before `main` returns, close the coordinator or work in a
+/// [`Coordinator::scope`](crate::Coordinator::scope), or the process ends first and the lock stays held until the
+/// session's end.
+///
+/// The release is clean, unless the guard was lost, is dropped while its thread panics, or work under it
+/// ([`LockGuard::run`]) was dropped before its end: then the next holder's [`previous`](LockGuard::previous) says so.
 ///
 /// **Guarantees.** Whether it is held is computed from the clock at every question: at its deadline it is lost,
 /// also while a renewal hangs or after the process was stopped. Nothing comes back from lost. Between two
@@ -40,6 +47,10 @@ impl fmt::Debug for LockGuard {
 impl LockGuard {
     pub(crate) fn new(life: Arc<Life>, name: LockName, state: Arc<GrantState>) -> Self {
         Self { life, name, state }
+    }
+
+    pub(crate) fn state(&self) -> &GrantState {
+        &self.state
     }
 
     /// The lock's name.
@@ -86,15 +97,17 @@ impl LockGuard {
         self.state.lost().await
     }
 
-    /// Runs `work` while the lock is held: at a loss it is cancelled, and the reason is the answer. The clock is
-    /// compared at each poll, before `work` is polled.
+    /// Runs `work` while the lock is held, and cancels it at a loss. The clock is compared before and after each poll of
+    /// `work`, so `Ok` means that the lock was held until `work` had returned.
     ///
     /// # Errors
-    /// The reason of the loss.
+    /// [`Lost`]: the reason of the loss, and what `work` returned if the loss came during its last poll.
     ///
     /// # Cancel safety
-    /// Dropping it drops `work`; the lock stays held.
-    pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, LossReason> {
+    /// Dropping it drops `work`; the lock stays held. Work that had begun and was dropped before its end may have left half of
+    /// it behind: if the guard is then dropped, too, and not given back by [`release`](LockGuard::release), the next holder
+    /// is told [`Previous::Expired`].
+    pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, Lost<F::Output>> {
         run(&self.state, work).await
     }
 
@@ -118,20 +131,52 @@ impl Drop for LockGuard {
     }
 }
 
-pub(crate) async fn run<F: Future>(state: &Arc<GrantState>, work: F) -> Result<F::Output, LossReason> {
-    let mut lost = pin!(state.lost());
-    let mut work = pin!(work);
-    std::future::poll_fn(|cx| {
+/// Work that runs under these grants. Dropped before it has ended, it leaves word that it was interrupted.
+struct Working<'a> {
+    under: &'a [&'a GrantState],
+    ended: bool,
+}
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.under.iter().for_each(|state| state.interrupt());
+        }
+    }
+}
+
+/// Polls `work` while all of these are held; `lost` wakes it at a loss.
+pub(crate) async fn run_under<F: Future>(
+    under: &[&GrantState],
+    lost: impl Future<Output = LossReason>,
+    work: F,
+) -> Result<F::Output, Lost<F::Output>> {
+    let (mut lost, mut work) = (pin!(lost), pin!(work));
+    let loss = || under.iter().find_map(|state| state.loss());
+    let mut working = Working { under, ended: false };
+    let answer = std::future::poll_fn(|cx| {
         // The clock first: after a stop of the process this poll may come before any task set a flag.
-        if let Some(reason) = state.loss() {
-            return Poll::Ready(Err(reason));
+        if let Some(reason) = loss() {
+            return Poll::Ready(Err(Lost { reason, output: None }));
         }
         if let Poll::Ready(reason) = lost.as_mut().poll(cx) {
-            return Poll::Ready(Err(reason));
+            return Poll::Ready(Err(Lost { reason, output: None }));
         }
-        work.as_mut().poll(cx).map(Ok)
+        let polled = work.as_mut().poll(cx);
+        // And once more: the process may have been stopped within this poll, its last one or not.
+        match (loss(), polled) {
+            (Some(reason), Poll::Ready(output)) => Poll::Ready(Err(Lost { reason, output: Some(output) })),
+            (Some(reason), Poll::Pending) => Poll::Ready(Err(Lost { reason, output: None })),
+            (None, polled) => polled.map(Ok),
+        }
     })
-    .await
+    .await;
+    working.ended = true;
+    answer
+}
+
+pub(crate) async fn run<F: Future>(state: &Arc<GrantState>, work: F) -> Result<F::Output, Lost<F::Output>> {
+    run_under(&[state], state.lost(), work).await
 }
 
 /// A release that was begun and has not been answered. Dropping it hands it over to the keeper.
@@ -140,35 +185,52 @@ struct Releasing<'a> {
     state: &'a Arc<GrantState>,
     call: Option<Owned<Result<Released>>>,
     ticket: Option<Ticket>,
+    end: End,
 }
 
 impl<'a> Releasing<'a> {
-    fn begin(shared: &'a Arc<Shared>, state: &'a Arc<GrantState>) -> Option<Self> {
+    fn begin(shared: &'a Arc<Shared>, state: &'a Arc<GrantState>, end: End) -> Option<Self> {
         if shared.check().is_err() {
             return None; // closed: everything has ended; forked: it is the parent's
         }
-        let (session, ticket) = state.begin_release()?;
+        let Release { session, ticket, end } = state.begin_release(end)?;
         ticket.set_leaving();
-        let call = release_call(session, Arc::clone(state));
-        Some(Self { shared, state, call: Some(call), ticket: Some(ticket) })
+        let call = release_call(session, Arc::clone(state), end);
+        Some(Self { shared, state, call: Some(call), ticket: Some(ticket), end })
     }
 }
 
-fn release_call(session: Arc<dyn Session>, state: Arc<GrantState>) -> Owned<Result<Released>> {
-    Box::pin(async move { session.locks().release(&state.grant).await })
+fn release_call(session: Arc<dyn Session>, state: Arc<GrantState>, end: End) -> Owned<Result<Released>> {
+    Box::pin(async move {
+        let answer = session.locks().release(&state.grant, end).await;
+        if answer.is_ok() {
+            state.tenure.released(state.grant.attempt);
+        }
+        answer
+    })
 }
 
 impl Drop for Releasing<'_> {
     fn drop(&mut self) {
         let Some(ticket) = self.ticket.take() else { return };
         let (shared, state, call) = (Arc::clone(self.shared), Arc::clone(self.state), self.call.take());
+        let end = self.end;
         self.shared.settle(Box::pin(async move {
             let answered = match call {
                 Some(call) => state.tenure.or_lost(call).await.is_some_and(|answer| answer.is_ok()),
                 None => false,
             };
-            if !answered {
-                shared.withdraw(&state.tenure, &state.grant.key, state.grant.attempt).await;
+            match end {
+                _ if answered => {}
+                End::Clean => shared.withdraw(&state.tenure, &state.grant.key, state.grant.attempt).await,
+                // A withdrawal would say that the lock was never used.
+                End::Unclean => {
+                    let call = |session| {
+                        let call = release_call(session, Arc::clone(&state), end);
+                        Box::pin(async move { call.await.map(drop) }) as Owned<Result<()>>
+                    };
+                    shared.until_answered(&state.tenure, call).await;
+                }
             }
             // Only now: a sibling that asked earlier could be overtaken by the unfinished release.
             drop(ticket);
@@ -177,12 +239,14 @@ impl Drop for Releasing<'_> {
 }
 
 pub(crate) fn release_in_background(shared: &Arc<Shared>, state: &Arc<GrantState>) {
-    drop(Releasing::begin(shared, state));
+    drop(Releasing::begin(shared, state, state.end_of_drop()));
 }
 
 pub(crate) async fn release(shared: &Arc<Shared>, state: &Arc<GrantState>) -> Result<Released> {
     let lost = state.loss().is_some();
-    let Some(mut releasing) = Releasing::begin(shared, state) else { return Ok(Released::WasNotHolder) };
+    let Some(mut releasing) = Releasing::begin(shared, state, End::Clean) else {
+        return Ok(Released::WasNotHolder);
+    };
     if lost {
         // What may still stand on the backend is given back in the background, or goes with the session.
         return Ok(Released::WasNotHolder);

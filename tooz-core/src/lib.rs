@@ -17,8 +17,8 @@
 //!
 //! // A lock. Its token grows with every grant; the resource that it protects compares it.
 //! let guard = c.lock("reindex")?.acquire().await?;
-//! let written = guard.run(async { format!("row written with token {}", guard.token()) }).await;
-//! assert!(written.is_ok(), "the work is cancelled when the lock is lost");
+//! let written = guard.run(async { format!("row written with token {}", guard.token()) }).await?;
+//! println!("{written}"); // an error instead: the lock was lost, and the work was cancelled
 //! guard.release().await?;
 //!
 //! // A group: who is there, and what they say about themselves.
@@ -110,7 +110,7 @@ pub use heart::{Event, Events, Heart, Liveness};
 pub use hooks::{BoxError, HookEvent, HookId};
 pub use lock::Lock;
 pub use lock_set::{LockSet, LockSetGuard};
-pub use loss::LossReason;
+pub use loss::{LossReason, Lost};
 pub use names::{GroupId, LockName, MAX_NAME_BYTES, MemberId};
 #[doc(hidden)]
 pub use registry::FEATURES;

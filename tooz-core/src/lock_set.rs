@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use crate::clock::Instant;
 use crate::driver::LockMode;
-use crate::guard::LockGuard;
+use crate::guard::{LockGuard, run_under};
 use crate::lock::{Lock, Patience};
-use crate::{LockName, LossReason, Result};
+use crate::{LockName, LossReason, Lost, Result};
 
 /// Several locks to be taken together.
 ///
@@ -141,26 +141,16 @@ impl LockSetGuard {
         .await
     }
 
-    /// Runs `work` while all are held: at the first loss it is cancelled, and the reason is the answer.
+    /// Runs `work` while all are held, as [`LockGuard::run`] does; the first loss cancels it.
     ///
     /// # Errors
-    /// The reason of the loss.
+    /// As [`LockGuard::run`].
     ///
     /// # Cancel safety
     /// Dropping it drops `work`; the locks stay held.
-    pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, LossReason> {
-        let (mut lost, mut work) = (std::pin::pin!(self.lost()), std::pin::pin!(work));
-        std::future::poll_fn(|cx| {
-            // The clocks first, as in LockGuard::run.
-            if let Some(reason) = self.guards.iter().find_map(|guard| guard.loss().reason()) {
-                return std::task::Poll::Ready(Err(reason));
-            }
-            if let std::task::Poll::Ready(reason) = lost.as_mut().poll(cx) {
-                return std::task::Poll::Ready(Err(reason));
-            }
-            work.as_mut().poll(cx).map(Ok)
-        })
-        .await
+    pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, Lost<F::Output>> {
+        let under: Vec<_> = self.guards.iter().map(LockGuard::state).collect();
+        run_under(&under, self.lost(), work).await
     }
 
     /// Gives all back, the last one first.

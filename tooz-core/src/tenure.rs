@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 use crate::clock::{Clock, Deadline, Instant};
 use crate::contend::Ticket;
-use crate::driver::{AttemptId, Grant, Held, LockKey, Session, SessionId};
+use crate::driver::{AttemptId, End, Grant, Held, LockKey, Session, SessionId};
 use crate::loss::Latch;
 use crate::{GroupId, LossReason};
 
@@ -44,6 +44,8 @@ struct Inner {
     session: Option<Arc<dyn Session>>,
     grants: BTreeMap<AttemptId, Arc<GrantState>>,
     waiting: BTreeMap<AttemptId, (LockKey, Arc<Notify>)>,
+    /// Grants that did not end cleanly and may still stand on the backend, until it has answered to their release.
+    unclean: BTreeMap<AttemptId, Grant>,
 }
 
 /// A grant as the core believes it. Shared by the guard, its loss signals and the keeper.
@@ -54,8 +56,17 @@ pub(crate) struct GrantState {
     /// Where the backend keeps a ttl per lock: the sending of the request that last proved this grant.
     proved: Option<AtomicU64>,
     ended: Latch,
+    /// Whether work that ran under it was dropped before it had ended.
+    interrupted: AtomicBool,
     /// Our place among the tasks of this coordinator; freed when the grant has ended on the backend.
     ticket: Mutex<Option<Ticket>>,
+}
+
+/// A release that was begun.
+pub(crate) struct Release {
+    pub(crate) session: Arc<dyn Session>,
+    pub(crate) ticket: Ticket,
+    pub(crate) end: End,
 }
 
 impl Tenure {
@@ -72,6 +83,7 @@ impl Tenure {
                 session: Some(session),
                 grants: BTreeMap::new(),
                 waiting: BTreeMap::new(),
+                unclean: BTreeMap::new(),
             }),
         })
     }
@@ -200,6 +212,16 @@ impl Tenure {
         session
     }
 
+    /// Grants that did not end cleanly and may still stand on the backend.
+    pub(crate) fn unclean(&self) -> Vec<Grant> {
+        self.inner().unclean.values().cloned().collect()
+    }
+
+    /// The backend answered to the release of this attempt.
+    pub(crate) fn released(&self, attempt: AttemptId) {
+        self.inner().unclean.remove(&attempt);
+    }
+
     /// What a beat lists.
     pub(crate) fn held(&self, groups: Vec<GroupId>) -> Held {
         let inner = self.inner();
@@ -225,6 +247,7 @@ impl Tenure {
             tenure: Arc::clone(self),
             proved,
             ended: Latch::default(),
+            interrupted: AtomicBool::new(false),
             ticket: Mutex::new(Some(ticket)),
             grant,
         });
@@ -256,10 +279,14 @@ impl Tenure {
 
     /// The backend says that a grant is gone.
     pub(crate) fn lose(&self, attempt: AttemptId, reason: LossReason) {
-        let state = self.inner().grants.remove(&attempt);
-        if let Some(state) = state {
-            state.finish(reason);
+        let mut inner = self.inner();
+        let Some(state) = inner.grants.remove(&attempt) else { return };
+        if reason == LossReason::Expired {
+            // By its own deadline, which is earlier than the backend's.
+            inner.unclean.insert(attempt, state.grant.clone());
         }
+        drop(inner);
+        state.finish(reason);
     }
 
     /// The earliest deadline of grants that have one of their own.
@@ -320,12 +347,27 @@ impl GrantState {
         drop(self.take_ticket());
     }
 
+    /// Work that ran under it was dropped before it had ended.
+    pub(crate) fn interrupt(&self) {
+        self.interrupted.store(true, Ordering::Release);
+    }
+
+    /// How a guard ends that is dropped: its owner says nothing about what the lock protects.
+    pub(crate) fn end_of_drop(&self) -> End {
+        let cut_short = self.interrupted.load(Ordering::Acquire) || std::thread::panicking();
+        if cut_short { End::Unclean } else { End::Clean }
+    }
+
     /// Begins a release: from now on it is not held. The ticket is freed by whoever sees the release through.
     /// `None`: it had ended before.
-    pub(crate) fn begin_release(&self) -> Option<(Arc<dyn Session>, Ticket)> {
+    pub(crate) fn begin_release(&self, end: End) -> Option<Release> {
         let lost = self.loss().is_some();
+        let end = if lost { End::Unclean } else { end };
         let mut inner = self.tenure.inner();
         let was_ours = inner.grants.remove(&self.grant.attempt).is_some();
+        if was_ours && end == End::Unclean {
+            inner.unclean.insert(self.grant.attempt, self.grant.clone());
+        }
         let session = inner.session.clone();
         drop(inner);
         let ticket = self.take_ticket();
@@ -337,7 +379,7 @@ impl GrantState {
         if !lost {
             self.ended.set(LossReason::Released);
         }
-        Some((session?, ticket?))
+        Some(Release { session: session?, ticket: ticket?, end })
     }
 
     fn take_ticket(&self) -> Option<Ticket> {

@@ -14,7 +14,8 @@ use async_trait::async_trait;
 use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
 use tooz_core::clock::Instant;
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, Grant, LockKey, LockMode, Place, Previous, Released, SessionLocks, Turn,
+    Acquire, Acquired, AttemptId, End, Grant, LockKey, LockMode, Place, Previous, Released, SessionLocks,
+    Turn,
 };
 use tooz_core::{Error, ErrorKind, FencingToken, Result};
 
@@ -23,6 +24,7 @@ use crate::error::corrupt;
 use crate::keys::LockKeys;
 use crate::record::{Gate, Holder, Waiter, write_mark};
 use crate::session::{EtcdSession, Life};
+use crate::standing::Stand;
 use crate::state::{State, Verdict, alone, look, look_before, named};
 use crate::turn;
 
@@ -113,7 +115,7 @@ impl Life {
         let value = holder.write().ok_or_else(|| unknown_mode(wish.mode))?;
         let mut operations = vec![
             TxnOp::put(wish.keys.holder(wish.attempt), value, self.with_lease()),
-            TxnOp::put(wish.keys.mark(wish.attempt), write_mark(false), None),
+            TxnOp::put(wish.keys.mark(wish.attempt), write_mark(Previous::Expired), None),
         ];
         match (&wish.keys.gate, gate) {
             (Some(key), None) => {
@@ -152,7 +154,7 @@ impl Life {
             }
             if granted < self.ttl {
                 // An error leaves no place in the queue.
-                self.clear(&wish.key, wish.attempt).await?;
+                self.clear(&wish.key, wish.attempt, End::Clean).await?;
                 let why = format!(
                     "who shares this lock has its key for Python for {granted:?} at a time, less than this session's ttl of \
                      {:?}; give all of them the same ttl, or one of at most {LEAST_GATE:?}",
@@ -352,7 +354,7 @@ impl Life {
             let waiter = state.waiter(wish.attempt);
             if let Err(error) = state.check(wish.mode, wish.attempt) {
                 if waiter.is_some() {
-                    self.clear(&wish.key, wish.attempt).await?;
+                    self.clear(&wish.key, wish.attempt, End::Clean).await?;
                 }
                 return Err(named(&wish.key, &error));
             }
@@ -400,10 +402,12 @@ impl Life {
     }
 
     /// Takes away what stands for an attempt, without moving the fence.
-    pub(crate) async fn clear(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
+    pub(crate) async fn clear(&self, key: &LockKey, attempt: AttemptId, end: End) -> Result<()> {
         let keys = self.client.keys.lock(key);
         let mut operations = self.clearing(&keys, attempt);
-        operations.push(TxnOp::delete(keys.mark(attempt), None));
+        if end == End::Clean {
+            operations.push(TxnOp::delete(keys.mark(attempt), None));
+        }
         self.client.hub.txn(true, Txn::new().and_then(operations)).await?;
         self.end(attempt);
         Ok(())
@@ -447,20 +451,27 @@ impl Life {
         }
     }
 
-    async fn release(&self, grant: &Grant) -> Result<Released> {
+    /// Gives it back if the holder's key and the gate are as they were granted. If the gate is not, Python's `break_` deleted
+    /// it, and a Python process may hold the lock: that is not touched, and our own key must not stay under the living lease.
+    async fn release(&self, grant: &Grant, end: End) -> Result<Released> {
         let keys = self.client.keys.lock(&grant.key);
-        let token = i64::try_from(grant.token.get()).unwrap_or(i64::MAX);
         let holder = keys.holder(grant.attempt);
         self.leave(grant.attempt);
-        let mut operations =
-            vec![TxnOp::delete(holder.clone(), None), TxnOp::delete(keys.mark(grant.attempt), None)];
+        let mut operations = vec![TxnOp::delete(holder.clone(), None)];
+        if end == End::Clean {
+            operations.push(TxnOp::delete(keys.mark(grant.attempt), None));
+        }
         operations.extend(self.gate_going(&keys, grant.attempt));
-        let ours = [
-            Compare::create_revision(holder.clone(), CompareOp::Equal, token),
-            // Whose grant it is says the server, not the caller.
-            Compare::lease(holder, CompareOp::Equal, self.opened.lease),
+        let stand = Stand::new(grant, self.gate_of(grant.attempt));
+        let all = stand.compares(&keys, grant.attempt, self.opened.lease);
+        let own = stand.own_compares(&keys, grant.attempt, self.opened.lease);
+        let ungated = [
+            TxnOp::delete(holder, None),
+            TxnOp::put(keys.mark(grant.attempt), write_mark(Previous::Unknown), None),
         ];
-        let response = self.client.hub.txn(false, Txn::new().when(ours).and_then(operations)).await?;
+        let ungated = TxnOp::txn(Txn::new().when(own).and_then(ungated));
+        let txn = Txn::new().when(all).and_then(operations).or_else([ungated]);
+        let response = self.client.hub.txn(false, txn).await?;
         self.end(grant.attempt);
         Ok(if response.succeeded() { Released::Released } else { Released::WasNotHolder })
     }
@@ -485,7 +496,7 @@ impl SessionLocks for EtcdSession {
         self.life.withdraw(key, attempt).await.map_err(|error| error.during("withdraw"))
     }
 
-    async fn release(&self, grant: &Grant) -> Result<Released> {
-        self.life.release(grant).await.map_err(|error| error.during("release"))
+    async fn release(&self, grant: &Grant, end: End) -> Result<Released> {
+        self.life.release(grant, end).await.map_err(|error| error.during("release"))
     }
 }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
-use tooz_core::driver::{BreakRequest, HolderRecord, HolderStream, Holders, LockKey, LockMode, Locks};
+use tooz_core::driver::{
+    BreakRequest, HolderRecord, HolderStream, Holders, LockKey, LockMode, Locks, Previous,
+};
 use tooz_core::{Error, ErrorKind, FencingToken, Result};
 
 use crate::client::{Client, Etcd};
@@ -80,7 +82,7 @@ impl Client {
                 let own = keys.holder(victim.attempt);
                 compares.push(Compare::mod_revision(own.clone(), CompareOp::Equal, victim.revision));
                 operations.push(TxnOp::delete(own, None));
-                operations.push(TxnOp::put(keys.mark(victim.attempt), write_mark(true), None));
+                operations.push(TxnOp::put(keys.mark(victim.attempt), write_mark(Previous::Broken), None));
                 operations.push(TxnOp::put(
                     self.keys.broken(victim.session, victim.attempt),
                     write_broken(&request.by, &request.why),

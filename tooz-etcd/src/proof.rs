@@ -28,9 +28,7 @@ impl Life {
             let (page, after) = rest.split_at(rest.len().min(MOST_OPERATIONS - 1));
             let (attempts, checks): (Vec<_>, Vec<_>) =
                 page.iter().map(|(at, stand)| self.check(*at, stand)).unzip();
-            // Deleting nothing changes nothing, and goes the way of everything that changes something.
-            let nothing = TxnOp::delete(self.client.keys.nothing(self.opened.id), None);
-            let operations: Vec<TxnOp> = std::iter::once(nothing).chain(checks).collect();
+            let operations: Vec<TxnOp> = std::iter::once(self.change_nothing()).chain(checks).collect();
             let txn = Txn::new().when([self.lives()]).and_then(operations);
             let response = match self.client.hub.txn(true, txn).await {
                 Ok(response) if response.succeeded() => response,

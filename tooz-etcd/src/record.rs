@@ -166,13 +166,23 @@ impl Waiter {
     }
 }
 
-/// A mark of a grant that was not given back.
-pub(crate) fn write_mark(broken: bool) -> Vec<u8> {
-    write(&[], if broken { b"broken" } else { b"held" })
+/// A mark of a grant: how it ended, if it is not there any more.
+pub(crate) fn write_mark(how: Previous) -> Vec<u8> {
+    let word: &[u8] = match how {
+        Previous::Broken => b"broken",
+        Previous::Unknown => b"unknown",
+        _ => b"held",
+    };
+    write(&[], word)
 }
 
-pub(crate) fn is_broken_mark(value: &[u8]) -> bool {
-    lines::<1>(value) == Some([b"broken"])
+/// Words that this version does not know are unclean ends, too.
+pub(crate) fn read_mark(value: &[u8]) -> Previous {
+    match lines::<1>(value) {
+        Some([b"broken"]) => Previous::Broken,
+        Some([b"unknown"]) => Previous::Unknown,
+        _ => Previous::Expired,
+    }
 }
 
 /// A session.
@@ -268,7 +278,9 @@ mod tests {
             let value = Waiter::value(mode, SessionId(4), &holder.member).unwrap();
             assert_eq!(Waiter::read(AttemptId(3), kv(&value)).unwrap().mode, mode);
         }
-        assert!(is_broken_mark(&write_mark(true)) && !is_broken_mark(&write_mark(false)));
+        for how in [Previous::Expired, Previous::Broken, Previous::Unknown] {
+            assert_eq!(read_mark(&write_mark(how)), how);
+        }
         let by = MemberId::new(b"x\n").unwrap();
         let LossReason::Broken { by: read, why } = read_broken(&write_broken(&by, "be\ncause")).unwrap()
         else {
@@ -293,7 +305,7 @@ mod tests {
             let value = if ours { [b"tooz1\n", value.as_slice()].concat() } else { value };
             let kv = kv(&value);
             let _ = (Holder::read(AttemptId(1), kv), Waiter::read(AttemptId(1), kv), Gate::read(kv));
-            let _ = (is_broken_mark(kv.value), read_broken(kv.value));
+            let _ = (read_mark(kv.value), read_broken(kv.value));
         }
     }
 }

@@ -15,7 +15,7 @@ use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, Txn, TxnOp, TxnRes
 use tokio::sync::{Notify, mpsc};
 use tooz_core::clock::Instant;
 use tooz_core::driver::{
-    AttemptId, Epoch, Held, LockKey, LockMode, Notice, Renewal, Session, SessionGroups, SessionId,
+    AttemptId, End, Epoch, Held, LockKey, LockMode, Notice, Renewal, Session, SessionGroups, SessionId,
     SessionLocks,
 };
 use tooz_core::runtime::Task;
@@ -30,6 +30,9 @@ use crate::vigil::{self, Post};
 
 /// etcd refuses transactions with more operations (`--max-txn-ops`, default 128).
 pub(crate) const MOST_OPERATIONS: usize = 100;
+
+/// The operations of a beat's transaction before those that check something.
+const BESIDE_CHECKS: usize = 2;
 
 /// What opening a session wrote.
 #[derive(Debug)]
@@ -104,6 +107,12 @@ impl Life {
     /// Moves the fence: what was sent before and arrives later fails.
     pub(crate) fn move_fence(&self) -> TxnOp {
         TxnOp::put(self.key(), record::write_session(&self.member), self.with_lease())
+    }
+
+    /// A write that changes nothing: it makes a transaction go the way of everything that changes something. One that only
+    /// reads may be answered from the past (etcd before 3.4.42 and 3.5.28), and proves nothing.
+    pub(crate) fn change_nothing(&self) -> TxnOp {
+        TxnOp::delete(self.client.keys.nothing(self.opened.id), None)
     }
 
     pub(crate) fn look_at_fence(&self) -> TxnOp {
@@ -184,11 +193,11 @@ impl Life {
         }
         let mut renewal = Renewal::confirmed();
         let mut pages: Vec<Vec<Check>> = vec![Vec::new()];
-        let mut size = 1;
+        let mut size = BESIDE_CHECKS;
         for check in checks {
             if size + check.keys.len() > MOST_OPERATIONS {
                 pages.push(Vec::new());
-                size = 1;
+                size = BESIDE_CHECKS;
             }
             size += check.keys.len();
             if let Some(page) = pages.last_mut() {
@@ -199,18 +208,19 @@ impl Life {
         for page in &pages {
             let keys = page.iter().flat_map(|check| check.keys.iter().cloned());
             let gets = keys.map(|key| TxnOp::get(key, Some(GetOptions::new())));
-            let txn =
-                Txn::new().and_then(std::iter::once(self.look_at_fence()).chain(gets).collect::<Vec<_>>());
+            let operations = [self.change_nothing(), self.look_at_fence()].into_iter().chain(gets);
+            let txn = Txn::new().when([self.lives()]).and_then(operations.collect::<Vec<_>>());
             let hub = Arc::clone(&self.client.hub);
             // All at once: however much there is, it is one round trip.
             asked.push(self.client.hub.context.spawner.spawn(async move { hub.txn(false, txn).await }));
         }
         for (page, asked) in pages.into_iter().zip(asked) {
             let response = asked.await.unwrap_or_else(|| Err(crate::error::closed()))?;
-            if self.read_fence(&response, 0).is_err() {
+            if !response.succeeded() {
                 return Ok(Renewal::lost(LossReason::Expired));
             }
-            let mut at = 1;
+            self.read_fence(&response, 1)?;
+            let mut at = BESIDE_CHECKS;
             for check in page {
                 let found: Vec<_> =
                     (at..at + check.keys.len()).map(|at| answer::found(&response, at).pop()).collect();
@@ -385,17 +395,17 @@ impl Session for EtcdSession {
         self
     }
 
-    async fn close(&self) -> Result<()> {
+    async fn close(&self, end: End) -> Result<()> {
         if self.closed.load(Ordering::Acquire) {
             return Ok(());
         }
-        // The lease takes everything but the marks of an unclean end along, and this end is clean.
+        // The lease takes everything along but shared gates, and the marks by which the next holders know of an unclean end.
         let mut marks = Vec::new();
         for (attempt, stand) in self.life.all() {
             self.life.leave(attempt);
             if stand.gate.is_some() && stand.mode != LockMode::Exclusive {
-                self.life.clear(&stand.key, attempt).await?;
-            } else {
+                self.life.clear(&stand.key, attempt, end).await?;
+            } else if end == End::Clean {
                 marks.push(TxnOp::delete(self.life.client.keys.lock(&stand.key).mark(attempt), None));
             }
         }

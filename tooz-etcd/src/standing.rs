@@ -36,13 +36,24 @@ enum Course {
 }
 
 impl Stand {
-    /// True while all of the grant is there.
-    pub(crate) fn compares(&self, keys: &LockKeys, attempt: AttemptId, lease: i64) -> Vec<Compare> {
+    /// A grant that is held; `gate`: the lease of the gate that it shares.
+    pub(crate) fn new(grant: &Grant, gate: Option<i64>) -> Self {
+        let token = i64::try_from(grant.token.get()).unwrap_or(i64::MAX);
+        Self { key: grant.key.clone(), mode: grant.mode, gate, token, course: Course::Held }
+    }
+
+    /// True while the holder's key is there, as this session made it: whose grant it is says the server, not the caller.
+    pub(crate) fn own_compares(&self, keys: &LockKeys, attempt: AttemptId, lease: i64) -> Vec<Compare> {
         let holder = keys.holder(attempt);
-        let mut compares = vec![
+        vec![
             Compare::create_revision(holder.clone(), CompareOp::Equal, self.token),
             Compare::lease(holder, CompareOp::Equal, lease),
-        ];
+        ]
+    }
+
+    /// True while all of the grant is there.
+    pub(crate) fn compares(&self, keys: &LockKeys, attempt: AttemptId, lease: i64) -> Vec<Compare> {
+        let mut compares = self.own_compares(keys, attempt, lease);
         match (&keys.gate, self.gate) {
             (Some(gate), Some(lease)) => {
                 compares.push(Compare::value(gate.clone(), CompareOp::Equal, Gate::shared()));
@@ -91,8 +102,7 @@ impl Life {
     }
 
     pub(crate) fn granted(&self, grant: &Grant, gate: Option<i64>) {
-        let token = i64::try_from(grant.token.get()).unwrap_or(i64::MAX);
-        let stand = Stand { key: grant.key.clone(), mode: grant.mode, gate, token, course: Course::Held };
+        let stand = Stand::new(grant, gate);
         let mut standing = self.standing();
         standing.grants.insert(grant.attempt, stand);
         standing.places.remove(&grant.attempt);

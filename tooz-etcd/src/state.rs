@@ -8,7 +8,7 @@ use tooz_core::{Error, Result};
 
 use crate::connection::answer;
 use crate::keys::{LockKeys, LockPart};
-use crate::record::{Gate, GateKind, Holder, Waiter, is_broken_mark};
+use crate::record::{Gate, GateKind, Holder, Waiter, read_mark};
 use crate::tail::{Range, below, only};
 
 /// One lock, as it was at one revision. The default is one that nobody ever used.
@@ -19,7 +19,7 @@ pub(crate) struct State {
     pub(crate) holders: Vec<Holder>,
     /// In the order of their asking: all of them, or what [`look_before`] reads.
     pub(crate) queue: Vec<Waiter>,
-    marks: Vec<(AttemptId, bool)>,
+    marks: Vec<(AttemptId, Previous)>,
     pub(crate) gate: Option<Gate>,
 }
 
@@ -89,7 +89,7 @@ impl State {
             match keys.parse(kv.key()) {
                 Some(LockPart::Holder(attempt)) => state.holders.push(Holder::read(attempt, kv.into())?),
                 Some(LockPart::Waiter(attempt)) => state.queue.push(Waiter::read(attempt, kv.into())?),
-                Some(LockPart::Mark(attempt)) => state.marks.push((attempt, is_broken_mark(kv.value()))),
+                Some(LockPart::Mark(attempt)) => state.marks.push((attempt, read_mark(kv.value()))),
                 None => tracing::warn!(key = %kv.key().escape_ascii(), "not a key of ours; it is left alone"),
             }
         }
@@ -142,12 +142,10 @@ impl State {
     /// Attempts whose grant ended uncleanly, and how the last holder ended.
     pub(crate) fn unclean(&self) -> (Vec<AttemptId>, Previous) {
         let dead = || self.marks.iter().filter(|(attempt, _)| self.holder(*attempt).is_none());
-        let how = match (dead().count(), dead().any(|(_, broken)| *broken)) {
-            (0, _) => Previous::Clean,
-            (_, true) => Previous::Broken,
-            (_, false) => Previous::Expired,
-        };
-        (dead().map(|(attempt, _)| *attempt).collect(), how)
+        // Of several ends the one that says most.
+        let order = [Previous::Broken, Previous::Expired, Previous::Unknown];
+        let how = order.into_iter().find(|how| dead().any(|(_, ended)| ended == how));
+        (dead().map(|(attempt, _)| *attempt).collect(), how.unwrap_or(Previous::Clean))
     }
 
     /// What must still be so when the lock is granted on the strength of this state: nobody came before us, nobody holds

@@ -80,7 +80,7 @@ async fn driver(session: &Arc<dyn Session>, key: &LockKey, rounds: u32) -> Durat
         let Acquired::Granted(grant) = session.locks().request(&request).await.unwrap() else {
             panic!("it is not contended")
         };
-        session.locks().release(&grant).await.unwrap();
+        session.locks().release(&grant, tooz_core::driver::End::Clean).await.unwrap();
     }
     start.elapsed() / rounds
 }

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, Grant, LockKey, LockMode, Place, Previous, Released, SessionLocks, Turn,
+    Acquire, Acquired, AttemptId, End, Grant, LockKey, LockMode, Place, Previous, Released, SessionLocks,
+    Turn,
 };
 use tooz_core::{Error, ErrorKind, LossReason, Result};
 
@@ -326,7 +327,7 @@ impl FileSessionLocks {
         Ok(())
     }
 
-    fn give_back(&self, grant: &Grant) -> Result<Released> {
+    fn give_back(&self, grant: &Grant, end: End) -> Result<Released> {
         self.client.check_process()?;
         let failed = |cause| failed(&grant.key, cause);
         let site = self.site();
@@ -342,10 +343,13 @@ impl FileSessionLocks {
         let directory = site.stripe(held.hash.stripe()).map_err(failed)?;
         // First: whoever is woken by the record's end finds the file free.
         held.files.clear();
-        let unmarked =
-            if held.grant.previous == Previous::Clean { Ok(()) } else { book::unmark(directory, &held.hash) };
+        let marked = match end {
+            End::Unclean => book::mark(directory, &held.hash, end.previous(), site.mode),
+            End::Clean if held.grant.previous == Previous::Clean => Ok(()),
+            End::Clean => book::unmark(directory, &held.hash),
+        };
         // Unlinking is atomic, and the name is that of this grant alone.
-        match unmarked.and_then(|()| directory.remove(&held.record)) {
+        match marked.and_then(|()| directory.remove(&held.record)) {
             Ok(found) => {
                 site.say(&Topic::Lock(held.hash));
                 Ok(if found { Released::Released } else { Released::WasNotHolder })
@@ -389,7 +393,7 @@ impl SessionLocks for FileSessionLocks {
         self.take_back(key, attempt).await.map_err(|error| error.during("withdraw"))
     }
 
-    async fn release(&self, grant: &Grant) -> Result<Released> {
-        self.give_back(grant).map_err(|error| error.during("release"))
+    async fn release(&self, grant: &Grant, end: End) -> Result<Released> {
+        self.give_back(grant, end).map_err(|error| error.during("release"))
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tooz_core::clock::Instant;
 use tooz_core::driver::{
-    AttemptId, Epoch, Held, Notice, OpenSession, Previous, Renewal, Session, SessionGroups, SessionId,
+    AttemptId, End, Epoch, Held, Notice, OpenSession, Previous, Renewal, Session, SessionGroups, SessionId,
     SessionLocks,
 };
 use tooz_core::runtime::Task;
@@ -366,7 +366,7 @@ impl Session for FileSession {
         &self.locks
     }
 
-    async fn close(&self) -> Result<()> {
+    async fn close(&self, end: End) -> Result<()> {
         self.client.check_process()?;
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
@@ -374,7 +374,7 @@ impl Session for FileSession {
         self.local.end(LossReason::SessionClosed);
         self.stop();
         let how = match &self.local.state().ended {
-            Some(LossReason::SessionClosed) | None => Previous::Clean,
+            Some(LossReason::SessionClosed) | None => end.previous(),
             Some(_) => Previous::Expired,
         };
         let limit = self.client.close_deadline().saturating_since(self.client.context.clock.now());

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use tokio::sync::Notify;
 use tooz_core::driver::{
-    Acquire, Acquired, Admission, AttemptId, BreakRequest, Grant, HolderRecord, HolderStream, Holders,
+    Acquire, Acquired, Admission, AttemptId, BreakRequest, End, Grant, HolderRecord, HolderStream, Holders,
     LockKey, LockMode, Locks, Notice, Place, Previous, Released, SessionId, SessionLocks, Turn, admits,
 };
 use tooz_core::{Error, ErrorKind, FencingToken, LossReason, MemberId, Result};
@@ -290,17 +290,23 @@ impl State {
     }
 
     /// Ends one attempt of a living session, remembers that, and hands the lock on.
-    fn settle(&mut self, fate: &Fate, attempt: AttemptId) {
+    fn settle(&mut self, fate: &Fate, attempt: AttemptId, end: End) {
         let Some(session) = self.sessions.get_mut(&fate.id) else { return };
         session.ended.put(attempt, Ended::Settled);
         // Where it stands says the backend, not the caller.
         let Some(key) = session.attempts.remove(&attempt) else { return };
         let space = session.space.clone();
-        self.remove_attempt(&space, &key, attempt, Previous::Clean);
+        let how = self.how_ended(end);
+        self.remove_attempt(&space, &key, attempt, how);
         self.advance(&space, &key);
     }
 
-    fn release(&mut self, fate: &Fate, grant: &Grant) -> Released {
+    /// What the next holder is told.
+    pub(crate) fn how_ended(&self, end: End) -> Previous {
+        if self.has(Fault::EndsUnmarked) { Previous::Clean } else { end.previous() }
+    }
+
+    fn release(&mut self, fate: &Fate, grant: &Grant, end: End) -> Released {
         let holds = self.sessions.get(&fate.id).is_some_and(|session| {
             self.lock(&session.space, &grant.key).is_some_and(|lock| {
                 lock.holders.iter().any(|h| h.attempt == grant.attempt && h.session == fate.id)
@@ -312,7 +318,7 @@ impl State {
             }
             return Released::WasNotHolder;
         }
-        self.settle(fate, grant.attempt);
+        self.settle(fate, grant.attempt, end);
         Released::Released
     }
 
@@ -462,7 +468,7 @@ impl SessionLocks for MemorySession {
             .client
             .call(Operation::Withdraw, |state| {
                 if !state.has(Fault::CancelLeaks) {
-                    state.settle(&self.fate, attempt);
+                    state.settle(&self.fate, attempt, End::Clean);
                 }
                 Ok(())
             })
@@ -470,8 +476,8 @@ impl SessionLocks for MemorySession {
         self.client.assumed(withdrawn, ())
     }
 
-    async fn release(&self, grant: &Grant) -> Result<Released> {
-        let call = self.client.call(Operation::Release, |state| Ok(state.release(&self.fate, grant)));
+    async fn release(&self, grant: &Grant, end: End) -> Result<Released> {
+        let call = self.client.call(Operation::Release, |state| Ok(state.release(&self.fate, grant, end)));
         self.client.assumed(call.await, Released::Released)
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tooz_core::clock::Instant;
 use tooz_core::driver::{
-    Epoch, Held, Notice, Previous, Renewal, Session, SessionGroups, SessionId, SessionLocks,
+    End, Epoch, Held, Notice, Previous, Renewal, Session, SessionGroups, SessionId, SessionLocks,
 };
 use tooz_core::{GroupId, LossReason, Result};
 
@@ -156,13 +156,14 @@ impl Session for MemorySession {
         self
     }
 
-    async fn close(&self) -> Result<()> {
+    async fn close(&self, end: End) -> Result<()> {
         self.client
             .call(Operation::Close, |state| {
                 if state.has(Fault::CloseLeaks) {
                     return Ok(());
                 }
-                state.end_session(self.fate.id, &LossReason::SessionClosed, Previous::Clean);
+                let how = state.how_ended(end);
+                state.end_session(self.fate.id, &LossReason::SessionClosed, how);
                 Ok(())
             })
             .await

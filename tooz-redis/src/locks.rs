@@ -5,14 +5,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tooz_core::clock::Instant;
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, Grant, LockKey, LockMode, Place, Released, SessionLocks, Turn,
+    Acquire, Acquired, AttemptId, End, Grant, LockKey, LockMode, Place, Released, SessionLocks, Turn,
 };
 use tooz_core::{Error, ErrorKind, FencingToken, Result};
 
 use crate::client::Repeat;
 use crate::reply::Parts;
 use crate::script::{self, Call, Script};
-use crate::session::{Inner, RedisSession, previous};
+use crate::session::{Inner, RedisSession, previous, unclean};
 use crate::slots::Standing;
 
 /// While Python holds a lock, the first in the queue asks this often: Python tells nobody when it lets go.
@@ -125,6 +125,7 @@ impl Inner {
         key: &LockKey,
         attempt: AttemptId,
         how: &'static Script,
+        end: End,
     ) -> Result<(bool, bool)> {
         let place = self.client.keys.lock(key);
         let call = self
@@ -135,7 +136,8 @@ impl Inner {
             .arg(attempt.to_string())
             .arg(self.id.to_string())
             .number(self.keep().as_millis())
-            .arg(&place.base);
+            .arg(&place.base)
+            .arg(unclean(end));
         let answer = self.client.call(&call, Repeat::Yes).await?;
         Ok((answer.value == redis::Value::Int(1), answer.repeated))
     }
@@ -220,13 +222,14 @@ impl SessionLocks for RedisSession {
     }
 
     async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
-        self.inner.give_back(key, attempt, &script::WITHDRAW).await?;
+        self.inner.give_back(key, attempt, &script::WITHDRAW, End::Clean).await?;
         self.inner.slots.forget(attempt);
         Ok(())
     }
 
-    async fn release(&self, grant: &Grant) -> Result<Released> {
-        let (found, repeated) = self.inner.give_back(&grant.key, grant.attempt, &script::RELEASE).await?;
+    async fn release(&self, grant: &Grant, end: End) -> Result<Released> {
+        let (found, repeated) =
+            self.inner.give_back(&grant.key, grant.attempt, &script::RELEASE, end).await?;
         if !found && repeated {
             // The first time may have found it.
             let why =

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use tokio::sync::Notify;
 use tooz_core::clock::Instant;
 use tooz_core::driver::{
-    AttemptId, Epoch, Held, Notice, OpenSession, Previous, Renewal, Session, SessionGroups, SessionId,
+    AttemptId, End, Epoch, Held, Notice, OpenSession, Previous, Renewal, Session, SessionGroups, SessionId,
     SessionLocks,
 };
 use tooz_core::{Error, ErrorKind, FencingToken, LossReason, MemberId, Result};
@@ -119,7 +119,7 @@ impl RedisSession {
                 None => break (sent, answer),
                 Some(why) if tries == CONFIRMATIONS => {
                     // It would end by itself.
-                    if let Err(error) = inner.close().await {
+                    if let Err(error) = inner.close(End::Clean).await {
                         tracing::debug!(%error, "a session that does not count could not be closed");
                     }
                     return Err(why);
@@ -257,13 +257,14 @@ impl Inner {
         }
     }
 
-    async fn close(&self) -> Result<()> {
+    async fn close(&self, end: End) -> Result<()> {
         let call = self
             .client
             .script(&script::CLOSE)
             .keys([self.key(), self.client.keys.beat(&self.member)])
             .arg(self.id.to_string())
-            .number(self.keep().as_millis());
+            .number(self.keep().as_millis())
+            .arg(unclean(end));
         self.client.call(&call, Repeat::Yes).await.map(|_| ())
     }
 
@@ -365,6 +366,14 @@ fn is_lost(answer: &redis::Value) -> bool {
 }
 
 /// How the last holder ended, as scripts write it.
+/// What a script leaves in a lock for the next holder.
+pub(crate) fn unclean(end: End) -> &'static str {
+    match end {
+        End::Clean => "",
+        End::Unclean => "E",
+    }
+}
+
 pub(crate) fn previous(word: &str) -> Previous {
     match word {
         "E" => Previous::Expired,
@@ -428,8 +437,8 @@ impl Session for RedisSession {
         self
     }
 
-    async fn close(&self) -> Result<()> {
-        self.inner.close().await
+    async fn close(&self, end: End) -> Result<()> {
+        self.inner.close(end).await
     }
 }
 

@@ -42,7 +42,7 @@ async fn pair(session: &Arc<dyn Session>, name: &str, attempt: u128) {
     let Acquired::Granted(grant) = session.locks().request(&request).await.unwrap() else {
         panic!("it is not contended")
     };
-    session.locks().release(&grant).await.unwrap();
+    session.locks().release(&grant, tooz_core::driver::End::Clean).await.unwrap();
 }
 
 fn main() {

@@ -2,8 +2,8 @@
 
 use rusqlite::Row;
 use tooz_core::driver::{
-    Acquire, Acquired, Admission, AttemptId, BreakRequest, Grant, HolderRecord, Holders, LockMode, Place,
-    Previous, Released, Turn, admits,
+    Acquire, Acquired, Admission, AttemptId, BreakRequest, End, Grant, HolderRecord, Holders, LockMode,
+    Place, Previous, Released, Turn, admits,
 };
 use tooz_core::{Error, ErrorKind, FencingToken, LossReason, MemberId};
 
@@ -73,7 +73,7 @@ fn first_waiter(tx: &Tx<'_>, lock: &Lock) -> Work<Option<Waiter>> {
 }
 
 /// Remembers that a holder ended uncleanly (L12).
-pub(crate) fn mark(tx: &Tx<'_>, lock: &Lock, how: Previous) -> Work<()> {
+fn mark(tx: &Tx<'_>, lock: &Lock, how: Previous) -> Work<()> {
     let (namespace, kind, name) = lock.columns()?;
     tx.run(
         "INSERT INTO marks (namespace, kind, name, how) VALUES (?1, ?2, ?3, ?4) \
@@ -85,11 +85,19 @@ pub(crate) fn mark(tx: &Tx<'_>, lock: &Lock, how: Previous) -> Work<()> {
 
 /// A clean release: what its holder was told when it was granted is over. A holder that was told nothing leaves
 /// the mark that somebody else left meanwhile.
-pub(crate) fn unmark(tx: &Tx<'_>, lock: &Lock, told: Previous) -> Work<()> {
+fn unmark(tx: &Tx<'_>, lock: &Lock, told: Previous) -> Work<()> {
     if told != Previous::Clean {
         tx.run("DELETE FROM marks WHERE namespace = ?1 AND kind = ?2 AND name = ?3", lock.columns()?)?;
     }
     Ok(())
+}
+
+/// Remembers for the next holder how a grant ended; `told`: how the one before it had.
+pub(crate) fn ended(tx: &Tx<'_>, lock: &Lock, told: Previous, end: End) -> Work<()> {
+    match end {
+        End::Clean => unmark(tx, lock, told),
+        End::Unclean => mark(tx, lock, end.previous()),
+    }
 }
 
 /// Tells those who watch the lock.
@@ -350,11 +358,17 @@ fn remove_holder(tx: &mut Tx<'_>, session: i64, lock: &Lock, attempt: AttemptId)
 }
 
 /// Gives a grant back, compared on attempt and session.
-pub(crate) fn release(tx: &mut Tx<'_>, session: i64, lock: &Lock, attempt: AttemptId) -> Work<Released> {
+pub(crate) fn release(
+    tx: &mut Tx<'_>,
+    session: i64,
+    lock: &Lock,
+    attempt: AttemptId,
+    end: End,
+) -> Work<Released> {
     tx.effect(Effect::Forgotten(session, attempt));
     match remove_holder(tx, session, lock, attempt)? {
         Some(told) => {
-            unmark(tx, lock, told)?;
+            ended(tx, lock, told, end)?;
             Ok(Released::Released)
         }
         None => Ok(Released::WasNotHolder),

@@ -7,7 +7,7 @@
 
 use rusqlite::Row;
 use tooz_core::LossReason;
-use tooz_core::driver::{Previous, SessionId};
+use tooz_core::driver::{End, SessionId};
 
 use crate::error::{self, Fail, Work};
 use crate::events::{self, Event};
@@ -76,11 +76,11 @@ fn process(row: &Row<'_>) -> rusqlite::Result<Process> {
 
 /// How a session ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum End {
+pub(crate) enum SessionEnd {
     /// Its owner closed it.
-    Clean,
-    /// It died while it held what it held.
-    Expired,
+    Closed(End),
+    /// It died.
+    Dead,
 }
 
 #[derive(Debug)]
@@ -180,7 +180,7 @@ pub(crate) fn reap(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
         }
         let file = local.file;
         let path = local.path.clone();
-        end(tx, &session, End::Expired)?;
+        end(tx, &session, SessionEnd::Dead)?;
         tx.effect(Effect::Clear(DeadFile::inherited(path, file)));
         return Ok(true);
     }
@@ -192,7 +192,7 @@ pub(crate) fn reap(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
         }
         Verdict::Dead(file) => {
             tracing::debug!(session = %session.id, pid = session.process.as_ref().map(|process| process.pid), "a dead session is cleared away");
-            end(tx, &session, End::Expired)?;
+            end(tx, &session, SessionEnd::Dead)?;
             if let Some(file) = file {
                 tx.effect(Effect::Clear(file));
             }
@@ -234,7 +234,7 @@ type Columns = (String, i64, Vec<u8>);
 
 /// Deletes everything of a session and tells its owner if that is another process. What it held is handed on when
 /// the job settles.
-pub(crate) fn end(tx: &mut Tx<'_>, session: &Recorded, how: End) -> Work<()> {
+pub(crate) fn end(tx: &mut Tx<'_>, session: &Recorded, how: SessionEnd) -> Work<()> {
     let seq = session.seq;
     let columns =
         |row: &Row<'_>| -> rusqlite::Result<Columns> { Ok((row.get(0)?, row.get(1)?, row.get(2)?)) };
@@ -250,10 +250,11 @@ pub(crate) fn end(tx: &mut Tx<'_>, session: &Recorded, how: End) -> Work<()> {
     tx.run("DELETE FROM waiters WHERE session = ?1", [seq])?;
     for ((namespace, kind, name), previous) in held {
         let Ok(lock) = Lock::from_columns(&namespace, kind, &name) else { continue };
-        match how {
-            End::Expired => locks::mark(tx, &lock, Previous::Expired)?,
-            End::Clean => locks::unmark(tx, &lock, number_to_previous(previous))?,
-        }
+        let end = match how {
+            SessionEnd::Closed(end) => end,
+            SessionEnd::Dead => End::Unclean,
+        };
+        locks::ended(tx, &lock, number_to_previous(previous), end)?;
         locks::holders_changed(tx, &lock)?;
         tx.unsettled.push(lock);
     }
@@ -273,9 +274,9 @@ pub(crate) fn end(tx: &mut Tx<'_>, session: &Recorded, how: End) -> Work<()> {
     }
     tx.probes.doubt(seq);
     if tx.local(seq).is_some() {
-        let reason = if how == End::Clean { LossReason::SessionClosed } else { LossReason::Vanished };
+        let reason = if how == SessionEnd::Dead { LossReason::Vanished } else { LossReason::SessionClosed };
         tx.effect(Effect::Ended(seq, reason));
-    } else if how == End::Expired && !session.is_of_another_boot(tx.site) {
+    } else if how == SessionEnd::Dead && !session.is_of_another_boot(tx.site) {
         // It is dead as far as anybody can tell; should it live after all, it has to know.
         events::log(tx, &Event::SessionEnded(seq))?;
         if let Some(bell) = session.bell {

@@ -8,8 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tooz_core::clock::Instant;
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, Epoch, Grant, Held, LockKey, Notice, OpenSession, Place, Released, Renewal,
-    Session, SessionGroups, SessionId, SessionLocks, Turn,
+    Acquire, Acquired, AttemptId, End, Epoch, Grant, Held, LockKey, Notice, OpenSession, Place, Released,
+    Renewal, Session, SessionGroups, SessionId, SessionLocks, Turn,
 };
 use tooz_core::{LossReason, Result};
 
@@ -20,7 +20,7 @@ use crate::kernel::FileId;
 use crate::keys::{Id, Lock};
 use crate::local::Local;
 use crate::locks;
-use crate::reaper::{self, End, Recorded};
+use crate::reaper::{self, Recorded, SessionEnd};
 use crate::sessionfile::{self, DeadFile};
 use crate::tx::{Effect, Tx};
 
@@ -165,7 +165,7 @@ fn end_previous(tx: &mut Tx<'_>, previous: SessionId, request: &OpenSession) -> 
     }
     let Some(session) = Recorded::by_id(tx, previous)? else { return Ok(()) };
     let file = tx.local(session.seq).map(|local| DeadFile::inherited(local.path.clone(), local.file));
-    reaper::end(tx, &session, End::Expired)?;
+    reaper::end(tx, &session, SessionEnd::Dead)?;
     if let Some(file) = file {
         tx.effect(Effect::Clear(file));
     }
@@ -208,7 +208,7 @@ impl Session for SqliteSession {
         &self.locks
     }
 
-    async fn close(&self) -> Result<()> {
+    async fn close(&self, end: End) -> Result<()> {
         self.user.client().check_process()?;
         if self.closed.swap(true, Ordering::SeqCst) {
             return Ok(());
@@ -219,7 +219,7 @@ impl Session for SqliteSession {
             if local.loss().is_none()
                 && let Some(session) = Recorded::by_id(tx, local.id)?
             {
-                reaper::end(tx, &session, End::Clean)?;
+                reaper::end(tx, &session, SessionEnd::Closed(end))?;
                 tx.effect(Effect::Clear(DeadFile::inherited(local.path.clone(), local.file)));
             }
             Ok(())
@@ -338,9 +338,9 @@ impl SessionLocks for SqliteSessionLocks {
         self.user.call(Level::Write, work).await.map_err(|error| error.during("withdraw"))
     }
 
-    async fn release(&self, grant: &Grant) -> Result<Released> {
+    async fn release(&self, grant: &Grant, end: End) -> Result<Released> {
         let (seq, lock, attempt) = (self.local.seq, self.lock(&grant.key), grant.attempt);
-        let work = move |tx: &mut Tx<'_>| locks::release(tx, seq, &lock, attempt);
+        let work = move |tx: &mut Tx<'_>| locks::release(tx, seq, &lock, attempt, end);
         self.user.call(Level::Write, work).await.map_err(|error| error.during("release"))
     }
 }

@@ -8,6 +8,7 @@ pub(super) const CASES: &[Case] = &[
     case!(an_ended_session_is_noticed, "L7").kit(),
     case!(an_unreachable_backend_is_noticed_in_time, "L7", "S6").ttl().kit().exact(),
     case!(a_loss_is_told_to_everybody, "L7", "L13"),
+    case!(work_that_outlived_its_lock_is_told_so, "L13", "S6").ttl().exact(),
     case!(a_token_is_told_after_the_loss, "L7", "L3"),
     case!(a_lost_guard_stays_lost, "L7").lasting(),
 ];
@@ -80,6 +81,26 @@ async fn a_loss_is_told_to_everybody(h: Harness) -> Outcome {
     }
     ensure(guard.loss().is_lost() && guard.loss().reason().is_some(), "a new signal knows nothing")?;
     ensure(guard.run(async {}).await.is_err(), "work is run under a lock that is lost")
+}
+
+/// L13, S6: the process stands still while the work's last step runs, until after the deadline. The work had ended, and the
+/// answer says both: that it had, and that it had no lock at the end.
+async fn work_that_outlived_its_lock_is_told_so(h: Harness) -> Outcome {
+    let a = h.coordinator("a").await?;
+    let (guard, lead) = (taken(&a, "x").await?, a.election("g")?.campaign().await?);
+    let of_lock = guard.run(async {
+        a.simulate_suspend(h.some_ttl());
+        42
+    });
+    let of_lock = of_lock.await;
+    let lost = of_lock.err().ok_or("the work is reported as done under the lock")?;
+    ensure(lost.output == Some(42), "what the work returned is gone")?;
+    ensure(
+        lead.run(async {}).await.is_err_and(|lost| lost.output.is_none()),
+        "work was run without leading",
+    )?;
+    let error = Error::from(lost);
+    ensure(error.kind() == ErrorKind::SessionLost && error.is_indeterminate(), format!("{error:?}"))
 }
 
 /// L7, L3: a late token is harmless, since the guarded write refuses it.

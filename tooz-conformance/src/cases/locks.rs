@@ -28,8 +28,6 @@ pub(super) const CASES: &[Case] = &[
     case!(drop_during_unwinding_releases, "L5"),
     case!(drop_after_close_is_harmless, "L5"),
     case!(close_waits_for_dropped_guards, "L5", "S3"),
-    case!(previous_tells_how_it_ended, "L12"),
-    case!(previous_is_expired_after_a_crash, "L12").ttl(),
     case!(run_gives_the_result, "L13"),
     case!(run_ends_at_the_loss, "L13", "L7"),
     case!(guards_are_send_and_sync, "L13"),
@@ -280,13 +278,22 @@ async fn release_twice_leaves_the_next_holder_alone(h: Harness) -> Outcome {
     let driver = h.driver().await?;
     let (a, b) = (h.session(&driver, "a").await?, h.session(&driver, "b").await?);
     let first = super::level::granted(&a, "x", false).await?;
-    ensure(a.locks().release(&first).await? == Released::Released, "the holder's release found nothing")?;
-    ensure(a.locks().release(&first).await? == Released::WasNotHolder, "released twice")?;
+    ensure(
+        a.locks().release(&first, End::Clean).await? == Released::Released,
+        "the holder's release found nothing",
+    )?;
+    ensure(a.locks().release(&first, End::Clean).await? == Released::WasNotHolder, "released twice")?;
     let next = super::level::granted(&b, "x", false).await?;
-    ensure(a.locks().release(&first).await? == Released::WasNotHolder, "released after the next grant")?;
+    ensure(
+        a.locks().release(&first, End::Clean).await? == Released::WasNotHolder,
+        "released after the next grant",
+    )?;
     let holders = driver.locks().holders(&next.key).await?.holders;
     ensure(holders.len() == 1 && holders[0].token == Some(next.token), "the next holder lost it")?;
-    ensure(b.locks().release(&next).await? == Released::Released, "the holder's release found nothing")
+    ensure(
+        b.locks().release(&next, End::Clean).await? == Released::Released,
+        "the holder's release found nothing",
+    )
 }
 
 /// L4, L14: one session cannot release what another one holds.
@@ -295,7 +302,10 @@ async fn release_of_another_session_is_refused(h: Harness) -> Outcome {
     let (a, b) = (h.session(&driver, "a").await?, h.session(&driver, "b").await?);
     let grant = super::level::granted(&a, "x", false).await?;
     // Refused with an error or with "not the holder": what counts is that nothing was released.
-    ensure(b.locks().release(&grant).await.ok() != Some(Released::Released), "released by another session")?;
+    ensure(
+        b.locks().release(&grant, End::Clean).await.ok() != Some(Released::Released),
+        "released by another session",
+    )?;
     let holders = driver.locks().holders(&grant.key).await?.holders;
     ensure(holders.len() == 1 && holders[0].token == Some(grant.token), "the holder lost it")
 }
@@ -349,40 +359,6 @@ async fn close_waits_for_dropped_guards(h: Harness) -> Outcome {
     Ok(())
 }
 
-/// L12: clean at first, clean after a release or a drop, broken after a break, and then clean again.
-async fn previous_tells_how_it_ended(h: Harness) -> Outcome {
-    let (a, b) = h.pair().await?;
-    let guard = taken(&a, "x").await?;
-    ensure(guard.previous() == Previous::Clean, format!("first: {:?}", guard.previous()))?;
-    guard.release().await?;
-    let guard = taken(&b, "x").await?;
-    ensure(guard.previous() == Previous::Clean, format!("after a release: {:?}", guard.previous()))?;
-    drop(guard);
-    let guard = within("the lock", h.soon(), a.lock("x")?.acquire()).await??;
-    ensure(guard.previous() == Previous::Clean, format!("after a drop: {:?}", guard.previous()))?;
-    b.lock("x")?.break_lock("the holder hangs").await?;
-    let guard = taken(&b, "x").await?;
-    ensure(guard.previous() == Previous::Broken, format!("after a break: {:?}", guard.previous()))?;
-    guard.release().await?;
-    let guard = taken(&b, "x").await?;
-    ensure(guard.previous() == Previous::Clean, format!("after a clean end: {:?}", guard.previous()))?;
-    a.close().await?;
-    let guard = taken(&h.coordinator("c").await?, "y").await?;
-    ensure(guard.previous() == Previous::Clean, format!("another name: {:?}", guard.previous()))
-}
-
-/// L12: the next holder after a crash is told, once.
-async fn previous_is_expired_after_a_crash(h: Harness) -> Outcome {
-    let a = h.keep(h.builder("a").manual_heart().rejoin(false)).await?; // it never beats
-    let b = h.coordinator("b").await?;
-    let _guard = taken(&a, "x").await?;
-    let guard = within("the lock", h.gone(), b.lock("x")?.acquire()).await??;
-    ensure(guard.previous() == Previous::Expired, format!("{:?}", guard.previous()))?;
-    guard.release().await?;
-    let guard = taken(&b, "x").await?;
-    ensure(guard.previous() == Previous::Clean, format!("after a clean end: {:?}", guard.previous()))
-}
-
 /// L13: run hands back what the work says, and the lock stays held.
 async fn run_gives_the_result(h: Harness) -> Outcome {
     let a = h.coordinator("a").await?;
@@ -406,7 +382,7 @@ async fn run_ends_at_the_loss(h: Harness) -> Outcome {
     b.lock("x")?.break_lock("enough").await?;
     let limit = h.some_ttl() + h.soon();
     match within("the end of the work", limit, running).await?? {
-        Err(LossReason::Broken { .. }) => Ok(()),
+        Err(Lost { reason: LossReason::Broken { .. }, output: None, .. }) => Ok(()),
         other => Err(format!("{other:?}").into()),
     }
 }
@@ -433,15 +409,15 @@ async fn a_dead_waiter_is_never_granted(h: Harness) -> Outcome {
     let grant = super::level::granted(&a, "x", false).await?;
     let _dead_place = super::level::queued(&dead, "x", false).await?;
     let place = super::level::queued(&b, "x", false).await?;
-    dead.close().await?;
-    a.locks().release(&grant).await?;
+    dead.close(End::Clean).await?;
+    a.locks().release(&grant, End::Clean).await?;
     let turn = h.soon_done("the turn of whoever lives", b.locks().turn(&place)).await??;
     ensure(matches!(turn, tooz_core::driver::Turn::Granted(_)), format!("{turn:?}"))
 }
 
 /// L14: the same wish in a new session is a new grant, whatever the old session had.
 async fn an_earlier_sessions_grant_is_not_ours(h: Harness) -> Outcome {
-    use tooz_core::driver::{InstanceId, OpenSession};
+    use tooz_core::driver::{End, InstanceId, OpenSession};
     let driver = h.driver().await?;
     let instance = InstanceId(crate::harness::random());
     let request = OpenSession::new(tooz_core::MemberId::new("a")?, instance, h.ttl());
@@ -449,7 +425,10 @@ async fn an_earlier_sessions_grant_is_not_ours(h: Harness) -> Outcome {
     let grant = super::level::granted(&old, "x", false).await?;
     let new = driver.open_session(&request.clone().after(Some(old.id()))).await?;
     ensure(new.id() != old.id(), "two sessions of one id")?;
-    ensure(new.locks().release(&grant).await.ok() != Some(Released::Released), "an old grant was released")?;
+    ensure(
+        new.locks().release(&grant, End::Clean).await.ok() != Some(Released::Released),
+        "an old grant was released",
+    )?;
     let renewal = old.renew(&tooz_core::driver::Held::default()).await;
     ensure(renewal.is_err() || renewal.is_ok_and(|r| r.lost.is_some()), "the earlier session lives on")?;
     let next = super::level::granted(&new, "x", false).await?;

@@ -117,7 +117,7 @@ async fn nobody_passes_the_queue(h: Harness) -> Outcome {
     let place = super::level::queued(&b, "x", false).await?;
     // A reader would fit beside the reader, were it not for the writer that waits.
     let _behind = super::level::queued(&c, "x", true).await?;
-    a.locks().release(&grant).await?;
+    a.locks().release(&grant, End::Clean).await?;
     let turn = h.soon_done("the turn of the first in the queue", b.locks().turn(&place)).await??;
     ensure(matches!(turn, tooz_core::driver::Turn::Granted(_)), format!("{turn:?}"))?;
     let holders = driver.locks().holders(&place.key).await?;

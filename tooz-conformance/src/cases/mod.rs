@@ -11,6 +11,7 @@ mod hooks;
 mod incidents;
 mod level;
 mod lock_break;
+mod lock_ends;
 mod lock_loss;
 mod locks;
 mod locks_many;
@@ -41,6 +42,7 @@ pub fn all() -> Vec<Case> {
         locks_many::CASES,
         locks_queue::CASES,
         locks_shared::CASES,
+        lock_ends::CASES,
         lock_loss::CASES,
         lock_break::CASES,
         cancel::CASES,
@@ -72,6 +74,7 @@ const SOURCES: &[&str] = &[
     include_str!("locks_many.rs"),
     include_str!("locks_queue.rs"),
     include_str!("locks_shared.rs"),
+    include_str!("lock_ends.rs"),
     include_str!("lock_loss.rs"),
     include_str!("lock_break.rs"),
     include_str!("cancel.rs"),
@@ -95,10 +98,10 @@ pub(crate) async fn linger() {
 mod prelude {
     pub(super) use std::time::Duration;
 
-    pub(super) use tooz_core::driver::{LockMode, Previous, Released};
+    pub(super) use tooz_core::driver::{End, LockMode, Previous, Released};
     pub(super) use tooz_core::{
         Capabilities, Characteristics, Coordinator, Error, ErrorKind, Event, GroupEvent, Liveness, LockGuard,
-        LossReason, Result,
+        LossReason, Lost, Result,
     };
 
     pub(super) use crate::case::{Case, Outcome, case};

@@ -48,7 +48,8 @@ async fn connect_refuses_what_cannot_be_seen(h: Harness) -> Outcome {
         let url = format!("{}{end}", h.url());
         refused(h.builder_at(&url, "a").connect().await, ErrorKind::InvalidUrl)?;
         for namespace in [format!("hunter2{end}"), format!("{end}hunter2")] {
-            let error = refused(h.builder("a").namespace(namespace).connect().await, ErrorKind::InvalidOption)?;
+            let error =
+                refused(h.builder("a").namespace(namespace).connect().await, ErrorKind::InvalidOption)?;
             let said = format!("{error} {error:?}");
             ensure(said.contains("namespace") && said.contains("U+"), format!("it is not named: {said}"))?;
             ensure(!said.contains("hunter2"), format!("the value is shown: {said}"))?;

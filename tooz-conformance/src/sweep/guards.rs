@@ -147,7 +147,7 @@ async fn work_until_a_loss(p: Point, what: What) -> Outcome {
     };
     let answer = p.sweep_while(held.run(endless), ends).await?;
     ensure(
-        answer.is_none_or(|answer| answer.as_ref().is_err_and(is_broken)),
+        answer.is_none_or(|answer| answer.is_err_and(|lost| is_broken(&lost.reason))),
         "work without an end has ended",
     )?;
     ensure(gone.load(Ordering::Acquire), "the work goes on")?;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use tooz_core::{
-    Coordinator, ErrorKind, Leadership, LockGuard, LockSetGuard, LossReason, LossSignal, Result,
+    Coordinator, ErrorKind, Leadership, LockGuard, LockSetGuard, LossReason, LossSignal, Lost, Result,
 };
 
 use super::point::Point;
@@ -72,7 +72,7 @@ impl Held {
         }
     }
 
-    pub(super) async fn run<F: Future>(&self, work: F) -> Result<F::Output, LossReason> {
+    pub(super) async fn run<F: Future>(&self, work: F) -> Result<F::Output, Lost<F::Output>> {
         match self {
             Self::Lock(guard) => guard.run(work).await,
             Self::Set(guards) => guards.run(work).await,

@@ -24,10 +24,12 @@ pub(crate) const CASES: &[(&str, Case)] = cases![
     readers_of_unlike_ttls,
     users_and_passwords,
     round_trips,
+    a_beat_is_written,
     cluster::the_leader_is_killed,
     deleted::compaction_is_followed_by_a_view,
     deleted::a_revoked_lease_is_heard_of_at_once,
     deleted::a_deleted_key_is_heard_of_at_once,
+    deleted::a_release_does_not_give_back_what_python_took,
     deleted::a_key_deleted_in_a_gap_is_missed_after_it,
     deleted::a_key_made_anew_is_not_the_one_that_was_granted,
     deleted::a_renewed_lease_that_ends_is_heard_of_at_once,
@@ -384,5 +386,24 @@ async fn round_trips() -> Outcome {
     costs!(1, a.heartbeat().await?);
     costs!(1, group.leave().await?);
     costs!(1, a.groups().await?);
+    Ok(a.close().await?)
+}
+
+/// L1, S6: a beat goes the way of a write. A transaction that only reads may be answered from the past, and then proves
+/// nothing (etcd before 3.4.42 and 3.5.28).
+async fn a_beat_is_written() -> Outcome {
+    const WRITES: &str = "etcd_server_proposals_applied_total";
+    let etcd = Etcd::start()?;
+    let a = Coordinator::builder(format!("etcd://{}?ttl=60s", etcd.address()), "a").manual_heart();
+    let a = a.connect().await?;
+    let guard = a.lock("x")?.acquire().await?;
+    let before: f64 = etcd.metric(WRITES)?;
+    for _ in 0..20 {
+        a.heartbeat().await?;
+    }
+    let after: f64 = etcd.metric(WRITES)?;
+    // Few others write meanwhile: whoever follows a new grant proves it once.
+    assert!(after >= before + 20.0, "{before} writes before twenty beats, {after} after");
+    guard.release().await?;
     Ok(a.close().await?)
 }

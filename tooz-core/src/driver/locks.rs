@@ -167,12 +167,32 @@ pub enum Previous {
     /// It released, or nothing unclean is known.
     #[default]
     Clean,
-    /// Its session ended while it held: what the lock protects may be half done.
+    /// It was cut off while it held: its session ended, or its work was dropped before it was done or panicked. What the
+    /// lock protects may be half done.
     Expired,
     /// Somebody broke the lock.
     Broken,
     /// A foreign holder may have come between.
     Unknown,
+}
+
+/// How a grant or a session ends, as far as its owner knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum End {
+    /// The owner gave it back: what the lock protects is whole.
+    Clean,
+    /// The owner was cut off, or its work did not come to its end: what the lock protects may be half done.
+    Unclean,
+}
+
+impl End {
+    /// What the next holder is told.
+    pub fn previous(self) -> Previous {
+        match self {
+            Self::Clean => Previous::Clean,
+            Self::Unclean => Previous::Expired,
+        }
+    }
 }
 
 /// A place in a lock's queue.
@@ -230,8 +250,9 @@ pub trait SessionLocks: Send + Sync {
     /// **Contract** L6.
     async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()>;
 
-    /// Gives a grant back, compared on its attempt in one atomic step; wakes whoever is next (L4, L8).
-    async fn release(&self, grant: &Grant) -> Result<Released>;
+    /// Gives a grant back, compared on its attempt in one atomic step; wakes whoever is next (L4, L8). After
+    /// [`End::Unclean`] the next holder is told [`Previous::Expired`] (L12). Safe to repeat.
+    async fn release(&self, grant: &Grant, end: End) -> Result<Released>;
 }
 
 /// One holder of a lock.

@@ -27,7 +27,7 @@ use async_trait::async_trait;
 
 pub use groups::{ChangeStream, GroupChange, Groups, Join, MemberRecord, SessionGroups};
 pub use locks::{
-    Acquire, Acquired, Admission, AttemptId, BreakRequest, Grant, HolderRecord, HolderStream, Holders,
+    Acquire, Acquired, Admission, AttemptId, BreakRequest, End, Grant, HolderRecord, HolderStream, Holders,
     LockKey, LockMode, Locks, Place, Previous, Released, SessionLocks, Turn, admits,
 };
 
@@ -201,9 +201,12 @@ pub trait Session: fmt::Debug + Send + Sync + 'static {
 
     /// Ends every membership, grant and waiting attempt of this session, and the session. Can be called twice.
     ///
+    /// **Contract** L12: after [`End::Unclean`] the next holders of what it held are told [`Previous::Expired`]. It frees
+    /// them as fast as a clean end does: a session that was lost is never left to its ttl.
+    ///
     /// Dropping a session without closing it must leave it as a crash would: nothing explicit is sent, and
     /// operating-system locks go with the file that holds them.
-    async fn close(&self) -> Result<()>;
+    async fn close(&self, end: End) -> Result<()>;
 }
 
 /// What the core believes that a session has, sent along with a beat.

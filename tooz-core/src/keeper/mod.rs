@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::clock::{Instant, Sleeper};
-use crate::driver::{Epoch, Held, Notice, Renewal, Session, SessionId};
+use crate::driver::{End, Epoch, Grant, Held, Notice, Renewal, Session, SessionId};
 use crate::group::Rejoined;
 use crate::heart::{period, time_limit};
 use crate::shared::{Backoff, Command, Phase, Shared, closed};
@@ -267,17 +267,16 @@ impl Keeper {
     /// Leaves everything, within the close time limit.
     async fn close(mut self) {
         self.commands.close();
-        let last = self.shared.phase.send_replace(Phase::Closed(None));
-        let ended = match last {
-            Phase::Up(tenure) => tenure.end(&LossReason::SessionClosed),
-            _ => None,
-        };
+        drop(self.shared.phase.send_replace(Phase::Closed(None)));
         self.answer_beats(&Err(closed()));
-        let session = match self.state {
-            State::Up(up) => Some(up.session),
-            State::Down(down) => down.old,
+        let (session, unclean) = match self.state {
+            State::Up(up) => {
+                let end = if up.tenure.loss().is_some() { End::Unclean } else { End::Clean };
+                drop(up.tenure.end(&LossReason::SessionClosed));
+                (Some((up.session, end)), up.tenure.unclean())
+            }
+            State::Down(down) => (down.old.map(|old| (old, End::Unclean)), Vec::new()),
         };
-        drop(ended);
         let (driver, mut jobs, mut commands) = (Arc::clone(&self.shared.driver), self.jobs, self.commands);
         // When the time is over it is dropped, and the session with it: its operating-system locks must not stay
         // as long as this process does, and what it has on a network ends because nobody renews it.
@@ -292,12 +291,16 @@ impl Keeper {
                 }
             }
             let session = match session {
-                Some(session) => session.close().await,
+                Some((session, end)) => {
+                    let end =
+                        if release_unclean(&session, unclean).await.is_ok() { end } else { End::Unclean };
+                    session.close(end).await
+                }
                 None => Ok(()),
             };
             while let Some(done) = jobs.join_next().await {
                 if let Ok(Done::Opened { answer: Ok(late), .. }) = done
-                    && let Err(error) = late.close().await
+                    && let Err(error) = late.close(End::Clean).await
                 {
                     tracing::debug!(%error, "a session that came too late could not be closed");
                 }
@@ -319,6 +322,14 @@ impl Keeper {
         let result = result.map_err(|error| error.during("close"));
         self.shared.phase.send_replace(Phase::Closed(Some(result)));
     }
+}
+
+/// Before the session's clean end takes the grants along: these did not end cleanly.
+async fn release_unclean(session: &Arc<dyn Session>, unclean: Vec<Grant>) -> Result<()> {
+    for grant in unclean {
+        session.locks().release(&grant, End::Unclean).await?;
+    }
+    Ok(())
 }
 
 impl Up {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Done, Down, Keeper, Rejoining, State, Up};
 use crate::clock::Instant;
-use crate::driver::{OpenSession, Session, SessionId};
+use crate::driver::{End, OpenSession, Session, SessionId};
 use crate::group::{Rejoined, rejoin};
 use crate::heart::{Event, period};
 use crate::shared::{Backoff, Phase};
@@ -56,7 +56,7 @@ impl Keeper {
                 shared.spawner.sleep(wait).await;
             }
             if let Some(old) = old {
-                let mut closing = shared.spawner.spawn(async move { old.close().await });
+                let mut closing = shared.spawner.spawn(async move { old.close(End::Unclean).await });
                 let limit = period(shared.config.ttl).min(limit / 2);
                 // A backend that does not end it now ends it by its ttl, or for the new session.
                 if !matches!(shared.spawner.timeout(limit, &mut closing).await, Some(Some(Ok(())))) {
@@ -79,7 +79,7 @@ impl Keeper {
         if !wanted {
             // Too late: another one stands or is being opened. This one must not linger.
             self.jobs.spawn(async move {
-                if let Err(error) = session.close().await {
+                if let Err(error) = session.close(End::Clean).await {
                     tracing::debug!(%error, "a session that came too late could not be closed");
                 }
                 Done::Settled

@@ -68,9 +68,9 @@ async fn the_old_session_is_closed_in_the_background_if_it_takes_long() {
     kit.delay(Duration::ZERO);
     another_session(&a, first).await;
     assert!(began.elapsed() < 2 * SECOND, "{:?}", began.elapsed());
-    assert_eq!(script.log(), ["close session"]);
+    assert_eq!(script.log(), ["close lost session"]);
     tokio::time::sleep(20 * SECOND).await;
-    assert_eq!(script.log(), ["close session", "session closed"]);
+    assert_eq!(script.log(), ["close lost session", "session closed"]);
 }
 
 /// Of two tries of which the first one's answer came late, one session stays.

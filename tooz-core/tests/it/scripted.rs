@@ -11,9 +11,9 @@ use async_trait::async_trait;
 use futures_core::Stream;
 use tooz_core::clock::{Clock, Instant};
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, BreakRequest, Connect, Driver, Epoch, Grant, Groups, Held, HolderRecord,
-    HolderStream, Holders, LockKey, Locks, Notice, OpenSession, Place, Released, Renewal, Session,
-    SessionGroups, SessionId, SessionLocks, Turn,
+    Acquire, Acquired, AttemptId, BreakRequest, Connect, Driver, End, Epoch, Grant, Groups, Held,
+    HolderRecord, HolderStream, Holders, LockKey, Locks, Notice, OpenSession, Place, Released, Renewal,
+    Session, SessionGroups, SessionId, SessionLocks, Turn,
 };
 use tooz_core::{BackendUrl, Characteristics, Connecting, Coordinator, Error, Registration, Result};
 use tooz_memory::Kit;
@@ -295,9 +295,9 @@ impl Session for Bent<Arc<dyn Session>> {
         self
     }
 
-    async fn close(&self) -> Result<()> {
-        self.1.note("close session");
-        let answer = self.0.close().await;
+    async fn close(&self, end: End) -> Result<()> {
+        self.1.note(if end == End::Clean { "close session" } else { "close lost session" });
+        let answer = self.0.close(end).await;
         self.1.note("session closed");
         answer
     }
@@ -353,9 +353,9 @@ impl SessionLocks for Bent<Arc<dyn Session>> {
         answer
     }
 
-    async fn release(&self, grant: &Grant) -> Result<Released> {
-        self.1.note("release");
-        let answer = self.0.locks().release(grant).await;
+    async fn release(&self, grant: &Grant, end: End) -> Result<Released> {
+        self.1.note(if end == End::Clean { "release" } else { "release uncleanly" });
+        let answer = self.0.locks().release(grant, end).await;
         self.1.note("released");
         answer
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::common::*;
 use crate::scripted::*;
 use tooz_core::driver::Released;
-use tooz_core::{Capabilities, Liveness, LossReason};
+use tooz_core::{Capabilities, ErrorKind, Liveness, LockGuard, LossReason};
 use tooz_memory::Kit;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -55,6 +55,45 @@ async fn work_that_began_before_is_not_polled_afterwards() {
             assert_eq!(run.await.is_err(), suspended);
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn work_during_whose_last_poll_the_lock_was_lost_is_not_reported_as_done_under_it() {
+    for set in [false, true] {
+        for waits in [false, true] {
+            let name = format!("suspend-last-poll-{set}-{waits}");
+            let (script, _, [a]) = scripted(&name, "ttl=15s", ["a"]).await;
+            let guard = a.lock("x").unwrap().acquire().await.unwrap();
+            let guards = a.lock_all(["y", "z"]).unwrap().acquire().await.unwrap();
+            let work = async {
+                script.clock().simulate_suspend(15 * SECOND);
+                if waits {
+                    std::future::pending::<()>().await;
+                }
+                7
+            };
+            // One poll: no timer and no other task tells it.
+            let run = async { if set { guards.run(work).await } else { guard.run(work).await } };
+            let lost = cancelled_at(0, run).await.unwrap().unwrap_err();
+            assert!(matches!(lost.reason, LossReason::Expired | LossReason::Unreachable), "{lost:?}");
+            assert_eq!(lost.output, (!waits).then_some(7), "what it returned is handed over");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loss_converts_into_the_error_of_the_crate() {
+    async fn work(guard: &LockGuard) -> tooz_core::Result<u32> {
+        Ok(guard.run(async { 7 }).await?)
+    }
+    let (script, _, [a]) = scripted("suspend-convert", "ttl=15s", ["a"]).await;
+    let guard = a.lock("x").unwrap().acquire().await.unwrap();
+    assert_eq!(work(&guard).await.unwrap(), 7);
+    script.clock().simulate_suspend(15 * SECOND);
+    let error = work(&guard).await.unwrap_err();
+    assert_eq!((error.kind(), error.operation()), (ErrorKind::SessionLost, "run"));
+    assert!(error.is_retryable() && error.is_indeterminate());
+    assert!(error.to_string().contains("not renewed in time"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -18,8 +18,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tooz_core::clock::Clock;
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, Connect, Context, Driver, Grant, GroupChange, Held, InstanceId, LockKey,
-    LockMode, OpenSession, Place, Session, Turn,
+    Acquire, Acquired, AttemptId, Connect, Context, Driver, End, Grant, GroupChange, Held, InstanceId,
+    LockKey, LockMode, OpenSession, Place, Session, Turn,
 };
 use tooz_core::entropy::Entropy;
 use tooz_core::runtime::{Runtime, Spawner};
@@ -104,7 +104,7 @@ pub(crate) async fn held(session: &Arc<dyn Session>, name: &str, mode: LockMode)
     match session.locks().request(&ask(attempt, name, mode).wait(false)).await.unwrap() {
         Acquired::Held => true,
         Acquired::Granted(grant) => {
-            session.locks().release(&grant).await.unwrap();
+            session.locks().release(&grant, End::Clean).await.unwrap();
             false
         }
         other => panic!("{other:?}"),
@@ -295,7 +295,10 @@ pub(crate) fn obey() {
                     grants.push(grant);
                 }
                 "unlock" => {
-                    say(&format!("{:?}", session.locks().release(&grants.pop().unwrap()).await.unwrap()));
+                    say(&format!(
+                        "{:?}",
+                        session.locks().release(&grants.pop().unwrap(), End::Clean).await.unwrap()
+                    ));
                 }
                 "count" => {
                     // Adds one to a file's number as often as told, each time under the lock, and notices everybody
@@ -317,7 +320,7 @@ pub(crate) fn obey() {
                         let log = log.append(true).create(true).open(format!("{file}.log"));
                         log.unwrap().write_all(b"r").unwrap();
                         std::fs::remove_file(&inside).unwrap();
-                        session.locks().release(&grant).await.unwrap();
+                        session.locks().release(&grant, End::Clean).await.unwrap();
                     }
                     say("counted");
                 }
@@ -341,7 +344,7 @@ pub(crate) fn obey() {
                     mutexes.push(file);
                 }
                 "close" => {
-                    session.close().await.unwrap();
+                    session.close(End::Clean).await.unwrap();
                     driver.close().await.unwrap();
                     say("closed");
                 }

@@ -7,7 +7,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use crate::common::{Exclusive, Helper, member, queued, turn, url};
-use tooz_core::driver::Previous;
+use tooz_core::driver::{End, Previous};
 
 /// `TOOZ_STRESS` says how many processes; the default fits into an ordinary run.
 fn size(default: usize) -> usize {
@@ -100,7 +100,7 @@ async fn a_killed_holder_is_noticed_at_once() {
         let grant = turn(&session, &place).await;
         times.push(start.elapsed());
         assert_eq!(grant.previous, Previous::Expired);
-        session.locks().release(&grant).await.unwrap();
+        session.locks().release(&grant, End::Clean).await.unwrap();
     }
     times.sort();
     println!("from kill -9 to the next holder: {times:?}");

@@ -11,7 +11,7 @@ use crate::common::{
     Exclusive, Helper, ask, connect, eventually, granted, group, held, holding, id, key, kind, member, names,
     next, opening, queued, request, short, soon, still_waits, turn, url,
 };
-use tooz_core::driver::{Acquired, BreakRequest, Driver, Join, Notice, Released, Session};
+use tooz_core::driver::{Acquired, BreakRequest, Driver, End, Join, Notice, Released, Session};
 use tooz_core::{Capabilities, Error, ErrorKind, LossReason};
 
 const FLAVORS: [&str; 2] = ["", "?backend=portable"];
@@ -108,7 +108,7 @@ async fn a_lock_record_of_another_version_lets_nobody_in() {
         let damaged = record.with_file_name(format!("{hash}.h{:016x}.newer", 9));
         fs::write(&damaged, "").unwrap();
         assert_eq!(
-            one.locks().release(&grant).await.unwrap(),
+            one.locks().release(&grant, End::Clean).await.unwrap(),
             Released::Released,
             "the holder can give it back"
         );
@@ -174,7 +174,7 @@ async fn what_is_written_into_a_lock_record_is_of_no_interest() {
         fs::write(path, "this is somebody's diary").unwrap();
     }
     assert!(still_waits(&two, &place).await);
-    assert_eq!(one.locks().release(&grant).await.unwrap(), Released::Released);
+    assert_eq!(one.locks().release(&grant, End::Clean).await.unwrap(), Released::Released);
     assert!(turn(&two, &place).await.token > grant.token);
 }
 
@@ -306,7 +306,7 @@ async fn a_claim_that_cannot_be_read_is_no_free_id_as_long_as_its_owner_may_live
     // Neither leaving nor closing minds, and a session that follows gets its id.
     fs::write(&claim, "x").unwrap();
     us.groups().leave(&group("h")).await.unwrap();
-    us.close().await.unwrap();
+    us.close(End::Clean).await.unwrap();
     let again = d.open_session(&opening("us")).await.unwrap();
     again.groups().join(&join).await.unwrap();
 }
@@ -366,7 +366,7 @@ async fn a_counter_of_garbage_grants_nothing_and_is_named() {
     // An older copy is noticed by whoever has seen larger numbers.
     let place = queued(&two, 4, "x", Exclusive).await;
     fs::write(&counter, &backwards).unwrap();
-    one.locks().release(&first).await.unwrap();
+    one.locks().release(&first, End::Clean).await.unwrap();
     assert!(turn(&two, &place).await.token > first.token);
     // While somebody waits: the release is not kept back, and the waiter is told.
     let place = queued(&one, 5, "x", Exclusive).await;
@@ -407,5 +407,5 @@ async fn strange_things_in_our_directories_keep_nobody_from_connecting() {
     connect(&url).await.unwrap();
     eventually("the dead one is no member", async || names(&d, "g").await.is_empty()).await;
     assert!(matches!(request(&us, 2, "z", Exclusive).await, Acquired::Granted(_)));
-    us.close().await.unwrap();
+    us.close(End::Clean).await.unwrap();
 }

@@ -9,7 +9,7 @@ use crate::common::{
     next, opening, short, soon, url,
 };
 use nix::sys::signal::Signal;
-use tooz_core::driver::{Driver, Join, Notice, Session};
+use tooz_core::driver::{Driver, End, Join, Notice, Session};
 use tooz_core::{Capabilities, ErrorKind, GroupId, LossReason};
 
 const FLAVORS: [&str; 2] = ["", "?backend=portable"];
@@ -188,7 +188,7 @@ async fn a_closed_session_leaves_nothing() {
         granted(&session, 1, "x", Exclusive).await;
         common::queued(&session, 2, "x", Exclusive).await;
         for _ in 0..2 {
-            session.close().await.unwrap();
+            session.close(End::Clean).await.unwrap();
         }
         assert!(names(&driver, "g").await.is_empty() && !held(&other, "x", Exclusive).await);
         assert_eq!(kind(join(&session, "g").await), ErrorKind::Closed);
@@ -332,7 +332,7 @@ async fn after_close_every_call_says_so() {
         driver.groups().watch(&group("g")).await.unwrap()
     };
     assert_eq!(short(next(&mut watch).await), "[m]");
-    session.close().await.unwrap();
+    session.close(End::Clean).await.unwrap();
     for _ in 0..2 {
         driver.close().await.unwrap();
     }

@@ -11,7 +11,7 @@ use crate::common::{
 };
 use nix::sys::signal::Signal;
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, BreakRequest, LockKey, LockMode, Notice, Previous, Released, Turn,
+    Acquire, Acquired, AttemptId, BreakRequest, End, LockKey, LockMode, Notice, Previous, Released, Turn,
 };
 use tooz_core::{ErrorKind, GroupId, LossReason};
 
@@ -29,15 +29,15 @@ async fn one_holder_among_sessions_of_one_process() {
         assert!(held(&one, "x", Exclusive).await && held(&other, "x", Shared).await);
         let place = queued(&other, 2, "x", Exclusive).await;
         assert!(still_waits(&other, &place).await);
-        assert_eq!(one.locks().release(&first).await.unwrap(), Released::Released);
+        assert_eq!(one.locks().release(&first, End::Clean).await.unwrap(), Released::Released);
         let second = turn(&other, &place).await;
         assert!(second.token > first.token);
         assert_eq!(second.previous, Previous::Clean);
-        assert_eq!(one.locks().release(&first).await.unwrap(), Released::WasNotHolder);
+        assert_eq!(one.locks().release(&first, End::Clean).await.unwrap(), Released::WasNotHolder);
         assert!(held(&one, "x", Exclusive).await, "a late release touches nobody");
         // Asked again, a turn that was lost is the same grant.
         assert_eq!(turn(&other, &place).await.token, second.token);
-        other.locks().release(&second).await.unwrap();
+        other.locks().release(&second, End::Clean).await.unwrap();
         assert!(!held(&one, "x", Exclusive).await);
     }
 }
@@ -87,7 +87,7 @@ async fn a_killed_holder_frees_at_once_and_leaves_a_mark() {
             times.push(begun.elapsed());
             assert!(grant.token.get() > token);
             assert_eq!(grant.previous, Previous::Expired);
-            session.locks().release(&grant).await.unwrap();
+            session.locks().release(&grant, End::Clean).await.unwrap();
         }
         // A loaded machine says nothing about the mechanism: the best of some.
         assert!(times.iter().any(|time| *time < limit), "{times:?}");
@@ -136,7 +136,7 @@ async fn breaking_asks_the_holder_and_tells_it() {
         }
         let renewal = victim.renew(&holding(&[&first], &[], &[])).await.unwrap();
         assert_eq!(renewal.gone, [(AttemptId(1), reason)]);
-        assert_eq!(victim.locks().release(&first).await.unwrap(), Released::WasNotHolder);
+        assert_eq!(victim.locks().release(&first, End::Clean).await.unwrap(), Released::WasNotHolder);
         let second = granted(&other, 2, "x", Exclusive).await;
         assert_eq!(second.previous, Previous::Broken);
         assert!(second.token > first.token);
@@ -160,12 +160,12 @@ async fn readers_together_and_no_reader_past_a_writer() {
         let late = queued(&two, 4, "x", Shared).await;
         let later = queued(&two, 5, "x", Shared).await;
         assert_eq!(driver.locks().holders(&key("x")).await.unwrap().waiters, Some(3));
-        one.locks().release(&first).await.unwrap();
+        one.locks().release(&first, End::Clean).await.unwrap();
         assert!(still_waits(&one, &writer).await && still_waits(&two, &late).await);
-        two.locks().release(&second).await.unwrap();
+        two.locks().release(&second, End::Clean).await.unwrap();
         let written = turn(&one, &writer).await;
         assert!(still_waits(&two, &late).await);
-        one.locks().release(&written).await.unwrap();
+        one.locks().release(&written, End::Clean).await.unwrap();
         let read = turn(&two, &late).await;
         let also = turn(&two, &later).await;
         assert!(written.token > first.token.max(second.token) && read.token.min(also.token) > written.token);
@@ -190,7 +190,7 @@ async fn a_dead_waiter_blocks_nobody() {
         assert!(still_waits(&two, &place).await);
         helper.kill();
         turn(&two, &place).await;
-        one.locks().release(&first).await.unwrap();
+        one.locks().release(&first, End::Clean).await.unwrap();
     }
 }
 
@@ -211,7 +211,7 @@ async fn permits_are_counted_and_limits_compared() {
         assert_eq!(error.kind(), ErrorKind::Invalid);
         assert!(error.to_string().contains("limit 2") && error.to_string().contains("limit 3"), "{error}");
         assert!(held(&two, "x", Shared).await && held(&two, "x", Exclusive).await);
-        two.locks().release(&second).await.unwrap();
+        two.locks().release(&second, End::Clean).await.unwrap();
         turn(&one, &place).await;
         let zero = ask(5, "y", LockMode::Permit { limit: 0 });
         assert_eq!(kind(one.locks().request(&zero).await), ErrorKind::Invalid);
@@ -234,7 +234,7 @@ async fn a_withdrawn_attempt_leaves_nothing_and_comes_never() {
     assert_eq!(driver.locks().holders(&key("x")).await.unwrap().waiters, Some(0));
     one.locks().withdraw(&key("x"), AttemptId(1)).await.unwrap();
     assert!(!held(&one, "x", Exclusive).await);
-    assert_eq!(one.locks().release(&first).await.unwrap(), Released::WasNotHolder);
+    assert_eq!(one.locks().release(&first, End::Clean).await.unwrap(), Released::WasNotHolder);
     one.locks().withdraw(&key("x"), AttemptId(3)).await.unwrap();
     assert_eq!(
         kind(one.locks().request(&ask(3, "x", Exclusive)).await),
@@ -257,7 +257,7 @@ async fn a_deleted_lock_file_splits_nothing() {
     // The holder makes the file anew and locks it, so that Python stays out too.
     eventually("the lock file is there again", async || directory.path().join("x").exists()).await;
     assert!(one.renew(&holding(&[&first], &[], &[])).await.unwrap().gone.is_empty());
-    one.locks().release(&first).await.unwrap();
+    one.locks().release(&first, End::Clean).await.unwrap();
     assert!(turn(&two, &place).await.token > first.token);
 }
 
@@ -291,9 +291,9 @@ async fn tokens_survive_processes_reboots_and_a_lost_counter() {
             let grant = granted(&session, attempt, "x", Exclusive).await;
             assert!(grant.token.get() > last);
             last = grant.token.get();
-            session.locks().release(&grant).await.unwrap();
+            session.locks().release(&grant, End::Clean).await.unwrap();
         }
-        session.close().await.unwrap();
+        session.close(End::Clean).await.unwrap();
         driver.close().await.unwrap();
         drop((driver, session));
         if round == 0 {

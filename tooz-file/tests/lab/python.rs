@@ -19,7 +19,7 @@ use libtest_mimic::{Failed, Trial};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use tooz_core::driver::{Acquired, BreakRequest, Join};
+use tooz_core::driver::{Acquired, BreakRequest, End, Join};
 use tooz_core::{Capabilities, ErrorKind};
 
 const REQUIREMENTS: [&str; 1] = ["tooz==9.1.0"];
@@ -112,7 +112,7 @@ async fn a_lock_excludes_both_ways(python: PathBuf) {
             let grant =
                 granted(&session, u128::from(mode == Shared) + 1 + 10 * name.len() as u128, name, mode).await;
             assert_eq!(peer.does(&format!("try {name}")), json!(false), "{name} {mode:?}");
-            session.locks().release(&grant).await.unwrap();
+            session.locks().release(&grant, End::Clean).await.unwrap();
             assert_eq!(peer.does(&format!("try {name}")), json!(true), "{name} {mode:?}");
             assert!(held(&session, name, Exclusive).await && held(&session, name, Shared).await);
             let holders = driver.locks().holders(&key(name)).await.unwrap().holders;
@@ -137,10 +137,10 @@ async fn each_waits_for_the_other(python: PathBuf) {
     let first = turn(&session, &place).await;
     // Python polls; our own next waiter may well be faster, and Python gets it in the end.
     peer.tell("acquire x");
-    session.locks().release(&first).await.unwrap();
+    session.locks().release(&first, End::Clean).await.unwrap();
     let second = turn(&session, &also).await;
     assert!(second.token > first.token);
-    session.locks().release(&second).await.unwrap();
+    session.locks().release(&second, End::Clean).await.unwrap();
     assert_eq!(peer.hear(), json!(true));
     assert!(held(&session, "x", Exclusive).await);
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::common::*;
-use tooz_core::driver::{Acquired, BreakRequest, Join, LockMode};
+use tooz_core::driver::{Acquired, BreakRequest, End, Join, LockMode};
 use tooz_core::{Capabilities, LossReason};
 use tooz_memory::{Cut, Kit, Operation, Outcome};
 
@@ -32,16 +32,16 @@ async fn no_reader_beside_a_writer(url: &str) -> bool {
 async fn a_stale_release_changes_nothing(url: &str) -> bool {
     let (driver, a) = member(url, "a").await;
     let first = granted(&a, 1, Exclusive).await;
-    a.locks().release(&first).await.unwrap();
+    a.locks().release(&first, End::Clean).await.unwrap();
     granted(&a, 2, Exclusive).await;
-    a.locks().release(&first).await.unwrap();
+    a.locks().release(&first, End::Clean).await.unwrap();
     driver.locks().holders(&key("x")).await.unwrap().holders.len() == 1
 }
 
 async fn tokens_grow(url: &str) -> bool {
     let (_d, a) = member(url, "a").await;
     let first = granted(&a, 1, Exclusive).await;
-    a.locks().release(&first).await.unwrap();
+    a.locks().release(&first, End::Clean).await.unwrap();
     granted(&a, 2, Exclusive).await.token > first.token
 }
 
@@ -49,14 +49,14 @@ async fn a_waiter_is_woken(url: &str) -> bool {
     let (_d, a) = member(url, "a").await;
     let first = granted(&a, 1, Exclusive).await;
     let place = queued(&a, 2, Exclusive).await;
-    a.locks().release(&first).await.unwrap();
+    a.locks().release(&first, End::Clean).await.unwrap();
     !still_waits(&a, &place).await
 }
 
 async fn the_dead_are_not_listed(url: &str) -> bool {
     let (driver, a) = member(url, "a").await;
     a.groups().join(&join("g")).await.unwrap();
-    a.close().await.unwrap();
+    a.close(End::Clean).await.unwrap();
     driver.groups().members(&group("g")).await.unwrap().is_empty()
 }
 
@@ -125,7 +125,7 @@ async fn a_lock_watch_never_goes_back(url: &str) -> bool {
             }
             highest = highest.max(token);
         }
-        a.locks().release(&grant).await.unwrap();
+        a.locks().release(&grant, End::Clean).await.unwrap();
     }
     true
 }
@@ -165,14 +165,14 @@ async fn the_first_to_ask_is_the_first_to_be_granted(url: &str) -> bool {
     let (_d, a) = member(url, "a").await;
     let first = granted(&a, 1, Exclusive).await;
     let (second, _third) = (queued(&a, 2, Exclusive).await, queued(&a, 3, Exclusive).await);
-    a.locks().release(&first).await.unwrap();
+    a.locks().release(&first, End::Clean).await.unwrap();
     !still_waits(&a, &second).await
 }
 
 async fn a_lock_ends_with_its_session(url: &str) -> bool {
     let (_d, a) = member(url, "a").await;
     granted(&a, 1, Exclusive).await;
-    a.close().await.unwrap();
+    a.close(End::Clean).await.unwrap();
     Kit::of(url).unwrap().held() == 0
 }
 
@@ -181,8 +181,8 @@ async fn a_place_ends_with_its_session(url: &str) -> bool {
     let (_d, b) = member(url, "b").await;
     let first = granted(&a, 1, Exclusive).await;
     queued(&b, 2, Exclusive).await;
-    b.close().await.unwrap();
-    a.locks().release(&first).await.unwrap();
+    b.close(End::Clean).await.unwrap();
+    a.locks().release(&first, End::Clean).await.unwrap();
     driver.locks().holders(&key("x")).await.unwrap().holders.is_empty()
 }
 
@@ -194,7 +194,7 @@ async fn a_session_that_ended_is_not_renewed(url: &str) -> bool {
 
 async fn a_close_ends_the_session(url: &str) -> bool {
     let (_d, a) = member(url, "a").await;
-    a.close().await.unwrap();
+    a.close(End::Clean).await.unwrap();
     Kit::of(url).unwrap().sessions() == 0
 }
 

@@ -1,7 +1,7 @@
 //! Groups, member ids, watches.
 
 use crate::common::*;
-use tooz_core::driver::{GroupChange, Join, Notice};
+use tooz_core::driver::{End, GroupChange, Join, Notice};
 use tooz_core::{Capabilities, ErrorKind};
 use tooz_memory::Kit;
 
@@ -174,8 +174,8 @@ async fn a_reader_that_falls_behind_gets_a_view() {
     a.groups().join(&join("g")).await.unwrap();
     assert_eq!(short(next(&mut slow).await), "+a");
     // Behind, and deleted meanwhile: the deletion still comes last.
-    a.close().await.unwrap();
-    b.close().await.unwrap();
+    a.close(End::Clean).await.unwrap();
+    b.close(End::Clean).await.unwrap();
     driver.groups().delete(&g).await.unwrap();
     for expected in ["[]", "deleted", "end"] {
         assert_eq!(short(next(&mut gone).await), expected);
@@ -222,7 +222,7 @@ async fn a_watch_survives_the_loss_of_all_data() {
     assert!(granted(&again, 2, Exclusive).await.token > grant.token);
     again.groups().join(&join("g").create(true)).await.unwrap();
     assert_eq!(short(next(&mut changes).await), "+a");
-    again.close().await.unwrap();
+    again.close(End::Clean).await.unwrap();
     driver.groups().delete(&group("g")).await.unwrap();
     for expected in ["-a", "deleted", "end"] {
         assert_eq!(short(next(&mut changes).await), expected);

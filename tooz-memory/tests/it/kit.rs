@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::common::*;
-use tooz_core::driver::{Acquired, Join, LockKey, Notice, Released};
+use tooz_core::driver::{Acquired, End, Join, LockKey, Notice, Released};
 use tooz_core::{Capabilities, ErrorKind, LossReason};
 use tooz_memory::{Cut, Kit, Operation, Outcome};
 
@@ -56,7 +56,7 @@ async fn an_answer_is_lost_with_the_effect_or_without() {
     kit.next(Operation::Turn, 1, Outcome::Indeterminate);
     let release = async {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        a.locks().release(&grant).await.unwrap()
+        a.locks().release(&grant, End::Clean).await.unwrap()
     };
     let (answer, released) = tokio::join!(a.locks().turn(&place), release);
     assert!(answer.unwrap_err().is_indeterminate());
@@ -88,7 +88,7 @@ async fn every_operation_passes_the_gate() {
         Request: a.locks().request(&ask(3, "x", Exclusive)),
         Turn: a.locks().turn(&place),
         Withdraw: a.locks().withdraw(&x, place.attempt),
-        Release: a.locks().release(&grant),
+        Release: a.locks().release(&grant, End::Clean),
         Join: a.groups().join(&join),
         Leave: a.groups().leave(&g),
         Update: a.groups().update(&g, &join.capabilities),
@@ -101,7 +101,7 @@ async fn every_operation_passes_the_gate() {
         Watch: driver.locks().watch(&x),
         Holders: driver.locks().holders(&x),
         Break: driver.locks().break_lock(&breaking),
-        Close: a.close(),
+        Close: a.close(End::Clean),
     }
     assert_eq!((kit.held(), kit.queued(), kit.sessions()), (1, 1, 1));
 }
@@ -119,7 +119,7 @@ async fn a_member_that_is_cut_off_neither_reaches_nor_hears_the_backend() {
     assert_eq!(short(next(&mut changes).await), "[]");
 
     kit.cut_off("a", Cut::Hang);
-    b.locks().release(&grant).await.unwrap();
+    b.locks().release(&grant, End::Clean).await.unwrap();
     b.groups().join(&Join::new(group("g"), Capabilities::none())).await.unwrap();
     assert!(never(da.groups().list()).await && quiet(&mut changes).await && still_waits(&a, &place).await);
     assert_eq!(kit.break_lock("x", "cut off"), 1);
@@ -204,7 +204,7 @@ async fn story(url: &str) -> Vec<(u128, u64, Duration)> {
                     other => panic!("{other:?}"),
                 };
                 log.lock().unwrap().push((attempt, grant.token.get(), started.elapsed()));
-                session.locks().release(&grant).await.unwrap();
+                session.locks().release(&grant, End::Clean).await.unwrap();
             }
         }
     };
@@ -242,7 +242,7 @@ async fn a_listener_hears_everything_of_its_namespace() {
     queued(&a, 2, Exclusive).await;
     queued(&a, 3, Exclusive).await;
     a.locks().withdraw(&key("x"), tooz_core::driver::AttemptId(3)).await.unwrap();
-    a.locks().release(&first).await.unwrap();
+    a.locks().release(&first, End::Clean).await.unwrap();
     kit.expire("a");
     kit.expire("b");
     let expected = [

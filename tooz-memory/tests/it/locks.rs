@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use tooz_core::driver::{
-    Acquired, AttemptId, BreakRequest, LockKey, LockMode, Notice, Previous, Released, Turn,
+    Acquired, AttemptId, BreakRequest, End, LockKey, LockMode, Notice, Previous, Released, Turn,
 };
 use tooz_core::{ErrorKind, LossReason};
 use tooz_memory::Kit;
@@ -18,18 +18,18 @@ async fn one_holder_at_a_time_in_the_order_of_asking() {
     assert!(matches!(b.locks().request(&ask(4, "x", Exclusive).wait(false)).await.unwrap(), Acquired::Held));
     assert!(still_waits(&b, &second).await);
 
-    assert_eq!(a.locks().release(&first).await.unwrap(), Released::Released);
+    assert_eq!(a.locks().release(&first, End::Clean).await.unwrap(), Released::Released);
     let second = turn(&b, &second).await;
     assert!(still_waits(&a, &third).await);
     assert!(second.token > first.token);
     assert_eq!(second.previous, Previous::Clean);
 
-    assert_eq!(b.locks().release(&second).await.unwrap(), Released::Released);
+    assert_eq!(b.locks().release(&second, End::Clean).await.unwrap(), Released::Released);
     let third = turn(&a, &third).await;
     assert!(third.token > second.token);
     // Twice, and by somebody else: the present holder is untouched.
-    assert_eq!(b.locks().release(&second).await.unwrap(), Released::WasNotHolder);
-    assert_eq!(b.locks().release(&third).await.unwrap(), Released::WasNotHolder);
+    assert_eq!(b.locks().release(&second, End::Clean).await.unwrap(), Released::WasNotHolder);
+    assert_eq!(b.locks().release(&third, End::Clean).await.unwrap(), Released::WasNotHolder);
     assert_eq!(Kit::of(url).unwrap().held(), 1);
 }
 
@@ -42,7 +42,7 @@ async fn a_request_sent_again_answers_what_stands() {
     assert_eq!(queued(&a, 2, Exclusive).await.attempt, place.attempt);
     assert_eq!(Kit::of("memory://again").unwrap().queued(), 1);
     assert_eq!(kind(a.locks().request(&ask(1, "y", Exclusive)).await), ErrorKind::Invalid);
-    a.locks().release(&grant).await.unwrap();
+    a.locks().release(&grant, End::Clean).await.unwrap();
     // The attempt is over: a late copy of the request must not take the lock again.
     assert_eq!(kind(a.locks().request(&ask(1, "x", Exclusive)).await), ErrorKind::Invalid);
     turn(&a, &place).await;
@@ -57,18 +57,18 @@ async fn readers_together_and_never_past_a_waiting_writer() {
     let four = queued(&a, 4, Shared).await;
     let five = queued(&a, 5, Shared).await;
     let last = queued(&a, 6, Exclusive).await;
-    a.locks().release(&one).await.unwrap();
+    a.locks().release(&one, End::Clean).await.unwrap();
     assert!(still_waits(&a, &writer).await);
-    a.locks().release(&two).await.unwrap();
+    a.locks().release(&two, End::Clean).await.unwrap();
     let writer = turn(&a, &writer).await;
     assert!(still_waits(&a, &four).await);
-    a.locks().release(&writer).await.unwrap();
+    a.locks().release(&writer, End::Clean).await.unwrap();
     // One release admits all readers up to the next writer.
     let (four, five) = (turn(&a, &four).await, turn(&a, &five).await);
     assert!(four.token > writer.token && five.token > writer.token);
     assert!(still_waits(&a, &last).await);
-    a.locks().release(&four).await.unwrap();
-    a.locks().release(&five).await.unwrap();
+    a.locks().release(&four, End::Clean).await.unwrap();
+    a.locks().release(&five, End::Clean).await.unwrap();
     assert!(turn(&a, &last).await.token > five.token);
 }
 
@@ -94,7 +94,7 @@ async fn permits_are_counted_and_two_limits_do_not_mix() {
     let error = a.locks().request(&ask(4, "x", three)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid);
     assert!(error.to_string().contains("limit 3") && error.to_string().contains("limit 2"), "{error}");
-    a.locks().release(&one).await.unwrap();
+    a.locks().release(&one, End::Clean).await.unwrap();
     turn(&a, &third).await;
     assert_eq!(
         kind(a.locks().request(&ask(5, "y", LockMode::Permit { limit: 0 })).await),
@@ -128,13 +128,13 @@ async fn withdrawing_ends_an_attempt_for_good() {
             place = Some(queued(&a, round, Exclusive).await);
         }
         if round == 2 {
-            a.locks().release(&holder).await.unwrap();
+            a.locks().release(&holder, End::Clean).await.unwrap();
             turn(&a, &place.unwrap()).await;
         }
         a.locks().withdraw(&key("x"), attempt).await.unwrap();
         a.locks().withdraw(&key("x"), attempt).await.unwrap();
         assert_eq!(kind(a.locks().request(&ask(round, "x", Exclusive)).await), ErrorKind::Invalid);
-        a.locks().release(&holder).await.unwrap();
+        a.locks().release(&holder, End::Clean).await.unwrap();
         assert_eq!((kit.held(), kit.queued()), (0, 0), "round {round}");
     }
 }
@@ -191,7 +191,7 @@ async fn a_dropped_turn_leaves_the_place_and_the_grant() {
         // Dropped after it was woken and before it could say so.
         let mut woken = std::pin::pin!(a.locks().turn(&place));
         assert!(tokio::time::timeout(std::time::Duration::from_secs(1), woken.as_mut()).await.is_err());
-        a.locks().release(&first).await.unwrap();
+        a.locks().release(&first, End::Clean).await.unwrap();
     }
     let grant = turn(&a, &place).await;
     assert_eq!(turn(&a, &place).await.token, grant.token); // asked again, it is still there
@@ -219,13 +219,13 @@ async fn breaking_frees_tells_the_victim_and_marks_the_next_grant() {
     }
     assert!(never(a.notice()).await); // told once
     assert_eq!(a.renew(&held(&[&grant], &[], &[])).await.unwrap().gone, [(grant.attempt, why)]);
-    assert_eq!(a.locks().release(&grant).await.unwrap(), Released::WasNotHolder);
+    assert_eq!(a.locks().release(&grant, End::Clean).await.unwrap(), Released::WasNotHolder);
 
     // The mark is used up by the next grant.
-    b.locks().release(&next).await.unwrap();
+    b.locks().release(&next, End::Clean).await.unwrap();
     let last = granted(&a, 3, Exclusive).await;
     assert_eq!(last.previous, Previous::Clean);
-    a.locks().release(&last).await.unwrap();
+    a.locks().release(&last, End::Clean).await.unwrap();
     assert!(da.locks().break_lock(&request).await.unwrap().is_empty());
 }
 
@@ -250,7 +250,7 @@ async fn holders_are_listed_and_followed() {
     assert!(present.holders[0].since.is_some());
     assert!(quiet(&mut named).await && quiet(&mut led).await);
 
-    a.close().await.unwrap();
+    a.close(End::Clean).await.unwrap();
     assert!(next(&mut named).await.unwrap().holders.is_empty());
     assert_eq!(Kit::of(url).unwrap().watchers(), 2);
     drop((named, led));
@@ -279,7 +279,7 @@ async fn no_two_holders_in_parallel_on_the_real_clock() {
                 assert!(Some(grant.token) > last);
                 last = Some(grant.token);
                 inside.fetch_sub(1, Ordering::SeqCst);
-                session.locks().release(&grant).await.unwrap();
+                session.locks().release(&grant, End::Clean).await.unwrap();
             }
         });
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::common::*;
 use tooz_core::clock::Clock;
-use tooz_core::driver::{Context, Notice, Previous, Released, SessionId};
+use tooz_core::driver::{Context, End, Notice, Previous, Released, SessionId};
 use tooz_core::entropy::Entropy;
 use tooz_core::{Characteristics, ErrorKind, LossReason};
 use tooz_memory::Kit;
@@ -78,9 +78,9 @@ async fn with_a_ttl_a_session_ends_when_its_time_is_over_though_nobody_calls() {
     assert_eq!(kind(a.locks().request(&ask(3, "x", Exclusive)).await), ErrorKind::SessionLost);
     assert_eq!(kind(a.locks().turn(&place).await), ErrorKind::SessionLost);
     assert_eq!(kind(a.groups().join(&join).await), ErrorKind::SessionLost);
-    assert_eq!(a.locks().release(&grant).await.unwrap(), Released::WasNotHolder);
+    assert_eq!(a.locks().release(&grant, End::Clean).await.unwrap(), Released::WasNotHolder);
     a.locks().withdraw(&grant.key, grant.attempt).await.unwrap();
-    a.close().await.unwrap();
+    a.close(End::Clean).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -155,13 +155,13 @@ async fn closing_ends_everything_cleanly_and_can_be_repeated() {
     granted(&a, 1, Exclusive).await;
     let theirs = queued(&b, 2, Exclusive).await;
     let own = queued(&a, 3, Exclusive).await;
-    let (waited, closed) = tokio::join!(a.locks().turn(&own), a.close());
+    let (waited, closed) = tokio::join!(a.locks().turn(&own), a.close(End::Clean));
     closed.unwrap();
     assert_eq!(kind(waited), ErrorKind::SessionLost);
-    a.close().await.unwrap();
+    a.close(End::Clean).await.unwrap();
     assert_eq!(turn(&b, &theirs).await.previous, Previous::Clean);
     assert!(da.groups().members(&group("g")).await.unwrap().is_empty());
-    b.close().await.unwrap();
+    b.close(End::Clean).await.unwrap();
     let kit = Kit::of(url).unwrap();
     assert_eq!((kit.sessions(), kit.held(), kit.queued(), kit.watchers()), (0, 0, 0, 0));
 
@@ -170,7 +170,7 @@ async fn closing_ends_everything_cleanly_and_can_be_repeated() {
     da.close().await.unwrap();
     da.close().await.unwrap();
     assert_eq!(kind(da.groups().list().await), ErrorKind::Closed);
-    c.close().await.unwrap();
+    c.close(End::Clean).await.unwrap();
     assert_eq!(kit.sessions(), 0);
 }
 

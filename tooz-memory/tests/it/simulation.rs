@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::common::*;
-use tooz_core::driver::{Acquired, AttemptId, Driver, Grant, LockMode, Released, Session, Turn};
+use tooz_core::driver::{Acquired, AttemptId, Driver, End, Grant, LockMode, Released, Session, Turn};
 use tooz_core::entropy::Entropy;
 use tooz_core::{ErrorKind, FencingToken};
 use tooz_memory::{Kit, Operation, Outcome};
@@ -103,11 +103,11 @@ impl Actor<'_> {
         if self.roll(10) == 0 {
             world.expired.set(world.expired.get() + 1);
             assert_eq!(self.kit.expire(&self.name), 1);
-            assert_ne!(self.session.locks().release(&grant).await.ok(), Some(Released::Released));
+            assert_ne!(self.session.locks().release(&grant, End::Clean).await.ok(), Some(Released::Released));
             self.reopen().await;
             return;
         }
-        if self.session.locks().release(&grant).await.is_err() {
+        if self.session.locks().release(&grant, End::Clean).await.is_err() {
             self.withdraw(attempt).await;
         }
     }

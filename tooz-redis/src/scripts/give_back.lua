@@ -1,6 +1,6 @@
 -- Takes an attempt of this session out, compared on the attempt, and hands the lock on. What of this attempt is still on its way
 -- comes too late, since its connection is older than this one.
--- KEYS: Python's key, h, q, w, session, fence. ARGV: NS, sender, attempt, session, keep, base
+-- KEYS: Python's key, h, q, w, session, fence. ARGV: NS, sender, attempt, session, keep, base, how it ended if uncleanly or ''
 local function give_back(place_too)
   refused(KEYS[5])
   local attempt, id = ARGV[3], ARGV[4]
@@ -9,6 +9,10 @@ local function give_back(place_too)
   local found = 0
   if h and h.session == id then
     remove(l, attempt)
+    if ARGV[7] ~= '' then
+      mark(l, ARGV[7])
+      keep(l, ARGV[5])
+    end
     found = 1
   end
   if place_too then

@@ -13,7 +13,7 @@ use futures_core::Stream;
 use tooz_core::clock::Clock;
 pub(crate) use tooz_core::driver::LockMode::{Exclusive, Shared};
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, Connect, Context, Driver, Grant, GroupChange, Held, InstanceId, Join,
+    Acquire, Acquired, AttemptId, Connect, Context, Driver, End, Grant, GroupChange, Held, InstanceId, Join,
     LockKey, LockMode, MemberRecord, OpenSession, Place, Session, Turn,
 };
 use tooz_core::entropy::Entropy;
@@ -300,7 +300,7 @@ async fn member(url: &str, name: &str) {
             }
             ["release", name] => {
                 let grant = grants.remove(*name).unwrap();
-                say(format!("{:?}", session.locks().release(&grant).await.unwrap()));
+                say(format!("{:?}", session.locks().release(&grant, End::Clean).await.unwrap()));
             }
             ["join", name] => match session.groups().join(&join(name).create(true)).await {
                 Ok(()) => say("joined"),
@@ -335,7 +335,7 @@ pub(crate) async fn counter(session: &Arc<dyn Session>, path: &str, name: &str, 
         let count: u64 = std::fs::read_to_string(path).unwrap().parse().unwrap();
         tokio::task::yield_now().await;
         std::fs::write(path, (count + 1).to_string()).unwrap();
-        session.locks().release(&grant).await.unwrap();
+        session.locks().release(&grant, End::Clean).await.unwrap();
     }
     say("counted");
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::common::*;
-use tooz_core::driver::{Acquired, BreakRequest, Driver, Grant, LockKey, Place, Session, Turn};
+use tooz_core::driver::{Acquired, BreakRequest, Driver, End, Grant, LockKey, Place, Session, Turn};
 use tooz_core::{Capabilities, Error, ErrorKind, Result};
 
 const VALUES: [&str; 7] = ["NULL", "''", "'diary'", "x''", "x'ff00'", "-7", "9223372036854775807"];
@@ -111,7 +111,7 @@ impl Scene {
                         renewal.is_none_or(|renewal| renewal.lost.is_some() || !renewal.gone.is_empty());
                     assert!(lost, "{what}: two holders");
                 }
-                clear(what, three.locks().release(&grant).await);
+                clear(what, three.locks().release(&grant, End::Clean).await);
             }
         }
         clear(what, one.renew(&held(&[x], &[], &["g"])).await);
@@ -125,27 +125,27 @@ impl Scene {
         groups.delete(&group("new")).await.unwrap();
         if tokens {
             let z = granted(three, &ask("z", Exclusive)).await;
-            three.locks().release(&z).await.unwrap();
+            three.locks().release(&z, End::Clean).await.unwrap();
         }
         let newcomer = session(driver, "newcomer").await;
-        newcomer.close().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        newcomer.close(End::Clean).await.unwrap_or_else(|error| panic!("{what}: {error}"));
     }
 
     /// Whatever somebody damaged of theirs, sessions can end, and take nothing of others along.
     async fn end_all(self, what: &str, others: &mut Others, tokens: bool) {
         let Self { directory, driver, one, two, three, x, .. } = self;
-        clear(what, one.locks().release(&x).await);
+        clear(what, one.locks().release(&x, End::Clean).await);
         let breaking = BreakRequest::new(key("y"), id("three"), "");
         clear(what, driver.locks().break_lock(&breaking).await);
         let z = if tokens { Some(granted(&two, &ask("z", Exclusive)).await) } else { None };
-        one.close().await.unwrap_or_else(|error| panic!("{what}: {error}"));
-        two.close().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        one.close(End::Clean).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        two.close(End::Clean).await.unwrap_or_else(|error| panic!("{what}: {error}"));
         others.neighbor.tell("");
         assert_eq!(others.neighbor.hear(), "left");
         if let Some(z) = z {
             assert!(granted(&three, &ask("z", Exclusive)).await.token > z.token, "{what}");
         }
-        three.close().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        three.close(End::Clean).await.unwrap_or_else(|error| panic!("{what}: {error}"));
         driver.close().await.unwrap();
         let again = try_connect(&url(directory.path(), "")).await;
         if let Some(driver) = clear(what, again) {
@@ -251,7 +251,7 @@ async fn a_waiter_goes_on_when_the_record_is_good_again() {
         let (two, place) = (scene.two.clone(), scene.places[0].clone());
         async move { two.locks().turn(&place).await }
     });
-    scene.one.locks().release(&scene.x).await.unwrap();
+    scene.one.locks().release(&scene.x, End::Clean).await.unwrap();
     let error = scene.three.locks().request(&ask("x", Exclusive)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
     assert!(error.to_string().contains("\"x\"") && error.to_string().contains("table waiters"), "{error}");
@@ -272,5 +272,5 @@ async fn a_waiter_goes_on_when_the_record_is_good_again() {
     // What a dead session held is free, whatever stands in it.
     assert!(matches!(soon(waiting).await.unwrap().unwrap(), Turn::Granted(_)));
     assert_eq!(scene.places[1].key, LockKey::clone(&key("y")));
-    tokio::time::timeout(Duration::from_secs(5), scene.two.close()).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(5), scene.two.close(End::Clean)).await.unwrap().unwrap();
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::common::*;
-use tooz_core::driver::{Acquired, Notice, Session, Turn};
+use tooz_core::driver::{Acquired, End, Notice, Session, Turn};
 use tooz_core::{ErrorKind, LossReason};
 
 fn sql(directory: &Path, statements: &str) {
@@ -125,7 +125,7 @@ async fn a_cleaner_that_removes_a_session_file_ends_the_session_and_makes_no_sec
     assert_eq!(us.renew(&held(&[&grant], &[], &[])).await.unwrap().lost, Some(LossReason::Vanished));
     assert_eq!(us.locks().request(&ask("y", Exclusive)).await.unwrap_err().kind(), ErrorKind::SessionLost);
     assert!(turn(&lasting, &next).await.token > grant.token);
-    us.close().await.unwrap();
+    us.close(End::Clean).await.unwrap();
 }
 
 #[tokio::test]
@@ -224,9 +224,9 @@ async fn nothing_outlives_close_and_the_next_client_waits_for_it() {
             let us = us.clone();
             tokio::spawn(async move { us.locks().turn(&place).await })
         };
-        us.locks().release(&first).await.unwrap();
+        us.locks().release(&first, End::Clean).await.unwrap();
         assert!(matches!(soon(waiting).await.unwrap().unwrap(), Turn::Granted(_)));
-        us.close().await.unwrap();
+        us.close(End::Clean).await.unwrap();
         driver.close().await.unwrap();
         driver.close().await.unwrap();
         assert_eq!(driver.groups().list().await.unwrap_err().kind(), ErrorKind::Closed);
@@ -247,13 +247,13 @@ async fn the_ceiling_is_raised_before_it_is_reached() {
         assert_eq!(granted(&us, &ask(&format!("{token}"), Exclusive)).await.token.get(), token);
     }
     // Also when the last one is needed to hand on.
-    us.close().await.unwrap();
+    us.close(End::Clean).await.unwrap();
     driver.close().await.unwrap();
     sql(directory.path(), "UPDATE fence SET next = 2000, ceiling = 2001");
     let driver = connect(&url).await;
     let us = session(&driver, "us").await;
     let first = granted(&us, &ask("x", Exclusive)).await;
     let place = queued(&us, &ask("x", Exclusive)).await;
-    us.locks().release(&first).await.unwrap();
+    us.locks().release(&first, End::Clean).await.unwrap();
     assert_eq!(turn(&us, &place).await.token.get(), 2001);
 }

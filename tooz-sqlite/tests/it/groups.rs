@@ -1,7 +1,7 @@
 //! Groups, memberships and their watches.
 
 use crate::common::*;
-use tooz_core::driver::GroupChange;
+use tooz_core::driver::{End, GroupChange};
 use tooz_core::{Capabilities, ErrorKind};
 
 #[tokio::test]
@@ -53,8 +53,8 @@ async fn a_watch_delivers_every_change_in_order() {
     b.groups().update(&group("g"), &published).await.unwrap();
     a.groups().leave(&group("g")).await.unwrap();
     a.groups().join(&join("g")).await.unwrap();
-    b.close().await.unwrap();
-    a.close().await.unwrap();
+    b.close(End::Clean).await.unwrap();
+    a.close(End::Clean).await.unwrap();
     driver.groups().delete(&group("g")).await.unwrap();
     assert_eq!(short(next(&mut watch).await), "+b");
     match next(&mut watch).await.unwrap().unwrap() {

@@ -1,7 +1,7 @@
 //! Locks of sessions in one process.
 
 use crate::common::*;
-use tooz_core::driver::{Acquired, BreakRequest, LockKey, LockMode, Notice, Previous, Released, Turn};
+use tooz_core::driver::{Acquired, BreakRequest, End, LockKey, LockMode, Notice, Previous, Released, Turn};
 use tooz_core::{ErrorKind, LossReason};
 
 #[tokio::test]
@@ -18,15 +18,15 @@ async fn two_drivers_exclude_each_other_and_the_release_hands_on() {
     assert_eq!((holders.holders.len(), holders.waiters), (1, Some(1)));
     assert_eq!(holders.holders[0].member, Some(id("a")));
     assert_eq!(holders.holders[0].token, Some(first.token));
-    assert_eq!(a.locks().release(&first).await.unwrap(), Released::Released);
+    assert_eq!(a.locks().release(&first, End::Clean).await.unwrap(), Released::Released);
     let second = turn(&b, &place).await;
     assert!(second.token > first.token);
     assert_eq!(second.previous, Previous::Clean);
-    assert_eq!(a.locks().release(&first).await.unwrap(), Released::WasNotHolder);
+    assert_eq!(a.locks().release(&first, End::Clean).await.unwrap(), Released::WasNotHolder);
     assert!(
         matches!(b.locks().request(&request).await.unwrap(), Acquired::Granted(grant) if grant.token == second.token)
     );
-    assert_eq!(b.locks().release(&second).await.unwrap(), Released::Released);
+    assert_eq!(b.locks().release(&second, End::Clean).await.unwrap(), Released::Released);
     assert!(one.locks().holders(&key("x")).await.unwrap().holders.is_empty());
 }
 
@@ -56,16 +56,16 @@ async fn first_come_first_served_and_readers_do_not_starve_a_writer() {
     let r3 = queued(&a, &ask("x", Shared)).await;
     let r4 = queued(&a, &ask("x", Shared)).await;
     let last = queued(&a, &ask("x", Exclusive)).await;
-    a.locks().release(&r1).await.unwrap();
-    a.locks().release(&r2).await.unwrap();
+    a.locks().release(&r1, End::Clean).await.unwrap();
+    a.locks().release(&r2, End::Clean).await.unwrap();
     let w = turn(&a, &writer).await;
     assert!(w.token > r1.token && w.token > r2.token);
-    a.locks().release(&w).await.unwrap();
+    a.locks().release(&w, End::Clean).await.unwrap();
     let (r3, r4) = (turn(&a, &r3).await, turn(&a, &r4).await);
     assert!(r3.token > w.token && r4.token > w.token);
-    a.locks().release(&r3).await.unwrap();
+    a.locks().release(&r3, End::Clean).await.unwrap();
     assert_eq!(driver.locks().holders(&key("x")).await.unwrap().waiters, Some(1));
-    a.locks().release(&r4).await.unwrap();
+    a.locks().release(&r4, End::Clean).await.unwrap();
     assert!(turn(&a, &last).await.token > r4.token);
 }
 
@@ -80,7 +80,7 @@ async fn permits_are_counted_and_two_limits_are_refused() {
     let third = queued(&a, &ask("x", two)).await;
     let error = a.locks().request(&ask("x", LockMode::Permit { limit: 3 })).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid);
-    a.locks().release(&first).await.unwrap();
+    a.locks().release(&first, End::Clean).await.unwrap();
     turn(&a, &third).await;
     let zero = a.locks().request(&ask("y", LockMode::Permit { limit: 0 })).await.unwrap_err();
     assert_eq!(zero.kind(), ErrorKind::Invalid);
@@ -131,7 +131,7 @@ async fn a_turn_that_is_dropped_leaves_the_place_as_it_was() {
         });
         assert!(once.await);
     }
-    a.locks().release(&first).await.unwrap();
+    a.locks().release(&first, End::Clean).await.unwrap();
     let second = turn(&a, &place).await;
     assert_eq!(turn(&a, &place).await.token, second.token, "asked again, it answers the same");
 }
@@ -158,9 +158,9 @@ async fn a_break_frees_the_lock_and_tells_the_victim() {
     assert!(
         matches!(&renewal.gone[..], [(attempt, LossReason::Broken { .. })] if *attempt == victim.attempt)
     );
-    assert_eq!(a.locks().release(&victim).await.unwrap(), Released::WasNotHolder);
+    assert_eq!(a.locks().release(&victim, End::Clean).await.unwrap(), Released::WasNotHolder);
     assert!(driver.locks().break_lock(&other).await.unwrap().is_empty(), "the token is another now");
-    b.locks().release(&next).await.unwrap();
+    b.locks().release(&next, End::Clean).await.unwrap();
     assert_eq!(granted(&a, &ask("x", Exclusive)).await.previous, Previous::Clean);
 }
 
@@ -176,8 +176,8 @@ async fn closing_hands_on_cleanly_and_dropping_as_a_crash() {
         if crash {
             drop(a);
         } else {
-            a.close().await.unwrap();
-            a.close().await.unwrap();
+            a.close(End::Clean).await.unwrap();
+            a.close(End::Clean).await.unwrap();
             assert_eq!(a.locks().request(&ask("x", Exclusive)).await.unwrap_err().kind(), ErrorKind::Closed);
         }
         let grant = turn(&c, &place).await;
@@ -186,7 +186,7 @@ async fn closing_hands_on_cleanly_and_dropping_as_a_crash() {
         c.locks().withdraw(&key("x"), grant.attempt).await.unwrap();
         let again = granted(&c, &ask("x", Exclusive)).await;
         assert_eq!(again.previous, expected);
-        c.locks().release(&again).await.unwrap();
+        c.locks().release(&again, End::Clean).await.unwrap();
     }
     let count = |name: &str| std::fs::read_dir(directory.path().join(name)).unwrap().count();
     assert_eq!(count("tooz.db-sessions"), 3, "one session, the epoch and the directory of bells are left");
@@ -235,7 +235,7 @@ async fn who_follows_a_lock_sees_its_holders() {
         let grant = granted(&a, &request).await;
         let holders = next(&mut stream).await.unwrap().unwrap().holders;
         assert_eq!((holders.len(), holders[0].token), (1, Some(grant.token)));
-        a.locks().release(&grant).await.unwrap();
+        a.locks().release(&grant, End::Clean).await.unwrap();
         assert!(next(&mut stream).await.unwrap().unwrap().holders.is_empty());
     }
 }
@@ -262,7 +262,7 @@ async fn tokens_grow_and_nobody_overlaps_under_many_tasks() {
                 tokens.lock().unwrap().push(grant.token);
                 tokio::task::yield_now().await;
                 inside.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
-                session.locks().release(&grant).await.unwrap();
+                session.locks().release(&grant, End::Clean).await.unwrap();
             }
         });
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::*;
 use nix::sys::signal::Signal;
-use tooz_core::driver::{Acquired, BreakRequest, LockKey, Notice, Previous, Turn};
+use tooz_core::driver::{Acquired, BreakRequest, End, LockKey, Notice, Previous, Turn};
 use tooz_core::{ErrorKind, LossReason};
 
 #[tokio::test]
@@ -65,7 +65,7 @@ async fn a_release_wakes_the_waiter_of_another_process_in_order() {
     assert_eq!(one.hear(), "Released");
     let grant = turn(&us, &place).await;
     assert!(grant.token.get() > first);
-    us.locks().release(&grant).await.unwrap();
+    us.locks().release(&grant, End::Clean).await.unwrap();
     assert!(two.hear().parse::<u64>().unwrap() > grant.token.get());
 }
 
@@ -87,7 +87,7 @@ async fn a_killed_holder_is_noticed_at_once() {
         let grant = turn(&us, &place).await;
         times.push(start.elapsed());
         assert_eq!(grant.previous, Previous::Expired);
-        us.locks().release(&grant).await.unwrap();
+        us.locks().release(&grant, End::Clean).await.unwrap();
     }
     times.sort();
     println!("from kill -9 to the next holder: {times:?}");
@@ -144,7 +144,7 @@ async fn a_dead_waiter_is_passed_over_and_a_dead_member_has_left() {
     assert_eq!(dead.hear(), "queued");
     let second = queued(&us, &ask("x", Exclusive)).await;
     dead.kill();
-    us.locks().release(&first).await.unwrap();
+    us.locks().release(&first, End::Clean).await.unwrap();
     turn(&us, &second).await;
     assert_eq!(short(next(&mut watch).await), "-dead");
     assert!(driver.groups().members(&group("g")).await.unwrap().is_empty());
@@ -218,7 +218,7 @@ async fn a_process_stopped_in_a_write_transaction_is_named() {
     assert_eq!(driver.locks().holders(&key("x")).await.unwrap().holders.len(), 1);
     // Closing ends in time, and what it held is free once the other goes on.
     let start = Instant::now();
-    assert_eq!(us.close().await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(us.close(End::Clean).await.unwrap_err().kind(), ErrorKind::Unavailable);
     assert!(start.elapsed() < Duration::from_secs(5));
     writer.signal(Signal::SIGCONT);
     assert_eq!(writer.hear(), "committed");
@@ -289,7 +289,7 @@ async fn after_a_reboot_tokens_go_on_above_the_ceiling_and_old_sessions_are_dead
     let next = granted(&us, &ask("y", Exclusive)).await;
     assert_eq!(next.token.get(), grant.token.get() + 1);
     drop(old);
-    us.close().await.unwrap();
+    us.close(End::Clean).await.unwrap();
     driver.close().await.unwrap();
     let again = connect(&url(directory.path(), "boot_id=after")).await;
     let us = session(&again, "m").await;
@@ -376,6 +376,6 @@ async fn a_coordinator_takes_over_from_its_own_earlier_session() {
         r
     })
     .await;
-    second.close().await.unwrap();
+    second.close(End::Clean).await.unwrap();
     assert!(matches!(soon(stranger.locks().turn(&place)).await.unwrap(), Turn::Granted(_)));
 }

@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::process::Command;
 
 use libtest_mimic::{Failed, Trial};
-use tooz_core::driver::{BreakRequest, LockMode::Exclusive};
+use tooz_core::driver::{BreakRequest, End, LockMode::Exclusive};
 use tooz_core::{Characteristics, ErrorKind};
 
 use crate::common::{Actor, ask, connect, granted, group, id, join, key, opening, session, try_connect, url};
@@ -147,11 +147,11 @@ async fn a_full_disk_is_a_clear_error_and_leaves_no_half_record() {
     // With room again everything goes on.
     drop(full);
     fs::remove_file(&ballast).unwrap();
-    us.locks().release(&grant).await.unwrap();
+    us.locks().release(&grant, End::Clean).await.unwrap();
     assert!(granted(&us, &ask("x", Exclusive)).await.token > grant.token);
     let other = driver.open_session(&opening("other")).await.unwrap();
-    other.close().await.unwrap();
-    us.close().await.unwrap();
+    other.close(End::Clean).await.unwrap();
+    us.close(End::Clean).await.unwrap();
     driver.close().await.unwrap();
 }
 
@@ -197,7 +197,7 @@ async fn without_file_events_changes_are_looked_for() {
     let (mut deaf, _) = Actor::start_deaf("member", &[&url, "deaf"]);
     deaf.tell("acquire x");
     assert_eq!(deaf.hear(), "queued");
-    us.locks().release(&first).await.unwrap();
+    us.locks().release(&first, End::Clean).await.unwrap();
     assert!(deaf.hear().parse::<u64>().unwrap() > first.token.get());
     deaf.tell("notice");
     driver.locks().break_lock(&BreakRequest::new(key("x"), id("op"), "stuck")).await.unwrap();

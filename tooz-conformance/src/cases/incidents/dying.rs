@@ -165,7 +165,7 @@ async fn incident_etcd_client_87(h: Harness) -> Outcome {
     let grant = level::granted(&session, "x", false).await?;
     let nothing = tooz_core::driver::Held::default();
     ensure(session.renew(&nothing).await?.lost.is_none(), "lost while it lives")?;
-    session.close().await?;
+    session.close(End::Clean).await?;
     let renewal = session.renew(&nothing).await;
     ensure(!renewal.is_ok_and(|renewal| renewal.lost.is_none()), "an ended session was renewed")?;
     ensure(driver.locks().holders(&grant.key).await?.holders.is_empty(), "its renewal kept a lock")

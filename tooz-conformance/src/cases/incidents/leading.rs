@@ -381,7 +381,7 @@ async fn incident_spring_integration_2098(h: Harness) -> Outcome {
     b.election("g")?.break_leadership("a new election").await?;
     let next = b.election("g")?.try_campaign().await?.ok_or("not free after the break")?;
     let (end, lead) = within("the end of the work", h.some_ttl() + h.soon(), working).await??;
-    ensure(matches!(end, Err(LossReason::Broken { .. })), format!("{end:?}"))?;
+    ensure(matches!(end, Err(Lost { reason: LossReason::Broken { .. }, .. })), format!("{end:?}"))?;
     ensure(!lead.is_held() && next.is_held() && other.is_held(), "the wrong one was lost")
 }
 

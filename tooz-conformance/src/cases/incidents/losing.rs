@@ -84,7 +84,7 @@ async fn incident_kazoo_2(h: Harness) -> Outcome {
     ensure(done > 1, "it did not work at all")?;
     h.pass(h.some_ttl()).await;
     ensure(steps.load(Ordering::SeqCst) == done, "it works on beside the next holder")?;
-    let why = h.soon_done("the end of the work", working).await??.err();
+    let why = h.soon_done("the end of the work", working).await??.err().map(|lost| lost.reason);
     ensure(matches!(why, Some(LossReason::Unreachable | LossReason::Expired)), format!("{why:?}"))?;
     ensure(next.is_held(), "granted, and not held")
 }

@@ -32,8 +32,8 @@ async fn incident_etcd_9921(h: Harness) -> Outcome {
     let (holder, dead) = (h.session(&driver, "holder").await?, h.session(&driver, "dead").await?);
     let grant = level::granted(&holder, "x", false).await?;
     let place = level::queued(&dead, "x", false).await?;
-    dead.close().await?;
-    holder.locks().release(&grant).await?;
+    dead.close(End::Clean).await?;
+    holder.locks().release(&grant, End::Clean).await?;
     // It asks on, as a client does that has not heard of its own end.
     let turn = within("an answer to the dead", h.gone(), dead.locks().turn(&place)).await?;
     ensure(!matches!(turn, Ok(Turn::Granted(_))), "granted to a session that has ended")?;

@@ -5,7 +5,10 @@ use std::time::Duration;
 use tooz_conformance::eventually;
 use tooz_conformance::servers::Proxy;
 use tooz_conformance::servers::etcd::Etcd;
-use tooz_core::{Capabilities, Coordinator, GroupEvent, LossReason};
+use tooz_core::driver::{
+    Acquire, Acquired, AttemptId, End, InstanceId, LockKey, LockMode, OpenSession, Previous, Released,
+};
+use tooz_core::{Capabilities, Coordinator, GroupEvent, LockName, LossReason, MemberId};
 
 use super::{AT_ONCE, LIMIT, Outcome, connect};
 
@@ -93,6 +96,43 @@ pub(super) async fn a_deleted_key_is_heard_of_at_once() -> Outcome {
     other.release().await?;
     a.close().await?;
     Ok(b.close().await?)
+}
+
+/// L4, L12: Python's `break_` deletes the key, and another Python process takes the lock; the holder gives back its own
+/// before it has heard of that. The release says that it was not the holder, leaves Python's lock alone, and nothing of
+/// its own in the way of who comes next.
+pub(super) async fn a_release_does_not_give_back_what_python_took() -> Outcome {
+    let etcd = Etcd::start()?;
+    let builder = Coordinator::builder(format!("etcd://{}", etcd.address()), "driver");
+    let (driver, _) = builder.connect_driver().await?;
+    let open = OpenSession::new(MemberId::new("a")?, InstanceId(1), Some(Duration::from_secs(60)));
+    let session = driver.open_session(&open).await?;
+    let key = LockKey::Named(LockName::new("x")?);
+    for (attempt, mode) in (1..).step_by(2).zip([LockMode::Exclusive, LockMode::Shared]) {
+        let ask = |attempt| Acquire::new(AttemptId(attempt), key.clone(), mode).wait(false);
+        let Acquired::Granted(grant) = session.locks().request(&ask(attempt)).await? else {
+            return Err("a free lock is not granted".into());
+        };
+        etcd.ask(|mut client| async move {
+            client.delete("/tooz/locksx", None).await?;
+            client.put("/tooz/locksx", "python", None).await
+        })?;
+        assert_eq!(session.locks().release(&grant, End::Clean).await?, Released::WasNotHolder, "{mode:?}");
+        let taken = etcd.ask(|mut client| async move {
+            let found = client.get("/tooz/locksx", None).await?;
+            Ok(found.kvs().first().map(|kv| kv.value().to_vec()))
+        })?;
+        assert_eq!(taken.as_deref(), Some(&b"python"[..]), "{mode:?}: Python's lock was given back");
+        assert!(matches!(session.locks().request(&ask(attempt + 1)).await?, Acquired::Held), "two holders");
+        delete_below(&etcd, "/tooz/locksx")?;
+        let Acquired::Granted(next) = session.locks().request(&ask(attempt + 100)).await? else {
+            return Err("what the release found nothing of is still in the way".into());
+        };
+        assert_ne!(next.previous, Previous::Clean, "{mode:?}");
+        assert_eq!(session.locks().release(&next, End::Clean).await?, Released::Released, "{mode:?}");
+    }
+    session.close(End::Clean).await?;
+    Ok(driver.close().await?)
 }
 
 /// L7: the same when the history in which it happened is gone before the holder could hear of it.

@@ -1,0 +1,195 @@
+//! L12: how the last holder ended, as the next one is told.
+
+use super::level::granted;
+use super::prelude::*;
+
+pub(super) const CASES: &[Case] = &[
+    case!(previous_tells_how_it_ended, "L12"),
+    case!(previous_is_expired_after_a_crash, "L12").ttl(),
+    case!(a_release_says_how_the_work_ended, "L12", "L4"),
+    case!(a_session_that_was_lost_is_ended_at_once_and_says_so, "L12", "S7"),
+    case!(a_holder_that_was_cut_off_did_not_release, "L12", "S6", "S7").ttl().kit(),
+    case!(a_coordinator_that_is_closed_after_a_loss_did_not_release, "L12", "S3").ttl().kit(),
+    case!(work_that_was_cut_short_did_not_end_well, "L12", "L13"),
+    case!(a_panic_is_told_although_the_coordinator_is_closed, "L12", "S3", "L5"),
+];
+
+/// L12: clean at first, clean after a release or a drop, broken after a break, and then clean again.
+async fn previous_tells_how_it_ended(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let guard = taken(&a, "x").await?;
+    ensure(guard.previous() == Previous::Clean, format!("first: {:?}", guard.previous()))?;
+    guard.release().await?;
+    let guard = taken(&b, "x").await?;
+    ensure(guard.previous() == Previous::Clean, format!("after a release: {:?}", guard.previous()))?;
+    drop(guard);
+    let guard = within("the lock", h.soon(), a.lock("x")?.acquire()).await??;
+    ensure(guard.previous() == Previous::Clean, format!("after a drop: {:?}", guard.previous()))?;
+    b.lock("x")?.break_lock("the holder hangs").await?;
+    let guard = taken(&b, "x").await?;
+    ensure(guard.previous() == Previous::Broken, format!("after a break: {:?}", guard.previous()))?;
+    guard.release().await?;
+    let guard = taken(&b, "x").await?;
+    ensure(guard.previous() == Previous::Clean, format!("after a clean end: {:?}", guard.previous()))?;
+    a.close().await?;
+    let guard = taken(&h.coordinator("c").await?, "y").await?;
+    ensure(guard.previous() == Previous::Clean, format!("another name: {:?}", guard.previous()))
+}
+
+/// L12: the next holder after a crash is told, once.
+async fn previous_is_expired_after_a_crash(h: Harness) -> Outcome {
+    let a = h.keep(h.builder("a").manual_heart().rejoin(false)).await?; // it never beats
+    let b = h.coordinator("b").await?;
+    let _guard = taken(&a, "x").await?;
+    let guard = within("the lock", h.gone(), b.lock("x")?.acquire()).await??;
+    ensure(guard.previous() == Previous::Expired, format!("{:?}", guard.previous()))?;
+    guard.release().await?;
+    let guard = taken(&b, "x").await?;
+    ensure(guard.previous() == Previous::Clean, format!("after a clean end: {:?}", guard.previous()))
+}
+
+/// The one who holds it now, and does so briefly, is told this.
+async fn next_is_told(c: &Coordinator, name: &str, how: Previous) -> Outcome {
+    let guard = c.lock(name)?.acquire().await?;
+    ensure(guard.previous() == how, format!("{name}: {:?} is told instead of {how:?}", guard.previous()))?;
+    guard.release().await?;
+    Ok(())
+}
+
+/// L12, L4: a grant is given back cleanly or not, for each way of holding; the mark goes with the next clean release.
+async fn a_release_says_how_the_work_ended(h: Harness) -> Outcome {
+    let driver = h.driver().await?;
+    let (a, b) = (h.session(&driver, "a").await?, h.session(&driver, "b").await?);
+    for (name, shared) in [("x", false), ("y", true)] {
+        let grant = granted(&a, name, shared).await?;
+        let released = a.locks().release(&grant, End::Unclean).await?;
+        ensure(released == Released::Released, "the holder's release found nothing")?;
+        let again = a.locks().release(&grant, End::Unclean).await?;
+        ensure(again == Released::WasNotHolder, "released twice")?;
+        let next = granted(&b, name, shared).await?;
+        ensure(next.previous == Previous::Expired, format!("{name}: {:?}", next.previous))?;
+        b.locks().release(&next, End::Clean).await?;
+        let next = granted(&a, name, shared).await?;
+        ensure(next.previous == Previous::Clean, format!("{name}, told twice: {:?}", next.previous))?;
+        a.locks().release(&next, End::Clean).await?;
+    }
+    Ok(())
+}
+
+/// L12, S7: what a lost session held is free when its end was answered, not when its ttl is over.
+async fn a_session_that_was_lost_is_ended_at_once_and_says_so(h: Harness) -> Outcome {
+    let driver = h.driver().await?;
+    let b = h.session(&driver, "b").await?;
+    for (end, how) in [(End::Unclean, Previous::Expired), (End::Clean, Previous::Clean)] {
+        let a = h.session(&driver, "a").await?;
+        for (name, shared) in [("x", false), ("y", true)] {
+            granted(&a, name, shared).await?;
+        }
+        a.close(end).await?;
+        a.close(end).await?; // as often as one likes
+        for (name, shared) in [("x", false), ("y", true)] {
+            let next = granted(&b, name, shared).await?;
+            ensure(next.previous == how, format!("{end:?}, {name}: {:?}", next.previous))?;
+            b.locks().release(&next, End::Clean).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Keeps the backend's answers from `a` until its guard is lost.
+async fn cut_until_lost(h: &Harness, guard: &LockGuard) -> Outcome {
+    h.kit()?.cut(h.namespace(), "a");
+    within("the loss", h.gone(), guard.lost()).await?;
+    h.kit()?.heal(h.namespace(), "a");
+    Ok(())
+}
+
+/// L12, S6, S7: the backend answers again right after the holder stopped believing in its session, and before it ends the
+/// session itself.
+async fn a_holder_that_was_cut_off_did_not_release(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let guard = taken(&a, "x").await?;
+    let readers = a.lock("y")?.shared().acquire().await?;
+    let lock = b.lock("x")?;
+    let waiting = h.spawn(async move { lock.acquire().await });
+    h.waiters("x", 1).await?;
+    cut_until_lost(&h, &guard).await?;
+    ensure(!readers.is_held(), "held after its deadline")?;
+    drop((guard, readers)); // that it was lost comes before that it was dropped
+    let next = within("the next holder", h.gone(), waiting).await???;
+    ensure(next.previous() == Previous::Expired, format!("after a loss: {:?}", next.previous()))?;
+    within("the other lock", h.gone(), next_is_told(&b, "y", Previous::Expired)).await?
+}
+
+/// L12, S3: closing afterwards makes it no better.
+async fn a_coordinator_that_is_closed_after_a_loss_did_not_release(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let guard = taken(&a, "x").await?;
+    cut_until_lost(&h, &guard).await?;
+    a.close().await?;
+    within("the next holder", h.gone(), next_is_told(&b, "x", Previous::Expired)).await?
+}
+
+/// L12, L13: work is half done when it was dropped or panicked; a program that has put that right says so by releasing.
+async fn work_that_was_cut_short_did_not_end_well(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let begun = |name: &'static str| {
+        let a = a.clone();
+        async move {
+            let guard = taken(&a, name).await?;
+            let mut running = Box::pin(guard.run(std::future::pending::<()>()));
+            let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(running.as_mut().poll(cx))).await;
+            ensure(polled.is_pending(), "the work has ended")?;
+            drop(running);
+            Ok::<_, crate::Failure>(guard)
+        }
+    };
+    drop(begun("dropped").await?);
+    next_is_told(&b, "dropped", Previous::Expired).await?;
+    next_is_told(&b, "dropped", Previous::Clean).await?;
+    begun("tidied").await?.release().await?;
+    next_is_told(&b, "tidied", Previous::Clean).await?;
+    let guard = taken(&a, "done").await?;
+    guard.run(async {}).await?;
+    drop(guard);
+    next_is_told(&b, "done", Previous::Clean).await?;
+    let guard = taken(&a, "never begun").await?;
+    drop(guard.run(std::future::pending::<()>()));
+    drop(guard);
+    next_is_told(&b, "never begun", Previous::Clean).await?;
+    panics_while_it_holds(&h, &a, "panicked").await?;
+    next_is_told(&b, "panicked", Previous::Expired).await?;
+    let set = a.lock_all(["one", "two"])?.acquire().await?;
+    let mut running = Box::pin(set.run(std::future::pending::<()>()));
+    drop(std::future::poll_fn(|cx| std::task::Poll::Ready(running.as_mut().poll(cx))).await);
+    drop(running);
+    drop(set);
+    next_is_told(&b, "one", Previous::Expired).await?;
+    next_is_told(&b, "two", Previous::Expired).await
+}
+
+/// A task takes it and panics, without a word on the terminal.
+async fn panics_while_it_holds(h: &Harness, c: &Coordinator, name: &str) -> Outcome {
+    let guard = taken(c, name).await?;
+    let task = h.spawn(async move {
+        let _guard = guard;
+        std::panic::resume_unwind(Box::new("the work fails"));
+    });
+    ensure(task.await.is_err_and(|error| error.is_panic()), "it did not panic")
+}
+
+/// L12, S3, L5: the clean end of a session does not overtake the unclean end of a guard.
+async fn a_panic_is_told_although_the_coordinator_is_closed(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let names: Vec<String> = (0..20).map(|n| format!("x{n}")).collect();
+    let kept = taken(&a, "kept").await?;
+    for name in &names {
+        panics_while_it_holds(&h, &a, name).await?;
+    }
+    a.close().await?;
+    for name in &names {
+        next_is_told(&b, name, Previous::Expired).await?;
+    }
+    ensure(!kept.is_held(), "held after close")?;
+    next_is_told(&b, "kept", Previous::Clean).await
+}
