@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use etcd_client::{Client, DeleteOptions, GetOptions};
+use etcd_client::{Client, DeleteOptions, GetOptions, Txn, TxnOp, TxnOpResponse};
 use tooz_core::{BackendUrl, Characteristics};
 use tooz_etcd as _;
 
@@ -217,12 +217,6 @@ impl Backend {
     {
         self.stage.etcd.ask(question).unwrap_or_else(|why| panic!("{why}"))
     }
-
-    /// Deletes what begins like this, and says how much it was.
-    fn delete(&self, prefix: String) -> i64 {
-        let options = DeleteOptions::new().with_prefix();
-        self.ask(|mut client| async move { Ok(client.delete(prefix, Some(options)).await?.deleted()) })
-    }
 }
 
 /// As the driver writes it in its keys: the suite's names need no more.
@@ -293,8 +287,19 @@ impl Kit for Backend {
     fn vanish(&self, namespace: &str, lock: &str) {
         let space = encoded(namespace);
         let gate = format!("/{space}/locks{lock}");
-        let gone = self.delete(format!("%tooz/{space}/lock/n{}/h/", encoded(lock)));
-        self.ask(|mut client| async move { client.delete(gate, None).await.map(|_| ()) });
+        let holders = format!("%tooz/{space}/lock/n{}/h/", encoded(lock));
+        // At one moment: whoever is granted the lock between the two would lose the gate of its own.
+        let both = Txn::new().and_then([
+            TxnOp::delete(holders, Some(DeleteOptions::new().with_prefix())),
+            TxnOp::delete(gate, None),
+        ]);
+        let gone = self.ask(|mut client| async move {
+            let response = client.txn(both).await?;
+            Ok(response.op_responses().into_iter().next().map_or(0, |first| match first {
+                TxnOpResponse::Delete(deleted) => deleted.deleted(),
+                _ => 0,
+            }))
+        });
         assert!(gone > 0, "nobody holds {lock}");
     }
 
