@@ -78,7 +78,7 @@ fn eventually(limit: std::time::Duration, condition: impl Fn() -> bool) -> bool 
         if condition() {
             return true;
         }
-        std::thread::yield_now();
+        std::thread::park_timeout(std::time::Duration::from_millis(1));
     }
     condition()
 }

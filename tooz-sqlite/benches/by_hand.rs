@@ -1,4 +1,6 @@
-//! Acquire and release against the same two transactions written by hand with rusqlite.
+//! Acquire and release against the same two transactions written by hand with rusqlite, and a name that many wait for.
+//!
+//! Run it on a quiet machine and beside as many busy processes as there are processors.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, missing_docs)] // it measures time
 
 use std::sync::Arc;
@@ -10,7 +12,7 @@ use tooz_core::driver::{
 };
 use tooz_core::entropy::Entropy;
 use tooz_core::runtime::{Runtime, Spawner};
-use tooz_core::{BackendUrl, LockName, MemberId};
+use tooz_core::{BackendUrl, Coordinator, LockName, MemberId};
 
 fn by_hand(directory: &std::path::Path, rounds: u32) -> Duration {
     let mut connection = rusqlite::Connection::open(directory.join("hand.db")).unwrap();
@@ -45,6 +47,20 @@ async fn pair(session: &Arc<dyn Session>, name: &str, attempt: u128) {
     session.locks().release(&grant, tooz_core::driver::End::Clean).await.unwrap();
 }
 
+/// Tasks of one coordinator on one name; how long a grant takes.
+async fn contended(coordinator: &Coordinator, tasks: u32) -> Duration {
+    let start = Instant::now();
+    let mut set = tokio::task::JoinSet::new();
+    for _ in 0..tasks {
+        let lock = coordinator.lock("contended").unwrap();
+        set.spawn(async move { lock.acquire().await.unwrap().release().await.unwrap() });
+    }
+    while let Some(done) = set.join_next().await {
+        done.unwrap();
+    }
+    start.elapsed() / tasks
+}
+
 fn main() {
     let directory = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -53,6 +69,8 @@ fn main() {
     let driver = runtime.block_on(tooz_sqlite::connect(Connect::new(url, context))).unwrap();
     let opening = OpenSession::new(MemberId::new("m").unwrap(), InstanceId(1), None);
     let session = runtime.block_on(driver.open_session(&opening)).unwrap();
+    let coordinator = Coordinator::builder(format!("sqlite://{}/tooz.db", directory.path().display()), "c");
+    let coordinator = runtime.block_on(coordinator.connect()).unwrap();
     for round in 0..5_u128 {
         let rounds = 5_000;
         let hand = by_hand(tempfile::tempdir().unwrap().path(), rounds);
@@ -85,10 +103,13 @@ fn main() {
             });
             start.elapsed() / (tasks * 500)
         };
+        let grant = runtime.block_on(contended(&coordinator, 1_000));
         println!(
-            "by hand {hand:?} a pair; one task {ours:?} ({:.2}x); {tasks} tasks {many:?} ({:.2}x)",
+            "by hand {hand:?} a pair; one task {ours:?} ({:.2}x); {tasks} tasks {many:?} ({:.2}x); \
+             1000 tasks on one name {:.0} grants/s",
             ours.as_secs_f64() / hand.as_secs_f64(),
-            many.as_secs_f64() / hand.as_secs_f64()
+            many.as_secs_f64() / hand.as_secs_f64(),
+            1.0 / grant.as_secs_f64()
         );
     }
 }

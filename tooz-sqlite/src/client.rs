@@ -23,6 +23,7 @@ use crate::engine;
 use crate::error::{self, Work};
 use crate::groups;
 use crate::place::Place;
+use crate::spin::Spin;
 use crate::tx::{Effect, Tx};
 use crate::watch::GroupWatch;
 
@@ -117,6 +118,8 @@ pub(crate) struct Client {
     bell: EventFd,
     /// How many callers wait for an answer, or have one that they have not looked at yet.
     callers: AtomicUsize,
+    /// Whether waiting for an answer without sleeping pays.
+    spin: Spin,
     /// A session was dropped without being closed.
     abandoned: AtomicBool,
     ended: watch::Sender<bool>,
@@ -224,13 +227,13 @@ impl Client {
         if next && caller.is_alone() {
             // A transaction takes less time than a sleep and a wake-up, which would double the cost of an
             // uncontended acquire.
-            let until = self.clock.now() + PATIENCE;
-            while self.clock.now() < until {
-                match receiver.try_recv() {
-                    Ok(answer) => return answer,
-                    Err(oneshot::error::TryRecvError::Empty) => std::thread::yield_now(),
-                    Err(oneshot::error::TryRecvError::Closed) => return Err(closed()),
-                }
+            let look = || match receiver.try_recv() {
+                Ok(answer) => Some(answer),
+                Err(oneshot::error::TryRecvError::Empty) => None,
+                Err(oneshot::error::TryRecvError::Closed) => Some(Err(closed())),
+            };
+            if let Some(answer) = self.spin.wait(&self.clock, PATIENCE, look) {
+                return answer;
             }
         }
         receiver.await.unwrap_or_else(|_| Err(closed()))
@@ -378,6 +381,7 @@ impl User {
             queue: Mutex::default(),
             bell,
             callers: AtomicUsize::new(0),
+            spin: Spin::default(),
             abandoned: AtomicBool::new(false),
             ended: watch::Sender::new(false),
         });

@@ -23,14 +23,13 @@ use crate::kernel::{self, Process};
 use crate::keys::Lock;
 use crate::reaper::{self, Recorded};
 use crate::schema::Database;
+use crate::spin::Spin;
 use crate::tx::{Probes, Site};
 use crate::{bell, error, events, fence, schema, sessionfile};
 
 /// How long the thread looks for the next job before it sleeps: about what waking it costs, so that a caller who
 /// releases what it has just acquired does not pay for two wake-ups.
 const LINGER: Duration = Duration::from_micros(40);
-/// How long the next job may take to come while several callers are being served.
-const GATHER: Duration = Duration::from_micros(10);
 /// A second look at everything while somebody waits, so that an event that was lost hangs nobody.
 pub(crate) const SAFETY: Duration = Duration::from_secs(1);
 /// Without events (too many inotify instances) the thread looks this often, with jitter.
@@ -70,6 +69,8 @@ pub(crate) struct Engine {
     /// When to look again whether somebody has finished a commit, and after which wait.
     pub(crate) committing: Option<(Instant, Duration)>,
     pub(crate) safety: Instant,
+    /// Whether waiting for the next job pays.
+    spin: Spin,
 }
 
 /// Tells everybody that the thread is over, also when it panics.
@@ -103,6 +104,7 @@ pub(crate) fn run(client: &Arc<Client>) {
         suspects: BTreeMap::new(),
         committing: None,
         safety: now + SAFETY,
+        spin: Spin::default(),
     };
     engine.turn();
     let ended = Error::new(ErrorKind::Closed, "the connection to the database was closed");
@@ -122,13 +124,12 @@ impl Engine {
             let jobs = self.client.take(MOST);
             let worked = !jobs.is_empty();
             if worked {
-                // They will come again together.
-                let expected = self.client.callers().min(MOST);
+                let one_caller = self.client.callers() <= 1;
                 self.check_place();
                 let done = self.run(jobs);
                 self.dispatch_own();
                 batches += 1;
-                if done && batches % DEAF != 0 && self.linger(expected) {
+                if done && batches % DEAF != 0 && self.linger(one_caller) {
                     continue;
                 }
             }
@@ -143,26 +144,12 @@ impl Engine {
         }
     }
 
-    /// Looks for jobs a little while before sleeping; whether there are any. Those who were just served together
-    /// come again together: the next transaction waits for `expected` of them as long as they keep coming.
-    fn linger(&self, expected: usize) -> bool {
-        let mut until = self.client.clock.now() + LINGER;
-        let mut before = 0;
-        loop {
-            let waiting = self.client.waiting();
-            if waiting >= expected.max(1) {
-                return true;
-            }
-            let now = self.client.clock.now();
-            if waiting > before {
-                before = waiting;
-                until = now + GATHER;
-            }
-            if now >= until {
-                return waiting > 0;
-            }
-            std::thread::yield_now(); // whoever is ready goes first: it may be the caller
-        }
+    /// Whether there are jobs; for the next job of a single caller the thread waits a little before it sleeps. Several
+    /// callers are not waited for: while the thread wakes up, the jobs of the others join the first.
+    fn linger(&self, one_caller: bool) -> bool {
+        let look = || (self.client.waiting() > 0).then_some(());
+        let found = if one_caller { self.spin.wait(&self.client.clock, LINGER, look) } else { look() };
+        found.is_some()
     }
 
     fn sleep(&mut self) {

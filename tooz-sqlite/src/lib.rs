@@ -27,6 +27,7 @@ mod reaper;
 mod schema;
 mod session;
 mod sessionfile;
+mod spin;
 mod tx;
 mod vigil;
 mod watch;
