@@ -228,6 +228,9 @@ pub(crate) struct Doctor {
     /// The backend; the default is that of --url
     #[arg(value_name = "URL")]
     pub(crate) at: Option<String>,
+    /// First adopt a backend that was moved: what its users at the former place held ends; stop them before
+    #[arg(long)]
+    pub(crate) adopt: bool,
     /// How often each operation is measured; the median is shown
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) rounds: u32,

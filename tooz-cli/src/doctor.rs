@@ -24,6 +24,12 @@ pub(crate) async fn doctor(backend: &Backend, options: &Doctor) -> Result<u8, Fa
     let url = BackendUrl::parse(&backend::url(&backend)?)?;
     let mut report = Report { json: options.json, code: 0 };
     let clock = Clock::boot();
+    let mut adopted = Vec::new();
+    if options.adopt {
+        let examined = backend::builder(&backend)?.adopt().examine();
+        adopted = unless_signaled(&mut signals, examined).await??;
+        adopted.retain(|finding| finding.topic() == "adopt");
+    }
     let begun = clock.now();
     let connected = unless_signaled(&mut signals, backend::builder(&backend)?.connect()).await?;
     let took = clock.now().saturating_since(begun);
@@ -36,13 +42,13 @@ pub(crate) async fn doctor(backend: &Backend, options: &Doctor) -> Result<u8, Fa
         Err(error) => {
             report.show(&Finding::good("backend", url.to_string()))?;
             report.fail("reachable", &error, advice(error.kind()))?;
-            found.iter().try_for_each(|finding| report.show(finding))?;
+            adopted.iter().chain(found).try_for_each(|finding| report.show(finding))?;
             return Ok(report.code);
         }
     };
     report.show(&Finding::good("backend", url.to_string()))?;
     report.show(&Finding::good("reachable", "connected, and a session was opened"))?;
-    found.iter().try_for_each(|finding| report.show(finding))?;
+    adopted.iter().chain(found).try_for_each(|finding| report.show(finding))?;
     if let Err(error) = &examined {
         report.fail("examination", error, "what this backend keeps could not be looked at; try again")?;
     }

@@ -70,6 +70,7 @@ pub struct Builder {
     beating: bool,
     seed: Option<u64>,
     drivers: Vec<Registration>,
+    adopt: bool,
 }
 
 /// Written as the option's parser reads it.
@@ -98,6 +99,7 @@ impl Builder {
             beating: true,
             seed: None,
             drivers: Vec::new(),
+            adopt: false,
         }
     }
 
@@ -202,8 +204,17 @@ impl Builder {
         }
     }
 
+    /// Lets [`Builder::examine`] adopt a backend that was moved: where its driver says that the sessions recorded there
+    /// live elsewhere, they end, and the backend belongs to its new place. Nobody may use it at its former place any more.
+    ///
+    /// It has no effect on connecting, and none where there is nothing to adopt.
+    pub fn adopt(mut self) -> Self {
+        self.adopt = true;
+        self
+    }
+
     /// Looks at the backend's state and settings without opening a session; empty where the driver has nothing to say.
-    /// It changes nothing there.
+    /// It changes nothing there, except after [`Builder::adopt`].
     ///
     /// # Errors
     /// As [`Builder::connect`], where nothing at all could be found out.
@@ -211,11 +222,12 @@ impl Builder {
     /// # Cancel safety
     /// Its connections are closed.
     pub async fn examine(self) -> Result<Vec<Finding>> {
+        let adopt = self.adopt;
         let plan = self.plan()?;
         let (spawner, limit) = (plan.context.spawner.clone(), plan.config.connect_timeout);
-        let Some(examining) =
-            plan.registration.start_examination(Connect::new(plan.config.url.clone(), plan.context))
-        else {
+        let mut request = Connect::new(plan.config.url.clone(), plan.context);
+        request.adopt = adopt;
+        let Some(examining) = plan.registration.start_examination(request) else {
             return Ok(Vec::new());
         };
         // On the coordinator's runtime: what a driver's connections run on must not depend on the caller's.
@@ -227,7 +239,11 @@ impl Builder {
                 format!("the backend did not answer within {limit:?} (option connect_timeout)"),
             )),
         };
-        found.map_err(|error| error.during("examine"))
+        let mut found = found.map_err(|error| error.during("examine"))?;
+        if adopt && !found.iter().any(|finding| finding.topic() == "adopt") {
+            found.push(Finding::good("adopt", "nothing to adopt: this backend is not bound to a place"));
+        }
+        Ok(found)
     }
 
     /// Connects to the backend without a session, for tools and tests that work at the driver's level.

@@ -112,6 +112,8 @@ pub(crate) struct Client {
     pub(crate) entropy: Entropy,
     /// Pretended by a test.
     pub(crate) boot_id: Option<String>,
+    /// An operator adopts the database.
+    adopt: AtomicBool,
     /// The process that started the thread: neither it nor SQLite's locks come along in a fork.
     pid: u32,
     queue: Mutex<Queue>,
@@ -266,6 +268,15 @@ impl Client {
         &self.bell
     }
 
+    pub(crate) fn adopts(&self) -> bool {
+        self.adopt.load(Ordering::SeqCst)
+    }
+
+    /// It was, or whoever wanted it has left.
+    pub(crate) fn adopted(&self) {
+        self.adopt.store(false, Ordering::SeqCst);
+    }
+
     pub(crate) fn callers(&self) -> usize {
         self.callers.load(Ordering::Relaxed)
     }
@@ -368,6 +379,7 @@ impl User {
                 ));
             }
             entry.users += 1;
+            entry.client.adopt.fetch_or(config.adopt, Ordering::SeqCst);
             return Ok(Self { client: entry.client.clone(), config, done: AtomicBool::new(false) });
         }
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
@@ -377,6 +389,7 @@ impl User {
             clock: context.clock.clone(),
             entropy: context.entropy.clone(),
             boot_id: config.boot_id.clone(),
+            adopt: AtomicBool::new(config.adopt),
             pid: std::process::id(),
             queue: Mutex::default(),
             bell,
@@ -432,6 +445,9 @@ impl User {
     fn leave(&self) {
         if self.client.check_process().is_err() || self.done.swap(true, Ordering::SeqCst) {
             return;
+        }
+        if self.config.adopt {
+            self.client.adopted();
         }
         let mut clients = clients();
         let Some(index) = clients.open.iter().position(|entry| Arc::ptr_eq(&entry.client, &self.client))

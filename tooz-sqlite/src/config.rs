@@ -43,6 +43,8 @@ pub(crate) struct Config {
     pub(crate) durable: bool,
     pub(crate) force_filesystem: bool,
     pub(crate) boot_id: Option<String>,
+    /// Not of the URL: see [`tooz_core::Builder::adopt`].
+    pub(crate) adopt: bool,
     pub(crate) connect_timeout: Duration,
     pub(crate) operation_timeout: Duration,
     pub(crate) close_timeout: Duration,
@@ -89,6 +91,7 @@ impl Config {
             durable,
             force_filesystem: url.flag("force_filesystem")?.unwrap_or(false),
             boot_id: url.option("boot_id").map(str::to_owned),
+            adopt: false,
             connect_timeout: limit("connect_timeout", CONNECT_TIMEOUT)?,
             operation_timeout: limit("operation_timeout", OPERATION_TIMEOUT)?,
             close_timeout: limit("close_timeout", CLOSE_TIMEOUT)?,

@@ -19,7 +19,7 @@ use crate::bell::Bell;
 use crate::client::{Client, Level};
 use crate::ears::Ears;
 use crate::hub::Hub;
-use crate::kernel::{self, Process};
+use crate::kernel::{self, FileId, Process};
 use crate::keys::Lock;
 use crate::reaper::{self, Recorded};
 use crate::schema::Database;
@@ -71,6 +71,8 @@ pub(crate) struct Engine {
     pub(crate) safety: Instant,
     /// Whether waiting for the next job pays.
     spin: Spin,
+    /// The database that was open last.
+    known: Option<FileId>,
 }
 
 /// Tells everybody that the thread is over, also when it panics.
@@ -105,6 +107,7 @@ pub(crate) fn run(client: &Arc<Client>) {
         committing: None,
         safety: now + SAFETY,
         spin: Spin::default(),
+        known: None,
     };
     engine.turn();
     let ended = Error::new(ErrorKind::Closed, "the connection to the database was closed");
@@ -228,10 +231,14 @@ impl Engine {
             process: Process::this(),
             boot_id,
             bell: None,
+            known: self.known,
+            adopt: client.adopts(),
             clock: client.clock.clone(),
             entropy: client.entropy.clone(),
         };
         let database = Database::open(&client.place, &site, deadline)?;
+        self.known = Some(database.file);
+        client.adopted();
         // Before anything is read: what happens from now on is heard of.
         self.probes = Probes::default();
         self.open_ears();

@@ -8,16 +8,21 @@ use nix::sys::statfs::{self, FsType};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
 use tooz_core::driver::{Connect, Context};
+use tooz_core::runtime::Spawner;
 use tooz_core::{Characteristics, Error, Examining, Finding, Result, Severity};
 
 use crate::client::{Level, User};
 use crate::config::{self, Config};
 use crate::kernel;
 use crate::place::Place;
-use crate::reaper;
+use crate::{reaper, schema};
 
 /// With less room than this a log that grows while somebody reads fills the disk.
 const LITTLE_SPACE: u64 = 16 << 20;
+
+const ADOPTED: &str =
+    "adopted: the database belongs to this place, and what was recorded at another has ended";
+const NOTHING_TO_ADOPT: &str = "nothing to adopt: the database belongs to this place";
 
 /// File systems by what `statfs(2)` calls them.
 const NAMES: &[(FsType, &str)] = &[
@@ -36,16 +41,26 @@ const NAMES: &[(FsType, &str)] = &[
 /// Looks at the database that the URL names.
 pub(crate) fn examine(request: Connect) -> Examining {
     Box::pin(async move {
-        let Connect { url, context, .. } = request;
-        let config = Config::from_url(&url)?;
+        let Connect { url, context, adopt, .. } = request;
+        let config = Config { adopt, ..Config::from_url(&url)? };
         let spawner = context.spawner.clone();
         let (looked, best) = (config.clone(), config::characteristics(&url));
         let (mut found, usable) = spawner.blocking(move || outside(&looked, best)).await??;
         if usable {
-            found.extend(inside(config, &context).await?);
+            let unmarked = adopt && is_unmarked(&spawner, &config).await?;
+            found.extend(inside(config.clone(), &context).await?);
+            if adopt {
+                let adopted = unmarked && !is_unmarked(&spawner, &config).await?;
+                found.push(Finding::good("adopt", if adopted { ADOPTED } else { NOTHING_TO_ADOPT }));
+            }
         }
         Ok(found)
     })
+}
+
+async fn is_unmarked(spawner: &Spawner, config: &Config) -> Result<bool> {
+    let (path, force) = (config.path.clone(), config.force_filesystem);
+    spawner.blocking(move || schema::is_unmarked(&Place::find(&path, force)?)).await?
 }
 
 /// What can be seen without opening the database, and whether it is worth being opened.
@@ -58,6 +73,12 @@ fn outside(config: &Config, best: Characteristics) -> Result<(Vec<Finding>, bool
             return Ok((found, false));
         }
     };
+    if place.database.exists()
+        && let Err(error) = place.check_mount()
+    {
+        found.push(Finding::bad("place", error.context(), "mount the directory, not the file"));
+        return Ok((found, false));
+    }
     let directory = place.database.parent().unwrap_or(Path::new("/"));
     let lost = best - config::on_unknown_file_system();
     let system = file_system(directory, place.known_file_system, config.force_filesystem, lost)?;

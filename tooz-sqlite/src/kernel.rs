@@ -5,7 +5,9 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -147,6 +149,41 @@ fn stat(pid: u32) -> Option<Stat> {
     })
 }
 
+/// Whether something is mounted at exactly this path.
+pub(crate) fn is_mount_point(path: &Path) -> io::Result<bool> {
+    let parent = path.parent().unwrap_or(path);
+    if let (Some(at), Some(above)) = (mount_of(path)?, mount_of(parent)?) {
+        return Ok(at != above);
+    }
+    Ok(is_listed(&fs::read("/proc/self/mountinfo")?, path))
+}
+
+/// The number of the mount through which a path is reached; `None` where the kernel does not say it, for example to a
+/// process that may not be traced.
+fn mount_of(path: &Path) -> io::Result<Option<u64>> {
+    // O_PATH: closing any other descriptor of the database would drop SQLite's locks.
+    let file = File::options().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)?;
+    let Ok(text) = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())) else {
+        return Ok(None);
+    };
+    Ok(text.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok()))
+}
+
+/// Whether `/proc/self/mountinfo` lists this mount point; there, spaces and the like are written as `\ooo`.
+fn is_listed(mounts: &[u8], path: &Path) -> bool {
+    let written: Vec<u8> = path
+        .as_os_str()
+        .as_bytes()
+        .iter()
+        .flat_map(|byte| match byte {
+            b' ' | b'\t' | b'\n' | b'\\' | b'#' => format!("\\{byte:03o}").into_bytes(),
+            _ => vec![*byte],
+        })
+        .collect();
+    let point = |line: &[u8]| line.split(|byte| *byte == b' ').nth(4).map(<[u8]>::to_vec);
+    mounts.split(|byte| *byte == b'\n').any(|line| point(line).is_some_and(|point| point == written))
+}
+
 /// The id of this boot of the machine.
 pub(crate) fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
@@ -164,6 +201,16 @@ mod tests {
         assert!(Process { started: here.started.map(|ticks| ticks - 1), ..here.clone() }.is_gone(&here));
         let elsewhere = Process { started: Some(1), pid_namespace: Some(1), ..here.clone() };
         assert!(!elsewhere.is_gone(&here), "another namespace cannot be judged");
+    }
+
+    #[test]
+    fn mount_points_are_told_from_what_lies_below() {
+        assert!(is_mount_point(Path::new("/proc")).unwrap());
+        assert!(!is_mount_point(Path::new("/proc/version")).unwrap());
+        let mounts =
+            b"36 35 98:0 / /a\\040b rw,noatime shared:1 - ext4 /dev/x rw\n37 35 98:0 / /c rw - ext4 x rw\n";
+        assert!(is_listed(mounts, Path::new("/a b")) && is_listed(mounts, Path::new("/c")));
+        assert!(!is_listed(mounts, Path::new("/a")) && !is_listed(mounts, Path::new("/")));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use tooz_core::{Error, ErrorKind, Result};
 
 use crate::bell;
 use crate::error;
-use crate::kernel::FileId;
+use crate::kernel::{self, FileId};
 
 /// File systems on which locks, syncs and change events are known to work between the processes of one host.
 /// ZFS is not in the C headers.
@@ -114,6 +114,7 @@ impl Place {
             // Two names make two write-ahead logs, and SQLite then corrupts the database.
             return refuse(ErrorKind::Invalid, "has several hard links; remove the others");
         }
+        self.check_mount()?;
         for suffix in ["-wal", "-shm", "-journal"] {
             let beside = self.beside(suffix);
             if fs::symlink_metadata(&beside).is_ok_and(|data| data.is_symlink()) {
@@ -122,6 +123,22 @@ impl Place {
             }
         }
         Ok(Prepared { file: FileId::from(&data) })
+    }
+
+    /// Refuses a database file that is a mount point itself: its log and its sessions lie beside it, and whoever uses it
+    /// under its other name has others.
+    pub(crate) fn check_mount(&self) -> Result<()> {
+        let shown = self.database.display();
+        if kernel::is_mount_point(&self.database).map_err(|error| error::io(format!("{shown}"), error))? {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!(
+                    "{shown} is mounted alone, without the log and the sessions beside it, so others would not be \
+                     excluded; mount the directory that it is in"
+                ),
+            ));
+        }
+        Ok(())
     }
 
     /// Creates the directories of session files and of bells if they are missing.

@@ -9,18 +9,18 @@ use std::time::Duration;
 
 use nix::libc;
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, TransactionBehavior};
 use tooz_core::clock::{Clock, Instant};
-use tooz_core::driver::Epoch;
+use tooz_core::driver::{Epoch, SessionId};
 use tooz_core::entropy::Entropy;
 use tooz_core::{Error, ErrorKind, Result};
 
 use crate::error::{self, native};
 use crate::fence;
-use crate::kernel::{self, FileId};
+use crate::kernel::{self, FileId, Process};
 use crate::keys::Id;
 use crate::place::Place;
-use crate::sessionfile;
+use crate::sessionfile::{self, Look};
 use crate::tx::Site;
 
 /// "tooz" in ASCII; the database says whose it is.
@@ -109,7 +109,7 @@ impl Database {
                 format!("{} is read-only; give write permission", place.database.display()),
             ));
         }
-        prepare(&mut connection, place, site)?;
+        prepare(&mut connection, place, site, file)?;
         let shm = place.beside("-shm");
         let shared_memory = OpenOptions::new()
             .read(true)
@@ -176,11 +176,8 @@ fn wait_for_writer(_: i32) -> bool {
 }
 
 /// Checks whose database it is before anything is changed, then brings it up to this version.
-fn prepare(connection: &mut Connection, place: &Place, site: &Site) -> Result<()> {
+fn prepare(connection: &mut Connection, place: &Place, site: &Site, file: FileId) -> Result<()> {
     let shown = place.database.display();
-    let number = |connection: &Connection, pragma| {
-        connection.pragma_query_value(None, pragma, |row| row.get::<_, i32>(0)).map_err(native)
-    };
     let check = |connection: &Connection| -> Result<i32> {
         let version = number(connection, "user_version")?;
         let application = number(connection, "application_id")?;
@@ -232,18 +229,77 @@ fn prepare(connection: &mut Connection, place: &Place, site: &Site) -> Result<()
         return known.commit().map_err(native);
     }
     drop(known);
+    if site.adopt {
+        adopt(connection, place, site)?;
+    }
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(native)?;
     // Again, now that nobody else changes it.
     let fresh = check(&transaction)? == 0;
     if fresh {
         create(&transaction, site)?;
     }
-    belongs(place, epoch(&transaction, place)?, fresh)?;
+    let epoch = epoch(&transaction, place)?;
+    let ours = fresh || site.known == Some(file);
+    if !ours && is_unmarked(place)? && !elsewhere(&transaction, site)?.is_empty() {
+        return Err(Error::new(
+            ErrorKind::Corrupt,
+            format!(
+                "{shown} has sessions that may live, and {} does not know them: it is in use at another place, or was \
+                 moved; mount the directory and not the file, or stop all its users and run `tooz doctor --adopt`",
+                place.sessions().display()
+            ),
+        ));
+    }
+    belongs(place, epoch, fresh)?;
     transaction.commit().map_err(native)?;
     if fresh {
         place.sync_directory()?;
     }
     Ok(())
+}
+
+/// The sessions of this boot whose processes are not known to be gone and whose files are not here. Who has the database
+/// alone, without the directory of sessions that its users have, would else become a second holder.
+fn elsewhere(connection: &Connection, site: &Site) -> Result<Vec<i64>> {
+    let sql = "SELECT pid, started, pid_namespace, id, inode, seq FROM sessions WHERE boot_id = ?1";
+    let is_elsewhere = |row: &Row<'_>| -> rusqlite::Result<bool> {
+        let process = Process { pid: row.get(0)?, started: row.get(1)?, pid_namespace: row.get(2)? };
+        let path = sessionfile::path_of(&site.sessions, SessionId(row.get::<_, Id>(3)?.0));
+        let inode = row.get::<_, i64>(4)?.cast_unsigned();
+        Ok(!process.is_gone(&site.process) && matches!(sessionfile::look(&path, inode), Ok(Look::Missing)))
+    };
+    let find = || -> rusqlite::Result<Vec<i64>> {
+        let mut statement = connection.prepare(sql)?;
+        let mut rows = statement.query([&site.boot_id])?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next()? {
+            // What somebody damaged says nothing against a life elsewhere.
+            if is_elsewhere(row).unwrap_or(true) {
+                found.push(row.get(5)?);
+            }
+        }
+        Ok(found)
+    };
+    find().map_err(native)
+}
+
+/// Declares the sessions that are elsewhere to be of an earlier boot: then the place may be marked, and whoever opens
+/// the database clears them away. Committed before the mark, so that a crash between the two leaves no session that
+/// seems to live.
+fn adopt(connection: &mut Connection, place: &Place, site: &Site) -> Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(native)?;
+    if number(&transaction, "user_version")? == VERSION && is_unmarked(place)? {
+        for session in elsewhere(&transaction, site)? {
+            transaction
+                .execute("UPDATE sessions SET boot_id = '' WHERE seq = ?1", [session])
+                .map_err(native)?;
+        }
+    }
+    transaction.commit().map_err(native)
+}
+
+fn number(connection: &Connection, pragma: &str) -> Result<i32> {
+    connection.pragma_query_value(None, pragma, |row| row.get(0)).map_err(native)
 }
 
 fn epoch(connection: &Connection, place: &Place) -> Result<Epoch> {
@@ -285,6 +341,11 @@ fn mark(place: &Place) -> Result<String> {
         Err(error) => return Err(failed(error)),
     }
     Ok(text)
+}
+
+/// Whether the directory of sessions is missing, or says of no database that it belongs to it.
+pub(crate) fn is_unmarked(place: &Place) -> Result<bool> {
+    Ok(mark(place)?.is_empty())
 }
 
 fn is_marked(place: &Place, epoch: Epoch) -> Result<bool> {

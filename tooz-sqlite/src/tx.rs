@@ -13,7 +13,7 @@ use tooz_core::entropy::Entropy;
 
 use crate::error::{self, Work};
 use crate::fence::Fence;
-use crate::kernel::Process;
+use crate::kernel::{FileId, Process};
 use crate::keys::Lock;
 use crate::local::Local;
 use crate::sessionfile::DeadFile;
@@ -27,6 +27,10 @@ pub(crate) struct Site {
     pub(crate) boot_id: String,
     /// What others ring to wake this process.
     pub(crate) bell: Option<u128>,
+    /// The database that this process had open at this place before.
+    pub(crate) known: Option<FileId>,
+    /// An operator says that whoever used the database at another place is gone.
+    pub(crate) adopt: bool,
     pub(crate) clock: Clock,
     pub(crate) entropy: Entropy,
 }

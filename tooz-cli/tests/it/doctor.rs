@@ -52,6 +52,35 @@ fn what_a_usage_error_is_stays_one() {
 }
 
 #[test]
+fn a_database_that_was_moved_is_adopted_by_order() {
+    let place = Place::new();
+    let holder =
+        Running::start(place.tooz(&["lock", "x", "--", "sh", "-c", "echo >up; while :; do sleep 60; done"]));
+    place.wait_for("up");
+    let moved = place.path("moved.db");
+    for suffix in ["", "-wal"] {
+        let from = place.path(&format!("tooz.db{suffix}"));
+        std::fs::copy(from, place.path(&format!("moved.db{suffix}"))).unwrap();
+    }
+    let url = format!("sqlite://{}", moved.display());
+    let refused = place.run(&["doctor", "--json", &url]);
+    assert_ne!(refused.code, Some(0));
+    let why = finding(&refused, "reachable");
+    assert!(why["what"].as_str().unwrap().contains("doctor --adopt"), "{why}");
+    let adopted = place.run(&["doctor", "--json", "--adopt", &url]);
+    assert_eq!((adopted.code, worse_than_good(&adopted)), of_the_disk(&place.path(".")), "{adopted:?}");
+    assert!(finding(&adopted, "adopt")["what"].as_str().unwrap().starts_with("adopted"));
+    for url in [&*url, "memory://x"] {
+        let again = place.run(&["doctor", "--json", "--adopt", url]);
+        assert!(
+            finding(&again, "adopt")["what"].as_str().unwrap().starts_with("nothing to adopt"),
+            "{again:?}"
+        );
+    }
+    drop(holder);
+}
+
+#[test]
 fn a_process_that_stands_still_with_a_lock_is_named() {
     for backend in [Backend::Sqlite, Backend::File] {
         let place = Place::on(backend);

@@ -44,12 +44,15 @@ pub struct Connect {
     pub url: BackendUrl,
     /// Clock, randomness, tasks and timers.
     pub context: Context,
+    /// For an examination only: a backend that was moved belongs to its new place from now on
+    /// ([`Builder::adopt`](crate::Builder::adopt)). Its finding has the topic `adopt`.
+    pub adopt: bool,
 }
 
 impl Connect {
     /// A request to connect to `url`.
     pub fn new(url: BackendUrl, context: Context) -> Self {
-        Self { url, context }
+        Self { url, context, adopt: false }
     }
 }
 

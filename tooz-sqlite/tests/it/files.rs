@@ -198,6 +198,91 @@ async fn a_vanished_session_directory_ends_the_sessions_and_is_made_anew() {
     .await;
 }
 
+/// With the file alone, two places could hold the same lock: the sessions stand in the directory.
+#[tokio::test]
+async fn a_database_whose_sessions_are_elsewhere_is_refused_until_it_is_adopted() {
+    let directory = tempfile::tempdir().unwrap();
+    let (old, new) = (directory.path().join("old"), directory.path().join("new"));
+    fs::create_dir(&old).unwrap();
+    fs::create_dir(&new).unwrap();
+    let (mut holder, _) = Actor::start("member", &[&url(&old, ""), "holder"]);
+    holder.tell("acquire x");
+    let token = holder.hear().parse::<u64>().unwrap();
+    for suffix in ["", "-wal"] {
+        let name = format!("tooz.db{suffix}");
+        // This process has neither open: closing them drops nobody's locks.
+        fs::copy(old.join(&name), new.join(&name)).unwrap();
+    }
+    let moved = url(&new, "");
+    refused(&moved, ErrorKind::Corrupt, "doctor --adopt").await;
+    refused(&moved, ErrorKind::Corrupt, "doctor --adopt").await;
+    for word in ["adopted", "nothing to adopt"] {
+        let found = tooz_core::Coordinator::builder(&moved, "m").adopt().examine().await.unwrap();
+        let adopt = found.iter().find(|finding| finding.topic() == "adopt").map(tooz_core::Finding::what);
+        assert!(adopt.is_some_and(|what| what.starts_with(word)), "{found:?}");
+    }
+    // What the sessions of the former place held is free here.
+    let us = session(&connect(&moved).await, "us").await;
+    let grant = granted(&us, &ask("x", Exclusive)).await;
+    assert_eq!(grant.previous, tooz_core::driver::Previous::Expired);
+    assert!(grant.token.get() > token);
+}
+
+#[tokio::test]
+async fn a_database_whose_sessions_are_known_to_be_over_needs_no_adoption() {
+    for (query, dies) in [("", true), ("boot_id=earlier", false)] {
+        let directory = tempfile::tempdir().unwrap();
+        let (old, new) = (directory.path().join("old"), directory.path().join("new"));
+        fs::create_dir(&old).unwrap();
+        fs::create_dir(&new).unwrap();
+        let (mut holder, _) = Actor::start("member", &[&url(&old, query), "holder"]);
+        holder.tell("acquire x");
+        holder.hear();
+        // Dropped, it is killed and waited for.
+        let _alive = (!dies).then_some(holder);
+        for name in ["tooz.db", "tooz.db-wal"] {
+            fs::copy(old.join(name), new.join(name)).unwrap();
+        }
+        let us = session(&connect(&url(&new, "")).await, "us").await;
+        granted(&us, &ask("x", Exclusive)).await;
+    }
+}
+
+/// The process that had it open there knows that it is the right place, whatever another cannot do.
+#[tokio::test]
+async fn a_vanished_session_directory_is_made_anew_although_another_process_stands_still() {
+    let directory = tempfile::tempdir().unwrap();
+    let url = url(directory.path(), "");
+    let driver = connect(&url).await;
+    let us = session(&driver, "us").await;
+    let (mut other, _) = Actor::start("member", &[&url, "other"]);
+    other.tell("acquire x");
+    other.hear();
+    other.stop();
+    fs::remove_dir_all(directory.path().join("tooz.db-sessions")).unwrap();
+    assert!(matches!(soon(us.notice()).await, Notice::SessionLost(LossReason::Vanished)));
+    let again = driver.open_session(&opening("us").after(Some(us.id()))).await.unwrap();
+    let answer = again.locks().request(&ask("x", Exclusive).wait(false)).await.unwrap();
+    assert!(matches!(answer, Acquired::Held), "{answer:?}");
+    granted(&again, &ask("y", Exclusive)).await;
+}
+
+/// The files of the sessions say, too, that it is the right directory.
+#[tokio::test]
+async fn a_cleaner_that_removes_the_mark_of_the_directory_shuts_nobody_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let url = url(directory.path(), "");
+    let (mut holder, _) = Actor::start("member", &[&url, "holder"]);
+    holder.tell("acquire x");
+    holder.hear();
+    let mark = directory.path().join("tooz.db-sessions/.epoch");
+    fs::remove_file(&mark).unwrap();
+    let us = session(&connect(&url).await, "us").await;
+    let answer = us.locks().request(&ask("x", Exclusive).wait(false)).await.unwrap();
+    assert!(matches!(answer, Acquired::Held), "{answer:?}");
+    assert!(mark.exists());
+}
+
 /// No event tells of it: the database itself is neither moved nor deleted.
 #[tokio::test]
 async fn a_directory_above_that_is_moved_ends_the_sessions() {

@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::process::Command;
 
 use libtest_mimic::{Failed, Trial};
-use tooz_core::driver::{BreakRequest, End, LockMode::Exclusive};
+use tooz_core::driver::{Acquired, BreakRequest, End, LockMode::Exclusive};
 use tooz_core::{Characteristics, ErrorKind};
 
 use crate::common::{Actor, ask, connect, granted, group, id, join, key, opening, session, try_connect, url};
@@ -28,6 +28,7 @@ const CASES: &[(&str, Case)] = cases![
     a_read_only_place_is_denied,
     a_foreign_file_system_needs_force_and_claims_less,
     without_file_events_changes_are_looked_for,
+    a_database_that_is_mounted_alone_is_refused,
 ];
 
 /// Names the case that a process is to run.
@@ -209,4 +210,38 @@ async fn without_file_events_changes_are_looked_for() {
     assert_eq!(deaf.hear(), "queued");
     holder.kill();
     deaf.hear().parse::<u64>().unwrap();
+}
+
+/// Makes `there` another name of `here`.
+fn bind(here: &Path, there: &Path) {
+    let mount = Command::new("mount").arg("--bind").args([here, there]).status().unwrap();
+    assert!(mount.success(), "{} cannot be mounted", here.display());
+}
+
+/// A container that is given the file and not its directory has a log and sessions of its own: a second holder.
+async fn a_database_that_is_mounted_alone_is_refused() {
+    let disk = Mounted::new("size=8m");
+    let (host, container) = (disk.path().join("host"), disk.path().join("container"));
+    fs::create_dir(&host).unwrap();
+    fs::create_dir(&container).unwrap();
+    let (mut holder, _) = Actor::start("member", &[&url(&host, ""), "holder"]);
+    holder.tell("acquire x");
+    holder.hear();
+    fs::write(container.join("tooz.db"), "").unwrap();
+    bind(&host.join("tooz.db"), &container.join("tooz.db"));
+    refused(&url(&container, ""), ErrorKind::Invalid, "mount the directory").await;
+    let looking = tooz_core::Coordinator::builder(url(&container, ""), "m").examine();
+    let found = looking.await.unwrap();
+    assert!(
+        found.iter().any(|one| one.severity() == tooz_core::Severity::Bad && one.topic() == "place"),
+        "{found:?}"
+    );
+    assert!(!container.join("tooz.db-sessions").exists(), "nothing was made beside it");
+    let unmounted = Command::new("umount").arg(container.join("tooz.db")).status().unwrap();
+    assert!(unmounted.success());
+    bind(&host, &container);
+    let driver = connect(&url(&container, "")).await;
+    let us = session(&driver, "us").await;
+    let answer = us.locks().request(&ask("x", Exclusive).wait(false)).await.unwrap();
+    assert!(matches!(answer, Acquired::Held), "{answer:?}");
 }
