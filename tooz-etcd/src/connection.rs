@@ -28,6 +28,9 @@ const LARGEST_ANSWER: usize = 64 << 20;
 const PING: Duration = Duration::from_secs(10);
 const PING_ANSWER: Duration = Duration::from_secs(5);
 
+/// How often a request is sent again whose token was refused: users may be changed once more meanwhile.
+const REAUTHENTICATIONS: usize = 5;
+
 /// Between two tries of something that goes on by itself.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(250));
 
@@ -248,29 +251,40 @@ impl Hub {
         }
     }
 
-    /// One try. It ends with its answer only; the connection is given up before that if it takes too long.
+    /// One try, and another over a new connection where only the token was refused. It ends with its answer only; the
+    /// connection is given up before that if it takes too long.
     async fn fly<T, F, Fut>(&self, make: &F) -> Result<T, (Error, Then)>
     where
         T: Send,
         F: Fn(Connected) -> Fut + Send + Sync,
         Fut: Future<Output = Result<T, etcd_client::Error>> + Send,
     {
-        let connected = self.connected().await?;
-        let generation = connected.generation;
-        let mut call = std::pin::pin!(make(connected));
-        let answered = if let Some(answered) = self.context.spawner.timeout(self.limit, &mut call).await {
-            answered
-        } else {
-            self.give_up(generation);
-            call.await
-        };
-        answered.map_err(|error| {
-            let (error, then) = explain(error);
+        let mut anew = REAUTHENTICATIONS;
+        loop {
+            let connected = self.connected().await?;
+            let generation = connected.generation;
+            let mut call = std::pin::pin!(make(connected));
+            let answered = if let Some(answered) = self.context.spawner.timeout(self.limit, &mut call).await {
+                answered
+            } else {
+                self.give_up(generation);
+                call.await
+            };
+            let (error, then) = match answered {
+                Ok(answer) => return Ok(answer),
+                Err(error) => explain(error),
+            };
             if then != Then::Nothing {
                 self.give_up(generation);
             }
-            (error, then)
-        })
+            if then != Then::Anew {
+                return Err((error, then));
+            }
+            if anew == 0 {
+                return Err((error, Then::Nothing));
+            }
+            anew -= 1;
+        }
     }
 
     fn silent(&self) -> Error {

@@ -22,7 +22,7 @@ use tooz_core::runtime::Task;
 use tooz_core::{Error, ErrorKind, GroupId, LossReason, MemberId, Result};
 
 use crate::client::Client;
-use crate::connection::answer;
+use crate::connection::{Hub, answer};
 use crate::error::{Then, explain};
 use crate::record::{self, Gate, GateKind};
 use crate::standing::Standing;
@@ -146,37 +146,15 @@ impl Life {
     pub(crate) async fn keep(&self, lease: i64) -> Result<bool> {
         let hub = Arc::clone(&self.client.hub);
         let (limit, ttl) = (self.ttl / 6, self.ttl);
-        let keeping =
-            hub.context.spawner.clone().spawn(async move {
-                let connected = match hub.connected().await {
-                    Ok(connected) => connected,
-                    // The next endpoint, at once: a beat that waits for the next one is a third of the ttl.
-                    Err((_, Then::Elsewhere)) => hub.connected().await.map_err(|(error, _)| error)?,
-                    Err((error, _)) => return Err(error),
-                };
-                let generation = connected.generation;
-                let mut leases = connected.leases();
-                let mut exchange = std::pin::pin!(async move { leases.keep_alive(lease).await });
-                let mut answered = hub.context.spawner.timeout(limit, &mut exchange).await;
-                if answered.is_none() {
-                    // The next beat goes over another connection; this one may still come, and proves as much then.
-                    hub.give_up(generation);
-                    answered = hub.context.spawner.timeout(ttl, exchange).await;
-                }
-                match answered {
-                    Some(Ok(_)) => Ok(true),
-                    Some(Err(error)) => {
-                        let (error, then) = explain(error);
-                        if then != Then::Nothing {
-                            hub.give_up(generation);
-                        }
-                        if error.kind() == ErrorKind::SessionLost { Ok(false) } else { Err(error) }
-                    }
-                    None => Err(Error::new(ErrorKind::Timeout, "no answer to the prolonging of a lease")
-                        .indeterminate()),
-                }
-            });
-        keeping.await.unwrap_or_else(|| Err(crate::error::closed()))
+        let keeping = hub.context.spawner.clone().spawn(async move {
+            // A second time at once where it surely was not done: a beat that waits for the next one is a third of the ttl.
+            match keep_once(&hub, lease, limit, ttl).await {
+                Err((_, Then::Elsewhere | Then::Anew)) => keep_once(&hub, lease, limit, ttl).await,
+                kept => kept,
+            }
+        });
+        let kept = keeping.await.unwrap_or_else(|| Err((crate::error::closed(), Then::Nothing)));
+        kept.map_err(|(error, _)| error)
     }
 
     /// Whether what the core believes stands on the server, asked together with the prolonging.
@@ -258,6 +236,39 @@ impl Life {
                     renewal.evicted.push(group);
                 }
             }
+        }
+    }
+}
+
+/// Prolongs a lease over the present connection; `false`: it is gone. `limit`: how long that may take before the connection
+/// is given up. The answer is waited for longer: it may still come, and proves as much then.
+async fn keep_once(
+    hub: &Arc<Hub>,
+    lease: i64,
+    limit: Duration,
+    ttl: Duration,
+) -> Result<bool, (Error, Then)> {
+    let connected = hub.connected().await?;
+    let generation = connected.generation;
+    let mut leases = connected.leases();
+    let mut exchange = std::pin::pin!(async move { leases.keep_alive(lease).await });
+    let mut answered = hub.context.spawner.timeout(limit, &mut exchange).await;
+    if answered.is_none() {
+        hub.give_up(generation);
+        answered = hub.context.spawner.timeout(ttl, exchange).await;
+    }
+    match answered {
+        Some(Ok(_)) => Ok(true),
+        Some(Err(error)) => {
+            let (error, then) = explain(error);
+            if then != Then::Nothing {
+                hub.give_up(generation);
+            }
+            if error.kind() == ErrorKind::SessionLost { Ok(false) } else { Err((error, then)) }
+        }
+        None => {
+            let error = Error::new(ErrorKind::Timeout, "no answer to the prolonging of a lease");
+            Err((error.indeterminate(), Then::Unknown))
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::case::{Case, cases};
 use tooz_conformance::servers::Proxy;
 use tooz_conformance::servers::etcd::{Etcd, certificates, counts};
 use tooz_conformance::{Outcome, eventually};
-use tooz_core::{Capabilities, Coordinator, ErrorKind};
+use tooz_core::{Capabilities, Coordinator, ErrorKind, GroupEvent};
 
 pub(crate) const CASES: &[(&str, Case)] = cases![
     a_slow_break_spares_the_next_holder,
@@ -23,6 +23,7 @@ pub(crate) const CASES: &[(&str, Case)] = cases![
     a_crashed_reader_leaves_the_others_their_lock,
     readers_of_unlike_ttls,
     users_and_passwords,
+    users_that_change_cost_nothing,
     round_trips,
     a_beat_is_written,
     cluster::the_leader_is_killed,
@@ -40,7 +41,8 @@ pub(crate) const CASES: &[(&str, Case)] = cases![
     late::a_late_join_fails,
     late::a_late_request_between_members_fails,
 ];
-pub(crate) const TLS: &[(&str, Case)] = cases![certificates_on_both_sides];
+pub(crate) const TLS: &[(&str, Case)] =
+    cases![certificates_on_both_sides, users_that_change_under_signed_tokens_cost_nothing];
 pub(crate) const STALLED: &[(&str, Case)] = cases![cluster::a_leader_whose_disk_stands_still];
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -328,6 +330,69 @@ async fn users_and_passwords() -> Outcome {
     assert!(guard.is_held(), "beats are not authenticated");
     guard.release().await?;
     Ok(a.close().await?)
+}
+
+/// X3, S5: whoever adds a user, or a role, makes nobody lose anything.
+async fn users_that_change_cost_nothing() -> Outcome {
+    users_change(Etcd::start()?).await
+}
+
+/// X3, S5: the same where tokens are signed and name the revision of the users, so that each change makes all tokens old
+/// (etcd-io/etcd#13300).
+async fn users_that_change_under_signed_tokens_cost_nothing() -> Outcome {
+    let files = tempfile::tempdir()?;
+    certificates(files.path())?;
+    let (key, certificate) = (files.path().join("server.key"), files.path().join("server.pem"));
+    let tokens =
+        format!("jwt,pub-key={},priv-key={},sign-method=ES256,ttl=10m", certificate.display(), key.display());
+    users_change(Etcd::start_with(&["--auth-token", &tokens])?).await
+}
+
+async fn users_change(etcd: Etcd) -> Outcome {
+    etcd.ask(|mut client| async move {
+        client.role_add("root").await?;
+        client.user_add("root", "s3cret", None).await?;
+        client.user_grant_role("root", "root").await?;
+        client.auth_enable().await.map(|_| ())
+    })?;
+    let add_user = async |name: String| {
+        let options = etcd_client::ConnectOptions::new().with_user("root", "s3cret");
+        let address = format!("http://{}", etcd.address());
+        let mut admin = etcd_client::Client::connect([address], Some(options)).await?;
+        admin.user_add(name, "x", None).await.map(|_| ())
+    };
+    let url = format!("etcd://root:s3cret@{}?ttl=6s", etcd.address());
+    let (a, b) =
+        (Coordinator::builder(&url, "a").connect().await?, Coordinator::builder(&url, "b").connect().await?);
+    let group = a.group("g")?;
+    group.join_or_create(Capabilities::none()).await?;
+    let mut watch = b.group("g")?.watch().await?;
+    watch.next().await.ok_or("no snapshot")??;
+    let (session, others) = (a.session_id(), b.session_id());
+    let mut guard = a.lock("x")?.acquire().await?;
+    for round in 0..3 {
+        let lock = b.lock("x")?;
+        let waiting = tokio::spawn(async move { lock.acquire().await });
+        eventually("it waits", LIMIT, async || {
+            Ok::<_, tooz_core::Error>(a.lock("x")?.holders().await?.waiters == Some(1))
+        })
+        .await?;
+        add_user(format!("user{round}")).await?;
+        // What is read, written, prolonged and told from now on has another token.
+        tokio::time::sleep(Duration::from_secs(7)).await;
+        assert!(guard.is_held(), "lost because a user was added");
+        group.update_capabilities(Capabilities::new(&round)?).await?;
+        let told = tokio::time::timeout(LIMIT, watch.next()).await?.ok_or("the watch ended")??;
+        assert!(matches!(told, GroupEvent::Updated(_) | GroupEvent::Resync(_)), "{told:?}");
+        guard.release().await?;
+        let next = tokio::time::timeout(LIMIT, waiting).await???;
+        next.release().await?;
+        guard = a.lock("x")?.acquire().await?;
+    }
+    assert_eq!((a.session_id(), b.session_id()), (session, others), "a session was lost");
+    guard.release().await?;
+    a.close().await?;
+    Ok(b.close().await?)
 }
 
 /// X3: encryption with certificates on both sides; whoever has none, or trusts another authority, is not let in.
