@@ -26,6 +26,9 @@ const TICK: Duration = Duration::from_secs(1);
 const BACKLOG: usize = 512;
 /// Digests are sums of 48 bits, which a Lua number holds exactly.
 const DIGEST: u64 = 1 << 48;
+/// How many versions are known by their digest. A server's digest is at most a second old; who makes more changes in that
+/// time delays the search for Python's changes, and costs no more memory.
+const VERSIONS: usize = 4_096;
 
 /// What is to be delivered and was not read yet.
 pub(crate) struct Outlet<T>(Mutex<Waiting<T>>);
@@ -125,6 +128,13 @@ struct Follower {
     instance: String,
     version: u64,
     members: BTreeMap<Vec<u8>, Known>,
+    /// The sum of all members' parts.
+    sum: u64,
+    /// The digests of the last versions, in order. The server's digest is that of the version at which it last read the
+    /// group, which a busy group has left behind when the digest comes.
+    digests: VecDeque<(u64, u64)>,
+    /// A version with the server's digest of it, which is not compared yet.
+    told: Option<(u64, u64)>,
     /// The data was lost, and the group with it; it may come back.
     lost: bool,
     /// The version that a tick said, although its messages have not come.
@@ -161,6 +171,9 @@ pub(crate) async fn follow(client: &Arc<Client>, group: &GroupId) -> Result<Chan
         instance: view.instance.clone(),
         version: 0,
         members: BTreeMap::new(),
+        sum: 0,
+        digests: VecDeque::new(),
+        told: None,
         lost: false,
         behind: None,
     };
@@ -169,15 +182,20 @@ pub(crate) async fn follow(client: &Arc<Client>, group: &GroupId) -> Result<Chan
     let spawner = client.context.spawner.clone();
     let task = spawner.clone().spawn(async move {
         let _subscription = subscription;
+        let mut tick = spawner.sleep(TICK);
         loop {
             let goes = tokio::select! {
-                biased; // what was told comes before looking for what was not
+                biased; // due once a second, also where messages never end: nobody else says who died
+                () = &mut tick => {
+                    let goes = follower.tick().await;
+                    tick = spawner.sleep(TICK);
+                    goes
+                }
                 heard = news.recv() => match heard {
                     Some(News::Message(message)) => follower.hear(&message).await,
                     Some(News::Gap) => follower.read_again(true).await,
                     None => Goes::Ended,
                 },
-                () = spawner.sleep(TICK) => follower.tick().await,
             };
             if goes == Goes::Ended {
                 follower.outlet.end();
@@ -219,12 +237,40 @@ impl Follower {
     }
 
     fn take(&mut self, view: View) {
-        self.version = view.version;
-        self.members = view
-            .members
-            .into_iter()
-            .map(|(id, caps, record)| (id.clone(), (record, part(&id, &caps))))
-            .collect();
+        self.clear();
+        for (id, caps, record) in view.members {
+            self.put(id, &caps, record);
+        }
+        self.reach(view.version);
+    }
+
+    fn clear(&mut self) {
+        self.members.clear();
+        self.sum = 0;
+        self.digests.clear();
+        self.told = None;
+    }
+
+    /// Answers the record that stood there.
+    fn put(&mut self, id: Vec<u8>, caps: &[u8], record: Option<MemberRecord>) -> Option<MemberRecord> {
+        let part = part(&id, caps);
+        self.sum = (self.sum + part) % DIGEST;
+        self.members.insert(id, (record, part)).and_then(|known| self.without(known))
+    }
+
+    /// What is known of a member no longer; answers its record.
+    fn without(&mut self, (record, part): Known) -> Option<MemberRecord> {
+        self.sum = (self.sum + DIGEST - part) % DIGEST;
+        record
+    }
+
+    /// The members are those of this version.
+    fn reach(&mut self, version: u64) {
+        self.version = version;
+        self.digests.push_back((version, self.sum));
+        if self.digests.len() > VERSIONS {
+            self.digests.pop_front();
+        }
     }
 
     /// Reads the whole group; `aloud`: something may have been missed.
@@ -274,7 +320,7 @@ impl Follower {
         if !self.lost {
             self.lost = true;
             self.version = 0;
-            self.members.clear();
+            self.clear();
             self.deliver_view();
         }
     }
@@ -314,8 +360,8 @@ impl Follower {
         }
         match self.apply(rest) {
             Some(()) => {
-                self.version = version;
-                Goes::On
+                self.reach(version);
+                self.verify().await
             }
             None => self.read_again(false).await,
         }
@@ -326,8 +372,8 @@ impl Follower {
         let (kind, rest) = (message.first()?, message.get(2..)?);
         match kind {
             b'L' => {
-                let (old, _) = self.members.remove(rest)?;
-                if let Some(old) = old {
+                let known = self.members.remove(rest)?;
+                if let Some(old) = self.without(known) {
                     self.deliver(GroupChange::Left(old));
                 }
             }
@@ -341,8 +387,7 @@ impl Follower {
                 let pair = pair.get(colon + 1..)?;
                 let (id, caps) = (pair.get(..length)?, pair.get(length..)?);
                 let new = record(id, caps, incarnation, joined, updated);
-                let old =
-                    self.members.insert(id.to_vec(), (new.clone(), part(id, caps))).and_then(|(old, _)| old);
+                let old = self.put(id.to_vec(), caps, new.clone());
                 match (old, new) {
                     (Some(old), Some(new)) if old.incarnation == new.incarnation => {
                         self.deliver(GroupChange::Updated(new));
@@ -392,12 +437,22 @@ impl Follower {
             return self.read_again(true).await;
         }
         self.behind = (version > self.version).then_some(version);
-        let ours = self.members.values().fold(0, |sum, (_, part)| (sum + part) % DIGEST);
-        if digest.is_some_and(|(at, theirs)| at == self.version && theirs != ours) {
-            // Nobody of ours changed it: Python did.
-            return self.read_again(false).await;
+        self.told = digest;
+        self.verify().await
+    }
+
+    /// Compares the server's digest with that of the same version, once the messages up to it have come.
+    async fn verify(&mut self) -> Goes {
+        let Some((at, theirs)) = self.told.take_if(|(at, _)| *at <= self.version) else { return Goes::On };
+        // The server never tells of an older version than this.
+        while self.digests.front().is_some_and(|(version, _)| *version < at) {
+            self.digests.pop_front();
         }
-        Goes::On
+        match self.digests.front() {
+            // Nobody of ours changed it: Python did.
+            Some((version, ours)) if *version == at && *ours != theirs => self.read_again(false).await,
+            _ => Goes::On,
+        }
     }
 }
 

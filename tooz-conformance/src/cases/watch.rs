@@ -17,6 +17,7 @@ pub(super) const CASES: &[Case] = &[
     case!(a_change_is_found, "W2").lacks(Characteristics::PUSH_WATCHES),
     case!(a_change_is_pushed_without_delay, "W2").needs(Characteristics::PUSH_WATCHES).exact(),
     case!(a_crash_is_delivered, "W2").ttl(),
+    case!(a_crash_is_delivered_in_a_busy_group, "W2", "G4").deaths(),
     case!(a_slow_reader_delays_nobody, "W3").budget(40),
     case!(a_slow_reader_ends_in_the_truth, "W3", "W1").budget(40),
     case!(a_deleted_group_ends_its_watch, "W4"),
@@ -261,6 +262,37 @@ async fn a_crash_is_delivered(h: Harness) -> Outcome {
         matches!(&left, GroupEvent::Left(record) if record.member.as_bytes() == b"dead"),
         format!("{left:?}"),
     )
+}
+
+/// W2, G4: also where another member never stops changing what it publishes: news do not put off looking for the dead.
+async fn a_crash_is_delivered_in_a_busy_group(h: Harness) -> Outcome {
+    let (busy, b) = h.pair().await?;
+    busy.group("g")?.join_or_create(Capabilities::none()).await?;
+    let mut victim = h.victim("dead").await?;
+    victim.ask("join g").await?;
+    let (mut watch, mut view) = watching(&h, &b).await?;
+    let pace = h.clone();
+    let changes = h.spawn(async move {
+        let group = busy.group("g")?;
+        for n in 0..u64::MAX {
+            group.update_capabilities(Capabilities::new(&n)?).await?;
+            pace.pass(millis(100)).await;
+        }
+        fine(())
+    });
+    victim.die()?;
+    let seen = within("the leave of the dead", h.gone(), async {
+        while view.has("dead") {
+            view.apply(watch.next().await.ok_or("the watch ended")??)?;
+        }
+        Outcome::Ok(())
+    })
+    .await;
+    let lasting = !changes.is_finished();
+    changes.abort();
+    seen??;
+    ensure(lasting, "the group became quiet")?;
+    ensure(ids(&b, "g").await? == ["a"], "the dead is a member, or the living is none")
 }
 
 /// Many changes that a reader does not read.

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use crate::case::{Case, cases};
 use tooz_conformance::servers::Proxy;
-use tooz_conformance::servers::redis::{Redis, list, text};
+use tooz_conformance::servers::redis::{Redis, command, list, text};
 use tooz_core::{
-    Capabilities, Characteristics, Coordinator, Error, ErrorKind, Event, FencingToken, Liveness, LossReason,
+    Capabilities, Characteristics, Coordinator, Error, ErrorKind, Event, FencingToken, GroupEvent,
+    GroupWatch, Liveness, LossReason, MemberRecord,
 };
 
 pub(crate) const CASES: &[(&str, Case)] = cases![
@@ -26,6 +27,7 @@ pub(crate) const CASES: &[(&str, Case)] = cases![
     tokens_a_microsecond_apart,
     foreign_keys_are_corrupt,
     a_foreign_holder_is_polled,
+    a_busy_group_is_read_once_a_second,
     one_round_trip_each,
     users_and_permissions,
     the_server_lowers_what_is_promised,
@@ -392,6 +394,72 @@ async fn a_foreign_holder_is_polled() {
     assert!(!waiting.is_finished());
     redis.command(&[b"DEL", b"_tooz_x_lock"]).unwrap();
     assert!(within("the lock", SOON, waiting).await.unwrap().is_held());
+}
+
+/// Reads until something happened to a member.
+async fn told_of(watch: &mut GroupWatch, what: &str, wanted: impl Fn(GroupEvent) -> bool) {
+    within(what, SOON, async { while !wanted(watch.next().await.unwrap().unwrap()) {} }).await;
+}
+
+/// However many watch a group that never stops changing, the server reads it once a second, and every watcher is told of the
+/// members of Python that come and go.
+async fn a_busy_group_is_read_once_a_second() {
+    let redis = server!();
+    let (busy, b) = (connect(&redis, PATIENT, "busy").await, connect(&redis, PATIENT, "b").await);
+    let group = busy.group("g").unwrap();
+    group.join_or_create(Capabilities::none()).await.unwrap();
+    let mut watches = Vec::new();
+    for _ in 0..6 {
+        let mut watch = b.group("g").unwrap().watch().await.unwrap();
+        told_of(&mut watch, "a snapshot", |event| matches!(event, GroupEvent::Snapshot(_))).await;
+        watches.push(watch);
+    }
+    let address = redis.address();
+    let traffic = tokio::spawn(async move {
+        // One more watches, and looks so often that the group is always read for it.
+        let mut look = vec!["EVALSHA", tooz_redis::script_hash("tick").unwrap(), "3"];
+        look.extend([
+            "_tooz_group:g",
+            "_tooz_rs:group:g:m",
+            "_tooz_rs:epoch",
+            "_tooz",
+            "0",
+            "_tooz_rs:group:g:",
+            "0",
+        ]);
+        let look: Vec<_> = look.into_iter().map(str::as_bytes).collect();
+        for n in 0..u64::MAX {
+            group.update_capabilities(Capabilities::new(&n).unwrap()).await.unwrap();
+            let ticked = command(address, &look).unwrap();
+            assert!(list(&ticked).iter().any(|word| word == "ok"), "{}", ticked.escape_ascii());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    redis.command(&[b"SET", b"_tooz_beats:python", b"Not dead!"]).unwrap();
+    redis.command(&[b"HSET", b"_tooz_group:g", b"python", b"\xc0"]).unwrap();
+    let is_python = |record: &MemberRecord| record.member.as_bytes() == b"python";
+    for watch in &mut watches {
+        let joined = |event| matches!(event, GroupEvent::Joined(record) if is_python(&record));
+        told_of(watch, "Python's member", joined).await;
+    }
+    // The script reads two hashes, and nothing else here reads any.
+    let reads = || {
+        let stats = redis.command(&[b"INFO", b"commandstats"]).unwrap();
+        let stats = String::from_utf8_lossy(&stats);
+        let calls = stats.split_once("cmdstat_hgetall:calls=").and_then(|(_, rest)| rest.split(',').next());
+        calls.unwrap().parse::<u32>().unwrap() / 2
+    };
+    let (before, start) = (reads(), std::time::Instant::now());
+    tokio::time::sleep(Duration::from_secs(4)).await; // what time alone does
+    let (read, seconds) = (reads() - before, start.elapsed().as_secs_f64());
+    assert!(read > 0 && f64::from(read) < 3.0 * seconds, "{read} reads in {seconds} s for 7 watches");
+    redis.command(&[b"DEL", b"_tooz_beats:python"]).unwrap();
+    for watch in &mut watches {
+        let left = |event| matches!(event, GroupEvent::Left(record) if is_python(&record));
+        told_of(watch, "its end", left).await;
+    }
+    assert!(!traffic.is_finished(), "the group became quiet");
+    traffic.abort();
 }
 
 /// Each operation takes the round trips that the table in the design of the driver says.

@@ -1,5 +1,6 @@
 -- One group. Python's hash has a field for each member, and `__created__`; `m` of ours has an id of this group (i), the number
--- of its last change (v), what was computed of it last (t, d, D), and a record for each of our members under m<id>.
+-- of its last change (v), when it was last read as a whole (t), its digest then (d) and its number then (D), and a record for
+-- each of our members under m<id>.
 local MARK = '__created__'
 
 local function group(key, base)
@@ -16,7 +17,6 @@ local function known(g, fresh)
 end
 
 local function changed(g, message)
-  redis.call('HDEL', g.m, 't')
   publish(g.channel, num(redis.call('HINCRBY', g.m, 'v', 1)) .. ' ' .. message)
 end
 
