@@ -89,6 +89,10 @@ pub(crate) async fn obey(c: &Coordinator, held: &mut Held, words: &[&str]) -> Ou
             c.group(group)?.join_or_create(Capabilities::none()).await?;
             String::new()
         }
+        ["leave", group] => {
+            c.group(group)?.leave().await?;
+            String::new()
+        }
         ["acquire", name] => {
             let guard = c.lock(name)?.acquire().await?;
             let answer = format!("{} {:?}", guard.token(), guard.previous());

@@ -258,16 +258,22 @@ impl Coordinator {
         hooks::unregister(&self.life, HookKind::Elected, &GroupId::new(group)?, hook)
     }
 
-    /// Runs the hooks of everything that happened since the last call, waiting up to `timeout` for a first event;
-    /// then runs for leader where elected hooks are registered. Answers the events. A hook that fails or panics is
-    /// reported ([`Event::HookFailed`](crate::Event::HookFailed)), is not run again for the same event, and stops
-    /// no other.
+    /// Runs the hooks of everything that happened since the last call, then runs for leader where elected hooks are
+    /// registered. If nothing happened and nothing was won, waits up to `timeout` for a first join or leave. Returns
+    /// the events. A hook that fails or panics is reported ([`Event::HookFailed`](crate::Event::HookFailed)), is not
+    /// run again for the same event, and stops no other.
+    ///
+    /// # Guarantees
+    /// Each run begins with one read per watched group. A join, a leave or a close that has returned before the call,
+    /// to whichever coordinator, is therefore among the events of this run or of an earlier one, and of one run only. A
+    /// member that came and went between two reads gives no event; one that left and came back gives both.
     ///
     /// # Errors
-    /// `Unavailable`, `Timeout`, `Closed`.
+    /// `Unavailable`, `Timeout`, `Closed`; `Corrupt` where a group cannot be read. No join or leave hook ran for what
+    /// could not be read, of no group: the next run finds it.
     ///
     /// # Cancel safety
-    /// Events that were taken from a watch when the future was dropped are lost for the hooks.
+    /// A dropped run loses no event for the hooks: they run when all is read, without an await in between.
     pub async fn run_watchers(&self, timeout: Duration) -> Result<Vec<HookEvent>> {
         hooks::run_watchers(&self.life, timeout).await.map_err(|error| error.during("run_watchers"))
     }

@@ -221,9 +221,7 @@ impl Group {
     /// # Cancel safety
     /// Nothing is changed.
     pub async fn members(&self) -> Result<Vec<MemberRecord>> {
-        let (driver, id) = (Arc::clone(&self.life.driver), self.id.clone());
-        let call = Box::pin(async move { driver.groups().members(&id).await });
-        self.life.read(call).await.map_err(|error| error.during("members"))
+        members(&self.life, &self.id).await
     }
 
     /// One living member.
@@ -261,6 +259,12 @@ impl Group {
     pub async fn watch(&self) -> Result<GroupWatch> {
         watch(&self.life, &self.id, Some(Arc::clone(&self.life))).await
     }
+}
+
+pub(crate) async fn members(shared: &Shared, id: &GroupId) -> Result<Vec<MemberRecord>> {
+    let (driver, id) = (Arc::clone(&shared.driver), id.clone());
+    let call = Box::pin(async move { driver.groups().members(&id).await });
+    shared.read(call).await.map_err(|error| error.during("members"))
 }
 
 pub(crate) async fn watch(shared: &Arc<Shared>, id: &GroupId, life: Option<Arc<Life>>) -> Result<GroupWatch> {

@@ -1,21 +1,27 @@
-//! Callbacks under tooz's names, built on the streams: join, leave, elected. They run inside
+//! Callbacks under tooz's names: join, leave, elected. They run inside
 //! [`Coordinator::run_watchers`](crate::Coordinator::run_watchers) and nowhere else.
+//!
+//! Events are the differences, by incarnation, between what is read of a group and what was read of it before. A stream of
+//! changes only tells a run that waits when to read again: what it delivers may have been read already, or not yet, and
+//! nothing in it says which.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::future::Future as _;
+use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_core::Stream as _;
+
 use crate::driver::{LockKey, LockMode, MemberRecord};
-use crate::group::watch;
+use crate::group::{members, watch};
 use crate::guard::release;
 use crate::heart::Event;
 use crate::lock::{Patience, acquire};
-use crate::shared::{Shared, poll_once};
+use crate::shared::Shared;
 use crate::tenure::GrantState;
 use crate::watch::{GroupEvent, GroupWatch};
 use crate::{Error, ErrorKind, GroupId, MemberId, Result, Term};
@@ -83,16 +89,16 @@ pub(crate) struct HookRegistry {
 
 #[derive(Default)]
 struct Running {
+    /// Every group that join or leave hooks wait for, and those of hooks that went since the last run.
     watched: BTreeMap<GroupId, Watched>,
-    /// Taken out of the streams and not yet given to the hooks: a run that fails or is dropped loses none.
-    events: Vec<HookEvent>,
     leading: BTreeMap<GroupId, Arc<GrantState>>,
 }
 
 struct Watched {
-    watch: GroupWatch,
+    /// The members as they were last read, which is what hooks were told.
     known: BTreeMap<MemberId, MemberRecord>,
-    started: bool,
+    /// Tells when to read again; opened by the first run that waits.
+    watch: Option<GroupWatch>,
 }
 
 impl fmt::Debug for HookRegistry {
@@ -157,21 +163,17 @@ pub(crate) async fn register(
     group: GroupId,
     callback: Callback,
 ) -> Result<HookId> {
-    if kind != HookKind::Elected {
-        let mut running = running(shared).await?;
-        if !running.watched.contains_key(&group) {
-            let mut watched =
-                Watched { watch: watch(shared, &group, None).await?, known: BTreeMap::new(), started: false };
-            // The snapshot comes first and at once: it is the baseline.
-            let first = shared.limited(shared.config.operation_timeout, watched.watch.next()).await;
-            match first {
-                Some(Some(event)) => drop(watched.apply(&group, event?)),
-                Some(None) => return Err(Error::new(ErrorKind::GroupNotFound, format!("group \"{group}\""))),
-                None => return Err(shared.timed_out()),
-            }
-            running.watched.insert(group.clone(), watched);
-        }
+    if kind == HookKind::Elected {
+        return Ok(shared.hooks.add(kind, group, callback));
     }
+    let mut running = running(shared).await?;
+    running.forget_unwanted(&shared.hooks);
+    if !running.watched.contains_key(&group) {
+        let mut watched = Watched { known: BTreeMap::new(), watch: None };
+        watched.replace(&group, members(shared, &group).await?);
+        running.watched.insert(group.clone(), watched);
+    }
+    // INVARIANT: added while it has the turn, or a run in between would forget the group again.
     Ok(shared.hooks.add(kind, group, callback))
 }
 
@@ -185,131 +187,165 @@ pub(crate) fn unregister(shared: &Shared, kind: HookKind, group: &GroupId, id: H
     Ok(())
 }
 
-impl Watched {
-    /// Folds an event in and answers what it means for hooks.
-    fn apply(&mut self, group: &GroupId, event: GroupEvent) -> Vec<HookEvent> {
-        let group = || group.clone();
-        let mut events = Vec::new();
-        match event {
-            GroupEvent::Joined(member) => {
-                self.known.insert(member.member.clone(), member.clone());
-                events.push(HookEvent::Joined { group: group(), member });
-            }
-            GroupEvent::Left(member) => {
-                self.known.remove(&member.member);
-                events.push(HookEvent::Left { group: group(), member });
-            }
-            GroupEvent::Updated(member) => {
-                self.known.insert(member.member.clone(), member);
-            }
-            GroupEvent::Snapshot(members) | GroupEvent::Resync(members) => {
-                let now: BTreeMap<_, _> = members.into_iter().map(|m| (m.member.clone(), m)).collect();
-                let before = std::mem::replace(&mut self.known, now);
-                if self.started {
-                    let same = |a: &MemberRecord, b: Option<&MemberRecord>| {
-                        b.is_some_and(|b| a.incarnation == b.incarnation)
-                    };
-                    let left = before.values().filter(|m| !same(m, self.known.get(&m.member)));
-                    events.extend(left.map(|m| HookEvent::Left { group: group(), member: m.clone() }));
-                    let joined = self.known.values().filter(|m| !same(m, before.get(&m.member)));
-                    events.extend(joined.map(|m| HookEvent::Joined { group: group(), member: m.clone() }));
-                }
-                self.started = true;
-            }
-            GroupEvent::Deleted => {
-                let left = std::mem::take(&mut self.known).into_values();
-                events.extend(left.map(|member| HookEvent::Left { group: group(), member }));
-            }
-        }
-        events
+impl Running {
+    /// Forgets groups whose last hook is gone. Answers the others.
+    fn forget_unwanted(&mut self, hooks: &HookRegistry) -> Vec<GroupId> {
+        let wanted = hooks.groups(|kind| kind != HookKind::Elected);
+        self.watched.retain(|group, _| wanted.contains(group));
+        wanted
     }
 }
 
-/// Takes what has come from all watched groups, without waiting.
-async fn pending(shared: &Arc<Shared>, running: &mut Running) -> Result<()> {
-    let wanted = shared.hooks.groups(|kind| kind != HookKind::Elected);
-    running.watched.retain(|group, _| wanted.contains(group));
-    for group in wanted {
-        if running.watched.contains_key(&group) {
-            continue;
-        }
-        // It was deleted; whoever is in it when it exists again has joined since.
-        match watch(shared, &group, None).await {
-            Ok(watch) => {
-                let watched = Watched { watch, known: BTreeMap::new(), started: true };
-                running.watched.insert(group, watched);
-            }
-            Err(error) if error.kind() == ErrorKind::GroupNotFound => {}
-            Err(error) => return Err(error),
-        }
+impl Watched {
+    /// Takes `members` for what is known, and answers how they differ from what was.
+    fn replace(&mut self, group: &GroupId, members: Vec<MemberRecord>) -> Vec<HookEvent> {
+        let now = members.into_iter().map(|member| (member.member.clone(), member)).collect();
+        let before = std::mem::replace(&mut self.known, now);
+        let another = |member: &MemberRecord, there: &BTreeMap<MemberId, MemberRecord>| {
+            there.get(&member.member).is_none_or(|there| there.incarnation != member.incarnation)
+        };
+        let left = before.values().filter(|member| another(member, &self.known));
+        let left = left.map(|member| HookEvent::Left { group: group.clone(), member: member.clone() });
+        let joined = self.known.values().filter(|member| another(member, &before));
+        let joined = joined.map(|member| HookEvent::Joined { group: group.clone(), member: member.clone() });
+        left.chain(joined).collect()
     }
-    let events = &mut running.events;
-    let mut ended = Vec::new();
-    let mut failed = None;
-    for (group, watched) in &mut running.watched {
-        loop {
-            let polled = poll_once(pin!(watched.watch.next()).as_mut()).await;
-            match polled {
+
+    /// Takes everything that was pushed; answers whether it may be that somebody joined or left.
+    fn hear(&mut self, cx: &mut Context<'_>) -> Result<bool> {
+        let mut news = false;
+        while let Some(watch) = &mut self.watch {
+            match Pin::new(watch).poll_next(cx) {
                 Poll::Pending => break,
-                Poll::Ready(Some(Ok(event))) => events.extend(watched.apply(group, event)),
+                Poll::Ready(Some(Ok(GroupEvent::Updated(member)))) => {
+                    let known = self.known.get_mut(&member.member);
+                    // Not worth reading the group for; whoever leaves is shown with what it published last.
+                    if let Some(known) = known.filter(|known| known.incarnation == member.incarnation) {
+                        *known = member;
+                    }
+                }
+                Poll::Ready(Some(Ok(_))) => news = true,
                 Poll::Ready(Some(Err(error))) => {
-                    tracing::warn!(%group, %error, "a watch failed");
-                    failed = Some(error);
-                    ended.push(group.clone());
-                    break;
+                    self.watch = None;
+                    return Err(error);
                 }
                 Poll::Ready(None) => {
-                    ended.push(group.clone());
-                    break;
+                    self.watch = None;
+                    news = true;
                 }
             }
         }
-    }
-    for group in ended {
-        running.watched.remove(&group);
-    }
-    match failed {
-        // What the other groups said has been taken out of their streams and must not be lost.
-        Some(error) if running.events.is_empty() => Err(error),
-        _ => Ok(()),
+        Ok(news)
     }
 }
 
-/// Waits until any watched group has something to say; it is kept for [`pending`].
-async fn first(running: &mut Running) -> Option<(GroupId, Result<GroupEvent>)> {
-    std::future::poll_fn(|cx| {
-        for (group, watched) in &mut running.watched {
-            if let Poll::Ready(Some(event)) = pin!(watched.watch.next()).poll(cx) {
-                return Poll::Ready(Some((group.clone(), event)));
+/// Awaits all of them at the same time.
+async fn together<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+    let mut futures: Vec<_> = futures.map(Box::pin).collect();
+    let mut outputs: Vec<Option<F::Output>> = futures.iter().map(|_| None).collect();
+    poll_fn(move |cx| {
+        for (future, output) in futures.iter_mut().zip(&mut outputs).filter(|(_, output)| output.is_none()) {
+            if let Poll::Ready(ready) = future.as_mut().poll(cx) {
+                *output = Some(ready);
             }
         }
-        Poll::Pending
+        if outputs.iter().any(Option::is_none) {
+            return Poll::Pending;
+        }
+        Poll::Ready(outputs.drain(..).flatten().collect())
     })
     .await
 }
 
-/// Runs the hooks of all pending events, waiting up to `timeout` for a first one; then runs for the elections
-/// that have hooks.
-pub(crate) async fn run_watchers(shared: &Arc<Shared>, timeout: Duration) -> Result<Vec<HookEvent>> {
-    shared.check()?;
-    let mut running = running(shared).await?;
-    pending(shared, &mut running).await?;
-    // With an election to run for there may be something to do at once: only a program of pure watchers waits.
-    if running.events.is_empty() && !timeout.is_zero() && !running.watched.is_empty() {
-        if let Some(Some((group, event))) = shared.limited(timeout, first(&mut running)).await {
-            let running = &mut *running;
-            if let Some(watched) = running.watched.get_mut(&group) {
-                running.events.extend(watched.apply(&group, event?));
-            }
+/// Reads these groups and runs the hooks of what has changed since they were read before. Where one cannot be read no hook
+/// runs, and the next look finds everything.
+async fn look(shared: &Arc<Shared>, running: &mut Running, groups: &[GroupId]) -> Result<Vec<HookEvent>> {
+    let reads = groups.iter().map(|group| async move {
+        match members(shared, group).await {
+            // It was deleted. Whoever is in it when it exists again has joined since.
+            Err(error) if error.kind() == ErrorKind::GroupNotFound => Ok(Vec::new()),
+            read => read,
         }
-        pending(shared, &mut running).await?;
+    });
+    let read = together(reads).await.into_iter().collect::<Result<Vec<_>>>()?;
+    // INVARIANT: nothing is awaited from here on. What is known was told, whoever drops the run.
+    let mut events = Vec::new();
+    for (group, members) in groups.iter().zip(read) {
+        if let Some(watched) = running.watched.get_mut(group) {
+            events.extend(watched.replace(group, members));
+        }
     }
-    let events = std::mem::take(&mut running.events);
-    // Taken out of the streams: whatever a hook does, an event runs once.
     for event in &events {
         run_hooks(shared, event);
     }
-    elect(shared, &mut running, events).await
+    Ok(events)
+}
+
+/// Opens the watches that are missing. Answers the groups that went since they were read.
+async fn open(shared: &Arc<Shared>, running: &mut Running) -> Result<Vec<GroupId>> {
+    let missing = running.watched.iter_mut().filter(|(_, watched)| watched.watch.is_none());
+    let opened = missing.map(|(group, watched)| async move {
+        match watch(shared, group, None).await {
+            Ok(watch) => watched.watch = Some(watch),
+            Err(error) if error.kind() == ErrorKind::GroupNotFound => {
+                return Ok((!watched.known.is_empty()).then(|| group.clone()));
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(None)
+    });
+    let opened = together(opened).await.into_iter().collect::<Result<Vec<_>>>()?;
+    Ok(opened.into_iter().flatten().collect())
+}
+
+/// Waits until it may be that somebody joined or left; answers in which groups.
+async fn hear(running: &mut Running) -> Result<Vec<GroupId>> {
+    poll_fn(|cx| {
+        let mut groups = Vec::new();
+        for (group, watched) in &mut running.watched {
+            if watched.hear(cx)? {
+                groups.push(group.clone());
+            }
+        }
+        if groups.is_empty() { Poll::Pending } else { Poll::Ready(Ok(groups)) }
+    })
+    .await
+}
+
+/// Waits for a first event, and runs its hooks.
+async fn wait(shared: &Arc<Shared>, running: &mut Running) -> Result<Vec<HookEvent>> {
+    loop {
+        let mut groups = open(shared, running).await?;
+        if groups.is_empty() {
+            // A watch begins with a view, so what came between reading and opening is looked at.
+            groups = hear(running).await?;
+        }
+        let events = look(shared, running, &groups).await?;
+        if !events.is_empty() {
+            return Ok(events);
+        }
+    }
+}
+
+/// Runs the hooks of what has happened, and runs for the elections that have hooks. If there was nothing, waits up to
+/// `timeout` for a first event.
+pub(crate) async fn run_watchers(shared: &Arc<Shared>, timeout: Duration) -> Result<Vec<HookEvent>> {
+    shared.check()?;
+    let mut running = running(shared).await?;
+    let running = &mut *running;
+    let groups = running.forget_unwanted(&shared.hooks);
+    // What was pushed so far is in what is read now.
+    for (group, watched) in &mut running.watched {
+        if let Err(error) = poll_fn(|cx| Poll::Ready(watched.hear(cx))).await {
+            tracing::warn!(%group, %error, "a watch failed; a run that waits opens it again");
+        }
+    }
+    let events = look(shared, running, &groups).await?;
+    let events = elect(shared, running, events).await?;
+    if !events.is_empty() || timeout.is_zero() || groups.is_empty() {
+        return Ok(events);
+    }
+    shared.limited(timeout, wait(shared, running)).await.unwrap_or(Ok(events))
 }
 
 pub(crate) async fn run_elect_coordinator(shared: &Arc<Shared>) -> Result<Vec<HookEvent>> {

@@ -9,7 +9,10 @@ use super::prelude::*;
 pub(super) const CASES: &[Case] = &[
     case!(join_and_leave_hooks_run, "W5"),
     case!(hooks_run_only_inside_run_watchers, "W5"),
+    case!(a_run_sees_what_was_done_before_it, "W5"),
+    case!(a_run_sees_what_another_process_did_before_it, "W5").processes(),
     case!(run_watchers_waits_for_a_first_event, "W5"),
+    case!(run_watchers_runs_for_leader_before_it_waits, "W5", "E1"),
     case!(run_watchers_without_time_answers_at_once, "W5").exact(),
     case!(members_that_are_there_already_give_no_event, "W5"),
     case!(an_elected_hook_runs, "W5", "E1"),
@@ -92,6 +95,99 @@ async fn hooks_run_only_inside_run_watchers(h: Harness) -> Outcome {
     ensure(a.group("g")?.members().await?.len() == 1, "no member")?;
     ensure(told.all().is_empty(), "a hook ran by itself")?;
     run_until(&h, &a, &told, 1).await
+}
+
+/// How often something is done elsewhere right before a run.
+const ROUNDS: usize = 30;
+
+/// The events of a run that has no time to wait for any, which have to be one.
+async fn one_event(c: &Coordinator, told: &mut usize, after: &str) -> Outcome<HookEvent> {
+    let mut events = c.run_watchers(Duration::ZERO).await?;
+    *told += events.len();
+    match (events.pop(), &events[..]) {
+        (Some(event), []) => Ok(event),
+        (last, first) => Err(format!("right after {after}: {first:?}, {last:?}").into()),
+    }
+}
+
+/// W5: a join, a leave or a close that has returned is in the run that begins then, and in no later one.
+async fn a_run_sees_what_was_done_before_it(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let group = b.group("g")?;
+    group.create().await?;
+    let (hooks, mut told) = (Told::default(), 0);
+    a.watch_join_group("g", hooks.hook()).await?;
+    a.watch_leave_group("g", hooks.hook()).await?;
+    for round in 0..ROUNDS {
+        group.join(Capabilities::new(&round)?).await?;
+        let joined = one_event(&a, &mut told, "a join").await?;
+        let right = matches!(&joined, HookEvent::Joined { member, .. } if member.capabilities.get::<usize>().ok() == Some(round));
+        ensure(right, format!("a join is {joined:?}"))?;
+        group.leave().await?;
+        let left = one_event(&a, &mut told, "a leave").await?;
+        ensure(matches!(left, HookEvent::Left { .. }), format!("a leave is {left:?}"))?;
+    }
+    for n in 0..ROUNDS / 3 {
+        let c = h.coordinator(format!("c{n}")).await?;
+        c.group("g")?.join(Capabilities::none()).await?;
+        one_event(&a, &mut told, "a join").await?;
+        c.close().await?;
+        let left = one_event(&a, &mut told, "a close").await?;
+        ensure(matches!(left, HookEvent::Left { .. }), format!("a close is {left:?}"))?;
+    }
+    runs_nothing_again(&h, &a, &hooks, told).await
+}
+
+/// W5: the same with a process, of whose changes this one has to be told first.
+async fn a_run_sees_what_another_process_did_before_it(h: Harness) -> Outcome {
+    let a = h.coordinator("a").await?;
+    a.group("g")?.create().await?;
+    let (hooks, mut told) = (Told::default(), 0);
+    a.watch_join_group("g", hooks.hook()).await?;
+    a.watch_leave_group("g", hooks.hook()).await?;
+    let mut other = h.process("other").await?;
+    for _ in 0..ROUNDS {
+        other.ask("join g").await?;
+        let joined = one_event(&a, &mut told, "a join").await?;
+        ensure(matches!(joined, HookEvent::Joined { .. }), format!("a join is {joined:?}"))?;
+        other.ask("leave g").await?;
+        let left = one_event(&a, &mut told, "a leave").await?;
+        ensure(matches!(left, HookEvent::Left { .. }), format!("a leave is {left:?}"))?;
+    }
+    other.ask("join g").await?;
+    one_event(&a, &mut told, "a join").await?;
+    other.ask("close").await?;
+    let left = one_event(&a, &mut told, "a close").await?;
+    ensure(matches!(left, HookEvent::Left { .. }), format!("a close is {left:?}"))?;
+    runs_nothing_again(&h, &a, &hooks, told).await
+}
+
+/// What is pushed late, of what was told already, runs no hook, neither in a run that waits.
+async fn runs_nothing_again(h: &Harness, c: &Coordinator, hooks: &Told, told: usize) -> Outcome {
+    let again = c.run_watchers(h.limit(millis(20))).await?;
+    ensure(again.is_empty(), format!("told twice: {again:?}"))?;
+    ensure(hooks.all().len() == told, format!("{told} events, and hooks were told {:?}", hooks.all()))
+}
+
+/// W5, E1: who waits for members need not wait for them to become leader.
+async fn run_watchers_runs_for_leader_before_it_waits(h: Harness) -> Outcome {
+    let a = h.coordinator("a").await?;
+    a.group("g")?.create().await?;
+    let told = Told::default();
+    a.watch_join_group("g", told.hook()).await?;
+    a.watch_elected_as_leader("g", told.hook()).await?;
+    let events = h.soon_done("the election", Box::pin(a.run_watchers(secs(600)))).await??;
+    ensure(matches!(&events[..], [HookEvent::Elected { .. }]), format!("{events:?}"))?;
+    // A leader waits as others do.
+    let running = {
+        let a = a.clone();
+        h.spawn(async move { a.run_watchers(secs(600)).await })
+    };
+    h.pass(millis(20)).await;
+    ensure(!running.is_finished(), "it did not wait")?;
+    a.group("g")?.join(Capabilities::none()).await?;
+    let events = h.soon_done("the event", running).await???;
+    ensure(matches!(&events[..], [HookEvent::Joined { .. }]), format!("{events:?}"))
 }
 
 /// W5: a caller with time is woken by the event.

@@ -9,6 +9,7 @@ mod closing;
 mod common;
 mod contention;
 mod groups;
+mod hooks;
 mod keeper;
 mod own_deadlines;
 mod properties;

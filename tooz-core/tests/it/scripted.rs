@@ -1,21 +1,24 @@
 //! A driver whose answers a test can bend: `scripted://name` hands everything to the in-process one and changes what
 //! comes back. It stands for backends that say what the in-process one never says, such as a ttl per lock.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_core::Stream;
 use tooz_core::clock::{Clock, Instant};
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, BreakRequest, Connect, Driver, End, Epoch, Grant, Groups, Held,
-    HolderRecord, HolderStream, Holders, LockKey, Locks, Notice, OpenSession, Place, Released, Renewal,
-    Session, SessionGroups, SessionId, SessionLocks, Turn,
+    Acquire, Acquired, AttemptId, BreakRequest, ChangeStream, Connect, Driver, End, Epoch, Grant,
+    GroupChange, Groups, Held, HolderRecord, HolderStream, Holders, LockKey, Locks, MemberRecord, Notice,
+    OpenSession, Place, Released, Renewal, Session, SessionGroups, SessionId, SessionLocks, Turn,
 };
-use tooz_core::{BackendUrl, Characteristics, Connecting, Coordinator, Error, Registration, Result};
+use tooz_core::{
+    BackendUrl, Characteristics, Connecting, Coordinator, Error, GroupId, MemberId, Registration, Result,
+};
 use tooz_memory::Kit;
 
 const REGISTRATION: Registration = Registration::new("scripted", &["scripted"], characteristics, connect);
@@ -51,8 +54,18 @@ struct Plan {
     asks: VecDeque<Ask>,
     beats: VecDeque<Error>,
     withdrawals: VecDeque<Error>,
+    groups: BTreeMap<GroupId, ScriptedGroup>,
+    reading: Duration,
     log: Vec<&'static str>,
     listed: Held,
+}
+
+/// A group of which the script says what is read and what is pushed, whether the one fits the other or not.
+struct ScriptedGroup {
+    shown: Result<Vec<MemberRecord>>,
+    once: Option<Result<Vec<MemberRecord>>>,
+    pushed: VecDeque<Option<Result<GroupChange>>>,
+    waker: Option<Waker>,
 }
 
 /// What one backend of that name is to say.
@@ -117,6 +130,40 @@ impl Script {
         self.clock().now()
     }
 
+    /// What is read of a group from now on. With its first call the group is a scripted one.
+    pub(crate) fn show(&self, group: &str, shown: Result<Vec<MemberRecord>>) {
+        match self.plan().groups.entry(GroupId::new(group).unwrap()) {
+            Entry::Occupied(mut known) => known.get_mut().shown = shown,
+            Entry::Vacant(new) => {
+                new.insert(ScriptedGroup { shown, once: None, pushed: VecDeque::new(), waker: None });
+            }
+        }
+    }
+
+    /// What the watches of a scripted group deliver next, to whoever looks first; `None` ends one.
+    pub(crate) fn push(&self, group: &str, change: Option<Result<GroupChange>>) {
+        let waker = {
+            let mut plan = self.plan();
+            let group = plan.groups.get_mut(&GroupId::new(group).unwrap()).expect("a scripted group");
+            group.pushed.push_back(change);
+            group.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// What the next reading of a scripted group answers, and nobody else.
+    pub(crate) fn read_once(&self, group: &str, shown: Result<Vec<MemberRecord>>) {
+        self.plan().groups.get_mut(&GroupId::new(group).unwrap()).expect("a scripted group").once =
+            Some(shown);
+    }
+
+    /// How long reading a scripted group takes. What is shown is what stands there at the end.
+    pub(crate) fn reading(&self, time: Duration) {
+        self.plan().reading = time;
+    }
+
     /// What was called so far, in the order of beginnings and ends.
     pub(crate) fn log(&self) -> Vec<&'static str> {
         self.plan().log.clone()
@@ -125,6 +172,10 @@ impl Script {
     /// What the last beat listed.
     pub(crate) fn listed(&self) -> Held {
         self.plan().listed.clone()
+    }
+
+    fn shown(&self, group: &GroupId) -> Option<Result<Vec<MemberRecord>>> {
+        self.plan().groups.get(group).map(|group| group.shown.clone())
     }
 
     fn note(&self, what: &'static str) {
@@ -206,7 +257,7 @@ impl Driver for Bent<Arc<dyn Driver>> {
     }
 
     fn groups(&self) -> &dyn Groups {
-        self.0.groups()
+        self
     }
 
     fn locks(&self) -> &dyn Locks {
@@ -216,6 +267,71 @@ impl Driver for Bent<Arc<dyn Driver>> {
     async fn close(&self) -> Result<()> {
         self.1.note("driver closed");
         self.0.close().await
+    }
+}
+
+#[async_trait]
+impl Groups for Bent<Arc<dyn Driver>> {
+    async fn create(&self, group: &GroupId) -> Result<()> {
+        self.0.groups().create(group).await
+    }
+
+    async fn delete(&self, group: &GroupId) -> Result<()> {
+        self.0.groups().delete(group).await
+    }
+
+    async fn list(&self) -> Result<Vec<GroupId>> {
+        self.0.groups().list().await
+    }
+
+    async fn members(&self, group: &GroupId) -> Result<Vec<MemberRecord>> {
+        if self.1.shown(group).is_none() {
+            return self.0.groups().members(group).await;
+        }
+        self.1.note("read");
+        let reading = self.1.plan().reading;
+        tokio::time::sleep(reading).await;
+        let once = self.1.plan().groups.get_mut(group).and_then(|group| group.once.take());
+        once.or_else(|| self.1.shown(group)).unwrap()
+    }
+
+    async fn member(&self, group: &GroupId, member: &MemberId) -> Result<MemberRecord> {
+        self.0.groups().member(group, member).await
+    }
+
+    async fn watch(&self, group: &GroupId) -> Result<ChangeStream> {
+        match self.1.shown(group) {
+            None => self.0.groups().watch(group).await,
+            Some(shown) => {
+                self.1.note("watch");
+                let view = GroupChange::View(shown?);
+                Ok(Box::pin(Pushed { script: Arc::clone(&self.1), group: group.clone(), view: Some(view) }))
+            }
+        }
+    }
+}
+
+/// A watch of a scripted group: a view, then what is pushed.
+struct Pushed {
+    script: Arc<Script>,
+    group: GroupId,
+    view: Option<GroupChange>,
+}
+
+impl Stream for Pushed {
+    type Item = Result<GroupChange>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Some(view) = self.view.take() {
+            return Poll::Ready(Some(Ok(view)));
+        }
+        let mut plan = self.script.plan();
+        let group = plan.groups.get_mut(&self.group).unwrap();
+        if let Some(item) = group.pushed.pop_front() {
+            return Poll::Ready(item);
+        }
+        group.waker = Some(cx.waker().clone());
+        Poll::Pending
     }
 }
 
