@@ -152,11 +152,11 @@ pub(crate) async fn run_under<F: Future>(
     work: F,
 ) -> Result<F::Output, Lost<F::Output>> {
     let (mut lost, mut work) = (pin!(lost), pin!(work));
-    let loss = || under.iter().find_map(|state| state.loss());
-    let mut working = Working { under, ended: false };
+    let found = || under.iter().find_map(|state| state.loss());
+    let mut on_drop = Working { under, ended: false };
     let answer = std::future::poll_fn(|cx| {
         // The clock first: after a stop of the process this poll may come before any task set a flag.
-        if let Some(reason) = loss() {
+        if let Some(reason) = found() {
             return Poll::Ready(Err(Lost { reason, output: None }));
         }
         if let Poll::Ready(reason) = lost.as_mut().poll(cx) {
@@ -164,14 +164,14 @@ pub(crate) async fn run_under<F: Future>(
         }
         let polled = work.as_mut().poll(cx);
         // And once more: the process may have been stopped within this poll, its last one or not.
-        match (loss(), polled) {
+        match (found(), polled) {
             (Some(reason), Poll::Ready(output)) => Poll::Ready(Err(Lost { reason, output: Some(output) })),
             (Some(reason), Poll::Pending) => Poll::Ready(Err(Lost { reason, output: None })),
             (None, polled) => polled.map(Ok),
         }
     })
     .await;
-    working.ended = true;
+    on_drop.ended = true;
     answer
 }
 

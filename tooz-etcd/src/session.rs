@@ -148,8 +148,9 @@ impl Life {
         let (limit, ttl) = (self.ttl / 6, self.ttl);
         let keeping = hub.context.spawner.clone().spawn(async move {
             // A second time at once where it surely was not done: a beat that waits for the next one is a third of the ttl.
-            match keep_once(&hub, lease, limit, ttl).await {
-                Err((_, Then::Elsewhere | Then::Anew)) => keep_once(&hub, lease, limit, ttl).await,
+            let once = || Box::pin(keep_once(&hub, lease, limit, ttl));
+            match once().await {
+                Err((_, Then::Elsewhere | Then::Anew)) => once().await,
                 kept => kept,
             }
         });

@@ -1,4 +1,5 @@
 //! Closing: what was begun is brought to its end, and nothing of the coordinator's stays (S3, L5).
+#![allow(clippy::disallowed_methods)] // tasks run on the paused clock of the test
 
 use std::time::Duration;
 
