@@ -346,7 +346,8 @@ impl Coordinator {
         work: impl AsyncFnOnce(Self) -> Result<T, E>,
     ) -> Result<T, E> {
         let coordinator = builder.connect().await?;
-        let mut work = pin!(work(coordinator.clone()));
+        let clone = coordinator.clone();
+        let mut work = pin!(async move { work(clone).await });
         // A panic is held back until everything is given back, and goes on then.
         let ended = std::future::poll_fn(|cx| {
             let polled = catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx)));
@@ -363,7 +364,8 @@ impl Coordinator {
     ///
     /// # Errors
     /// As [`Coordinator::close`]; `Unavailable` if `limit` is over first, and closing goes on; `Invalid` on the runtime on
-    /// which the coordinator lives ([`Runtime::Current`](crate::Runtime)), which would wait for itself.
+    /// which the coordinator lives ([`Runtime::Current`](crate::Runtime)), which could wait for itself; also on its threads
+    /// for blocking work.
     pub fn close_blocking(&self, limit: Duration) -> Result<()> {
         let during = |error: Error| error.during("close");
         if self.life.spawner.is_here() {

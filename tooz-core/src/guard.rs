@@ -131,15 +131,16 @@ impl Drop for LockGuard {
     }
 }
 
-/// Work that runs under these grants. Dropped before it has ended, it leaves word that it was interrupted.
+/// Work that runs under these grants. Dropped or cancelled between its first poll and its end, it leaves word that it was
+/// interrupted.
 struct Working<'a> {
     under: &'a [&'a GrantState],
-    ended: bool,
+    half_done: bool,
 }
 
 impl Drop for Working<'_> {
     fn drop(&mut self) {
-        if !self.ended {
+        if self.half_done {
             self.under.iter().for_each(|state| state.interrupt());
         }
     }
@@ -151,10 +152,10 @@ pub(crate) async fn run_under<F: Future>(
     lost: impl Future<Output = LossReason>,
     work: F,
 ) -> Result<F::Output, Lost<F::Output>> {
-    let (mut lost, mut work) = (pin!(lost), pin!(work));
+    let (mut lost, mut task) = (pin!(lost), pin!(work));
     let found = || under.iter().find_map(|state| state.loss());
-    let mut on_drop = Working { under, ended: false };
-    let answer = std::future::poll_fn(|cx| {
+    let mut working = Working { under, half_done: false };
+    std::future::poll_fn(|cx| {
         // The clock first: after a stop of the process this poll may come before any task set a flag.
         if let Some(reason) = found() {
             return Poll::Ready(Err(Lost { reason, output: None }));
@@ -162,7 +163,9 @@ pub(crate) async fn run_under<F: Future>(
         if let Poll::Ready(reason) = lost.as_mut().poll(cx) {
             return Poll::Ready(Err(Lost { reason, output: None }));
         }
-        let polled = work.as_mut().poll(cx);
+        working.half_done = true;
+        let polled = task.as_mut().poll(cx);
+        working.half_done = polled.is_pending();
         // And once more: the process may have been stopped within this poll, its last one or not.
         match (found(), polled) {
             (Some(reason), Poll::Ready(output)) => Poll::Ready(Err(Lost { reason, output: Some(output) })),
@@ -170,9 +173,7 @@ pub(crate) async fn run_under<F: Future>(
             (None, polled) => polled.map(Ok),
         }
     })
-    .await;
-    on_drop.ended = true;
-    answer
+    .await
 }
 
 pub(crate) async fn run<F: Future>(state: &Arc<GrantState>, work: F) -> Result<F::Output, Lost<F::Output>> {
@@ -210,6 +211,26 @@ fn release_call(session: Arc<dyn Session>, state: Arc<GrantState>, end: End) -> 
     })
 }
 
+/// Gives back what was lost by its own deadline while its session lives, once the backend itself may have ended it: what
+/// is left of it must not stay as long as the session does. `None`: the session is over.
+pub(crate) fn give_back_lost(shared: &Arc<Shared>, state: Arc<GrantState>) -> Option<Owned<()>> {
+    state.tenure.session()?;
+    let shared = Arc::clone(shared);
+    Some(Box::pin(async move {
+        shared.spawner.sleep(state.tenure.margin()).await;
+        release_until_answered(&shared, &state).await;
+    }))
+}
+
+/// Repeats an unclean release; a withdrawal would say that the lock was never used.
+async fn release_until_answered(shared: &Shared, state: &Arc<GrantState>) {
+    let call = |session| {
+        let call = release_call(session, Arc::clone(state), End::Unclean);
+        Box::pin(async move { call.await.map(drop) }) as Owned<Result<()>>
+    };
+    shared.until_answered(&state.tenure, call).await;
+}
+
 impl Drop for Releasing<'_> {
     fn drop(&mut self) {
         let Some(ticket) = self.ticket.take() else { return };
@@ -223,14 +244,7 @@ impl Drop for Releasing<'_> {
             match end {
                 _ if answered => {}
                 End::Clean => shared.withdraw(&state.tenure, &state.grant.key, state.grant.attempt).await,
-                // A withdrawal would say that the lock was never used.
-                End::Unclean => {
-                    let call = |session| {
-                        let call = release_call(session, Arc::clone(&state), end);
-                        Box::pin(async move { call.await.map(drop) }) as Owned<Result<()>>
-                    };
-                    shared.until_answered(&state.tenure, call).await;
-                }
+                End::Unclean => release_until_answered(&shared, &state).await,
             }
             // Only now: a sibling that asked earlier could be overtaken by the unfinished release.
             drop(ticket);

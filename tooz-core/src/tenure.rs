@@ -105,6 +105,11 @@ impl Tenure {
         self.inner().session.clone()
     }
 
+    /// How long after a deadline of ours the backend itself may still keep what it is about.
+    pub(crate) fn margin(&self) -> Duration {
+        self.ttl.map_or(Duration::ZERO, margin)
+    }
+
     fn deadline_from(&self, proved: u64) -> Option<Instant> {
         let ttl = self.ttl?;
         Some(Instant::from_nanos(proved) + ttl.saturating_sub(margin(ttl)))
@@ -278,15 +283,16 @@ impl Tenure {
     }
 
     /// The backend says that a grant is gone.
-    pub(crate) fn lose(&self, attempt: AttemptId, reason: LossReason) {
+    pub(crate) fn lose(&self, attempt: AttemptId, reason: LossReason) -> Option<Arc<GrantState>> {
         let mut inner = self.inner();
-        let Some(state) = inner.grants.remove(&attempt) else { return };
+        let state = inner.grants.remove(&attempt)?;
         if reason == LossReason::Expired {
             // By its own deadline, which is earlier than the backend's.
             inner.unclean.insert(attempt, state.grant.clone());
         }
         drop(inner);
         state.finish(reason);
+        Some(state)
     }
 
     /// The earliest deadline of grants that have one of their own.

@@ -57,11 +57,14 @@ fn turned_away(error: &(dyn StdError + 'static)) -> bool {
     false
 }
 
+/// A token that expired; or that this server cannot read, and then a new one is no better.
+const INVALID_TOKEN: &str = "invalid auth token";
+
 /// Whether a request was refused for its token alone. Servers say so under several codes. A token of a JWT server names the
 /// revision of the users and roles, and each change of one of them makes all tokens old (etcd-io/etcd#13300, 2021-08).
 fn is_of_old_token(message: &str) -> bool {
     // The last is what servers before 3.4.24 say, which had no code for it.
-    ["invalid auth token", "revision of auth store is old", "revision in header is old"]
+    [INVALID_TOKEN, "revision of auth store is old", "revision in header is old"]
         .iter()
         .any(|said| message.contains(said))
 }
@@ -108,6 +111,7 @@ fn explain_status(number: i32, message: &str, status: &(dyn StdError + 'static))
             (Error::new(ErrorKind::Unavailable, "the server turned the request away"), Then::Elsewhere)
         }
         code::UNAVAILABLE if never_connected(status) => (unreachable(), Then::Elsewhere),
+        _ if message.contains(INVALID_TOKEN) => (denied(message), Then::Anew),
         _ if is_of_old_token(message) => {
             let why = "the server's users or roles change faster than this client can authenticate";
             (Error::new(ErrorKind::Unavailable, why), Then::Anew)
@@ -174,7 +178,7 @@ mod tests {
     fn what_the_caller_can_do() {
         for (number, message, kind, then) in [
             (5, "etcdserver: requested lease not found", ErrorKind::SessionLost, Then::Nothing),
-            (16, "etcdserver: invalid auth token", ErrorKind::Unavailable, Then::Anew),
+            (16, "etcdserver: invalid auth token", ErrorKind::Denied, Then::Anew),
             (3, "etcdserver: revision of auth store is old", ErrorKind::Unavailable, Then::Anew),
             (2, "auth: revision in header is old", ErrorKind::Unavailable, Then::Anew),
             (16, "etcdserver: something else", ErrorKind::Denied, Then::Nothing),

@@ -93,6 +93,13 @@ struct SharedGate {
     proved_at: Instant,
 }
 
+/// Takes the mark of a grant away, unless it says that somebody else ended the grant.
+pub(crate) fn unmark(keys: &LockKeys, attempt: AttemptId) -> TxnOp {
+    let mark = keys.mark(attempt);
+    let held = Compare::value(mark.clone(), CompareOp::Equal, write_mark(Previous::Expired));
+    TxnOp::txn(Txn::new().when([held]).and_then([TxnOp::delete(mark, None)]))
+}
+
 impl Life {
     /// What is written for a grant.
     fn grant_operations(
@@ -406,7 +413,7 @@ impl Life {
         let keys = self.client.keys.lock(key);
         let mut operations = self.clearing(&keys, attempt);
         if end == End::Clean {
-            operations.push(TxnOp::delete(keys.mark(attempt), None));
+            operations.push(unmark(&keys, attempt));
         }
         self.client.hub.txn(true, Txn::new().and_then(operations)).await?;
         self.end(attempt);
@@ -430,7 +437,7 @@ impl Life {
     async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
         let keys = self.client.keys.lock(key);
         self.leave(attempt);
-        let mut operations = vec![self.move_fence(), TxnOp::delete(keys.mark(attempt), None)];
+        let mut operations = vec![self.move_fence(), unmark(&keys, attempt)];
         operations.extend(self.clearing(&keys, attempt));
         // Only while the session lives: its key is never made again.
         let txn = Txn::new().when([self.lives()]).and_then(operations);

@@ -204,6 +204,12 @@ const AT_ONCE: usize = 16;
 /// beside a busy process it gives a whole time slice away.
 const PAUSE: Duration = Duration::from_micros(20);
 
+/// Not `park_timeout`: this may be a thread of somebody else's, who is waiting for a wake-up.
+#[allow(clippy::disallowed_methods)] // there is no event: the kernel tells nobody that a lock is free
+fn pause() {
+    std::thread::sleep(PAUSE);
+}
+
 pub(crate) fn spin(mut attempt: impl FnMut() -> std::io::Result<bool>) -> std::io::Result<bool> {
     for tried in 1..=TRIES {
         if attempt()? {
@@ -212,7 +218,7 @@ pub(crate) fn spin(mut attempt: impl FnMut() -> std::io::Result<bool>) -> std::i
         if tried < AT_ONCE {
             std::hint::spin_loop();
         } else if tried < TRIES {
-            std::thread::park_timeout(PAUSE);
+            pause();
         }
     }
     Ok(false)

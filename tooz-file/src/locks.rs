@@ -327,7 +327,7 @@ impl FileSessionLocks {
         Ok(())
     }
 
-    fn give_back(&self, grant: &Grant, end: End) -> Result<Released> {
+    async fn give_back(&self, grant: &Grant, end: End) -> Result<Released> {
         self.client.check_process()?;
         let failed = |cause| failed(&grant.key, cause);
         let site = self.site();
@@ -343,23 +343,37 @@ impl FileSessionLocks {
         let directory = site.stripe(held.hash.stripe()).map_err(failed)?;
         // First: whoever is woken by the record's end finds the file free.
         held.files.clear();
-        let marked = match end {
-            End::Unclean => book::mark(directory, &held.hash, end.previous(), site.mode),
-            End::Clean if held.grant.previous == Previous::Clean => Ok(()),
-            End::Clean => book::unmark(directory, &held.hash),
+        let removed = match end {
+            End::Unclean => self.remove_and_mark(&held, end.previous()).await,
+            End::Clean => {
+                let clean = held.grant.previous == Previous::Clean;
+                let unmarked = if clean { Ok(()) } else { book::unmark(directory, &held.hash) };
+                // Unlinking is atomic, and the name is that of this grant alone.
+                unmarked.and_then(|()| directory.remove(&held.record)).map_err(failed)
+            }
         };
-        // Unlinking is atomic, and the name is that of this grant alone.
-        match marked.and_then(|()| directory.remove(&held.record)) {
+        match removed {
             Ok(found) => {
                 site.say(&Topic::Lock(held.hash));
                 Ok(if found { Released::Released } else { Released::WasNotHolder })
             }
-            Err(cause) => {
+            Err(error) => {
                 // The record still stands and excludes everybody: to be released again.
                 self.local.state().held.insert(grant.attempt, held);
-                Err(failed(cause))
+                Err(error)
             }
         }
+    }
+
+    /// Under the mutex: who reads the records one after the other sees the record or the mark.
+    async fn remove_and_mark(&self, held: &Held, how: Previous) -> Result<bool> {
+        let site = self.site();
+        let work = |directory: &Directory| {
+            let marked = book::mark(directory, &held.hash, how, site.mode);
+            let removed = marked.and_then(|()| directory.remove(&held.record));
+            removed.map(Moment::Done).map_err(|cause| failed(&held.grant.key, cause))
+        };
+        self.client.in_stripe(site, &held.hash, self.client.deadline(), work).await
     }
 }
 
@@ -394,6 +408,6 @@ impl SessionLocks for FileSessionLocks {
     }
 
     async fn release(&self, grant: &Grant, end: End) -> Result<Released> {
-        self.give_back(grant, end).map_err(|error| error.during("release"))
+        self.give_back(grant, end).await.map_err(|error| error.during("release"))
     }
 }

@@ -281,7 +281,8 @@ impl State {
             });
         } else if let Some(index) = lock.holders.iter().position(|holder| holder.attempt == attempt) {
             let holder = lock.holders.remove(index);
-            if how != Previous::Clean {
+            // Of several ends the one that says most.
+            if how != Previous::Clean && lock.previous != Some(Previous::Broken) {
                 lock.previous = Some(how);
             }
             self.holders_changed(space, key);

@@ -365,7 +365,6 @@ fn is_lost(answer: &redis::Value) -> bool {
     matches!(parts.first(), Some(redis::Value::BulkString(word)) if word == b"lost")
 }
 
-/// How the last holder ended, as scripts write it.
 /// What a script leaves in a lock for the next holder.
 pub(crate) fn unclean(end: End) -> &'static str {
     match end {
@@ -374,6 +373,7 @@ pub(crate) fn unclean(end: End) -> &'static str {
     }
 }
 
+/// How the last holder ended, as scripts write it.
 pub(crate) fn previous(word: &str) -> Previous {
     match word {
         "E" => Previous::Expired,

@@ -72,13 +72,18 @@ fn first_waiter(tx: &Tx<'_>, lock: &Lock) -> Work<Option<Waiter>> {
     .map_err(|fail| fail.about(&lock.key))
 }
 
-/// Remembers that a holder ended uncleanly (L12).
+/// Remembers that a holder ended uncleanly (L12); of several ends the one that says most. It is news to those who hold the
+/// lock beside it: what they were told when they were granted is not all any more, so their release leaves the mark.
 fn mark(tx: &Tx<'_>, lock: &Lock, how: Previous) -> Work<()> {
     let (namespace, kind, name) = lock.columns()?;
     tx.run(
         "INSERT INTO marks (namespace, kind, name, how) VALUES (?1, ?2, ?3, ?4) \
-         ON CONFLICT (namespace, kind, name) DO UPDATE SET how = excluded.how",
+         ON CONFLICT (namespace, kind, name) DO UPDATE SET how = max(how, excluded.how)",
         (namespace, kind, name, previous_to_number(how)),
+    )?;
+    tx.run(
+        "UPDATE holders SET previous = 0 WHERE namespace = ?1 AND kind = ?2 AND name = ?3 AND previous <> 0",
+        (namespace, kind, name),
     )?;
     Ok(())
 }

@@ -11,6 +11,8 @@ pub(super) const CASES: &[Case] = &[
     case!(a_holder_that_was_cut_off_did_not_release, "L12", "S6", "S7").ttl().kit(),
     case!(a_coordinator_that_is_closed_after_a_loss_did_not_release, "L12", "S3").ttl().kit(),
     case!(work_that_was_cut_short_did_not_end_well, "L12", "L13"),
+    case!(work_under_several_locks_is_cut_short_for_all, "L12", "L13", "L16"),
+    case!(a_close_does_not_hide_a_break, "L12", "L10", "S3"),
     case!(a_panic_is_told_although_the_coordinator_is_closed, "L12", "S3", "L5"),
 ];
 
@@ -166,6 +168,33 @@ async fn work_that_was_cut_short_did_not_end_well(h: Harness) -> Outcome {
     drop(set);
     next_is_told(&b, "one", Previous::Expired).await?;
     next_is_told(&b, "two", Previous::Expired).await
+}
+
+/// L12, L13, L16: one of several locks is broken; the work under all of them is cancelled, and half done under each.
+async fn work_under_several_locks_is_cut_short_for_all(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    let set = a.lock_all(["one", "two"])?.acquire().await?;
+    let running = h.started(async move { (set.run(std::future::pending::<()>()).await.is_err(), set) }).await;
+    b.lock("one")?.break_lock("enough").await?;
+    let (cancelled, set) = within("the end of the work", h.some_ttl() + h.soon(), running).await??;
+    ensure(cancelled && set.guards()[1].is_held(), "the other lock was lost, too")?;
+    drop(set);
+    next_is_told(&b, "one", Previous::Broken).await?;
+    next_is_told(&b, "two", Previous::Expired).await
+}
+
+/// L12, L10, S3: whoever closes right after its lock was broken did not release it, whether it has heard of that or not.
+async fn a_close_does_not_hide_a_break(h: Harness) -> Outcome {
+    let b = h.coordinator("b").await?;
+    for _ in 0..5 {
+        let a = h.coordinator("a").await?;
+        let guard = taken(&a, "x").await?;
+        b.lock("x")?.break_lock("enough").await?;
+        a.close().await?;
+        ensure(!guard.is_held(), "held after close")?;
+        next_is_told(&b, "x", Previous::Broken).await?;
+    }
+    Ok(())
 }
 
 /// A task takes it and panics, without a word on the terminal.

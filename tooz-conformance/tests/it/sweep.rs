@@ -28,6 +28,8 @@ const NOT_FOR_CALLERS: &[(&str, &str, &str)] = &[
     ("group.rs", "leave_until_answered: ", "called for what is left of a dropped call alone"),
     ("group.rs", "rejoin: ", "a job of the keeper's"),
     ("guard.rs", "drop: ", "what is left of a dropped call, in the keeper"),
+    ("guard.rs", "give_back_lost: ", "a job of the keeper's"),
+    ("guard.rs", "release_until_answered: ", "called for what is left of a dropped call, or was lost, alone"),
     ("lock.rs", "drop: ", "the same"),
     ("shared.rs", "drive: ", "the same"),
     ("tenure.rs", "or_lost: ", "called for what is left of a dropped call alone"),

@@ -17,7 +17,9 @@ use tokio::task::JoinSet;
 use crate::clock::{Instant, Sleeper};
 use crate::driver::{End, Epoch, Grant, Held, Notice, Renewal, Session, SessionId};
 use crate::group::Rejoined;
+use crate::guard::give_back_lost;
 use crate::heart::{period, time_limit};
+use crate::runtime::Spawner;
 use crate::shared::{Backoff, Command, Phase, Shared, closed};
 use crate::tenure::Tenure;
 use crate::{Error, ErrorKind, GroupId, LossReason, Result};
@@ -203,7 +205,10 @@ impl Keeper {
                     return self.lose(&reason);
                 }
                 while let Some((_, attempt)) = up.tenure.first_own_deadline().filter(|(at, _)| *at <= now) {
-                    up.tenure.lose(attempt, LossReason::Expired);
+                    let lost = up.tenure.lose(attempt, LossReason::Expired);
+                    if let Some(job) = lost.and_then(|state| give_back_lost(&self.shared, state)) {
+                        self.shared.settle(job);
+                    }
                 }
                 if up.flying.is_some_and(|(_, limit)| limit <= now) {
                     up.flying = None;
@@ -259,7 +264,7 @@ impl Keeper {
         let State::Up(up) = &mut self.state else { return };
         match notice {
             Notice::SessionLost(reason) => self.lose(&reason),
-            Notice::GrantLost(attempt, reason) => up.tenure.lose(attempt, reason),
+            Notice::GrantLost(attempt, reason) => drop(up.tenure.lose(attempt, reason)),
             Notice::Evicted(group) => self.evicted(group),
         }
     }
@@ -280,6 +285,7 @@ impl Keeper {
         let (driver, mut jobs, mut commands) = (Arc::clone(&self.shared.driver), self.jobs, self.commands);
         // When the time is over it is dropped, and the session with it: its operating-system locks must not stay
         // as long as this process does, and what it has on a network ends because nobody renews it.
+        let (limit, spawner) = (self.shared.config.close_timeout, self.shared.spawner.clone());
         let closing = self.shared.spawner.spawn(async move {
             // What callers left unfinished goes first: it may hold what the session's end would not.
             while let Some(command) = commands.recv().await {
@@ -292,9 +298,10 @@ impl Keeper {
             }
             let session = match session {
                 Some((session, end)) => {
-                    let end =
-                        if release_unclean(&session, unclean).await.is_ok() { end } else { End::Unclean };
-                    session.close(end).await
+                    let unanswered = release_unclean(&spawner, &session, unclean);
+                    // Half of the time at most: the session's end must not fall short.
+                    let released = spawner.timeout(limit / 2, unanswered).await;
+                    session.close(if released == Some(true) { end } else { End::Unclean }).await
                 }
                 None => Ok(()),
             };
@@ -307,7 +314,6 @@ impl Keeper {
             }
             session.and(driver.close().await)
         });
-        let limit = self.shared.config.close_timeout;
         let mut closing = std::pin::pin!(closing);
         let result = match self.shared.spawner.timeout(limit, &mut closing).await {
             Some(Some(result)) => result,
@@ -325,11 +331,17 @@ impl Keeper {
 }
 
 /// Before the session's clean end takes the grants along: these did not end cleanly.
-async fn release_unclean(session: &Arc<dyn Session>, unclean: Vec<Grant>) -> Result<()> {
-    for grant in unclean {
-        session.locks().release(&grant, End::Unclean).await?;
+async fn release_unclean(spawner: &Spawner, session: &Arc<dyn Session>, unclean: Vec<Grant>) -> bool {
+    let release = |grant: Grant| {
+        let session = Arc::clone(session);
+        spawner.spawn(async move { session.locks().release(&grant, End::Unclean).await.is_ok() })
+    };
+    let mut all = true;
+    // All at once, and every one is waited for.
+    for released in unclean.into_iter().map(release).collect::<Vec<_>>() {
+        all &= released.await == Some(true);
     }
-    Ok(())
+    all
 }
 
 impl Up {

@@ -127,3 +127,18 @@ async fn whoever_waits_behind_it_is_next_when_it_has_expired() {
     tokio::time::sleep(TTL).await;
     assert!(next.is_held(), "the older guard's end took the next one along");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_lost_by_it_does_not_stay_as_long_as_the_session() {
+    let (script, kit, [a]) = scripted("own-given-back", "ttl=15s", ["a"]).await;
+    script.own_ttl();
+    proved_a_while_ago(&script).await;
+    let guard = a.lock("x").unwrap().acquire().await.unwrap();
+    assert_eq!(soon(guard.lost()).await, LossReason::Expired);
+    // Not at once: the work is to end in the time that the backend still gives.
+    assert_eq!(kit.held(), 1);
+    eventually("it is given back", || kit.held() == 0).await;
+    assert!(script.log().contains(&"release uncleanly"), "{:?}", script.log());
+    assert!(a.session_id().is_some());
+    drop(guard);
+}

@@ -31,7 +31,9 @@ local function waiter(l, attempt)
   return { mode = mode, limit = limit, session = id, member = member }
 end
 
+-- Of several ends the one that says most.
 local function mark(l, how)
+  if how == 'E' and l.p == 'B' then return end
   l.p = how
   redis.call('HSET', l.h, 'p', how)
 end
