@@ -10,7 +10,8 @@
 //!
 //! # Rules for drivers
 //! - A future of a driver need not be cancel-safe, except [`SessionLocks::turn`], [`Session::notice`] and the
-//!   watch streams: the core drives every other call to its end, also when the caller is gone.
+//!   watch streams: the core drives every other call to its end, also when the caller is gone. A beat is dropped once its
+//!   session was closed.
 //! - A driver never decides from its own memory alone that a lock is held.
 //! - Clocks, randomness, tasks and timers come from the [`Context`] only. No task outlives [`Driver::close`].
 //! - An error whose effect may have happened is marked [`Error::indeterminate`](crate::Error::indeterminate).

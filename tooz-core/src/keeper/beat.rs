@@ -43,10 +43,11 @@ impl Keeper {
         drop(joined);
         let held = up.tenure.held(groups);
         let (session, number) = (Arc::clone(&up.session), self.number);
-        self.jobs.spawn(async move {
+        self.beats.retain(|beat| !beat.is_finished());
+        self.beats.push(self.jobs.spawn(async move {
             let answer = session.renew(&held).await;
             Done::Beat { number, sent, held, answer }
-        });
+        }));
     }
 
     /// A beat was answered, perhaps after its time limit: it still proves the session from when it was sent.

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::clock::{Instant, Sleeper};
 use crate::driver::{End, Epoch, Grant, Held, Notice, Renewal, Session, SessionId};
@@ -29,6 +29,8 @@ pub(crate) struct Keeper {
     commands: mpsc::UnboundedReceiver<Command>,
     sleeper: Sleeper,
     jobs: JoinSet<Done>,
+    /// Those of the jobs that are beats.
+    beats: Vec<AbortHandle>,
     state: State,
     backoff: Backoff,
     epoch: Epoch,
@@ -127,6 +129,7 @@ impl Keeper {
         let keeper = Self {
             sleeper: Sleeper::new(shared.clock.clone()),
             jobs: JoinSet::new(),
+            beats: Vec::new(),
             backoff: Backoff::new(&shared.config),
             epoch: session.epoch(),
             recreate: false,
@@ -283,6 +286,7 @@ impl Keeper {
             State::Down(down) => (down.old.map(|old| (old, End::Unclean)), Vec::new()),
         };
         let (driver, mut jobs, mut commands) = (Arc::clone(&self.shared.driver), self.jobs, self.commands);
+        let beats = self.beats;
         // When the time is over it is dropped, and the session with it: its operating-system locks must not stay
         // as long as this process does, and what it has on a network ends because nobody renews it.
         let (limit, spawner) = (self.shared.config.close_timeout, self.shared.spawner.clone());
@@ -305,6 +309,8 @@ impl Keeper {
                 }
                 None => Ok(()),
             };
+            // An answer to a beat says nothing any more, and may be as late as the backend likes.
+            beats.iter().for_each(AbortHandle::abort);
             while let Some(done) = jobs.join_next().await {
                 if let Ok(Done::Opened { answer: Ok(late), .. }) = done
                     && let Err(error) = late.close(End::Clean).await

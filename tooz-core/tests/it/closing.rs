@@ -144,3 +144,17 @@ fn code_without_a_runtime_closes_and_is_not_kept_longer_than_it_says() {
         c.close().await.unwrap();
     });
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_beat_that_is_not_answered_holds_up_no_close() {
+    let url = "memory://closing-beat?ttl=15s";
+    let (kit, a) = (Kit::of(url).unwrap(), connect(url, "a").await);
+    tokio::time::sleep(4900 * MILLI).await;
+    kit.delay_answers(20 * SECOND);
+    tokio::time::sleep(200 * MILLI).await; // a beat is sent
+    kit.delay_answers(Duration::ZERO);
+    let began = tokio::time::Instant::now();
+    a.close().await.unwrap();
+    assert!(began.elapsed() < SECOND, "closed after {:?}", began.elapsed());
+    assert_eq!(kit.sessions(), 0);
+}
