@@ -93,7 +93,7 @@ struct SharedGate {
     proved_at: Instant,
 }
 
-/// Takes the mark of a grant away, unless it says that somebody else ended the grant.
+/// Takes the mark of a grant away, unless the mark says that a break or a foreign holder ended the grant.
 pub(crate) fn unmark(keys: &LockKeys, attempt: AttemptId) -> TxnOp {
     let mark = keys.mark(attempt);
     let held = Compare::value(mark.clone(), CompareOp::Equal, write_mark(Previous::Expired));

@@ -204,7 +204,7 @@ const AT_ONCE: usize = 16;
 /// beside a busy process it gives a whole time slice away.
 const PAUSE: Duration = Duration::from_micros(20);
 
-/// Not `park_timeout`: this may be a thread of somebody else's, who is waiting for a wake-up.
+/// Not `park_timeout`: the thread may be a foreign executor's, and parking would swallow the wake-up it waits for.
 #[allow(clippy::disallowed_methods)] // there is no event: the kernel tells nobody that a lock is free
 fn pause() {
     std::thread::sleep(PAUSE);

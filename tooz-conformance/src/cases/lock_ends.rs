@@ -1,5 +1,8 @@
 //! L12: how the last holder ended, as the next one is told.
 
+use tooz_core::MemberId;
+use tooz_core::driver::BreakRequest;
+
 use super::level::granted;
 use super::prelude::*;
 
@@ -7,6 +10,7 @@ pub(super) const CASES: &[Case] = &[
     case!(previous_tells_how_it_ended, "L12"),
     case!(previous_is_expired_after_a_crash, "L12").ttl(),
     case!(a_release_says_how_the_work_ended, "L12", "L4"),
+    case!(of_several_unclean_ends_a_break_is_told, "L12", "L10"),
     case!(a_session_that_was_lost_is_ended_at_once_and_says_so, "L12", "S7"),
     case!(a_holder_that_was_cut_off_did_not_release, "L12", "S6", "S7").ttl().kit(),
     case!(a_coordinator_that_is_closed_after_a_loss_did_not_release, "L12", "S3").ttl().kit(),
@@ -74,6 +78,34 @@ async fn a_release_says_how_the_work_ended(h: Harness) -> Outcome {
         let next = granted(&a, name, shared).await?;
         ensure(next.previous == Previous::Clean, format!("{name}, told twice: {:?}", next.previous))?;
         a.locks().release(&next, End::Clean).await?;
+    }
+    Ok(())
+}
+
+/// L12, L10: two readers end uncleanly, one of them by a break: the break is told, in whichever order they end.
+async fn of_several_unclean_ends_a_break_is_told(h: Harness) -> Outcome {
+    let driver = h.driver().await?;
+    let (a, b) = (h.session(&driver, "a").await?, h.session(&driver, "b").await?);
+    for break_comes_first in [true, false] {
+        let (broken, cut_off) = (granted(&a, "x", true).await?, granted(&b, "x", true).await?);
+        let request =
+            BreakRequest::new(broken.key.clone(), MemberId::new("boss")?, "enough").only(broken.token);
+        if !break_comes_first {
+            b.locks().release(&cut_off, End::Unclean).await?;
+        }
+        ensure(
+            driver.locks().break_lock(&request).await?.len() == 1,
+            "the break found another number of holders",
+        )?;
+        if break_comes_first {
+            b.locks().release(&cut_off, End::Unclean).await?;
+        }
+        let next = granted(&b, "x", false).await?;
+        ensure(
+            next.previous == Previous::Broken,
+            format!("break first: {break_comes_first}: {:?}", next.previous),
+        )?;
+        b.locks().release(&next, End::Clean).await?;
     }
     Ok(())
 }
@@ -183,7 +215,8 @@ async fn work_under_several_locks_is_cut_short_for_all(h: Harness) -> Outcome {
     next_is_told(&b, "two", Previous::Expired).await
 }
 
-/// L12, L10, S3: whoever closes right after its lock was broken did not release it, whether it has heard of that or not.
+/// L12, L10, S3: a coordinator that closes right after its lock was broken did not release it, whether it has heard of the
+/// break or not.
 async fn a_close_does_not_hide_a_break(h: Harness) -> Outcome {
     let b = h.coordinator("b").await?;
     for _ in 0..5 {

@@ -75,7 +75,7 @@ async fn scoped(p: Point) -> Outcome {
     if let Some(Err(error)) = p.sweep(Coordinator::scope(builder, work)).await? {
         ensure(p.weather().allows_errors(), format!("it failed: {error}"))?;
     }
-    // One whose opening was not heard of is nobody's to close: it ends by its ttl (L6).
+    // The scope cannot close a session of whose opening it did not hear: that one ends by its ttl (L6).
     if matches!(p.weather(), Weather::AnswerLost(_)) {
         p.h().pass(p.h().gone()).await;
     }

@@ -288,7 +288,7 @@ impl Kit for Backend {
         let space = encoded(namespace);
         let gate = format!("/{space}/locks{lock}");
         let holders = format!("%tooz/{space}/lock/n{}/h/", encoded(lock));
-        // At one moment: whoever is granted the lock between the two would lose the gate of its own.
+        // At one moment: a waiter that is granted the lock between the two would lose its own gate to the second.
         let both = Txn::new().and_then([
             TxnOp::delete(holders, Some(DeleteOptions::new().with_prefix())),
             TxnOp::delete(gate, None),

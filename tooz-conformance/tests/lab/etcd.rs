@@ -332,7 +332,7 @@ async fn users_and_passwords() -> Outcome {
     Ok(a.close().await?)
 }
 
-/// X3, S5: whoever adds a user, or a role, makes nobody lose anything.
+/// X3, S5: no session loses anything because a user was added.
 async fn users_that_change_cost_nothing() -> Outcome {
     users_change(Etcd::start()?).await
 }
@@ -467,7 +467,7 @@ async fn a_beat_is_written() -> Outcome {
         a.heartbeat().await?;
     }
     let after: f64 = etcd.metric(WRITES)?;
-    // Few others write meanwhile: whoever follows a new grant proves it once.
+    // The session itself writes little else meanwhile: the task that watches a new grant proves it once.
     assert!(after >= before + 20.0, "{before} writes before twenty beats, {after} after");
     guard.release().await?;
     Ok(a.close().await?)
