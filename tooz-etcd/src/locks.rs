@@ -93,11 +93,17 @@ struct SharedGate {
     proved_at: Instant,
 }
 
-/// Takes the mark of a grant away, unless the mark says that a break or a foreign holder ended the grant.
-pub(crate) fn unmark(keys: &LockKeys, attempt: AttemptId) -> TxnOp {
+/// Takes the mark of a grant away that nobody used, unless it says how one before it ended, or who ended this one.
+fn unmark_unused(keys: &LockKeys, attempt: AttemptId) -> TxnOp {
     let mark = keys.mark(attempt);
-    let held = Compare::value(mark.clone(), CompareOp::Equal, write_mark(Previous::Expired));
+    let held = Compare::value(mark.clone(), CompareOp::Equal, write_mark(Previous::Clean));
     TxnOp::txn(Txn::new().when([held]).and_then([TxnOp::delete(mark, None)]))
+}
+
+/// Takes the mark of a grant away that ends cleanly, if it is there: else the mark says who ended it.
+pub(crate) fn unmark_held(keys: &LockKeys, attempt: AttemptId) -> TxnOp {
+    let held = Compare::create_revision(keys.holder(attempt), CompareOp::Greater, 0);
+    TxnOp::txn(Txn::new().when([held]).and_then([TxnOp::delete(keys.mark(attempt), None)]))
 }
 
 impl Life {
@@ -122,7 +128,7 @@ impl Life {
         let value = holder.write().ok_or_else(|| unknown_mode(wish.mode))?;
         let mut operations = vec![
             TxnOp::put(wish.keys.holder(wish.attempt), value, self.with_lease()),
-            TxnOp::put(wish.keys.mark(wish.attempt), write_mark(Previous::Expired), None),
+            TxnOp::put(wish.keys.mark(wish.attempt), write_mark(previous), None),
         ];
         match (&wish.keys.gate, gate) {
             (Some(key), None) => {
@@ -413,7 +419,7 @@ impl Life {
         let keys = self.client.keys.lock(key);
         let mut operations = self.clearing(&keys, attempt);
         if end == End::Clean {
-            operations.push(unmark(&keys, attempt));
+            operations.push(unmark_held(&keys, attempt));
         }
         self.client.hub.txn(true, Txn::new().and_then(operations)).await?;
         self.end(attempt);
@@ -437,7 +443,7 @@ impl Life {
     async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
         let keys = self.client.keys.lock(key);
         self.leave(attempt);
-        let mut operations = vec![self.move_fence(), unmark(&keys, attempt)];
+        let mut operations = vec![self.move_fence(), unmark_unused(&keys, attempt)];
         operations.extend(self.clearing(&keys, attempt));
         // Only while the session lives: its key is never made again.
         let txn = Txn::new().when([self.lives()]).and_then(operations);

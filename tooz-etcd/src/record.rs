@@ -166,11 +166,13 @@ impl Waiter {
     }
 }
 
-/// A mark of a grant: how it ended, if it is not there any more.
+/// A mark of a grant: what the next holder is told if the grant is not there any more. A grant that was told nothing leaves
+/// `Clean`, and then its end was not clean all the same: its session ended.
 pub(crate) fn write_mark(how: Previous) -> Vec<u8> {
     let word: &[u8] = match how {
         Previous::Broken => b"broken",
         Previous::Unknown => b"unknown",
+        Previous::Expired => b"expired",
         _ => b"held",
     };
     write(&[], word)

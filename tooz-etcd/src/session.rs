@@ -24,7 +24,7 @@ use tooz_core::{Error, ErrorKind, GroupId, LossReason, MemberId, Result};
 use crate::client::Client;
 use crate::connection::{Hub, answer};
 use crate::error::{Then, explain};
-use crate::locks::unmark;
+use crate::locks::unmark_held;
 use crate::record::{self, Gate, GateKind};
 use crate::standing::Standing;
 use crate::vigil::{self, Post};
@@ -419,7 +419,7 @@ impl Session for EtcdSession {
             if stand.gate.is_some() && stand.mode != LockMode::Exclusive {
                 self.life.clear(&stand.key, attempt, end).await?;
             } else if end == End::Clean {
-                marks.push(unmark(&self.life.client.keys.lock(&stand.key), attempt));
+                marks.push(unmark_held(&self.life.client.keys.lock(&stand.key), attempt));
             }
         }
         for page in marks.chunks(MOST_OPERATIONS) {

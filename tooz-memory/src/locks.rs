@@ -291,13 +291,22 @@ impl State {
     }
 
     /// Ends one attempt of a living session, remembers that, and hands the lock on.
-    fn settle(&mut self, fate: &Fate, attempt: AttemptId, end: End) {
+    /// `end`: how its owner gave it back; `None`: nobody used it, and the next one is told what this one would have been.
+    fn settle(&mut self, fate: &Fate, attempt: AttemptId, end: Option<End>) {
         let Some(session) = self.sessions.get_mut(&fate.id) else { return };
         session.ended.put(attempt, Ended::Settled);
         // Where it stands says the backend, not the caller.
         let Some(key) = session.attempts.remove(&attempt) else { return };
         let space = session.space.clone();
-        let how = self.how_ended(end);
+        let how = match end {
+            Some(end) => self.how_ended(end),
+            None => {
+                let holder = self
+                    .lock(&space, &key)
+                    .and_then(|lock| lock.holders.iter().find(|h| h.attempt == attempt));
+                holder.map_or(Previous::Clean, |holder| holder.previous)
+            }
+        };
         self.remove_attempt(&space, &key, attempt, how);
         self.advance(&space, &key);
     }
@@ -319,7 +328,7 @@ impl State {
             }
             return Released::WasNotHolder;
         }
-        self.settle(fate, grant.attempt, end);
+        self.settle(fate, grant.attempt, Some(end));
         Released::Released
     }
 
@@ -469,7 +478,7 @@ impl SessionLocks for MemorySession {
             .client
             .call(Operation::Withdraw, |state| {
                 if !state.has(Fault::CancelLeaks) {
-                    state.settle(&self.fate, attempt, End::Clean);
+                    state.settle(&self.fate, attempt, None);
                 }
                 Ok(())
             })

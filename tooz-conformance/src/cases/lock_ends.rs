@@ -11,6 +11,7 @@ pub(super) const CASES: &[Case] = &[
     case!(previous_is_expired_after_a_crash, "L12").ttl(),
     case!(a_release_says_how_the_work_ended, "L12", "L4"),
     case!(of_several_unclean_ends_a_break_is_told, "L12", "L10"),
+    case!(a_grant_that_nobody_used_hides_nothing, "L12", "L6"),
     case!(a_session_that_was_lost_is_ended_at_once_and_says_so, "L12", "S7"),
     case!(a_holder_that_was_cut_off_did_not_release, "L12", "S6", "S7").ttl().kit(),
     case!(a_coordinator_that_is_closed_after_a_loss_did_not_release, "L12", "S3").ttl().kit(),
@@ -106,6 +107,30 @@ async fn of_several_unclean_ends_a_break_is_told(h: Harness) -> Outcome {
             format!("break first: {break_comes_first}: {:?}", next.previous),
         )?;
         b.locks().release(&next, End::Clean).await?;
+    }
+    Ok(())
+}
+
+/// L12, L6: the grant after an unclean end is withdrawn, because its caller was dropped: the next one is told of that end.
+async fn a_grant_that_nobody_used_hides_nothing(h: Harness) -> Outcome {
+    let driver = h.driver().await?;
+    let (a, b) = (h.session(&driver, "a").await?, h.session(&driver, "b").await?);
+    for (name, shared) in [("x", false), ("y", true)] {
+        let cut_off = granted(&a, name, shared).await?;
+        a.locks().release(&cut_off, End::Unclean).await?;
+        for _ in 0..2 {
+            let unused = granted(&b, name, shared).await?;
+            ensure(unused.previous == Previous::Expired, format!("{name}: {:?}", unused.previous))?;
+            b.locks().withdraw(&unused.key, unused.attempt).await?;
+        }
+        let next = granted(&a, name, shared).await?;
+        ensure(
+            next.previous == Previous::Expired,
+            format!("{name}, after a withdrawal: {:?}", next.previous),
+        )?;
+        a.locks().release(&next, End::Clean).await?;
+        let next = granted(&b, name, shared).await?;
+        ensure(next.previous == Previous::Clean, format!("{name}, told twice: {:?}", next.previous))?;
     }
     Ok(())
 }

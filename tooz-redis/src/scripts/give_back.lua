@@ -9,8 +9,11 @@ local function give_back(place_too)
   local found = 0
   if h and h.session == id then
     remove(l, attempt)
-    if ARGV[7] ~= '' then
-      mark(l, ARGV[7])
+    local how = ARGV[7]
+    -- A grant that nobody used: the next one is told what this one would have been.
+    if place_too and h.previous ~= 'C' then how = h.previous end
+    if how ~= '' then
+      mark(l, how)
       keep(l, ARGV[5])
     end
     found = 1
