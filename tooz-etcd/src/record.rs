@@ -283,6 +283,8 @@ mod tests {
         for how in [Previous::Expired, Previous::Broken, Previous::Unknown] {
             assert_eq!(read_mark(&write_mark(how)), how);
         }
+        // The mark of a grant before which all ended cleanly says that this one did not.
+        assert_eq!(read_mark(&write_mark(Previous::Clean)), Previous::Expired);
         let by = MemberId::new(b"x\n").unwrap();
         let LossReason::Broken { by: read, why } = read_broken(&write_broken(&by, "be\ncause")).unwrap()
         else {
