@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tooz_core::{Builder, Capabilities, Coordinator, Leadership, Liveness, LockGuard};
+use tooz_core::driver::{Driver, End, InstanceId, OpenSession};
+use tooz_core::{Builder, Capabilities, Coordinator, Leadership, Liveness, LockGuard, MemberId};
 
 use crate::case::Outcome;
+use crate::harness::random;
 use crate::process::HELPER;
 
 /// Runs as a helper if this process was started as one.
@@ -37,6 +40,7 @@ fn run(order: &str) -> Outcome {
     runtime.block_on(async {
         let coordinator = Coordinator::builder(url, member).namespace(namespace).connect().await?;
         let mut held = Held::default();
+        let mut drivers = Vec::new();
         say("ok ready")?;
         // Blocking is fine: the coordinator lives on the library's thread.
         for line in std::io::stdin().lock().lines() {
@@ -51,13 +55,32 @@ fn run(order: &str) -> Outcome {
                 )
                 .await;
             }
-            match obey(&coordinator, &mut held, &words).await {
+            let done = match words[..] {
+                ["driver"] => {
+                    let builder = Coordinator::builder(url, member).namespace(namespace);
+                    builder.connect_driver().await.map_err(Into::into).map(|(driver, _)| {
+                        drivers.push(driver);
+                        String::new()
+                    })
+                }
+                ["session", member] => open(drivers.last(), member).await,
+                _ => obey(&coordinator, &mut held, &words).await,
+            };
+            match done {
                 Ok(answer) => say(&format!("ok {answer}"))?,
                 Err(error) => say(&format!("err {error}"))?,
             }
         }
         Ok(())
     })
+}
+
+/// Opens and closes a session of a driver that was connected before.
+async fn open(driver: Option<&Arc<dyn Driver>>, member: &str) -> Outcome<String> {
+    let request = OpenSession::new(MemberId::new(member)?, InstanceId(random()), None);
+    let session = driver.ok_or("no driver is connected")?.open_session(&request).await?;
+    session.close(End::Clean).await?;
+    Ok(session.id().to_string())
 }
 
 /// Drops what it holds as the last thing before it ends.

@@ -1,15 +1,18 @@
 //! The driver: what needs no session.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{
-    Certificate, Compare, CompareOp, ConnectOptions, Identity, PutOptions, TlsOptions, Txn, TxnOp,
+    Certificate, Compare, CompareOp, ConnectOptions, GetOptions, Identity, PutOptions, TlsOptions, Txn, TxnOp,
 };
-use tooz_core::driver::{Connect, Driver, Epoch, Groups, Locks, OpenSession, Session, SessionId};
+use tooz_core::driver::{
+    Connect, Driver, Epoch, Groups, Locks, OpenSession, Session, SessionId, Stamp, earlier_layout_in_use,
+};
 use tooz_core::{Characteristics, Error, ErrorKind, Result};
 
 use crate::config::{self, Config, Tls};
@@ -22,6 +25,8 @@ use crate::version;
 
 /// How often a session is opened whose lease ends before anything could be written with it.
 const OPENINGS: u32 = 3;
+/// How often a session is opened while others change the stamp, which they do once in the data's life.
+const STAMPINGS: u32 = 5;
 
 /// One connected driver, shared by its sessions and watches.
 #[derive(Debug)]
@@ -29,6 +34,10 @@ pub(crate) struct Client {
     pub(crate) hub: Arc<Hub>,
     pub(crate) keys: Keys,
     ttl: Duration,
+    layout: u32,
+    namespace: String,
+    /// The stamp as it was last seen; empty: none.
+    stamp: Mutex<Vec<u8>>,
     characteristics: Characteristics,
 }
 
@@ -84,7 +93,16 @@ impl Etcd {
             Err(error) => return Err(error),
         };
         let keys = Keys::new(&config.namespace);
-        Ok(Self(Arc::new(Client { hub, keys, ttl: config.ttl, characteristics })))
+        let Config { ttl, layout, namespace, .. } = config;
+        Ok(Self(Arc::new(Client {
+            hub,
+            keys,
+            ttl,
+            layout,
+            namespace,
+            stamp: Mutex::default(),
+            characteristics,
+        })))
     }
 }
 
@@ -93,12 +111,12 @@ fn is_about_status(error: &Error) -> bool {
     error.context().contains("permission denied")
 }
 
-/// The id of the data as its key holds it.
-fn parse_epoch(key: &[u8], value: &[u8]) -> Result<Epoch> {
-    let epoch = std::str::from_utf8(value).ok().and_then(Epoch::parse);
-    epoch.ok_or_else(|| {
-        corrupt(key, "holds no id of the data; delete it, and every session takes the data as new")
-    })
+/// What has to hold for a session to begin, and what makes it so.
+struct Beginning {
+    stamp: Stamp,
+    compares: Vec<Compare>,
+    /// Nothing, if the stamp stands already.
+    write: Option<TxnOp>,
 }
 
 impl Client {
@@ -147,8 +165,8 @@ impl Client {
         Ok(EtcdSession::new(self, request.member.clone(), opened, ttl, opened_at))
     }
 
-    /// Writes the session's key, makes the id of the data where it is missing, and takes the member id over from our
-    /// earlier session, so that nobody gets it while we reconnect.
+    /// Writes the session's key, makes the stamp where it is missing, and takes the member id over from our earlier
+    /// session, so that nobody gets it while we reconnect. All of it only beside the stamp that was seen.
     async fn write_session(
         &self,
         request: &OpenSession,
@@ -157,41 +175,86 @@ impl Client {
         previous: Option<i64>,
     ) -> Result<Opened> {
         let with_lease = || Some(PutOptions::new().with_lease(lease));
-        let epoch_key = self.keys.epoch();
-        let fresh = Epoch(self.hub.context.entropy.id()).to_string();
-        let epoch = Txn::new()
-            .when([Compare::version(epoch_key.clone(), CompareOp::Equal, 0)])
-            .and_then([TxnOp::put(epoch_key.clone(), fresh.clone(), None)])
-            .or_else([TxnOp::get(epoch_key.clone(), None)]);
-        let mut operations = vec![
-            TxnOp::txn(epoch),
-            TxnOp::put(self.keys.session(id), record::write_session(&request.member), with_lease()),
-        ];
-        if let Some(previous) = previous {
-            let claim = self.keys.claim(&request.member);
-            operations.push(TxnOp::txn(
-                Txn::new()
-                    .when([Compare::lease(claim.clone(), CompareOp::Equal, previous)])
-                    .and_then([TxnOp::put(claim, id.to_string(), with_lease())]),
-            ));
+        let mut seen = self.seen().clone();
+        for _ in 0..STAMPINGS {
+            let Beginning { stamp, compares, write } = self.beginning(&seen).await?;
+            let mut operations =
+                vec![TxnOp::put(self.keys.session(id), record::write_session(&request.member), with_lease())];
+            if let Some(previous) = previous {
+                let claim = self.keys.claim(&request.member);
+                operations.push(TxnOp::txn(
+                    Txn::new()
+                        .when([Compare::lease(claim.clone(), CompareOp::Equal, previous)])
+                        .and_then([TxnOp::put(claim, id.to_string(), with_lease())]),
+                ));
+            }
+            operations.extend(write);
+            let look = [TxnOp::get(self.keys.epoch(), None)];
+            let txn = Txn::new().when(compares).and_then(operations).or_else(look);
+            let response = self.hub.txn(false, txn).await?;
+            if response.succeeded() {
+                *self.seen() = stamp.to_string().into_bytes();
+                let claimed = previous.is_some()
+                    && answer::nested(&response, 1).is_some_and(|nested| nested.succeeded());
+                return Ok(Opened {
+                    id,
+                    lease,
+                    previous,
+                    claimed,
+                    stamp,
+                    revision: answer::revision(&response),
+                });
+            }
+            seen = answer::found(&response, 0).pop().map(|kv| kv.value().to_vec()).unwrap_or_default();
         }
-        let response = self.hub.txn(false, Txn::new().and_then(operations)).await?;
-        let found = answer::nested(&response, 0).filter(|nested| !nested.succeeded());
-        let epoch_value = match found {
-            Some(nested) => answer::found(&nested, 0).pop().map(|kv| kv.value().to_vec()).unwrap_or_default(),
-            None => fresh.into_bytes(),
-        };
-        let claimed =
-            previous.is_some() && answer::nested(&response, 2).is_some_and(|nested| nested.succeeded());
-        Ok(Opened {
-            id,
-            lease,
-            previous,
-            claimed,
-            epoch: parse_epoch(&epoch_key, &epoch_value)?,
-            epoch_value,
-            revision: answer::revision(&response),
-        })
+        Err(Error::new(
+            ErrorKind::Unavailable,
+            format!("the stamp of namespace \"{}\" changes all the time; connect again", self.namespace),
+        ))
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.stamp.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How a session begins beside this stamp.
+    ///
+    /// # Errors
+    /// `Incompatible`: the data is of a later layout, or of an earlier one in which a session lives.
+    async fn beginning(&self, seen: &[u8]) -> Result<Beginning> {
+        let key = self.keys.epoch();
+        if seen.is_empty() {
+            let stamp = Stamp { layout: self.layout, epoch: Epoch(self.hub.context.entropy.id()) };
+            let write = Some(TxnOp::put(key.clone(), stamp.to_string(), None));
+            return Ok(Beginning {
+                stamp,
+                compares: vec![Compare::version(key, CompareOp::Equal, 0)],
+                write,
+            });
+        }
+        let found = Stamp::parse(seen).ok_or_else(|| {
+            corrupt(&key, "holds no stamp; delete it, and every session takes the data as new")
+        })?;
+        let mut compares = vec![Compare::value(key.clone(), CompareOp::Equal, seen)];
+        let place = format!("namespace \"{}\"", self.namespace);
+        if found.compare(&place, self.layout)? == Ordering::Equal {
+            return Ok(Beginning { stamp: found, compares, write: None });
+        }
+        let (from, end) = self.keys.sessions();
+        let list = TxnOp::get(from.clone(), Some(GetOptions::new().with_range(end.clone())));
+        let response = self.hub.txn(true, Txn::new().and_then([list])).await?;
+        let mut living = answer::found(&response, 0).into_iter().filter(|kv| self.keys.is_session(kv.key()));
+        if let Some(kv) = living.next() {
+            let who = record::read_session(kv.value())
+                .map_or_else(|| "a session".to_owned(), |member| format!("member \"{member}\""));
+            return Err(earlier_layout_in_use(&place, found.layout, self.layout, &who));
+        }
+        // None has begun since.
+        let next = answer::revision(&response).saturating_add(1);
+        compares.push(Compare::mod_revision(from, CompareOp::Less, next).with_range(end));
+        // A layout that changes more than the number changes it in the same transaction.
+        let stamp = Stamp { layout: self.layout, ..found };
+        Ok(Beginning { stamp, compares, write: Some(TxnOp::put(key, stamp.to_string(), None)) })
     }
 
     /// Ends a lease and everything that hangs on it. Ending one that is gone is no error.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tooz_core::driver::{LAYOUT_OPTION, layout_of};
 use tooz_core::options::{OptionKind, OptionSpec};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
@@ -28,7 +29,11 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         OptionKind::Text,
         "file with the key of our certificate, PEM (default: none)",
     ),
+    LAYOUT_OPTION,
 ];
+
+/// The layout that this version writes (see [`keys`](crate::keys)).
+const LAYOUT: u32 = 1;
 
 /// Options of Python tooz, and what to write instead.
 pub(crate) const FOREIGN_OPTIONS: &[(&str, &str)] =
@@ -43,6 +48,7 @@ pub(crate) struct Config {
     pub(crate) tls: Option<Tls>,
     pub(crate) namespace: String,
     pub(crate) ttl: Duration,
+    pub(crate) layout: u32,
     pub(crate) connect_timeout: Duration,
     pub(crate) operation_timeout: Duration,
 }
@@ -143,6 +149,7 @@ impl Config {
             tls: secure.then_some(tls),
             namespace: url.option("namespace").unwrap_or(DEFAULT_NAMESPACE).to_owned(),
             ttl: duration("ttl", 15)?,
+            layout: layout_of(url, LAYOUT)?,
             connect_timeout: duration("connect_timeout", 10)?,
             operation_timeout: duration("operation_timeout", 10)?,
         })

@@ -5,7 +5,7 @@
 //! <namespace>/groups/<group>/<member>    Python: the member's capabilities, on its session's lease
 //! /<namespace>/locks<name>               Python: the lock is taken (a "gate": ours say by whom)
 //! %tooz/<namespace>/                     ours, which Python never reads:
-//!   epoch                                the id of the data
+//!   epoch                                the stamp of the data
 //!   session/<session>                    a session's life, on its lease
 //!   session/<session>/broken/<attempt>   who broke its grant and why, kept for an hour or ten ttls
 //!   claim/<member>                       which session a member id belongs to, on its lease
@@ -119,6 +119,19 @@ impl Keys {
     /// A session's key; also the prefix of everything that is said to it.
     pub(crate) fn session(&self, id: SessionId) -> Vec<u8> {
         self.ours(&[b"session/", id.to_string().as_bytes()])
+    }
+
+    /// The range of all sessions, and of everything that is said to them.
+    pub(crate) fn sessions(&self) -> (Vec<u8>, Vec<u8>) {
+        let from = self.ours(&[b"session/"]);
+        let end = end_of(&from);
+        (from, end)
+    }
+
+    /// Whether this is the key of a session, and not of what is said to one.
+    pub(crate) fn is_session(&self, key: &[u8]) -> bool {
+        let id = key.strip_prefix(self.sessions().0.as_slice()).and_then(|id| std::str::from_utf8(id).ok());
+        id.and_then(SessionId::parse).is_some()
     }
 
     pub(crate) fn broken(&self, session: SessionId, attempt: AttemptId) -> Vec<u8> {

@@ -64,6 +64,6 @@ mod tests {
         let ours = drivers.iter().find(|driver| driver.crate_name() == "tooz-etcd").unwrap();
         assert_eq!(ours.schemes(), ["etcd", "etcds", "etcd3", "etcd3+http", "etcd3+https"]);
         let options: Vec<_> = ours.own_options().iter().map(tooz_core::options::OptionSpec::name).collect();
-        assert_eq!(options, ["ca_cert", "cert_cert", "cert_key"]);
+        assert_eq!(options, ["ca_cert", "cert_cert", "cert_key", "layout"]);
     }
 }

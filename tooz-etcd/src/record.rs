@@ -192,6 +192,11 @@ pub(crate) fn write_session(member: &MemberId) -> Vec<u8> {
     write(&[], member.as_bytes())
 }
 
+pub(crate) fn read_session(value: &[u8]) -> Option<MemberId> {
+    let [member] = lines(value)?;
+    MemberId::new(member).ok()
+}
+
 /// Who broke a grant, and why.
 pub(crate) fn write_broken(by: &MemberId, why: &str) -> Vec<u8> {
     let by = by.as_bytes().iter().fold(String::new(), |mut digits, byte| {

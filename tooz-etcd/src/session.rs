@@ -16,7 +16,7 @@ use tokio::sync::{Notify, mpsc};
 use tooz_core::clock::Instant;
 use tooz_core::driver::{
     AttemptId, End, Epoch, Held, LockKey, LockMode, Notice, Renewal, Session, SessionGroups, SessionId,
-    SessionLocks,
+    SessionLocks, Stamp,
 };
 use tooz_core::runtime::Task;
 use tooz_core::{Error, ErrorKind, GroupId, LossReason, MemberId, Result};
@@ -43,8 +43,7 @@ pub(crate) struct Opened {
     /// The lease of the coordinator's earlier session.
     pub(crate) previous: Option<i64>,
     pub(crate) claimed: bool,
-    pub(crate) epoch: Epoch,
-    pub(crate) epoch_value: Vec<u8>,
+    pub(crate) stamp: Stamp,
     pub(crate) revision: i64,
 }
 
@@ -344,7 +343,7 @@ impl Session for EtcdSession {
     }
 
     fn epoch(&self) -> Epoch {
-        self.life.opened.epoch
+        self.life.opened.stamp.epoch
     }
 
     fn ttl(&self) -> Option<Duration> {

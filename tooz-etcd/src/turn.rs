@@ -86,7 +86,7 @@ enum Changed {
 
 async fn change(life: &Life, wish: &Wish, state: &State, verdict: &Verdict) -> Result<Changed> {
     let client = &life.client;
-    let epoch = life.opened.epoch_value.clone();
+    let epoch = life.opened.stamp.to_string().into_bytes();
     let mut tail = Tail::new(&client.hub, &client.keys, epoch, ranges(&wish.keys, verdict), state.revision);
     tail = tail.hurried();
     let gone = |event: &Event| event.event_type() == EventType::Delete;

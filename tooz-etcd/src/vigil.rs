@@ -38,7 +38,7 @@ const PATIENCE: Duration = Duration::from_millis(100);
 pub(crate) async fn keep_vigil(life: Arc<Life>, post: Post) {
     let ranges = vec![below(&life.key())];
     let opened = &life.opened;
-    let epoch = opened.epoch_value.clone();
+    let epoch = opened.stamp.to_string().into_bytes();
     let tail =
         Tail::new(&life.client.hub, &life.client.keys, epoch, ranges, opened.revision).tell_resumptions();
     let mut vigil = Vigil { life: Arc::clone(&life), post, followed: BTreeMap::new(), waiting: None };
@@ -94,7 +94,7 @@ impl Vigil {
                 }
                 // History is gone, or the data.
                 News::Gap => match self.prove(self.life.held()).await? {
-                    Some(revision) => tail.restart(self.life.opened.epoch_value.clone(), revision),
+                    Some(revision) => tail.restart(self.life.opened.stamp.to_string().into_bytes(), revision),
                     None => return Some(LossReason::Vanished),
                 },
             }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tooz_core::driver::{LAYOUT_OPTION, layout_of};
 use tooz_core::options::{OptionKind, OptionSpec};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
@@ -35,7 +36,11 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         OptionKind::Text,
         "for tests only: pretend that the machine was booted under this id (default: the kernel's)",
     ),
+    LAYOUT_OPTION,
 ];
+
+/// The layout that this version writes (see [`keys`](crate::keys)).
+const LAYOUT: u32 = 1;
 
 /// The core's default; ours must end before it, to say more than that the time is over.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -57,6 +62,7 @@ pub(crate) struct Config {
     pub(crate) python_timeout: Duration,
     pub(crate) mode: u32,
     pub(crate) boot_id: Option<String>,
+    pub(crate) layout: u32,
     pub(crate) operation_timeout: Duration,
     pub(crate) close_timeout: Duration,
 }
@@ -93,6 +99,7 @@ impl Config {
             python_timeout: limit("timeout", PYTHON_TIMEOUT)?,
             mode,
             boot_id: url.option("boot_id").map(str::to_owned),
+            layout: layout_of(url, LAYOUT)?,
             operation_timeout: limit("operation_timeout", OPERATION_TIMEOUT)?,
             close_timeout: limit("close_timeout", CLOSE_TIMEOUT)?,
         })

@@ -6,7 +6,7 @@
 //! <dir>/groups/<sha1 group>/<sha1 member>.raw
 //! <dir>/<lock name>                  Python: the lock's file, for names that it can have
 //! <dir>/.tooz-rs/                    ours; for another namespace <dir>/.tooz-rs/ns/<sha256 namespace>/
-//!   backend  epoch  driver-pid       which locks are used; the id of the data; who has .driver_lock
+//!   backend  epoch  driver-pid       which locks are used; the stamp of the data; who has .driver_lock
 //!   reaped                           when somebody last cleared the dead away: the file's time
 //!   fence                            the fencing counter, one for the directory
 //!   sessions/<session>               locked as long as the session lives

@@ -20,6 +20,7 @@ mod hub;
 mod inherited;
 mod kernel;
 mod keys;
+mod layout;
 mod local;
 mod locks;
 mod members;

@@ -249,8 +249,13 @@ pub(crate) fn read_owner(directory: &Directory, name: &str) -> io::Result<Option
 
 /// A living session, other than `except`, that is this member's or may be: its file does not say.
 pub(crate) fn namesake(site: &Site, member: &MemberId, except: SessionId) -> io::Result<Option<SessionId>> {
+    living(site, |id| id != except && member_of(site, id).is_none_or(|other| other == *member))
+}
+
+/// One of the wanted sessions that lives.
+pub(crate) fn living(site: &Site, wanted: impl Fn(SessionId) -> bool) -> io::Result<Option<SessionId>> {
     for id in site.sessions.names()?.iter().filter_map(|name| SessionId::parse(name)) {
-        if id == except || member_of(site, id).is_some_and(|other| other != *member) {
+        if !wanted(id) {
             continue;
         }
         let lives = match site.local(id) {

@@ -22,6 +22,7 @@ use crate::error;
 use crate::groups::FileSessionGroups;
 use crate::hub::Topic;
 use crate::kernel::{FileId, Hold};
+use crate::layout;
 use crate::local::{Local, Waiting};
 use crate::locks::{self, FileSessionLocks};
 use crate::members;
@@ -53,8 +54,10 @@ impl FileSession {
         let site = client.enter()?;
         let opened_at = client.context.clock.now();
         let id = SessionId(client.context.entropy.id());
-        let local = create(&site, id, request).map_err(|cause| {
-            error::io(format!("a session file in {}", site.sessions.path.display()), cause)
+        let local = layout::while_it_stays(&site, || {
+            create(&site, id, request).map_err(|cause| {
+                error::io(format!("a session file in {}", site.sessions.path.display()), cause)
+            })
         })?;
         let local = Arc::new(local);
         site.locals().insert(id, Arc::downgrade(&local));
@@ -314,7 +317,7 @@ impl Session for FileSession {
     }
 
     fn epoch(&self) -> Epoch {
-        self.local.site.epoch
+        self.local.site.stamp.epoch
     }
 
     fn ttl(&self) -> Option<Duration> {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
-use tooz_core::driver::{Epoch, LockKey, SessionId};
+use tooz_core::driver::{Epoch, LockKey, SessionId, Stamp};
 use tooz_core::{Error, ErrorKind, Result};
 
 use crate::config::Config;
@@ -20,6 +20,7 @@ use crate::fence::{Fence, spin};
 use crate::hub::{Hub, Topic};
 use crate::kernel::{self, FileId, Flavor, Hold, InTheWay, Process};
 use crate::keys::{self, KeyHash};
+use crate::layout;
 use crate::local::Local;
 use crate::owner::short_boot;
 use crate::place;
@@ -52,7 +53,7 @@ pub(crate) struct Site {
     pub(crate) hub: Arc<Hub>,
     ears: Option<Ears>,
     breaks_watch: OnceLock<Option<Watch>>,
-    pub(crate) epoch: Epoch,
+    pub(crate) stamp: Stamp,
     locals: Mutex<BTreeMap<SessionId, Weak<Local>>>,
     warned: AtomicBool,
 }
@@ -65,7 +66,7 @@ struct Stripe {
 }
 
 /// What a lookup of a site is by.
-type Identity = (PathBuf, Option<String>, Flavor, Option<String>, u32);
+type Identity = (PathBuf, Option<String>, Flavor, Option<String>, u32, u32);
 
 static SITES: Mutex<BTreeMap<Identity, Weak<Site>>> = Mutex::new(BTreeMap::new());
 
@@ -80,21 +81,30 @@ impl Site {
     /// The site of this directory: the one that the process has, unless its directory was replaced.
     pub(crate) fn open(config: &Config, epoch: Epoch) -> Result<Arc<Self>> {
         let (base, known) = place::prepare(config)?;
-        let identity =
-            (base.path.clone(), config.namespace.clone(), config.flavor, config.boot_id.clone(), config.mode);
+        let fresh = Stamp { layout: config.layout, epoch };
+        let identity = (
+            base.path.clone(),
+            config.namespace.clone(),
+            config.flavor,
+            config.boot_id.clone(),
+            config.mode,
+            config.layout,
+        );
         let mut sites = SITES.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(site) = sites.get(&identity).and_then(Weak::upgrade)
             && site.pid == std::process::id()
             && site.is_in_place()
         {
-            let now = marks(&site.home, &site.tmp, site.flavor, site.epoch, site.mode);
-            if now.map_err(|fail| fail.about(&base))? == site.epoch {
+            let now = marks(&site.home, &site.tmp, site.flavor, site.stamp, site.mode);
+            if now.map_err(|fail| fail.about(&base))? == site.stamp {
                 return Ok(site);
             }
         }
         let shown = base.path.clone();
-        let site = Self::prepare(config, base, known, epoch);
-        let site = Arc::new(site.map_err(|fail| fail.about_path(&shown))?);
+        let site = Self::prepare(config, base, known, fresh);
+        let mut site = site.map_err(|fail| fail.about_path(&shown))?;
+        layout::bring_up(&mut site, config.layout)?;
+        let site = Arc::new(site);
         sites.retain(|_, site| site.strong_count() > 0);
         sites.insert(identity, Arc::downgrade(&site));
         Ok(site)
@@ -104,7 +114,7 @@ impl Site {
         config: &Config,
         base: Directory,
         known: bool,
-        epoch: Epoch,
+        fresh: Stamp,
     ) -> std::result::Result<Self, Fail> {
         let (mode, directory_mode, flavor) = (config.mode, config.directory_mode(), config.flavor);
         let root = base.make(keys::OURS, directory_mode)?;
@@ -118,7 +128,7 @@ impl Site {
             }
         };
         let tmp = home.make("tmp", directory_mode)?;
-        let epoch = marks(&home, &tmp, flavor, epoch, mode)?;
+        let stamp = marks(&home, &tmp, flavor, fresh, mode)?;
         let boot_id = config.boot_id.clone().map_or_else(kernel::boot_id, Ok)?;
         let hub = Arc::<Hub>::default();
         let ears = match flavor {
@@ -149,7 +159,7 @@ impl Site {
             hub,
             ears,
             breaks_watch: OnceLock::new(),
-            epoch,
+            stamp,
             locals: Mutex::default(),
             warned: AtomicBool::new(false),
             base,
@@ -166,7 +176,7 @@ impl Site {
     pub(crate) fn is_in_place(&self) -> bool {
         let found = fs::symlink_metadata(&self.home.path);
         matches!((found, self.home.id()), (Ok(found), Ok(id)) if found.ino() == id.inode)
-            && self.home.stat(keys::EPOCH).is_ok_and(|epoch| epoch.is_some())
+            && self.home.stat(keys::EPOCH).is_ok_and(|stamp| stamp.is_some())
     }
 
     /// Whether changes are pushed by the kernel.
@@ -329,14 +339,14 @@ impl From<Error> for Fail {
     }
 }
 
-/// Says, or compares, which locks are used here; answers the id of the data.
+/// Says, or compares, which locks are used here; answers the stamp of the data.
 fn marks(
     home: &Directory,
     tmp: &Directory,
     flavor: Flavor,
-    epoch: Epoch,
+    fresh: Stamp,
     mode: u32,
-) -> std::result::Result<Epoch, Fail> {
+) -> std::result::Result<Stamp, Fail> {
     let word: &[u8] = match flavor {
         Flavor::OpenFile => b"ofd\n",
         Flavor::Portable => b"portable\n",
@@ -345,12 +355,8 @@ fn marks(
     if found != word {
         return Err(Fail::Tooz(other_locks(home, &found)));
     }
-    let written = once(home, tmp, keys::EPOCH, epoch.to_string().as_bytes(), mode)?;
-    let epoch = std::str::from_utf8(&written).ok().and_then(Epoch::parse).ok_or_else(|| {
-        let path = home.path.join(keys::EPOCH);
-        Error::new(ErrorKind::Corrupt, format!("{} is not 32 hexadecimal digits; delete it", path.display()))
-    })?;
-    Ok(epoch)
+    let written = once(home, tmp, keys::EPOCH, fresh.to_string().as_bytes(), mode)?;
+    Ok(layout::parse(home, &written)?)
 }
 
 /// Why the directory cannot be used with this kind of lock.

@@ -298,14 +298,12 @@ impl State {
         // Where it stands says the backend, not the caller.
         let Some(key) = session.attempts.remove(&attempt) else { return };
         let space = session.space.clone();
-        let how = match end {
-            Some(end) => self.how_ended(end),
-            None => {
-                let holder = self
-                    .lock(&space, &key)
-                    .and_then(|lock| lock.holders.iter().find(|h| h.attempt == attempt));
-                holder.map_or(Previous::Clean, |holder| holder.previous)
-            }
+        let how = if let Some(end) = end {
+            self.how_ended(end)
+        } else {
+            let holders = self.lock(&space, &key).map(|lock| lock.holders.iter());
+            let holder = holders.and_then(|mut holders| holders.find(|h| h.attempt == attempt));
+            holder.map_or(Previous::Clean, |holder| holder.previous)
         };
         self.remove_attempt(&space, &key, attempt, how);
         self.advance(&space, &key);

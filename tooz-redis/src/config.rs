@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo};
+use tooz_core::driver::{LAYOUT_OPTION, layout_of};
 use tooz_core::options::{OptionKind, OptionSpec};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
@@ -58,7 +59,11 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     OptionSpec::new("tls_cert", OptionKind::Text, "a PEM file with our own certificate (default: none)"),
     #[cfg(feature = "tls")]
     OptionSpec::new("tls_key", OptionKind::Text, "a PEM file with the key of tls_cert (default: none)"),
+    LAYOUT_OPTION,
 ];
+
+/// The layout that this version writes (see [`keys`](crate::keys)).
+const LAYOUT: u32 = 1;
 
 /// Options of Python tooz, and what to write instead.
 pub(crate) const FOREIGN_OPTIONS: &[(&str, &str)] = &[
@@ -118,6 +123,7 @@ pub(crate) struct Config {
     pub(crate) tls: Option<Tls>,
     pub(crate) db: i64,
     pub(crate) ttl: Duration,
+    pub(crate) layout: u32,
     pub(crate) operation_timeout: Duration,
 }
 
@@ -167,6 +173,7 @@ impl Config {
             tls: tls(url)?,
             db: i64::try_from(db).unwrap_or_default(),
             ttl: url.duration("ttl")?.unwrap_or(TTL),
+            layout: layout_of(url, LAYOUT)?,
             operation_timeout: url.duration("operation_timeout")?.unwrap_or(OPERATION_TIMEOUT),
         })
     }

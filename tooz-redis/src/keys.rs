@@ -143,6 +143,11 @@ impl Keys {
         self.own(&[b"epoch"])
     }
 
+    /// That sessions live; gone a ttl after the last of them.
+    pub(crate) fn lives(&self) -> Vec<u8> {
+        self.own(&[b"lives"])
+    }
+
     /// Where a new epoch is announced.
     pub(crate) fn epochs(&self) -> Vec<u8> {
         self.channel(&self.epoch())
@@ -211,6 +216,7 @@ mod tests {
             (format!("beat {text}"), keys.beat(&MemberId::new(name).unwrap())),
             ("groups".into(), keys.groups()),
             ("epoch".into(), keys.epoch()),
+            ("lives".into(), keys.lives()),
             ("fence".into(), keys.fence()),
             ("session".into(), keys.session(SessionId(1))),
             ("inbox".into(), keys.inbox(SessionId(1))),

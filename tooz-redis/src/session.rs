@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tooz_core::clock::Instant;
 use tooz_core::driver::{
     AttemptId, End, Epoch, Held, Notice, OpenSession, Previous, Renewal, Session, SessionGroups, SessionId,
-    SessionLocks,
+    SessionLocks, Stamp, earlier_layout_in_use,
 };
 use tooz_core::{Error, ErrorKind, FencingToken, LossReason, MemberId, Result};
 
@@ -46,7 +46,7 @@ pub(crate) struct Inner {
     pub(crate) ttl: Duration,
     pub(crate) previous: Option<SessionId>,
     pub(crate) slots: Slots,
-    epoch: OnceLock<Epoch>,
+    stamp: OnceLock<Stamp>,
     opened_at: Instant,
     beats: Mutex<Beats>,
     /// The number of the last beat that was heard over the connection for messages.
@@ -77,7 +77,7 @@ impl RedisSession {
             ttl: request.ttl.unwrap_or(client.config.ttl),
             previous: request.previous,
             slots: Slots::default(),
-            epoch: OnceLock::new(),
+            stamp: OnceLock::new(),
             opened_at: client.context.clock.now(),
             beats: Mutex::default(),
             echoed: AtomicU64::new(0),
@@ -101,13 +101,19 @@ impl RedisSession {
         let epochs = Subscription::start(client, client.keys.epochs(), Arc::new(ear)).await?;
         let call = client
             .script(&script::OPEN)
-            .keys([client.keys.session(id), client.keys.epoch(), client.keys.beat(&inner.member)])
+            .keys([
+                client.keys.session(id),
+                client.keys.epoch(),
+                client.keys.beat(&inner.member),
+                client.keys.lives(),
+            ])
             .arg(id.to_string())
             .number(inner.ttl.as_millis())
             .arg(Epoch(client.context.entropy.id()).to_string())
             .arg(request.previous.map(|id| id.to_string()).unwrap_or_default())
             .number(inner.keep().as_millis())
             .arg(inner.member.as_bytes())
+            .number(client.config.layout)
             .proof();
         let mut tries = 0;
         let (opened_at, answer) = loop {
@@ -128,9 +134,18 @@ impl RedisSession {
             }
         };
         let mut answer = Parts::of(answer.value)?;
-        let epoch = Epoch::parse(&answer.text("the epoch")?)
-            .ok_or_else(|| Error::new(ErrorKind::Corrupt, "the epoch of this namespace is no id"))?;
-        let _ = inner.epoch.set(epoch);
+        let opened = answer.text("the outcome")? == "ok";
+        let stamp = Stamp::parse(&answer.bytes("the stamp")?).ok_or_else(|| {
+            let key = String::from_utf8_lossy(&client.keys.epoch()).into_owned();
+            Error::new(
+                ErrorKind::Corrupt,
+                format!("the key {key} holds no stamp; delete it, and every session takes the data as new"),
+            )
+        })?;
+        if !opened {
+            return Err(refused(client, stamp, &answer.bytes("who lives")?));
+        }
+        let _ = inner.stamp.set(stamp);
         inner.sent(0, opened_at);
         Ok(Self { inner, _inbox: inbox, _epochs: epochs })
     }
@@ -172,7 +187,7 @@ impl Inner {
     }
 
     fn hear_epoch(&self, epoch: &[u8]) {
-        let ours = self.epoch.get().map(ToString::to_string);
+        let ours = self.stamp.get().map(ToString::to_string);
         if ours.is_some_and(|ours| ours.as_bytes() != epoch) {
             self.tell(Notice::SessionLost(LossReason::Vanished));
         }
@@ -274,12 +289,12 @@ impl Inner {
         let number = self.begin_beat(&link);
         let mut call = client
             .script(&script::RENEW)
-            .keys([self.key(), client.keys.epoch(), client.keys.beat(&self.member)])
+            .keys([self.key(), client.keys.epoch(), client.keys.beat(&self.member), client.keys.lives()])
             .arg(self.id.to_string())
             .number(self.ttl.as_millis())
             .number(self.keep().as_millis())
             .number(number)
-            .arg(self.epoch.get().map(ToString::to_string).unwrap_or_default())
+            .arg(self.stamp.get().map(ToString::to_string).unwrap_or_default())
             .arg(self.member.as_bytes())
             .number(held.grants.len())
             .number(held.waiting.len())
@@ -359,6 +374,17 @@ impl Inner {
     }
 }
 
+/// Why no session may live beside data of this stamp.
+fn refused(client: &Client, stamp: Stamp, lives: &[u8]) -> Error {
+    let place = format!("namespace \"{}\"", client.keys.namespace());
+    let ours = client.config.layout;
+    stamp.compare(&place, ours).err().unwrap_or_else(|| {
+        let who = String::from_utf8_lossy(lives);
+        let who = format!("a session (the last that was heard of is that of member \"{who}\")");
+        earlier_layout_in_use(&place, stamp.layout, ours, &who)
+    })
+}
+
 /// Whether the answer to a beat is that the session is gone.
 fn is_lost(answer: &redis::Value) -> bool {
     let redis::Value::Array(parts) = answer else { return false };
@@ -402,7 +428,7 @@ impl Session for RedisSession {
     }
 
     fn epoch(&self) -> Epoch {
-        self.inner.epoch.get().copied().unwrap_or(Epoch(0))
+        self.inner.stamp.get().map_or(Epoch(0), |stamp| stamp.epoch)
     }
 
     fn ttl(&self) -> Option<Duration> {

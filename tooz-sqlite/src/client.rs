@@ -112,6 +112,7 @@ pub(crate) struct Client {
     pub(crate) entropy: Entropy,
     /// Pretended by a test.
     pub(crate) boot_id: Option<String>,
+    pub(crate) layout: u32,
     /// An operator adopts the database.
     adopt: AtomicBool,
     /// The process that started the thread: neither it nor SQLite's locks come along in a fork.
@@ -372,10 +373,10 @@ impl User {
         let found = clients.open.iter_mut().find(|entry| entry.client.place.database == place.database);
         if let Some(entry) = found {
             entry.client.check_process()?;
-            if entry.client.boot_id != config.boot_id {
+            if entry.client.boot_id != config.boot_id || entry.client.layout != config.layout {
                 return Err(Error::new(
                     ErrorKind::InvalidOption,
-                    "option \"boot_id\": this process has the database open under another one",
+                    "option \"boot_id\" or \"layout\": this process has the database open under another one",
                 ));
             }
             entry.users += 1;
@@ -389,6 +390,7 @@ impl User {
             clock: context.clock.clone(),
             entropy: context.entropy.clone(),
             boot_id: config.boot_id.clone(),
+            layout: config.layout,
             adopt: AtomicBool::new(config.adopt),
             pid: std::process::id(),
             queue: Mutex::default(),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tooz_core::driver::{LAYOUT_OPTION, layout_of};
 use tooz_core::options::{OptionKind, OptionSpec};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
@@ -25,7 +26,11 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         OptionKind::Text,
         "for tests only: pretend that the machine was booted under this id (default: the kernel's)",
     ),
+    LAYOUT_OPTION,
 ];
+
+/// The layout that this version writes: the `user_version` of its schema.
+pub(crate) const LAYOUT: u32 = 1;
 
 /// The time limit of an operation if the URL names none; the core's own default.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,6 +48,7 @@ pub(crate) struct Config {
     pub(crate) durable: bool,
     pub(crate) force_filesystem: bool,
     pub(crate) boot_id: Option<String>,
+    pub(crate) layout: u32,
     /// Not of the URL: see [`tooz_core::Builder::adopt`].
     pub(crate) adopt: bool,
     pub(crate) connect_timeout: Duration,
@@ -91,6 +97,7 @@ impl Config {
             durable,
             force_filesystem: url.flag("force_filesystem")?.unwrap_or(false),
             boot_id: url.option("boot_id").map(str::to_owned),
+            layout: layout_of(url, LAYOUT)?,
             adopt: false,
             connect_timeout: limit("connect_timeout", CONNECT_TIMEOUT)?,
             operation_timeout: limit("operation_timeout", OPERATION_TIMEOUT)?,

@@ -230,6 +230,7 @@ impl Engine {
             sessions: client.place.sessions(),
             process: Process::this(),
             boot_id,
+            layout: client.layout,
             bell: None,
             known: self.known,
             adopt: client.adopts(),

@@ -11,9 +11,9 @@ use nix::libc;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, TransactionBehavior};
 use tooz_core::clock::{Clock, Instant};
-use tooz_core::driver::{Epoch, SessionId};
+use tooz_core::driver::{Epoch, SessionId, earlier_layout_in_use, later_layout};
 use tooz_core::entropy::Entropy;
-use tooz_core::{Error, ErrorKind, Result};
+use tooz_core::{Error, ErrorKind, MemberId, Result};
 
 use crate::error::{self, native};
 use crate::fence;
@@ -25,8 +25,6 @@ use crate::tx::Site;
 
 /// "tooz" in ASCII; the database says whose it is.
 const APPLICATION: i32 = 0x746f_6f7a;
-/// The schema of this version. A later one adds a step to `migrate`.
-const VERSION: i32 = 1;
 /// Statements that are kept prepared: all of this crate's.
 const STATEMENTS: usize = 128;
 /// The byte of the shared-memory file on which a writer has its lock (`WAL_WRITE_LOCK`, "The WAL-Index File
@@ -178,21 +176,16 @@ fn wait_for_writer(_: i32) -> bool {
 /// Checks whose database it is before anything is changed, then brings it up to this version.
 fn prepare(connection: &mut Connection, place: &Place, site: &Site, file: FileId) -> Result<()> {
     let shown = place.database.display();
-    let check = |connection: &Connection| -> Result<i32> {
-        let version = number(connection, "user_version")?;
+    let check = |connection: &Connection| -> Result<u32> {
+        let layout = layout(connection)?;
         let application = number(connection, "application_id")?;
         let tables: i64 = connection
             .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
             .map_err(native)?;
-        match (application, version) {
+        match (application, layout) {
             (0, 0) if tables == 0 => Ok(0),
-            (APPLICATION, 1..=VERSION) => Ok(version),
-            (APPLICATION, newer) if newer > VERSION => Err(Error::new(
-                ErrorKind::Incompatible,
-                format!(
-                    "{shown} has schema {newer}, this program knows up to {VERSION}; upgrade tooz-sqlite"
-                ),
-            )),
+            (APPLICATION, 1..) if layout <= site.layout => Ok(layout),
+            (APPLICATION, later) if later > site.layout => Err(later_layout(&shown, later, site.layout)),
             _ => Err(Error::new(
                 ErrorKind::Corrupt,
                 format!("{shown} is a database of another program; give another path"),
@@ -225,7 +218,7 @@ fn prepare(connection: &mut Connection, place: &Place, site: &Site, file: FileId
     place.make_sessions()?;
     // Without the write lock where nothing is to be done: many may start together.
     let known = connection.unchecked_transaction().map_err(native)?;
-    if check(&known)? == VERSION && is_marked(place, epoch(&known, place)?)? {
+    if check(&known)? == site.layout && is_marked(place, epoch(&known, place)?)? {
         return known.commit().map_err(native);
     }
     drop(known);
@@ -234,7 +227,8 @@ fn prepare(connection: &mut Connection, place: &Place, site: &Site, file: FileId
     }
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(native)?;
     // Again, now that nobody else changes it.
-    let fresh = check(&transaction)? == 0;
+    let found = check(&transaction)?;
+    let fresh = found == 0;
     if fresh {
         create(&transaction, site)?;
     }
@@ -250,6 +244,9 @@ fn prepare(connection: &mut Connection, place: &Place, site: &Site, file: FileId
             ),
         ));
     }
+    if !fresh && found < site.layout {
+        bring_up(&transaction, place, site, found)?;
+    }
     belongs(place, epoch, fresh)?;
     transaction.commit().map_err(native)?;
     if fresh {
@@ -258,15 +255,54 @@ fn prepare(connection: &mut Connection, place: &Place, site: &Site, file: FileId
     Ok(())
 }
 
+/// Brings a database of an earlier layout to this version's, inside the write transaction: the earlier version reads the
+/// number in the transaction that opens a session.
+fn bring_up(transaction: &Connection, place: &Place, site: &Site, found: u32) -> Result<()> {
+    let living = sessions(transaction, site, |file| !matches!(file, Ok(Look::Free)))?;
+    if let Some(seq) = living.first() {
+        let member =
+            transaction.query_row("SELECT member FROM sessions WHERE seq = ?1", [seq], |row| row.get(0));
+        let member = MemberId::new(member.unwrap_or_else(|_| Vec::new()));
+        let who = member.map_or_else(|_| "a session".to_owned(), |member| format!("member \"{member}\""));
+        return Err(earlier_layout_in_use(&place.database.display(), found, site.layout, &who));
+    }
+    // A layout that changes the schema changes it here.
+    transaction.pragma_update(None, "user_version", site.layout).map_err(native)
+}
+
+/// No session begins in another layout than its own version's.
+pub(crate) fn check_layout(connection: &Connection, site: &Site) -> Result<()> {
+    let found = layout(connection)?;
+    if found == site.layout {
+        return Ok(());
+    }
+    let database = connection.path().unwrap_or("the database");
+    Err(later_layout(&database, found, site.layout))
+}
+
+fn layout(connection: &Connection) -> Result<u32> {
+    // A negative number is no layout of ours.
+    number(connection, "user_version").map(|number| u32::try_from(number).unwrap_or(0))
+}
+
 /// The sessions of this boot whose processes are not known to be gone and whose files are not here. Who has the database
 /// alone, without the directory of sessions that its users have, would else become a second holder.
 fn elsewhere(connection: &Connection, site: &Site) -> Result<Vec<i64>> {
+    sessions(connection, site, |file| matches!(file, Ok(Look::Missing)))
+}
+
+/// The sessions of this boot whose processes are not known to be gone, and whose files are like this.
+fn sessions(
+    connection: &Connection,
+    site: &Site,
+    wanted: impl Fn(&std::io::Result<Look>) -> bool,
+) -> Result<Vec<i64>> {
     let sql = "SELECT pid, started, pid_namespace, id, inode, seq FROM sessions WHERE boot_id = ?1";
-    let is_elsewhere = |row: &Row<'_>| -> rusqlite::Result<bool> {
+    let is_wanted = |row: &Row<'_>| -> rusqlite::Result<bool> {
         let process = Process { pid: row.get(0)?, started: row.get(1)?, pid_namespace: row.get(2)? };
         let path = sessionfile::path_of(&site.sessions, SessionId(row.get::<_, Id>(3)?.0));
         let inode = row.get::<_, i64>(4)?.cast_unsigned();
-        Ok(!process.is_gone(&site.process) && matches!(sessionfile::look(&path, inode), Ok(Look::Missing)))
+        Ok(!process.is_gone(&site.process) && wanted(&sessionfile::look(&path, inode)))
     };
     let find = || -> rusqlite::Result<Vec<i64>> {
         let mut statement = connection.prepare(sql)?;
@@ -274,7 +310,7 @@ fn elsewhere(connection: &Connection, site: &Site) -> Result<Vec<i64>> {
         let mut found = Vec::new();
         while let Some(row) = rows.next()? {
             // What somebody damaged says nothing against a life elsewhere.
-            if is_elsewhere(row).unwrap_or(true) {
+            if is_wanted(row).unwrap_or(true) {
                 found.push(row.get(5)?);
             }
         }
@@ -288,7 +324,7 @@ fn elsewhere(connection: &Connection, site: &Site) -> Result<Vec<i64>> {
 /// seems to live.
 fn adopt(connection: &mut Connection, place: &Place, site: &Site) -> Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(native)?;
-    if number(&transaction, "user_version")? == VERSION && is_unmarked(place)? {
+    if layout(&transaction)? == site.layout && is_unmarked(place)? {
         for session in elsewhere(&transaction, site)? {
             transaction
                 .execute("UPDATE sessions SET boot_id = '' WHERE seq = ?1", [session])
@@ -322,7 +358,7 @@ fn create(transaction: &Connection, site: &Site) -> Result<()> {
             (first, first.saturating_add(fence::STEP), &site.boot_id),
         )?;
         transaction.pragma_update(None, "application_id", APPLICATION)?;
-        transaction.pragma_update(None, "user_version", VERSION)
+        transaction.pragma_update(None, "user_version", site.layout)
     };
     filled().map_err(native)
 }

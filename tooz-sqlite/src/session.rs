@@ -21,6 +21,7 @@ use crate::keys::{Id, Lock};
 use crate::local::Local;
 use crate::locks;
 use crate::reaper::{self, Recorded, SessionEnd};
+use crate::schema;
 use crate::sessionfile::{self, DeadFile};
 use crate::tx::{Effect, Tx};
 
@@ -105,6 +106,7 @@ fn open(
     id: SessionId,
     request: &OpenSession,
 ) -> Work<(Life, Epoch)> {
+    schema::check_layout(tx.connection, tx.site)?;
     if let Some(previous) = request.previous {
         end_previous(tx, previous, request)?;
     }

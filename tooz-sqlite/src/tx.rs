@@ -25,6 +25,7 @@ pub(crate) struct Site {
     pub(crate) sessions: PathBuf,
     pub(crate) process: Process,
     pub(crate) boot_id: String,
+    pub(crate) layout: u32,
     /// What others ring to wake this process.
     pub(crate) bell: Option<u128>,
     /// The database that this process had open at this place before.

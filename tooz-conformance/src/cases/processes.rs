@@ -31,6 +31,7 @@ pub(super) const CASES: &[Case] = &[
         .processes()
         .budget(40),
     case!(tokens_grow_across_processes, "L3").needs(Characteristics::DURABLE_FENCING).processes(),
+    case!(versions_of_two_layouts_never_work_side_by_side, "X7").processes(),
     case!(hosts_meet_at_the_backend, "L1", "G4").needs(Characteristics::DISTRIBUTED_ACROSS_HOSTS).processes(),
     case!(other_processes_are_not_promised, "S1").lacks(Characteristics::DISTRIBUTED_ACROSS_PROCESSES),
 ];
@@ -86,6 +87,42 @@ async fn a_program_that_ends_leaves_nothing_held(h: Harness) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// X7: a later version is refused while a session of the earlier one lives, and disturbs it in nothing; afterwards the earlier
+/// one is refused, also where it was connected all the time.
+async fn versions_of_two_layouts_never_work_side_by_side(h: Harness) -> Outcome {
+    let later = || h.builder("later").option("layout", "1000");
+    let mut earlier = h.process("earlier").await?;
+    earlier.ask("acquire x").await?;
+    earlier.ask("driver").await?;
+    earlier.ask("session before").await?;
+    let error = later().connect().await.err().ok_or("two layouts are in use at once")?;
+    ensure(error.kind() == ErrorKind::Incompatible, format!("{error:?}"))?;
+    // Which one, of several, is not promised.
+    ensure(error.to_string().contains("member \""), format!("{error}"))?;
+    ensure(earlier.ask("held x").await? == "true", "the holder was disturbed")?;
+    earlier.ask("session after").await?;
+    earlier.ask("release x").await?;
+    earlier.ask("close").await?;
+
+    eventually("the layout is the later one", h.gone() * 2, async || match later().connect().await {
+        Ok(coordinator) => coordinator.close().await.map(|()| true),
+        Err(error) if error.kind() == ErrorKind::Incompatible => Ok(false),
+        Err(error) => Err(error),
+    })
+    .await?;
+    let changed = h.keep(later()).await?;
+    let guard = changed.lock("x")?.acquire().await?;
+    for refused in [earlier.ask("session again").await.err(), h.process("again").await.err()] {
+        let refused = refused.ok_or("the earlier layout is used beside the later one")?.to_string();
+        ensure(refused.contains("layout 1000") && refused.contains("upgrade"), refused)?;
+    }
+    // It is no longer changed: it is the one.
+    let beside = later().connect().await?;
+    held_by_another(&beside, "x").await?;
+    ensure(guard.is_held(), "the holder was disturbed")?;
+    Ok(beside.close().await?)
 }
 
 /// G4, W1: members and changes.

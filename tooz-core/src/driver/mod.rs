@@ -19,6 +19,7 @@
 
 mod groups;
 mod locks;
+mod stamp;
 
 use std::fmt;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ pub use locks::{
     Acquire, Acquired, Admission, AttemptId, BreakRequest, End, Grant, HolderRecord, HolderStream, Holders,
     LockKey, LockMode, Locks, Place, Previous, Released, SessionLocks, Turn, admits,
 };
+pub use stamp::{LAYOUT_OPTION, Stamp, earlier_layout_in_use, later_layout, layout_of};
 
 use crate::clock::{Clock, Instant};
 use crate::entropy::Entropy;

@@ -23,6 +23,12 @@ local function alive(id)
   return redis.call('EXISTS', session(id)) == 1
 end
 
+-- Sessions cannot be listed in a script; what says that some live is a key that lives as long as the longest of them. Its value
+-- is the member that prolonged it last.
+local function say_alive(key, member, ttl)
+  if redis.call('PTTL', key) < tonumber(ttl) then redis.call('SET', key, member, 'PX', ttl) end
+end
+
 -- Keys are a database's own, channels are the server's: those of another database than the first are named after it.
 local function publish(channel, message)
   if database ~= '' and database ~= '0' then channel = channel .. '@' .. database end

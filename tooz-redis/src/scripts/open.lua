@@ -1,11 +1,27 @@
--- Opens a session, after ending the coordinator's earlier one. The epoch is made with the first session: whoever finds another one
--- knows that the data was lost.
--- KEYS: session, epoch, beat. ARGV: NS, sender, session, ttl, fresh, previous or '', keep, member
+-- Opens a session, after ending the coordinator's earlier one. The stamp is made with the first session: a session that finds
+-- another epoch knows that the data was lost. No session is opened beside those of another layout.
+-- KEYS: session, epoch, beat, lives. ARGV: NS, sender, session, ttl, fresh, previous or '', keep, member, layout
+local stamp = redis.call('GET', KEYS[2])
+local begin = ARGV[9] == '1' and '' or ARGV[9] .. ' '
+if stamp then
+  local layout, epoch = string.match(stamp, '^(%d+) (%x+)$')
+  if not layout then layout, epoch = '1', string.match(stamp, '^%x+$') end
+  local other = layout ~= ARGV[9]
+  local lives = other and redis.call('GET', KEYS[4])
+  if not epoch or other and (lives or tonumber(layout) > tonumber(ARGV[9])) then
+    return { 'refused', stamp, lives or '' }
+  end
+  if other then redis.call('SET', KEYS[2], begin .. epoch) end
+end
 if ARGV[6] ~= '' then
   end_session(ARGV[6], 'E', ARGV[7])
   if redis.call('GET', KEYS[3]) == 'rs:' .. ARGV[6] then redis.call('DEL', KEYS[3]) end
 end
-if redis.call('SET', KEYS[2], ARGV[5], 'NX') then publish(OWN .. 'epoch', ARGV[5]) end
+if not stamp then
+  redis.call('SET', KEYS[2], begin .. ARGV[5])
+  publish(OWN .. 'epoch', begin .. ARGV[5])
+end
 redis.call('HSET', KEYS[1], 'e', sender, 'b', 0, 'm', ARGV[8])
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
-return { redis.call('GET', KEYS[2]), num(now) }
+say_alive(KEYS[4], ARGV[8], ARGV[4])
+return { 'ok', redis.call('GET', KEYS[2]), num(now) }

@@ -64,7 +64,7 @@ async fn a_newer_schema_is_refused() {
     let url = url(directory.path(), "");
     connect(&url).await.close().await.unwrap();
     sql(directory.path(), "PRAGMA user_version = 99");
-    refused(&url, ErrorKind::Incompatible, "schema 99").await;
+    refused(&url, ErrorKind::Incompatible, "layout 99").await;
 }
 
 #[tokio::test]

@@ -1,0 +1,99 @@
+//! The layout's number, which stands in the stamp, and the file that is locked while it matters: together by whoever opens
+//! a session, alone by whoever changes it.
+
+use std::cmp::Ordering;
+use std::fs::File;
+
+use tooz_core::driver::{SessionId, Stamp, earlier_layout_in_use};
+use tooz_core::{Error, ErrorKind, Result};
+
+use crate::directory::{self, Directory};
+use crate::error;
+use crate::fence::spin;
+use crate::kernel::Hold;
+use crate::keys;
+use crate::reaper;
+use crate::site::Site;
+
+pub(crate) fn parse(home: &Directory, content: &[u8]) -> Result<Stamp> {
+    Stamp::parse(content).ok_or_else(|| {
+        let path = home.path.join(keys::EPOCH);
+        Error::new(ErrorKind::Corrupt, format!("{} is no stamp of tooz; delete it", path.display()))
+    })
+}
+
+/// Places a session's file while nobody changes the layout.
+///
+/// # Errors
+/// `Incompatible`: a later version has changed it.
+pub(crate) fn while_it_stays<T>(site: &Site, place: impl FnOnce() -> Result<T>) -> Result<T> {
+    let _guard = guard(site, Hold::Together)?;
+    match read(site)?.compare(&site.base.path.display(), site.stamp.layout)? {
+        Ordering::Less => Err(Error::new(
+            ErrorKind::Unavailable,
+            format!("{} was replaced by that of an earlier version; connect again", site.home.path.display()),
+        )),
+        _ => place(),
+    }
+}
+
+/// Brings a directory of an earlier layout to `layout`.
+///
+/// # Errors
+/// `Incompatible`: it is a later one, or a session of an earlier one lives.
+pub(crate) fn bring_up(site: &mut Site, layout: u32) -> Result<()> {
+    let shown = site.base.path.display().to_string();
+    if site.stamp.compare(&shown, layout)? == Ordering::Equal {
+        return Ok(());
+    }
+    let _guard = guard(site, Hold::Alone)?;
+    let found = read(site)?;
+    if found.compare(&shown, layout)? == Ordering::Less {
+        let failed = |cause| error::io(site.home.path.join(keys::EPOCH).display().to_string(), cause);
+        if let Some(who) = reaper::living(site, |_| true).map_err(failed)? {
+            return Err(earlier_layout_in_use(&shown, found.layout, layout, &who_is(site, who)));
+        }
+        // A layout that changes more than the number changes it here.
+        let stamp = Stamp { layout, ..found };
+        let temporary = directory::unique(keys::EPOCH);
+        let write = || -> std::io::Result<()> {
+            site.tmp.write_new(&temporary, stamp.to_string().as_bytes(), site.mode)?.sync_all()?;
+            site.tmp.rename(&temporary, &site.home, keys::EPOCH)?;
+            site.home.sync()
+        };
+        write().map_err(failed)?;
+    }
+    site.stamp = Stamp { layout, ..found };
+    Ok(())
+}
+
+fn who_is(site: &Site, session: SessionId) -> String {
+    reaper::member_of(site, session)
+        .map_or_else(|| format!("session {session}"), |member| format!("member \"{member}\""))
+}
+
+fn read(site: &Site) -> Result<Stamp> {
+    let failed = |cause| error::io(site.home.path.join(keys::EPOCH).display().to_string(), cause);
+    parse(&site.home, &site.home.read(keys::EPOCH).map_err(failed)?)
+}
+
+/// The lock goes with the file.
+fn guard(site: &Site, hold: Hold) -> Result<File> {
+    let path = site.home.path.join(keys::BACKEND);
+    let failed = |cause| error::io(path.display().to_string(), cause);
+    let file = match hold {
+        Hold::Together => site.home.open(keys::BACKEND),
+        Hold::Alone => site.home.open_write(keys::BACKEND),
+    };
+    let file = file.map_err(failed)?;
+    if spin(|| site.flavor.try_lock(&file, hold)).map_err(failed)? {
+        return Ok(file);
+    }
+    Err(Error::new(
+        ErrorKind::Unavailable,
+        format!(
+            "{} is locked by another process that opens a session or changes the layout; try again",
+            path.display()
+        ),
+    ))
+}
