@@ -1,6 +1,7 @@
 //! Real processes, the parent's side: the test's own binary, started again and told what to do line by line.
 
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
@@ -27,7 +28,15 @@ pub struct Process {
 
 impl Process {
     pub(crate) async fn start(url: &str, namespace: &str, member: &str) -> Outcome<Self> {
-        let mut child = Command::new(std::env::current_exe()?)
+        Self::start_other(&std::env::current_exe()?, url, namespace, member).await
+    }
+
+    /// The same of another program that runs the suite, such as one of an earlier version.
+    ///
+    /// # Errors
+    /// It cannot be started, or cannot connect.
+    pub async fn start_other(program: &Path, url: &str, namespace: &str, member: &str) -> Outcome<Self> {
+        let mut child = Command::new(program)
             .env(HELPER, format!("{url}\n{namespace}\n{member}"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

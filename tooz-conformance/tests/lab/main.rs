@@ -21,6 +21,7 @@ mod redis_clock;
 mod redis_topology;
 #[cfg(any(feature = "redis", feature = "etcd"))]
 mod rounds;
+mod versions;
 
 use std::process::ExitCode;
 
@@ -79,6 +80,7 @@ fn main() -> ExitCode {
     arguments.test_threads.get_or_insert(THREADS);
     let mut trials = on_redis();
     trials.extend(on_etcd());
+    trials.extend(versions::trials());
     #[cfg(any(feature = "redis", feature = "etcd"))]
     trials.extend(python::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
