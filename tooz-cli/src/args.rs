@@ -70,6 +70,11 @@ pub(crate) enum Verb {
     Elect(Elect),
     /// Show who leads a group, or follow it
     Leader(Leader),
+    /// See to it that fencing tokens are large enough, on a new or restored backend
+    Tokens {
+        #[command(subcommand)]
+        verb: Tokens,
+    },
     /// Examine a backend: whether it answers, how fast, what endangers locks on it, and what to do about that
     #[command(after_help = DOCTOR_HELP)]
     Doctor(Doctor),
@@ -98,6 +103,14 @@ a signal ends it, the rest of its group is killed.";
 const BREAK_HELP: &str = "\
 The lock is free when tooz returns. The holder learns it by push or at its next beat; until then both it and the next \
 holder may be at work, so stop the holder first if you can.";
+
+const RAISE_HELP: &str = "\
+Run it after a backend was restored from a backup, and before locks are used on another backend than before. Tokens may \
+be smaller there than those that the receivers of writes have seen, and they would refuse every write. N is one more than \
+the largest token that they have seen (SELECT max(fence) FROM ...), from 1 to 4503599627370496 (2^52).
+
+When tooz returns, every later holder and leader gets a token of at least N. Who holds a lock already keeps it, with its \
+smaller token. A number that the tokens have passed changes nothing, so it can be repeated.";
 
 const JOIN_HELP: &str = "\
 The command finds TOOZ_GROUP and TOOZ_MEMBER in its environment. It is ended when tooz is: whoever is listed runs.";
@@ -221,6 +234,20 @@ pub(crate) struct Leader {
     /// One JSON object per line, or null
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Tokens {
+    /// Raise the fencing tokens: none below N is given out any more
+    #[command(after_help = RAISE_HELP)]
+    Raise(Raise),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Raise {
+    /// The smallest token from now on
+    #[arg(long = "to", value_name = "N")]
+    pub(crate) least: u64,
 }
 
 #[derive(Debug, Args)]

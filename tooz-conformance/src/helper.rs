@@ -145,6 +145,10 @@ pub(crate) async fn obey(c: &Coordinator, held: &mut Held, words: &[&str]) -> Ou
             held.leads.insert(group.to_owned(), lead);
             answer
         }
+        ["raise", n] => {
+            c.raise_tokens(n.parse()?).await?;
+            String::new()
+        }
         ["leads", group] => held.leads.get(group).is_some_and(Leadership::is_held).to_string(),
         ["liveness"] => match c.liveness() {
             Liveness::Alive { .. } => "alive",

@@ -21,7 +21,10 @@ use crate::lock::Lock;
 use crate::lock_set::LockSet;
 use crate::runtime::block_on;
 use crate::shared::{Command, Life, Phase, Shared, closed};
-use crate::{BackendUrl, Characteristics, Error, ErrorKind, GroupId, LockName, LossReason, MemberId, Result};
+use crate::{
+    BackendUrl, Characteristics, Error, ErrorKind, FencingToken, GroupId, LockName, LossReason, MemberId,
+    Result,
+};
 
 /// A member's handle on groups, locks and elections; a cheap clone. It owns one session.
 ///
@@ -180,6 +183,53 @@ impl Coordinator {
         let driver = Arc::clone(&self.life.driver);
         let call = Box::pin(async move { driver.groups().list().await });
         self.life.read(call).await.map_err(|error| error.during("groups"))
+    }
+
+    /// Sees to it that every later grant, of each lock and election, has a token of at least `n`: 1 to 2^52
+    /// ([`FencingToken::RAISE_LIMIT`]).
+    ///
+    /// For two occasions: a program moves to another backend, or a backend is restored from a backup. Tokens may then be
+    /// smaller than those that the protected resources have seen, and these would refuse every write. Before anything is
+    /// locked there, pass one more than the largest token that they hold. `tooz tokens raise --to N` does the same.
+    ///
+    /// # Guarantees
+    /// Once this has returned, every grant has a token of at least `n`, whoever asked for it and since whenever it was
+    /// waited for. Guards from before stay valid, with the smaller tokens that they have. Tokens never go back: an `n` that
+    /// the counter has passed changes nothing, and the call can be repeated. Namespaces may share a counter; then it rises
+    /// for all of them. The raise is kept as long as the counter is ([`Characteristics::DURABLE_FENCING`]).
+    ///
+    /// # Errors
+    /// `Invalid`: `n` is 0 or more than 2^52, and nothing was changed. `Unavailable`, `Timeout`: repeat it. `Denied`;
+    /// `Corrupt` if the counter cannot be read; `Unsupported` by a driver that has none to raise.
+    ///
+    /// # Cancel safety
+    /// A raise that was begun is driven to its end.
+    ///
+    /// # Examples
+    /// ```
+    /// # use tooz_core::{self as tooz, Coordinator};
+    /// # use tooz_memory as _;
+    /// # #[tokio::main]
+    /// # async fn main() -> tooz::Result<()> {
+    /// let c = Coordinator::builder("memory://moved", "host-1").connect().await?;
+    /// let largest = 1_763_000_000_000_042; // SELECT max(fence) FROM job
+    /// c.raise_tokens(largest + 1).await?;
+    /// assert!(c.lock("reindex")?.acquire().await?.token().get() > largest);
+    /// # c.close().await
+    /// # }
+    /// ```
+    pub async fn raise_tokens(&self, n: u64) -> Result<()> {
+        let during = |error: Error| error.during("raise tokens");
+        let least = FencingToken::new(n).filter(|least| least.get() <= FencingToken::RAISE_LIMIT);
+        let least = least.ok_or_else(|| {
+            let limit = FencingToken::RAISE_LIMIT;
+            let why = format!("tokens cannot be raised to {n}; give a number from 1 to {limit} (2^52)");
+            during(Error::new(ErrorKind::Invalid, why))
+        })?;
+        tracing::info!(%least, "raising the fencing tokens");
+        let driver = Arc::clone(&self.life.driver);
+        let call = Box::pin(async move { driver.locks().raise_tokens(least).await });
+        self.life.plain_call(call).await.map_err(during)
     }
 
     async fn hook<F>(&self, kind: HookKind, group: impl AsRef<[u8]>, hook: F) -> Result<HookId>

@@ -15,17 +15,27 @@ use std::num::NonZeroU64;
 pub struct FencingToken(NonZeroU64);
 
 impl FencingToken {
-    /// The token with this number; `None` for 0, which is no token.
+    /// The largest number to which [`Coordinator::raise_tokens`](crate::Coordinator::raise_tokens) raises: 2^52. Redis
+    /// counts exactly up to 2^53, so as many grants again can follow on any backend.
+    pub const RAISE_LIMIT: u64 = 1 << 52;
+
+    /// The token with this number; `None` for 0, which is no token, and for more than `i64::MAX`.
     pub const fn new(number: u64) -> Option<Self> {
         match NonZeroU64::new(number) {
-            Some(number) => Some(Self(number)),
-            None => None,
+            Some(number) if number.get() <= i64::MAX.cast_unsigned() => Some(Self(number)),
+            _ => None,
         }
     }
 
     /// The number to send to the protected resource, at least 1.
     pub const fn get(self) -> u64 {
         self.0.get()
+    }
+
+    /// The same number for a signed column, such as SQL's `BIGINT`. It always fits.
+    pub const fn as_i64(self) -> i64 {
+        // INVARIANT: `new` lets nothing above i64::MAX in.
+        self.get().cast_signed()
     }
 }
 
@@ -60,5 +70,20 @@ impl From<FencingToken> for Term {
 impl fmt::Display for Term {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_token_fits_into_a_signed_number() {
+        let largest = u64::try_from(i64::MAX).unwrap();
+        assert_eq!(FencingToken::new(0), None);
+        assert_eq!(FencingToken::new(largest + 1), None);
+        assert_eq!(FencingToken::new(u64::MAX), None);
+        assert_eq!(FencingToken::new(largest).unwrap().as_i64(), i64::MAX);
+        assert_eq!(FencingToken::new(FencingToken::RAISE_LIMIT).unwrap().as_i64(), 4_503_599_627_370_496);
     }
 }

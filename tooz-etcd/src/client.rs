@@ -18,6 +18,7 @@ use tooz_core::{Characteristics, Error, ErrorKind, Result};
 use crate::config::{self, Config, Tls};
 use crate::connection::{Hub, answer};
 use crate::error::corrupt;
+use crate::fence;
 use crate::keys::Keys;
 use crate::record;
 use crate::session::{EtcdSession, Opened};
@@ -116,7 +117,7 @@ struct Beginning {
     stamp: Stamp,
     compares: Vec<Compare>,
     /// Nothing, if the stamp stands already.
-    write: Option<TxnOp>,
+    write: Vec<TxnOp>,
 }
 
 impl Client {
@@ -140,10 +141,11 @@ impl Client {
                 .call(true, move |connected| async move { connected.leases().grant(seconds, None).await })
                 .await?;
             let lease = granted.id();
+            let revision = granted.header().map_or(0, etcd_client::ResponseHeader::revision);
             let ttl = Duration::from_secs(u64::try_from(granted.ttl()).unwrap_or_default());
             let id =
                 SessionId((self.hub.context.entropy.id() >> 64 << 64) | u128::from(lease.cast_unsigned()));
-            match self.write_session(request, id, lease, previous).await {
+            match self.write_session(request, id, (lease, revision), previous).await {
                 Ok(opened) => break (opened, ttl, opened_at),
                 // The server took longer than the lease lives.
                 Err(error) if error.kind() == ErrorKind::SessionLost && tries > 0 => {
@@ -171,13 +173,13 @@ impl Client {
         &self,
         request: &OpenSession,
         id: SessionId,
-        lease: i64,
+        (lease, revision): (i64, i64),
         previous: Option<i64>,
     ) -> Result<Opened> {
         let with_lease = || Some(PutOptions::new().with_lease(lease));
         let mut seen = self.seen().clone();
         for _ in 0..STAMPINGS {
-            let Beginning { stamp, compares, write } = self.beginning(&seen).await?;
+            let Beginning { stamp, compares, write } = self.beginning(&seen, revision).await?;
             let mut operations =
                 vec![TxnOp::put(self.keys.session(id), record::write_session(&request.member), with_lease())];
             if let Some(previous) = previous {
@@ -217,15 +219,16 @@ impl Client {
         self.stamp.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How a session begins beside this stamp.
+    /// How a session begins beside this stamp; `revision`: of now, or a little before.
     ///
     /// # Errors
     /// `Incompatible`: the data is of a later layout, or of an earlier one in which a session lives.
-    async fn beginning(&self, seen: &[u8]) -> Result<Beginning> {
+    async fn beginning(&self, seen: &[u8], revision: i64) -> Result<Beginning> {
         let key = self.keys.epoch();
+        let raise = || fence::first(self.keys.fence(), &self.hub.context.clock, revision);
         if seen.is_empty() {
             let stamp = Stamp { layout: self.layout, epoch: Epoch(self.hub.context.entropy.id()) };
-            let write = Some(TxnOp::put(key.clone(), stamp.to_string(), None));
+            let write = vec![TxnOp::put(key.clone(), stamp.to_string(), None), raise()];
             return Ok(Beginning {
                 stamp,
                 compares: vec![Compare::version(key, CompareOp::Equal, 0)],
@@ -238,7 +241,7 @@ impl Client {
         let mut compares = vec![Compare::value(key.clone(), CompareOp::Equal, seen)];
         let place = format!("namespace \"{}\"", self.namespace);
         if found.compare(&place, self.layout)? == Ordering::Equal {
-            return Ok(Beginning { stamp: found, compares, write: None });
+            return Ok(Beginning { stamp: found, compares, write: Vec::new() });
         }
         let (from, end) = self.keys.sessions();
         let list = TxnOp::get(from.clone(), Some(GetOptions::new().with_range(end.clone())));
@@ -252,9 +255,11 @@ impl Client {
         // None has begun since.
         let next = answer::revision(&response).saturating_add(1);
         compares.push(Compare::mod_revision(from, CompareOp::Less, next).with_range(end));
-        // A layout that changes more than the number changes it in the same transaction.
         let stamp = Stamp { layout: self.layout, ..found };
-        Ok(Beginning { stamp, compares, write: Some(TxnOp::put(key, stamp.to_string(), None)) })
+        let mut write = vec![TxnOp::put(key, stamp.to_string(), None)];
+        // Layout 1 had no raises.
+        write.extend((found.layout < 2).then(raise));
+        Ok(Beginning { stamp, compares, write })
     }
 
     /// Ends a lease and everything that hangs on it. Ending one that is gone is no error.

@@ -32,8 +32,8 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     LAYOUT_OPTION,
 ];
 
-/// The layout that this version writes (see [`keys`](crate::keys)).
-const LAYOUT: u32 = 1;
+/// The layout that this version writes (see [`keys`](crate::keys)). Layout 1 had no raises: tokens were create revisions.
+const LAYOUT: u32 = 2;
 
 /// Options of Python tooz, and what to write instead.
 pub(crate) const FOREIGN_OPTIONS: &[(&str, &str)] =

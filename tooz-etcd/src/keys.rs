@@ -6,12 +6,13 @@
 //! /<namespace>/locks<name>               Python: the lock is taken (a "gate": ours say by whom)
 //! %tooz/<namespace>/                     ours, which Python never reads:
 //!   epoch                                the stamp of the data
+//!   fence/<number>                       tokens after it are that much larger than create revisions
 //!   session/<session>                    a session's life, on its lease
 //!   session/<session>/broken/<attempt>   who broke its grant and why, kept for an hour or ten ttls
 //!   claim/<member>                       which session a member id belongs to, on its lease
 //!   group/<group>/                       a group whose id contains a slash
 //!   group/<group>/<member>               a member of such a group, or one whose own id contains a slash
-//!   lock/<kind><name>/h/<attempt>        a holder, on its session's lease; its create revision is the token
+//!   lock/<kind><name>/h/<attempt>        a holder, on its session's lease; its create revision makes the token
 //!   lock/<kind><name>/m/<attempt>        a mark that this grant was not given back
 //!   lock/<kind><name>/q/x/<attempt>      a waiter that wants it alone or as a permit
 //!   lock/<kind><name>/q/s/<attempt>      a waiter that shares it
@@ -86,6 +87,7 @@ pub(crate) struct Keys {
     groups: Vec<u8>,
     locks: Vec<u8>,
     root: Vec<u8>,
+    fence: Fence,
     /// Whether it was said that something is not shared with Python, by kind; elsewhere nothing is, so nobody is told.
     said: Option<Arc<[AtomicBool; 2]>>,
 }
@@ -100,10 +102,12 @@ fn say_not_shared(said: &AtomicBool, kind: &str, id: &dyn std::fmt::Display) {
 impl Keys {
     pub(crate) fn new(namespace: &str) -> Self {
         let space = if namespace.is_empty() { EMPTY.to_vec() } else { encode(namespace.as_bytes()) };
+        let root = join(&[b"%tooz/", &space, b"/"]);
         Self {
             groups: join(&[&space, b"/groups/"]),
             locks: join(&[b"/", &space, b"/locks"]),
-            root: join(&[b"%tooz/", &space, b"/"]),
+            fence: Fence(join(&[&root, b"fence/"]).into()),
+            root,
             said: (namespace == DEFAULT_NAMESPACE).then(Arc::default),
         }
     }
@@ -114,6 +118,10 @@ impl Keys {
 
     pub(crate) fn epoch(&self) -> Vec<u8> {
         self.ours(&[b"epoch"])
+    }
+
+    pub(crate) fn fence(&self) -> &Fence {
+        &self.fence
     }
 
     /// A session's key; also the prefix of everything that is said to it.
@@ -167,7 +175,8 @@ impl Keys {
             // Whatever the core adds: its Display names it.
             other => (b"o", encode(other.to_string().as_bytes()), None),
         };
-        LockKeys { prefix: self.ours(&[b"lock/", kind, &name, b"/"]), gate }
+        let prefix = self.ours(&[b"lock/", kind, &name, b"/"]);
+        LockKeys { prefix, gate, fence: self.fence.clone() }
     }
 
     pub(crate) fn group(&self, group: &GroupId) -> GroupKeys {
@@ -208,6 +217,28 @@ pub(crate) struct LockKeys {
     pub(crate) prefix: Vec<u8>,
     /// Python's key; elections have none there.
     pub(crate) gate: Option<Vec<u8>>,
+    pub(crate) fence: Fence,
+}
+
+/// The keys of the raises of tokens, those of the whole namespace.
+#[derive(Clone, Debug)]
+pub(crate) struct Fence(Arc<[u8]>);
+
+impl Fence {
+    pub(crate) fn prefix(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The raise by so much.
+    pub(crate) fn raise(&self, by: i64) -> Vec<u8> {
+        join(&[&self.0, by.to_string().as_bytes()])
+    }
+
+    /// By how much a key raises.
+    pub(crate) fn parse(&self, key: &[u8]) -> Option<i64> {
+        let digits = std::str::from_utf8(key.strip_prefix(&*self.0)?).ok()?;
+        digits.parse().ok().filter(|by: &i64| *by >= 0 && by.to_string() == digits)
+    }
 }
 
 /// What a key below a lock's prefix is.
@@ -374,6 +405,7 @@ mod tests {
         let mut all = vec![
             (format!("{namespace:?} claim {other:?}"), keys.claim(&member)),
             (format!("{namespace:?} epoch"), keys.epoch()),
+            (format!("{namespace:?} raise"), keys.fence().raise(7)),
             (format!("{namespace:?} group {name:?}"), keys.group(&group).group().to_vec()),
             (format!("{namespace:?} member {name:?} {other:?}"), keys.group(&group).member(&member)),
         ];
@@ -434,7 +466,7 @@ mod tests {
             for prefix in [&b""[..], &lock.prefix, &keys.all_groups()[0], &keys.all_groups()[1]] {
                 let key = [prefix, &key].concat();
                 let _ = (keys.parse_group(&key), group.parse_member(&key), lock.parse(&key));
-                let _ = keys.parse_broken(SessionId(1), &key);
+                let _ = (keys.parse_broken(SessionId(1), &key), keys.fence().parse(&key), keys.is_session(&key));
             }
         }
     }

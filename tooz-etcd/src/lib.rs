@@ -6,6 +6,7 @@ mod config;
 mod connection;
 mod error;
 mod examine;
+mod fence;
 mod groups;
 mod keys;
 mod locks;

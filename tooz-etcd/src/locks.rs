@@ -1,7 +1,7 @@
 //! Locks of one session: asking, giving back, withdrawing.
 //!
-//! The recipe. A holder is a key on its session's lease, created by the transaction that grants; its create revision is
-//! the fencing token. A waiter is such a key, too, and its create revision is its place. One transaction asks: if
+//! The recipe. A holder is a key on its session's lease, created by the transaction that grants; its create revision makes
+//! the fencing token ([`fence`]). A waiter is such a key, too, and its create revision is its place. One transaction asks: if
 //! nobody holds the lock, waits for it or left it uncleanly, it grants, else it queues. Beside the holder stands the
 //! **gate**, which is Python's key for this lock: no holder without it, and none beside somebody else's. A key hangs on
 //! one lease only, so the gate that several holders share has a lease of its own, which all of them keep alive: it
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp, TxnResponse};
 use tooz_core::clock::Instant;
 use tooz_core::driver::{
     Acquire, Acquired, AttemptId, End, Grant, LockKey, LockMode, Place, Previous, Released, SessionLocks,
@@ -21,10 +21,10 @@ use tooz_core::{Error, ErrorKind, FencingToken, Result};
 
 use crate::connection::answer;
 use crate::error::corrupt;
+use crate::fence::{self, Raises};
 use crate::keys::LockKeys;
 use crate::record::{Gate, Holder, Waiter, write_mark};
 use crate::session::{EtcdSession, Life};
-use crate::standing::Stand;
 use crate::state::{State, Verdict, alone, look, look_before, named};
 use crate::turn;
 
@@ -107,7 +107,7 @@ pub(crate) fn unmark_held(keys: &LockKeys, attempt: AttemptId) -> TxnOp {
 }
 
 impl Life {
-    /// What is written for a grant.
+    /// What is written for a grant, and first of all the raises that are read for its token.
     fn grant_operations(
         &self,
         wish: &Wish,
@@ -122,11 +122,13 @@ impl Life {
             shared_gate: gate.map(|gate| gate.lease),
             since: Some(self.client.hub.context.clock.wall()),
             previous,
+            created: 0,
             token: 0,
             revision: 0,
         };
         let value = holder.write().ok_or_else(|| unknown_mode(wish.mode))?;
         let mut operations = vec![
+            fence::look(&wish.keys.fence),
             TxnOp::put(wish.keys.holder(wish.attempt), value, self.with_lease()),
             TxnOp::put(wish.keys.mark(wish.attempt), write_mark(previous), None),
         ];
@@ -143,12 +145,31 @@ impl Life {
         Ok(operations)
     }
 
-    fn grant(&self, wish: &Wish, token: i64, previous: Previous, gate: Option<SharedGate>) -> Result<Grant> {
+    /// A grant that was made by the operations of [`Life::grant_operations`], in this answer, at this revision.
+    fn grant_at(
+        &self,
+        wish: &Wish,
+        answer: &TxnResponse,
+        revision: i64,
+        previous: Previous,
+        gate: Option<SharedGate>,
+    ) -> Result<Grant> {
+        let raises = Raises::read(&wish.keys.fence, &answer::found(answer, 0));
+        self.grant(wish, (revision, raises.token(revision)), previous, gate)
+    }
+
+    fn grant(
+        &self,
+        wish: &Wish,
+        (created, token): (i64, i64),
+        previous: Previous,
+        gate: Option<SharedGate>,
+    ) -> Result<Grant> {
         let token = u64::try_from(token).ok().and_then(FencingToken::new);
         let token = token.ok_or_else(|| corrupt(&wish.keys.holder(wish.attempt), "has no revision"))?;
         let mut grant = Grant::new(wish.attempt, wish.key.clone(), wish.mode, token, previous);
         grant.proved_at = gate.map(|gate| gate.proved_at);
-        self.granted(&grant, gate.map(|gate| gate.lease));
+        self.granted(&grant, created, gate.map(|gate| gate.lease));
         Ok(grant)
     }
 
@@ -216,7 +237,7 @@ impl Life {
             std::iter::once(self.look_at_fence()).chain(wish.looking(place)).collect();
         let txn = Txn::new().when(compares).and_then(operations).or_else(otherwise);
         let claimed = self.client.hub.txn(false, txn).await;
-        let granted = claimed.as_ref().is_ok_and(etcd_client::TxnResponse::succeeded);
+        let granted = claimed.as_ref().is_ok_and(TxnResponse::succeeded);
         if let Some(SharedGate { lease, new: true, .. }) = gate.filter(|_| !granted)
             && claimed.is_ok()
             && let Err(error) = self.client.revoke(lease).await
@@ -225,7 +246,8 @@ impl Life {
         }
         let response = claimed?;
         if response.succeeded() {
-            return self.grant(wish, answer::revision(&response), previous, gate).map(Step::Granted);
+            let revision = answer::revision(&response);
+            return self.grant_at(wish, &response, revision, previous, gate).map(Step::Granted);
         }
         self.read_fence(&response, 0)?;
         State::read(&wish.keys, &response, 1).map(Step::Otherwise)
@@ -298,9 +320,8 @@ impl Life {
                 return Err(Error::new(ErrorKind::Backend, "the server left a part of a transaction out"));
             };
             if inner.succeeded() {
-                return self
-                    .grant(wish, answer::revision(&response), Previous::Clean, None)
-                    .map(Step::Granted);
+                let revision = answer::revision(&response);
+                return self.grant_at(wish, &inner, revision, Previous::Clean, None).map(Step::Granted);
             }
             let mut state = State::read(&wish.keys, &inner, 1)?;
             state.revision = answer::revision(&response);
@@ -329,7 +350,7 @@ impl Life {
             }
             gate = Some(SharedGate { lease, new: false, proved_at });
         }
-        let grant = self.grant(wish, holder.token, holder.previous, gate)?;
+        let grant = self.grant(wish, (holder.created, holder.token), holder.previous, gate)?;
         let held = self.held().into_iter().filter(|(attempt, _)| *attempt == wish.attempt).collect();
         let proof = self.prove(held).await?.ok_or_else(|| self.over())?;
         if proof.gone.is_empty() {
@@ -469,13 +490,14 @@ impl Life {
     async fn release(&self, grant: &Grant, end: End) -> Result<Released> {
         let keys = self.client.keys.lock(&grant.key);
         let holder = keys.holder(grant.attempt);
+        // What is not known here is no grant of this session, or nothing of it is left on the server.
+        let Some(stand) = self.stand(grant.attempt) else { return Ok(Released::WasNotHolder) };
         self.leave(grant.attempt);
         let mut operations = vec![TxnOp::delete(holder.clone(), None)];
         if end == End::Clean {
             operations.push(TxnOp::delete(keys.mark(grant.attempt), None));
         }
         operations.extend(self.gate_going(&keys, grant.attempt));
-        let stand = Stand::new(grant, self.gate_of(grant.attempt));
         let all = stand.compares(&keys, grant.attempt, self.opened.lease);
         let own = stand.own_compares(&keys, grant.attempt, self.opened.lease);
         let ungated = [

@@ -61,7 +61,7 @@ impl Client {
             // Whoever comes to hold it meanwhile, perhaps by this very break, is not meant.
             let asked_at = *asked_at.get_or_insert(state.revision);
             let wanted = |holder: &&Holder| {
-                holder.token <= asked_at
+                holder.created <= asked_at
                     && request.token.is_none_or(|token| record(holder).token == Some(token))
             };
             let victims: Vec<&Holder> = state.holders.iter().filter(wanted).take(AT_ONCE).collect();
@@ -148,6 +148,10 @@ impl Locks for Etcd {
 
     async fn break_lock(&self, request: &BreakRequest) -> Result<Vec<HolderRecord>> {
         self.0.break_lock(request).await
+    }
+
+    async fn raise_tokens(&self, least: FencingToken) -> Result<()> {
+        self.0.raise_tokens(least).await
     }
 
     async fn watch(&self, key: &LockKey) -> Result<HolderStream> {

@@ -87,7 +87,8 @@ pub(crate) struct Holder {
     pub(crate) shared_gate: Option<i64>,
     pub(crate) since: Option<SystemTime>,
     pub(crate) previous: Previous,
-    /// The create revision of its key.
+    /// The create revision of its key, which is the token as long as no raise is added.
+    pub(crate) created: i64,
     pub(crate) token: i64,
     pub(crate) revision: i64,
 }
@@ -134,6 +135,7 @@ impl Holder {
                 b"clean" => Previous::Clean,
                 _ => Previous::Unknown,
             },
+            created: kv.created,
             token: kv.created,
             revision: kv.revision,
         })
@@ -272,6 +274,7 @@ mod tests {
             shared_gate: Some(-5),
             since: Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1_234)),
             previous: Previous::Broken,
+            created: 7,
             token: 7,
             revision: 9,
         }

@@ -21,7 +21,7 @@ pub(crate) struct Stand {
     /// The lease of the gate that it shares with other holders.
     pub(crate) gate: Option<i64>,
     /// The create revision of its key.
-    pub(crate) token: i64,
+    pub(crate) created: i64,
     course: Course,
 }
 
@@ -36,17 +36,16 @@ enum Course {
 }
 
 impl Stand {
-    /// A grant that is held; `gate`: the lease of the gate that it shares.
-    pub(crate) fn new(grant: &Grant, gate: Option<i64>) -> Self {
-        let token = i64::try_from(grant.token.get()).unwrap_or(i64::MAX);
-        Self { key: grant.key.clone(), mode: grant.mode, gate, token, course: Course::Held }
+    /// A grant that is held, with the create revision of its key; `gate`: the lease of the gate that it shares.
+    fn new(grant: &Grant, created: i64, gate: Option<i64>) -> Self {
+        Self { key: grant.key.clone(), mode: grant.mode, gate, created, course: Course::Held }
     }
 
     /// True while the holder's key is there, as this session made it: whose grant it is says the server, not the caller.
     pub(crate) fn own_compares(&self, keys: &LockKeys, attempt: AttemptId, lease: i64) -> Vec<Compare> {
         let holder = keys.holder(attempt);
         vec![
-            Compare::create_revision(holder.clone(), CompareOp::Equal, self.token),
+            Compare::create_revision(holder.clone(), CompareOp::Equal, self.created),
             Compare::lease(holder, CompareOp::Equal, lease),
         ]
     }
@@ -101,8 +100,8 @@ impl Life {
         self.standing().ended.contains(&attempt)
     }
 
-    pub(crate) fn granted(&self, grant: &Grant, gate: Option<i64>) {
-        let stand = Stand::new(grant, gate);
+    pub(crate) fn granted(&self, grant: &Grant, created: i64, gate: Option<i64>) {
+        let stand = Stand::new(grant, created, gate);
         let mut standing = self.standing();
         standing.grants.insert(grant.attempt, stand);
         standing.places.remove(&grant.attempt);
@@ -123,6 +122,11 @@ impl Life {
     /// Where it waits, as far as is known.
     pub(crate) fn place(&self, attempt: AttemptId) -> Option<(LockMode, i64)> {
         self.standing().places.get(&attempt).copied()
+    }
+
+    /// What is known of a grant, unless nothing of it is left on the server.
+    pub(crate) fn stand(&self, attempt: AttemptId) -> Option<Stand> {
+        self.standing().grants.get(&attempt).cloned()
     }
 
     /// The lease of the gate that this grant shares.

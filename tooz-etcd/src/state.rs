@@ -7,6 +7,7 @@ use tooz_core::driver::{Admission, AttemptId, LockMode, Previous, admits};
 use tooz_core::{Error, Result};
 
 use crate::connection::answer;
+use crate::fence::{self, Raises};
 use crate::keys::{LockKeys, LockPart};
 use crate::record::{Gate, GateKind, Holder, Waiter, read_mark};
 use crate::tail::{Range, below, only};
@@ -20,6 +21,7 @@ pub(crate) struct State {
     /// In the order of their asking: all of them, or what [`look_before`] reads.
     pub(crate) queue: Vec<Waiter>,
     marks: Vec<(AttemptId, Previous)>,
+    raises: Raises,
     pub(crate) gate: Option<Gate>,
 }
 
@@ -40,7 +42,7 @@ fn all(prefix: Vec<u8>) -> TxnOp {
 /// The operations that read a lock; [`State::read`] reads their answer.
 pub(crate) fn look(keys: &LockKeys) -> Vec<TxnOp> {
     let gate = keys.gate.iter().map(|gate| TxnOp::get(gate.clone(), None));
-    std::iter::once(all(keys.prefix.clone())).chain(gate).collect()
+    [fence::look(&keys.fence), all(keys.prefix.clone())].into_iter().chain(gate).collect()
 }
 
 /// The same for one who wants it alone, and so waits for whoever came right before: of the queue only that one and this
@@ -53,6 +55,7 @@ pub(crate) fn look_before(keys: &LockKeys, own: Vec<u8>, place: Option<i64>) -> 
         None => last.with_limit(2),
     };
     let mut operations = vec![
+        fence::look(&keys.fence),
         all(keys.holders()),
         all(keys.marks()),
         TxnOp::get(own, None),
@@ -86,6 +89,10 @@ impl State {
                 state.gate = Some(Gate::read(kv.into()));
                 continue;
             }
+            if kv.key().starts_with(keys.fence.prefix()) {
+                state.raises.add(&keys.fence, kv);
+                continue;
+            }
             match keys.parse(kv.key()) {
                 Some(LockPart::Holder(attempt)) => state.holders.push(Holder::read(attempt, kv.into())?),
                 Some(LockPart::Waiter(attempt)) => state.queue.push(Waiter::read(attempt, kv.into())?),
@@ -93,7 +100,10 @@ impl State {
                 None => tracing::warn!(key = %kv.key().escape_ascii(), "not a key of ours; it is left alone"),
             }
         }
-        state.holders.sort_unstable_by_key(|holder| holder.token);
+        for holder in &mut state.holders {
+            holder.token = state.raises.token(holder.created);
+        }
+        state.holders.sort_unstable_by_key(|holder| holder.created);
         state.queue.sort_unstable_by_key(|waiter| waiter.place);
         // Its own key may have been found twice.
         state.queue.dedup_by_key(|waiter| waiter.attempt);

@@ -117,7 +117,7 @@ impl Vigil {
             }
             let mut numbers = Vec::new();
             for key in stand.keys(&self.life.client.keys, attempt) {
-                numbers.push(tail.add(only(&key), stand.token).await);
+                numbers.push(tail.add(only(&key), stand.created).await);
             }
             self.followed.insert(attempt, numbers);
         }

@@ -237,6 +237,20 @@ pub(crate) async fn let_go(
     Ok(())
 }
 
+async fn raise_tokens(client: &Client, site: &Site, least: FencingToken) -> Result<()> {
+    let deadline = client.deadline();
+    while site.raise_fence(client.context.clock.wall(), least)?.is_none() {
+        client.pause(deadline, "the fencing counter", None).await?;
+    }
+    // A grant takes its token, then writes its record, all under the mutex of its stripe. Once that was free, no grant with a
+    // token from before is still being written.
+    for stripe in (0..keys::STRIPES).filter(|stripe| site.has_stripe(*stripe)) {
+        let passed = client.in_stripe_number(site, stripe, deadline, |_| Ok(Moment::Done(())));
+        passed.await.map_err(Error::indeterminate)?;
+    }
+    Ok(())
+}
+
 #[async_trait]
 impl Locks for FileDriver {
     async fn holders(&self, key: &LockKey) -> Result<Holders> {
@@ -247,6 +261,11 @@ impl Locks for FileDriver {
     async fn break_lock(&self, request: &BreakRequest) -> Result<Vec<HolderRecord>> {
         let broken = async { break_lock(&self.0, &*self.0.enter()?, request).await };
         broken.await.map_err(|error| error.during("break"))
+    }
+
+    async fn raise_tokens(&self, least: FencingToken) -> Result<()> {
+        let raised = async { raise_tokens(&self.0, &*self.0.enter()?, least).await };
+        raised.await.map_err(|error| error.during("raise tokens"))
     }
 
     async fn watch(&self, key: &LockKey) -> Result<HolderStream> {

@@ -108,7 +108,7 @@ impl Client {
         self.context.clock.now() + early(self.config.close_timeout)
     }
 
-    async fn pause(&self, deadline: Instant, what: &str, who: Option<u32>) -> Result<()> {
+    pub(crate) async fn pause(&self, deadline: Instant, what: &str, who: Option<u32>) -> Result<()> {
         if self.context.clock.now() >= deadline {
             let who = match who {
                 Some(pid) => format!(

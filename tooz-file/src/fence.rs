@@ -21,6 +21,9 @@ use crate::keys;
 /// a reboot skips no more than this.
 const STEP: u64 = 100_000;
 
+/// No token is larger: [`FencingToken`] fits into a signed number.
+const MOST: u64 = i64::MAX.cast_unsigned();
+
 const MAGIC: &[u8; 8] = b"toozfnc1";
 /// Magic, next, ceiling (big-endian), and the boot id padded with NULs.
 pub(crate) const LENGTH: usize = 64;
@@ -63,7 +66,11 @@ impl Counter {
         let number = |at: usize| Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
         let (next, ceiling) = (number(8)?, number(16)?);
         let boot = bytes[BOOT..].iter().copied().take_while(|byte| *byte != 0).collect();
-        (bytes.starts_with(MAGIC) && next > 0 && next <= ceiling).then_some(Self { next, ceiling, boot })
+        (bytes.starts_with(MAGIC) && next > 0 && next <= ceiling && ceiling <= MOST).then_some(Self {
+            next,
+            ceiling,
+            boot,
+        })
     }
 }
 
@@ -83,9 +90,37 @@ impl Fence {
         tmp: &Directory,
         wall: SystemTime,
     ) -> Result<Option<FencingToken>> {
+        let token = self.locked(home, tmp, wall, |file, floor| self.advance(file, home, floor))?;
+        Ok(token.and_then(FencingToken::new))
+    }
+
+    /// No token below `least` is given out from now on; `None` while another process is taking one.
+    pub(crate) fn raise(
+        &self,
+        home: &Directory,
+        tmp: &Directory,
+        wall: SystemTime,
+        least: FencingToken,
+    ) -> Result<Option<()>> {
+        let least = least.get();
+        let raised = self.locked(home, tmp, wall, |file, floor| {
+            self.advance_to(file, home, floor.max(least - 1)).map(|counter| counter.next - 1)
+        })?;
+        Ok(raised.map(drop))
+    }
+
+    /// Does something with the counter while nobody else does; it answers the largest number that is not to be given out
+    /// again.
+    fn locked(
+        &self,
+        home: &Directory,
+        tmp: &Directory,
+        wall: SystemTime,
+        work: impl FnOnce(&File, u64) -> std::result::Result<u64, Fail>,
+    ) -> Result<Option<u64>> {
         let shown = || format!("the fencing counter {}", home.path.join(keys::FENCE).display());
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let answer = self.next(&mut state, home, tmp, wall).map_err(|fail| match fail {
+        let answer = self.try_locked(&mut state, home, tmp, wall, work).map_err(|fail| match fail {
             Fail::Io(cause) => error::io(shown(), cause),
             Fail::Corrupt => Error::new(
                 ErrorKind::Corrupt,
@@ -95,18 +130,19 @@ impl Fence {
                 ),
             ),
         })?;
-        if let Some(token) = answer {
-            state.floor = state.floor.max(token);
+        if let Some(last) = answer {
+            state.floor = state.floor.max(last);
         }
-        Ok(answer.and_then(FencingToken::new))
+        Ok(answer)
     }
 
-    fn next(
+    fn try_locked(
         &self,
         state: &mut State,
         home: &Directory,
         tmp: &Directory,
         wall: SystemTime,
+        work: impl FnOnce(&File, u64) -> std::result::Result<u64, Fail>,
     ) -> std::result::Result<Option<u64>, Fail> {
         let floor = state.floor;
         if !state.file.as_ref().is_some_and(|(_, id)| home.has(keys::FENCE, *id)) {
@@ -118,8 +154,7 @@ impl Fence {
             return Ok(None);
         }
         // Replaced between opening and locking: look again.
-        let answer =
-            if home.has(keys::FENCE, *id) { self.advance(file, home, floor).map(Some) } else { Ok(None) };
+        let answer = if home.has(keys::FENCE, *id) { work(file, floor).map(Some) } else { Ok(None) };
         self.flavor.unlock(file)?;
         answer
     }
@@ -157,6 +192,14 @@ impl Fence {
     }
 
     fn advance(&self, file: &File, home: &Directory, floor: u64) -> std::result::Result<u64, Fail> {
+        let token = self.advance_to(file, home, floor)?.next;
+        // Eight bytes in one write: nobody reads half of them.
+        file.write_all_at(&(token + 1).to_be_bytes(), 8)?;
+        Ok(token)
+    }
+
+    /// The counter, whose next number is above `floor` and below a ceiling that was synced.
+    fn advance_to(&self, file: &File, home: &Directory, floor: u64) -> std::result::Result<Counter, Fail> {
         let mut bytes = [0; LENGTH];
         match file.read_exact_at(&mut bytes, 0) {
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Err(Fail::Corrupt),
@@ -170,18 +213,19 @@ impl Fence {
             counter.boot = self.boot_id.clone().into();
             sync = true;
         }
-        counter.next = counter.next.max(floor + 1); // an older copy was put back
+        let written = counter.next;
+        counter.next = counter.next.max(floor + 1); // an older copy was put back, or the tokens are raised
         if sync || counter.next >= counter.ceiling {
-            counter.ceiling = counter.next.checked_add(STEP).ok_or(Fail::Corrupt)?;
+            let ceiling = counter.next.checked_add(STEP).filter(|ceiling| *ceiling <= MOST);
+            counter.ceiling = ceiling.ok_or(Fail::Corrupt)?;
             file.write_all_at(&counter.encode(), 0)?;
             // INVARIANT: synced before any token at or above the old ceiling is given out.
             file.sync_all()?;
             home.sync()?;
+        } else if counter.next > written {
+            file.write_all_at(&counter.next.to_be_bytes(), 8)?;
         }
-        let token = counter.next;
-        // Eight bytes in one write: nobody reads half of them.
-        file.write_all_at(&(token + 1).to_be_bytes(), 8)?;
-        Ok(token)
+        Ok(counter)
     }
 }
 
@@ -255,6 +299,43 @@ mod tests {
         assert_eq!((take(&fence, &home), take(&fence, &home)), (9, 10));
         let bytes = home.read(keys::FENCE).unwrap().try_into().unwrap();
         assert_eq!(Counter::decode(&bytes).unwrap().ceiling, 10 + STEP);
+    }
+
+    fn raise(fence: &Fence, home: &Directory, least: u64) {
+        let least = FencingToken::new(least).unwrap();
+        fence.raise(home, home, UNIX_EPOCH, least).unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_raise_is_a_maximum_that_survives_reboots_and_deletion() {
+        let directory = tempfile::tempdir().unwrap();
+        let home = Directory::open_path(directory.path()).unwrap();
+        let one = Fence::new(Flavor::OpenFile, "boot-1", 0o600);
+        let other = Fence::new(Flavor::OpenFile, "boot-1", 0o600);
+        raise(&one, &home, 5_000); // there is no counter yet
+        assert_eq!((take(&other, &home), take(&one, &home)), (5_000, 5_001));
+        raise(&other, &home, 5_002);
+        raise(&other, &home, 1);
+        assert_eq!(take(&one, &home), 5_002);
+        raise(&other, &home, 6_000); // below the ceiling
+        assert_eq!(take(&one, &home), 6_000);
+        raise(&one, &home, 1 << 52);
+        let rebooted = Fence::new(Flavor::OpenFile, "boot-2", 0o600);
+        assert_eq!(take(&rebooted, &home), (1 << 52) + STEP);
+        raise(&rebooted, &home, (1 << 52) + 3 * STEP);
+        home.unlink(keys::FENCE).unwrap();
+        assert_eq!(take(&rebooted, &home), (1 << 52) + 3 * STEP);
+    }
+
+    #[test]
+    fn a_counter_at_the_end_of_all_numbers_is_corrupt() {
+        let directory = tempfile::tempdir().unwrap();
+        let home = Directory::open_path(directory.path()).unwrap();
+        let fence = Fence::new(Flavor::OpenFile, "boot", 0o600);
+        let counter = Counter { next: MOST - 1, ceiling: MOST, boot: b"boot".to_vec() };
+        home.write_new(keys::FENCE, &counter.encode(), 0o600).unwrap();
+        assert_eq!(take(&fence, &home), MOST - 1);
+        assert_eq!(fence.take(&home, &home, UNIX_EPOCH).unwrap_err().kind(), ErrorKind::Corrupt);
     }
 
     #[test]

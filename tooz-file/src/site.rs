@@ -289,6 +289,14 @@ impl Site {
         self.fence.take(&self.root, &self.tmp, wall)
     }
 
+    pub(crate) fn raise_fence(
+        &self,
+        wall: std::time::SystemTime,
+        least: tooz_core::FencingToken,
+    ) -> Result<Option<()>> {
+        self.fence.raise(&self.root, &self.tmp, wall, least)
+    }
+
     pub(crate) fn locals(&self) -> MutexGuard<'_, BTreeMap<SessionId, Weak<Local>>> {
         self.locals.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -5,7 +5,7 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use tokio::sync::Notify;
 use tooz_core::driver::{Context, Epoch};
@@ -51,7 +51,12 @@ impl Backend {
     /// What the first driver brings: clock and epoch. Answers the driver's number.
     pub(crate) fn attach(&self, config: &Config, context: &Context) -> u64 {
         self.act(|state| {
-            state.clock.get_or_insert_with(|| context.clock.clone());
+            if state.clock.is_none() {
+                state.clock = Some(context.clock.clone());
+                // As in the other backends: above the tokens of an earlier one, unless the clock was set back.
+                let since = context.clock.wall().duration_since(UNIX_EPOCH).unwrap_or_default();
+                state.fence = u64::try_from(since.as_micros()).unwrap_or_default();
+            }
             state.epoch.get_or_insert_with(|| Epoch(context.entropy.id()));
             if let Some(fault) = config.fault {
                 tracing::warn!(?fault, "this in-process backend is deliberately wrong from now on");

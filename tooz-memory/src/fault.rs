@@ -89,6 +89,8 @@ faults! {
     LeaveIgnored = "leave-ignored",
     /// The fencing tokens begin again with the backend's data.
     TokensRestart = "tokens-restart",
+    /// Raising the tokens is answered and not done.
+    RaiseIgnored = "raise-ignored",
     /// An unclean end is taken for a clean one.
     EndsUnmarked = "ends-unmarked",
 }

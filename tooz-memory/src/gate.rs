@@ -41,6 +41,8 @@ pub enum Operation {
     Holders,
     /// Breaking a lock.
     Break,
+    /// Raising the tokens.
+    Raise,
     /// Closing a session.
     Close,
 }
@@ -65,6 +67,7 @@ impl Operation {
             Self::Watch => "watch",
             Self::Holders => "holders",
             Self::Break => "break lock",
+            Self::Raise => "raise tokens",
             Self::Close => "close session",
         }
     }

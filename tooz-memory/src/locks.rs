@@ -503,6 +503,16 @@ impl Locks for Memory {
             .await
     }
 
+    async fn raise_tokens(&self, least: FencingToken) -> Result<()> {
+        let raise = |state: &mut State| {
+            if !state.has(Fault::RaiseIgnored) {
+                state.fence = state.fence.max(least.get() - 1);
+            }
+            Ok(())
+        };
+        self.0.call(Operation::Raise, raise).await
+    }
+
     async fn watch(&self, key: &LockKey) -> Result<HolderStream> {
         self.0.call(Operation::Watch, |state| Ok(HolderFollower::stream(state, &self.0, key))).await
     }

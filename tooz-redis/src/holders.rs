@@ -91,6 +91,13 @@ impl Locks for RedisLocks {
         Ok(broken)
     }
 
+    async fn raise_tokens(&self, least: FencingToken) -> Result<()> {
+        let call = self.0.script(&script::RAISE).key(self.0.keys.fence()).number(least.get() - 1).proof();
+        // The server has it; a replica that took its place might not.
+        let unconfirmed = self.0.call(&call, Repeat::Yes).await?.unconfirmed;
+        unconfirmed.map_or(Ok(()), |why| Err(why.indeterminate()))
+    }
+
     async fn watch(&self, key: &LockKey) -> Result<HolderStream> {
         let (client, key) = (Arc::clone(&self.0), key.clone());
         let changed = Arc::new(Notify::new());

@@ -55,6 +55,7 @@ scripts! {
     WITHDRAW: "lock" "give_back" "withdraw";
     HOLDERS: "lock" "holders";
     BREAK: "lock" "break";
+    RAISE: "lock" "raise";
     JOIN: "group" "join";
     LEAVE: "group" "leave";
     UPDATE: "group" "update";

@@ -12,9 +12,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::libc;
-use nix::sys::stat::Mode;
 
 use crate::kernel::{self, FileId};
+use crate::ownership::{self, Rights, STAGING};
 
 /// Their directory in that of the sessions; opening and closing them there wakes none who listens to the latter.
 pub(crate) const DIRECTORY: &str = ".bells";
@@ -32,19 +32,25 @@ pub(crate) struct Bell {
 /// How often a bell that a cleaner took for a leftover is made anew.
 const TRIES: usize = 8;
 
+fn name_of(id: u128) -> String {
+    format!("{id:032x}")
+}
+
 fn path_of(sessions: &Path, id: u128) -> PathBuf {
-    sessions.join(DIRECTORY).join(format!("{id:032x}"))
+    sessions.join(DIRECTORY).join(name_of(id))
 }
 
 impl Bell {
     /// Hangs up a bell under a new random id.
-    pub(crate) fn hang(sessions: &Path, mut id: impl FnMut() -> u128) -> io::Result<Self> {
+    pub(crate) fn hang(sessions: &Path, mode: u32, mut id: impl FnMut() -> u128) -> io::Result<Self> {
+        let directory = ownership::open_directory(&sessions.join(DIRECTORY))?;
+        let rights = Rights::within(&directory, mode)?;
         let mut tried = Err(io::Error::other("the bell was removed again and again while it was made"));
         for _ in 0..TRIES {
             let id = id();
             let path = path_of(sessions, id);
-            nix::unistd::mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR)?;
-            tried = open_locked(&path).map(|file| Self { id, path, file });
+            let fifo = ownership::make_fifo(&directory, name_of(id).as_ref(), rights);
+            tried = fifo.and_then(|file| locked(file, &path)).map(|file| Self { id, path, file });
             if tried.is_ok() {
                 break;
             }
@@ -76,7 +82,10 @@ impl Drop for Bell {
 
 /// Opens a bell and takes its lock; an error if somebody has it, or it is no longer in place.
 fn open_locked(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().read(true).write(true).custom_flags(FLAGS).open(path)?;
+    locked(OpenOptions::new().read(true).write(true).custom_flags(FLAGS).open(path)?, path)
+}
+
+fn locked(file: File, path: &Path) -> io::Result<File> {
     if kernel::try_lock(&file)? && FileId::at(path)? == FileId::of(&file)? {
         Ok(file)
     } else {
@@ -116,7 +125,12 @@ pub(crate) fn remove_dead(sessions: &Path, id: u128) {
 pub(crate) fn remove_strays(sessions: &Path, is_known: impl Fn(u128) -> bool) -> io::Result<()> {
     for entry in fs::read_dir(sessions.join(DIRECTORY))? {
         let name = entry?.file_name();
-        let id = name.to_str().filter(|name| name.len() == 32);
+        let text = name.to_str().unwrap_or_default();
+        if text.starts_with(STAGING) {
+            // Somebody died while a bell was made; whoever is making one there makes it anew.
+            let _ = fs::remove_dir(sessions.join(DIRECTORY).join(text));
+        }
+        let id = Some(text).filter(|name| name.len() == 32);
         if let Some(id) = id.and_then(|name| u128::from_str_radix(name, 16).ok())
             && !is_known(id)
         {
@@ -144,7 +158,7 @@ mod tests {
     fn it_rings_for_its_owner_and_tells_of_its_end() {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join(DIRECTORY)).unwrap();
-        let bell = Bell::hang(directory.path(), || 7).unwrap();
+        let bell = Bell::hang(directory.path(), 0o600, || 7).unwrap();
         let listener = overhear(directory.path(), 7).unwrap().unwrap();
         assert!(!bell.was_rung());
         ring(directory.path(), 7);
@@ -164,7 +178,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join(DIRECTORY)).unwrap();
         let path = path_of(directory.path(), 7);
-        nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         assert!(overhear(directory.path(), 7).unwrap().is_none());
         remove_strays(directory.path(), |id| id == 7).unwrap();
         assert!(path.exists(), "its session will be cleared away");

@@ -366,7 +366,7 @@ pub(crate) struct User {
 impl User {
     /// Finds the client of a database, or starts one.
     pub(crate) fn new(config: Config, context: &Context) -> Result<Self> {
-        let place = Place::find(&config.path, config.force_filesystem)?;
+        let place = Place { mode: config.mode, ..Place::find(&config.path, config.force_filesystem)? };
         let mut clients = clients();
         // Over only if it panicked; its users get errors and a new one starts.
         clients.open.retain(|entry| !entry.thread.is_finished());
@@ -377,6 +377,12 @@ impl User {
                 return Err(Error::new(
                     ErrorKind::InvalidOption,
                     "option \"boot_id\" or \"layout\": this process has the database open under another one",
+                ));
+            }
+            if entry.client.place.mode != config.mode {
+                return Err(Error::new(
+                    ErrorKind::InvalidOption,
+                    "option \"mode\": this process has the database open with another one",
                 ));
             }
             entry.users += 1;

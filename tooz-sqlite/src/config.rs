@@ -17,6 +17,11 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
          fencing counter are always written at full)",
     ),
     OptionSpec::new(
+        "mode",
+        OptionKind::Text,
+        "permissions of new files in octal; directories get the x that goes with each r (default: 600)",
+    ),
+    OptionSpec::new(
         "force_filesystem",
         OptionKind::Flag,
         "accept a file system that is not known to be local (default: false)",
@@ -39,6 +44,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same for closing.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The permissions of new files if the URL names none.
+pub(crate) const MODE: u32 = 0o600;
+
 /// What a URL says.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -47,6 +55,8 @@ pub(crate) struct Config {
     /// Whether every commit is synced.
     pub(crate) durable: bool,
     pub(crate) force_filesystem: bool,
+    /// The permissions of new files.
+    pub(crate) mode: u32,
     pub(crate) boot_id: Option<String>,
     pub(crate) layout: u32,
     /// Not of the URL: see [`tooz_core::Builder::adopt`].
@@ -90,12 +100,26 @@ impl Config {
                 ));
             }
         };
+        let mode = match url.option("mode") {
+            None => MODE,
+            Some(text) => u32::from_str_radix(text, 8)
+                .ok()
+                // Without the owner's own rights nothing would work, and nothing here is to be run.
+                .filter(|mode| mode & 0o600 == 0o600 && mode & !0o666 == 0)
+                .ok_or_else(|| {
+                    Error::new(
+                        ErrorKind::InvalidOption,
+                        "option \"mode\": it must be an octal number from 600 to 666, such as 660",
+                    )
+                })?,
+        };
         let limit = |name, default| url.duration(name).map(|given| given.unwrap_or(default));
         Ok(Self {
             path,
             namespace: url.option("namespace").unwrap_or("tooz").into(),
             durable,
             force_filesystem: url.flag("force_filesystem")?.unwrap_or(false),
+            mode,
             boot_id: url.option("boot_id").map(str::to_owned),
             layout: layout_of(url, LAYOUT)?,
             adopt: false,
@@ -133,7 +157,8 @@ mod tests {
     fn defaults_and_options() {
         let plain = config("sqlite:///var/lib/app/tooz.db").unwrap();
         assert_eq!(plain.path, PathBuf::from("/var/lib/app/tooz.db"));
-        assert_eq!((&*plain.namespace, plain.durable), ("tooz", false));
+        assert_eq!((&*plain.namespace, plain.durable, plain.mode), ("tooz", false, 0o600));
+        assert_eq!(config("sqlite:///x.db?mode=0660").unwrap().mode, 0o660);
         let full = config("sqlite://./x.db?synchronous=full&namespace=n&operation_timeout=2s").unwrap();
         assert_eq!((&*full.namespace, full.durable), ("n", true));
         assert_eq!(full.operation_timeout, Duration::from_secs(2));
@@ -145,6 +170,9 @@ mod tests {
             ("sqlite://:memory:", None, ""),
             ("sqlite:///:memory:", Some(ErrorKind::InvalidUrl), "memory://"),
             ("sqlite:///x.db?mode=memory", Some(ErrorKind::InvalidUrl), "memory://"),
+            ("sqlite:///x.db?mode=777", Some(ErrorKind::InvalidOption), "660"),
+            ("sqlite:///x.db?mode=440", Some(ErrorKind::InvalidOption), "660"),
+            ("sqlite:///x.db?mode=rw", Some(ErrorKind::InvalidOption), "660"),
             ("sqlite:///x/", Some(ErrorKind::InvalidUrl), "directory"),
             ("sqlite://host/x.db", Some(ErrorKind::InvalidUrl), "host"),
             ("sqlite:///x.db?synchronous=off", Some(ErrorKind::InvalidOption), "normal or full"),

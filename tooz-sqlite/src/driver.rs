@@ -7,16 +7,16 @@ use tooz_core::driver::{
     BreakRequest, Connect, Driver, Groups, HolderRecord, HolderStream, Holders, LockKey, Locks, OpenSession,
     Session,
 };
-use tooz_core::{Characteristics, Connecting, Result};
+use tooz_core::{Characteristics, Connecting, FencingToken, Result};
 
 use crate::client::{Level, User};
 use crate::config::{self, Config};
 use crate::groups::SqliteGroups;
 use crate::keys::Lock;
-use crate::locks;
 use crate::session::SqliteSession;
 use crate::tx::{Effect, Tx};
 use crate::watch::{HoldersStream, LockWatch};
+use crate::{fence, locks};
 
 /// Connects to the database that the URL names, creating it if it is missing.
 pub fn connect(request: Connect) -> Connecting {
@@ -96,10 +96,15 @@ impl Locks for SqliteLocks {
         let work = move |tx: &mut Tx<'_>| locks::break_lock(tx, &lock, &request);
         let broken = self.user.call(Level::Write, work).await.map_err(|error| error.during("break"))?;
         for holder in &broken {
-            let token = holder.token.map(tooz_core::FencingToken::get);
+            let token = holder.token.map(FencingToken::get);
             tracing::warn!(%key, %by, why, ?token, "a lock was broken");
         }
         Ok(broken)
+    }
+
+    async fn raise_tokens(&self, least: FencingToken) -> Result<()> {
+        let work = move |tx: &mut Tx<'_>| fence::raise_to(tx, least);
+        self.user.call(Level::Durable, work).await.map_err(|error| error.during("raise tokens"))
     }
 
     async fn watch(&self, key: &LockKey) -> Result<HolderStream> {

@@ -243,7 +243,7 @@ impl Engine {
         // Before anything is read: what happens from now on is heard of.
         self.probes = Probes::default();
         self.open_ears();
-        self.bell = Bell::hang(&site.sessions, || client.entropy.id())
+        self.bell = Bell::hang(&site.sessions, client.place.mode, || client.entropy.id())
             .inspect_err(|error| tracing::warn!(%error, "no FIFO can be had: changes are looked for instead"))
             .ok();
         site.bell = self.bell.as_ref().map(|bell| bell.id);

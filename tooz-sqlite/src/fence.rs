@@ -29,6 +29,14 @@ fn exhausted() -> Fail {
     .into()
 }
 
+fn missing() -> Fail {
+    Error::new(
+        ErrorKind::Corrupt,
+        "the fencing counter, table fence of the database, is missing; restore the database",
+    )
+    .into()
+}
+
 fn no_counter() -> Fail {
     Error::new(
         ErrorKind::Corrupt,
@@ -60,12 +68,7 @@ pub(crate) fn take(tx: &mut Tx<'_>) -> Work<FencingToken> {
             .first("SELECT next, ceiling FROM fence", [], |row| {
                 Ok(Fence { next: row.get(0)?, ceiling: row.get(1)? })
             })?
-            .ok_or_else(|| {
-                Error::new(
-                    ErrorKind::Corrupt,
-                    "the fencing counter, table fence of the database, is missing; restore the database",
-                )
-            })?,
+            .ok_or_else(missing)?,
     };
     if fence.next > MOST || fence.ceiling > MOST {
         return Err(exhausted());
@@ -97,6 +100,19 @@ pub(crate) fn flush(tx: &mut Tx<'_>) -> Work<()> {
 pub(crate) fn raise(tx: &Tx<'_>) -> Work<()> {
     tx.run("UPDATE fence SET ceiling = ceiling + ?1 WHERE next >= ceiling AND ceiling <= ?2", [STEP, MOST])?;
     Ok(())
+}
+
+/// No token below `least` is given out after this transaction, which has to be synced: the ceiling rises with the counter,
+/// so a reboot goes on above `least`, too.
+pub(crate) fn raise_to(tx: &mut Tx<'_>, least: FencingToken) -> Work<()> {
+    // Jobs of the same transaction may have taken tokens before, and may take some after this.
+    flush(tx)?;
+    let least = least.as_i64();
+    let raised = tx.run(
+        "UPDATE fence SET next = max(next, ?1), ceiling = max(ceiling, ?2)",
+        (least, least.saturating_add(STEP)),
+    )?;
+    if raised == 0 { Err(missing()) } else { Ok(()) }
 }
 
 /// After a reboot: the numbers below the ceiling may have been given out, whatever `next` says.

@@ -13,6 +13,8 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 
 /// Which file it is, whatever its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +90,7 @@ impl Process {
         let pid = std::process::id();
         Self {
             pid,
-            started: stat(pid).map(|stat| stat.started),
+            started: stat(pid).filter(|_| proc_is_ours(pid)).map(|stat| stat.started),
             pid_namespace: fs::metadata("/proc/self/ns/pid").ok().map(|data| data.ino()),
         }
     }
@@ -104,10 +106,8 @@ impl Process {
         }
         match stat(self.pid) {
             Some(stat) => stat.started != started || (stat.ended && is_alone(self.pid)),
-            None => matches!(
-                fs::metadata(format!("/proc/{}", self.pid)),
-                Err(error) if error.kind() == io::ErrorKind::NotFound
-            ),
+            // Mounted with `hidepid`, /proc has no directories of other users' processes.
+            None => !exists(self.pid),
         }
     }
 
@@ -122,6 +122,17 @@ impl Process {
 /// Whether the process of this number stands still.
 pub(crate) fn is_stopped(pid: u32) -> bool {
     stat(pid).is_some_and(|stat| stat.stopped)
+}
+
+/// Whether there is such a process in our pid namespace, also one that may be neither seen nor signalled.
+fn exists(pid: u32) -> bool {
+    let Ok(pid) = i32::try_from(pid) else { return true }; // no pid: nothing is known
+    kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH)
+}
+
+/// Whether `/proc` is that of our pid namespace: elsewhere the same pid is another process.
+fn proc_is_ours(pid: u32) -> bool {
+    fs::read_link("/proc/self").is_ok_and(|link| link.as_os_str() == pid.to_string().as_str())
 }
 
 /// A thread-group leader that ended is shown as a zombie while its other threads still run.

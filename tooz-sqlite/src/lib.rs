@@ -22,6 +22,7 @@ mod kernel;
 mod keys;
 mod local;
 mod locks;
+mod ownership;
 mod place;
 mod reaper;
 mod schema;

@@ -1,17 +1,21 @@
 //! Where the database lives: the checks before it is opened, and the names of the files beside it.
 
-use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use nix::sys::stat::lstat;
 use nix::sys::statfs::{self, FsType};
 use tooz_core::{Error, ErrorKind, Result};
 
 use crate::bell;
+use crate::config;
 use crate::error;
 use crate::kernel::{self, FileId};
+use crate::ownership::{self, Rights};
 
 /// File systems on which locks, syncs and change events are known to work between the processes of one host.
 /// ZFS is not in the C headers.
@@ -32,6 +36,8 @@ pub(crate) struct Place {
     pub(crate) database: PathBuf,
     /// Whether the file system is known to be local.
     pub(crate) known_file_system: bool,
+    /// The permissions of new files.
+    pub(crate) mode: u32,
 }
 
 /// A database file that exists.
@@ -62,7 +68,7 @@ impl Place {
         };
         let name = path.file_name().ok_or_else(|| invalid(format!("{shown} is no file")))?;
         let database = inside(&directory, &directory.join(name))?;
-        let place = Self { known_file_system: is_local(&directory)?, database };
+        let place = Self { known_file_system: is_local(&directory)?, database, mode: config::MODE };
         if !place.known_file_system && !force_filesystem {
             return Err(Error::new(
                 ErrorKind::Unsupported,
@@ -88,18 +94,18 @@ impl Place {
         self.beside("-sessions")
     }
 
-    /// Creates the database file if it is missing, readable by its owner only: SQLite gives the files beside it
-    /// the same permissions.
+    /// Creates the database file if it is missing. SQLite gives the files beside it the same permissions and, if root
+    /// makes them, the same owner.
     pub(crate) fn prepare(&self) -> Result<Prepared> {
         let shown = self.database.display();
-        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.database) {
-            Ok(file) => {
-                // The umask may have taken away even the owner's rights.
-                let private = file.set_permissions(Permissions::from_mode(0o600));
-                private.map_err(|error| error::io(format!("creating {shown}"), error))?;
+        let creating = |error| error::io(format!("creating {shown}"), error);
+        if fs::symlink_metadata(&self.database).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+            let (directory, name) = self.names("").map_err(creating)?;
+            let rights = Rights::within(&directory, self.mode).map_err(creating)?;
+            match ownership::create(&directory, &name, rights) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(creating(error)),
+                _ => {}
             }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error::io(format!("creating {shown}"), error)),
         }
         let data =
             fs::symlink_metadata(&self.database).map_err(|error| error::io(format!("{shown}"), error))?;
@@ -143,8 +149,28 @@ impl Place {
 
     /// Creates the directories of session files and of bells if they are missing.
     pub(crate) fn make_sessions(&self) -> Result<()> {
-        make_directory(&self.sessions())?;
-        make_directory(&self.sessions().join(bell::DIRECTORY))
+        let sessions = self.sessions();
+        let failed = |error| error::io(format!("creating {}", sessions.display()), error);
+        let (directory, name) = self.names("-sessions").map_err(failed)?;
+        // Whoever may use the database is to find its sessions, whoever owns the directory around both.
+        let database = lstat(&self.database).map_err(|errno| failed(errno.into()))?;
+        make_directory(&directory, &name, Rights::like(&database, self.directory_mode()), &sessions)?;
+        let inside = ownership::open_directory(&sessions).map_err(failed)?;
+        let rights = Rights::within(&inside, self.directory_mode()).map_err(failed)?;
+        make_directory(&inside, bell::DIRECTORY.as_ref(), rights, &sessions.join(bell::DIRECTORY))
+    }
+
+    /// The directory around the database, open, and the name there of a file beside it.
+    fn names(&self, suffix: &str) -> io::Result<(OwnedFd, OsString)> {
+        let directory = ownership::open_directory(self.database.parent().unwrap_or(Path::new("/")))?;
+        let mut name = self.database.file_name().unwrap_or_default().to_owned();
+        name.push(suffix);
+        Ok((directory, name))
+    }
+
+    /// Whoever may read a directory may look into it.
+    fn directory_mode(&self) -> u32 {
+        self.mode | (self.mode & 0o444) >> 2
     }
 
     /// Makes new names in the directory survive a power cut.
@@ -156,16 +182,21 @@ impl Place {
     }
 }
 
-fn make_directory(path: &Path) -> Result<()> {
+/// Makes a directory if it is missing.
+fn make_directory(place: impl AsFd, name: &OsStr, rights: Rights, path: &Path) -> Result<()> {
     let shown = path.display();
-    match fs::DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => fs::set_permissions(path, Permissions::from_mode(0o700))
-            .map_err(|error| error::io(format!("creating {shown}"), error)),
+    let made = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            ownership::make_directory(place, name, rights).map(drop)
+        }
+        _ => Err(io::ErrorKind::AlreadyExists.into()),
+    };
+    match made {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match fs::symlink_metadata(path) {
             Ok(data) if data.is_dir() => Ok(()),
             _ => Err(Error::new(ErrorKind::Denied, format!("{shown} is not a directory; remove it"))),
         },
-        Err(error) => Err(error::io(format!("creating {shown}"), error)),
+        answer => answer.map_err(|error| error::io(format!("creating {shown}"), error)),
     }
 }
 

@@ -2,8 +2,10 @@
 //!
 //! A session is dead only if (a) its file is at its path, is the recorded inode, and its lock is free; or (b) its
 //! recorded process lies in our pid namespace and boot and no longer exists, although a child that inherited the
-//! descriptor still has the lock; or it was recorded under another boot. A missing file is not death: its owner
-//! notices and ends the session itself.
+//! descriptor still has the lock, or the file may not be read; or it was recorded under another boot. A missing file is
+//! not death: its owner notices and ends the session itself.
+
+use std::io;
 
 use rusqlite::Row;
 use tooz_core::LossReason;
@@ -104,6 +106,8 @@ pub(crate) fn looks_dead(site: &Site, session: &Recorded) -> bool {
     match sessionfile::look(&path, inode) {
         Ok(Look::Free) => true,
         Ok(Look::Locked | Look::Missing) => process_is_gone(site, session),
+        // Another user's, perhaps: where the file cannot be asked, the process is.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => process_is_gone(site, session),
         Err(error) => {
             // What cannot be looked at is not dead.
             tracing::warn!(session = %session.id, %error, "a session's file cannot be examined");

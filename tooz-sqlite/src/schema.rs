@@ -1,13 +1,17 @@
 //! Opening the database: its identity, its schema and the files beside it.
 
 use std::cell::RefCell;
-use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{Read, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
 use std::marker::PhantomData;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::fcntl::renameat;
 use nix::libc;
+use nix::unistd::{UnlinkatFlags, unlinkat};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, TransactionBehavior};
 use tooz_core::clock::{Clock, Instant};
@@ -19,6 +23,7 @@ use crate::error::{self, native};
 use crate::fence;
 use crate::kernel::{self, FileId, Process};
 use crate::keys::Id;
+use crate::ownership;
 use crate::place::Place;
 use crate::sessionfile::{self, Look};
 use crate::tx::Site;
@@ -410,17 +415,19 @@ fn belongs(place: &Place, epoch: Epoch, fresh: bool) -> Result<()> {
             ),
         ));
     }
-    let temporary = directory.join(".epoch-new");
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(&temporary)
-        .map_err(failed)?;
-    file.set_permissions(Permissions::from_mode(0o600)).map_err(failed)?;
-    file.write_all(epoch.to_string().as_bytes()).map_err(failed)?;
-    file.sync_all().map_err(failed)?;
-    fs::rename(&temporary, &path).map_err(failed)
+    write_mark(&directory, epoch, place.mode).map_err(failed)
+}
+
+fn write_mark(directory: &Path, epoch: Epoch, mode: u32) -> io::Result<()> {
+    const TEMPORARY: &str = ".epoch-new";
+    let directory = ownership::open_directory(directory)?;
+    match unlinkat(&directory, TEMPORARY, UnlinkatFlags::NoRemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let mut file =
+        ownership::create(&directory, TEMPORARY.as_ref(), ownership::Rights::within(&directory, mode)?)?;
+    file.write_all(epoch.to_string().as_bytes())?;
+    file.sync_all()?;
+    Ok(renameat(&directory, TEMPORARY, &directory, sessionfile::EPOCH)?)
 }

@@ -113,7 +113,7 @@ fn open(
     let epoch = tx.first("SELECT epoch FROM tooz", [], |row| row.get::<_, Id>(0))?;
     let directory = &tx.site.sessions;
     // INVARIANT: locked and in place before its row is written.
-    let (file, file_id) = sessionfile::create(directory, id)
+    let (file, file_id) = sessionfile::create(directory, id, client.place.mode)
         .map_err(|error| error::io(format!("a session file in {}", directory.display()), error))?;
     let path = sessionfile::path_of(directory, id);
     let process = &tx.site.process;

@@ -3,15 +3,17 @@
 //! It is created under a temporary name, locked, and renamed in place before its row is written, so a file under
 //! its final name was never seen unlocked while its owner lives.
 
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::libc;
+use nix::unistd::{UnlinkatFlags, unlinkat};
 use tooz_core::driver::SessionId;
 
 use crate::kernel::{self, FileId};
+use crate::ownership::{self, Rights};
 
 /// Names of files that are not in place yet begin with this.
 const TEMPORARY: &str = ".new-";
@@ -62,24 +64,24 @@ pub(crate) fn path_of(directory: &Path, id: SessionId) -> PathBuf {
 }
 
 /// Creates, locks and places the file of a new session.
-pub(crate) fn create(directory: &Path, id: SessionId) -> io::Result<(File, FileId)> {
-    let temporary = directory.join(format!("{TEMPORARY}{id}"));
+pub(crate) fn create(directory: &Path, id: SessionId, mode: u32) -> io::Result<(File, FileId)> {
     let place = path_of(directory, id);
+    let directory = ownership::open_directory(directory)?;
+    let rights = Rights::within(&directory, mode)?;
+    let (temporary, name) = (format!("{TEMPORARY}{id}"), id.to_string());
     for _ in 0..TRIES {
         // Opened for writing: only then does its closing make the event that tells of our death.
-        let file =
-            match OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&temporary) {
-                Ok(file) => file,
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    fs::remove_file(&temporary)?;
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-        file.set_permissions(Permissions::from_mode(0o600))?;
+        let file = match ownership::create(&directory, temporary.as_ref(), rights) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                unlinkat(&directory, temporary.as_str(), UnlinkatFlags::NoRemoveDir)?;
+                continue;
+            }
+            answer => answer?,
+        };
         let id = FileId::of(&file)?;
         // Both fail only if a cleaner took the file for a leftover between two of these lines.
-        if kernel::try_lock(&file)? && rename(&temporary, &place).is_ok() {
+        let placed = || ownership::rename(&directory, temporary.as_ref(), &directory, name.as_ref());
+        if kernel::try_lock(&file)? && placed().is_ok() {
             if FileId::at(&place)? == id {
                 return Ok((file, id));
             }
@@ -87,19 +89,6 @@ pub(crate) fn create(directory: &Path, id: SessionId) -> io::Result<(File, FileI
         }
     }
     Err(io::Error::other("the session's file was removed again and again while it was made"))
-}
-
-/// Never replaces a file.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
-    Ok(renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE)?)
-}
-
-/// Without renameat2 in the C library: the name is 128 random bits, so there is nothing to replace.
-#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    fs::rename(from, to)
 }
 
 /// Looks without touching: opened for reading, so that closing it makes no event that wakes everybody.
@@ -174,7 +163,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let id = SessionId(7);
         let path = path_of(directory.path(), id);
-        let (file, made) = create(directory.path(), id).unwrap();
+        let (file, made) = create(directory.path(), id, 0o600).unwrap();
         assert!(matches!(look(&path, made.inode).unwrap(), Look::Locked));
         assert!(claim(&path, Some(made.inode)).unwrap().is_none());
         drop(file);
@@ -183,7 +172,7 @@ mod tests {
         assert!(claim(&path, Some(made.inode)).unwrap().is_none(), "only one clears away");
         // The first was slow: somebody removed the file and a newcomer stands there.
         fs::remove_file(&path).unwrap();
-        let (_newcomer, new) = create(directory.path(), id).unwrap();
+        let (_newcomer, new) = create(directory.path(), id, 0o600).unwrap();
         first.remove();
         assert!(matches!(look(&path, new.inode).unwrap(), Look::Locked), "the newcomer's file stays");
         assert!(matches!(look(&path, made.inode).unwrap(), Look::Missing));
@@ -192,8 +181,8 @@ mod tests {
     #[test]
     fn strays_go_and_living_files_stay() {
         let directory = tempfile::tempdir().unwrap();
-        let (_alive, _) = create(directory.path(), SessionId(1)).unwrap();
-        drop(create(directory.path(), SessionId(2)).unwrap());
+        let (_alive, _) = create(directory.path(), SessionId(1), 0o600).unwrap();
+        drop(create(directory.path(), SessionId(2), 0o600).unwrap());
         File::create(directory.path().join(format!("{TEMPORARY}{}", SessionId(3)))).unwrap();
         File::create(directory.path().join("foreign")).unwrap();
         assert!(any_locked(directory.path()).unwrap());

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
-use crate::common::{Place, Running, eventually, runs};
+use crate::common::{Backend, Place, Running, eventually, runs};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -59,6 +59,38 @@ fn breaking_what_nobody_holds_says_so() {
     let finished = place.run(&["break", "x", "--reason", "test"]);
     assert_eq!((finished.code, finished.stdout.as_str()), (Some(0), ""));
     assert_eq!(finished.stderr, "tooz: nobody held lock \"x\"\n");
+}
+
+fn next_token(place: &Place) -> u64 {
+    let run = place.run(&["lock", "x", "--", "sh", "-c", "echo $TOOZ_FENCING_TOKEN"]);
+    run.stdout.trim().parse().unwrap_or_else(|_| panic!("{run:?}"))
+}
+
+#[test]
+fn tokens_are_raised_and_never_lowered() {
+    for backend in [Backend::Sqlite, Backend::File] {
+        let place = Place::on(backend);
+        let least = next_token(&place) + 1_000_000;
+        let raise = |to: &str| place.run(&["tokens", "raise", "--to", to]);
+        let raised = raise(&least.to_string());
+        assert_eq!((raised.code, raised.stderr.as_str()), (Some(0), ""), "{raised:?}");
+        assert_eq!(raised.stdout, format!("every later token is at least {least}\n"));
+        assert_eq!(next_token(&place), least);
+        assert_eq!(raise("1").code, Some(0));
+        for wrong in ["0", "4503599627370497"] {
+            let refused = raise(wrong);
+            assert_eq!((refused.code, refused.stdout.as_str()), (Some(64), ""), "{refused:?}");
+            assert!(refused.stderr.contains("from 1 to 4503599627370496 (2^52)"), "{}", refused.stderr);
+        }
+        assert_eq!(raise("-1").code, Some(64));
+        assert_eq!(next_token(&place), least + 1);
+    }
+    let place = Place::new();
+    let help = place.run(&["tokens", "raise", "--help"]).stdout;
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    for word in ["restored from a backup", "another backend", "it can be repeated"] {
+        assert!(help.contains(word), "{word}: {help}");
+    }
 }
 
 #[test]

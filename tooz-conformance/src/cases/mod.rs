@@ -23,6 +23,7 @@ mod processes;
 mod reconnect;
 mod runtimes;
 mod session;
+mod tokens;
 mod unknown;
 mod watch;
 
@@ -39,6 +40,7 @@ pub fn all() -> Vec<Case> {
         groups::CASES,
         names::CASES,
         locks::CASES,
+        tokens::CASES,
         locks_many::CASES,
         locks_queue::CASES,
         locks_shared::CASES,
@@ -71,6 +73,7 @@ const SOURCES: &[&str] = &[
     include_str!("groups.rs"),
     include_str!("names.rs"),
     include_str!("locks.rs"),
+    include_str!("tokens.rs"),
     include_str!("locks_many.rs"),
     include_str!("locks_queue.rs"),
     include_str!("locks_shared.rs"),

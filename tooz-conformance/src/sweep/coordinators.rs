@@ -27,6 +27,12 @@ pub(super) fn scenes() -> Vec<Scene> {
         run!(beaten),
     ));
     scenes.extend(in_every_weather("Coordinator::close", "a lock is held", Called::Close, run!(closed)));
+    scenes.extend(in_every_weather(
+        "Coordinator::raise_tokens",
+        "a lock is held",
+        Called::Raise,
+        run!(tokens_raised),
+    ));
     scenes.push(Scene::new("Heart::wait", "it is stopped", run!(heart_waited_for)));
     scenes.push(Scene::new("Spawner::timeout", "its work ends", run!(timed)));
     scenes.push(Scene::new("Spawner::blocking", "its work ends", run!(blocking)));
@@ -153,6 +159,29 @@ async fn closed(p: Point) -> Outcome {
         p.h().pass(p.h().gone()).await;
     }
     p.world().sessions_are_again(before).await?;
+    nobody_is_in_the_way(&p, What::Lock).await
+}
+
+/// A raise that was begun is done. What is held stays as it is.
+async fn tokens_raised(p: Point) -> Outcome {
+    let held = p.b().lock(p.name())?.acquire().await?;
+    // Further than a scene's grants count.
+    let n = held.token().get() + 1_000_000;
+    let raised = p.sweep(p.a().raise_tokens(n)).await?;
+    if let Some(Err(error)) = &raised {
+        ensure(p.weather().allows_errors(), format!("it failed: {error}"))?;
+    }
+    ensure(held.is_held() && held.token().get() < n, "what is held is another grant")?;
+    held.release().await?;
+    let done = p.polls() > 0 && p.weather().lets_through();
+    p.h()
+        .soon_true("the raise", async || {
+            let next = p.b().lock(p.name())?.acquire().await?;
+            let token = next.token().get();
+            next.release().await?;
+            Ok::<_, crate::Failure>((token >= n) == done)
+        })
+        .await?;
     nobody_is_in_the_way(&p, What::Lock).await
 }
 

@@ -23,6 +23,7 @@ pub(super) enum Called {
     Watch,
     Holders,
     Break,
+    Raise,
     Close,
 }
 
@@ -165,6 +166,7 @@ impl Called {
             Self::Watch => Operation::Watch,
             Self::Holders => Operation::Holders,
             Self::Break => Operation::Break,
+            Self::Raise => Operation::Raise,
             Self::Close => Operation::Close,
         }
     }

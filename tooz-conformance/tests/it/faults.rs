@@ -9,7 +9,7 @@ use std::time::Duration;
 use tooz_conformance::{Case, cases, run_within, targets};
 
 /// Each fault of `memory://…?fault=` and that of the machine, and the case that is there for it. All that turn red stand in `FAULTS.md`.
-const FAULTS: [(&str, &str); 34] = [
+const FAULTS: [(&str, &str); 35] = [
     ("two-holders", "lock_is_exclusive"),
     ("stale-release", "release_twice_leaves_the_next_holder_alone"),
     ("token-repeats", "tokens_grow_with_every_grant"),
@@ -42,6 +42,7 @@ const FAULTS: [(&str, &str); 34] = [
     ("close-leaks", "close_leaves_and_releases"),
     ("leave-ignored", "leave_is_seen_and_can_be_undone"),
     ("tokens-restart", "tokens_grow_across_ends_of_any_kind"),
+    ("raise-ignored", "raised_tokens_are_those_of_every_later_grant"),
     ("ends-unmarked", "a_holder_that_was_cut_off_did_not_release"),
     (targets::memory::CLOCKS_STOP, "a_suspended_machine_holds_nothing"),
 ];

@@ -14,6 +14,7 @@ use tooz_core::{
 
 pub(crate) const CASES: &[(&str, Case)] = cases![
     a_restart_is_survived,
+    a_raise_is_kept_across_a_kill,
     forgotten_scripts_are_told_again,
     a_lost_message_delays_a_hand_over_and_no_more,
     a_wiped_queue_is_queued_in_again,
@@ -118,6 +119,20 @@ async fn a_restart_is_survived() {
     .await;
 }
 
+/// A server that is killed right after it was told of a raise.
+async fn a_raise_is_kept_across_a_kill() {
+    let redis = server!();
+    let a = connect(&redis, PATIENT, "a").await;
+    let before = a.lock("x").unwrap().acquire().await.unwrap();
+    let n = before.token().get() + 1_000_000_000_000;
+    a.raise_tokens(n).await.unwrap();
+    redis.server().kill();
+    redis.server().start_again().unwrap();
+    let b = connect(&redis, PATIENT, "b").await;
+    let after = within("the lock", SOON, b.lock("y").unwrap().acquire()).await.unwrap();
+    assert!(after.token().get() >= n, "{} after the tokens were raised to {n}", after.token());
+}
+
 /// A server that forgot the scripts is told them again, by every kind of call.
 async fn forgotten_scripts_are_told_again() {
     let redis = server!();
@@ -135,6 +150,8 @@ async fn forgotten_scripts_are_told_again() {
     assert!(guard.is_held());
     flush();
     guard.release().await.unwrap();
+    flush();
+    a.raise_tokens(1).await.unwrap();
     flush();
     a.close().await.unwrap();
 }
@@ -361,6 +378,7 @@ async fn foreign_keys_are_corrupt() {
     for hostile in [&b"x"[..], b"99999999999999999999", b"nan"] {
         redis.command(&[b"SET", b"_tooz_rs:fence", hostile]).unwrap();
         is_corrupt(a.lock("y").unwrap().try_acquire().await.unwrap_err());
+        is_corrupt(a.raise_tokens(1).await.unwrap_err());
     }
     redis.command(&[b"DEL", b"_tooz_rs:fence"]).unwrap();
     // Records that cannot be read are nobody's, and messages nobody understands are ignored.

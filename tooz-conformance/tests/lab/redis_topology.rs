@@ -79,6 +79,9 @@ async fn a_fail_over_keeps_what_replicas_have() {
     let (a, b) = (connect(&servers.url(), options, "a").await, connect(&servers.url(), options, "b").await);
     let guard = a.lock("x").unwrap().acquire().await.unwrap();
     let waiting = wait_for(&b, "x").await;
+    // Far ahead of the server's clock: the next master has it from the first alone.
+    let n = guard.token().get() + 1_000_000_000_000;
+    b.raise_tokens(n).await.unwrap();
     servers.servers[0].server().kill();
     let old = servers.servers[0].address();
     eventually("another master", async || servers.master().is_some_and(|master| master != old)).await;
@@ -88,6 +91,7 @@ async fn a_fail_over_keeps_what_replicas_have() {
     guard.release().await.unwrap();
     let next = within("the hand-over", 30, waiting).await.unwrap();
     assert!(next.is_held() && next.token() > token);
+    assert!(next.token().get() >= n, "{} after the tokens were raised to {n}", next.token());
     // Somebody who comes later finds it as well.
     let c = connect(&servers.url(), options, "c").await;
     assert!(c.lock("x").unwrap().try_acquire().await.unwrap().is_none());
@@ -128,6 +132,8 @@ async fn a_grant_without_replicas_is_none() {
     replica.server().stop();
     let error = a.lock("x").unwrap().try_acquire().await.unwrap_err();
     assert!(error.kind() == ErrorKind::Unavailable && !error.is_indeterminate(), "{error}");
+    let error = a.raise_tokens(1).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Unavailable && error.is_indeterminate(), "{error}");
     for word in ["0 of 1 replicas", "wait_replicas"] {
         assert!(error.to_string().contains(word), "{error}");
     }

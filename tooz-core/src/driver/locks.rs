@@ -339,6 +339,13 @@ pub trait Locks: Send + Sync {
     /// answer means that nobody held it (L10).
     async fn break_lock(&self, request: &BreakRequest) -> Result<Vec<HolderRecord>>;
 
+    /// Raises the counter of tokens to `least - 1`, if it is below. Safe to repeat.
+    ///
+    /// **Contract** L3: one atomic step. Once it has returned, every grant has a token of at least `least`, also that of a
+    /// lock that was waited for before. Kept as durably as the counter itself: synced where tokens grow across a power cut,
+    /// confirmed by the replicas where these confirm a grant. The core passes at most [`FencingToken::RAISE_LIMIT`].
+    async fn raise_tokens(&self, least: FencingToken) -> Result<()>;
+
     /// Follows the holders of one lock (E3). Dropping the stream frees what it took; it survives a reconnect.
     async fn watch(&self, key: &LockKey) -> Result<HolderStream>;
 }

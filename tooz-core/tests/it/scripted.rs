@@ -17,7 +17,8 @@ use tooz_core::driver::{
     OpenSession, Place, Released, Renewal, Session, SessionGroups, SessionId, SessionLocks, Turn,
 };
 use tooz_core::{
-    BackendUrl, Characteristics, Connecting, Coordinator, Error, GroupId, MemberId, Registration, Result,
+    BackendUrl, Characteristics, Connecting, Coordinator, Error, FencingToken, GroupId, MemberId,
+    Registration, Result,
 };
 use tooz_memory::Kit;
 
@@ -343,6 +344,10 @@ impl Locks for Bent<Arc<dyn Driver>> {
 
     async fn break_lock(&self, request: &BreakRequest) -> Result<Vec<HolderRecord>> {
         self.0.locks().break_lock(request).await
+    }
+
+    async fn raise_tokens(&self, least: FencingToken) -> Result<()> {
+        self.0.locks().raise_tokens(least).await
     }
 
     async fn watch(&self, key: &LockKey) -> Result<HolderStream> {

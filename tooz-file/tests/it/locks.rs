@@ -6,8 +6,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::time::Duration;
 
 use crate::common::{
-    Exclusive, Helper, Shared, ask, connect, eventually, granted, held, holding, id, key, kind, member, next,
-    queued, request, soon, still_waits, turn, url,
+    Exclusive, Helper, QUIET, Shared, ask, connect, eventually, granted, held, holding, id, key, kind,
+    member, next, queued, request, soon, still_waits, turn, url,
 };
 use nix::sys::signal::Signal;
 use tooz_core::driver::{
@@ -411,6 +411,32 @@ async fn the_holders_of_a_leadership_are_followed() {
         driver.close().await.unwrap();
         assert!(next(&mut stream).await.is_none());
     }
+}
+
+/// L3: a grant that has taken its token and not yet written its record is waited for, or it would come after the raise with
+/// a smaller token.
+#[tokio::test]
+async fn a_raise_waits_for_grants_that_are_being_written() {
+    let (directory, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (driver, session) = member(&url(directory.path(), ""), "m").await;
+    let before = granted(&session, 1, "x", Exclusive).await.token.get();
+    let stripe = std::fs::read_dir(directory.path().join(".tooz-rs/locks")).unwrap().next().unwrap().unwrap();
+    let path = stripe.path().join(".mutex");
+    let mut granting = Helper::start(&url(elsewhere.path(), ""), "other");
+    granting.does(&format!("mutex {}", path.display()));
+    let least = tooz_core::FencingToken::new(before + 1_000_000).unwrap();
+    let mut raise = Box::pin(driver.locks().raise_tokens(least));
+    assert!(tokio::time::timeout(QUIET, raise.as_mut()).await.is_err(), "it did not wait");
+    granting.kill();
+    soon(raise).await.unwrap();
+    assert_eq!(granted(&session, 2, "y", Exclusive).await.token, least);
+    let (impatient, _session) = member(&url(directory.path(), "?operation_timeout=300ms"), "n").await;
+    let mut stopped = Helper::start(&url(elsewhere.path(), ""), "another");
+    let pid = stopped.does(&format!("mutex {}", path.display()));
+    let error = impatient.locks().raise_tokens(least).await.unwrap_err();
+    stopped.kill();
+    assert!(error.kind() == ErrorKind::Unavailable && error.is_indeterminate(), "{error}");
+    assert!(error.to_string().contains(&pid), "{error} does not name {pid}");
 }
 
 #[tokio::test]

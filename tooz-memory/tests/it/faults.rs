@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::common::*;
 use tooz_core::driver::{Acquired, BreakRequest, End, Join, LockMode};
-use tooz_core::{Capabilities, LossReason};
+use tooz_core::{Capabilities, FencingToken, LossReason};
 use tooz_memory::{Cut, Kit, Operation, Outcome};
 
 fn join(name: &str) -> Join {
@@ -222,6 +222,13 @@ async fn tokens_survive_the_loss_of_the_data(url: &str) -> bool {
     granted(&b, 2, Exclusive).await.token > first.token
 }
 
+async fn a_raise_is_done(url: &str) -> bool {
+    let (driver, a) = member(url, "a").await;
+    let least = FencingToken::new(1_000).unwrap();
+    driver.locks().raise_tokens(least).await.unwrap();
+    granted(&a, 1, Exclusive).await.token == least
+}
+
 async fn a_lost_answer_is_not_a_refusal(url: &str) -> bool {
     a_lost_answer_is_reported_as_such(url).await
 }
@@ -332,4 +339,5 @@ faults! {
     a_close_ends_the_session: "close-leaks",
     a_leave_is_a_leave: "leave-ignored",
     tokens_survive_the_loss_of_the_data: "tokens-restart",
+    a_raise_is_done: "raise-ignored",
 }

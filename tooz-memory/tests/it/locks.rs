@@ -1,6 +1,9 @@
 //! Exclusion, order, readers and permits, withdrawing, releasing, breaking.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use crate::common::*;
+use tooz_core::clock::Clock;
 use tooz_core::driver::{
     Acquired, AttemptId, BreakRequest, End, LockKey, LockMode, Notice, Previous, Released, Turn,
 };
@@ -46,6 +49,22 @@ async fn a_request_sent_again_answers_what_stands() {
     // The attempt is over: a late copy of the request must not take the lock again.
     assert_eq!(kind(a.locks().request(&ask(1, "x", Exclusive)).await), ErrorKind::Invalid);
     turn(&a, &place).await;
+}
+
+/// Tokens of all backends look alike: a new one begins with the microseconds since 1970, above those of an earlier one.
+#[tokio::test(start_paused = true)]
+async fn the_first_token_is_the_time() {
+    let first = async |seconds| {
+        let mut context = context();
+        context.clock = Clock::tokio(UNIX_EPOCH + Duration::from_secs(seconds));
+        let driver = connect_in("memory://first", context).await;
+        let session = driver.open_session(&opening("a")).await.unwrap();
+        let one = granted(&session, 1, Exclusive).await;
+        session.locks().release(&one, End::Clean).await.unwrap();
+        (one.token.get(), granted(&session, 2, Exclusive).await.token.get())
+    };
+    assert_eq!(first(1_700_000_000).await, (1_700_000_000_000_001, 1_700_000_000_000_002));
+    assert_eq!(first(1_700_000_001).await.0, 1_700_000_001_000_001);
 }
 
 #[tokio::test(start_paused = true)]

@@ -108,12 +108,17 @@ local function fits(l, mode, limit)
   return mode ~= 'p' or l.count < tonumber(limit)
 end
 
--- INVARIANT: the token is larger than every earlier one of this namespace, also after the counter was lost: the clock has
--- gone on.
-local function token()
+-- The last token. What is no number ("nan" is one to Lua) is below nothing.
+local function counter()
   local last = tonumber(redis.call('GET', FENCE) or '0')
-  if not last or last >= LARGEST then error('CORRUPT ' .. FENCE) end
-  local next = num(math.max(last + 1, micros))
+  if not last or not (last < LARGEST) then error('CORRUPT ' .. FENCE) end
+  return last
+end
+
+-- INVARIANT: the token is larger than every earlier one of this namespace, also after the counter was lost: the clock has
+-- gone on. (It has not if the counter was raised above it.)
+local function token()
+  local next = num(math.max(counter() + 1, micros))
   redis.call('SET', FENCE, next)
   return next
 end

@@ -151,7 +151,8 @@ impl Actor {
         Self::run(command, part, arguments)
     }
 
-    fn run(mut command: Command, part: &str, arguments: &[&str]) -> (Self, String) {
+    /// The same by this command, to which the rest is added.
+    pub(crate) fn run(mut command: Command, part: &str, arguments: &[&str]) -> (Self, String) {
         let mut child = command
             .args(["actor", "--exact", "--ignored", "--nocapture", "--test-threads=1"])
             .env("TOOZ_SQLITE_PART", part)
@@ -255,11 +256,31 @@ pub(crate) fn act() {
             rusqlite::Connection::open(arguments[0]).unwrap().execute_batch(arguments[1]).unwrap();
             say("done");
         }
+        "thief" => thief(Path::new(arguments[0])),
         "neighbor" => runtime.block_on(neighbor()),
         "vandal" => vandal(),
         "stopped-writer" => stopped_writer(arguments[0]),
         "many-changes" => runtime.block_on(many_changes(arguments[0], arguments[1].parse().unwrap())),
         other => panic!("no part {other}"),
+    }
+}
+
+/// Exchanges what is made in a directory with another one there, and back, as fast as it can.
+fn thief(place: &Path) {
+    use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+    let treasure = place.join("treasure");
+    say("ready");
+    std::thread::spawn(|| {
+        words().for_each(drop);
+        std::process::exit(0);
+    });
+    loop {
+        let found = std::fs::read_dir(place).unwrap().filter_map(|entry| Some(entry.ok()?.path()));
+        for path in found.filter(|path| *path != treasure && path.is_dir()) {
+            for _ in 0..2 {
+                let _ = renameat2(AT_FDCWD, &treasure, AT_FDCWD, &path, RenameFlags::RENAME_EXCHANGE);
+            }
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::common::*;
 use nix::sys::signal::Signal;
 use tooz_core::driver::{Acquired, BreakRequest, End, LockKey, Notice, Previous, Turn};
-use tooz_core::{ErrorKind, LossReason};
+use tooz_core::{ErrorKind, FencingToken, LossReason};
 
 #[tokio::test]
 async fn processes_exclude_each_other() {
@@ -294,6 +294,56 @@ async fn after_a_reboot_tokens_go_on_above_the_ceiling_and_old_sessions_are_dead
     let again = connect(&url(directory.path(), "boot_id=after")).await;
     let us = session(&again, "m").await;
     assert_eq!(granted(&us, &ask("x", Exclusive)).await.token.get(), next.token.get() + 1);
+}
+
+/// L3: the ceiling rises with the counter, so the next boot goes on above it.
+#[tokio::test]
+async fn after_a_reboot_raised_tokens_go_on_above_the_raise() {
+    let directory = tempfile::tempdir().unwrap();
+    let before = connect(&url(directory.path(), "boot_id=before")).await;
+    let us = session(&before, "m").await;
+    let least = granted(&us, &ask("x", Exclusive)).await.token.get() + 1_000_000_000;
+    let raise = async |least| before.locks().raise_tokens(FencingToken::new(least).unwrap()).await.unwrap();
+    raise(least).await;
+    raise(1).await;
+    assert_eq!(granted(&us, &ask("y", Exclusive)).await.token.get(), least);
+    us.close(End::Clean).await.unwrap();
+    before.close().await.unwrap();
+    let after = connect(&url(directory.path(), "boot_id=after")).await;
+    let us = session(&after, "m").await;
+    let token = granted(&us, &ask("x", Exclusive)).await.token.get();
+    assert!(token > least, "{token} after {least}");
+}
+
+/// L3: grants and raises that share a transaction; whoever asks after a raise has returned gets no smaller token.
+#[tokio::test]
+async fn raises_and_grants_in_one_transaction() {
+    let directory = tempfile::tempdir().unwrap();
+    let driver = connect(&url(directory.path(), "")).await;
+    let us = session(&driver, "m").await;
+    let first = granted(&us, &ask("first", Exclusive)).await.token.get();
+    for round in 0..20_u64 {
+        let least = first + (round + 1) * 1_000;
+        let names: Vec<String> = (0..10).map(|n| format!("{round}-{n}")).collect();
+        let asks: Vec<_> = names.iter().map(|name| ask(name, Exclusive)).collect();
+        let (one, two, raised, three, four) = tokio::join!(
+            us.locks().request(&asks[0]),
+            us.locks().request(&asks[1]),
+            driver.locks().raise_tokens(FencingToken::new(least).unwrap()),
+            us.locks().request(&asks[2]),
+            us.locks().request(&asks[3]),
+        );
+        raised.unwrap();
+        let mut tokens = Vec::new();
+        for answer in [one, two, three, four] {
+            let Acquired::Granted(grant) = answer.unwrap() else { panic!("not granted") };
+            tokens.push(grant.token.get());
+        }
+        let after = granted(&us, &asks[4]).await.token.get();
+        assert!(after >= least && tokens.iter().all(|token| *token < after), "{after} after {tokens:?}");
+        let unique: std::collections::BTreeSet<_> = tokens.iter().collect();
+        assert_eq!(unique.len(), 4, "{tokens:?}");
+    }
 }
 
 fn hear_one_of<'a>(one: &'a mut Actor, two: &'a mut Actor) -> (&'a mut Actor, String) {

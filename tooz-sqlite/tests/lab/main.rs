@@ -7,6 +7,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod namespaces;
+mod users;
 
 use std::process::ExitCode;
 
@@ -20,5 +21,7 @@ fn main() -> ExitCode {
     if namespaces::is_case() {
         return ExitCode::SUCCESS;
     }
-    libtest_mimic::run(&Arguments::from_args(), namespaces::trials()).exit_code()
+    let mut trials = namespaces::trials();
+    trials.extend(users::trials());
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }

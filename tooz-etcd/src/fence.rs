@@ -1,0 +1,92 @@
+//! Fencing tokens. A token is the create revision of the holder's key, plus the largest raise that was there before it.
+//!
+//! So it is a function of what stands on the server: whoever reads a holder and the raises, in one transaction, knows the
+//! token that was granted, also after later raises. A raise is a key of its own that is only ever created; a revision grows
+//! with everything that is written to the cluster, and the largest raise with each raise.
+
+use std::time::UNIX_EPOCH;
+
+use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, Txn, TxnOp};
+use tooz_core::clock::Clock;
+use tooz_core::{FencingToken, Result};
+
+use crate::client::Client;
+use crate::connection::answer;
+use crate::keys::Fence;
+
+/// What stands in a raise; its key says all.
+const RAISE: &str = "tooz1\nraise";
+
+/// Every raise, with its create revision.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Raises(Vec<(i64, i64)>);
+
+impl Raises {
+    pub(crate) fn read(fence: &Fence, found: &[KeyValue]) -> Self {
+        let mut raises = Self::default();
+        for kv in found {
+            raises.add(fence, kv);
+        }
+        raises
+    }
+
+    /// Adds a raise; what is none is left alone.
+    pub(crate) fn add(&mut self, fence: &Fence, kv: &KeyValue) {
+        match fence.parse(kv.key()) {
+            Some(by) => self.0.push((by, kv.create_revision())),
+            None => tracing::warn!(key = %kv.key().escape_ascii(), "not a raise of ours; it is left alone"),
+        }
+    }
+
+    /// The token of a holder whose key was created at this revision.
+    pub(crate) fn token(&self, created: i64) -> i64 {
+        let before = self.0.iter().filter(|(_, raised)| *raised < created);
+        created.saturating_add(before.map(|(by, _)| *by).max().unwrap_or(0))
+    }
+}
+
+/// Reads every raise.
+pub(crate) fn look(fence: &Fence) -> TxnOp {
+    TxnOp::get(fence.prefix().to_vec(), Some(GetOptions::new().with_prefix()))
+}
+
+/// The raise with which a namespace begins, at the revision of now: to the microseconds of now. So its tokens look like
+/// those of other backends, and are larger than those of a namespace that stood here before and was deleted.
+pub(crate) fn first(fence: &Fence, clock: &Clock, revision: i64) -> TxnOp {
+    let micros = clock.wall().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+    let micros = i64::try_from(micros).unwrap_or(0).min(FencingToken::RAISE_LIMIT.cast_signed());
+    TxnOp::put(fence.raise(micros.saturating_sub(revision).max(0)), RAISE, None)
+}
+
+impl Client {
+    /// Raises the tokens of all later grants to `least`. A raise that was read late is one more, and no smaller one.
+    pub(crate) async fn raise_tokens(&self, least: FencingToken) -> Result<()> {
+        let fence = self.keys.fence();
+        let response = self.hub.txn(true, Txn::new().and_then([look(fence)])).await?;
+        let next = answer::revision(&response).saturating_add(1);
+        let raises = Raises::read(fence, &answer::found(&response, 0));
+        let by = least.as_i64().saturating_sub(next);
+        if raises.token(next) >= least.as_i64() {
+            return Ok(());
+        }
+        // Never written anew: its create revision says from where on it counts.
+        let raise = fence.raise(by);
+        let missing = Compare::version(raise.clone(), CompareOp::Equal, 0);
+        let txn = Txn::new().when([missing]).and_then([TxnOp::put(raise, RAISE, None)]);
+        self.hub.txn(true, txn).await.map(|_| ())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_raise_counts_for_what_is_created_after_it() {
+        let raises = Raises(vec![(1_000, 10), (500, 20), (2_000, 30)]);
+        let tokens = [5, 10, 11, 25, 30, 31].map(|created| raises.token(created));
+        assert_eq!(tokens, [5, 10, 1_011, 1_025, 1_030, 2_031]);
+        assert_eq!(Raises::default().token(7), 7);
+        assert_eq!(Raises(vec![(i64::MAX, 1)]).token(7), i64::MAX);
+    }
+}

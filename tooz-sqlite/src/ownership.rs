@@ -1,0 +1,174 @@
+//! New files and directories: their permissions, and whose they are when root makes them in somebody else's place.
+//!
+//! Root would shut out the owner of the place, so it gives away what it makes. INVARIANT: nothing else is ever given
+//! away. Whoever owns a directory can put another object under a name of it at any moment, so a path proves nothing:
+//! what changes its owner is a descriptor from `O_CREAT | O_EXCL | O_NOFOLLOW`, or one that was opened in a directory
+//! that nobody else can write to.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{self, FileStat, Mode};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, geteuid, mkfifoat, unlinkat};
+
+use crate::kernel::Process;
+
+/// Names of directories in which something is made begin with this.
+pub(crate) const STAGING: &str = ".staging-";
+/// Nothing here may wait for another process, or leave the directory.
+const SAFE: OFlag = OFlag::O_NOFOLLOW.union(OFlag::O_CLOEXEC).union(OFlag::O_NONBLOCK);
+const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_RDONLY);
+
+/// What a new file or directory gets.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rights {
+    mode: Mode,
+    /// `None`: whoever makes it keeps it.
+    owner: Option<(Uid, Gid)>,
+}
+
+impl Rights {
+    /// As for the owner of the object that this describes.
+    pub(crate) fn like(data: &FileStat, mode: u32) -> Self {
+        let theirs = geteuid().is_root() && data.st_uid != 0;
+        let owner = theirs.then(|| (Uid::from_raw(data.st_uid), Gid::from_raw(data.st_gid)));
+        Self { mode: Mode::from_bits_truncate(mode), owner }
+    }
+
+    /// As for the owner of this directory.
+    pub(crate) fn within(directory: impl AsFd, mode: u32) -> io::Result<Self> {
+        Ok(Self::like(&stat::fstat(directory)?, mode))
+    }
+
+    /// INVARIANT: `made` is an object that this process has just made.
+    fn give(self, made: impl AsFd) -> io::Result<()> {
+        // The umask may have taken something away. A directory keeps the setgid bit that it inherited.
+        let inherited = Mode::from_bits_truncate(stat::fstat(&made)?.st_mode) & Mode::S_ISGID;
+        stat::fchmod(&made, self.mode | inherited)?;
+        if let Some((user, group)) = self.owner
+            && let Err(error) = fchown(&made, Some(user), Some(group))
+        {
+            // Root of a container that may not, or that does not know this user.
+            tracing::debug!(%user, %error, "what root makes for another user stays root's");
+        }
+        Ok(())
+    }
+}
+
+/// Opens a directory to make something in it. Its last name is no symlink, and it need not be readable.
+pub(crate) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    Ok(nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | SAFE, Mode::empty())?)
+}
+
+/// Creates a file that must not exist.
+pub(crate) fn create(directory: impl AsFd, name: &OsStr, rights: Rights) -> io::Result<File> {
+    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | SAFE;
+    let file = File::from(openat(directory, name, flags, rights.mode)?);
+    rights.give(&file)?;
+    Ok(file)
+}
+
+/// Makes a directory that must not exist.
+pub(crate) fn make_directory(directory: impl AsFd, name: &OsStr, rights: Rights) -> io::Result<OwnedFd> {
+    let staging = Staging::new(directory.as_fd())?;
+    stat::mkdirat(&staging.inside, name, rights.mode)?;
+    let made = open_made(&staging.inside, name, DIRECTORY).and_then(|made| {
+        rights.give(&made)?;
+        rename(&staging.inside, name, &directory, name)?;
+        Ok(made)
+    });
+    if made.is_err() {
+        let _ = unlinkat(&staging.inside, name, UnlinkatFlags::RemoveDir);
+    }
+    made
+}
+
+/// Makes a FIFO that must not exist, and opens it for reading and writing.
+pub(crate) fn make_fifo(directory: impl AsFd, name: &OsStr, rights: Rights) -> io::Result<File> {
+    let staging = Staging::new(directory.as_fd())?;
+    mkfifoat(&staging.inside, name, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    let made = open_made(&staging.inside, name, OFlag::O_RDWR).and_then(|made| {
+        rights.give(&made)?;
+        rename(&staging.inside, name, &directory, name)?;
+        Ok(File::from(made))
+    });
+    if made.is_err() {
+        let _ = unlinkat(&staging.inside, name, UnlinkatFlags::NoRemoveDir);
+    }
+    made
+}
+
+/// Opens what we have just made.
+fn open_made(directory: impl AsFd, name: &OsStr, flags: OFlag) -> io::Result<OwnedFd> {
+    match openat(&directory, name, flags | SAFE, Mode::empty()) {
+        // The umask took away even our own rights.
+        Err(Errno::EACCES) => {
+            let made =
+                openat(&directory, name, OFlag::O_PATH | (flags & OFlag::O_DIRECTORY) | SAFE, Mode::empty())?;
+            let inherited = stat::fstat(&made)?.st_mode & Mode::S_ISGID.bits();
+            // A descriptor without rights can be changed by this name alone.
+            let itself = format!("/proc/self/fd/{}", made.as_raw_fd());
+            fs::set_permissions(itself, Permissions::from_mode(0o700 | inherited))?;
+            Ok(openat(&directory, name, flags | SAFE, Mode::empty())?)
+        }
+        answer => Ok(answer?),
+    }
+}
+
+/// A directory of our own inside of another one, for a moment. Its names are ours alone, so that what is opened there
+/// is what was made there.
+struct Staging<'a> {
+    place: BorrowedFd<'a>,
+    name: String,
+    inside: OwnedFd,
+}
+
+impl<'a> Staging<'a> {
+    fn new(place: BorrowedFd<'a>) -> io::Result<Self> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        // A pid is used again, and may be used in two containers at once.
+        let Process { pid, started, pid_namespace } = Process::this();
+        let (started, namespace) = (started.unwrap_or_default(), pid_namespace.unwrap_or_default());
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{STAGING}{namespace:x}-{pid:x}-{started:x}-{number:x}");
+        stat::mkdirat(place, name.as_str(), Mode::S_IRWXU)?;
+        let inside = open_made(place, name.as_ref(), DIRECTORY)?;
+        // Another one, put there meanwhile, will do as well if nobody else can change what is in it.
+        if !is_private(&stat::fstat(&inside)?) {
+            return Err(io::Error::other("somebody exchanges the directories in which files are made"));
+        }
+        Ok(Self { place, name, inside })
+    }
+}
+
+impl Drop for Staging<'_> {
+    fn drop(&mut self) {
+        let _ = unlinkat(self.place, self.name.as_str(), UnlinkatFlags::RemoveDir);
+    }
+}
+
+/// Whether nobody but us can change what is in this directory.
+fn is_private(data: &FileStat) -> bool {
+    let others = Mode::S_IRWXG | Mode::S_IRWXO;
+    data.st_uid == geteuid().as_raw() && !Mode::from_bits_truncate(data.st_mode).intersects(others)
+}
+
+/// Never replaces anything.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub(crate) fn rename(from: impl AsFd, name: &OsStr, to: impl AsFd, new: &OsStr) -> io::Result<()> {
+    Ok(nix::fcntl::renameat2(from, name, to, new, nix::fcntl::RenameFlags::RENAME_NOREPLACE)?)
+}
+
+/// Without renameat2 in the C library. Random names have nothing to replace; of two who make one directory at the same
+/// moment the slower may replace the other's, as long as it is empty.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub(crate) fn rename(from: impl AsFd, name: &OsStr, to: impl AsFd, new: &OsStr) -> io::Result<()> {
+    Ok(nix::fcntl::renameat(from, name, to, new)?)
+}
