@@ -25,7 +25,7 @@ use crate::local::Local;
 use crate::locks::failed;
 use crate::oslock;
 use crate::reaper::{self, Doctor};
-use crate::site::{Moment, Site};
+use crate::site::{Access, Moment, Site};
 use crate::watch;
 
 /// How long the holder's process may take to let go (L10).
@@ -45,7 +45,7 @@ async fn present(client: &Client, site: &Site, key: &LockKey) -> Result<Present>
     let work = |directory: &Directory| {
         let failed = |cause| failed(key, cause);
         let mut book = Book::read(directory, &hash).map_err(failed)?;
-        book.bury(&mut Doctor::new(site), Some((directory, &hash, site.mode))).map_err(failed)?;
+        book.bury(&mut Doctor::new(site), None).map_err(failed)?;
         let mut entries = Vec::new();
         for entry in book.holders {
             let since = directory.stat(&entry.name).map_err(failed)?;
@@ -56,13 +56,20 @@ async fn present(client: &Client, site: &Site, key: &LockKey) -> Result<Present>
             let record = HolderRecord::new(member, token, entry.record.mode, since);
             entries.push((entry, record));
         }
-        let foreign = match site.python_path(key) {
-            Some(path) if entries.is_empty() => oslock::in_the_way(site, &path),
-            _ => None,
-        };
+        let foreign = if entries.is_empty() { foreign(site, key) } else { None };
         Ok(Moment::Done(Present { entries, foreign, waiters: book.queue.len() }))
     };
-    client.in_stripe(site, &hash, client.deadline(), work).await
+    match site.stripe(hash.stripe()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Ok(Present { entries: Vec::new(), foreign: foreign(site, key), waiters: 0 })
+        }
+        _ => client.in_stripe_number(site, hash.stripe(), Access::Look, client.deadline(), work).await,
+    }
+}
+
+/// Who holds it without a record: Python.
+fn foreign(site: &Site, key: &LockKey) -> Option<InTheWay> {
+    oslock::in_the_way(site, &site.python_path(key)?)
 }
 
 fn time(seconds: i64, nanos: i64) -> Option<SystemTime> {
@@ -245,7 +252,7 @@ async fn raise_tokens(client: &Client, site: &Site, least: FencingToken) -> Resu
     // A grant takes its token, then writes its record, all under the mutex of its stripe. Once that was free, no grant with a
     // token from before is still being written.
     for stripe in (0..keys::STRIPES).filter(|stripe| site.has_stripe(*stripe)) {
-        let passed = client.in_stripe_number(site, stripe, deadline, |_| Ok(Moment::Done(())));
+        let passed = client.in_stripe_number(site, stripe, Access::Look, deadline, |_| Ok(Moment::Done(())));
         passed.await.map_err(Error::indeterminate)?;
     }
     Ok(())

@@ -20,7 +20,7 @@ use crate::kernel::Hold;
 use crate::keys::KeyHash;
 use crate::reaper;
 use crate::session::FileSession;
-use crate::site::{DriverLock, Moment, Site};
+use crate::site::{Access, DriverLock, Moment, Site};
 
 /// Between two tries for what another process holds for a moment: about the length of that moment and a bit, at
 /// random, so that several who wait do not walk in step.
@@ -130,18 +130,19 @@ impl Client {
         deadline: Instant,
         work: impl FnMut(&Directory) -> Result<Moment<T>>,
     ) -> Result<T> {
-        self.in_stripe_number(site, hash.stripe(), deadline, work).await
+        self.in_stripe_number(site, hash.stripe(), Access::Change, deadline, work).await
     }
 
     pub(crate) async fn in_stripe_number<T>(
         &self,
         site: &Site,
         number: usize,
+        access: Access,
         deadline: Instant,
         mut work: impl FnMut(&Directory) -> Result<Moment<T>>,
     ) -> Result<T> {
         loop {
-            match site.try_in_stripe(number, &mut work)? {
+            match site.try_in_stripe(number, access, &mut work)? {
                 Moment::Done(answer) => return Ok(answer),
                 Moment::Busy(who) => self.pause(deadline, "the mutex of a lock's records", who).await?,
             }

@@ -17,9 +17,13 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::error::unreadable;
 use crate::kernel::{FileId, Process};
+use crate::ownership::{self, Rights};
 
 /// Nobody of ours writes more: 64 KiB of capabilities and some hundred bytes around them.
 const MOST_BYTES: u64 = 256 * 1024;
+
+/// What names of something that is being made begin with.
+const STAGING: &str = ".staging";
 
 /// An open directory. Names are single components.
 #[derive(Debug)]
@@ -34,8 +38,16 @@ const SAFE: OFlag = OFlag::O_NOFOLLOW.union(OFlag::O_CLOEXEC).union(OFlag::O_NON
 
 impl Directory {
     pub(crate) fn open_path(path: &Path) -> io::Result<Self> {
-        let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-        let fd = nix::fcntl::open(path, flags, Mode::empty())?;
+        Self::open_with(path, OFlag::O_RDONLY)
+    }
+
+    /// Opens one to make something in it; it need not be readable.
+    pub(crate) fn open_to_make(path: &Path) -> io::Result<Self> {
+        Self::open_with(path, OFlag::O_PATH)
+    }
+
+    fn open_with(path: &Path, flags: OFlag) -> io::Result<Self> {
+        let fd = nix::fcntl::open(path, flags | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
         Ok(Self { fd, path: path.to_owned() })
     }
 
@@ -43,22 +55,24 @@ impl Directory {
         Ok(FileId::from(&stat::fstat(&self.fd)?))
     }
 
-    pub(crate) fn child(&self, name: &str) -> io::Result<Self> {
+    pub(crate) fn child(&self, name: &(impl AsRef<Path> + ?Sized)) -> io::Result<Self> {
+        let name = name.as_ref();
         let fd = openat(&self.fd, name, OFlag::O_DIRECTORY | OFlag::O_RDONLY | SAFE, Mode::empty())?;
         Ok(Self { fd, path: self.path.join(name) })
     }
 
     /// Opens a directory in this one, made with these permissions if it is missing.
-    pub(crate) fn make(&self, name: &str, mode: u32) -> io::Result<Self> {
-        match stat::mkdirat(&self.fd, name, Mode::from_bits_truncate(mode)) {
-            Ok(()) => {
-                let directory = self.child(name)?;
-                // The umask may have taken something away.
-                stat::fchmod(&directory.fd, Mode::from_bits_truncate(mode))?;
-                Ok(directory)
-            }
-            Err(Errno::EEXIST) => self.child(name),
-            Err(errno) => Err(errno.into()),
+    pub(crate) fn make(&self, name: &(impl AsRef<Path> + ?Sized), mode: u32) -> io::Result<Self> {
+        let name = name.as_ref();
+        match self.child(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            answer => return answer,
+        }
+        let rights = Rights::within(&self.fd, mode)?;
+        match ownership::make_directory(&self.fd, name, &unique(STAGING), rights) {
+            Ok(fd) => Ok(Self { fd, path: self.path.join(name) }),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.child(name),
+            Err(error) => Err(error),
         }
     }
 
@@ -75,10 +89,24 @@ impl Directory {
     pub(crate) fn open_or_create(&self, name: &str, mode: u32) -> io::Result<File> {
         loop {
             match self.open_write(name) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => match self.create(name, mode) {
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                    answer => return answer,
-                },
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                answer => return answer,
+            }
+            let file = if Rights::within(&self.fd, mode)?.are_given_away() {
+                // Complete before it is seen: its owner may be about to open it. Opened again by its own name, its
+                // closing is heard of.
+                let temporary = unique(STAGING);
+                let published =
+                    self.create(&temporary, mode).and_then(|_| self.publish(&temporary, self, name));
+                if published.is_err() {
+                    let _ = self.remove(&temporary);
+                }
+                published.and_then(|()| self.open_write(name))
+            } else {
+                self.create(name, mode)
+            };
+            match file {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 answer => return answer,
             }
         }
@@ -86,10 +114,7 @@ impl Directory {
 
     /// Creates a file that must not exist.
     pub(crate) fn create(&self, name: &str, mode: u32) -> io::Result<File> {
-        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | SAFE;
-        let fd = openat(&self.fd, name, flags, Mode::from_bits_truncate(mode))?;
-        stat::fchmod(&fd, Mode::from_bits_truncate(mode))?;
-        Ok(fd.into())
+        ownership::create(&self.fd, name.as_ref(), Rights::within(&self.fd, mode)?)
     }
 
     /// Reads a whole file of sensible size.

@@ -40,6 +40,8 @@ pub(crate) enum Area {
     Sessions,
     Breaks,
     Stripe(usize),
+    /// The directory of these, where a lock's own is not there yet.
+    FirstOf(KeyHash),
     /// Files of locks; with the directory's path below ours, empty or ending in a slash.
     LockFiles(String),
     Group(String),
@@ -64,7 +66,7 @@ impl Area {
                 // It is open: what its removal changes at once is the number of its names.
                 Self::Own(_) => AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_MOVE_SELF,
                 Self::Sessions => gone | AddWatchFlags::IN_CLOSE_WRITE,
-                Self::Breaks => come,
+                Self::Breaks | Self::FirstOf(_) => come,
                 Self::Stripe(_) => gone | come,
                 Self::LockFiles(_) => gone | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_CLOSE_WRITE,
                 Self::Group(_) => gone | come | AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_DELETE_SELF,
@@ -291,6 +293,9 @@ fn topics(area: &Area, event: &InotifyEvent) -> Vec<Topic> {
         // Somebody else's place at the end of the queue is of no interest to those before.
         (Area::Stripe(_), Some(name)) if !keys::is_waiter(name) || event.mask.intersects(gone) => {
             KeyHash::of_record(name).map(Topic::Lock).into_iter().collect()
+        }
+        (Area::FirstOf(lock), Some(name)) if keys::stripe(lock.stripe()) == name => {
+            vec![Topic::Lock(lock.clone())]
         }
         (Area::LockFiles(parent), Some(name)) => {
             let file = Topic::LockFile(format!("{parent}{name}"));

@@ -10,7 +10,9 @@ use std::os::unix::fs::MetadataExt;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
+use nix::sys::signal::kill;
 use nix::sys::stat::FileStat;
+use nix::unistd::Pid;
 
 use crate::portable;
 
@@ -123,7 +125,7 @@ impl Process {
         let pid = std::process::id();
         Self {
             pid,
-            started: stat(pid).map_or(0, |stat| stat.started),
+            started: stat(pid).filter(|_| proc_is_ours(pid)).map_or(0, |stat| stat.started),
             namespace: fs::metadata("/proc/self/ns/pid").map_or(0, |data| data.ino()),
         }
     }
@@ -135,10 +137,8 @@ impl Process {
         }
         match stat(self.pid) {
             Some(stat) => stat.started != self.started || (stat.ended && is_alone(self.pid)),
-            None => matches!(
-                fs::metadata(format!("/proc/{}", self.pid)),
-                Err(error) if error.kind() == io::ErrorKind::NotFound
-            ),
+            // Mounted with `hidepid`, /proc has no directories of other users' processes.
+            None => !exists(self.pid),
         }
     }
 
@@ -152,6 +152,17 @@ impl Process {
 /// Whether the process of this number stands still.
 pub(crate) fn is_stopped(pid: u32) -> bool {
     stat(pid).is_some_and(|stat| stat.stopped)
+}
+
+/// Whether there is such a process in our pid namespace, also one that may be neither seen nor signalled.
+fn exists(pid: u32) -> bool {
+    let Ok(pid) = i32::try_from(pid) else { return true }; // no pid: nothing is known
+    kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH)
+}
+
+/// Whether `/proc` is that of our pid namespace: elsewhere the same pid is another process.
+fn proc_is_ours(pid: u32) -> bool {
+    fs::read_link("/proc/self").is_ok_and(|link| link.as_os_str() == pid.to_string().as_str())
 }
 
 /// A thread-group leader that ended is shown as a zombie while its other threads still run.

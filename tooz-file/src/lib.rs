@@ -27,6 +27,7 @@ mod members;
 mod msgpack;
 mod oslock;
 mod owner;
+mod ownership;
 mod place;
 mod portable;
 mod reaper;

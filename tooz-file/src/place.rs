@@ -1,8 +1,6 @@
 //! The directory that the URL names: the checks before anything is written into it.
 
-use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use nix::sys::statfs::{self, FsType};
@@ -28,8 +26,7 @@ const LOCAL: &[FsType] = &[
 /// process comes to the same names, and whether its file system is known to be local.
 pub(crate) fn prepare(config: &Config) -> Result<(Directory, bool)> {
     let shown = config.path.display();
-    let made = DirBuilder::new().recursive(true).mode(config.directory_mode()).create(&config.path);
-    match made {
+    match make(&config.path, config.directory_mode()) {
         Ok(()) => {}
         Err(error) if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory) => {
             return Err(Error::new(
@@ -54,6 +51,17 @@ pub(crate) fn prepare(config: &Config) -> Result<(Directory, bool)> {
     let base =
         Directory::open_path(&path).map_err(|error| error::io(format!("the directory {shown}"), error))?;
     Ok((base, local))
+}
+
+/// Makes a directory and those above it that are missing. Each belongs to the owner of the one above, if root makes it.
+fn make(path: &Path, mode: u32) -> io::Result<()> {
+    let there = path.ancestors().find(|above| above.exists()).unwrap_or(Path::new("."));
+    let missing = path.strip_prefix(there).unwrap_or(path);
+    let mut directory = Directory::open_to_make(there)?;
+    for name in missing.components() {
+        directory = directory.make(name.as_os_str(), mode)?;
+    }
+    Ok(())
 }
 
 pub(crate) fn is_local(directory: &Path) -> Result<bool> {

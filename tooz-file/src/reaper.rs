@@ -2,7 +2,7 @@
 //!
 //! A session is dead only if (a) its file is at its path, is the recorded inode, and its lock is free; or (b) its
 //! recorded process lies in our pid namespace and no longer exists, although a child that inherited the descriptor
-//! still has the lock; or it was recorded under another boot. A missing file is not death: its owner notices and
+//! still has the lock, or the file may not be read; or it was recorded under another boot. A missing file is not death: its owner notices and
 //! ends the session itself.
 
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ use crate::kernel::{FileId, Hold};
 use crate::keys::{self, KeyHash, Named, Role};
 use crate::members;
 use crate::owner::Owner;
-use crate::site::{Moment, Site};
+use crate::site::{Access, Moment, Site};
 
 /// Judges the owners of records, each session once.
 #[derive(Debug)]
@@ -63,7 +63,10 @@ pub(crate) fn is_dead(site: &Site, owner: &Owner) -> bool {
     match found {
         Ok(false) => true,
         Ok(true) => owner.process.is_gone(&site.process),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => owner.process.is_gone(&site.process),
+        // Another user's, perhaps: where the file cannot be asked, the process is.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
+            owner.process.is_gone(&site.process)
+        }
         Err(error) => {
             // What cannot be looked at is not dead.
             tracing::warn!(session = %owner.session, %error, "a session's file cannot be examined");
@@ -113,10 +116,12 @@ pub(crate) async fn reap_in_turn(client: &Client, site: &Site) -> Result<()> {
     if data.len() > 0 && wall.duration_since(last).is_ok_and(|age| age < round) {
         return Ok(());
     }
-    if data.len() == 0 {
-        std::os::unix::fs::FileExt::write_all_at(&file, b"\n", 0).map_err(failed)?;
+    // Whoever does not own the file may set no other time than that of a write.
+    std::os::unix::fs::FileExt::write_all_at(&file, b"\n", 0).map_err(failed)?;
+    match file.set_modified(wall) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+        answer => answer.map_err(failed)?,
     }
-    file.set_modified(wall).map_err(failed)?;
     reap_all(client, site).await
 }
 
@@ -143,6 +148,8 @@ fn claim(site: &Site, id: SessionId) -> io::Result<Option<(File, FileId)>> {
     let name = id.to_string();
     let file = match site.sessions.open_write(&name) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // Who may not clear it away as a whole still clears away each record of it that is in the way.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
         answer => answer?,
     };
     let file_id = FileId::of(&file)?;
@@ -198,7 +205,7 @@ pub(crate) async fn remove_lock_records(client: &Client, site: &Site, id: Sessio
             }
             Ok(Moment::Done(()))
         };
-        client.in_stripe_number(site, number, deadline, work).await?;
+        client.in_stripe_number(site, number, Access::Change, deadline, work).await?;
     }
     Ok(())
 }

@@ -70,6 +70,14 @@ type Identity = (PathBuf, Option<String>, Flavor, Option<String>, u32, u32);
 
 static SITES: Mutex<BTreeMap<Identity, Weak<Site>>> = Mutex::new(BTreeMap::new());
 
+/// What is to be done with the records of locks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Nothing is made.
+    Look,
+    Change,
+}
+
 /// What a moment under a mutex gave.
 pub(crate) enum Moment<T> {
     Done(T),
@@ -168,6 +176,8 @@ impl Site {
             groups,
             tmp,
         };
+        // Looking makes nothing, so it is made here.
+        site.driver_lock_place().open_or_create(keys::DRIVER_LOCK, mode)?;
         let _ = site.breaks_watch.set(site.watch(&site.breaks, Area::Breaks));
         Ok(site)
     }
@@ -197,9 +207,12 @@ impl Site {
 
     /// Hears of every change of this lock and of every session's end, for those who follow its holders.
     pub(crate) fn watch_lock(&self, hash: &KeyHash) -> Vec<Watch> {
-        let stripe = self.stripe(hash.stripe()).ok();
-        let stripe = stripe.and_then(|directory| self.watch(directory, Area::Stripe(hash.stripe())));
-        stripe.into_iter().chain(self.watch(&self.sessions, Area::Sessions)).collect()
+        let number = hash.stripe();
+        let records = || self.watch(self.stripe(number).ok()?, Area::Stripe(number));
+        // Where there are no records yet, their directory is waited for; it may come right now.
+        let first = || self.watch(&self.locks, Area::FirstOf(hash.clone()));
+        let changes = records().or_else(|| first().and_then(|first| records().or(Some(first))));
+        changes.into_iter().chain(self.watch(&self.sessions, Area::Sessions)).collect()
     }
 
     /// The path at which Python keeps this lock's file, if it is shared with Python.
@@ -214,15 +227,20 @@ impl Site {
         path
     }
 
+    /// `NotFound` if nobody ever changed a lock of it.
     pub(crate) fn stripe(&self, number: usize) -> io::Result<&Directory> {
-        self.open_stripe(number).map(|stripe| &stripe.directory)
+        self.open_stripe(number, Access::Look).map(|stripe| &stripe.directory)
     }
 
-    fn open_stripe(&self, number: usize) -> io::Result<&Stripe> {
+    fn open_stripe(&self, number: usize, access: Access) -> io::Result<&Stripe> {
         let missing = || io::Error::from(io::ErrorKind::NotFound);
         let slot = self.stripes.get(number).ok_or_else(missing)?;
         if slot.get().is_none() {
-            let directory = self.locks.make(&keys::stripe(number), self.directory_mode)?;
+            let name = keys::stripe(number);
+            let directory = match access {
+                Access::Look => self.locks.child(&name)?,
+                Access::Change => self.locks.make(&name, self.directory_mode)?,
+            };
             // Another thread may have been faster; then this one is dropped.
             let _ = slot.set(Stripe { directory, mutex: Mutex::new(None) });
         }
@@ -238,15 +256,24 @@ impl Site {
     pub(crate) fn try_in_stripe<T>(
         &self,
         number: usize,
+        access: Access,
         work: impl FnOnce(&Directory) -> Result<Moment<T>>,
     ) -> Result<Moment<T>> {
         let failed =
             |cause| error::io(format!("{}", self.locks.path.join(keys::stripe(number)).display()), cause);
-        let stripe = self.open_stripe(number).map_err(failed)?;
+        let stripe = self.open_stripe(number, access).map_err(failed)?;
         let mut mutex = stripe.mutex.lock().unwrap_or_else(PoisonError::into_inner);
         let in_place = mutex.as_ref().is_some_and(|(_, id)| stripe.directory.has(keys::MUTEX, *id));
         if !in_place {
-            let file = stripe.directory.open_or_create(keys::MUTEX, self.mode).map_err(failed)?;
+            let file = match access {
+                Access::Change => stripe.directory.open_or_create(keys::MUTEX, self.mode),
+                Access::Look => match stripe.directory.open_write(keys::MUTEX) {
+                    // Whoever makes a change makes it first.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return work(&stripe.directory),
+                    answer => answer,
+                },
+            };
+            let file = file.map_err(failed)?;
             let id = FileId::of(&file).map_err(failed)?;
             *mutex = Some((file, id));
         }
@@ -265,11 +292,24 @@ impl Site {
         answer
     }
 
+    /// Python's is in the directory itself; another namespace has one of its own.
+    fn driver_lock_place(&self) -> &Directory {
+        if self.is_default { &self.base } else { &self.home }
+    }
+
     /// Tries Python's lock around changes of groups.
     pub(crate) fn try_driver_lock(&self, hold: Hold) -> io::Result<Moment<DriverLock>> {
-        // Python's is in the directory itself; another namespace has one of its own.
-        let place = if self.is_default { &self.base } else { &self.home };
-        let file = place.open_or_create(keys::DRIVER_LOCK, self.mode)?;
+        let place = self.driver_lock_place();
+        let file = match hold {
+            Hold::Alone => place.open_or_create(keys::DRIVER_LOCK, self.mode)?,
+            Hold::Together => match place.open_write(keys::DRIVER_LOCK) {
+                // Connecting has made it: somebody has just deleted it, and whoever makes a change makes it first.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Ok(Moment::Done(DriverLock { _file: None }));
+                }
+                answer => answer?,
+            },
+        };
         if !spin(|| self.flavor.try_lock(&file, hold))? {
             let who = match self.flavor.in_the_way(&file, hold)? {
                 Some(InTheWay::Process(pid)) => Some(pid),
@@ -282,7 +322,7 @@ impl Site {
             return Ok(Moment::Busy(None));
         }
         write_pid(&self.driver_pid, self.pid)?;
-        Ok(Moment::Done(DriverLock { _file: file }))
+        Ok(Moment::Done(DriverLock { _file: Some(file) }))
     }
 
     pub(crate) fn fence(&self, wall: std::time::SystemTime) -> Result<Option<tooz_core::FencingToken>> {
@@ -314,7 +354,7 @@ impl Site {
 /// As long as it lives, no other process changes groups (or, when held together, nobody does).
 #[derive(Debug)]
 pub(crate) struct DriverLock {
-    _file: File,
+    _file: Option<File>,
 }
 
 enum Fail {

@@ -254,27 +254,31 @@ struct HolderFollower {
     key: LockKey,
     listener: Listener,
     watched: Vec<Watch>,
+    /// Whether there were records of the lock's stripe to watch.
+    complete: bool,
     seen: Option<Holders>,
     /// It looked, and next waits to hear something; also after an error, or whoever asks on would ask without end.
     waits: bool,
 }
 
-fn listen(site: &Arc<Site>, key: &LockKey) -> (Listener, Vec<Watch>) {
+fn listen(site: &Arc<Site>, key: &LockKey) -> (Listener, Vec<Watch>, bool) {
     let hash = KeyHash::new(key);
+    let complete = site.has_stripe(hash.stripe());
     let mut watched = site.watch_lock(&hash);
     let mut topics = vec![Topic::Lock(hash), Topic::Deaths];
     if let Some(path) = site.python_path(key) {
         watched.extend(oslock::watch(site, &path));
         topics.push(Topic::LockFile(path.join("/")));
     }
-    (site.hub.listen(topics), watched)
+    (site.hub.listen(topics), watched, complete)
 }
 
 pub(crate) fn holders(client: &Arc<Client>, key: &LockKey) -> Result<HolderStream> {
     let site = client.enter()?;
-    let (listener, watched) = listen(&site, key);
+    let (listener, watched, complete) = listen(&site, key);
     let (client, key) = (client.clone(), key.clone());
-    let follower = HolderFollower { client, site, key, listener, watched, seen: None, waits: false };
+    let follower =
+        HolderFollower { client, site, key, listener, watched, complete, seen: None, waits: false };
     Ok(Box::pin(Following::Idle(follower)))
 }
 
@@ -291,7 +295,7 @@ impl Follow for HolderFollower {
                     Ok(site) => self.site = site,
                     Err(error) => return Some(Err(error)),
                 }
-                (self.listener, self.watched) = listen(&self.site, &self.key);
+                (self.listener, self.watched, self.complete) = listen(&self.site, &self.key);
             }
             if std::mem::take(&mut self.waits) {
                 let pause = if self.site.hears() {
@@ -301,6 +305,9 @@ impl Follow for HolderFollower {
                 };
                 self.client.context.spawner.timeout(pause, self.listener.heard()).await;
                 continue;
+            }
+            if !self.complete && self.site.has_stripe(KeyHash::new(&self.key).stripe()) {
+                (self.listener, self.watched, self.complete) = listen(&self.site, &self.key);
             }
             match breaks::holders(&self.client, &self.site, &self.key).await {
                 // Who waits is of no interest here.

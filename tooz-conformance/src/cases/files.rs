@@ -8,6 +8,7 @@ use super::prelude::*;
 pub(super) const CASES: &[Case] = &[
     case!(files_are_ours_alone, "X5").files(),
     case!(files_stay_where_they_were_told, "X5").files(),
+    case!(looking_makes_no_file, "X5").files(),
     case!(a_directory_that_is_none_is_refused, "X6", "S1").files(),
     case!(garbage_is_refused_and_left_alone, "X2", "X6").files(),
 ];
@@ -70,6 +71,26 @@ async fn files_stay_where_they_were_told(h: Harness) -> Outcome {
         outside.len() <= before.len() && after.len() > before.len(),
         format!("written outside: {outside:?}"),
     )
+}
+
+/// X5: what looking makes would belong to whoever looked, perhaps to root, and be in the way of all others.
+async fn looking_makes_no_file(h: Harness) -> Outcome {
+    let a = h.coordinator("a").await?;
+    let mut before = Vec::new();
+    everything_in(h.directory()?, &mut before)?;
+    for name in ["x", "deep/er/x", "/x"] {
+        ensure(a.lock(name)?.holders().await?.holders.is_empty(), "somebody holds it")?;
+        ensure(a.lock(name)?.break_lock("stuck").await?.is_empty(), "something was broken")?;
+        ensure(a.election(name)?.leader().await?.is_none(), "somebody leads")?;
+        ensure(a.group(name)?.members().await.is_err(), "there is a group")?;
+        ensure(a.group(name)?.watch().await.is_err(), "a group that is not there is watched")?;
+        let _observed = a.election(name)?.observe().await?;
+    }
+    ensure(a.groups().await?.is_empty(), "there are groups")?;
+    let mut after = Vec::new();
+    everything_in(h.directory()?, &mut after)?;
+    after.retain(|path| !before.contains(path));
+    ensure(after.is_empty(), format!("looking made {after:?}"))
 }
 
 /// X6, S1: clear words, and no panic.

@@ -180,11 +180,18 @@ pub(crate) struct Helper {
 }
 
 const SAYS: &str = "HELPER ";
+/// Who takes part in nothing and works in the directory that it gets for a URL.
+pub(crate) const THIEF: &str = "thief";
 
 impl Helper {
     /// Starts one that connects to `url` as `name`.
     pub(crate) fn start(url: &str, name: &str) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        Self::run(Command::new(std::env::current_exe().unwrap()), url, name)
+    }
+
+    /// The same by this command, to which the rest is added.
+    pub(crate) fn run(mut command: Command, url: &str, name: &str) -> Self {
+        let mut child = command
             .args(["--ignored", "--exact", "helper", "--nocapture", "--test-threads=1"])
             .env("TOOZ_FILE_URL", url)
             .env("TOOZ_FILE_MEMBER", name)
@@ -254,6 +261,41 @@ pub(crate) fn is_helper() -> bool {
     std::env::var_os("TOOZ_FILE_MEMBER").is_some()
 }
 
+/// Exchanges what is made in a directory with another one there, and back, as fast as it can.
+pub(crate) fn steal(place: &Path) {
+    use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+    let treasure = place.join("treasure");
+    println!("{SAYS}connected");
+    std::thread::spawn(|| {
+        std::io::stdin().lines().for_each(drop);
+        std::process::exit(0);
+    });
+    loop {
+        let found = std::fs::read_dir(place).unwrap().filter_map(|entry| Some(entry.ok()?.path()));
+        for path in found.filter(|path| *path != treasure && path.is_dir()) {
+            for _ in 0..2 {
+                let _ = renameat2(AT_FDCWD, &treasure, AT_FDCWD, &path, RenameFlags::RENAME_EXCHANGE);
+            }
+        }
+    }
+}
+
+/// Takes a mutex as if in the middle of a change.
+fn take_mutex(path: &str) -> std::fs::File {
+    let mut file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+    // Of type, whence, start and length: for writing, from the start, all of it.
+    let all = libc::flock {
+        l_type: libc::F_WRLCK.try_into().unwrap(),
+        l_whence: libc::SEEK_SET.try_into().unwrap(),
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    fcntl(&file, FcntlArg::F_SETLKW(&all)).unwrap();
+    file.write_all(&std::process::id().to_be_bytes()).unwrap();
+    file
+}
+
 /// What a helper does: obeys line by line until its input ends.
 pub(crate) fn obey() {
     let say = |text: &str| {
@@ -262,6 +304,9 @@ pub(crate) fn obey() {
     let (Ok(url), Ok(name)) = (std::env::var("TOOZ_FILE_URL"), std::env::var("TOOZ_FILE_MEMBER")) else {
         panic!("this is run by the other tests");
     };
+    if name == THIEF {
+        return steal(Path::new(&url));
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
         let (driver, session) = member(&url, &name).await;
@@ -293,6 +338,15 @@ pub(crate) fn obey() {
                     let grant = turn(&session, &place).await;
                     say(&grant.token.to_string());
                     grants.push(grant);
+                }
+                "try" => {
+                    match session.locks().request(&ask(attempt, rest, Exclusive).wait(false)).await.unwrap() {
+                        Acquired::Granted(grant) => {
+                            say(&grant.token.to_string());
+                            grants.push(grant);
+                        }
+                        _ => say("held"),
+                    }
                 }
                 "unlock" => {
                     say(&format!(
@@ -329,19 +383,8 @@ pub(crate) fn obey() {
                     say(&format!("{:?}", session.groups().join(&join).await.map_err(|error| error.kind())));
                 }
                 "mutex" => {
-                    let mut file = std::fs::File::options().read(true).write(true).open(rest).unwrap();
-                    // Of type, whence, start and length: for writing, from the start, all of it.
-                    let all = libc::flock {
-                        l_type: libc::F_WRLCK.try_into().unwrap(),
-                        l_whence: libc::SEEK_SET.try_into().unwrap(),
-                        l_start: 0,
-                        l_len: 0,
-                        l_pid: 0,
-                    };
-                    fcntl(&file, FcntlArg::F_SETLKW(&all)).unwrap();
-                    file.write_all(&std::process::id().to_be_bytes()).unwrap();
+                    mutexes.push(take_mutex(rest));
                     say(&std::process::id().to_string());
-                    mutexes.push(file);
                 }
                 "close" => {
                     session.close(End::Clean).await.unwrap();

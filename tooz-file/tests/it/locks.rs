@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::time::Duration;
 
 use crate::common::{
-    Exclusive, Helper, QUIET, Shared, ask, connect, eventually, granted, held, holding, id, key, kind,
+    Exclusive, Helper, QUIET, Shared, ask, connect, eventually, granted, group, held, holding, id, key, kind,
     member, next, queued, request, soon, still_waits, turn, url,
 };
 use nix::sys::signal::Signal;
@@ -389,6 +389,64 @@ async fn namespaces_never_meet() {
     let (_d2, two) = member(&url(directory.path(), "?namespace=other"), "m").await;
     granted(&one, 1, "x", Exclusive).await;
     granted(&two, 1, "x", Exclusive).await;
+}
+
+/// What a look would make belongs to whoever looks, perhaps to root, and would be in the way of everybody else.
+#[tokio::test]
+async fn looking_makes_nothing() {
+    for query in ["", "?namespace=other", "?backend=portable"] {
+        let directory = tempfile::tempdir().unwrap();
+        let driver = connect(&url(directory.path(), query)).await.unwrap();
+        let all = || {
+            let mut found = Vec::new();
+            let mut left = vec![directory.path().to_owned()];
+            while let Some(directory) = left.pop() {
+                for entry in std::fs::read_dir(directory).unwrap() {
+                    let path = entry.unwrap().path();
+                    found.push(path.clone());
+                    left.extend(path.is_dir().then_some(path));
+                }
+            }
+            found.sort();
+            found
+        };
+        let before = all();
+        for number in 0..100 {
+            let key = key(&format!("deep/{number}"));
+            assert!(driver.locks().holders(&key).await.unwrap().holders.is_empty());
+            assert!(driver.locks().watch(&key).await.is_ok());
+            let broken = driver.locks().break_lock(&BreakRequest::new(key, id("op"), "stuck")).await.unwrap();
+            assert!(broken.is_empty());
+        }
+        assert!(driver.groups().list().await.unwrap().is_empty());
+        assert_eq!(kind(driver.groups().members(&group("g")).await), ErrorKind::GroupNotFound);
+        assert_eq!(kind(driver.groups().member(&group("g"), &id("m")).await), ErrorKind::GroupNotFound);
+        assert!(driver.groups().watch(&group("g")).await.is_err());
+        let looking = tooz_core::Coordinator::builder(url(directory.path(), query), "m").examine();
+        looking.await.unwrap();
+        assert_eq!(all(), before);
+    }
+}
+
+/// Whoever follows a lock that nobody ever took hears of the first grant at once.
+#[tokio::test]
+async fn the_first_grant_of_a_lock_is_told_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let url = url(directory.path(), "");
+    let driver = connect(&url).await.unwrap();
+    let mut times = Vec::new();
+    for name in ["a", "b", "c", "d", "e"] {
+        let mut stream = driver.locks().watch(&key(name)).await.unwrap();
+        assert!(next(&mut stream).await.unwrap().holders.is_empty());
+        let mut helper = Helper::start(&url, name);
+        helper.tell(&format!("lock {name}"));
+        let start = std::time::Instant::now();
+        assert_eq!(next(&mut stream).await.unwrap().holders.len(), 1);
+        times.push(start.elapsed());
+    }
+    times.sort();
+    // By the event, not by the look every second.
+    assert!(times[2] < Duration::from_millis(400), "{times:?}");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The driver beside Python tooz.
+//! The driver beside Python tooz, and among several users.
 //!
 //! No test harness of the compiler's: what is missing is known only when the tests are listed.
 #![allow(clippy::unwrap_used)] // a test says by panicking that something is wrong
@@ -6,6 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod python;
+mod users;
 
 use std::process::ExitCode;
 
@@ -16,5 +17,7 @@ fn main() -> ExitCode {
         common::obey();
         return ExitCode::SUCCESS;
     }
-    libtest_mimic::run(&Arguments::from_args(), python::trials()).exit_code()
+    let mut trials = python::trials();
+    trials.extend(users::trials());
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
