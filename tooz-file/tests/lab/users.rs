@@ -35,6 +35,7 @@ const CASES: &[(&str, Case)] = cases![
     what_root_makes_belongs_to_the_owner_of_the_directory,
     a_directory_that_root_makes_belongs_to_the_owner_of_the_one_above,
     two_users_of_one_group_share_a_directory,
+    a_umask_takes_nothing_away_from_somebody_without_privileges,
     root_gives_nothing_away_that_it_did_not_make,
 ];
 
@@ -240,6 +241,19 @@ async fn two_users_of_one_group_share_a_directory() {
     let mut bob = start(BOB, "bob");
     assert_eq!(bob.does("join g"), "Ok(())");
     assert_eq!(bob.does("try deep/x"), "held");
+}
+
+async fn a_umask_takes_nothing_away_from_somebody_without_privileges() {
+    let scene = Scene::new(ALICE, ALICE, 0o700);
+    let mut command = as_user(ALICE, "");
+    command.args(["sh", "-c", "umask 777 && exec \"$0\" \"$@\""]);
+    let mut alice = scene.helper(command, "", "alice");
+    alice.does("lock deep/er/x").parse::<u64>().unwrap();
+    assert_eq!(alice.does("join g"), "Ok(())");
+    for path in scene.everything() {
+        let mode = if path.is_dir() { 0o700 } else { 0o600 };
+        assert_eq!(fs::symlink_metadata(&path).unwrap().mode() & 0o7777, mode, "{}", path.display());
+    }
 }
 
 /// The owner of the directory puts a directory of root's in place of each that root makes, at once.
