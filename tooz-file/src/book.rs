@@ -2,6 +2,7 @@
 //! records; and the grant rule on it.
 
 use std::io;
+use std::os::unix::fs::FileExt;
 
 use tooz_core::Result;
 use tooz_core::driver::{Admission, AttemptId, LockMode, Previous, admits};
@@ -162,27 +163,48 @@ fn living(entries: &mut Vec<Entry>, doctor: &mut Doctor<'_>, graves: Option<Grav
     Ok(!dead.is_empty())
 }
 
+/// A mark's name and what stands in it.
+pub(crate) type Mark = (String, Vec<u8>);
+
 /// Removes a dead session's record; a holder's leaves a mark (L12).
 pub(crate) fn remove_dead(directory: &Directory, key: &KeyHash, entry: &Entry, mode: u32) -> io::Result<()> {
     if matches!(entry.record.role, Role::Holder(_)) {
-        mark(directory, key, Previous::Expired, mode)?;
+        mark(directory, key, Previous::Expired, entry.record.attempt, mode)?;
     }
     directory.remove(&entry.name)?;
     Ok(())
 }
 
-pub(crate) fn mark(directory: &Directory, key: &KeyHash, how: Previous, mode: u32) -> io::Result<()> {
-    match key.mark(how).map(|name| directory.create(&name, mode)) {
-        Some(Err(error)) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(()),
-    }
+/// Leaves a mark that the grant of this attempt ended so. It stands in the mark, which thereby is another one than that of
+/// which others were told.
+pub(crate) fn mark(
+    directory: &Directory,
+    key: &KeyHash,
+    how: Previous,
+    attempt: AttemptId,
+    mode: u32,
+) -> io::Result<()> {
+    let Some(name) = key.mark(how) else { return Ok(()) };
+    directory.open_or_create(&name, mode)?.write_all_at(attempt.to_string().as_bytes(), 0)
 }
 
-/// A clean release by somebody who was told of it.
-pub(crate) fn unmark(directory: &Directory, key: &KeyHash) -> io::Result<()> {
-    for how in [Previous::Expired, Previous::Broken] {
-        if let Some(name) = key.mark(how) {
-            directory.remove(&name)?;
+/// The marks of a lock, to be read under its mutex.
+pub(crate) fn marks(directory: &Directory, key: &KeyHash) -> io::Result<Vec<Mark>> {
+    let mut marks = Vec::new();
+    for name in [Previous::Expired, Previous::Broken].into_iter().filter_map(|how| key.mark(how)) {
+        match directory.read(&name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            content => marks.push((name, content?)),
+        }
+    }
+    Ok(marks)
+}
+
+/// Removes the marks of which a holder was told that ends cleanly, under the mutex: not what ended after it was granted.
+pub(crate) fn unmark(directory: &Directory, key: &KeyHash, told: &[Mark]) -> io::Result<()> {
+    for mark in marks(directory, key)? {
+        if told.contains(&mark) {
+            directory.remove(&mark.0)?;
         }
     }
     Ok(())

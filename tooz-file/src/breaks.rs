@@ -234,7 +234,7 @@ pub(crate) async fn let_go(
     let work = |directory: &Directory| {
         let failed = |cause| failed(&key, cause);
         if let Some(how) = mark {
-            book::mark(directory, &held.hash, how, site.mode).map_err(failed)?;
+            book::mark(directory, &held.hash, how, attempt, site.mode).map_err(failed)?;
         }
         directory.remove(&held.record).map_err(failed)?;
         Ok(Moment::Done(()))

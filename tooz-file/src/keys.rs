@@ -14,13 +14,13 @@
 //!   locks/<00..3f>/.mutex            held for a moment around each change of these locks:
 //!   locks/<00..3f>/<sha256 key>.h<token>.<mode>.<attempt>.<owner>    a holder
 //!   locks/<00..3f>/<sha256 key>.w<place>.<mode>.<attempt>.<owner>    a waiter
-//!   locks/<00..3f>/<sha256 key>.m<how>                               the last holder ended uncleanly
+//!   locks/<00..3f>/<sha256 key>.m<how>                               the holder that it names ended uncleanly
 //!   breaks/<session>.<attempt>       a request to break a lock
 //!   broken/<attempt>                 who broke it and why, kept for an hour
 //!   tmp/                             files that are not in place yet
 //! ```
 //!
-//! A lock's records are empty files: creating, renaming and unlinking one is atomic, and a process that is killed
+//! Records of holders and waiters are empty files: creating, renaming and unlinking one is atomic, and a process that is killed
 //! leaves none half written.
 
 use std::fmt::{self, Write as _};

@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use tooz_core::driver::{AttemptId, Grant, InstanceId, LockKey, LockMode, Notice, SessionId};
 use tooz_core::{Error, ErrorKind, GroupId, LossReason, MemberId, Result};
 
+use crate::book::Mark;
 use crate::ears::Watch;
 use crate::hub::Topic;
 use crate::kernel::FileId;
@@ -61,6 +62,8 @@ pub(crate) struct Held {
     pub(crate) hash: KeyHash,
     /// The name of its record.
     pub(crate) record: String,
+    /// The marks of which it was told.
+    pub(crate) told: Vec<Mark>,
     /// The files that are locked against Python: the lock's own, and after it was deleted by hand also the new one.
     pub(crate) files: Vec<File>,
 }

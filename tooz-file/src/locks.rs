@@ -184,6 +184,10 @@ impl FileSessionLocks {
             },
             None => drop(directory.create(&record, site.mode).map_err(|cause| failed(key, cause))?),
         }
+        let told = match book.mark {
+            Some(_) => book::marks(directory, hash).map_err(|cause| failed(key, cause))?,
+            None => Vec::new(),
+        };
         let grant = Grant::new(attempt, key.clone(), mode, token, book.mark.unwrap_or_default());
         let mut state = self.local.state();
         if let Err(error) = state.check_attempt(attempt) {
@@ -192,7 +196,7 @@ impl FileSessionLocks {
             return Err(error);
         }
         state.waiting.remove(&attempt);
-        state.held.insert(attempt, Held { grant: grant.clone(), hash: hash.clone(), record, files });
+        state.held.insert(attempt, Held { grant: grant.clone(), hash: hash.clone(), record, told, files });
         drop(state);
         site.say(&Topic::Lock(hash.clone()));
         Ok(Moment::Done(Outcome::Granted(grant)))
@@ -344,13 +348,9 @@ impl FileSessionLocks {
         // First: whoever is woken by the record's end finds the file free.
         held.files.clear();
         let removed = match end {
-            End::Unclean => self.remove_and_mark(&held, end.previous()).await,
-            End::Clean => {
-                let clean = held.grant.previous == Previous::Clean;
-                let unmarked = if clean { Ok(()) } else { book::unmark(directory, &held.hash) };
-                // Unlinking is atomic, and the name is that of this grant alone.
-                unmarked.and_then(|()| directory.remove(&held.record)).map_err(failed)
-            }
+            // Unlinking is atomic, and the name is that of this grant alone.
+            End::Clean if held.told.is_empty() => directory.remove(&held.record).map_err(failed),
+            End::Clean | End::Unclean => self.remove_and_mark(&held, end.previous()).await,
         };
         match removed {
             Ok(found) => {
@@ -369,7 +369,10 @@ impl FileSessionLocks {
     async fn remove_and_mark(&self, held: &Held, how: Previous) -> Result<bool> {
         let site = self.site();
         let work = |directory: &Directory| {
-            let marked = book::mark(directory, &held.hash, how, site.mode);
+            let marked = match how {
+                Previous::Clean => book::unmark(directory, &held.hash, &held.told),
+                how => book::mark(directory, &held.hash, how, held.grant.attempt, site.mode),
+            };
             let removed = marked.and_then(|()| directory.remove(&held.record));
             removed.map(Moment::Done).map_err(|cause| failed(&held.grant.key, cause))
         };

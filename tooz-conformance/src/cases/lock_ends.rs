@@ -12,6 +12,7 @@ pub(super) const CASES: &[Case] = &[
     case!(a_release_says_how_the_work_ended, "L12", "L4"),
     case!(of_several_unclean_ends_a_break_is_told, "L12", "L10"),
     case!(a_grant_that_nobody_used_hides_nothing, "L12", "L6"),
+    case!(a_clean_reader_hides_no_unclean_one, "L12", "L9").needs(Characteristics::SHARED_LOCKS),
     case!(a_session_that_was_lost_is_ended_at_once_and_says_so, "L12", "S7"),
     case!(a_holder_that_was_cut_off_did_not_release, "L12", "S6", "S7").ttl().kit(),
     case!(a_coordinator_that_is_closed_after_a_loss_did_not_release, "L12", "S3").ttl().kit(),
@@ -133,6 +134,24 @@ async fn a_grant_that_nobody_used_hides_nothing(h: Harness) -> Outcome {
         ensure(next.previous == Previous::Clean, format!("{name}, told twice: {:?}", next.previous))?;
     }
     Ok(())
+}
+
+/// L12, L9: two readers come after one unclean end; one of them ends uncleanly, too, and the other's clean release does not hide
+/// that.
+async fn a_clean_reader_hides_no_unclean_one(h: Harness) -> Outcome {
+    let driver = h.driver().await?;
+    let (a, b) = (h.session(&driver, "a").await?, h.session(&driver, "b").await?);
+    let cut_off = granted(&a, "x", false).await?;
+    a.locks().release(&cut_off, End::Unclean).await?;
+    let (one, other) = (granted(&a, "x", true).await?, granted(&b, "x", true).await?);
+    ensure(one.previous == Previous::Expired, format!("the first reader: {:?}", one.previous))?;
+    a.locks().release(&one, End::Unclean).await?;
+    b.locks().release(&other, End::Clean).await?;
+    let next = granted(&a, "x", false).await?;
+    ensure(next.previous == Previous::Expired, format!("the writer: {:?}", next.previous))?;
+    a.locks().release(&next, End::Clean).await?;
+    let next = granted(&b, "x", false).await?;
+    ensure(next.previous == Previous::Clean, format!("told twice: {:?}", next.previous))
 }
 
 /// L12, S7: what a lost session held is free when its end was answered, not when its ttl is over.

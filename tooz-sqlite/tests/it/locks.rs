@@ -273,23 +273,3 @@ async fn tokens_grow_and_nobody_overlaps_under_many_tasks() {
     assert_eq!(tokens.len(), 16 * 25);
     assert!(tokens.is_sorted_by(|one, other| one < other));
 }
-
-/// L12: two readers are told of the same unclean end; one of them ends uncleanly, too, and the other's clean release does not
-/// hide that.
-#[tokio::test]
-async fn a_clean_reader_does_not_hide_an_unclean_one() {
-    use tooz_core::driver::{LockMode::Shared, Previous};
-    let directory = tempfile::tempdir().unwrap();
-    let driver = connect(&url(directory.path(), "")).await;
-    let (a, b) = (session(&driver, "a").await, session(&driver, "b").await);
-    let crashed = granted(&a, &ask("x", Exclusive)).await;
-    a.locks().release(&crashed, End::Unclean).await.unwrap();
-    let (one, other) = (granted(&a, &ask("x", Shared)).await, granted(&b, &ask("x", Shared)).await);
-    assert_eq!((one.previous, other.previous), (Previous::Expired, Previous::Expired));
-    a.locks().release(&one, End::Unclean).await.unwrap();
-    b.locks().release(&other, End::Clean).await.unwrap();
-    let next = granted(&a, &ask("x", Exclusive)).await;
-    assert_eq!(next.previous, Previous::Expired);
-    a.locks().release(&next, End::Clean).await.unwrap();
-    assert_eq!(granted(&b, &ask("x", Exclusive)).await.previous, Previous::Clean);
-}
