@@ -56,6 +56,7 @@ impl Backend {
                 // As in the other backends: above the tokens of an earlier one, unless the clock was set back.
                 let since = context.clock.wall().duration_since(UNIX_EPOCH).unwrap_or_default();
                 state.fence = u64::try_from(since.as_micros()).unwrap_or_default();
+                state.first_fence = state.fence;
             }
             state.epoch.get_or_insert_with(|| Epoch(context.entropy.id()));
             if let Some(fault) = config.fault {

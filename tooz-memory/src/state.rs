@@ -33,6 +33,8 @@ pub(crate) struct State {
     pub(crate) drivers: u64,
     /// The last fencing token. INVARIANT: never goes back while the backend lives, also when the data is lost.
     pub(crate) fence: u64,
+    /// Where tokens began, for the fault that begins again.
+    pub(crate) first_fence: u64,
     /// The last incarnation of a member.
     pub(crate) incarnation: u128,
     pub(crate) sessions: BTreeMap<SessionId, Live>,
@@ -309,7 +311,7 @@ impl State {
             self.lose_locks(&name);
         }
         if self.has(Fault::TokensRestart) {
-            self.fence = 0;
+            self.fence = self.first_fence;
         }
         // Derived, not random: a run must replay.
         self.epoch = self.epoch.map(|Epoch(epoch)| Epoch(epoch.wrapping_add(1)));
