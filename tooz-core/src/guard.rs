@@ -218,14 +218,14 @@ pub(crate) fn give_back_lost(shared: &Arc<Shared>, state: Arc<GrantState>) -> Op
     let shared = Arc::clone(shared);
     Some(Box::pin(async move {
         shared.spawner.sleep(state.tenure.margin()).await;
-        release_until_answered(&shared, &state).await;
+        release_until_answered(&shared, &state, End::Unclean).await;
     }))
 }
 
-/// Repeats an unclean release; a withdrawal would say that the lock was never used.
-async fn release_until_answered(shared: &Shared, state: &Arc<GrantState>) {
+/// Repeats a release; a withdrawal would say that the lock was never used.
+async fn release_until_answered(shared: &Shared, state: &Arc<GrantState>, end: End) {
     let call = |session| {
-        let call = release_call(session, Arc::clone(state), End::Unclean);
+        let call = release_call(session, Arc::clone(state), end);
         Box::pin(async move { call.await.map(drop) }) as Owned<Result<()>>
     };
     shared.until_answered(&state.tenure, call).await;
@@ -241,10 +241,8 @@ impl Drop for Releasing<'_> {
                 Some(call) => state.tenure.or_lost(call).await.is_some_and(|answer| answer.is_ok()),
                 None => false,
             };
-            match end {
-                _ if answered => {}
-                End::Clean => shared.withdraw(&state.tenure, &state.grant.key, state.grant.attempt).await,
-                End::Unclean => release_until_answered(&shared, &state).await,
+            if !answered {
+                release_until_answered(&shared, &state, end).await;
             }
             // Only now: a sibling that asked earlier could be overtaken by the unfinished release.
             drop(ticket);

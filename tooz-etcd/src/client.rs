@@ -219,47 +219,75 @@ impl Client {
         self.stamp.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How a session begins beside this stamp; `revision`: of now, or a little before.
+    fn place(&self) -> String {
+        format!("namespace \"{}\"", self.namespace)
+    }
+
+    /// How a session begins beside a stamp that need not be changed; `None`: it is missing, or of an earlier layout.
     ///
     /// # Errors
-    /// `Incompatible`: the data is of a later layout, or of an earlier one in which a session lives.
-    async fn beginning(&self, seen: &[u8], revision: i64) -> Result<Beginning> {
-        let key = self.keys.epoch();
-        let raise = || fence::first(self.keys.fence(), &self.hub.context.clock, revision);
+    /// `Incompatible`: it is of a later layout; `Corrupt`: it cannot be read.
+    fn beside(&self, seen: &[u8]) -> Result<Option<Beginning>> {
+        let Some(stamp) = self.parse_stamp(seen)? else { return Ok(None) };
+        let compares = vec![Compare::value(self.keys.epoch(), CompareOp::Equal, seen)];
+        let same = stamp.compare(&self.place(), self.layout)? == Ordering::Equal;
+        Ok(same.then(|| Beginning { stamp, compares, write: Vec::new() }))
+    }
+
+    fn parse_stamp(&self, seen: &[u8]) -> Result<Option<Stamp>> {
         if seen.is_empty() {
-            let stamp = Stamp { layout: self.layout, epoch: Epoch(self.hub.context.entropy.id()) };
-            let write = vec![TxnOp::put(key.clone(), stamp.to_string(), None), raise()];
-            return Ok(Beginning {
-                stamp,
-                compares: vec![Compare::version(key, CompareOp::Equal, 0)],
-                write,
-            });
+            return Ok(None);
         }
-        let found = Stamp::parse(seen).ok_or_else(|| {
-            corrupt(&key, "holds no stamp; delete it, and every session takes the data as new")
-        })?;
-        let mut compares = vec![Compare::value(key.clone(), CompareOp::Equal, seen)];
-        let place = format!("namespace \"{}\"", self.namespace);
-        if found.compare(&place, self.layout)? == Ordering::Equal {
-            return Ok(Beginning { stamp: found, compares, write: Vec::new() });
+        let unreadable =
+            || corrupt(&self.keys.epoch(), "holds no stamp; end all programs that use it, then delete it");
+        Stamp::parse(seen).map(Some).ok_or_else(unreadable)
+    }
+
+    /// How a session begins; `seen`: the stamp as it was last seen; `revision`: of now, or a little before.
+    ///
+    /// # Errors
+    /// `Incompatible`: the data is of a later layout, or of an earlier one in which a session lives. `Corrupt`: a session lives
+    /// in a layout that nobody knows.
+    async fn beginning(&self, seen: &[u8], revision: i64) -> Result<Beginning> {
+        if let Some(beginning) = self.beside(seen)? {
+            return Ok(beginning);
         }
-        let (from, end) = self.keys.sessions();
+        let (key, (from, end)) = (self.keys.epoch(), self.keys.sessions());
         let list = TxnOp::get(from.clone(), Some(GetOptions::new().with_range(end.clone())));
-        let response = self.hub.txn(true, Txn::new().and_then([list])).await?;
-        let mut living = answer::found(&response, 0).into_iter().filter(|kv| self.keys.is_session(kv.key()));
+        let look = Txn::new().and_then([TxnOp::get(key.clone(), None), list]);
+        let response = self.hub.txn(true, look).await?;
+        let stands = answer::found(&response, 0).pop().map(|kv| kv.value().to_vec()).unwrap_or_default();
+        if let Some(beginning) = self.beside(&stands)? {
+            return Ok(beginning);
+        }
+        let found = self.parse_stamp(&stands)?;
+        let mut living = answer::found(&response, 1).into_iter().filter(|kv| self.keys.is_session(kv.key()));
         if let Some(kv) = living.next() {
             let who = record::read_session(kv.value())
                 .map_or_else(|| "a session".to_owned(), |member| format!("member \"{member}\""));
-            return Err(earlier_layout_in_use(&place, found.layout, self.layout, &who));
+            return Err(match found {
+                Some(found) => earlier_layout_in_use(&self.place(), found.layout, self.layout, &who),
+                None => {
+                    corrupt(&key, &format!("is missing, although {who} lives; end all programs that use it"))
+                }
+            });
         }
-        // None has begun since.
-        let next = answer::revision(&response).saturating_add(1);
-        compares.push(Compare::mod_revision(from, CompareOp::Less, next).with_range(end));
-        let stamp = Stamp { layout: self.layout, ..found };
-        let mut write = vec![TxnOp::put(key, stamp.to_string(), None)];
+        let stamp = match found {
+            Some(found) => Stamp { layout: self.layout, ..found },
+            None => Stamp { layout: self.layout, epoch: Epoch(self.hub.context.entropy.id()) },
+        };
+        let mut write = vec![TxnOp::put(key.clone(), stamp.to_string(), None)];
         // Layout 1 had no raises.
-        write.extend((found.layout < 2).then(raise));
-        Ok(Beginning { stamp, compares, write })
+        let raised = found.is_some_and(|found| found.layout > 1);
+        write.extend((!raised).then(|| fence::first(self.keys.fence(), &self.hub.context.clock, revision)));
+        let unchanged = match found {
+            Some(_) => Compare::value(key, CompareOp::Equal, stands),
+            None => Compare::version(key, CompareOp::Equal, 0),
+        };
+        // No session has begun since.
+        let next = answer::revision(&response).saturating_add(1);
+        let none = Compare::mod_revision(from, CompareOp::Less, next).with_range(end);
+        Ok(Beginning { stamp, compares: vec![unchanged, none], write })
     }
 
     /// Ends a lease and everything that hangs on it. Ending one that is gone is no error.

@@ -8,10 +8,11 @@ use std::time::UNIX_EPOCH;
 
 use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, Txn, TxnOp};
 use tooz_core::clock::Clock;
-use tooz_core::{FencingToken, Result};
+use tooz_core::{Error, FencingToken, Result};
 
 use crate::client::Client;
 use crate::connection::answer;
+use crate::error::corrupt;
 use crate::keys::Fence;
 
 /// What stands in a raise; its key says all.
@@ -38,6 +39,10 @@ impl Raises {
         }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The token of a holder whose key was created at this revision.
     pub(crate) fn token(&self, created: i64) -> i64 {
         let before = self.0.iter().filter(|(_, raised)| *raised < created);
@@ -48,6 +53,18 @@ impl Raises {
 /// Reads every raise.
 pub(crate) fn look(fence: &Fence) -> TxnOp {
     TxnOp::get(fence.prefix().to_vec(), Some(GetOptions::new().with_prefix()))
+}
+
+/// True while there is a raise. Without any, tokens would be smaller than before.
+pub(crate) fn stands(fence: &Fence) -> Compare {
+    Compare::create_revision(fence.prefix().to_vec(), CompareOp::Greater, 0).with_prefix()
+}
+
+pub(crate) fn is_gone(fence: &Fence) -> Error {
+    corrupt(
+        fence.prefix(),
+        "is gone, and tokens would be smaller than before; raise them (`tooz tokens raise`)",
+    )
 }
 
 /// The raise with which a namespace begins, at the revision of now: to the microseconds of now. So its tokens look like

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tooz_core::driver::{AttemptId, LockKey, SessionId};
-use tooz_core::{GroupId, MemberId};
+use tooz_core::{FencingToken, GroupId, MemberId};
 
 use crate::config::DEFAULT_NAMESPACE;
 use crate::shared_with_python;
@@ -237,7 +237,8 @@ impl Fence {
     /// By how much a key raises.
     pub(crate) fn parse(&self, key: &[u8]) -> Option<i64> {
         let digits = std::str::from_utf8(key.strip_prefix(&*self.0)?).ok()?;
-        digits.parse().ok().filter(|by: &i64| *by >= 0 && by.to_string() == digits)
+        let most = FencingToken::RAISE_LIMIT.cast_signed();
+        digits.parse().ok().filter(|by: &i64| (0..=most).contains(by) && by.to_string() == digits)
     }
 }
 

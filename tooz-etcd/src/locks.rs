@@ -223,11 +223,17 @@ impl Life {
             return self.look(wish).await.map(Step::Otherwise);
         };
         let place = state.waiter(wish.attempt).map(|waiter| waiter.place);
+        // What is guessed knows of none.
+        if state.revision > 0 && state.raises.is_empty() {
+            self.clear(&wish.key, wish.attempt, End::Clean).await?;
+            return Err(fence::is_gone(&wish.keys.fence));
+        }
         let (unclean, previous) = state.unclean();
         let mut operations = self.grant_operations(wish, previous, gate)?;
         operations.extend(unclean.iter().map(|attempt| TxnOp::delete(wish.keys.mark(*attempt), None)));
         let mut compares = state.compares(&wish.keys, wish.mode, place);
         compares.push(self.fenced());
+        compares.push(fence::stands(&wish.keys.fence));
         if let Some(place) = place {
             // It makes the step one that can be done once only: a second one, late, finds no place to come from.
             compares.push(Compare::create_revision(wish.waiter_key(), CompareOp::Equal, place));
@@ -285,6 +291,7 @@ impl Life {
                 otherwise
             } else {
                 let mut free = vec![
+                    fence::stands(&wish.keys.fence),
                     Compare::create_revision(wish.keys.prefix.clone(), CompareOp::Equal, 0).with_prefix(),
                 ];
                 let gate = wish.keys.gate.clone();

@@ -21,7 +21,7 @@ pub(crate) struct State {
     /// In the order of their asking: all of them, or what [`look_before`] reads.
     pub(crate) queue: Vec<Waiter>,
     marks: Vec<(AttemptId, Previous)>,
-    raises: Raises,
+    pub(crate) raises: Raises,
     pub(crate) gate: Option<Gate>,
 }
 

@@ -82,7 +82,7 @@ pub fn owner(text: &str) {
     if let Some(owner) = Owner::parse(text) {
         assert_eq!(owner.to_string(), text);
         let member = MemberId::new(Sha256::digest(text)).expect("it is short enough");
-        let content = reaper::write_session(&member, &owner);
+        let content = reaper::write_session(&member, &owner, 1);
         assert_eq!(reaper::read_session(&content, "owner").as_deref(), Some(text));
         let hex = reaper::read_session(&content, "member").expect("it is written there");
         assert_eq!(keys::unhex(&hex).as_deref(), Some(member.as_bytes()));

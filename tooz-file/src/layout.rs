@@ -4,13 +4,13 @@
 use std::cmp::Ordering;
 use std::fs::File;
 
-use tooz_core::driver::{SessionId, Stamp, earlier_layout_in_use};
+use tooz_core::driver::{Epoch, SessionId, Stamp, earlier_layout_in_use, later_layout};
 use tooz_core::{Error, ErrorKind, Result};
 
 use crate::directory::{self, Directory};
 use crate::error;
 use crate::fence::spin;
-use crate::kernel::Hold;
+use crate::kernel::{FileId, Hold};
 use crate::keys;
 use crate::reaper;
 use crate::site::Site;
@@ -18,7 +18,10 @@ use crate::site::Site;
 pub(crate) fn parse(home: &Directory, content: &[u8]) -> Result<Stamp> {
     Stamp::parse(content).ok_or_else(|| {
         let path = home.path.join(keys::EPOCH);
-        Error::new(ErrorKind::Corrupt, format!("{} is no stamp of tooz; delete it", path.display()))
+        Error::new(
+            ErrorKind::Corrupt,
+            format!("{} is no stamp of tooz; end all programs that use it, then delete it", path.display()),
+        )
     })
 }
 
@@ -27,32 +30,44 @@ pub(crate) fn parse(home: &Directory, content: &[u8]) -> Result<Stamp> {
 /// # Errors
 /// `Incompatible`: a later version has changed it.
 pub(crate) fn while_it_stays<T>(site: &Site, place: impl FnOnce() -> Result<T>) -> Result<T> {
-    let _guard = guard(site, Hold::Together)?;
-    match read(site)?.compare(&site.base.path.display(), site.stamp.layout)? {
+    let guard = guard(site, Hold::Together)?;
+    let placed = match read(site)?.compare(&site.base.path.display(), site.stamp.layout)? {
         Ordering::Less => Err(Error::new(
             ErrorKind::Unavailable,
             format!("{} was replaced by that of an earlier version; connect again", site.home.path.display()),
         )),
         _ => place(),
-    }
+    };
+    drop(guard);
+    placed
 }
 
-/// Brings a directory of an earlier layout to `layout`.
+/// Brings a directory of an earlier layout to `layout`; `fresh`: the epoch of a stamp that this process may have just written.
 ///
 /// # Errors
 /// `Incompatible`: it is a later one, or a session of an earlier one lives.
-pub(crate) fn bring_up(site: &mut Site, layout: u32) -> Result<()> {
+pub(crate) fn bring_up(site: &mut Site, layout: u32, fresh: Epoch) -> Result<()> {
     let shown = site.base.path.display().to_string();
-    if site.stamp.compare(&shown, layout)? == Ordering::Equal {
+    if site.stamp.compare(&shown, layout)? == Ordering::Equal && site.stamp.epoch != fresh {
         return Ok(());
     }
-    let _guard = guard(site, Hold::Alone)?;
+    let guard = guard(site, Hold::Alone)?;
     let found = read(site)?;
-    if found.compare(&shown, layout)? == Ordering::Less {
-        let failed = |cause| error::io(site.home.path.join(keys::EPOCH).display().to_string(), cause);
-        if let Some(who) = reaper::living(site, |_| true).map_err(failed)? {
-            return Err(earlier_layout_in_use(&shown, found.layout, layout, &who_is(site, who)));
+    let failed = |cause| error::io(site.home.path.join(keys::EPOCH).display().to_string(), cause);
+    // A stamp that was missing a moment ago says nothing about those who live.
+    let other = |session: SessionId| reaper::layout_of(site, session) != layout;
+    if let Some(who) = reaper::living(site, other).map_err(failed)? {
+        let lives = reaper::layout_of(site, who);
+        if found.epoch == fresh {
+            site.home.remove(keys::EPOCH).map_err(failed)?;
         }
+        return Err(if lives > layout {
+            later_layout(&shown, lives, layout)
+        } else {
+            earlier_layout_in_use(&shown, lives, layout, &who_is(site, who))
+        });
+    }
+    if found.compare(&shown, layout)? == Ordering::Less {
         // A layout that changes more than the number changes it here.
         let stamp = Stamp { layout, ..found };
         let temporary = directory::unique(keys::EPOCH);
@@ -63,6 +78,7 @@ pub(crate) fn bring_up(site: &mut Site, layout: u32) -> Result<()> {
         };
         write().map_err(failed)?;
     }
+    drop(guard);
     site.stamp = Stamp { layout, ..found };
     Ok(())
 }
@@ -77,8 +93,16 @@ fn read(site: &Site) -> Result<Stamp> {
     parse(&site.home, &site.home.read(keys::EPOCH).map_err(failed)?)
 }
 
-/// The lock goes with the file.
-fn guard(site: &Site, hold: Hold) -> Result<File> {
+/// Unlocked when it is dropped: closing would not do where a forked child has a copy.
+struct Guard<'a>(&'a Site, File);
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.flavor.unlock(&self.1); // closing does it, too
+    }
+}
+
+fn guard(site: &Site, hold: Hold) -> Result<Guard<'_>> {
     let path = site.home.path.join(keys::BACKEND);
     let failed = |cause| error::io(path.display().to_string(), cause);
     let file = match hold {
@@ -87,12 +111,16 @@ fn guard(site: &Site, hold: Hold) -> Result<File> {
     };
     let file = file.map_err(failed)?;
     if spin(|| site.flavor.try_lock(&file, hold)).map_err(failed)? {
-        return Ok(file);
+        let id = FileId::of(&file).map_err(failed)?;
+        let guard = Guard(site, file);
+        if site.home.has(keys::BACKEND, id) {
+            return Ok(guard);
+        }
     }
     Err(Error::new(
         ErrorKind::Unavailable,
         format!(
-            "{} is locked by another process that opens a session or changes the layout; try again",
+            "{} is replaced, or locked by another process that opens a session or changes the layout; try again",
             path.display()
         ),
     ))

@@ -137,10 +137,14 @@ fn is_private(data: &FileStat) -> bool {
     data.st_uid == geteuid().as_raw() && !Mode::from_bits_truncate(data.st_mode).intersects(others)
 }
 
-/// Never replaces anything.
+/// Never replaces anything, where the file system can do that.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub(crate) fn rename(from: impl AsFd, name: &Path, to: impl AsFd, new: &Path) -> io::Result<()> {
-    Ok(nix::fcntl::renameat2(from, name, to, new, nix::fcntl::RenameFlags::RENAME_NOREPLACE)?)
+    match nix::fcntl::renameat2(&from, name, &to, new, nix::fcntl::RenameFlags::RENAME_NOREPLACE) {
+        // A file system that cannot: NFS, and zfs before 2.2.
+        Err(Errno::EINVAL | Errno::ENOSYS) => Ok(nix::fcntl::renameat(from, name, to, new)?),
+        answer => Ok(answer?),
+    }
 }
 
 /// Without renameat2 in the C library. Random names have nothing to replace; of two who make one directory at the same

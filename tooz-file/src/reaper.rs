@@ -76,9 +76,14 @@ pub(crate) fn is_dead(site: &Site, owner: &Owner) -> bool {
 }
 
 /// What stands in a session's file.
-pub(crate) fn write_session(member: &MemberId, owner: &Owner) -> Vec<u8> {
+pub(crate) fn write_session(member: &MemberId, owner: &Owner, layout: u32) -> Vec<u8> {
     let member = keys::hex(member.as_bytes());
-    format!("owner {owner}\nmember {member}\n").into_bytes()
+    format!("owner {owner}\nmember {member}\nlayout {layout}\n").into_bytes()
+}
+
+/// In which layout a session works; in layout 1 a session need not say so.
+pub(crate) fn layout_of(site: &Site, id: SessionId) -> u32 {
+    session_field(site, id, "layout").and_then(|number| number.parse().ok()).unwrap_or(1)
 }
 
 fn session_field(site: &Site, id: SessionId, field: &str) -> Option<String> {
@@ -116,10 +121,13 @@ pub(crate) async fn reap_in_turn(client: &Client, site: &Site) -> Result<()> {
     if data.len() > 0 && wall.duration_since(last).is_ok_and(|age| age < round) {
         return Ok(());
     }
-    // Whoever does not own the file may set no other time than that of a write.
-    std::os::unix::fs::FileExt::write_all_at(&file, b"\n", 0).map_err(failed)?;
+    let write = || std::os::unix::fs::FileExt::write_all_at(&file, b"\n", 0).map_err(failed);
+    if data.len() == 0 {
+        write()?;
+    }
     match file.set_modified(wall) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+        // Whoever does not own the file may set no other time than that of a write.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => write()?,
         answer => answer.map_err(failed)?,
     }
     reap_all(client, site).await

@@ -100,7 +100,7 @@ fn create(site: &Arc<Site>, id: SessionId, request: &OpenSession) -> io::Result<
     let file = site.tmp.create(&temporary, site.mode)?;
     let file_id = FileId::of(&file)?;
     let owner = Owner { session: id, inode: file_id.inode, process: site.process.clone(), boot: site.boot };
-    io::Write::write_all(&mut &file, &reaper::write_session(&request.member, &owner))?;
+    io::Write::write_all(&mut &file, &reaper::write_session(&request.member, &owner, site.stamp.layout))?;
     if !site.flavor.try_lock(&file, Hold::Alone)? {
         return Err(io::Error::other("a new session file is locked by somebody else"));
     }

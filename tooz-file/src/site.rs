@@ -111,7 +111,7 @@ impl Site {
         let shown = base.path.clone();
         let site = Self::prepare(config, base, known, fresh);
         let mut site = site.map_err(|fail| fail.about_path(&shown))?;
-        layout::bring_up(&mut site, config.layout)?;
+        layout::bring_up(&mut site, config.layout, epoch)?;
         let site = Arc::new(site);
         sites.retain(|_, site| site.strong_count() > 0);
         sites.insert(identity, Arc::downgrade(&site));
@@ -177,7 +177,11 @@ impl Site {
             tmp,
         };
         // Looking makes nothing, so it is made here.
-        site.driver_lock_place().open_or_create(keys::DRIVER_LOCK, mode)?;
+        match site.driver_lock_place().open_or_create(keys::DRIVER_LOCK, mode) {
+            // It is there, and whoever only uses locks does not need it.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            made => drop(made?),
+        }
         let _ = site.breaks_watch.set(site.watch(&site.breaks, Area::Breaks));
         Ok(site)
     }

@@ -139,7 +139,7 @@ impl RedisSession {
             let key = String::from_utf8_lossy(&client.keys.epoch()).into_owned();
             Error::new(
                 ErrorKind::Corrupt,
-                format!("the key {key} holds no stamp; delete it, and every session takes the data as new"),
+                format!("the key {key} holds no stamp; end all programs that use it, then delete it"),
             )
         })?;
         if !opened {
@@ -299,6 +299,7 @@ impl Inner {
             .number(held.grants.len())
             .number(held.waiting.len())
             .number(held.groups.len())
+            .number(client.config.layout)
             .proof();
         for (key, attempt) in held.grants.iter().chain(&held.waiting) {
             let place = client.keys.lock(key);

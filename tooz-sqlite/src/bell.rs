@@ -128,7 +128,7 @@ pub(crate) fn remove_strays(sessions: &Path, is_known: impl Fn(u128) -> bool) ->
         let text = name.to_str().unwrap_or_default();
         if text.starts_with(STAGING) {
             // Somebody died while a bell was made; whoever is making one there makes it anew.
-            let _ = fs::remove_dir(sessions.join(DIRECTORY).join(text));
+            let _ = fs::remove_dir_all(sessions.join(DIRECTORY).join(text));
         }
         let id = Some(text).filter(|name| name.len() == 32);
         if let Some(id) = id.and_then(|name| u128::from_str_radix(name, 16).ok())

@@ -385,12 +385,6 @@ impl User {
                     "option \"mode\": this process has the database open with another one",
                 ));
             }
-            if entry.client.place.mode != config.mode {
-                return Err(Error::new(
-                    ErrorKind::InvalidOption,
-                    "option \"mode\": this process has the database open with another one",
-                ));
-            }
             entry.users += 1;
             entry.client.adopt.fetch_or(config.adopt, Ordering::SeqCst);
             return Ok(Self { client: entry.client.clone(), config, done: AtomicBool::new(false) });

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::stat::lstat;
 use nix::sys::statfs::{self, FsType};
+use nix::unistd::geteuid;
 use tooz_core::{Error, ErrorKind, Result};
 
 use crate::bell;
@@ -123,9 +124,19 @@ impl Place {
         self.check_mount()?;
         for suffix in ["-wal", "-shm", "-journal"] {
             let beside = self.beside(suffix);
-            if fs::symlink_metadata(&beside).is_ok_and(|data| data.is_symlink()) {
-                let beside = beside.display();
-                return Err(Error::new(ErrorKind::Denied, format!("{beside} is a symlink; remove it")));
+            let Ok(found) = fs::symlink_metadata(&beside) else { continue };
+            let beside = beside.display();
+            let refuse =
+                |what: &str| Err(Error::new(ErrorKind::Denied, format!("{beside} {what}; remove it")));
+            if found.is_symlink() {
+                return refuse("is a symlink");
+            }
+            if !found.is_file() || found.nlink() > 1 {
+                return refuse("is no file of SQLite");
+            }
+            // SQLite, as root, gives it to the owner of the database whosever it is.
+            if geteuid().is_root() && found.uid() != data.uid() {
+                return refuse("does not belong to the owner of the database");
             }
         }
         Ok(Prepared { file: FileId::from(&data) })

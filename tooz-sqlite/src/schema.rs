@@ -1,6 +1,7 @@
 //! Opening the database: its identity, its schema and the files beside it.
 
 use std::cell::RefCell;
+use std::cmp::Ordering;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::marker::PhantomData;
@@ -277,12 +278,15 @@ fn bring_up(transaction: &Connection, place: &Place, site: &Site, found: u32) ->
 
 /// No session begins in another layout than its own version's.
 pub(crate) fn check_layout(connection: &Connection, site: &Site) -> Result<()> {
-    let found = layout(connection)?;
-    if found == site.layout {
-        return Ok(());
+    let (found, database) = (layout(connection)?, connection.path().unwrap_or("the database"));
+    match found.cmp(&site.layout) {
+        Ordering::Equal => Ok(()),
+        Ordering::Greater => Err(later_layout(&database, found, site.layout)),
+        Ordering::Less => Err(Error::new(
+            ErrorKind::Unavailable,
+            format!("{database} was replaced by that of an earlier version; connect again"),
+        )),
     }
-    let database = connection.path().unwrap_or("the database");
-    Err(later_layout(&database, found, site.layout))
 }
 
 fn layout(connection: &Connection) -> Result<u32> {
@@ -329,7 +333,7 @@ fn sessions(
 /// seems to live.
 fn adopt(connection: &mut Connection, place: &Place, site: &Site) -> Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(native)?;
-    if layout(&transaction)? == site.layout && is_unmarked(place)? {
+    if (1..=site.layout).contains(&layout(&transaction)?) && is_unmarked(place)? {
         for session in elsewhere(&transaction, site)? {
             transaction
                 .execute("UPDATE sessions SET boot_id = '' WHERE seq = ?1", [session])

@@ -122,7 +122,12 @@ async fn versions_of_two_layouts_never_work_side_by_side(h: Harness) -> Outcome 
     let beside = later().connect().await?;
     held_by_another(&beside, "x").await?;
     ensure(guard.is_held(), "the holder was disturbed")?;
-    Ok(beside.close().await?)
+    beside.close().await?;
+    // Also when nobody lives in it.
+    changed.close().await?;
+    h.outlive().await;
+    let refused = earlier.ask("session again").await.err().ok_or("the layout was changed back")?.to_string();
+    ensure(refused.contains("layout 1000"), refused)
 }
 
 /// G4, W1: members and changes.

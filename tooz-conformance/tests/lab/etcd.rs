@@ -36,6 +36,8 @@ pub(crate) const CASES: &[(&str, Case)] = cases![
     deleted::a_renewed_lease_that_ends_is_heard_of_at_once,
     deleted::a_group_made_again_in_a_gap_is_another_one,
     deleted::a_deleted_place_is_taken_anew,
+    deleted::a_deleted_stamp_is_not_replaced_beside_the_living,
+    deleted::without_raises_nothing_is_granted,
     late::a_late_request_fails,
     late::a_request_that_hangs_is_made_elsewhere,
     late::a_late_join_fails,

@@ -18,6 +18,7 @@ pub(crate) const CASES: &[(&str, Case)] = cases![
     forgotten_scripts_are_told_again,
     a_lost_message_delays_a_hand_over_and_no_more,
     a_wiped_queue_is_queued_in_again,
+    a_deleted_stamp_is_not_replaced_beside_another_layout,
     lost_data_is_noticed_and_tokens_grow,
     a_full_server_keeps_what_it_has,
     a_late_request_comes_to_nothing,
@@ -183,6 +184,17 @@ async fn a_wiped_queue_is_queued_in_again() {
         .await;
     guard.release().await.unwrap();
     assert!(within("the hand-over", SOON, waiting).await.unwrap().is_held());
+}
+
+/// X7: what says that sessions live says in which layout they work, too.
+async fn a_deleted_stamp_is_not_replaced_beside_another_layout() {
+    let redis = server!();
+    let _a = connect(&redis, PATIENT, "a").await;
+    redis.command(&[b"DEL", b"_tooz_rs:epoch"]).unwrap();
+    let later = Coordinator::builder(url(&redis, PATIENT), "b").option("layout", "1000");
+    let error = later.connect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Incompatible, "{error}");
+    let _c = connect(&redis, PATIENT, "c").await;
 }
 
 /// Data that is gone is noticed at somebody's next beat, and told to all the others by a message; tokens grow all the same.

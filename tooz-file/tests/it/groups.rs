@@ -314,6 +314,24 @@ async fn a_directory_that_is_deleted_is_made_anew_with_another_epoch() {
     assert_eq!(short(next(&mut watch).await), "+m");
 }
 
+/// X7: what says that a session lives says in which layout it works, too.
+#[tokio::test]
+async fn a_deleted_stamp_is_not_replaced_beside_another_layout() {
+    let directory = tempfile::tempdir().unwrap();
+    // It cannot notice that the stamp is gone, and end.
+    let earlier = Helper::start(&url(directory.path(), ""), "m");
+    earlier.signal(Signal::SIGSTOP);
+    let stamp = directory.path().join(".tooz-rs/epoch");
+    std::fs::remove_file(&stamp).unwrap();
+    let error = connect(&url(directory.path(), "?layout=1000")).await.map(drop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Incompatible, "{error}");
+    assert!(error.to_string().contains("member \"m\""), "{error}");
+    assert!(!stamp.exists(), "it would be taken for that of the living");
+    earlier.kill();
+    connect(&url(directory.path(), "?layout=1000")).await.unwrap();
+    assert!(std::fs::read_to_string(stamp).unwrap().starts_with("1000 "));
+}
+
 #[tokio::test]
 async fn a_read_only_directory_is_refused_clearly() {
     let directory = tempfile::tempdir().unwrap();

@@ -24,9 +24,9 @@ local function alive(id)
 end
 
 -- Sessions cannot be listed in a script; what says that some live is a key that lives as long as the longest of them. Its value
--- is the member that prolonged it last.
-local function say_alive(key, member, ttl)
-  if redis.call('PTTL', key) < tonumber(ttl) then redis.call('SET', key, member, 'PX', ttl) end
+-- is their layout, and the member that prolonged it last.
+local function say_alive(key, layout, member, ttl)
+  if redis.call('PTTL', key) < tonumber(ttl) then redis.call('SET', key, layout .. ' ' .. member, 'PX', ttl) end
 end
 
 -- Keys are a database's own, channels are the server's: those of another database than the first are named after it.

@@ -1,7 +1,7 @@
 -- One beat: proves the session, prolongs what the coordinator believes to hold, and says what is otherwise. A session that is
 -- gone is never made again, nor is a lock that it held.
 -- KEYS: session, epoch, beat, lives, then of each grant and each place its Python's key, h, q, w, then of each group its hash and m.
--- ARGV: NS, sender, session, ttl, keep, number, epoch, member, grants, places, groups, then of each grant and place its attempt
+-- ARGV: NS, sender, session, ttl, keep, number, epoch, member, grants, places, groups, layout, then of each grant and place its attempt
 -- and base
 local id, ttl, time = ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local refusal = refused(KEYS[1])
@@ -13,14 +13,14 @@ end
 -- The first write is one that a server without memory accepts, so that those after it are accepted, too.
 redis.call('PEXPIRE', KEYS[1], ttl)
 redis.call('HSET', KEYS[1], 'b', ARGV[6])
-say_alive(KEYS[4], ARGV[8], ttl)
+say_alive(KEYS[4], ARGV[12], ARGV[8], ttl)
 if redis.call('HEXISTS', KEYS[1], 'c') == 1 then
   local claimed = owner(redis.call('GET', KEYS[3]))
   if not claimed or claimed == id or not alive(claimed) then redis.call('SET', KEYS[3], 'rs:' .. id, 'PX', ttl) end
 end
 
 local gone, granted, unqueued, evicted = {}, {}, {}, {}
-local at, arg = 5, 12
+local at, arg = 5, 13
 
 local function prolong(l, attempt)
   local text = redis.call('HGET', l.h, attempt)

@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::process::Command;
 
 use libtest_mimic::{Failed, Trial};
+use tooz_core::ErrorKind;
 use tooz_core::driver::{End, LockMode::Exclusive};
 
 use crate::common::{Actor, ask, connect, granted, join, session, try_connect, url};
@@ -37,6 +38,7 @@ const CASES: &[(&str, Case)] = cases![
     two_users_of_one_group_share_a_directory,
     a_umask_takes_nothing_away_from_somebody_without_privileges,
     root_gives_nothing_away_that_it_did_not_make,
+    what_is_not_the_owners_is_not_taken_for_a_log,
 ];
 
 /// As another user, whose main group has the same number, and who may be in other groups.
@@ -267,11 +269,16 @@ async fn root_gives_nothing_away_that_it_did_not_make() {
     let scene = Scene::new(ALICE, ALICE, 0o700);
     let path = scene.place.join("treasure");
     // Open, so that its number is not used again.
-    let hide = || {
+    let hide = || loop {
         while fs::create_dir(&path).is_err() {
             let _ = fs::remove_dir_all(&path);
         }
-        fs::File::open(&path).unwrap()
+        // The thief may have exchanged it already, for one that was rightly given away.
+        if let Ok(hidden) = fs::File::open(&path)
+            && hidden.metadata().unwrap().uid() == 0
+        {
+            break hidden;
+        }
     };
     let mut treasure = hide();
     let _thief = scene.start(as_user(ALICE, ""), "thief", &[&scene.place.display().to_string()]);
@@ -299,4 +306,22 @@ async fn root_gives_nothing_away_that_it_did_not_make() {
         }
     }
     println!("of 100 tries {made} succeeded; {removed} times the empty directory was removed");
+}
+
+/// SQLite would give it to the owner of the database, whosever it was.
+async fn what_is_not_the_owners_is_not_taken_for_a_log() {
+    let scene = Scene::new(ALICE, ALICE, 0o755);
+    let url = url(&scene.place, "");
+    connect(&url).await.close().await.unwrap();
+    for suffix in ["-wal", "-shm"] {
+        let treasure = scene.beside(suffix);
+        fs::write(&treasure, "root's own").unwrap();
+        let error = try_connect(&url).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+        assert!(error.to_string().contains("does not belong to the owner of the database"), "{error}");
+        assert_eq!(fs::metadata(&treasure).unwrap().uid(), 0);
+        assert_eq!(fs::read(&treasure).unwrap(), b"root's own");
+        fs::remove_file(&treasure).unwrap();
+    }
+    connect(&url).await.close().await.unwrap();
 }

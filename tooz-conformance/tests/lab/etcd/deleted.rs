@@ -8,9 +8,9 @@ use tooz_conformance::servers::etcd::Etcd;
 use tooz_core::driver::{
     Acquire, Acquired, AttemptId, End, InstanceId, LockKey, LockMode, OpenSession, Previous, Released,
 };
-use tooz_core::{Capabilities, Coordinator, GroupEvent, LockName, LossReason, MemberId};
+use tooz_core::{Capabilities, Coordinator, ErrorKind, GroupEvent, LockName, LossReason, MemberId};
 
-use super::{AT_ONCE, LIMIT, Outcome, connect};
+use super::{AT_ONCE, LIMIT, Outcome, connect, nobody_holds};
 
 /// W1: history that was compacted away is replaced by a view.
 pub(super) async fn compaction_is_followed_by_a_view() -> Outcome {
@@ -264,6 +264,62 @@ pub(super) async fn a_deleted_place_is_taken_anew() -> Outcome {
     waits(1).await?;
     guard.release().await?;
     assert!(tokio::time::timeout(LIMIT, waiting).await???.is_held());
+    a.close().await?;
+    Ok(b.close().await?)
+}
+
+fn delete(etcd: &Etcd, prefix: &'static str) -> Outcome {
+    let delete = etcd.ask(move |mut client| async move {
+        let all = etcd_client::DeleteOptions::new().with_prefix();
+        client.delete(prefix, Some(all)).await.map(|_| ())
+    });
+    Ok(delete?)
+}
+
+/// X7: without the stamp nobody knows in which layout the living work.
+pub(super) async fn a_deleted_stamp_is_not_replaced_beside_the_living() -> Outcome {
+    let etcd = Etcd::start()?;
+    let address = etcd.address().to_string();
+    let a = connect(&address, "a").await?;
+    delete(&etcd, "%tooz/tooz/epoch")?;
+    let error = connect(&address, "b").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    assert!(error.to_string().contains("member \"a\" lives"), "{error}");
+    a.close().await?;
+    connect(&address, "b").await?.close().await?;
+    Ok(())
+}
+
+/// L3: tokens would be as small as revisions.
+pub(super) async fn without_raises_nothing_is_granted() -> Outcome {
+    let etcd = Etcd::start()?;
+    let address = etcd.address().to_string();
+    let (a, b) = (connect(&address, "a").await?, connect(&address, "b").await?);
+    let guard = a.lock("x")?.acquire().await?;
+    let waiting = tokio::spawn({
+        let lock = b.lock("x")?;
+        async move { lock.acquire().await }
+    });
+    eventually("somebody waits", LIMIT, async || {
+        Ok::<_, tooz_core::Error>(a.lock("x")?.holders().await?.waiters == Some(1))
+    })
+    .await?;
+    let last = guard.token();
+    delete(&etcd, "%tooz/tooz/fence/")?;
+    guard.release().await?;
+    for error in [
+        tokio::time::timeout(LIMIT, waiting).await??.unwrap_err(),
+        a.lock("y")?.try_acquire().await.unwrap_err(),
+        a.lock("y")?.acquire().await.unwrap_err(),
+        a.lock("y")?.shared().acquire().await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        assert!(error.to_string().contains("tooz tokens raise"), "{error}");
+    }
+    nobody_holds(&a, "x").await?;
+    nobody_holds(&a, "y").await?;
+    a.raise_tokens(last.get() + 1).await?;
+    assert!(b.lock("x")?.acquire().await?.token() > last);
     a.close().await?;
     Ok(b.close().await?)
 }
