@@ -33,9 +33,10 @@ impl Raises {
 
     /// Adds a raise; what is none is left alone.
     pub(crate) fn add(&mut self, fence: &Fence, kv: &KeyValue) {
-        match fence.parse(kv.key()) {
-            Some(by) => self.0.push((by, kv.create_revision())),
-            None => tracing::warn!(key = %kv.key().escape_ascii(), "not a raise of ours; it is left alone"),
+        if let Some(by) = fence.parse(kv.key()) {
+            self.0.push((by, kv.create_revision()));
+        } else {
+            tracing::warn!(key = %kv.key().escape_ascii(), "not a raise of ours; it is left alone");
         }
     }
 

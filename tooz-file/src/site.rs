@@ -180,7 +180,7 @@ impl Site {
         match site.driver_lock_place().open_or_create(keys::DRIVER_LOCK, mode) {
             // It is there, and whoever only uses locks does not need it.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
-            made => drop(made?),
+            there => drop(there?),
         }
         let _ = site.breaks_watch.set(site.watch(&site.breaks, Area::Breaks));
         Ok(site)
