@@ -5,7 +5,7 @@ use std::fs::DirBuilder;
 use std::path::{Path, PathBuf};
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
-use tooz::{Builder, Coordinator, MAX_NAME_BYTES};
+use tooz::{Builder, Coordinator, MAX_NAME_BYTES, Viewer};
 
 use crate::args::Backend;
 use crate::exit::{Failure, USAGE};
@@ -16,6 +16,11 @@ const IN_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'#').add(b'?').add(b'%');
 /// Connects as the options say.
 pub(crate) async fn connect(options: &Backend) -> Result<Coordinator, Failure> {
     Ok(builder(options)?.connect().await?)
+}
+
+/// Connects for looking alone: that works on a full store, and for a user who may only read.
+pub(crate) async fn view(options: &Backend) -> Result<Viewer, Failure> {
+    Ok(builder(options)?.view().await?)
 }
 
 /// The URL that the options, the environment or nobody names.

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tooz::{Coordinator, Deadline, Leader, Leadership};
 
 use crate::args::{self, Backend, Elect};
-use crate::backend::{bytes, connect};
+use crate::backend::{bytes, connect, view};
 use crate::exit::Failure;
 use crate::lock::{cannot_start, conclude, member_text, unless_signaled};
 use crate::run::{Job, Signals, Tenure, run};
@@ -70,8 +70,8 @@ async fn lead(coordinator: &Coordinator, options: &Elect, signals: &mut Signals)
 
 pub(crate) async fn leader(backend: &Backend, options: &args::Leader) -> Result<u8, Failure> {
     let mut signals = Signals::catch()?;
-    let coordinator = unless_signaled(&mut signals, connect(backend)).await??;
-    let election = coordinator.election(bytes(&options.group))?;
+    let viewer = unless_signaled(&mut signals, view(backend)).await??;
+    let group = bytes(&options.group);
     let show = |leader: Option<&Leader>| match (leader, options.json) {
         (leader, true) => text::line(&leader.map_or(Value::Null, json).to_string()),
         (Some(leader), false) => text::line(&line(leader)),
@@ -79,13 +79,13 @@ pub(crate) async fn leader(backend: &Backend, options: &args::Leader) -> Result<
         (None, false) => Ok(()),
     };
     if !options.watch {
-        let leader = election.leader().await?;
+        let leader = viewer.leader(group).await?;
         show(leader.as_ref())?;
-        let _ = coordinator.close().await;
+        let _ = viewer.close().await;
         // As grep does: an answer that is "none" can be tested for.
         return Ok(u8::from(leader.is_none()));
     }
-    let mut observer = election.observe().await?;
+    let mut observer = viewer.observe(group).await?;
     let follow = async {
         while let Some(leader) = observer.next().await {
             show(leader?.as_ref())?;

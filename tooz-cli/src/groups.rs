@@ -7,15 +7,15 @@ use tooz::driver::MemberRecord;
 use tooz::{Capabilities, Coordinator, Deadline, GroupEvent};
 
 use crate::args::{Backend, Join, List, Members};
-use crate::backend::{bytes, connect};
+use crate::backend::{bytes, connect, view};
 use crate::exit::{Failure, LOST, USAGE, by_signal};
 use crate::lock::{cannot_start, member_text, unless_signaled};
 use crate::run::{Ended, Job, Signals, Tenure, run};
 use crate::text;
 
 pub(crate) async fn groups(backend: &Backend, options: &List) -> Result<u8, Failure> {
-    let coordinator = connect(backend).await?;
-    let groups = coordinator.groups().await?;
+    let viewer = view(backend).await?;
+    let groups = viewer.groups().await?;
     for group in groups {
         if options.json {
             text::line(&json!({ "group": text::name(group.as_bytes()) }).to_string())?;
@@ -23,16 +23,16 @@ pub(crate) async fn groups(backend: &Backend, options: &List) -> Result<u8, Fail
             text::line(&group.to_string())?;
         }
     }
-    let _ = coordinator.close().await;
+    let _ = viewer.close().await;
     Ok(0)
 }
 
 pub(crate) async fn members(backend: &Backend, options: &Members) -> Result<u8, Failure> {
     let mut signals = Signals::catch()?;
-    let coordinator = unless_signaled(&mut signals, connect(backend)).await??;
-    let group = coordinator.group(bytes(&options.group))?;
+    let viewer = unless_signaled(&mut signals, view(backend)).await??;
+    let group = bytes(&options.group);
     if !options.watch {
-        for record in group.members().await? {
+        for record in viewer.members(group).await? {
             let line = if options.json {
                 text::member_json(&record).to_string()
             } else {
@@ -40,10 +40,10 @@ pub(crate) async fn members(backend: &Backend, options: &Members) -> Result<u8, 
             };
             text::line(&line)?;
         }
-        let _ = coordinator.close().await;
+        let _ = viewer.close().await;
         return Ok(0);
     }
-    let mut events = group.watch().await?;
+    let mut events = viewer.watch(group).await?;
     let follow = async {
         while let Some(event) = events.next().await {
             show(&event?, options.json)?;

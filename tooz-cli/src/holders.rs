@@ -1,20 +1,20 @@
 //! `tooz holders` and `tooz break`.
 
 use crate::args::{Backend, Break, Holders};
-use crate::backend::{bytes, connect};
+use crate::backend::{bytes, connect, view};
 use crate::exit::Failure;
 use crate::text;
 
 pub(crate) async fn holders(backend: &Backend, options: &Holders) -> Result<u8, Failure> {
-    let coordinator = connect(backend).await?;
-    let all = coordinator.lock(bytes(&options.name))?.holders().await?;
+    let viewer = view(backend).await?;
+    let all = viewer.holders(bytes(&options.name)).await?;
     for record in &all.holders {
         text::line(&if options.json { text::holder_json(record).to_string() } else { text::holder(record) })?;
     }
     if let (Some(waiters @ 1..), false) = (all.waiters, options.json) {
         text::line(&format!("waiting: {waiters}"))?;
     }
-    let _ = coordinator.close().await;
+    let _ = viewer.close().await;
     Ok(0)
 }
 

@@ -16,7 +16,7 @@ use crate::shared::{Config, Shared, closed};
 use crate::tenure::Tenure;
 use crate::{
     BackendUrl, Characteristics, Coordinator, Error, ErrorKind, Finding, MemberId, Registration, Result,
-    Runtime, registry,
+    Runtime, Viewer, registry,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -186,22 +186,30 @@ impl Builder {
     async fn connect_within(self) -> Result<Coordinator> {
         let plan = self.plan()?;
         let (spawner, limit) = (plan.context.spawner.clone(), plan.config.connect_timeout);
-        let (answer, answered) = oneshot::channel();
-        // On the coordinator's runtime, and to its end: a coordinator that nobody takes closes itself.
-        spawner
-            .spawn(async move {
-                let connected = plan.connect().await;
-                let _ = answer.send(connected);
-            })
-            .detach();
-        match spawner.timeout(limit, answered).await {
-            Some(Ok(connected)) => connected,
-            Some(Err(_)) => Err(Error::new(ErrorKind::Backend, "the driver panicked while connecting")),
-            None => Err(Error::new(
-                ErrorKind::Timeout,
-                format!("the backend did not answer within {limit:?} (option connect_timeout)"),
-            )),
-        }
+        in_time(&spawner, limit, plan.connect()).await
+    }
+
+    /// Connects for looking alone, without a session: who is in which group, who holds a lock, who leads.
+    ///
+    /// Nothing is written to the backend, neither now nor later. So this works where [`Builder::connect`] cannot: on a
+    /// full store, and for a user who may only read; the driver's README says what that user needs. A backend or a
+    /// namespace that nobody has used yet stays as it is: there are no groups and no holders in it. The member id plays no
+    /// part, except that it must be one; nor do the ttl, the heart and `rejoin`.
+    ///
+    /// # Errors
+    /// As [`Builder::connect`]; `Incompatible` also where the data is of an earlier layout than this version's, which the
+    /// first session of this version changes.
+    ///
+    /// # Cancel safety
+    /// The connection is closed in the background.
+    pub async fn view(self) -> Result<Viewer> {
+        self.view_within().await.map_err(|error| error.during("view"))
+    }
+
+    async fn view_within(self) -> Result<Viewer> {
+        let plan = self.plan()?;
+        let (spawner, limit) = (plan.context.spawner.clone(), plan.config.connect_timeout);
+        in_time(&spawner, limit, plan.view()).await
     }
 
     /// Lets [`Builder::examine`] adopt a backend that was moved: where its driver says that the sessions recorded there
@@ -313,6 +321,29 @@ fn check_characteristics(url: &BackendUrl, missing: Characteristics) -> Result<(
     ))
 }
 
+/// Connects on the coordinator's runtime, and to its end: what nobody takes closes itself.
+async fn in_time<T: Send + 'static>(
+    spawner: &Spawner,
+    limit: Duration,
+    connecting: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    let (answer, answered) = oneshot::channel();
+    spawner
+        .spawn(async move {
+            let connected = connecting.await;
+            let _ = answer.send(connected);
+        })
+        .detach();
+    match spawner.timeout(limit, answered).await {
+        Some(Ok(connected)) => connected,
+        Some(Err(_)) => Err(Error::new(ErrorKind::Backend, "the driver panicked while connecting")),
+        None => Err(Error::new(
+            ErrorKind::Timeout,
+            format!("the backend did not answer within {limit:?} (option connect_timeout)"),
+        )),
+    }
+}
+
 /// Everything that is known before the backend is asked.
 struct Plan {
     config: Config,
@@ -323,10 +354,28 @@ struct Plan {
 }
 
 impl Plan {
+    async fn driver(&self, view: bool) -> Result<Arc<dyn Driver>> {
+        let mut request = Connect::new(self.config.url.clone(), self.context.clone());
+        request.view = view;
+        let driver = self.registration.connect(request).await?;
+        let missing = self.require - driver.characteristics();
+        if let Err(error) = check_characteristics(&self.config.url, missing) {
+            // It has no coordinator or view that would close it.
+            let _ = driver.close().await;
+            return Err(error);
+        }
+        Ok(driver)
+    }
+
+    async fn view(self) -> Result<Viewer> {
+        let driver = self.driver(true).await?;
+        tracing::debug!(url = %self.config.url, "connected for looking");
+        Ok(Viewer::new(&self.config, driver, self.context.spawner))
+    }
+
     async fn connect(self) -> Result<Coordinator> {
         let Context { clock, entropy, spawner, .. } = self.context.clone();
-        let driver = self.registration.connect(Connect::new(self.config.url.clone(), self.context)).await?;
-        check_characteristics(&self.config.url, self.require - driver.characteristics())?;
+        let driver = self.driver(false).await?;
         let instance = InstanceId(entropy.id());
         let request = OpenSession::new(self.config.member.clone(), instance, self.config.ttl);
         let session = driver.open_session(&request).await?;

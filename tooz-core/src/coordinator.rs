@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use crate::builder::Builder;
 use crate::driver::SessionId;
 use crate::election::Election;
-use crate::group::Group;
+use crate::group::{self, Group};
 use crate::heart::{Events, Heart, Liveness};
 use crate::hooks::{self, BoxError, HookEvent, HookId, HookKind};
 use crate::lock::Lock;
@@ -180,9 +180,7 @@ impl Coordinator {
     /// # Cancel safety
     /// Nothing is changed.
     pub async fn groups(&self) -> Result<Vec<GroupId>> {
-        let driver = Arc::clone(&self.life.driver);
-        let call = Box::pin(async move { driver.groups().list().await });
-        self.life.read(call).await.map_err(|error| error.during("groups"))
+        group::groups(self.life.reader()).await
     }
 
     /// Sees to it that every later grant, of each lock and election, has a token of at least `n`: 1 to 2^52

@@ -13,7 +13,7 @@ use crate::clock::Deadline;
 use crate::driver::{BreakRequest, HolderRecord, HolderStream, Holders, LockKey, LockMode, Released};
 use crate::guard::{LossSignal, release, release_in_background, run};
 use crate::lock::{Patience, acquire, break_lock, holders};
-use crate::shared::Life;
+use crate::shared::{Kept, Life, Reads, read};
 use crate::tenure::GrantState;
 use crate::{Error, ErrorKind, GroupId, LossReason, Lost, MemberId, Result, Term};
 
@@ -113,7 +113,7 @@ impl Election {
     /// # Cancel safety
     /// Nothing is changed.
     pub async fn leader(&self) -> Result<Option<Leader>> {
-        holders(&self.life, self.key()).await.map(Leader::of).map_err(|error| error.during("leader"))
+        leader(self.life.reader(), &self.group).await
     }
 
     /// Follows who leads: starts with the present state, reports each change including *vacant* (`None`), and
@@ -125,15 +125,7 @@ impl Election {
     /// # Cancel safety
     /// Nothing is left behind.
     pub async fn observe(&self) -> Result<Observer> {
-        let driver = Arc::clone(&self.life.driver);
-        let key = self.key();
-        let life = Arc::clone(&self.life);
-        // The answer is a type of ours, as for a group's watch.
-        let call = Box::pin(async move {
-            let stream = driver.locks().watch(&key).await?;
-            Ok(Observer { _life: life, stream, last: None, newest: None })
-        });
-        self.life.read(call).await.map_err(|error| error.during("observe"))
+        observe(self.life.reader(), &self.group, Arc::clone(&self.life) as Kept).await
     }
 
     /// Ends the present leadership from outside; see [`Lock::break_lock`](crate::Lock::break_lock).
@@ -146,6 +138,21 @@ impl Election {
     pub async fn break_leadership(&self, why: impl Into<String>) -> Result<Vec<HolderRecord>> {
         break_lock(&self.life, BreakRequest::new(self.key(), self.life.config.member.clone(), why)).await
     }
+}
+
+pub(crate) async fn leader(reader: &dyn Reads, group: &GroupId) -> Result<Option<Leader>> {
+    let holders = holders(reader, LockKey::Leader(group.clone())).await;
+    holders.map(Leader::of).map_err(|error| error.during("leader"))
+}
+
+pub(crate) async fn observe(reader: &dyn Reads, group: &GroupId, kept: Kept) -> Result<Observer> {
+    let (driver, key) = (reader.driver(), LockKey::Leader(group.clone()));
+    // The answer is a type of ours, as for a group's watch.
+    let call = Box::pin(async move {
+        let stream = driver.locks().watch(&key).await?;
+        Ok(Observer { _kept: kept, stream, last: None, newest: None })
+    });
+    read(reader, call).await.map_err(|error| error.during("observe"))
 }
 
 /// The proof of leading a group; dropping it resigns. See [`LockGuard`](crate::LockGuard) for what it guarantees.
@@ -231,7 +238,7 @@ impl Drop for Leadership {
 
 /// The leaders of a group, one after the other.
 pub struct Observer {
-    _life: Arc<Life>,
+    _kept: Kept,
     stream: HolderStream,
     /// What was reported last, if anything was.
     last: Option<Seen>,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::OwnedMutexGuard;
 
 use crate::driver::{Join, MemberRecord, Session};
-use crate::shared::{Life, Membership, Owned, Shared};
+use crate::shared::{Kept, Life, Membership, Owned, Reads, Shared, read};
 use crate::tenure::Tenure;
 use crate::watch::GroupWatch;
 use crate::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
@@ -221,7 +221,7 @@ impl Group {
     /// # Cancel safety
     /// Nothing is changed.
     pub async fn members(&self) -> Result<Vec<MemberRecord>> {
-        members(&self.life, &self.id).await
+        members(self.life.reader(), &self.id).await
     }
 
     /// One living member.
@@ -235,7 +235,7 @@ impl Group {
         let member = MemberId::new(member)?;
         let (driver, id) = (Arc::clone(&self.life.driver), self.id.clone());
         let call = Box::pin(async move { driver.groups().member(&id, &member).await });
-        self.life.read(call).await.map_err(|error| error.during("member"))
+        read(self.life.reader(), call).await.map_err(|error| error.during("member"))
     }
 
     /// What one living member publishes.
@@ -257,21 +257,27 @@ impl Group {
     /// # Cancel safety
     /// Nothing is left behind.
     pub async fn watch(&self) -> Result<GroupWatch> {
-        watch(&self.life, &self.id, Some(Arc::clone(&self.life))).await
+        watch(self.life.reader(), &self.id, Some(Arc::clone(&self.life) as Kept)).await
     }
 }
 
-pub(crate) async fn members(shared: &Shared, id: &GroupId) -> Result<Vec<MemberRecord>> {
-    let (driver, id) = (Arc::clone(&shared.driver), id.clone());
-    let call = Box::pin(async move { driver.groups().members(&id).await });
-    shared.read(call).await.map_err(|error| error.during("members"))
+pub(crate) async fn groups(reader: &dyn Reads) -> Result<Vec<GroupId>> {
+    let driver = reader.driver();
+    let call = Box::pin(async move { driver.groups().list().await });
+    read(reader, call).await.map_err(|error| error.during("groups"))
 }
 
-pub(crate) async fn watch(shared: &Arc<Shared>, id: &GroupId, life: Option<Arc<Life>>) -> Result<GroupWatch> {
-    let (driver, id) = (Arc::clone(&shared.driver), id.clone());
+pub(crate) async fn members(reader: &dyn Reads, id: &GroupId) -> Result<Vec<MemberRecord>> {
+    let (driver, id) = (reader.driver(), id.clone());
+    let call = Box::pin(async move { driver.groups().members(&id).await });
+    read(reader, call).await.map_err(|error| error.during("members"))
+}
+
+pub(crate) async fn watch(reader: &dyn Reads, id: &GroupId, kept: Option<Kept>) -> Result<GroupWatch> {
+    let (driver, id) = (reader.driver(), id.clone());
     // The answer is a type of ours: with the stream's trait object in it, rustc would not see that this is `Send`.
-    let call = Box::pin(async move { Ok(GroupWatch::new(life, driver.groups().watch(&id).await?)) });
-    shared.read(call).await.map_err(|error| error.during("watch"))
+    let call = Box::pin(async move { Ok(GroupWatch::new(kept, driver.groups().watch(&id).await?)) });
+    read(reader, call).await.map_err(|error| error.during("watch"))
 }
 
 /// The right to change memberships, on a living session.

@@ -170,7 +170,7 @@ pub(crate) async fn register(
     running.forget_unwanted(&shared.hooks);
     if !running.watched.contains_key(&group) {
         let mut watched = Watched { known: BTreeMap::new(), watch: None };
-        watched.replace(&group, members(shared, &group).await?);
+        watched.replace(&group, members(shared.reader(), &group).await?);
         running.watched.insert(group.clone(), watched);
     }
     // INVARIANT: added while it has the turn, or a run in between would forget the group again.
@@ -261,7 +261,7 @@ async fn together<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output>
 /// runs, and the next look finds everything.
 async fn look(shared: &Arc<Shared>, running: &mut Running, groups: &[GroupId]) -> Result<Vec<HookEvent>> {
     let reads = groups.iter().map(|group| async move {
-        match members(shared, group).await {
+        match members(shared.reader(), group).await {
             // It was deleted. Whoever is in it when it exists again has joined since.
             Err(error) if error.kind() == ErrorKind::GroupNotFound => Ok(Vec::new()),
             read => read,
@@ -285,7 +285,7 @@ async fn look(shared: &Arc<Shared>, running: &mut Running, groups: &[GroupId]) -
 async fn open(shared: &Arc<Shared>, running: &mut Running) -> Result<Vec<GroupId>> {
     let missing = running.watched.iter_mut().filter(|(_, watched)| watched.watch.is_none());
     let opened = missing.map(|(group, watched)| async move {
-        match watch(shared, group, None).await {
+        match watch(shared.reader(), group, None).await {
             Ok(watch) => watched.watch = Some(watch),
             Err(error) if error.kind() == ErrorKind::GroupNotFound => {
                 return Ok((!watched.known.is_empty()).then(|| group.clone()));

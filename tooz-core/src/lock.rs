@@ -12,7 +12,7 @@ use crate::driver::{
     Session, Turn,
 };
 use crate::guard::LockGuard;
-use crate::shared::{Backoff, Command, Life, Owned, Shared};
+use crate::shared::{Backoff, Command, Life, Owned, Reads, Shared, read};
 use crate::tenure::{GrantState, Tenure};
 use crate::{Error, ErrorKind, FencingToken, LockName, Result};
 
@@ -122,7 +122,7 @@ impl Lock {
     /// # Cancel safety
     /// Nothing is changed.
     pub async fn holders(&self) -> Result<Holders> {
-        holders(&self.life, self.key()).await
+        holders(self.life.reader(), self.key()).await
     }
 
     /// Frees the lock from outside and answers whom it was taken from; empty if nobody held it.
@@ -168,10 +168,10 @@ impl Lock {
     }
 }
 
-pub(crate) async fn holders(life: &Shared, key: LockKey) -> Result<Holders> {
-    let driver = Arc::clone(&life.driver);
+pub(crate) async fn holders(reader: &dyn Reads, key: LockKey) -> Result<Holders> {
+    let driver = reader.driver();
     let call = Box::pin(async move { driver.locks().holders(&key).await });
-    life.read(call).await.map_err(|error| error.during("holders"))
+    read(reader, call).await.map_err(|error| error.during("holders"))
 }
 
 pub(crate) async fn break_lock(life: &Shared, request: BreakRequest) -> Result<Vec<HolderRecord>> {

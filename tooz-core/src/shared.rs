@@ -1,5 +1,6 @@
 //! What a coordinator's handles, its guards and its keeper share.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -30,6 +31,9 @@ pub(crate) type Owned<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// API would hide from rustc that they are `Send`, and nobody could spawn them (rust-lang/rust#110338).
 pub(crate) type Settle<T> = Box<dyn FnOnce(Owned<Result<T>>) -> Owned<()> + Send>;
 
+/// What a stream keeps alive while somebody reads it.
+pub(crate) type Kept = Arc<dyn Any + Send + Sync>;
+
 /// Time limits and habits, from the builder and the URL.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -42,6 +46,43 @@ pub(crate) struct Config {
     pub(crate) initial_backoff: Duration,
     pub(crate) max_backoff: Duration,
     pub(crate) rejoin: bool,
+}
+
+/// Who can read from the backend: a coordinator, and a view.
+pub(crate) trait Reads: Send + Sync {
+    fn driver(&self) -> Arc<dyn Driver>;
+
+    /// On whose runtime the time limit runs, and the limit of one operation.
+    fn limit(&self) -> (&Spawner, Duration);
+
+    /// # Errors
+    /// `Invalid` in a forked child, `Closed`.
+    fn check(&self) -> Result<()>;
+
+    /// Drives what a caller left unfinished to its end.
+    fn settle(&self, job: Owned<()>);
+}
+
+/// A call that changes nothing: when its time is over, nothing can have taken effect.
+pub(crate) async fn read<T: Send + 'static>(reader: &dyn Reads, call: Owned<Result<T>>) -> Result<T> {
+    reader.check()?;
+    let (spawner, limit) = reader.limit();
+    let call = Call { call: Some((call, Box::new(drive::<T>))), reader };
+    limited(spawner, limit, call).await.unwrap_or_else(|| Err(no_answer(limit)))
+}
+
+/// Polls `future` for at most `limit`; `None` when the time is over.
+pub(crate) async fn limited<F: Future>(spawner: &Spawner, limit: Duration, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    // Most calls of an embedded backend are done at once: then no timer is made.
+    if let Poll::Ready(output) = poll_once(future.as_mut()).await {
+        return Some(output);
+    }
+    spawner.timeout(limit, future).await
+}
+
+fn no_answer(limit: Duration) -> Error {
+    Error::new(ErrorKind::Timeout, format!("no answer within {limit:?} (option operation_timeout)"))
 }
 
 pub(crate) struct Shared {
@@ -253,13 +294,13 @@ impl Shared {
     }
 
     /// Polls `future` for at most `limit`; `None` when the time is over.
-    pub(crate) async fn limited<F: Future>(&self, limit: Duration, future: F) -> Option<F::Output> {
-        let mut future = pin!(future);
-        // Most calls of an embedded backend are done at once: then no timer is made.
-        if let Poll::Ready(output) = poll_once(future.as_mut()).await {
-            return Some(output);
-        }
-        self.spawner.timeout(limit, future).await
+    pub(crate) fn limited<F: Future>(
+        &self,
+        limit: Duration,
+        future: F,
+    ) -> impl Future<Output = Option<F::Output>> {
+        // Not a future around it: each one around another is as large again.
+        limited(&self.spawner, limit, future)
     }
 
     /// Drives one call to the backend within the operation time limit. A call that outlives the limit, or its
@@ -271,15 +312,13 @@ impl Shared {
     ) -> Result<T> {
         self.check()?;
         let limit = self.config.operation_timeout;
-        let call = Call { call: Some((call, settle)), shared: self };
+        let call = Call { call: Some((call, settle)), reader: self };
         self.limited(limit, call).await.unwrap_or_else(|| Err(self.timed_out()))
     }
 
-    /// A call that changes nothing: when its time is over, nothing can have taken effect.
-    pub(crate) async fn read<T: Send + 'static>(&self, call: Owned<Result<T>>) -> Result<T> {
-        self.check()?;
-        let call = Call { call: Some((call, Box::new(drive::<T>))), shared: self };
-        self.limited(self.config.operation_timeout, call).await.unwrap_or_else(|| Err(self.no_answer()))
+    /// This, as what the functions that only look are given.
+    pub(crate) fn reader(&self) -> &dyn Reads {
+        self
     }
 
     /// A call after which nothing has to be done, whether it took effect or not.
@@ -287,14 +326,9 @@ impl Shared {
         self.call(call, Box::new(drive)).await
     }
 
-    fn no_answer(&self) -> Error {
-        let limit = self.config.operation_timeout;
-        Error::new(ErrorKind::Timeout, format!("no answer within {limit:?} (option operation_timeout)"))
-    }
-
     /// What may have taken effect has not been answered in time.
     pub(crate) fn timed_out(&self) -> Error {
-        self.no_answer().indeterminate()
+        no_answer(self.config.operation_timeout).indeterminate()
     }
 
     /// Sees to it that an attempt neither holds, nor waits, nor ever will; ends when the backend said so or the
@@ -344,6 +378,24 @@ impl Shared {
     }
 }
 
+impl Reads for Shared {
+    fn driver(&self) -> Arc<dyn Driver> {
+        Arc::clone(&self.driver)
+    }
+
+    fn limit(&self) -> (&Spawner, Duration) {
+        (&self.spawner, self.config.operation_timeout)
+    }
+
+    fn check(&self) -> Result<()> {
+        self.check()
+    }
+
+    fn settle(&self, job: Owned<()>) {
+        self.settle(job);
+    }
+}
+
 pub(crate) fn closed() -> Error {
     Error::new(ErrorKind::Closed, "connect a new coordinator")
 }
@@ -358,10 +410,10 @@ pub(crate) async fn poll_once<F: Future + ?Sized>(mut future: Pin<&mut F>) -> Po
     std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
 }
 
-/// A call to the backend that is handed over to the keeper when its caller goes away.
+/// A call to the backend that is handed over to somebody who drives it to its end when its caller goes away.
 struct Call<'a, T: Send + 'static> {
     call: Option<(Owned<Result<T>>, Settle<T>)>,
-    shared: &'a Shared,
+    reader: &'a dyn Reads,
 }
 
 impl<T: Send + 'static> Future for Call<'_, T> {
@@ -376,7 +428,7 @@ impl<T: Send + 'static> Future for Call<'_, T> {
             // It may have taken effect: what has to be done about that starts with this answer.
             if let Some((_, settle)) = self.call.take() {
                 let error = error.clone();
-                self.shared.settle(settle(Box::pin(async move { Err(error) })));
+                self.reader.settle(settle(Box::pin(async move { Err(error) })));
             }
         } else if output.is_ready() {
             self.call = None;
@@ -388,7 +440,7 @@ impl<T: Send + 'static> Future for Call<'_, T> {
 impl<T: Send + 'static> Drop for Call<'_, T> {
     fn drop(&mut self) {
         if let Some((call, settle)) = self.call.take() {
-            self.shared.settle(settle(call));
+            self.reader.settle(settle(call));
         }
     }
 }

@@ -2,14 +2,13 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_core::Stream;
 
 use crate::Result;
 use crate::driver::{ChangeStream, GroupChange, MemberRecord};
-use crate::shared::Life;
+use crate::shared::Kept;
 
 /// What happened in a group. Applying one after the other always yields the group's real membership.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +31,7 @@ pub enum GroupEvent {
 /// A watch on a group. Nothing is delivered after it is dropped, and dropping it frees what it took.
 pub struct GroupWatch {
     /// None where the coordinator itself keeps the watch, for its hooks: it must not keep itself alive.
-    _life: Option<Arc<Life>>,
+    _kept: Option<Kept>,
     stream: Option<ChangeStream>,
     started: bool,
 }
@@ -44,8 +43,8 @@ impl fmt::Debug for GroupWatch {
 }
 
 impl GroupWatch {
-    pub(crate) fn new(life: Option<Arc<Life>>, stream: ChangeStream) -> Self {
-        Self { _life: life, stream: Some(stream), started: false }
+    pub(crate) fn new(kept: Option<Kept>, stream: ChangeStream) -> Self {
+        Self { _kept: kept, stream: Some(stream), started: false }
     }
 
     /// The next event; `None` after [`GroupEvent::Deleted`].

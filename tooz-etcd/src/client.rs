@@ -74,7 +74,7 @@ pub(crate) fn tls(files: &Tls) -> Result<TlsOptions> {
 
 impl Etcd {
     pub(crate) async fn connect(request: Connect) -> Result<Self> {
-        let config = Config::read(&request.url)?;
+        let (config, view) = (Config::read(&request.url)?, request.view);
         let mut options = ConnectOptions::new();
         if let Some(files) = &config.tls {
             let files = files.clone();
@@ -95,15 +95,11 @@ impl Etcd {
         };
         let keys = Keys::new(&config.namespace);
         let Config { ttl, layout, namespace, .. } = config;
-        Ok(Self(Arc::new(Client {
-            hub,
-            keys,
-            ttl,
-            layout,
-            namespace,
-            stamp: Mutex::default(),
-            characteristics,
-        })))
+        let client = Client { hub, keys, ttl, layout, namespace, stamp: Mutex::default(), characteristics };
+        if view {
+            client.check_readable().await?;
+        }
+        Ok(Self(Arc::new(client)))
     }
 }
 
@@ -215,12 +211,29 @@ impl Client {
         ))
     }
 
-    fn seen(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.stamp.lock().unwrap_or_else(PoisonError::into_inner)
+    /// For a view: it reads the layout of this version alone. Where no session ever was there is none, and nothing to see.
+    async fn check_readable(&self) -> Result<()> {
+        let look = [TxnOp::get(self.keys.epoch(), None)];
+        let response = self.hub.txn(true, Txn::new().and_then(look)).await?;
+        match answer::found(&response, 0).pop() {
+            Some(kv) => self.parse(kv.value())?.readable(&self.place(), self.layout),
+            None => Ok(()),
+        }
     }
 
+    fn parse(&self, stamp: &[u8]) -> Result<Stamp> {
+        Stamp::parse(stamp).ok_or_else(|| {
+            corrupt(&self.keys.epoch(), "holds no stamp; end all programs that use it, then delete it")
+        })
+    }
+
+    /// The namespace, for messages.
     fn place(&self) -> String {
         format!("namespace \"{}\"", self.namespace)
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.stamp.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How a session begins beside a stamp that need not be changed; `None`: it is missing, or of an earlier layout.
@@ -228,19 +241,13 @@ impl Client {
     /// # Errors
     /// `Incompatible`: it is of a later layout; `Corrupt`: it cannot be read.
     fn beside(&self, seen: &[u8]) -> Result<Option<Beginning>> {
-        let Some(stamp) = self.parse_stamp(seen)? else { return Ok(None) };
-        let compares = vec![Compare::value(self.keys.epoch(), CompareOp::Equal, seen)];
-        let same = stamp.compare(&self.place(), self.layout)? == Ordering::Equal;
-        Ok(same.then(|| Beginning { stamp, compares, write: Vec::new() }))
-    }
-
-    fn parse_stamp(&self, seen: &[u8]) -> Result<Option<Stamp>> {
         if seen.is_empty() {
             return Ok(None);
         }
-        let unreadable =
-            || corrupt(&self.keys.epoch(), "holds no stamp; end all programs that use it, then delete it");
-        Stamp::parse(seen).map(Some).ok_or_else(unreadable)
+        let stamp = self.parse(seen)?;
+        let compares = vec![Compare::value(self.keys.epoch(), CompareOp::Equal, seen)];
+        let same = stamp.compare(&self.place(), self.layout)? == Ordering::Equal;
+        Ok(same.then(|| Beginning { stamp, compares, write: Vec::new() }))
     }
 
     /// How a session begins; `seen`: the stamp as it was last seen; `revision`: of now, or a little before.
@@ -260,7 +267,7 @@ impl Client {
         if let Some(beginning) = self.beside(&stands)? {
             return Ok(beginning);
         }
-        let found = self.parse_stamp(&stands)?;
+        let found = (!stands.is_empty()).then(|| self.parse(&stands)).transpose()?;
         let mut living = answer::found(&response, 1).into_iter().filter(|kv| self.keys.is_session(kv.key()));
         if let Some(kv) = living.next() {
             let who = record::read_session(kv.value())

@@ -32,7 +32,8 @@ pub(crate) struct Client {
     pub(crate) context: Context,
     characteristics: Characteristics,
     pid: u32,
-    site: Mutex<Arc<Site>>,
+    /// `None`: for a view, where nothing is yet.
+    site: Mutex<Option<Arc<Site>>>,
     closed: AtomicBool,
 }
 
@@ -44,15 +45,17 @@ impl fmt::Debug for Client {
 
 impl Client {
     pub(crate) async fn connect(request: Connect) -> Result<Arc<Self>> {
-        let Connect { url, context, .. } = request;
-        let config = Config::read(&url)?;
-        let site = Site::open(&config, Epoch(context.entropy.id()))?;
-        let mut characteristics = if site.known_file_system {
-            config::characteristics(&url)
-        } else {
-            config::on_unknown_file_system()
+        let Connect { url, context, view, .. } = request;
+        let mut config = Config::read(&url)?;
+        config.view = view;
+        let site = match Site::open(&config, Epoch(context.entropy.id())) {
+            Err(error) if view && error::is_nothing_here(&error) => None,
+            opened => Some(opened?),
         };
-        if !site.hears() {
+        let known = site.as_ref().is_none_or(|site| site.known_file_system);
+        let mut characteristics =
+            if known { config::characteristics(&url) } else { config::on_unknown_file_system() };
+        if site.as_ref().is_some_and(|site| !site.hears()) {
             characteristics -= Characteristics::PUSH_WATCHES;
         }
         let client = Arc::new(Self {
@@ -63,6 +66,9 @@ impl Client {
             site: Mutex::new(site),
             closed: AtomicBool::new(false),
         });
+        if view {
+            return Ok(client);
+        }
         let site = client.site()?;
         reaper::tidy(&client, &site)?;
         reaper::reap_in_turn(&client, &site).await?;
@@ -84,13 +90,17 @@ impl Client {
     }
 
     /// The directory as it is now: made anew if it was deleted or replaced, with a new epoch.
+    ///
+    /// # Errors
+    /// [`error::nothing_here`] for a view, which makes nothing.
     pub(crate) fn site(&self) -> Result<Arc<Site>> {
         self.check_process()?;
         let mut site = self.site.lock().unwrap_or_else(PoisonError::into_inner);
-        if !site.is_in_place() {
-            *site = Site::open(&self.config, Epoch(self.context.entropy.id()))?;
+        if let Some(site) = site.as_ref().filter(|site| site.is_in_place()) {
+            return Ok(site.clone());
         }
-        Ok(site.clone())
+        let opened = Site::open(&self.config, Epoch(self.context.entropy.id()))?;
+        Ok(site.insert(opened).clone())
     }
 
     /// For a call.
@@ -195,7 +205,9 @@ impl Driver for FileDriver {
         self.0.check_process()?;
         self.0.closed.store(true, Ordering::Release);
         // Streams and waiters look again and end.
-        self.0.site.lock().unwrap_or_else(PoisonError::into_inner).hub.say_all(false);
+        if let Some(site) = &*self.0.site.lock().unwrap_or_else(PoisonError::into_inner) {
+            site.hub.say_all(false);
+        }
         Ok(())
     }
 }

@@ -65,6 +65,8 @@ pub(crate) struct Config {
     pub(crate) layout: u32,
     pub(crate) operation_timeout: Duration,
     pub(crate) close_timeout: Duration,
+    /// For looking alone: nothing is made and nothing is written.
+    pub(crate) view: bool,
 }
 
 impl Config {
@@ -102,6 +104,7 @@ impl Config {
             layout: layout_of(url, LAYOUT)?,
             operation_timeout: limit("operation_timeout", OPERATION_TIMEOUT)?,
             close_timeout: limit("close_timeout", CLOSE_TIMEOUT)?,
+            view: false,
         })
     }
 

@@ -49,6 +49,16 @@ pub(crate) fn io(what: impl Into<String>, error: io::Error) -> Error {
     Error::new(kind, what.into() + remedy).caused_by(error)
 }
 
+/// What a view finds where no session ever was: no group, and no lock that anybody holds.
+pub(crate) fn nothing_here(path: &Path) -> Error {
+    Error::new(ErrorKind::GroupNotFound, format!("nothing was ever stored in {}", path.display()))
+}
+
+/// Whether it is [`nothing_here`].
+pub(crate) fn is_nothing_here(error: &Error) -> bool {
+    error.kind() == ErrorKind::GroupNotFound
+}
+
 /// What a handle of the parent answers in a forked child.
 pub(crate) fn forked(owner: u32) -> Error {
     Error::new(

@@ -382,7 +382,10 @@ impl Groups for FileDriver {
             groups.sort_unstable();
             Ok(groups)
         };
-        self.locked("list", Hold::Together, list).await
+        match self.locked("list", Hold::Together, list).await {
+            Err(error) if error::is_nothing_here(&error) => Ok(Vec::new()),
+            listed => listed,
+        }
     }
 
     async fn members(&self, group: &GroupId) -> Result<Vec<MemberRecord>> {

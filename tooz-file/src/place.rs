@@ -22,12 +22,16 @@ const LOCAL: &[FsType] = &[
     statfs::OVERLAYFS_SUPER_MAGIC,
 ];
 
-/// Creates the directory if it is missing, as Python does, and answers its path without symlinks, so that every
+/// Creates the directory if it is missing, as Python does, unless for a view, and answers its path without symlinks, so that every
 /// process comes to the same names, and whether its file system is known to be local.
 pub(crate) fn prepare(config: &Config) -> Result<(Directory, bool)> {
     let shown = config.path.display();
-    match make(&config.path, config.directory_mode()) {
+    let there = if config.view { look(&config.path) } else { make(&config.path, config.directory_mode()) };
+    match there {
         Ok(()) => {}
+        Err(error) if config.view && error.kind() == io::ErrorKind::NotFound => {
+            return Err(error::nothing_here(&config.path));
+        }
         Err(error) if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory) => {
             return Err(Error::new(
                 ErrorKind::InvalidUrl,
@@ -51,6 +55,10 @@ pub(crate) fn prepare(config: &Config) -> Result<(Directory, bool)> {
     let base =
         Directory::open_path(&path).map_err(|error| error::io(format!("the directory {shown}"), error))?;
     Ok((base, local))
+}
+
+fn look(path: &Path) -> io::Result<()> {
+    if path.metadata()?.is_dir() { Ok(()) } else { Err(io::ErrorKind::NotADirectory.into()) }
 }
 
 /// Makes a directory and those above it that are missing. Each belongs to the owner of the one above, if root makes it.

@@ -33,6 +33,8 @@ pub(crate) struct Site {
     pub(crate) boot: u32,
     pub(crate) flavor: Flavor,
     pub(crate) mode: u32,
+    /// For looking alone: nothing is made and nothing is written.
+    view: bool,
     pub(crate) directory_mode: u32,
     pub(crate) known_file_system: bool,
     /// Whether this is the namespace in which Python works.
@@ -66,7 +68,7 @@ struct Stripe {
 }
 
 /// What a lookup of a site is by.
-type Identity = (PathBuf, Option<String>, Flavor, Option<String>, u32, u32);
+type Identity = (PathBuf, Option<String>, Flavor, Option<String>, u32, u32, bool);
 
 static SITES: Mutex<BTreeMap<Identity, Weak<Site>>> = Mutex::new(BTreeMap::new());
 
@@ -97,21 +99,32 @@ impl Site {
             config.boot_id.clone(),
             config.mode,
             config.layout,
+            config.view,
         );
         let mut sites = SITES.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(site) = sites.get(&identity).and_then(Weak::upgrade)
             && site.pid == std::process::id()
             && site.is_in_place()
         {
-            let now = marks(&site.home, &site.tmp, site.flavor, site.stamp, site.mode);
+            let fresh = (!site.view).then_some(site.stamp);
+            let now = marks(&site.home, &site.tmp, site.flavor, fresh, site.mode);
             if now.map_err(|fail| fail.about(&base))? == site.stamp {
                 return Ok(site);
             }
         }
         let shown = base.path.clone();
         let site = Self::prepare(config, base, known, fresh);
-        let mut site = site.map_err(|fail| fail.about_path(&shown))?;
-        layout::bring_up(&mut site, config.layout, epoch)?;
+        let mut site = site.map_err(|fail| match fail {
+            Fail::Io(error) if config.view && error.kind() == io::ErrorKind::NotFound => {
+                error::nothing_here(&shown)
+            }
+            fail => fail.about_path(&shown),
+        })?;
+        if config.view {
+            site.stamp.readable(&shown.display(), config.layout)?;
+        } else {
+            layout::bring_up(&mut site, config.layout, epoch)?;
+        }
         let site = Arc::new(site);
         sites.retain(|_, site| site.strong_count() > 0);
         sites.insert(identity, Arc::downgrade(&site));
@@ -125,18 +138,21 @@ impl Site {
         fresh: Stamp,
     ) -> std::result::Result<Self, Fail> {
         let (mode, directory_mode, flavor) = (config.mode, config.directory_mode(), config.flavor);
-        let root = base.make(keys::OURS, directory_mode)?;
+        let within = |directory: &Directory, name: &str| {
+            if config.view { directory.child(name) } else { directory.make(name, directory_mode) }
+        };
+        let root = within(&base, keys::OURS)?;
         let (home, groups) = match &config.namespace {
-            None => (base.make(keys::OURS, directory_mode)?, base.make(keys::GROUPS, directory_mode)?),
+            None => (within(&base, keys::OURS)?, within(&base, keys::GROUPS)?),
             Some(namespace) => {
-                let namespaces = root.make(keys::NAMESPACES, directory_mode)?;
-                let home = namespaces.make(&keys::namespace(namespace), directory_mode)?;
-                let groups = home.make(keys::GROUPS, directory_mode)?;
+                let namespaces = within(&root, keys::NAMESPACES)?;
+                let home = within(&namespaces, &keys::namespace(namespace))?;
+                let groups = within(&home, keys::GROUPS)?;
                 (home, groups)
             }
         };
-        let tmp = home.make("tmp", directory_mode)?;
-        let stamp = marks(&home, &tmp, flavor, fresh, mode)?;
+        let tmp = within(&home, "tmp")?;
+        let stamp = marks(&home, &tmp, flavor, (!config.view).then_some(fresh), mode)?;
         let boot_id = config.boot_id.clone().map_or_else(kernel::boot_id, Ok)?;
         let hub = Arc::<Hub>::default();
         let ears = match flavor {
@@ -153,15 +169,20 @@ impl Site {
             boot: short_boot(&boot_id),
             flavor,
             mode,
+            view: config.view,
             directory_mode,
             known_file_system: known,
             is_default: config.namespace.is_none(),
-            sessions: home.make("sessions", directory_mode)?,
-            claims: home.make("claims", directory_mode)?,
-            breaks: home.make("breaks", directory_mode)?,
-            broken: home.make("broken", directory_mode)?,
-            locks: home.make("locks", directory_mode)?,
-            driver_pid: home.open_or_create(keys::DRIVER_PID, mode)?,
+            sessions: within(&home, "sessions")?,
+            claims: within(&home, "claims")?,
+            breaks: within(&home, "breaks")?,
+            broken: within(&home, "broken")?,
+            locks: within(&home, "locks")?,
+            driver_pid: if config.view {
+                home.open(keys::DRIVER_PID)?
+            } else {
+                home.open_or_create(keys::DRIVER_PID, mode)?
+            },
             stripes: (0..keys::STRIPES).map(|_| OnceLock::new()).collect(),
             fence: Fence::new(flavor, &boot_id, mode),
             hub,
@@ -176,13 +197,15 @@ impl Site {
             groups,
             tmp,
         };
-        // Looking makes nothing, so it is made here.
-        match site.driver_lock_place().open_or_create(keys::DRIVER_LOCK, mode) {
-            // It is there, and whoever only uses locks does not need it.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
-            there => drop(there?),
+        if !site.view {
+            // Looking makes nothing, so it is made here.
+            match site.driver_lock_place().open_or_create(keys::DRIVER_LOCK, mode) {
+                // It is there, and whoever only uses locks does not need it.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                there => drop(there?),
+            }
+            let _ = site.breaks_watch.set(site.watch(&site.breaks, Area::Breaks));
         }
-        let _ = site.breaks_watch.set(site.watch(&site.breaks, Area::Breaks));
         Ok(site)
     }
 
@@ -271,7 +294,7 @@ impl Site {
         if !in_place {
             let file = match access {
                 Access::Change => stripe.directory.open_or_create(keys::MUTEX, self.mode),
-                Access::Look => match stripe.directory.open_write(keys::MUTEX) {
+                Access::Look => match self.open_to_lock(&stripe.directory, keys::MUTEX) {
                     // Whoever makes a change makes it first.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => return work(&stripe.directory),
                     answer => answer,
@@ -282,18 +305,30 @@ impl Site {
             *mutex = Some((file, id));
         }
         let Some((file, id)) = mutex.as_ref() else { return Ok(Moment::Busy(None)) };
-        if !spin(|| self.flavor.try_lock(file, Hold::Alone)).map_err(failed)? {
+        // Together with other views, and with nobody who writes.
+        let hold = if self.view { Hold::Together } else { Hold::Alone };
+        if !spin(|| self.flavor.try_lock(file, hold)).map_err(failed)? {
             return Ok(Moment::Busy(read_pid(file)));
         }
         // Deleted between opening and locking: another process may have locked a new one.
         let answer = if stripe.directory.has(keys::MUTEX, *id) {
-            let written = write_pid(file, self.pid).map_err(failed);
+            let written = self.say_who(file).map_err(failed);
             written.and_then(|()| work(&stripe.directory))
         } else {
             Ok(Moment::Busy(None))
         };
         self.flavor.unlock(file).map_err(failed)?;
         answer
+    }
+
+    /// A shared lock needs no more than the right to read.
+    fn open_to_lock(&self, directory: &Directory, name: &str) -> io::Result<File> {
+        if self.view { directory.open(name) } else { directory.open_write(name) }
+    }
+
+    /// For whoever waits for a lock of ours. A view, which may not write, stays unnamed.
+    fn say_who(&self, file: &File) -> io::Result<()> {
+        if self.view { Ok(()) } else { write_pid(file, self.pid) }
     }
 
     /// Python's is in the directory itself; another namespace has one of its own.
@@ -306,7 +341,7 @@ impl Site {
         let place = self.driver_lock_place();
         let file = match hold {
             Hold::Alone => place.open_or_create(keys::DRIVER_LOCK, self.mode)?,
-            Hold::Together => match place.open_write(keys::DRIVER_LOCK) {
+            Hold::Together => match self.open_to_lock(place, keys::DRIVER_LOCK) {
                 // Connecting has made it: somebody has just deleted it, and whoever makes a change makes it first.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     return Ok(Moment::Done(DriverLock { _file: None }));
@@ -325,7 +360,7 @@ impl Site {
         if !place.has(keys::DRIVER_LOCK, FileId::of(&file)?) {
             return Ok(Moment::Busy(None));
         }
-        write_pid(&self.driver_pid, self.pid)?;
+        self.say_who(&self.driver_pid)?;
         Ok(Moment::Done(DriverLock { _file: Some(file) }))
     }
 
@@ -391,23 +426,25 @@ impl From<Error> for Fail {
     }
 }
 
-/// Says, or compares, which locks are used here; answers the stamp of the data.
+/// Says, or compares, which locks are used here; answers the stamp of the data. `fresh`: what is written where there is none;
+/// a view writes nothing.
 fn marks(
     home: &Directory,
     tmp: &Directory,
     flavor: Flavor,
-    fresh: Stamp,
+    fresh: Option<Stamp>,
     mode: u32,
 ) -> std::result::Result<Stamp, Fail> {
     let word: &[u8] = match flavor {
         Flavor::OpenFile => b"ofd\n",
         Flavor::Portable => b"portable\n",
     };
-    let found = once(home, tmp, keys::BACKEND, word, mode)?;
+    let found = once(home, tmp, keys::BACKEND, fresh.map(|_| word.to_vec()), mode)?;
     if found != word {
         return Err(Fail::Tooz(other_locks(home, &found)));
     }
-    let written = once(home, tmp, keys::EPOCH, fresh.to_string().as_bytes(), mode)?;
+    let stamp = fresh.map(|stamp| stamp.to_string().into_bytes());
+    let written = once(home, tmp, keys::EPOCH, stamp, mode)?;
     Ok(layout::parse(home, &written)?)
 }
 
@@ -431,11 +468,17 @@ fn other_locks(home: &Directory, found: &[u8]) -> Error {
 }
 
 /// The content of a file that whoever came first wrote, in one step.
-fn once(home: &Directory, tmp: &Directory, name: &str, content: &[u8], mode: u32) -> io::Result<Vec<u8>> {
-    match home.read(name) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+fn once(
+    home: &Directory,
+    tmp: &Directory,
+    name: &str,
+    content: Option<Vec<u8>>,
+    mode: u32,
+) -> io::Result<Vec<u8>> {
+    match (home.read(name), content) {
+        (Err(error), Some(content)) if error.kind() == io::ErrorKind::NotFound => {
             let temporary = directory::unique(name);
-            tmp.write_new(&temporary, content, mode)?.sync_all()?;
+            tmp.write_new(&temporary, &content, mode)?.sync_all()?;
             match tmp.publish(&temporary, home, name) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     tmp.remove(&temporary)?;
@@ -444,7 +487,7 @@ fn once(home: &Directory, tmp: &Directory, name: &str, content: &[u8], mode: u32
             }
             home.read(name)
         }
-        answer => answer,
+        (answer, _) => answer,
     }
 }
 

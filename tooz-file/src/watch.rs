@@ -19,6 +19,7 @@ use crate::breaks;
 use crate::client::Client;
 use crate::directory::Directory;
 use crate::ears::{Area, Watch};
+use crate::error;
 use crate::groups::{self, View};
 use crate::hub::{Listener, Topic};
 use crate::kernel::{FileId, Hold};
@@ -229,8 +230,14 @@ impl Follow for GroupFollower {
             }
             if !self.site.is_in_place() {
                 match self.start_anew() {
-                    Err(error) if error.kind() != ErrorKind::Unavailable => return Some(Err(error)),
-                    _ => continue,
+                    Ok(()) => continue,
+                    // Nothing is there for a view yet.
+                    Err(error)
+                        if matches!(error.kind(), ErrorKind::GroupNotFound | ErrorKind::Unavailable) =>
+                    {
+                        continue;
+                    }
+                    Err(error) => return Some(Err(error)),
                 }
             }
             // A group that was created again after the loss of everything is a new directory.
@@ -250,18 +257,24 @@ impl Follow for GroupFollower {
 /// Follows the holders of one lock.
 struct HolderFollower {
     client: Arc<Client>,
-    site: Arc<Site>,
     key: LockKey,
-    listener: Listener,
-    watched: Vec<Watch>,
-    /// Whether there were records of the lock's stripe to watch.
-    complete: bool,
+    /// `None`: for a view, where nothing is yet.
+    listening: Option<Listening>,
     seen: Option<Holders>,
     /// It looked, and next waits to hear something; also after an error, or whoever asks on would ask without end.
     waits: bool,
 }
 
-fn listen(site: &Arc<Site>, key: &LockKey) -> (Listener, Vec<Watch>, bool) {
+/// A directory, and what is heard of a lock there.
+struct Listening {
+    site: Arc<Site>,
+    listener: Listener,
+    _watched: Vec<Watch>,
+    /// Whether there were records of the lock's stripe to watch.
+    complete: bool,
+}
+
+fn listen(site: &Arc<Site>, key: &LockKey) -> Listening {
     let hash = KeyHash::new(key);
     let complete = site.has_stripe(hash.stripe());
     let mut watched = site.watch_lock(&hash);
@@ -270,15 +283,22 @@ fn listen(site: &Arc<Site>, key: &LockKey) -> (Listener, Vec<Watch>, bool) {
         watched.extend(oslock::watch(site, &path));
         topics.push(Topic::LockFile(path.join("/")));
     }
-    (site.hub.listen(topics), watched, complete)
+    let listener = site.hub.listen(topics);
+    Listening { site: site.clone(), listener, _watched: watched, complete }
+}
+
+/// `None` for a view where nothing is yet.
+fn enter(client: &Client, key: &LockKey) -> Result<Option<Listening>> {
+    match client.enter() {
+        Err(error) if error::is_nothing_here(&error) => Ok(None),
+        site => Ok(Some(listen(&site?, key))),
+    }
 }
 
 pub(crate) fn holders(client: &Arc<Client>, key: &LockKey) -> Result<HolderStream> {
-    let site = client.enter()?;
-    let (listener, watched, complete) = listen(&site, key);
+    let listening = enter(client, key)?;
     let (client, key) = (client.clone(), key.clone());
-    let follower =
-        HolderFollower { client, site, key, listener, watched, complete, seen: None, waits: false };
+    let follower = HolderFollower { client, key, listening, seen: None, waits: false };
     Ok(Box::pin(Following::Idle(follower)))
 }
 
@@ -290,26 +310,36 @@ impl Follow for HolderFollower {
             if self.client.is_closed() || self.client.check_process().is_err() {
                 return None;
             }
-            if !self.site.is_in_place() {
-                match self.client.site() {
-                    Ok(site) => self.site = site,
+            if self.listening.as_ref().is_none_or(|listening| !listening.site.is_in_place()) {
+                match enter(&self.client, &self.key) {
+                    Ok(listening) => self.listening = listening,
                     Err(error) => return Some(Err(error)),
                 }
-                (self.listener, self.watched, self.complete) = listen(&self.site, &self.key);
             }
+            let (spawner, entropy) = (&self.client.context.spawner, &self.client.context.entropy);
             if std::mem::take(&mut self.waits) {
-                let pause = if self.site.hears() {
-                    SAFETY_POLL
-                } else {
-                    self.client.context.entropy.between(WATCH_POLL.0, WATCH_POLL.1)
-                };
-                self.client.context.spawner.timeout(pause, self.listener.heard()).await;
+                let poll = entropy.between(WATCH_POLL.0, WATCH_POLL.1);
+                match &mut self.listening {
+                    None => spawner.sleep(poll).await,
+                    Some(listening) => {
+                        let pause = if listening.site.hears() { SAFETY_POLL } else { poll };
+                        spawner.timeout(pause, listening.listener.heard()).await;
+                    }
+                }
                 continue;
             }
-            if !self.complete && self.site.has_stripe(KeyHash::new(&self.key).stripe()) {
-                (self.listener, self.watched, self.complete) = listen(&self.site, &self.key);
+            let stripe = KeyHash::new(&self.key).stripe();
+            if let Some(listening) = &mut self.listening
+                && !listening.complete
+                && listening.site.has_stripe(stripe)
+            {
+                *listening = listen(&listening.site, &self.key);
             }
-            match breaks::holders(&self.client, &self.site, &self.key).await {
+            let now = match &self.listening {
+                None => Ok(Holders::new(Vec::new(), Some(0))),
+                Some(listening) => breaks::holders(&self.client, &listening.site, &self.key).await,
+            };
+            match now {
                 // Who waits is of no interest here.
                 Ok(now) if self.seen.as_ref().is_none_or(|seen| seen.holders != now.holders) => {
                     self.seen = Some(now.clone());

@@ -1,6 +1,6 @@
 //! Calls over the connection of the moment, which a task of its own keeps up, the supervisor.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::error;
 use crate::finder::{Finder, Found};
 use crate::keys::Keys;
 use crate::link::{Link, Sent};
-use crate::script::Call;
+use crate::script::{Call, Question, Script};
 use crate::server::{self, Facts};
 use crate::supervisor::Supervisor;
 
@@ -36,6 +36,8 @@ pub(crate) struct Client {
     pub(crate) finder: Finder,
     /// Replicas did not confirm: one of them may have taken the server's place, or be gone.
     pub(crate) doubts: Notify,
+    /// The server is older than Redis 7, which brought `EVALSHA_RO`.
+    lacks_read_only: AtomicBool,
 }
 
 #[derive(Clone, Debug)]
@@ -89,12 +91,16 @@ impl Client {
             generation: AtomicU64::new(0),
             finder: Finder::default(),
             doubts: Notify::new(),
+            lacks_read_only: AtomicBool::new(false),
         });
         // On the coordinator's runtime: what the connections' tasks run on must not end with the caller's.
         let first = Arc::clone(&client);
         let first = client.context.spawner.spawn(async move {
             let link = Arc::new(first.link_up().await?);
             let facts = server::ask(&first, &link).await?;
+            if first.config.view {
+                server::check_layout(&first, &link).await?;
+            }
             Ok::<_, Error>((link, facts))
         });
         let (link, facts) =
@@ -245,7 +251,15 @@ impl Client {
     }
 
     async fn call_as(&self, link: &Link, call: &Call, whole: bool) -> Sent {
-        let command = call.command(link.generation, whole);
+        if call.only_reads() && !self.lacks_read_only.load(Ordering::Relaxed) {
+            match self.send(link, &call.command(link.generation, whole, true)).await {
+                Sent::Refused(refusal) if error::is_unknown_command(&refusal) => {
+                    self.lacks_read_only.store(true, Ordering::Relaxed);
+                }
+                sent => return sent,
+            }
+        }
+        let command = call.command(link.generation, whole, false);
         if call.is_proof() { self.prove(link, &command).await } else { self.send(link, &command).await }
     }
 
@@ -345,8 +359,14 @@ impl Client {
     }
 
     /// A script's call in this namespace.
-    pub(crate) fn script(&self, script: &'static crate::script::Script) -> Call {
+    pub(crate) fn script(&self, script: &'static Script) -> Call {
         Call::new(script, self.keys.namespace(), self.keys.database())
+    }
+
+    /// A question's call in this namespace.
+    pub(crate) fn question(&self, question: &Question) -> Call {
+        let view = self.config.view;
+        self.script(question.script(view)).reading(view)
     }
 }
 

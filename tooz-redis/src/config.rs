@@ -125,6 +125,8 @@ pub(crate) struct Config {
     pub(crate) ttl: Duration,
     pub(crate) layout: u32,
     pub(crate) operation_timeout: Duration,
+    /// For looking alone: nothing is written.
+    pub(crate) view: bool,
 }
 
 /// Without the password.
@@ -174,6 +176,7 @@ impl Config {
             db: i64::try_from(db).unwrap_or_default(),
             ttl: url.duration("ttl")?.unwrap_or(TTL),
             layout: layout_of(url, LAYOUT)?,
+            view: false,
             operation_timeout: url.duration("operation_timeout")?.unwrap_or(OPERATION_TIMEOUT),
         })
     }

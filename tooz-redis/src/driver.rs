@@ -16,8 +16,9 @@ use crate::session::RedisSession;
 /// Connects to the server that the URL names.
 pub fn connect(request: Connect) -> Connecting {
     Box::pin(async move {
-        let Connect { url, context, .. } = request;
-        let config = Config::read(&url)?;
+        let Connect { url, context, view, .. } = request;
+        let mut config = Config::read(&url)?;
+        config.view = view;
         let spawner = context.spawner.clone();
         let (client, facts, supervisor) =
             Client::connect(config, context).await.map_err(|e| e.during("connect"))?;

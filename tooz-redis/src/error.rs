@@ -26,6 +26,11 @@ pub(crate) fn is_unknown_script(error: &RedisError) -> bool {
     error.kind() == Native::Server(ServerErrorKind::NoScript)
 }
 
+/// Whether the server is too old for the command.
+pub(crate) fn is_unknown_command(error: &RedisError) -> bool {
+    error.detail().is_some_and(|detail| detail.contains("nknown command"))
+}
+
 /// Whether another server has to be found: this one takes no writes any more.
 pub(crate) fn is_elsewhere(error: &RedisError) -> bool {
     use ServerErrorKind::{Ask, ClusterDown, MasterDown, Moved, ReadOnly};
@@ -101,7 +106,11 @@ fn by_code(error: &RedisError) -> (ErrorKind, &'static str, bool) {
         _ if detail.contains("non local key") => {
             (ErrorKind::Unavailable, "another node of the cluster is in charge", true)
         }
-        _ if detail.contains("NOPERM") || detail.contains("ACL") || detail.contains("permissions") => {
+        // Redis 6 has no code for a command or a key that a script's user may not use.
+        _ if ["NOPERM", "ACL", "permissions", "The user executing the script can't"]
+            .iter()
+            .any(|words| detail.contains(words)) =>
+        {
             (ErrorKind::Denied, "the user may not do this; see the README for the permissions", false)
         }
         _ => (ErrorKind::Backend, "the server refused a command", false),
@@ -120,6 +129,14 @@ mod tests {
             ("ERR", "user_script:1: CORRUPT _tooz_rs:fence", ErrorKind::Corrupt),
             ("WRONGPASS", "invalid username-password pair", ErrorKind::Denied),
             ("ERR", "anything else", ErrorKind::Backend),
+            // Inside a script of Redis 7, and of Redis 6.
+            ("ERR", "User eye has no permissions to run the 'set' command script: x", ErrorKind::Denied),
+            (
+                "ERR",
+                "Error running script (call to f_1): @user_script:1: The user executing the script can't run this command \
+                 or subcommand",
+                ErrorKind::Denied,
+            ),
         ] {
             let native = redis::make_extension_error(code.into(), Some(detail.into()));
             let error = of(native);

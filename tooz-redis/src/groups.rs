@@ -79,7 +79,7 @@ pub(crate) async fn read(client: &Client, group: &GroupId, only: &[u8]) -> Resul
     let place = client.keys.group(group);
     let own = place.own();
     let call = client
-        .script(&script::MEMBERS)
+        .question(&script::WHO_IS_IN)
         .keys([place.key, own, client.keys.epoch()])
         .arg(&place.base)
         .arg(format!("{:032x}", client.context.entropy.id()))

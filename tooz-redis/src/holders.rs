@@ -38,7 +38,7 @@ fn keep(client: &Client) -> Duration {
 async fn read(client: &Client, key: &LockKey) -> Result<Holders> {
     let place = client.keys.lock(key);
     let call = client
-        .script(&script::HOLDERS)
+        .question(&script::WHO_HOLDS)
         .keys(place.keys())
         .key(client.keys.fence())
         .number(keep(client).as_millis())

@@ -63,6 +63,9 @@ scripts! {
     DELETE: "group" "delete";
     MEMBERS: "group" "members";
     TICK: "group" "tick";
+    SEE_HOLDERS: "lock" "see_holders";
+    SEE_MEMBERS: "group" "see_members";
+    SEE_TICK: "group" "see_tick";
     OPEN: "lock" "group" "session" "open";
     CLOSE: "lock" "group" "session" "close";
     RENEW: "lock" "group" "renew";
@@ -81,19 +84,54 @@ pub(crate) struct Call {
     keys: Vec<Vec<u8>>,
     arguments: Vec<Vec<u8>>,
     proof: bool,
+    reads: bool,
+}
+
+/// The same question for those who may write, and tidy up on the way, and for a view, which may not.
+#[derive(Debug)]
+pub(crate) struct Question {
+    tidying: &'static Script,
+    looking: &'static Script,
+}
+
+pub(crate) static WHO_HOLDS: Question = Question { tidying: &HOLDERS, looking: &SEE_HOLDERS };
+pub(crate) static WHO_IS_IN: Question = Question { tidying: &MEMBERS, looking: &SEE_MEMBERS };
+pub(crate) static WHAT_IS_NEW: Question = Question { tidying: &TICK, looking: &SEE_TICK };
+
+impl Question {
+    pub(crate) fn script(&self, view: bool) -> &'static Script {
+        if view { self.looking } else { self.tidying }
+    }
 }
 
 impl Call {
     /// Every script takes the namespace first; the number of the connection goes second when it is sent, with the database.
     pub(crate) fn new(script: &'static Script, namespace: &str, database: &str) -> Self {
         let arguments = vec![namespace.into()];
-        Self { script, database: database.to_owned(), keys: Vec::new(), arguments, proof: false }
+        Self {
+            script,
+            database: database.to_owned(),
+            keys: Vec::new(),
+            arguments,
+            proof: false,
+            reads: false,
+        }
     }
 
     /// Somebody will believe to hold something because of it: replicas must have it, where there are any.
     pub(crate) fn proof(mut self) -> Self {
         self.proof = true;
         self
+    }
+
+    /// It writes nothing.
+    pub(crate) fn reading(mut self, reads: bool) -> Self {
+        self.reads = reads;
+        self
+    }
+
+    pub(crate) fn only_reads(&self) -> bool {
+        self.reads
     }
 
     pub(crate) fn is_proof(&self) -> bool {
@@ -120,9 +158,15 @@ impl Call {
         self.arg(number.to_string())
     }
 
-    /// The command; `whole`: with the source, for a server that does not know the script.
-    pub(crate) fn command(&self, generation: u64, whole: bool) -> Cmd {
-        let mut command = redis::cmd(if whole { "EVAL" } else { "EVALSHA" });
+    /// The command; `whole`: with the source, for a server that does not know the script; `read_only`: so that it needs no
+    /// right to write its keys.
+    pub(crate) fn command(&self, generation: u64, whole: bool, read_only: bool) -> Cmd {
+        let mut command = redis::cmd(match (whole, read_only) {
+            (true, false) => "EVAL",
+            (false, false) => "EVALSHA",
+            (true, true) => "EVAL_RO",
+            (false, true) => "EVALSHA_RO",
+        });
         command.arg(if whole { self.script.source() } else { self.script.hash() }).arg(self.keys.len());
         for key in &self.keys {
             command.arg(key.as_slice());

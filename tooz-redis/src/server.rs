@@ -10,7 +10,7 @@ use crate::error;
 use crate::link::{Link, Sent};
 use crate::place::{Address, Place};
 use crate::reply::{Parts, bytes};
-use crate::script;
+use crate::{script, session};
 
 /// What a server said about itself.
 #[derive(Clone, Debug, Default)]
@@ -142,8 +142,23 @@ async fn always_synced(client: &Client, link: &Link) -> bool {
     said.as_deref() == Some(b"always")
 }
 
+/// A view reads the layout of this version alone. Where no session ever was there is none, and nothing to see.
+pub(crate) async fn check_layout(client: &Client, link: &Link) -> Result<()> {
+    let mut get = redis::cmd("GET");
+    get.arg(client.keys.epoch());
+    match bytes(command(client, link, &get).await?) {
+        Some(stamp) => {
+            session::stamp(client, &stamp)?.readable(&session::place(client), client.config.layout)
+        }
+        None => Ok(()),
+    }
+}
+
 /// Loads what the server lacks, so that no first call needs a second round trip. Calls do without it.
 async fn load(client: &Client, link: &Link) {
+    if client.config.view {
+        return; // it has three scripts, and may not be allowed to
+    }
     let mut known = redis::cmd("SCRIPT");
     known.arg("EXISTS");
     for script in script::ALL {

@@ -135,13 +135,7 @@ impl RedisSession {
         };
         let mut answer = Parts::of(answer.value)?;
         let opened = answer.text("the outcome")? == "ok";
-        let stamp = Stamp::parse(&answer.bytes("the stamp")?).ok_or_else(|| {
-            let key = String::from_utf8_lossy(&client.keys.epoch()).into_owned();
-            Error::new(
-                ErrorKind::Corrupt,
-                format!("the key {key} holds no stamp; end all programs that use it, then delete it"),
-            )
-        })?;
+        let stamp = stamp(client, &answer.bytes("the stamp")?)?;
         if !opened {
             return Err(refused(client, stamp, &answer.bytes("who lives")?));
         }
@@ -375,9 +369,24 @@ impl Inner {
     }
 }
 
+pub(crate) fn stamp(client: &Client, text: &[u8]) -> Result<Stamp> {
+    Stamp::parse(text).ok_or_else(|| {
+        let key = String::from_utf8_lossy(&client.keys.epoch()).into_owned();
+        Error::new(
+            ErrorKind::Corrupt,
+            format!("the key {key} holds no stamp; end all programs that use it, then delete it"),
+        )
+    })
+}
+
+/// The namespace, for messages.
+pub(crate) fn place(client: &Client) -> String {
+    format!("namespace \"{}\"", client.keys.namespace())
+}
+
 /// Why no session may live beside data of this stamp.
 fn refused(client: &Client, stamp: Stamp, lives: &[u8]) -> Error {
-    let place = format!("namespace \"{}\"", client.keys.namespace());
+    let place = place(client);
     let ours = client.config.layout;
     stamp.compare(&place, ours).err().unwrap_or_else(|| {
         let who = String::from_utf8_lossy(lives);

@@ -273,6 +273,12 @@ impl Follower {
         }
     }
 
+    /// Whether the group is another one of the same name. One that Python made gets its id when the first of ours that may
+    /// write reads it; a view may have seen it before.
+    fn is_another(&self, instance: &str) -> bool {
+        !self.instance.is_empty() && instance != self.instance
+    }
+
     /// Reads the whole group; `aloud`: something may have been missed.
     async fn read_again(&mut self, aloud: bool) -> Goes {
         match groups::read(&self.client, &self.group, b"").await {
@@ -295,11 +301,13 @@ impl Follower {
         match seen {
             Seen::Missing(epoch) if epoch == self.epoch && !self.lost => return self.end(),
             Seen::Missing(_) => self.lose(),
-            Seen::There(view) if view.epoch == self.epoch && view.instance != self.instance && !self.lost => {
+            Seen::There(view)
+                if view.epoch == self.epoch && self.is_another(&view.instance) && !self.lost =>
+            {
                 return self.end();
             }
             Seen::There(view) => {
-                let another = view.instance != self.instance;
+                let another = self.is_another(&view.instance);
                 self.epoch.clone_from(&view.epoch);
                 self.instance.clone_from(&view.instance);
                 self.lost = false;
@@ -412,7 +420,7 @@ impl Follower {
         let own = place.own();
         let call = self
             .client
-            .script(&script::TICK)
+            .question(&script::WHAT_IS_NEW)
             .keys([place.key, own, self.client.keys.epoch()])
             .arg(&place.base)
             .arg(format!("{:032x}", self.client.context.entropy.id()));
@@ -430,7 +438,7 @@ impl Follower {
             let Ticked::Missing(epoch) = ticked else { return Goes::On };
             return self.see(Seen::Missing(epoch), true);
         };
-        if self.lost || epoch != self.epoch || instance != self.instance {
+        if self.lost || epoch != self.epoch || self.is_another(&instance) {
             return self.read_again(true).await;
         }
         if self.behind.is_some_and(|behind| self.version < behind) {

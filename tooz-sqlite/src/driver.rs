@@ -16,13 +16,16 @@ use crate::keys::Lock;
 use crate::session::SqliteSession;
 use crate::tx::{Effect, Tx};
 use crate::watch::{HoldersStream, LockWatch};
-use crate::{fence, locks};
+use crate::{fence, locks, view};
 
 /// Connects to the database that the URL names, creating it if it is missing.
 pub fn connect(request: Connect) -> Connecting {
     Box::pin(async move {
-        let Connect { url, context, .. } = request;
+        let Connect { url, context, view, .. } = request;
         let config = Config::from_url(&url)?;
+        if view {
+            return view::connect(&url, config, context).await;
+        }
         let limit = config.connect_timeout;
         let user = Arc::new(User::new(config, &context)?);
         // Opens the database, or says why not.

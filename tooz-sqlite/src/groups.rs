@@ -15,7 +15,7 @@ use crate::reaper;
 use crate::tx::{Effect, Tx};
 use crate::watch::{GroupStream, GroupWatch};
 
-fn not_found(group: &GroupId) -> Error {
+pub(crate) fn not_found(group: &GroupId) -> Error {
     Error::new(ErrorKind::GroupNotFound, format!("group \"{group}\""))
 }
 
@@ -23,13 +23,21 @@ fn no_member(group: &GroupId, member: &MemberId) -> Error {
     Error::new(ErrorKind::MemberNotFound, format!("member \"{member}\" of group \"{group}\""))
 }
 
-fn find(tx: &Tx<'_>, namespace: &str, group: &GroupId) -> Work<i64> {
+pub(crate) fn find(tx: &Tx<'_>, namespace: &str, group: &GroupId) -> Work<i64> {
     let id = tx.first(
         "SELECT id FROM groups WHERE namespace = ?1 AND name = ?2",
         (namespace, group.as_bytes()),
         |row| row.get(0),
     )?;
     Ok(id.ok_or_else(|| not_found(group))?)
+}
+
+pub(crate) fn list(tx: &Tx<'_>, namespace: &str) -> Work<Vec<GroupId>> {
+    let names =
+        tx.readable("SELECT name FROM groups WHERE namespace = ?1 ORDER BY name", [namespace], |row| {
+            row.get::<_, Vec<u8>>(0)
+        })?;
+    Ok(names.into_iter().filter_map(|name| GroupId::new(name).ok()).collect())
 }
 
 /// Creates a group; whether it was missing.
@@ -54,7 +62,7 @@ fn delete(tx: &mut Tx<'_>, namespace: &str, group: &GroupId) -> Work<()> {
     events::log(tx, &Event::GroupDeleted(namespace, group.as_bytes()))
 }
 
-fn members(tx: &mut Tx<'_>, namespace: &str, group: &GroupId) -> Work<Vec<MemberRecord>> {
+pub(crate) fn members(tx: &mut Tx<'_>, namespace: &str, group: &GroupId) -> Work<Vec<MemberRecord>> {
     let id = find(tx, namespace, group)?;
     let rows = tx.readable(
         "SELECT session, member, capabilities, incarnation, joined_at, updated_at FROM members \
@@ -71,7 +79,12 @@ fn members(tx: &mut Tx<'_>, namespace: &str, group: &GroupId) -> Work<Vec<Member
     Ok(members)
 }
 
-fn member(tx: &mut Tx<'_>, namespace: &str, group: &GroupId, member: &MemberId) -> Work<MemberRecord> {
+pub(crate) fn member(
+    tx: &mut Tx<'_>,
+    namespace: &str,
+    group: &GroupId,
+    member: &MemberId,
+) -> Work<MemberRecord> {
     let id = find(tx, namespace, group)?;
     let found = tx.first(
         "SELECT session, member, capabilities, incarnation, joined_at, updated_at FROM members \
@@ -243,14 +256,7 @@ impl Groups for SqliteGroups {
 
     async fn list(&self) -> Result<Vec<GroupId>> {
         let namespace = self.namespace();
-        let work = move |tx: &mut Tx<'_>| {
-            let names = tx.readable(
-                "SELECT name FROM groups WHERE namespace = ?1 ORDER BY name",
-                [&*namespace],
-                |row| row.get::<_, Vec<u8>>(0),
-            )?;
-            Ok(names.into_iter().filter_map(|name| GroupId::new(name).ok()).collect())
-        };
+        let work = move |tx: &mut Tx<'_>| list(tx, &namespace);
         self.user.call(Level::Read, work).await.map_err(|error| error.during("list groups"))
     }
 

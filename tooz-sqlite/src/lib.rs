@@ -30,6 +30,7 @@ mod session;
 mod sessionfile;
 mod spin;
 mod tx;
+mod view;
 mod vigil;
 mod watch;
 

@@ -108,6 +108,12 @@ impl Place {
                 _ => {}
             }
         }
+        self.check()
+    }
+
+    /// Checks the database file as it is.
+    pub(crate) fn check(&self) -> Result<Prepared> {
+        let shown = self.database.display();
         let data =
             fs::symlink_metadata(&self.database).map_err(|error| error::io(format!("{shown}"), error))?;
         let refuse = |kind, what: &str| Err(Error::new(kind, format!("{shown} {what}")));

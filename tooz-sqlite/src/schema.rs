@@ -179,25 +179,30 @@ fn wait_for_writer(_: i32) -> bool {
     wait.map(std::thread::park_timeout).is_some()
 }
 
+/// The layout of a database; 0: it is a new one, without anything in it.
+///
+/// # Errors
+/// `Incompatible`: it is a later one than `ours`. `Corrupt`: it is a database of another program.
+pub(crate) fn check(connection: &Connection, shown: &dyn std::fmt::Display, ours: u32) -> Result<u32> {
+    let layout = layout(connection)?;
+    let application = number(connection, "application_id")?;
+    let tables: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(native)?;
+    match (application, layout) {
+        (0, 0) if tables == 0 => Ok(0),
+        (APPLICATION, 1..) if layout <= ours => Ok(layout),
+        (APPLICATION, later) if later > ours => Err(later_layout(shown, later, ours)),
+        _ => Err(Error::new(
+            ErrorKind::Corrupt,
+            format!("{shown} is a database of another program; give another path"),
+        )),
+    }
+}
+
 /// Checks whose database it is before anything is changed, then brings it up to this version.
 fn prepare(connection: &mut Connection, place: &Place, site: &Site, file: FileId) -> Result<()> {
     let shown = place.database.display();
-    let check = |connection: &Connection| -> Result<u32> {
-        let layout = layout(connection)?;
-        let application = number(connection, "application_id")?;
-        let tables: i64 = connection
-            .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
-            .map_err(native)?;
-        match (application, layout) {
-            (0, 0) if tables == 0 => Ok(0),
-            (APPLICATION, 1..) if layout <= site.layout => Ok(layout),
-            (APPLICATION, later) if later > site.layout => Err(later_layout(&shown, later, site.layout)),
-            _ => Err(Error::new(
-                ErrorKind::Corrupt,
-                format!("{shown} is a database of another program; give another path"),
-            )),
-        }
-    };
+    let check = |connection: &Connection| check(connection, &shown, site.layout);
     {
         // In one transaction: between two of its questions another process may create the schema.
         let seen = connection.unchecked_transaction().map_err(native)?;

@@ -17,6 +17,7 @@ mod common;
 mod doctor;
 mod rounds;
 mod terminal;
+mod users;
 
 use std::process::ExitCode;
 
@@ -38,6 +39,9 @@ fn main() -> ExitCode {
     terminal::lead_if_told();
     let no_redis = redis::program().err();
     let mut all = trials("terminal", None, &terminal::TESTS);
+    let no_users =
+        users::missing().map(|why| format!("missing: root, who may be other users and mount: {why}"));
+    all.extend(trials("users", no_users.as_ref(), &users::TESTS));
     all.extend(trials("doctor", no_redis.as_ref(), &doctor::TESTS));
     all.extend(trials("rounds", no_redis.as_ref(), &rounds::REDIS));
     #[cfg(feature = "etcd")]

@@ -25,6 +25,7 @@ mod runtimes;
 mod session;
 mod tokens;
 mod unknown;
+mod views;
 mod watch;
 
 use crate::case::Case;
@@ -51,6 +52,7 @@ pub fn all() -> Vec<Case> {
         unknown::CASES,
         election::CASES,
         watch::CASES,
+        views::CASES,
         hooks::CASES,
         order::CASES,
         errors::CASES,
@@ -84,6 +86,7 @@ const SOURCES: &[&str] = &[
     include_str!("unknown.rs"),
     include_str!("election.rs"),
     include_str!("watch.rs"),
+    include_str!("views.rs"),
     include_str!("hooks.rs"),
     include_str!("order.rs"),
     include_str!("errors.rs"),

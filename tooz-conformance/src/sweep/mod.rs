@@ -33,6 +33,7 @@ mod scene;
 pub mod source;
 mod stack;
 mod takes;
+mod views;
 mod watches;
 mod weather;
 mod world;
@@ -71,6 +72,7 @@ fn scenes() -> Vec<Scene> {
         guards::scenes(),
         groups::scenes(),
         watches::scenes(),
+        views::scenes(),
         hooks::scenes(),
         coordinators::scenes(),
     ]

@@ -15,9 +15,11 @@ const NOT_FOR_CALLERS: &[(&str, &str, &str)] = &[
     ("clock.rs", "", "the keeper's timer"),
     (
         "builder.rs",
-        "connect_within: let connected",
+        "in_time: let connected",
         "a task of its own, driven to its end whoever waits for it",
     ),
+    ("builder.rs", "driver: ", "inside that task"),
+    ("builder.rs", "view: let driver", "inside that task"),
     ("builder.rs", "connect: let driver", "inside that task"),
     ("builder.rs", "connect: let session", "inside that task"),
     ("group.rs", "join_as: let answer", "what is left of a dropped call, in the keeper"),
@@ -34,6 +36,8 @@ const NOT_FOR_CALLERS: &[(&str, &str, &str)] = &[
     ("shared.rs", "drive: ", "the same"),
     ("tenure.rs", "or_lost: ", "called for what is left of a dropped call alone"),
     ("coordinator.rs", "watch_elected_as_leader: ", "nobody is asked, so it never waits"),
+    ("viewer.rs", "close: let _ = answer", "a task of its own, which goes on whoever waits for it"),
+    ("viewer.rs", "drop: ", "the same, with nobody to wait for it"),
     (
         "shared.rs",
         "tenure_within: tokio::task::yield_now",

@@ -11,7 +11,7 @@ use crate::case::{Case, cases};
 use tooz_conformance::servers::Proxy;
 use tooz_conformance::servers::etcd::{Etcd, certificates, counts};
 use tooz_conformance::{Outcome, eventually};
-use tooz_core::{Capabilities, Coordinator, ErrorKind, GroupEvent};
+use tooz_core::{Capabilities, Coordinator, ErrorKind, GroupEvent, Viewer};
 
 pub(crate) const CASES: &[(&str, Case)] = cases![
     a_slow_break_spares_the_next_holder,
@@ -23,6 +23,8 @@ pub(crate) const CASES: &[(&str, Case)] = cases![
     a_crashed_reader_leaves_the_others_their_lock,
     readers_of_unlike_ttls,
     users_and_passwords,
+    a_user_who_may_only_read_looks,
+    a_full_server_can_be_looked_at,
     users_that_change_cost_nothing,
     round_trips,
     a_beat_is_written,
@@ -332,6 +334,80 @@ async fn users_and_passwords() -> Outcome {
     assert!(guard.is_held(), "beats are not authenticated");
     guard.release().await?;
     Ok(a.close().await?)
+}
+
+/// S13: a user with no more than the role that the README names for a view sees everything, and what writes is `Denied`.
+async fn a_user_who_may_only_read_looks() -> Outcome {
+    use etcd_client::{Permission, PermissionType};
+    let etcd = Etcd::start()?;
+    etcd.ask(|mut client| async move {
+        client.role_add("root").await?;
+        client.user_add("root", "s3cret", None).await?;
+        client.user_grant_role("root", "root").await?;
+        client.role_add("looking").await?;
+        for prefix in ["%tooz/tooz/", "tooz/groups/", "/tooz/locks"] {
+            let permission = Permission::new(PermissionType::Read, prefix).with_prefix();
+            client.role_grant_permission("looking", permission).await?;
+        }
+        client.user_add("eye", "s3cret", None).await?;
+        client.user_grant_role("eye", "looking").await?;
+        client.auth_enable().await.map(|_| ())
+    })?;
+    let url = |user: &str| format!("etcd://{user}:s3cret@{}", etcd.address());
+    let a = Coordinator::builder(url("root"), "a").connect().await?;
+    let reader = || Coordinator::builder(url("eye"), "eye");
+    sees_everything(&a, &reader().view().await?).await?;
+    let error = reader().connect().await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Denied && !error.is_indeterminate(), "{error:?}");
+    Ok(a.close().await?)
+}
+
+/// S13: where nothing can be written any more, what stands can be looked at.
+async fn a_full_server_can_be_looked_at() -> Outcome {
+    use etcd_client::{AlarmAction, AlarmType};
+    let etcd = Etcd::start()?;
+    let address = etcd.address().to_string();
+    let a = connect(&address, "a").await?;
+    a.group("g")?.create().await?;
+    let guard = a.lock("y")?.acquire().await?;
+    etcd.ask(|mut client| async move {
+        client.alarm(AlarmAction::Activate, AlarmType::Nospace, None).await.map(|_| ())
+    })?;
+    assert_eq!(connect(&address, "eye").await.unwrap_err().kind(), ErrorKind::Unavailable);
+    let viewer = Coordinator::builder(format!("etcd://{address}"), "eye").view().await?;
+    assert_eq!(viewer.groups().await?.len(), 1);
+    assert!(viewer.members("g").await?.is_empty());
+    assert_eq!(viewer.holders("y").await?.holders[0].token, Some(guard.token()));
+    let mut watch = viewer.watch("g").await?;
+    assert!(matches!(watch.next().await, Some(Ok(GroupEvent::Snapshot(_)))));
+    etcd.ask(|mut client| async move {
+        client.alarm(AlarmAction::Deactivate, AlarmType::Nospace, None).await.map(|_| ())
+    })?;
+    viewer.close().await?;
+    guard.release().await?;
+    Ok(a.close().await?)
+}
+
+/// What `a` does is seen by a view.
+async fn sees_everything(a: &Coordinator, viewer: &Viewer) -> Outcome {
+    let group = a.group("g")?;
+    group.join_or_create(Capabilities::none()).await?;
+    let guard = a.lock("x")?.acquire().await?;
+    assert_eq!(viewer.groups().await?, [group.id().clone()]);
+    assert_eq!(viewer.members("g").await?.len(), 1);
+    assert_eq!(viewer.holders("x").await?.holders[0].token, Some(guard.token()));
+    let (mut watch, mut observer) = (viewer.watch("g").await?, viewer.observe("g").await?);
+    assert!(matches!(watch.next().await, Some(Ok(GroupEvent::Snapshot(all))) if all.len() == 1));
+    assert!(matches!(observer.next().await, Some(Ok(None))));
+    group.leave().await?;
+    let left = tokio::time::timeout(LIMIT, watch.next()).await?;
+    assert!(matches!(left, Some(Ok(GroupEvent::Left(_)))), "{left:?}");
+    let led = a.election("g")?.campaign().await?;
+    let leader = tokio::time::timeout(LIMIT, observer.next()).await?.ok_or("it ended")??;
+    assert_eq!(leader.and_then(|leader| leader.term), Some(led.term()));
+    led.resign().await?;
+    guard.release().await?;
+    Ok(viewer.close().await?)
 }
 
 /// X3, S5: no session loses anything because a user was added.

@@ -8,8 +8,8 @@ use crate::case::{Case, cases};
 use tooz_conformance::servers::Proxy;
 use tooz_conformance::servers::redis::{Redis, command, list, text};
 use tooz_core::{
-    Capabilities, Characteristics, Coordinator, Error, ErrorKind, Event, FencingToken, GroupEvent,
-    GroupWatch, Liveness, LossReason, MemberRecord,
+    Capabilities, Characteristics, Coordinator, Error, ErrorKind, Event, FencingToken, Group, GroupEvent,
+    GroupWatch, Liveness, LockGuard, LossReason, MemberRecord, Viewer,
 };
 
 pub(crate) const CASES: &[(&str, Case)] = cases![
@@ -32,6 +32,8 @@ pub(crate) const CASES: &[(&str, Case)] = cases![
     a_busy_group_is_read_once_a_second,
     one_round_trip_each,
     users_and_permissions,
+    a_user_who_may_only_read_looks,
+    a_full_server_can_be_looked_at,
     the_server_lowers_what_is_promised,
     a_unix_socket_and_a_database,
     nothing_is_left_behind,
@@ -584,6 +586,69 @@ async fn users_and_permissions() {
         assert_eq!(error.kind(), ErrorKind::Denied, "{bad}: {error}");
         assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
     }
+}
+
+/// A user with no more than what the README names for a view sees everything, and what writes is `Denied`.
+async fn a_user_who_may_only_read_looks() {
+    let redis = server!();
+    let a = connect(&redis, PATIENT, "a").await;
+    let group = a.group("g").unwrap();
+    group.join_or_create(Capabilities::none()).await.unwrap();
+    let guard = a.lock("x").unwrap().acquire().await.unwrap();
+    let rules = "on >hunter2 resetkeys %R~_tooz_* resetchannels &_tooz_* -@all +@read +@connection +@scripting \
+                 +subscribe +unsubscribe +time -@dangerous";
+    let words: Vec<_> =
+        ["ACL", "SETUSER", "eye"].into_iter().chain(rules.split(' ')).map(str::as_bytes).collect();
+    assert_eq!(redis.command(&words).unwrap(), b"+OK\r\n");
+    let reader = || Coordinator::builder(format!("redis://eye:hunter2@{}?ttl=4s", redis.address()), "eye");
+    let keys_before = keys(&redis, "*").len();
+    let viewer = reader().view().await.unwrap();
+    sees_everything(&viewer, &group, &guard).await;
+    assert_eq!(keys(&redis, "*").len(), keys_before);
+    viewer.close().await.unwrap();
+    // Forbidden to write keys, and then to call what writes, which only a script's command finds.
+    for rules in ["+@read", "resetkeys ~_tooz_*"] {
+        let words: Vec<_> =
+            ["ACL", "SETUSER", "eye"].into_iter().chain(rules.split(' ')).map(str::as_bytes).collect();
+        assert_eq!(redis.command(&words).unwrap(), b"+OK\r\n");
+        let error = reader().connect().await.unwrap_err();
+        assert!(error.kind() == ErrorKind::Denied && !error.is_indeterminate(), "{error:?}");
+        assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
+    }
+}
+
+/// Where nothing can be written any more, what stands can be looked at.
+async fn a_full_server_can_be_looked_at() {
+    let redis = server!();
+    let a = connect(&redis, PATIENT, "a").await;
+    let group = a.group("g").unwrap();
+    group.join_or_create(Capabilities::none()).await.unwrap();
+    let guard = a.lock("x").unwrap().acquire().await.unwrap();
+    redis.command(&[b"SCRIPT", b"FLUSH"]).unwrap();
+    redis.command(&[b"CONFIG", b"SET", b"maxmemory", b"1"]).unwrap();
+    let error = Coordinator::builder(url(&redis, PATIENT), "eye").connect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    let viewer = Coordinator::builder(url(&redis, PATIENT), "eye").view().await.unwrap();
+    sees_everything(&viewer, &group, &guard).await;
+    viewer.close().await.unwrap();
+}
+
+/// Of a group `g` with the member `a` and a lock `x` that `a` holds.
+async fn sees_everything(viewer: &Viewer, group: &Group, guard: &LockGuard) {
+    assert_eq!(viewer.groups().await.unwrap(), [group.id().clone()]);
+    assert_eq!(viewer.members("g").await.unwrap().len(), 1);
+    let mut watch = viewer.watch("g").await.unwrap();
+    assert!(matches!(watch.next().await.unwrap().unwrap(), GroupEvent::Snapshot(all) if all.len() == 1));
+    let found = viewer.holders("x").await.unwrap();
+    assert!(found.holders.len() == 1 && found.holders[0].token == Some(guard.token()), "{found:?}");
+    assert!(viewer.leader("g").await.unwrap().is_none());
+    let mut observer = viewer.observe("g").await.unwrap();
+    assert!(observer.next().await.unwrap().unwrap().is_none());
+    // Its ticks and what is published go on.
+    group.leave().await.unwrap();
+    let left = within("the leave", SOON, watch.next()).await.unwrap().unwrap();
+    assert!(matches!(left, GroupEvent::Left(_)), "{left:?}");
+    assert!(viewer.members("g").await.unwrap().is_empty());
 }
 
 /// What a server does not keep is not promised, and a server that cannot be one is refused.

@@ -32,7 +32,7 @@ pub use locks::{
     Acquire, Acquired, Admission, AttemptId, BreakRequest, End, Grant, HolderRecord, HolderStream, Holders,
     LockKey, LockMode, Locks, Place, Previous, Released, SessionLocks, Turn, admits,
 };
-pub use stamp::{LAYOUT_OPTION, Stamp, earlier_layout_in_use, later_layout, layout_of};
+pub use stamp::{LAYOUT_OPTION, Stamp, earlier_layout, earlier_layout_in_use, later_layout, layout_of};
 
 use crate::clock::{Clock, Instant};
 use crate::entropy::Entropy;
@@ -50,12 +50,19 @@ pub struct Connect {
     /// For an examination only: a backend that was moved belongs to its new place from now on
     /// ([`Builder::adopt`](crate::Builder::adopt)). Its finding has the topic `adopt`.
     pub adopt: bool,
+    /// For looking alone ([`Builder::view`](crate::Builder::view)).
+    ///
+    /// **Contract** S13: neither connecting nor looking writes anything to the backend, so both work where nothing can be
+    /// written: on a full store, for a user who may only read. What does not exist yet is not made: there are no groups and
+    /// no holders then. Connecting fails with `Incompatible` on data of another layout, later or earlier (X7). No session
+    /// is opened on such a driver, and nothing is created, deleted, broken or raised.
+    pub view: bool,
 }
 
 impl Connect {
     /// A request to connect to `url`.
     pub fn new(url: BackendUrl, context: Context) -> Self {
-        Self { url, context, adopt: false }
+        Self { url, context, adopt: false, view: false }
     }
 }
 

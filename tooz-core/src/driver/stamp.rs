@@ -42,6 +42,17 @@ impl Stamp {
         let order = self.layout.cmp(&ours);
         if order == Ordering::Greater { Err(later_layout(place, self.layout, ours)) } else { Ok(order) }
     }
+
+    /// For a view, which cannot change the layout.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Incompatible`] if it is another one.
+    pub fn readable(self, place: &dyn fmt::Display, ours: u32) -> Result<()> {
+        match self.compare(place, ours)? {
+            Ordering::Less => Err(earlier_layout(place, self.layout, ours)),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl fmt::Display for Stamp {
@@ -60,6 +71,17 @@ pub fn later_layout(place: &dyn fmt::Display, found: u32, ours: u32) -> Error {
         format!(
             "{place} has layout {found}, which a later version of tooz wrote; this one knows layouts up to {ours}: upgrade \
              this program"
+        ),
+    )
+}
+
+/// The data is in an earlier layout, and is to be looked at alone.
+pub fn earlier_layout(place: &dyn fmt::Display, found: u32, ours: u32) -> Error {
+    Error::new(
+        ErrorKind::Incompatible,
+        format!(
+            "{place} has layout {found}, which an earlier version of tooz wrote, and this one reads layout {ours}: look \
+             with that version, or open a session with this one, which changes the layout"
         ),
     )
 }
@@ -129,5 +151,9 @@ mod tests {
         assert!(error.to_string().contains("namespace \"x\" has layout 3"), "{error}");
         assert_eq!(stamp.compare(&"it", 3).unwrap(), Ordering::Equal);
         assert_eq!(stamp.compare(&"it", 4).unwrap(), Ordering::Less);
+        stamp.readable(&"it", 3).unwrap();
+        for ours in [2, 4] {
+            assert_eq!(stamp.readable(&"it", ours).unwrap_err().kind(), ErrorKind::Incompatible);
+        }
     }
 }

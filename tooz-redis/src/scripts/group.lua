@@ -60,9 +60,10 @@ local function theirs(member)
   return beat and not owner(beat)
 end
 
--- The living members, each with its capabilities and its record if it is ours. The others are taken out, as Python does.
-local function members(g)
-  local caps, records, found = {}, {}, {}
+-- The living members, each with its capabilities and its record if it is ours. Nothing is written: who is dead or was taken
+-- out by Python is in `dropped`, whose place a member of Python's took in `replaced`.
+local function living(g)
+  local caps, records, found, dropped, replaced = {}, {}, {}, {}, {}
   local all = redis.call('HGETALL', g.m)
   for i = 1, #all, 2 do
     if string.sub(all[i], 1, 1) == 'm' then records[string.sub(all[i], 2)] = record(all[i + 1]) or false end
@@ -76,23 +77,54 @@ local function members(g)
       caps[member] = r.caps
     elseif not caps[member] then
       -- Python took it out.
-      drop(g, member)
+      dropped[#dropped + 1] = member
     end
   end
   for member, text in pairs(caps) do
     local r = records[member] or nil
     local ours = r and alive(r.session)
     if not ours and not theirs(member) then
-      drop(g, member)
+      dropped[#dropped + 1] = member
     else
       -- Python's member took the place of one of ours that died.
       if r and not ours then
-        redis.call('HDEL', g.m, 'm' .. member)
-        changed(g, 'P')
+        replaced[#replaced + 1] = member
         r = nil
       end
       found[#found + 1] = { member, text, r }
     end
   end
+  return found, dropped, replaced
+end
+
+-- The living members. The others are taken out, as Python does.
+local function members(g)
+  local found, dropped, replaced = living(g)
+  for _, member in ipairs(dropped) do drop(g, member) end
+  for _, member in ipairs(replaced) do
+    redis.call('HDEL', g.m, 'm' .. member)
+    changed(g, 'P')
+  end
   return found
+end
+
+-- A digest of these members as Python sees them.
+local function digest(found)
+  local sum = 0
+  for _, one in ipairs(found) do
+    sum = (sum + tonumber(string.sub(redis.sha1hex(pair(one[1], one[2])), 1, 12), 16)) % 281474976710656
+  end
+  return num(sum)
+end
+
+-- These members as they are answered; `only`: one of them, or ''.
+local function shown(found, only)
+  local list = {}
+  for _, one in ipairs(found) do
+    local member, caps, r = one[1], one[2], one[3]
+    if only == '' or only == member then
+      list[#list + 1] = { member, caps, r and r.incarnation or '', r and r.joined or '', r and r.updated or '' }
+    end
+  end
+  return list
 end

@@ -56,9 +56,10 @@ local function unqueue(l, attempt)
   return redis.call('ZREM', l.q, attempt) == 1
 end
 
--- Reads it and takes out who holds it no more. They are told: whoever believed in an older grant learns of a newer one.
-local function read(l)
-  l.holders, l.count, l.value = {}, 0, redis.call('GET', l.key)
+-- Reads it and writes nothing: who holds it no more is named in `gone`, with the session and the reason, and fields that are
+-- no record in `odd`.
+local function look(l)
+  l.holders, l.count, l.gone, l.odd, l.value = {}, 0, {}, {}, redis.call('GET', l.key)
   local all = redis.call('HGETALL', l.h)
   for i = 1, #all, 2 do
     if #all[i] == 32 then
@@ -67,14 +68,13 @@ local function read(l)
         l.holders[all[i]] = h
         l.count = l.count + 1
       else
-        redis.call('HDEL', l.h, all[i])
+        l.odd[#l.odd + 1] = all[i]
       end
     else
       l[all[i]] = all[i + 1]
     end
   end
   l.foreign = l.value and l.value ~= l.g
-  local gone = {}
   for attempt, h in pairs(l.holders) do
     local why
     if h.expires <= now or not alive(h.session) then
@@ -82,9 +82,16 @@ local function read(l)
     elseif l.value ~= l.g then
       why = 'V'
     end
-    if why then gone[#gone + 1] = { attempt, h.session, why } end
+    if why then l.gone[#l.gone + 1] = { attempt, h.session, why } end
   end
-  for _, one in ipairs(gone) do
+  return l
+end
+
+-- Reads it and takes out who holds it no more. They are told: whoever believed in an older grant learns of a newer one.
+local function read(l)
+  look(l)
+  for _, field in ipairs(l.odd) do redis.call('HDEL', l.h, field) end
+  for _, one in ipairs(l.gone) do
     remove(l, one[1])
     mark(l, 'E')
     tell(one[2], 'X ' .. one[1] .. ' ' .. one[3])

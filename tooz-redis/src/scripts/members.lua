@@ -7,11 +7,5 @@ if not exists(g) then
   return { 'nogroup', redis.call('GET', KEYS[3]) or '' }
 end
 known(g, ARGV[4])
-local list = {}
-for _, one in ipairs(members(g)) do
-  local member, caps, r = one[1], one[2], one[3]
-  if ARGV[5] == '' or ARGV[5] == member then
-    list[#list + 1] = { member, caps, r and r.incarnation or '', r and r.joined or '', r and r.updated or '' }
-  end
-end
+local list = shown(members(g), ARGV[5])
 return { 'ok', redis.call('GET', KEYS[3]) or '', redis.call('HGET', g.m, 'v'), redis.call('HGET', g.m, 'i'), list }

@@ -10,11 +10,8 @@ end
 known(g, ARGV[4])
 local last = tonumber(redis.call('HGET', g.m, 't') or '')
 if not last or now < last or now - last >= 900 then
-  local sum = 0
-  for _, one in ipairs(members(g)) do
-    sum = (sum + tonumber(string.sub(redis.sha1hex(pair(one[1], one[2])), 1, 12), 16)) % 281474976710656
-  end
-  redis.call('HSET', g.m, 't', num(now), 'd', num(sum), 'D', redis.call('HGET', g.m, 'v'))
+  local sum = digest(members(g))
+  redis.call('HSET', g.m, 't', num(now), 'd', sum, 'D', redis.call('HGET', g.m, 'v'))
 end
 local r = redis.call('HMGET', g.m, 'v', 'i', 'D', 'd')
 return { 'ok', redis.call('GET', KEYS[3]) or '', r[1], r[2], r[3], r[4] }
