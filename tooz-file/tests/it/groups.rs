@@ -321,6 +321,11 @@ async fn a_deleted_stamp_is_not_replaced_beside_another_layout() {
     // It cannot notice that the stamp is gone, and end.
     let earlier = Helper::start(&url(directory.path(), ""), "m");
     earlier.signal(Signal::SIGSTOP);
+    let stands_still = |thread: std::io::Result<std::fs::DirEntry>| {
+        std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap().contains(") T ")
+    };
+    let threads = || std::fs::read_dir(format!("/proc/{}/task", earlier.pid())).unwrap();
+    eventually("all of it stands still", async || threads().all(stands_still)).await;
     let stamp = directory.path().join(".tooz-rs/epoch");
     std::fs::remove_file(&stamp).unwrap();
     let error = connect(&url(directory.path(), "?layout=1000")).await.map(drop).unwrap_err();
