@@ -146,7 +146,7 @@ impl Life {
     }
 
     /// A grant that was made by the operations of [`Life::grant_operations`], in this answer, at this revision.
-    fn grant_at(
+    async fn grant_at(
         &self,
         wish: &Wish,
         answer: &TxnResponse,
@@ -155,6 +155,11 @@ impl Life {
         gate: Option<SharedGate>,
     ) -> Result<Grant> {
         let raises = Raises::read(&wish.keys.fence, &answer::found(answer, 0));
+        if raises.is_empty() {
+            // What stands there is no raise.
+            self.clear(&wish.key, wish.attempt, End::Clean).await?;
+            return Err(fence::is_gone(&wish.keys.fence));
+        }
         self.grant(wish, (revision, raises.token(revision)), previous, gate)
     }
 
@@ -253,7 +258,7 @@ impl Life {
         let response = claimed?;
         if response.succeeded() {
             let revision = answer::revision(&response);
-            return self.grant_at(wish, &response, revision, previous, gate).map(Step::Granted);
+            return self.grant_at(wish, &response, revision, previous, gate).await.map(Step::Granted);
         }
         self.read_fence(&response, 0)?;
         State::read(&wish.keys, &response, 1).map(Step::Otherwise)
@@ -328,7 +333,7 @@ impl Life {
             };
             if inner.succeeded() {
                 let revision = answer::revision(&response);
-                return self.grant_at(wish, &inner, revision, Previous::Clean, None).map(Step::Granted);
+                return self.grant_at(wish, &inner, revision, Previous::Clean, None).await.map(Step::Granted);
             }
             let mut state = State::read(&wish.keys, &inner, 1)?;
             state.revision = answer::revision(&response);

@@ -185,7 +185,13 @@ pub(crate) fn mark(
     mode: u32,
 ) -> io::Result<()> {
     let Some(name) = key.mark(how) else { return Ok(()) };
-    directory.open_or_create(&name, mode)?.write_all_at(attempt.to_string().as_bytes(), 0)
+    let file = directory.open_or_create(&name, mode)?;
+    // That it stands is what counts, also where there is no room for more.
+    let written = file.set_len(0).and_then(|()| file.write_all_at(attempt.to_string().as_bytes(), 0));
+    if let Err(error) = written {
+        tracing::debug!(%error, name, "a mark does not say which grant ended");
+    }
+    Ok(())
 }
 
 /// The marks of a lock, to be read under its mutex.
@@ -194,7 +200,8 @@ pub(crate) fn marks(directory: &Directory, key: &KeyHash) -> io::Result<Vec<Mark
     for name in [Previous::Expired, Previous::Broken].into_iter().filter_map(|how| key.mark(how)) {
         match directory.read(&name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            content => marks.push((name, content?)),
+            // One that may not be read stands for itself.
+            content => marks.push((name, content.unwrap_or_default())),
         }
     }
     Ok(marks)

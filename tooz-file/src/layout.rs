@@ -3,8 +3,9 @@
 
 use std::cmp::Ordering;
 use std::fs::File;
+use std::io;
 
-use tooz_core::driver::{Epoch, SessionId, Stamp, earlier_layout_in_use, later_layout};
+use tooz_core::driver::{SessionId, Stamp, earlier_layout_in_use, later_layout};
 use tooz_core::{Error, ErrorKind, Result};
 
 use crate::directory::{self, Directory};
@@ -42,36 +43,40 @@ pub(crate) fn while_it_stays<T>(site: &Site, place: impl FnOnce() -> Result<T>) 
     placed
 }
 
-/// Brings a directory of an earlier layout to `layout`; `fresh`: the epoch of a stamp that this process may have just written.
+/// Writes the stamp of a new directory, `fresh`, or brings a directory of an earlier layout to that of `fresh`.
 ///
 /// # Errors
-/// `Incompatible`: it is a later one, or a session of an earlier one lives.
-pub(crate) fn bring_up(site: &mut Site, layout: u32, fresh: Epoch) -> Result<()> {
-    let shown = site.base.path.display().to_string();
-    if site.stamp.compare(&shown, layout)? == Ordering::Equal && site.stamp.epoch != fresh {
+/// `Incompatible`: it is a later one, or a session of another one lives.
+pub(crate) fn bring_up(site: &mut Site, fresh: Stamp) -> Result<()> {
+    let (shown, layout) = (site.base.path.display().to_string(), fresh.layout);
+    if site.stamp != fresh && site.stamp.compare(&shown, layout)? == Ordering::Equal {
         return Ok(());
     }
-    let guard = guard(site, Hold::Alone)?;
-    let found = read(site)?;
     let failed = |cause| error::io(site.home.path.join(keys::EPOCH).display().to_string(), cause);
-    // A stamp that was missing a moment ago says nothing about those who live.
-    let other = |session: SessionId| reaper::layout_of(site, session) != layout;
-    if let Some(who) = reaper::living(site, other).map_err(failed)? {
-        let lives = reaper::layout_of(site, who);
-        if found.epoch == fresh {
-            site.home.remove(keys::EPOCH).map_err(failed)?;
+    let guard = guard(site, Hold::Alone)?;
+    // Missing in a new directory, or because somebody deleted it beside those who live.
+    let found = match site.home.read(keys::EPOCH) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        content => Some(parse(&site.home, &content.map_err(failed)?)?),
+    };
+    let stamp = Stamp { layout, ..found.unwrap_or(fresh) };
+    let current = match found {
+        Some(found) => found.compare(&shown, layout)? == Ordering::Equal,
+        None => false,
+    };
+    if !current {
+        let other = |session: SessionId| reaper::layout_of(site, session) != layout;
+        if let Some(who) = reaper::living(site, other).map_err(failed)? {
+            let lives = reaper::layout_of(site, who);
+            return Err(if lives > layout {
+                later_layout(&shown, lives, layout)
+            } else {
+                earlier_layout_in_use(&shown, lives, layout, &who_is(site, who))
+            });
         }
-        return Err(if lives > layout {
-            later_layout(&shown, lives, layout)
-        } else {
-            earlier_layout_in_use(&shown, lives, layout, &who_is(site, who))
-        });
-    }
-    if found.compare(&shown, layout)? == Ordering::Less {
         // A layout that changes more than the number changes it here.
-        let stamp = Stamp { layout, ..found };
         let temporary = directory::unique(keys::EPOCH);
-        let write = || -> std::io::Result<()> {
+        let write = || -> io::Result<()> {
             site.tmp.write_new(&temporary, stamp.to_string().as_bytes(), site.mode)?.sync_all()?;
             site.tmp.rename(&temporary, &site.home, keys::EPOCH)?;
             site.home.sync()
@@ -79,7 +84,7 @@ pub(crate) fn bring_up(site: &mut Site, layout: u32, fresh: Epoch) -> Result<()>
         write().map_err(failed)?;
     }
     drop(guard);
-    site.stamp = Stamp { layout, ..found };
+    site.stamp = stamp;
     Ok(())
 }
 

@@ -106,9 +106,8 @@ impl Site {
             && site.pid == std::process::id()
             && site.is_in_place()
         {
-            let fresh = (!site.view).then_some(site.stamp);
-            let now = marks(&site.home, &site.tmp, site.flavor, fresh, site.mode);
-            if now.map_err(|fail| fail.about(&base))? == site.stamp {
+            let now = marks(&site.home, &site.tmp, site.flavor, site.view, site.mode);
+            if now.map_err(|fail| fail.about(&base))? == Some(site.stamp) {
                 return Ok(site);
             }
         }
@@ -123,7 +122,7 @@ impl Site {
         if config.view {
             site.stamp.readable(&shown.display(), config.layout)?;
         } else {
-            layout::bring_up(&mut site, config.layout, epoch)?;
+            layout::bring_up(&mut site, fresh)?;
         }
         let site = Arc::new(site);
         sites.retain(|_, site| site.strong_count() > 0);
@@ -152,7 +151,8 @@ impl Site {
             }
         };
         let tmp = within(&home, "tmp")?;
-        let stamp = marks(&home, &tmp, flavor, (!config.view).then_some(fresh), mode)?;
+        // One that is missing is written when it is known that nobody lives in another layout.
+        let stamp = marks(&home, &tmp, flavor, config.view, mode)?.unwrap_or(fresh);
         let boot_id = config.boot_id.clone().map_or_else(kernel::boot_id, Ok)?;
         let hub = Arc::<Hub>::default();
         let ears = match flavor {
@@ -426,26 +426,27 @@ impl From<Error> for Fail {
     }
 }
 
-/// Says, or compares, which locks are used here; answers the stamp of the data. `fresh`: what is written where there is none;
-/// a view writes nothing.
+/// Says, or compares, which locks are used here; answers the stamp of the data, if there is one. A view writes nothing, and
+/// fails where nothing is.
 fn marks(
     home: &Directory,
     tmp: &Directory,
     flavor: Flavor,
-    fresh: Option<Stamp>,
+    view: bool,
     mode: u32,
-) -> std::result::Result<Stamp, Fail> {
+) -> std::result::Result<Option<Stamp>, Fail> {
     let word: &[u8] = match flavor {
         Flavor::OpenFile => b"ofd\n",
         Flavor::Portable => b"portable\n",
     };
-    let found = once(home, tmp, keys::BACKEND, fresh.map(|_| word.to_vec()), mode)?;
+    let found = once(home, tmp, keys::BACKEND, (!view).then(|| word.to_vec()), mode)?;
     if found != word {
         return Err(Fail::Tooz(other_locks(home, &found)));
     }
-    let stamp = fresh.map(|stamp| stamp.to_string().into_bytes());
-    let written = once(home, tmp, keys::EPOCH, stamp, mode)?;
-    Ok(layout::parse(home, &written)?)
+    match home.read(keys::EPOCH) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !view => Ok(None),
+        written => Ok(Some(layout::parse(home, &written?)?)),
+    }
 }
 
 /// Why the directory cannot be used with this kind of lock.
@@ -468,7 +469,7 @@ fn other_locks(home: &Directory, found: &[u8]) -> Error {
 }
 
 /// The content of a file that whoever came first wrote, in one step.
-fn once(
+pub(crate) fn once(
     home: &Directory,
     tmp: &Directory,
     name: &str,

@@ -128,7 +128,14 @@ impl Locks for RedisLocks {
                     Err(error) if error.is_retryable() => {
                         tracing::debug!(%error, "the holders could not be read");
                     }
-                    Err(error) => feed.put_only(Err(error)),
+                    Err(error) => {
+                        let over = error.kind() == ErrorKind::Closed;
+                        feed.put_only(Err(error));
+                        if over {
+                            feed.end();
+                            return;
+                        }
+                    }
                 }
             }
         });

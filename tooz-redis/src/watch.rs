@@ -12,7 +12,7 @@ use sha1::{Digest, Sha1};
 use tokio::sync::mpsc;
 use tooz_core::driver::{ChangeStream, GroupChange, MemberRecord};
 use tooz_core::runtime::Task;
-use tooz_core::{GroupId, Result};
+use tooz_core::{ErrorKind, GroupId, Result};
 
 use crate::channels::{Heard, Subscription};
 use crate::client::{Client, Repeat};
@@ -73,7 +73,7 @@ impl<T> Outlet<T> {
         });
     }
 
-    fn end(&self) {
+    pub(crate) fn end(&self) {
         self.change(|waiting| waiting.ended = true);
     }
 
@@ -426,6 +426,10 @@ impl Follower {
             .arg(format!("{:032x}", self.client.context.entropy.id()));
         match self.client.call(&call, Repeat::Yes).await.and_then(|answer| Ticked::read(answer.value)) {
             Ok(ticked) => self.compare(ticked).await,
+            Err(error) if error.kind() == ErrorKind::Closed => {
+                self.outlet.put(Err(error));
+                Goes::Ended
+            }
             Err(error) => {
                 tracing::debug!(%error, group = %self.group, "the group could not be asked");
                 Goes::On

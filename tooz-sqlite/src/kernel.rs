@@ -60,6 +60,18 @@ pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
     }
 }
 
+/// SQLite's `SHARED_FIRST` and `SHARED_SIZE`: the bytes of a database on which its readers have a lock.
+const READERS: (libc::off_t, libc::off_t) = (0x4000_0000 + 2, 510);
+
+/// Locks a database as a reader, until the file is closed; `false` while another process has it alone.
+pub(crate) fn try_lock_as_reader(file: &File) -> io::Result<bool> {
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&region(libc::F_RDLCK, READERS.0, READERS.1))) {
+        Ok(_) => Ok(true),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 /// Whether somebody has the lock; takes nothing, and a file opened for reading will do.
 pub(crate) fn is_locked(file: &File) -> io::Result<bool> {
     let mut lock = region(libc::F_WRLCK, 0, 0);

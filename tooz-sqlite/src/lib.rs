@@ -24,6 +24,7 @@ mod local;
 mod locks;
 mod ownership;
 mod place;
+mod presence;
 mod reaper;
 mod schema;
 mod session;

@@ -26,6 +26,7 @@ use crate::kernel::{self, FileId, Process};
 use crate::keys::Id;
 use crate::ownership;
 use crate::place::Place;
+use crate::presence::{self, First, Last};
 use crate::sessionfile::{self, Look};
 use crate::tx::Site;
 
@@ -66,6 +67,8 @@ thread_local! {
 /// An open database, the only one of the thread that opened it, and of use to no other.
 #[derive(Debug)]
 pub(crate) struct Database {
+    /// INVARIANT: the first field.
+    _first: First,
     pub(crate) connection: Connection,
     pub(crate) file: FileId,
     /// For asking who has the write lock. INVARIANT: closed after the connection (fields are dropped in order):
@@ -74,6 +77,8 @@ pub(crate) struct Database {
     full: bool,
     /// INVARIANT: it stays on its thread, where its patience is.
     stays: PhantomData<*const ()>,
+    /// INVARIANT: the last field.
+    _last: Last,
 }
 
 impl Database {
@@ -91,6 +96,7 @@ impl Database {
     }
 
     fn try_open(place: &Place, site: &Site, deadline: Instant) -> Result<Self> {
+        let opening = presence::enter(&place.database);
         let file = place.prepare()?.file;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX // one thread only
@@ -120,7 +126,16 @@ impl Database {
             .custom_flags(libc::O_NOFOLLOW)
             .open(&shm)
             .map_err(|error| error::io(format!("{}", shm.display()), error))?;
-        Ok(Self { connection, file, shared_memory, full: true, stays: PhantomData })
+        let (first, last) = opening.done();
+        Ok(Self {
+            _first: first,
+            connection,
+            file,
+            shared_memory,
+            full: true,
+            stays: PhantomData,
+            _last: last,
+        })
     }
 
     /// Sets until when the next statements wait for another writer.

@@ -1,14 +1,19 @@
 //! Looking alone: a database that is read and never written, also by a user who may only read it, or on a full disk.
 //!
 //! Each look opens the database, reads in one transaction and closes it. So nothing stays open that could keep others
-//! from clearing the log away, and a database that is deleted or comes later needs no care. Only SQLite opens the
-//! files, so the locks of this process's own client stay (see [`client`](crate::client)). Who follows something looks again
-//! and again: a bell of its own would have to be written.
+//! from clearing the log away, and a database that is deleted or comes later needs no care. A look takes turns with the
+//! opening and closing of the database by this process ([`presence`]). Who follows something looks again and again: a bell of
+//! its own would have to be written.
+//!
+//! SQLite makes a log where it misses one, also for a reader. So the database is locked as a reader locks it before the log is
+//! looked for: the last writer to close the database then leaves the log, and the changes in it, where they are.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::{self, Write};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,6 +23,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_core::Stream;
+use nix::libc;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::mpsc;
 use tooz_core::driver::{
@@ -33,7 +39,7 @@ use crate::kernel::{self, Process};
 use crate::keys::{Id, Lock};
 use crate::place::Place;
 use crate::tx::{Probes, Site, Tx};
-use crate::{groups, locks, schema};
+use crate::{groups, locks, presence, schema};
 
 /// How often whoever follows a group or a lock looks.
 const LOOK: Duration = Duration::from_millis(100);
@@ -128,16 +134,50 @@ impl Shared {
             return Ok(None);
         }
         self.place.check()?;
-        // Without a log nobody has the database open, and SQLite would have to make one to share it with others.
-        let log = self.place.beside("-wal");
-        if missing(&log) {
-            let looked = self.read(true, &mut work);
-            if missing(&log) {
-                return looked;
-            }
-            // Somebody has opened it meanwhile.
+        let look = presence::look();
+        if look.has(&self.place.database) {
+            // The log stays as long as this process has it.
+            return self.read(false, &mut work);
         }
-        self.read(false, &mut work)
+        let reader = self.lock()?;
+        let (log, shared_memory) = (self.place.beside("-wal"), self.place.beside("-shm"));
+        let mut looked = None;
+        if missing(&log) {
+            // Nobody has the database open.
+            looked = Some(self.read(true, &mut work));
+        }
+        // Else a writer has opened it meanwhile, whose changes stand in the log.
+        if !missing(&log) {
+            if missing(&shared_memory) {
+                let what = format!(
+                    "{} is missing beside {}; connect once with a program that may write",
+                    shared_memory.display(),
+                    log.display()
+                );
+                return Err(Error::new(ErrorKind::Unavailable, what));
+            }
+            looked = Some(self.read(false, &mut work));
+        }
+        drop(reader);
+        looked.unwrap_or_else(|| Err(Error::new(ErrorKind::Unavailable, "the log came and went; look again")))
+    }
+
+    /// Locks the database as a reader does. INVARIANT: this process has it open in no other way than by looks, since closing
+    /// the file drops the POSIX locks of all.
+    fn lock(&self) -> Result<File> {
+        let path = &self.place.database;
+        let failed = |error| error::io(path.display().to_string(), error);
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path).map_err(failed)?;
+        let limit = self.context.clock.now() + BUSY.min(self.config.operation_timeout);
+        while !kernel::try_lock_as_reader(&file).map_err(failed)? {
+            if self.context.clock.now() >= limit {
+                let what =
+                    format!("{} is being closed or recovered by another process; look again", path.display());
+                return Err(Error::new(ErrorKind::Unavailable, what));
+            }
+            std::thread::park_timeout(self.context.entropy.between(schema::BUSY_LOW, schema::BUSY_HIGH));
+        }
+        Ok(file)
     }
 
     fn read<T>(&self, alone: bool, work: &mut impl FnMut(&mut Tx<'_>) -> Work<T>) -> Result<Option<T>> {

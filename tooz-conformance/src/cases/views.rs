@@ -18,6 +18,7 @@ pub(super) const CASES: &[Case] = &[
     case!(a_closed_view_is_closed, "S13", "X1"),
     case!(a_watch_keeps_its_view, "S13"),
     case!(a_view_is_connected_as_a_coordinator_is, "S13", "S1"),
+    case!(a_view_and_writers_that_come_and_go, "S13", "L1").processes().budget(60),
 ];
 
 async fn view(h: &Harness, member: &str) -> Outcome<Viewer> {
@@ -190,8 +191,21 @@ async fn a_view_makes_no_file(h: Harness) -> Outcome {
     ensure(viewer.groups().await?.is_empty(), "there are groups")?;
     ensure(viewer.holders("x").await?.holders.is_empty(), "somebody holds a lock")?;
     refused(viewer.members("g").await, ErrorKind::GroupNotFound)?;
-    let found: Vec<_> = std::fs::read_dir(h.directory()?)?.collect::<Result<_, _>>()?;
-    ensure(found.is_empty(), format!("there is something: {found:?}"))
+    let files = || -> Outcome<Vec<std::ffi::OsString>> {
+        let names = std::fs::read_dir(h.directory()?)?.map(|entry| Ok(entry?.file_name()));
+        let mut names: Vec<_> = names.collect::<Result<_, std::io::Error>>()?;
+        names.sort();
+        Ok(names)
+    };
+    ensure(files()?.is_empty(), format!("there is something: {:?}", files()?))?;
+    // Nor where others were.
+    let a = h.builder("a").connect().await?;
+    a.group("g")?.create().await?;
+    a.close().await?;
+    let before = files()?;
+    ensure(viewer.members("g").await?.is_empty(), "there are members")?;
+    ensure(viewer.holders("x").await?.holders.is_empty(), "somebody holds a lock")?;
+    ensure(files()? == before, format!("{:?} instead of {before:?}", files()?))
 }
 
 /// S13, X7: of a later layout, and of an earlier one, too: nobody lives in it, and a view cannot change it.
@@ -212,7 +226,9 @@ async fn a_closed_view_is_closed(h: Harness) -> Outcome {
     a.group("g")?.create().await?;
     let viewer = view(&h, "eye").await?;
     let clone = viewer.clone();
+    let mut watch = viewer.watch("g").await?;
     viewer.close().await?;
+    h.soon_done("the stream's end", async { while let Some(Ok(_)) = watch.next().await {} }).await?;
     viewer.close().await?;
     refused(clone.groups().await, ErrorKind::Closed)?;
     refused(clone.members("g").await, ErrorKind::Closed)?;
@@ -257,4 +273,42 @@ async fn a_view_is_connected_as_a_coordinator_is(h: Harness) -> Outcome {
     refused(viewer.holders("").await, ErrorKind::Invalid)?;
     refused(viewer.members([b'g'; 256]).await, ErrorKind::Invalid)?;
     Ok(())
+}
+
+/// S13, L1: looks go on while others connect and close, here and in other processes: each look is answered, and nobody is
+/// granted what another holds.
+async fn a_view_and_writers_that_come_and_go(h: Harness) -> Outcome {
+    let viewer = view(&h, "eye").await?;
+    let (tell, mut told) = tokio::sync::oneshot::channel::<()>();
+    let looking = h.spawn(async move {
+        let (mut looks, mut most) = (0_u32, 0);
+        while told.try_recv() == Err(tokio::sync::oneshot::error::TryRecvError::Empty) {
+            viewer.groups().await?;
+            most = most.max(viewer.holders("x").await?.holders.len());
+            looks += 1;
+            tokio::task::yield_now().await;
+        }
+        viewer.close().await?;
+        fine((looks, most))
+    });
+    for round in 0..6 {
+        let a = h.builder(format!("a{round}")).connect().await?;
+        let guard = a.lock("x")?.acquire().await?;
+        let mut other = h.process("other").await?;
+        ensure(a.lock("x")?.try_acquire().await?.is_none(), "granted twice")?;
+        guard.release().await?;
+        if round % 2 == 0 {
+            a.close().await?;
+        }
+        other.ask("acquire x").await?;
+        let b = h.builder("b").connect().await?;
+        held_by_another(&b, "x").await?;
+        other.ask("release x").await?;
+        other.ask("close").await?;
+        b.close().await?;
+        a.close().await?;
+    }
+    drop(tell);
+    let (looks, most) = h.soon_done("the last look", looking).await???;
+    ensure(looks > 10 && most == 1, format!("{looks} looks, at most {most} holders"))
 }

@@ -70,7 +70,7 @@ local function look(l)
       else
         l.odd[#l.odd + 1] = all[i]
       end
-    else
+    elseif all[i] == 'g' or all[i] == 'n' or all[i] == 'p' then
       l[all[i]] = all[i + 1]
     end
   end
