@@ -195,7 +195,7 @@ pub(crate) fn mark(
 }
 
 /// The marks of a lock, to be read under its mutex.
-pub(crate) fn marks(directory: &Directory, key: &KeyHash) -> io::Result<Vec<Mark>> {
+pub(crate) fn marks(directory: &Directory, key: &KeyHash) -> Vec<Mark> {
     let mut marks = Vec::new();
     for name in [Previous::Expired, Previous::Broken].into_iter().filter_map(|how| key.mark(how)) {
         match directory.read(&name) {
@@ -204,12 +204,12 @@ pub(crate) fn marks(directory: &Directory, key: &KeyHash) -> io::Result<Vec<Mark
             content => marks.push((name, content.unwrap_or_default())),
         }
     }
-    Ok(marks)
+    marks
 }
 
 /// Removes the marks of which a holder was told that ends cleanly, under the mutex: not what ended after it was granted.
 pub(crate) fn unmark(directory: &Directory, key: &KeyHash, told: &[Mark]) -> io::Result<()> {
-    for mark in marks(directory, key)? {
+    for mark in marks(directory, key) {
         if told.contains(&mark) {
             directory.remove(&mark.0)?;
         }

@@ -185,7 +185,7 @@ impl FileSessionLocks {
             None => drop(directory.create(&record, site.mode).map_err(|cause| failed(key, cause))?),
         }
         let told = match book.mark {
-            Some(_) => book::marks(directory, hash).map_err(|cause| failed(key, cause))?,
+            Some(_) => book::marks(directory, hash),
             None => Vec::new(),
         };
         let grant = Grant::new(attempt, key.clone(), mode, token, book.mark.unwrap_or_default());
