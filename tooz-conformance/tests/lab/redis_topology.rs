@@ -92,8 +92,8 @@ async fn a_fail_over_keeps_what_replicas_have() {
     let next = within("the hand-over", 30, waiting).await.unwrap();
     assert!(next.is_held() && next.token() > token);
     assert!(next.token().get() >= n, "{} after the tokens were raised to {n}", next.token());
-    // Somebody who comes later finds it as well.
-    let c = connect(&servers.url(), options, "c").await;
+    // Somebody who comes later finds it as well, once the replica that is left follows the new master.
+    let c = connect(&servers.url(), &format!("{options}&connect_timeout=60s"), "c").await;
     assert!(c.lock("x").unwrap().try_acquire().await.unwrap().is_none());
     assert!(c.lock("y").unwrap().try_acquire().await.unwrap().unwrap().token() > next.token());
 }
