@@ -98,6 +98,10 @@ fn read(site: &Site) -> Result<Stamp> {
     parse(&site.home, &site.home.read(keys::EPOCH).map_err(failed)?)
 }
 
+/// How often a series of tries is made: a second and more, for many who come to a new directory at the same time. Each has the
+/// file for as long as a look at the sessions or the placing of one takes.
+const ROUNDS: usize = 2_000;
+
 /// Unlocked when it is dropped: closing would not do where a forked child has a copy.
 struct Guard<'a>(&'a Site, File);
 
@@ -110,16 +114,19 @@ impl Drop for Guard<'_> {
 fn guard(site: &Site, hold: Hold) -> Result<Guard<'_>> {
     let path = site.home.path.join(keys::BACKEND);
     let failed = |cause| error::io(path.display().to_string(), cause);
-    let file = match hold {
-        Hold::Together => site.home.open(keys::BACKEND),
-        Hold::Alone => site.home.open_write(keys::BACKEND),
-    };
-    let file = file.map_err(failed)?;
-    if spin(|| site.flavor.try_lock(&file, hold)).map_err(failed)? {
-        let id = FileId::of(&file).map_err(failed)?;
-        let guard = Guard(site, file);
-        if site.home.has(keys::BACKEND, id) {
-            return Ok(guard);
+    for _ in 0..ROUNDS {
+        // Opened anew each time: it may have been replaced.
+        let file = match hold {
+            Hold::Together => site.home.open(keys::BACKEND),
+            Hold::Alone => site.home.open_write(keys::BACKEND),
+        };
+        let file = file.map_err(failed)?;
+        if spin(|| site.flavor.try_lock(&file, hold)).map_err(failed)? {
+            let id = FileId::of(&file).map_err(failed)?;
+            let guard = Guard(site, file);
+            if site.home.has(keys::BACKEND, id) {
+                return Ok(guard);
+            }
         }
     }
     Err(Error::new(
