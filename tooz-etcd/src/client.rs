@@ -254,7 +254,7 @@ impl Client {
     ///
     /// # Errors
     /// `Incompatible`: the data is of a later layout, or of an earlier one in which a session lives. `Corrupt`: a session lives
-    /// in a layout that nobody knows.
+    /// in a layout that is not known.
     async fn beginning(&self, seen: &[u8], revision: i64) -> Result<Beginning> {
         if let Some(beginning) = self.beside(seen)? {
             return Ok(beginning);

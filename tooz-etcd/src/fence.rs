@@ -1,6 +1,6 @@
 //! Fencing tokens. A token is the create revision of the holder's key, plus the largest raise that was there before it.
 //!
-//! So it is a function of what stands on the server: whoever reads a holder and the raises, in one transaction, knows the
+//! So it is a function of what stands on the server: a reader of a holder and the raises, in one transaction, knows the
 //! token that was granted, also after later raises. A raise is a key of its own that is only ever created; a revision grows
 //! with everything that is written to the cluster, and the largest raise with each raise.
 

@@ -93,7 +93,7 @@ struct SharedGate {
     proved_at: Instant,
 }
 
-/// Takes the mark of a grant away that nobody used, unless it says how one before it ended, or who ended this one.
+/// Takes the mark of an unused grant away, unless it says how one before it ended, or who ended this one.
 fn unmark_unused(keys: &LockKeys, attempt: AttemptId) -> TxnOp {
     let mark = keys.mark(attempt);
     let held = Compare::value(mark.clone(), CompareOp::Equal, write_mark(Previous::Clean));

@@ -1,5 +1,5 @@
-//! The layout's number, which stands in the stamp, and the file that is locked while it matters: together by whoever opens
-//! a session, alone by whoever changes it.
+//! The layout's number, which stands in the stamp, and the file that is locked while it matters: together by processes that
+//! open a session, alone by one that changes it.
 
 use std::cmp::Ordering;
 use std::fs::File;
@@ -26,7 +26,7 @@ pub(crate) fn parse(home: &Directory, content: &[u8]) -> Result<Stamp> {
     })
 }
 
-/// Places a session's file while nobody changes the layout.
+/// Places a session's file while no process changes the layout.
 ///
 /// # Errors
 /// `Incompatible`: a later version has changed it.
@@ -54,7 +54,7 @@ pub(crate) fn bring_up(site: &mut Site, fresh: Stamp) -> Result<()> {
     }
     let failed = |cause| error::io(site.home.path.join(keys::EPOCH).display().to_string(), cause);
     let guard = guard(site, Hold::Alone)?;
-    // Missing in a new directory, or because somebody deleted it beside those who live.
+    // Missing in a new directory, or because it was deleted beside sessions that live.
     let found = match site.home.read(keys::EPOCH) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         content => Some(parse(&site.home, &content.map_err(failed)?)?),

@@ -171,8 +171,12 @@ impl FileSessionLocks {
                 Tried::NoPlace => Vec::new(),
             },
         };
-        let Some(token) = site.fence(self.client.context.clock.wall())? else {
-            return Ok(Moment::Busy(None));
+        let token = match site.fence(self.client.context.clock.wall()) {
+            Ok(Some(token)) => token,
+            none => {
+                oslock::let_go(files);
+                return none.map(|_| Moment::Busy(None));
+            }
         };
         let record = self.record(Role::Holder(token.get()), wish)?;
         match waiting {
@@ -346,7 +350,7 @@ impl FileSessionLocks {
         self.local.withdraw(grant.attempt);
         let directory = site.stripe(held.hash.stripe()).map_err(failed)?;
         // First: whoever is woken by the record's end finds the file free.
-        held.files.clear();
+        oslock::let_go(std::mem::take(&mut held.files));
         let removed = match end {
             // Unlinking is atomic, and the name is that of this grant alone.
             End::Clean if held.told.is_empty() => directory.remove(&held.record).map_err(failed),

@@ -97,6 +97,14 @@ pub(crate) fn try_lock(site: &Site, path: &[&str], hold: Hold, spare: Option<Arc
     ))
 }
 
+/// Gives the locks back. Closing alone would not do while a child that was forked has copies of the files.
+pub(crate) fn let_go(files: Vec<File>) {
+    for file in files {
+        // Closing does it, too.
+        let _ = Flavor::OpenFile.unlock(&file);
+    }
+}
+
 /// Whether this open file still stands under the lock's name.
 pub(crate) fn is_in_place(site: &Site, path: &[&str], file: &File) -> bool {
     let (Ok(directory), Some(name), Ok(id)) = (parent(site, path, false), path.last(), FileId::of(file))

@@ -126,7 +126,7 @@ pub(crate) async fn reap_in_turn(client: &Client, site: &Site) -> Result<()> {
         write()?;
     }
     match file.set_modified(wall) {
-        // Whoever does not own the file may set no other time than that of a write.
+        // A user who does not own the file may set no other time than that of a write.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => write()?,
         answer => answer.map_err(failed)?,
     }

@@ -151,7 +151,7 @@ impl Site {
             }
         };
         let tmp = within(&home, "tmp")?;
-        // One that is missing is written when it is known that nobody lives in another layout.
+        // One that is missing is written when it is known that no session of another layout lives.
         let stamp = marks(&home, &tmp, flavor, config.view, mode)?.unwrap_or(fresh);
         let boot_id = config.boot_id.clone().map_or_else(kernel::boot_id, Ok)?;
         let hub = Arc::<Hub>::default();
@@ -200,7 +200,7 @@ impl Site {
         if !site.view {
             // Looking makes nothing, so it is made here.
             match site.driver_lock_place().open_or_create(keys::DRIVER_LOCK, mode) {
-                // It is there, and whoever only uses locks does not need it.
+                // It is there, and a program that only uses locks does not need it.
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
                 there => drop(there?),
             }

@@ -41,7 +41,7 @@ use crate::place::Place;
 use crate::tx::{Probes, Site, Tx};
 use crate::{groups, locks, presence, schema};
 
-/// How often whoever follows a group or a lock looks.
+/// How often a stream of a group or a lock looks.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long a look waits for a process that recovers the log or closes the database as the last.
 const BUSY: Duration = Duration::from_secs(5);
@@ -143,7 +143,7 @@ impl Shared {
         let (log, shared_memory) = (self.place.beside("-wal"), self.place.beside("-shm"));
         let mut looked = None;
         if missing(&log) {
-            // Nobody has the database open.
+            // No process has the database open.
             looked = Some(self.read(true, &mut work));
         }
         // Else a writer has opened it meanwhile, whose changes stand in the log.

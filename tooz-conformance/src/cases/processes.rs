@@ -94,7 +94,8 @@ async fn a_program_that_ends_leaves_nothing_held(h: Harness) -> Outcome {
 async fn versions_of_two_layouts_never_work_side_by_side(h: Harness) -> Outcome {
     let later = || h.builder("later").option("layout", "1000");
     let mut earlier = h.process("earlier").await?;
-    earlier.ask("acquire x").await?;
+    let first: u64 = earlier.ask("acquire x").await?.split(' ').next().unwrap_or_default().parse()?;
+    earlier.ask("join g").await?;
     earlier.ask("driver").await?;
     earlier.ask("session before").await?;
     let error = later().connect().await.err().ok_or("two layouts are in use at once")?;
@@ -114,6 +115,8 @@ async fn versions_of_two_layouts_never_work_side_by_side(h: Harness) -> Outcome 
     .await?;
     let changed = h.keep(later()).await?;
     let guard = changed.lock("x")?.acquire().await?;
+    ensure(guard.token().get() > first, format!("{} after {first}", guard.token()))?;
+    ensure(ids(&changed, "g").await?.is_empty(), "another group, or a member that left")?;
     for refused in [earlier.ask("session again").await.err(), h.process("again").await.err()] {
         let refused = refused.ok_or("the earlier layout is used beside the later one")?.to_string();
         ensure(refused.contains("layout 1000") && refused.contains("upgrade"), refused)?;
@@ -123,7 +126,7 @@ async fn versions_of_two_layouts_never_work_side_by_side(h: Harness) -> Outcome 
     held_by_another(&beside, "x").await?;
     ensure(guard.is_held(), "the holder was disturbed")?;
     beside.close().await?;
-    // Also when nobody lives in it.
+    // Also when no session lives in it.
     changed.close().await?;
     h.outlive().await;
     let refused = earlier.ask("session again").await.err().ok_or("the layout was changed back")?.to_string();
