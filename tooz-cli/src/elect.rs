@@ -20,7 +20,7 @@ impl Tenure for Leadership {
     }
 
     fn reason(&self) -> Option<String> {
-        self.loss().reason().map(|reason| reason.to_string())
+        self.loss_signal().reason().map(|reason| reason.to_string())
     }
 }
 

@@ -21,7 +21,7 @@ impl Tenure for LockGuard {
     }
 
     fn reason(&self) -> Option<String> {
-        self.loss().reason().map(|reason| reason.to_string())
+        self.loss_signal().reason().map(|reason| reason.to_string())
     }
 }
 

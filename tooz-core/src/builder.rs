@@ -6,17 +6,19 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
 
-use crate::clock::Clock;
 use crate::driver::{Connect, Context, Driver, InstanceId, OpenSession};
-use crate::entropy::Entropy;
-use crate::keeper::Keeper;
 use crate::options::{self, OptionKind, OptionSpec};
-use crate::runtime::Spawner;
-use crate::shared::{Config, Shared, closed};
-use crate::tenure::Tenure;
+use crate::platform::clock::Clock;
+use crate::platform::entropy::Entropy;
+use crate::platform::runtime::Spawner;
+use crate::session::call::closed;
+use crate::session::keeper::Keeper;
+use crate::session::limits::Config;
+use crate::session::live::SessionLease;
+use crate::session::state::Shared;
 use crate::{
     BackendUrl, Characteristics, Coordinator, Error, ErrorKind, Finding, MemberId, Registration, Result,
-    Runtime, Viewer, registry,
+    Runtime, Viewer, driver,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -273,7 +275,7 @@ impl Builder {
 
     fn plan(self) -> Result<Plan> {
         let mut url = BackendUrl::parse(&self.url)?;
-        let registration = registry::find(url.scheme(), &self.drivers)?;
+        let registration = driver::find(url.scheme(), &self.drivers)?;
         for (name, value) in self.options {
             url.set_option(&name, value);
         }
@@ -379,7 +381,7 @@ impl Plan {
         let instance = InstanceId(entropy.id());
         let request = OpenSession::new(self.config.member.clone(), instance, self.config.ttl);
         let session = driver.open_session(&request).await?;
-        let tenure = Tenure::new(Arc::clone(&session), clock.clone());
+        let lease = SessionLease::new(Arc::clone(&session), clock.clone());
         let (shared, commands) = Shared::new(
             self.config,
             driver,
@@ -388,9 +390,9 @@ impl Plan {
             entropy,
             spawner,
             self.beating,
-            Arc::clone(&tenure),
+            Arc::clone(&lease),
         );
-        Keeper::start(&shared, commands, tenure, session);
+        Keeper::start(&shared, commands, lease, session);
         tracing::debug!(url = %shared.config.url, member = %shared.config.member, "connected");
         Ok(Coordinator::new(shared))
     }

@@ -14,13 +14,16 @@ use tokio::sync::oneshot;
 use crate::builder::Builder;
 use crate::driver::SessionId;
 use crate::election::Election;
-use crate::group::{self, Group};
-use crate::heart::{Events, Heart, Liveness};
-use crate::hooks::{self, BoxError, HookEvent, HookId, HookKind};
+use crate::group::Group;
+use crate::heart::{Heart, Liveness};
+use crate::hooks::Hooks;
 use crate::lock::Lock;
 use crate::lock_set::LockSet;
-use crate::runtime::block_on;
-use crate::shared::{Command, Life, Phase, Shared, closed};
+use crate::platform::runtime::block_on;
+use crate::session::call::closed;
+use crate::session::events::Events;
+use crate::session::lookup::groups;
+use crate::session::state::{CloseOnDrop, Command, Phase, Shared};
 use crate::{
     BackendUrl, Characteristics, Error, ErrorKind, FencingToken, GroupId, LockName, LossReason, MemberId,
     Result,
@@ -36,14 +39,15 @@ use crate::{
 /// executor, or on none: the library has a runtime thread of its own (see [`Runtime`](crate::Runtime)).
 #[derive(Clone)]
 pub struct Coordinator {
-    life: Arc<Life>,
+    shared: Arc<CloseOnDrop>,
+    hooks: Hooks,
 }
 
 impl fmt::Debug for Coordinator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Coordinator")
-            .field("url", &self.life.config.url)
-            .field("member", &self.life.config.member)
+            .field("url", &self.shared.config.url)
+            .field("member", &self.shared.config.member)
             .field("liveness", &self.liveness())
             .finish()
     }
@@ -57,31 +61,32 @@ impl Coordinator {
     }
 
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { life: Arc::new(Life(shared)) }
+        let shared = Arc::new(CloseOnDrop(shared));
+        Self { hooks: Hooks::new(&shared), shared }
     }
 
     /// This coordinator's member id.
     pub fn member(&self) -> &MemberId {
-        &self.life.config.member
+        &self.shared.config.member
     }
 
     /// The backend's URL with all options; showing it shows no secret.
     pub fn url(&self) -> &BackendUrl {
-        &self.life.config.url
+        &self.shared.config.url
     }
 
     /// What this backend keeps, as it said when it was connected to.
     pub fn characteristics(&self) -> Characteristics {
-        self.life.characteristics
+        self.shared.characteristics
     }
 
     /// Whether the session lives, computed from the clock now.
     pub fn liveness(&self) -> Liveness {
-        let phase = self.life.phase.borrow().clone();
+        let phase = self.shared.phase.borrow().clone();
         match phase {
-            Phase::Up(tenure) => match (tenure.loss(), tenure.deadline()) {
+            Phase::Up(lease) => match (lease.loss(), lease.deadline()) {
                 (Some(why), _) => Liveness::Lost { why },
-                (None, Some(until)) if tenure.is_suspended() => Liveness::Suspended { until },
+                (None, Some(until)) if lease.is_suspended() => Liveness::Suspended { until },
                 (None, until) => Liveness::Alive { until },
             },
             Phase::Down(why) => Liveness::Lost { why },
@@ -91,25 +96,30 @@ impl Coordinator {
 
     /// The present session's id; `None` while there is none.
     pub fn session_id(&self) -> Option<SessionId> {
-        match &*self.life.phase.borrow() {
-            Phase::Up(tenure) if tenure.loss().is_none() => Some(tenure.id()),
+        match &*self.shared.phase.borrow() {
+            Phase::Up(lease) if lease.loss().is_none() => Some(lease.id()),
             _ => None,
         }
     }
 
     /// What happens to the session from now on.
     pub fn events(&self) -> Events {
-        Events::new(self.life.subscribe())
+        Events::new(self.shared.subscribe())
+    }
+
+    /// The hooks: callbacks for joins, leaves and elections.
+    pub fn hooks(&self) -> &Hooks {
+        &self.hooks
     }
 
     /// The heart.
     pub fn heart(&self) -> Heart {
-        Heart(Arc::clone(&self.life))
+        Heart(Arc::clone(&self.shared))
     }
 
     /// Whether the session ends unless it is renewed in time.
     pub fn requires_beating(&self) -> bool {
-        !self.life.characteristics.contains(Characteristics::NON_TIMEOUT_BASED)
+        !self.shared.characteristics.contains(Characteristics::NON_TIMEOUT_BASED)
     }
 
     /// Beats once by hand, and answers how long it is until the next beat is due; `None` where none is needed.
@@ -122,14 +132,14 @@ impl Coordinator {
     /// The beat goes on.
     pub async fn heartbeat(&self) -> Result<Option<Duration>> {
         let beat = async {
-            self.life.check()?;
+            self.shared.check()?;
             let (answer, answered) = oneshot::channel();
-            self.life.command(Command::Beat(answer));
-            let limit = self.life.config.operation_timeout;
-            match self.life.limited(limit, answered).await {
+            self.shared.command(Command::Beat(answer));
+            let limit = self.shared.config.operation_timeout;
+            match self.shared.limited(limit, answered).await {
                 Some(Ok(result)) => result,
                 Some(Err(_)) => Err(closed()),
-                None => Err(self.life.timed_out()),
+                None => Err(self.shared.timed_out()),
             }
         };
         beat.await.map_err(|error| error.during("heartbeat"))
@@ -140,7 +150,7 @@ impl Coordinator {
     /// # Errors
     /// `Invalid` for a name that is empty or longer than 255 bytes.
     pub fn lock(&self, name: impl AsRef<[u8]>) -> Result<Lock> {
-        Ok(Lock::new(Arc::clone(&self.life), LockName::new(name)?))
+        Ok(Lock::new(Arc::clone(&self.shared), LockName::new(name)?))
     }
 
     /// Several locks to be taken together, in an order that cannot deadlock.
@@ -161,7 +171,7 @@ impl Coordinator {
     /// # Errors
     /// `Invalid` for an id that is empty or longer than 255 bytes.
     pub fn group(&self, id: impl AsRef<[u8]>) -> Result<Group> {
-        Ok(Group::new(Arc::clone(&self.life), GroupId::new(id)?))
+        Ok(Group::new(Arc::clone(&self.shared), GroupId::new(id)?))
     }
 
     /// The election of a group's leader.
@@ -169,7 +179,7 @@ impl Coordinator {
     /// # Errors
     /// `Invalid` for an id that is empty or longer than 255 bytes.
     pub fn election(&self, group: impl AsRef<[u8]>) -> Result<Election> {
-        Ok(Election::new(Arc::clone(&self.life), GroupId::new(group)?))
+        Ok(Election::new(Arc::clone(&self.shared), GroupId::new(group)?))
     }
 
     /// Every group, sorted by bytes.
@@ -180,7 +190,7 @@ impl Coordinator {
     /// # Cancel safety
     /// Nothing is changed.
     pub async fn groups(&self) -> Result<Vec<GroupId>> {
-        group::groups(self.life.reader()).await
+        groups(self.shared.reader()).await
     }
 
     /// Sees to it that every later grant, of each lock and election, has a token of at least `n`: 1 to 2^52
@@ -225,142 +235,23 @@ impl Coordinator {
             during(Error::new(ErrorKind::Invalid, why))
         })?;
         tracing::info!(%least, "raising the fencing tokens");
-        let driver = Arc::clone(&self.life.driver);
+        let driver = Arc::clone(&self.shared.driver);
         let call = Box::pin(async move { driver.locks().raise_tokens(least).await });
-        self.life.plain_call(call).await.map_err(during)
-    }
-
-    async fn hook<F>(&self, kind: HookKind, group: impl AsRef<[u8]>, hook: F) -> Result<HookId>
-    where
-        F: Fn(&HookEvent) -> Result<(), BoxError> + Send + Sync + 'static,
-    {
-        self.life.check()?;
-        hooks::register(&self.life, kind, GroupId::new(group)?, Arc::new(hook)).await
-    }
-
-    /// Runs `hook` inside [`Coordinator::run_watchers`] for everybody who joins `group` from now on.
-    ///
-    /// # Errors
-    /// `GroupNotFound`; `Unavailable`, `Timeout`.
-    ///
-    /// # Cancel safety
-    /// Nothing is registered.
-    pub async fn watch_join_group<F>(&self, group: impl AsRef<[u8]>, hook: F) -> Result<HookId>
-    where
-        F: Fn(&HookEvent) -> Result<(), BoxError> + Send + Sync + 'static,
-    {
-        self.hook(HookKind::Join, group, hook).await
-    }
-
-    /// Ends what [`Coordinator::watch_join_group`] began.
-    ///
-    /// # Errors
-    /// `HookNotFound`.
-    pub fn unwatch_join_group(&self, group: impl AsRef<[u8]>, hook: HookId) -> Result<()> {
-        hooks::unregister(&self.life, HookKind::Join, &GroupId::new(group)?, hook)
-    }
-
-    /// Runs `hook` inside [`Coordinator::run_watchers`] for everybody who leaves `group` from now on.
-    ///
-    /// # Errors
-    /// `GroupNotFound`; `Unavailable`, `Timeout`.
-    ///
-    /// # Cancel safety
-    /// Nothing is registered.
-    pub async fn watch_leave_group<F>(&self, group: impl AsRef<[u8]>, hook: F) -> Result<HookId>
-    where
-        F: Fn(&HookEvent) -> Result<(), BoxError> + Send + Sync + 'static,
-    {
-        self.hook(HookKind::Leave, group, hook).await
-    }
-
-    /// Ends what [`Coordinator::watch_leave_group`] began.
-    ///
-    /// # Errors
-    /// `HookNotFound`.
-    pub fn unwatch_leave_group(&self, group: impl AsRef<[u8]>, hook: HookId) -> Result<()> {
-        hooks::unregister(&self.life, HookKind::Leave, &GroupId::new(group)?, hook)
-    }
-
-    /// Makes this coordinator a candidate of `group`: [`Coordinator::run_elect_coordinator`] runs for leader, and
-    /// `hook` runs when that is won.
-    ///
-    /// # Errors
-    /// `Invalid`, `Closed`.
-    ///
-    /// # Cancel safety
-    /// Nothing is registered.
-    pub async fn watch_elected_as_leader<F>(&self, group: impl AsRef<[u8]>, hook: F) -> Result<HookId>
-    where
-        F: Fn(&HookEvent) -> Result<(), BoxError> + Send + Sync + 'static,
-    {
-        self.hook(HookKind::Elected, group, hook).await
-    }
-
-    /// Ends what [`Coordinator::watch_elected_as_leader`] began; a leadership that was won stays until
-    /// [`Coordinator::stand_down`].
-    ///
-    /// # Errors
-    /// `HookNotFound`.
-    pub fn unwatch_elected_as_leader(&self, group: impl AsRef<[u8]>, hook: HookId) -> Result<()> {
-        hooks::unregister(&self.life, HookKind::Elected, &GroupId::new(group)?, hook)
-    }
-
-    /// Runs the hooks of everything that happened since the last call, then runs for leader where elected hooks are
-    /// registered. If nothing happened and nothing was won, waits up to `timeout` for a first join or leave. Returns
-    /// the events. A hook that fails or panics is reported ([`Event::HookFailed`](crate::Event::HookFailed)), is not
-    /// run again for the same event, and stops no other.
-    ///
-    /// # Guarantees
-    /// Each run begins with one read per watched group. A join, a leave or a close that has returned before the call,
-    /// to whichever coordinator, is therefore among the events of this run or of an earlier one, and of one run only. A
-    /// member that came and went between two reads gives no event; one that left and came back gives both.
-    ///
-    /// # Errors
-    /// `Unavailable`, `Timeout`, `Closed`; `Corrupt` where a group cannot be read. No join or leave hook ran for what
-    /// could not be read, of no group: the next run finds it.
-    ///
-    /// # Cancel safety
-    /// A dropped run loses no event for the hooks: they run when all is read, without an await in between.
-    pub async fn run_watchers(&self, timeout: Duration) -> Result<Vec<HookEvent>> {
-        hooks::run_watchers(&self.life, timeout).await.map_err(|error| error.during("run_watchers"))
-    }
-
-    /// Runs for leader in every group with an elected hook, without waiting.
-    ///
-    /// # Errors
-    /// `Unavailable`, `Timeout`, `Closed`.
-    ///
-    /// # Cancel safety
-    /// A leadership that was just won is given back.
-    pub async fn run_elect_coordinator(&self) -> Result<Vec<HookEvent>> {
-        hooks::run_elect_coordinator(&self.life).await.map_err(|error| error.during("run_elect_coordinator"))
-    }
-
-    /// Gives up a leadership won through an elected hook; answers whether there was one.
-    ///
-    /// # Errors
-    /// `Unavailable`, `Timeout`: it goes on in the background.
-    ///
-    /// # Cancel safety
-    /// It goes on in the background.
-    pub async fn stand_down(&self, group: impl AsRef<[u8]>) -> Result<bool> {
-        let group = GroupId::new(group)?;
-        hooks::stand_down(&self.life, &group).await.map_err(|error| error.during("stand_down"))
+        self.shared.plain_call(call).await.map_err(during)
     }
 
     /// Simulation: lets `duration` pass on this coordinator's clock as if its machine had been suspended, so that no
     /// timer notices. Without effect on the library's own runtime.
     #[doc(hidden)]
     pub fn simulate_suspend(&self, duration: Duration) {
-        self.life.clock.simulate_suspend(duration);
+        self.shared.clock.simulate_suspend(duration);
     }
 
     /// Test of tests: from now on what callers leave unfinished is dropped instead of being driven to its end. A
     /// suite that claims to notice leaks has to notice these.
     #[doc(hidden)]
     pub fn simulate_abandon(&self) {
-        self.life.abandoning.store(true, Ordering::Relaxed);
+        self.shared.abandoning.store(true, Ordering::Relaxed);
     }
 
     /// Connects, runs `work` with the coordinator, and closes it before it returns, whether `work` succeeds, fails or
@@ -416,7 +307,7 @@ impl Coordinator {
     /// for blocking work.
     pub fn close_blocking(&self, limit: Duration) -> Result<()> {
         let during = |error: Error| error.during("close");
-        if self.life.spawner.is_here() {
+        if self.shared.spawner.is_here() {
             let why = "it would block the runtime on which the coordinator lives; await close() instead";
             return Err(during(Error::new(ErrorKind::Invalid, why)));
         }
@@ -436,9 +327,9 @@ impl Coordinator {
     /// Closing goes on.
     pub async fn close(&self) -> Result<()> {
         // The parent's keeper would never answer.
-        self.life.check_process()?;
-        let mut phase = self.life.phase.subscribe();
-        self.life.command(Command::Close);
+        self.shared.check_process()?;
+        let mut phase = self.shared.phase.subscribe();
+        self.shared.command(Command::Close);
         loop {
             if let Phase::Closed(Some(result)) = &*phase.borrow_and_update() {
                 return result.clone();

@@ -9,19 +9,24 @@ use std::time::{Duration, SystemTime};
 
 use futures_core::Stream;
 
-use crate::clock::Deadline;
 use crate::driver::{BreakRequest, HolderRecord, HolderStream, Holders, LockKey, LockMode, Released};
-use crate::guard::{LossSignal, release, release_in_background, run};
-use crate::lock::{Patience, acquire, break_lock, holders};
-use crate::shared::{Kept, Life, Reads, read};
-use crate::tenure::GrantState;
+use crate::guard::LossSignal;
+use crate::lock::break_lock;
+use crate::platform::clock::Deadline;
+use crate::session::acquire::{Patience, acquire};
+use crate::session::call::{Kept, Reads, read};
+use crate::session::live::GrantState;
+use crate::session::lookup::holders;
+use crate::session::release::{release, release_in_background};
+use crate::session::run::run;
+use crate::session::state::CloseOnDrop;
 use crate::{Error, ErrorKind, GroupId, LossReason, Lost, MemberId, Result, Term};
 
 /// The leadership of a group; making a handle does no I/O. A candidate need not be a member, and the group need
 /// not exist.
 #[derive(Clone)]
 pub struct Election {
-    life: Arc<Life>,
+    shared: Arc<CloseOnDrop>,
     group: GroupId,
 }
 
@@ -51,8 +56,8 @@ impl Leader {
 }
 
 impl Election {
-    pub(crate) fn new(life: Arc<Life>, group: GroupId) -> Self {
-        Self { life, group }
+    pub(crate) fn new(shared: Arc<CloseOnDrop>, group: GroupId) -> Self {
+        Self { shared, group }
     }
 
     /// The group.
@@ -65,9 +70,13 @@ impl Election {
     }
 
     async fn run_for(&self, patience: Patience) -> Result<Option<Leadership>> {
-        let state = acquire(&self.life, self.key(), LockMode::Exclusive, patience).await;
+        let state = acquire(&self.shared, self.key(), LockMode::Exclusive, patience).await;
         let state = state.map_err(|error| error.during("campaign"))?;
-        Ok(state.map(|state| Leadership { life: Arc::clone(&self.life), group: self.group.clone(), state }))
+        Ok(state.map(|state| Leadership {
+            shared: Arc::clone(&self.shared),
+            group: self.group.clone(),
+            state,
+        }))
     }
 
     /// Runs for leader and waits to win; the wait has no limit and survives a restart of the backend.
@@ -113,7 +122,7 @@ impl Election {
     /// # Cancel safety
     /// Nothing is changed.
     pub async fn leader(&self) -> Result<Option<Leader>> {
-        leader(self.life.reader(), &self.group).await
+        leader(self.shared.reader(), &self.group).await
     }
 
     /// Follows who leads: starts with the present state, reports each change including *vacant* (`None`), and
@@ -125,7 +134,7 @@ impl Election {
     /// # Cancel safety
     /// Nothing is left behind.
     pub async fn observe(&self) -> Result<Observer> {
-        observe(self.life.reader(), &self.group, Arc::clone(&self.life) as Kept).await
+        observe(self.shared.reader(), &self.group, Arc::clone(&self.shared) as Kept).await
     }
 
     /// Ends the present leadership from outside; see [`Lock::break_lock`](crate::Lock::break_lock).
@@ -136,7 +145,7 @@ impl Election {
     /// # Cancel safety
     /// A break that was begun is driven to its end.
     pub async fn break_leadership(&self, why: impl Into<String>) -> Result<Vec<HolderRecord>> {
-        break_lock(&self.life, BreakRequest::new(self.key(), self.life.config.member.clone(), why)).await
+        break_lock(&self.shared, BreakRequest::new(self.key(), self.shared.config.member.clone(), why)).await
     }
 }
 
@@ -158,7 +167,7 @@ pub(crate) async fn observe(reader: &dyn Reads, group: &GroupId, kept: Kept) -> 
 /// The proof of leading a group; dropping it resigns. See [`LockGuard`](crate::LockGuard) for what it guarantees.
 #[must_use = "a leadership that is dropped is resigned"]
 pub struct Leadership {
-    life: Arc<Life>,
+    shared: Arc<CloseOnDrop>,
     group: GroupId,
     state: Arc<GrantState>,
 }
@@ -195,7 +204,7 @@ impl Leadership {
     }
 
     /// A signal for tasks that do not own the leadership.
-    pub fn loss(&self) -> LossSignal {
+    pub fn loss_signal(&self) -> LossSignal {
         LossSignal::new(&self.state)
     }
 
@@ -226,13 +235,13 @@ impl Leadership {
     /// # Cancel safety
     /// Dropping the future lets it go on in the background.
     pub async fn resign(self) -> Result<Released> {
-        release(&self.life, &self.state).await
+        release(&self.shared, &self.state).await
     }
 }
 
 impl Drop for Leadership {
     fn drop(&mut self) {
-        release_in_background(&self.life, &self.state);
+        release_in_background(&self.shared, &self.state);
     }
 }
 

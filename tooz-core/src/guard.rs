@@ -2,15 +2,14 @@
 
 use std::fmt;
 use std::future::Future;
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 
-use crate::clock::Deadline;
-use crate::contend::Ticket;
-use crate::driver::{End, LockMode, Previous, Released, Session};
-use crate::shared::{Life, Owned, Shared};
-use crate::tenure::{GrantState, Release};
+use crate::driver::{LockMode, Previous, Released};
+use crate::platform::clock::Deadline;
+use crate::session::live::GrantState;
+use crate::session::release::{release, release_in_background};
+use crate::session::run::run;
+use crate::session::state::CloseOnDrop;
 use crate::{FencingToken, LockName, LossReason, Lost, Result};
 
 /// The user's proof of holding a lock; dropping it releases the lock.
@@ -28,7 +27,7 @@ use crate::{FencingToken, LockName, LossReason, Lost, Result};
 /// protected resource, covers that.
 #[must_use = "a guard that is dropped releases its lock"]
 pub struct LockGuard {
-    life: Arc<Life>,
+    shared: Arc<CloseOnDrop>,
     name: LockName,
     state: Arc<GrantState>,
 }
@@ -45,8 +44,8 @@ impl fmt::Debug for LockGuard {
 }
 
 impl LockGuard {
-    pub(crate) fn new(life: Arc<Life>, name: LockName, state: Arc<GrantState>) -> Self {
-        Self { life, name, state }
+    pub(crate) fn new(shared: Arc<CloseOnDrop>, name: LockName, state: Arc<GrantState>) -> Self {
+        Self { shared, name, state }
     }
 
     pub(crate) fn state(&self) -> &GrantState {
@@ -85,7 +84,7 @@ impl LockGuard {
     }
 
     /// A signal for tasks that do not own the guard.
-    pub fn loss(&self) -> LossSignal {
+    pub fn loss_signal(&self) -> LossSignal {
         LossSignal(Arc::clone(&self.state))
     }
 
@@ -121,165 +120,14 @@ impl LockGuard {
     /// Dropping the future lets the release go on in the background.
     pub async fn release(self) -> Result<Released> {
         // The guard is dropped afterwards, when there is nothing left to begin.
-        release(&self.life, &self.state).await
+        release(&self.shared, &self.state).await
     }
 }
 
 impl Drop for LockGuard {
     fn drop(&mut self) {
-        release_in_background(&self.life, &self.state);
+        release_in_background(&self.shared, &self.state);
     }
-}
-
-/// Work that runs under these grants. Dropped or cancelled between its first poll and its end, it leaves word that it was
-/// interrupted.
-struct Working<'a> {
-    under: &'a [&'a GrantState],
-    half_done: bool,
-}
-
-impl Drop for Working<'_> {
-    fn drop(&mut self) {
-        if self.half_done {
-            self.under.iter().for_each(|state| state.interrupt());
-        }
-    }
-}
-
-/// Polls `work` while all of these are held; `lost` wakes it at a loss.
-pub(crate) async fn run_under<F: Future>(
-    under: &[&GrantState],
-    lost: impl Future<Output = LossReason>,
-    work: F,
-) -> Result<F::Output, Lost<F::Output>> {
-    let (mut lost, mut task) = (pin!(lost), pin!(work));
-    let found = || under.iter().find_map(|state| state.loss());
-    let mut working = Working { under, half_done: false };
-    std::future::poll_fn(|cx| {
-        // The clock first: after a stop of the process this poll may come before any task set a flag.
-        if let Some(reason) = found() {
-            return Poll::Ready(Err(Lost { reason, output: None }));
-        }
-        if let Poll::Ready(reason) = lost.as_mut().poll(cx) {
-            return Poll::Ready(Err(Lost { reason, output: None }));
-        }
-        working.half_done = true;
-        let polled = task.as_mut().poll(cx);
-        working.half_done = polled.is_pending();
-        // And once more: the process may have been stopped within this poll, its last one or not.
-        match (found(), polled) {
-            (Some(reason), Poll::Ready(output)) => Poll::Ready(Err(Lost { reason, output: Some(output) })),
-            (Some(reason), Poll::Pending) => Poll::Ready(Err(Lost { reason, output: None })),
-            (None, polled) => polled.map(Ok),
-        }
-    })
-    .await
-}
-
-pub(crate) async fn run<F: Future>(state: &Arc<GrantState>, work: F) -> Result<F::Output, Lost<F::Output>> {
-    run_under(&[state], state.lost(), work).await
-}
-
-/// A release that was begun and has not been answered. Dropping it hands it over to the keeper.
-struct Releasing<'a> {
-    shared: &'a Arc<Shared>,
-    state: &'a Arc<GrantState>,
-    call: Option<Owned<Result<Released>>>,
-    ticket: Option<Ticket>,
-    end: End,
-}
-
-impl<'a> Releasing<'a> {
-    fn begin(shared: &'a Arc<Shared>, state: &'a Arc<GrantState>, end: End) -> Option<Self> {
-        if shared.check().is_err() {
-            return None; // closed: everything has ended; forked: it is the parent's
-        }
-        let Release { session, ticket, end } = state.begin_release(end)?;
-        ticket.set_leaving();
-        let call = release_call(session, Arc::clone(state), end);
-        Some(Self { shared, state, call: Some(call), ticket: Some(ticket), end })
-    }
-}
-
-fn release_call(session: Arc<dyn Session>, state: Arc<GrantState>, end: End) -> Owned<Result<Released>> {
-    Box::pin(async move {
-        let answer = session.locks().release(&state.grant, end).await;
-        if answer.is_ok() {
-            state.tenure.released(state.grant.attempt);
-        }
-        answer
-    })
-}
-
-/// Gives back what was lost by its own deadline while its session lives, once the backend itself may have ended it: what
-/// is left of it must not stay as long as the session does. `None`: the session is over.
-pub(crate) fn give_back_lost(shared: &Arc<Shared>, state: Arc<GrantState>) -> Option<Owned<()>> {
-    state.tenure.session()?;
-    let shared = Arc::clone(shared);
-    Some(Box::pin(async move {
-        shared.spawner.sleep(state.tenure.margin()).await;
-        release_until_answered(&shared, &state, End::Unclean).await;
-    }))
-}
-
-/// Repeats a release; a withdrawal would say that the lock was never used.
-async fn release_until_answered(shared: &Shared, state: &Arc<GrantState>, end: End) {
-    let call = |session| {
-        let call = release_call(session, Arc::clone(state), end);
-        Box::pin(async move { call.await.map(drop) }) as Owned<Result<()>>
-    };
-    shared.until_answered(&state.tenure, call).await;
-}
-
-impl Drop for Releasing<'_> {
-    fn drop(&mut self) {
-        let Some(ticket) = self.ticket.take() else { return };
-        let (shared, state, call) = (Arc::clone(self.shared), Arc::clone(self.state), self.call.take());
-        let end = self.end;
-        self.shared.settle(Box::pin(async move {
-            let answered = match call {
-                Some(call) => state.tenure.or_lost(call).await.is_some_and(|answer| answer.is_ok()),
-                None => false,
-            };
-            if !answered {
-                release_until_answered(&shared, &state, end).await;
-            }
-            // Only now: a sibling that asked earlier could be overtaken by the unfinished release.
-            drop(ticket);
-        }));
-    }
-}
-
-pub(crate) fn release_in_background(shared: &Arc<Shared>, state: &Arc<GrantState>) {
-    drop(Releasing::begin(shared, state, state.end_of_drop()));
-}
-
-pub(crate) async fn release(shared: &Arc<Shared>, state: &Arc<GrantState>) -> Result<Released> {
-    let lost = state.loss().is_some();
-    let Some(mut releasing) = Releasing::begin(shared, state, End::Clean) else {
-        return Ok(Released::WasNotHolder);
-    };
-    if lost {
-        // What may still stand on the backend is given back in the background, or goes with the session.
-        return Ok(Released::WasNotHolder);
-    }
-    let call = std::future::poll_fn(|cx| match &mut releasing.call {
-        Some(call) => call.as_mut().poll(cx),
-        None => Poll::Ready(Ok(Released::WasNotHolder)),
-    });
-    let answer = shared.limited(shared.config.operation_timeout, call).await;
-    let answer = match answer {
-        Some(answer) => {
-            releasing.call = None;
-            answer
-        }
-        None => Err(shared.timed_out()),
-    };
-    if answer.is_ok() {
-        releasing.ticket = None;
-    }
-    drop(releasing);
-    answer.map_err(|error| error.during("release"))
 }
 
 /// Tells when a guard is lost, to tasks that do not own it. It keeps neither the lock nor the coordinator.

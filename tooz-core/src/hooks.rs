@@ -1,419 +1,159 @@
-//! Callbacks under tooz's names: join, leave, elected. They run inside
-//! [`Coordinator::run_watchers`](crate::Coordinator::run_watchers) and nowhere else.
-//!
-//! Events are the differences, by incarnation, between what is read of a group and what was read of it before. A stream of
-//! changes only tells a run that waits when to read again: what it delivers may have been read already, or not yet, and
-//! nothing in it says which.
+//! Callbacks under tooz's names: join, leave, elected.
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::future::{Future, poll_fn};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures_core::Stream as _;
+use crate::session::hook_registry::{BoxError, HookEvent, HookId, HookKind};
+use crate::session::state::CloseOnDrop;
+use crate::session::watchers::Watchers;
+use crate::{GroupId, Result};
 
-use crate::driver::{LockKey, LockMode, MemberRecord};
-use crate::group::{members, watch};
-use crate::guard::release;
-use crate::heart::Event;
-use crate::lock::{Patience, acquire};
-use crate::shared::Shared;
-use crate::tenure::GrantState;
-use crate::watch::{GroupEvent, GroupWatch};
-use crate::{Error, ErrorKind, GroupId, MemberId, Result, Term};
-
-/// What a hook may fail with.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-/// What a hook is told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum HookEvent {
-    /// Somebody joined a watched group; our own join counts.
-    Joined {
-        /// The group.
-        group: GroupId,
-        /// Who.
-        member: MemberRecord,
-    },
-    /// Somebody left a watched group.
-    Left {
-        /// The group.
-        group: GroupId,
-        /// Who.
-        member: MemberRecord,
-    },
-    /// This coordinator was elected.
-    Elected {
-        /// The group.
-        group: GroupId,
-        /// This coordinator's member id.
-        member: MemberId,
-        /// The term.
-        term: Term,
-    },
+/// A coordinator's hooks: callbacks for joins, leaves and elections, under tooz's names; a cheap clone.
+///
+/// Hooks run inside [`Hooks::run_watchers`] and nowhere else. The clones of a coordinator share them.
+#[derive(Clone)]
+pub struct Hooks {
+    shared: Arc<CloseOnDrop>,
+    watchers: Arc<Watchers>,
 }
 
-/// A registered hook, for unwatching it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct HookId(u64);
-
-/// What a hook waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum HookKind {
-    Join,
-    Leave,
-    Elected,
-}
-
-type Callback = Arc<dyn Fn(&HookEvent) -> Result<(), BoxError> + Send + Sync>;
-
-struct Hook {
-    id: HookId,
-    kind: HookKind,
-    group: GroupId,
-    callback: Callback,
-}
-
-/// The hooks of a coordinator.
-#[derive(Default)]
-pub(crate) struct HookRegistry {
-    hooks: Mutex<(u64, Vec<Hook>)>,
-    /// What the hooks stand on; one run at a time.
-    running: tokio::sync::Mutex<Running>,
-}
-
-#[derive(Default)]
-struct Running {
-    /// Every group that join or leave hooks wait for, and those of hooks that went since the last run.
-    watched: BTreeMap<GroupId, Watched>,
-    leading: BTreeMap<GroupId, Arc<GrantState>>,
-}
-
-struct Watched {
-    /// The members as they were last read, which is what hooks were told.
-    known: BTreeMap<MemberId, MemberRecord>,
-    /// Tells when to read again; opened by the first run that waits.
-    watch: Option<GroupWatch>,
-}
-
-impl fmt::Debug for HookRegistry {
+impl fmt::Debug for Hooks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "HookRegistry({} hooks)", self.hooks().1.len())
+        f.debug_struct("Hooks").field("watchers", &self.watchers).finish_non_exhaustive()
     }
 }
 
-impl HookRegistry {
-    fn hooks(&self) -> MutexGuard<'_, (u64, Vec<Hook>)> {
-        self.hooks.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn add(&self, kind: HookKind, group: GroupId, callback: Callback) -> HookId {
-        let mut hooks = self.hooks();
-        hooks.0 += 1;
-        let id = HookId(hooks.0);
-        hooks.1.push(Hook { id, kind, group, callback });
-        id
-    }
-
-    /// The coordinator has ended: hooks that hold a handle of it must not keep it, nor watches the backend's.
-    pub(crate) fn end(&self) {
-        let hooks = std::mem::take(&mut self.hooks().1);
-        drop(hooks);
-        if let Ok(mut running) = self.running.try_lock() {
-            running.watched.clear();
-        }
-    }
-
-    fn groups(&self, wanted: impl Fn(HookKind) -> bool) -> Vec<GroupId> {
-        let hooks = self.hooks();
-        let mut groups: Vec<_> = hooks.1.iter().filter(|h| wanted(h.kind)).map(|h| h.group.clone()).collect();
-        groups.sort();
-        groups.dedup();
-        groups
-    }
-
-    fn callbacks(&self, kind: HookKind, group: &GroupId) -> Vec<Callback> {
-        let hooks = self.hooks();
-        let wanted = hooks.1.iter().filter(|hook| hook.kind == kind && hook.group == *group);
-        wanted.map(|hook| Arc::clone(&hook.callback)).collect()
-    }
-}
-
-/// The turn to use what the hooks stand on, which a run of the watchers has as long as it waits.
-async fn running(shared: &Shared) -> Result<tokio::sync::MutexGuard<'_, Running>> {
-    let turn = shared.limited(shared.config.operation_timeout, shared.hooks.running.lock()).await;
-    turn.ok_or_else(|| {
-        Error::new(
-            ErrorKind::Unavailable,
-            "the watchers are being run; register hooks before, or run them shorter",
-        )
-    })
-}
-
-/// Registers a hook; for joins and leaves the group is read once, so that members who are there already give no
-/// event.
-pub(crate) async fn register(
-    shared: &Arc<Shared>,
-    kind: HookKind,
-    group: GroupId,
-    callback: Callback,
-) -> Result<HookId> {
-    if kind == HookKind::Elected {
-        return Ok(shared.hooks.add(kind, group, callback));
-    }
-    let mut running = running(shared).await?;
-    running.forget_unwanted(&shared.hooks);
-    if !running.watched.contains_key(&group) {
-        let mut watched = Watched { known: BTreeMap::new(), watch: None };
-        watched.replace(&group, members(shared.reader(), &group).await?);
-        running.watched.insert(group.clone(), watched);
-    }
-    // INVARIANT: added while it has the turn, or a run in between would forget the group again.
-    Ok(shared.hooks.add(kind, group, callback))
-}
-
-pub(crate) fn unregister(shared: &Shared, kind: HookKind, group: &GroupId, id: HookId) -> Result<()> {
-    let mut hooks = shared.hooks.hooks();
-    let before = hooks.1.len();
-    hooks.1.retain(|hook| hook.id != id || hook.kind != kind || hook.group != *group);
-    if hooks.1.len() == before {
-        return Err(Error::new(ErrorKind::HookNotFound, format!("no such hook on group \"{group}\"")));
-    }
-    Ok(())
-}
-
-impl Running {
-    /// Forgets groups whose last hook is gone. Answers the others.
-    fn forget_unwanted(&mut self, hooks: &HookRegistry) -> Vec<GroupId> {
-        let wanted = hooks.groups(|kind| kind != HookKind::Elected);
-        self.watched.retain(|group, _| wanted.contains(group));
-        wanted
-    }
-}
-
-impl Watched {
-    /// Takes `members` for what is known, and answers how they differ from what was.
-    fn replace(&mut self, group: &GroupId, members: Vec<MemberRecord>) -> Vec<HookEvent> {
-        let now = members.into_iter().map(|member| (member.member.clone(), member)).collect();
-        let before = std::mem::replace(&mut self.known, now);
-        let another = |member: &MemberRecord, there: &BTreeMap<MemberId, MemberRecord>| {
-            there.get(&member.member).is_none_or(|there| there.incarnation != member.incarnation)
-        };
-        let left = before.values().filter(|member| another(member, &self.known));
-        let left = left.map(|member| HookEvent::Left { group: group.clone(), member: member.clone() });
-        let joined = self.known.values().filter(|member| another(member, &before));
-        let joined = joined.map(|member| HookEvent::Joined { group: group.clone(), member: member.clone() });
-        left.chain(joined).collect()
-    }
-
-    /// Takes everything that was pushed; answers whether it may be that somebody joined or left.
-    fn hear(&mut self, cx: &mut Context<'_>) -> Result<bool> {
-        let mut news = false;
-        while let Some(watch) = &mut self.watch {
-            match Pin::new(watch).poll_next(cx) {
-                Poll::Pending => break,
-                Poll::Ready(Some(Ok(GroupEvent::Updated(member)))) => {
-                    let known = self.known.get_mut(&member.member);
-                    // Not worth reading the group for; whoever leaves is shown with what it published last.
-                    if let Some(known) = known.filter(|known| known.incarnation == member.incarnation) {
-                        *known = member;
-                    }
-                }
-                Poll::Ready(Some(Ok(_))) => news = true,
-                Poll::Ready(Some(Err(error))) => {
-                    self.watch = None;
-                    return Err(error);
-                }
-                Poll::Ready(None) => {
-                    self.watch = None;
-                    news = true;
-                }
+impl Hooks {
+    pub(crate) fn new(shared: &Arc<CloseOnDrop>) -> Self {
+        let watchers = Arc::<Watchers>::default();
+        let ended = Arc::downgrade(&watchers);
+        shared.at_end(move || {
+            if let Some(watchers) = ended.upgrade() {
+                watchers.end();
             }
-        }
-        Ok(news)
+        });
+        Self { shared: Arc::clone(shared), watchers }
     }
-}
 
-/// Awaits all of them at the same time.
-async fn together<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
-    let mut futures: Vec<_> = futures.map(Box::pin).collect();
-    let mut outputs: Vec<Option<F::Output>> = futures.iter().map(|_| None).collect();
-    poll_fn(move |cx| {
-        for (future, output) in futures.iter_mut().zip(&mut outputs).filter(|(_, output)| output.is_none()) {
-            if let Poll::Ready(ready) = future.as_mut().poll(cx) {
-                *output = Some(ready);
-            }
-        }
-        if outputs.iter().any(Option::is_none) {
-            return Poll::Pending;
-        }
-        Poll::Ready(outputs.drain(..).flatten().collect())
-    })
-    .await
-}
-
-/// Reads these groups and runs the hooks of what has changed since they were read before. Where one cannot be read no hook
-/// runs, and the next look finds everything.
-async fn look(shared: &Arc<Shared>, running: &mut Running, groups: &[GroupId]) -> Result<Vec<HookEvent>> {
-    let reads = groups.iter().map(|group| async move {
-        match members(shared.reader(), group).await {
-            // It was deleted. Whoever is in it when it exists again has joined since.
-            Err(error) if error.kind() == ErrorKind::GroupNotFound => Ok(Vec::new()),
-            read => read,
-        }
-    });
-    let read = together(reads).await.into_iter().collect::<Result<Vec<_>>>()?;
-    // INVARIANT: nothing is awaited from here on. What is known was told, whoever drops the run.
-    let mut events = Vec::new();
-    for (group, members) in groups.iter().zip(read) {
-        if let Some(watched) = running.watched.get_mut(group) {
-            events.extend(watched.replace(group, members));
-        }
+    async fn hook<F>(&self, kind: HookKind, group: impl AsRef<[u8]>, hook: F) -> Result<HookId>
+    where
+        F: Fn(&HookEvent) -> Result<(), BoxError> + Send + Sync + 'static,
+    {
+        self.watchers.register(&self.shared, kind, GroupId::new(group)?, Arc::new(hook)).await
     }
-    for event in &events {
-        run_hooks(shared, event);
+
+    /// Runs `hook` inside [`Hooks::run_watchers`] for everybody who joins `group` from now on.
+    ///
+    /// # Errors
+    /// `GroupNotFound`; `Unavailable`, `Timeout`.
+    ///
+    /// # Cancel safety
+    /// Nothing is registered.
+    pub async fn watch_join_group<F>(&self, group: impl AsRef<[u8]>, hook: F) -> Result<HookId>
+    where
+        F: Fn(&HookEvent) -> Result<(), BoxError> + Send + Sync + 'static,
+    {
+        self.hook(HookKind::Join, group, hook).await
     }
-    Ok(events)
-}
 
-/// Opens the watches that are missing. Answers the groups that went since they were read.
-async fn open(shared: &Arc<Shared>, running: &mut Running) -> Result<Vec<GroupId>> {
-    let missing = running.watched.iter_mut().filter(|(_, watched)| watched.watch.is_none());
-    let opened = missing.map(|(group, watched)| async move {
-        match watch(shared.reader(), group, None).await {
-            Ok(watch) => watched.watch = Some(watch),
-            Err(error) if error.kind() == ErrorKind::GroupNotFound => {
-                return Ok((!watched.known.is_empty()).then(|| group.clone()));
-            }
-            Err(error) => return Err(error),
-        }
-        Ok(None)
-    });
-    let opened = together(opened).await.into_iter().collect::<Result<Vec<_>>>()?;
-    Ok(opened.into_iter().flatten().collect())
-}
-
-/// Waits until it may be that somebody joined or left; answers in which groups.
-async fn hear(running: &mut Running) -> Result<Vec<GroupId>> {
-    poll_fn(|cx| {
-        let mut groups = Vec::new();
-        for (group, watched) in &mut running.watched {
-            if watched.hear(cx)? {
-                groups.push(group.clone());
-            }
-        }
-        if groups.is_empty() { Poll::Pending } else { Poll::Ready(Ok(groups)) }
-    })
-    .await
-}
-
-/// Waits for a first event, and runs its hooks.
-async fn wait(shared: &Arc<Shared>, running: &mut Running) -> Result<Vec<HookEvent>> {
-    loop {
-        let mut groups = open(shared, running).await?;
-        if groups.is_empty() {
-            // A watch begins with a view, so what came between reading and opening is looked at.
-            groups = hear(running).await?;
-        }
-        let events = look(shared, running, &groups).await?;
-        if !events.is_empty() {
-            return Ok(events);
-        }
+    /// Ends what [`Hooks::watch_join_group`] began.
+    ///
+    /// # Errors
+    /// `HookNotFound`.
+    pub fn unwatch_join_group(&self, group: impl AsRef<[u8]>, hook: HookId) -> Result<()> {
+        self.watchers.unregister(HookKind::Join, &GroupId::new(group)?, hook)
     }
-}
 
-/// Runs the hooks of what has happened, and runs for the elections that have hooks. If there was nothing, waits up to
-/// `timeout` for a first event.
-pub(crate) async fn run_watchers(shared: &Arc<Shared>, timeout: Duration) -> Result<Vec<HookEvent>> {
-    shared.check()?;
-    let mut running = running(shared).await?;
-    let running = &mut *running;
-    let groups = running.forget_unwanted(&shared.hooks);
-    // What was pushed so far is in what is read now.
-    for (group, watched) in &mut running.watched {
-        if let Err(error) = poll_fn(|cx| Poll::Ready(watched.hear(cx))).await {
-            tracing::warn!(%group, %error, "a watch failed; a run that waits opens it again");
-        }
+    /// Runs `hook` inside [`Hooks::run_watchers`] for everybody who leaves `group` from now on.
+    ///
+    /// # Errors
+    /// `GroupNotFound`; `Unavailable`, `Timeout`.
+    ///
+    /// # Cancel safety
+    /// Nothing is registered.
+    pub async fn watch_leave_group<F>(&self, group: impl AsRef<[u8]>, hook: F) -> Result<HookId>
+    where
+        F: Fn(&HookEvent) -> Result<(), BoxError> + Send + Sync + 'static,
+    {
+        self.hook(HookKind::Leave, group, hook).await
     }
-    let events = look(shared, running, &groups).await?;
-    let events = elect(shared, running, events).await?;
-    if !events.is_empty() || timeout.is_zero() || groups.is_empty() {
-        return Ok(events);
+
+    /// Ends what [`Hooks::watch_leave_group`] began.
+    ///
+    /// # Errors
+    /// `HookNotFound`.
+    pub fn unwatch_leave_group(&self, group: impl AsRef<[u8]>, hook: HookId) -> Result<()> {
+        self.watchers.unregister(HookKind::Leave, &GroupId::new(group)?, hook)
     }
-    shared.limited(timeout, wait(shared, running)).await.unwrap_or(Ok(events))
-}
 
-pub(crate) async fn run_elect_coordinator(shared: &Arc<Shared>) -> Result<Vec<HookEvent>> {
-    shared.check()?;
-    let mut running = running(shared).await?;
-    elect(shared, &mut running, Vec::new()).await
-}
-
-/// Runs for leader where hooks wait for it, after `events` that ran already.
-async fn elect(
-    shared: &Arc<Shared>,
-    running: &mut Running,
-    mut events: Vec<HookEvent>,
-) -> Result<Vec<HookEvent>> {
-    let wanted = shared.hooks.groups(|kind| kind == HookKind::Elected);
-    running.leading.retain(|_, state| state.loss().is_none());
-    for group in wanted {
-        if running.leading.contains_key(&group) {
-            continue;
-        }
-        let key = LockKey::Leader(group.clone());
-        let state = match acquire(shared, key, LockMode::Exclusive, Patience::None).await {
-            Ok(state) => state,
-            // What ran already is the answer; this one is tried again at the next call.
-            Err(error) if !events.is_empty() => {
-                tracing::warn!(%group, %error, "running for leader failed");
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
-        if let Some(state) = state {
-            let term = state.grant.token.into();
-            running.leading.insert(group.clone(), state);
-            let event = HookEvent::Elected { group, member: shared.config.member.clone(), term };
-            run_hooks(shared, &event);
-            events.push(event);
-        }
+    /// Makes the coordinator a candidate of `group`: [`Hooks::run_elect_coordinator`] runs for leader, and
+    /// `hook` runs when that is won.
+    ///
+    /// # Errors
+    /// `Invalid`, `Closed`.
+    ///
+    /// # Cancel safety
+    /// Nothing is registered.
+    pub async fn watch_elected_as_leader<F>(&self, group: impl AsRef<[u8]>, hook: F) -> Result<HookId>
+    where
+        F: Fn(&HookEvent) -> Result<(), BoxError> + Send + Sync + 'static,
+    {
+        self.hook(HookKind::Elected, group, hook).await
     }
-    Ok(events)
-}
 
-/// Gives up a leadership that the elected hooks won; answers whether there was one.
-pub(crate) async fn stand_down(shared: &Arc<Shared>, group: &GroupId) -> Result<bool> {
-    shared.check()?;
-    let state = running(shared).await?.leading.remove(group);
-    match state {
-        Some(state) => {
-            let led = state.loss().is_none();
-            release(shared, &state).await?;
-            Ok(led)
-        }
-        None => Ok(false),
+    /// Ends what [`Hooks::watch_elected_as_leader`] began; a leadership that was won stays until
+    /// [`Hooks::stand_down`].
+    ///
+    /// # Errors
+    /// `HookNotFound`.
+    pub fn unwatch_elected_as_leader(&self, group: impl AsRef<[u8]>, hook: HookId) -> Result<()> {
+        self.watchers.unregister(HookKind::Elected, &GroupId::new(group)?, hook)
     }
-}
 
-fn run_hooks(shared: &Shared, event: &HookEvent) {
-    let (kind, group) = match event {
-        HookEvent::Joined { group, .. } => (HookKind::Join, group),
-        HookEvent::Left { group, .. } => (HookKind::Leave, group),
-        HookEvent::Elected { group, .. } => (HookKind::Elected, group),
-    };
-    for callback in shared.hooks.callbacks(kind, group) {
-        let error = match catch_unwind(AssertUnwindSafe(|| callback(event))) {
-            Ok(Ok(())) => continue,
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "it panicked".to_owned(),
-        };
-        tracing::error!(%group, ?kind, %error, "a hook failed");
-        shared.publish(Event::HookFailed { error: format!("{kind:?} hook of group \"{group}\": {error}") });
+    /// Runs the hooks of everything that happened since the last call, then runs for leader where elected hooks are
+    /// registered. If nothing happened and nothing was won, waits up to `timeout` for a first join or leave. Returns
+    /// the events. A hook that fails or panics is reported ([`Event::HookFailed`](crate::Event::HookFailed)), is not
+    /// run again for the same event, and stops no other.
+    ///
+    /// # Guarantees
+    /// Each run begins with one read per watched group. A join, a leave or a close that has returned before the call,
+    /// to whichever coordinator, is therefore among the events of this run or of an earlier one, and of one run only. A
+    /// member that came and went between two reads gives no event; one that left and came back gives both.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Timeout`, `Closed`; `Corrupt` where a group cannot be read. No join or leave hook ran for what
+    /// could not be read, of no group: the next run finds it.
+    ///
+    /// # Cancel safety
+    /// A dropped run loses no event for the hooks: they run when all is read, without an await in between.
+    pub async fn run_watchers(&self, timeout: Duration) -> Result<Vec<HookEvent>> {
+        self.watchers.run(&self.shared, timeout).await.map_err(|error| error.during("run_watchers"))
+    }
+
+    /// Runs for leader in every group with an elected hook, without waiting.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Timeout`, `Closed`.
+    ///
+    /// # Cancel safety
+    /// A leadership that was just won is given back.
+    pub async fn run_elect_coordinator(&self) -> Result<Vec<HookEvent>> {
+        self.watchers
+            .run_for_leader(&self.shared)
+            .await
+            .map_err(|error| error.during("run_elect_coordinator"))
+    }
+
+    /// Gives up a leadership won through an elected hook; answers whether there was one.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Timeout`: it goes on in the background.
+    ///
+    /// # Cancel safety
+    /// It goes on in the background.
+    pub async fn stand_down(&self, group: impl AsRef<[u8]>) -> Result<bool> {
+        let group = GroupId::new(group)?;
+        self.watchers.stand_down(&self.shared, &group).await.map_err(|error| error.during("stand_down"))
     }
 }

@@ -65,58 +65,55 @@
 mod builder;
 pub mod capabilities;
 pub mod characteristics;
-pub mod clock;
-mod contend;
 mod coordinator;
 pub mod driver;
 mod election;
-pub mod entropy;
 mod error;
-mod examine;
 mod group;
 mod guard;
 mod heart;
 mod hooks;
-mod keeper;
 mod lock;
 mod lock_set;
 mod loss;
 mod names;
 pub mod options;
-mod registry;
-pub mod runtime;
-mod shared;
-mod tenure;
+mod platform;
+mod session;
 mod token;
 mod url;
 mod viewer;
-mod waits;
 mod watch;
-mod watched;
 
 pub use inventory;
 
 pub use builder::{Builder, COMMON_OPTIONS};
 pub use capabilities::Capabilities;
 pub use characteristics::Characteristics;
-pub use clock::Deadline;
 pub use coordinator::Coordinator;
-pub use driver::{HolderRecord, Holders, LockMode, MemberRecord, Previous, Released};
+#[doc(hidden)]
+pub use driver::FEATURES;
+pub use driver::{
+    Connecting, Examining, Finding, HolderRecord, Holders, LockMode, MemberRecord, Previous, Registration,
+    Released, Severity, drivers,
+};
 pub use election::{Election, Leader, Leadership, Observer};
 pub use error::{Error, ErrorKind, Result};
-pub use examine::{Examining, Finding, Severity};
 pub use group::Group;
 pub use guard::{LockGuard, LossSignal};
-pub use heart::{Event, Events, Heart, Liveness};
-pub use hooks::{BoxError, HookEvent, HookId};
+pub use heart::{Heart, Liveness};
+pub use hooks::Hooks;
 pub use lock::Lock;
 pub use lock_set::{LockSet, LockSetGuard};
 pub use loss::{LossReason, Lost};
 pub use names::{GroupId, LockName, MAX_NAME_BYTES, MemberId};
 #[doc(hidden)]
-pub use registry::FEATURES;
-pub use registry::{Connecting, Registration, drivers};
-pub use runtime::Runtime;
+pub use platform::await_point::AWAIT_TARGET;
+pub use platform::clock::Deadline;
+pub use platform::runtime::Runtime;
+pub use platform::{clock, entropy, runtime};
+pub use session::events::{Event, Events};
+pub use session::hook_registry::{BoxError, HookEvent, HookId};
 pub use token::{FencingToken, Term};
 pub use url::{BackendUrl, Host};
 pub use viewer::Viewer;

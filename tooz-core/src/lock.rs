@@ -1,19 +1,14 @@
 //! Locks: handles without I/O, and how a lock is acquired.
 
 use std::fmt;
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
-use crate::contend::{Stage, Ticket};
-use crate::driver::{
-    Acquire, Acquired, AttemptId, BreakRequest, Grant, HolderRecord, Holders, LockKey, LockMode, Place,
-    Session, Turn,
-};
+use crate::driver::{BreakRequest, HolderRecord, Holders, LockKey, LockMode};
 use crate::guard::LockGuard;
-use crate::shared::{Backoff, Command, Life, Owned, Reads, Shared, read};
-use crate::tenure::{GrantState, Tenure};
+use crate::session::acquire::{Patience, acquire};
+use crate::session::lookup::holders;
+use crate::session::state::{CloseOnDrop, Shared};
 use crate::{Error, ErrorKind, FencingToken, LockName, Result};
 
 /// A lock's name and the way to hold it; making one does no I/O.
@@ -28,7 +23,7 @@ use crate::{Error, ErrorKind, FencingToken, LockName, Result};
 /// ```
 #[derive(Clone)]
 pub struct Lock {
-    life: Arc<Life>,
+    shared: Arc<CloseOnDrop>,
     name: LockName,
     mode: LockMode,
 }
@@ -40,8 +35,8 @@ impl fmt::Debug for Lock {
 }
 
 impl Lock {
-    pub(crate) fn new(life: Arc<Life>, name: LockName) -> Self {
-        Self { life, name, mode: LockMode::Exclusive }
+    pub(crate) fn new(shared: Arc<CloseOnDrop>, name: LockName) -> Self {
+        Self { shared, name, mode: LockMode::Exclusive }
     }
 
     /// The lock's name.
@@ -80,9 +75,9 @@ impl Lock {
     /// Dropping the future leaves neither a lock nor a place in the queue, within one more round trip, or with
     /// the session's end if the backend is away.
     pub async fn acquire(&self) -> Result<LockGuard> {
-        let state = acquire(&self.life, self.key(), self.mode, Patience::Forever).await?;
+        let state = acquire(&self.shared, self.key(), self.mode, Patience::Forever).await?;
         let state = state.ok_or_else(|| Error::from(ErrorKind::Backend))?;
-        Ok(LockGuard::new(Arc::clone(&self.life), self.name.clone(), state))
+        Ok(LockGuard::new(Arc::clone(&self.shared), self.name.clone(), state))
     }
 
     /// Acquires the lock if nobody holds it or is before us; answers at once.
@@ -110,8 +105,8 @@ impl Lock {
     }
 
     pub(crate) async fn acquire_by(&self, patience: Patience) -> Result<Option<LockGuard>> {
-        let state = acquire(&self.life, self.key(), self.mode, patience).await?;
-        Ok(state.map(|state| LockGuard::new(Arc::clone(&self.life), self.name.clone(), state)))
+        let state = acquire(&self.shared, self.key(), self.mode, patience).await?;
+        Ok(state.map(|state| LockGuard::new(Arc::clone(&self.shared), self.name.clone(), state)))
     }
 
     /// Who holds the lock, and how many wait where the backend can say.
@@ -122,7 +117,7 @@ impl Lock {
     /// # Cancel safety
     /// Nothing is changed.
     pub async fn holders(&self) -> Result<Holders> {
-        holders(self.life.reader(), self.key()).await
+        holders(self.shared.reader(), self.key()).await
     }
 
     /// Frees the lock from outside and answers whom it was taken from; empty if nobody held it.
@@ -136,7 +131,7 @@ impl Lock {
     /// # Cancel safety
     /// A break that was begun is driven to its end.
     pub async fn break_lock(&self, why: impl Into<String>) -> Result<Vec<HolderRecord>> {
-        break_lock(&self.life, BreakRequest::new(self.key(), self.life.config.member.clone(), why)).await
+        break_lock(&self.shared, BreakRequest::new(self.key(), self.shared.config.member.clone(), why)).await
     }
 
     /// As [`Lock::break_lock`], but only the grant with this token.
@@ -151,16 +146,16 @@ impl Lock {
         token: FencingToken,
         why: impl Into<String>,
     ) -> Result<Vec<HolderRecord>> {
-        let request = BreakRequest::new(self.key(), self.life.config.member.clone(), why);
-        break_lock(&self.life, request.only(token)).await
+        let request = BreakRequest::new(self.key(), self.shared.config.member.clone(), why);
+        break_lock(&self.shared, request.only(token)).await
     }
 
     fn key(&self) -> LockKey {
         LockKey::Named(self.name.clone())
     }
 
-    pub(crate) fn life(&self) -> &Arc<Life> {
-        &self.life
+    pub(crate) fn shared_state(&self) -> &Arc<CloseOnDrop> {
+        &self.shared
     }
 
     pub(crate) fn mode(&self) -> LockMode {
@@ -168,310 +163,9 @@ impl Lock {
     }
 }
 
-pub(crate) async fn holders(reader: &dyn Reads, key: LockKey) -> Result<Holders> {
-    let driver = reader.driver();
-    let call = Box::pin(async move { driver.locks().holders(&key).await });
-    read(reader, call).await.map_err(|error| error.during("holders"))
-}
-
-pub(crate) async fn break_lock(life: &Shared, request: BreakRequest) -> Result<Vec<HolderRecord>> {
-    let driver = Arc::clone(&life.driver);
+pub(crate) async fn break_lock(shared: &Shared, request: BreakRequest) -> Result<Vec<HolderRecord>> {
+    let driver = Arc::clone(&shared.driver);
     tracing::warn!(key = %request.key, by = %request.by, why = %request.why, "breaking a lock");
     let call = Box::pin(async move { driver.locks().break_lock(&request).await });
-    life.plain_call(call).await.map_err(|error| error.during("break"))
-}
-
-/// How long an answer that is on its way is still waited for when a caller's limit is over: half of the 100 ms
-/// that the contract allows beyond the limit, so that a limit shorter than a round trip gets an answer too.
-const LAST_WORD: Duration = Duration::from_millis(50);
-
-/// How long a caller waits for a lock.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Patience {
-    None,
-    For(Duration),
-    Forever,
-}
-
-pub(crate) async fn acquire(
-    shared: &Arc<Shared>,
-    key: LockKey,
-    mode: LockMode,
-    patience: Patience,
-) -> Result<Option<Arc<GrantState>>> {
-    acquire_key(shared, &key, mode, patience).await.map_err(|error| error.during("acquire"))
-}
-
-async fn acquire_key(
-    shared: &Arc<Shared>,
-    key: &LockKey,
-    mode: LockMode,
-    patience: Patience,
-) -> Result<Option<Arc<GrantState>>> {
-    shared.check()?;
-    let ticket = shared.contention.enqueue(key, mode)?;
-    let limit = match patience {
-        Patience::Forever => {
-            ticket.pass().await;
-            return contend(shared, ticket, key, mode, patience).await;
-        }
-        Patience::None => {
-            let asking = async {
-                if !ticket.pass_or_taken(mode).await {
-                    return Ok(None);
-                }
-                contend(shared, ticket, key, mode, patience).await
-            };
-            let answer = shared.limited(shared.config.operation_timeout, asking).await;
-            return answer.unwrap_or_else(|| Err(shared.timed_out()));
-        }
-        Patience::For(limit) => limit,
-    };
-    let id = ticket.id();
-    let mut contending = pin!(async {
-        ticket.pass().await;
-        contend(shared, ticket, key, mode, patience).await
-    });
-    if let Some(result) = shared.limited(limit, contending.as_mut()).await {
-        return result;
-    }
-    // Asked while the contender still has its place: once it is dropped the keeper clears up after it.
-    let answered = || match shared.contention.in_the_way(key, id) {
-        Some(Stage::Granted) => true,
-        // A place in a queue is as old as the last beat that was answered; somebody may have left since.
-        Some(Stage::Queued) => !shared.is_suspended(),
-        Some(Stage::Asking) | None => false,
-    };
-    let last_word = std::future::poll_fn(|cx| match contending.as_mut().poll(cx) {
-        Poll::Ready(result) => Poll::Ready(result),
-        Poll::Pending if answered() => Poll::Ready(Ok(None)),
-        Poll::Pending => Poll::Pending,
-    });
-    match shared.limited(LAST_WORD, last_word).await {
-        Some(result) => result,
-        None => Err(Error::new(
-            ErrorKind::Unavailable,
-            format!("{key}: the backend has not said within {limit:?} whether it is held"),
-        )
-        .indeterminate()),
-    }
-}
-
-/// Asks the backend, again after every loss of a session, until the lock is held. It is the ticket's turn.
-async fn contend(
-    shared: &Arc<Shared>,
-    mut ticket: Ticket,
-    key: &LockKey,
-    mode: LockMode,
-    patience: Patience,
-) -> Result<Option<Arc<GrantState>>> {
-    let limit = shared.clock.now() + shared.config.operation_timeout;
-    let mut pause = Backoff::new(&shared.config);
-    // Whether the backend has answered once: from then on the caller waits for it to come back.
-    let mut heard = false;
-    loop {
-        ticket.set_stage(Stage::Asking);
-        // Until the backend has answered once, a caller waits for it no longer than for any operation.
-        let limit = match patience {
-            Patience::For(_) => None,
-            Patience::Forever if heard => None,
-            _ => Some(limit.saturating_since(shared.clock.now())),
-        };
-        let tenure = match limit {
-            None => shared.tenure().await?,
-            Some(limit) => shared.tenure_within(limit).await?.0,
-        };
-        let Some(session) = tenure.session() else { continue };
-        let request = Acquire::new(shared.attempt(), key.clone(), mode);
-        let request = request.wait(!matches!(patience, Patience::None));
-        let mut entry = Entry::new(shared, &tenure, session, ticket, request);
-        let asked = match limit {
-            None => tokio::select! {
-                biased; // an answer says more than the news that the session ended
-                asked = entry.ask() => asked,
-                reason = tenure.lost() => Err(Error::new(ErrorKind::SessionLost, reason.to_string())),
-            },
-            Some(limit) => match shared.limited(limit, entry.ask()).await {
-                Some(asked) => asked,
-                None => return Err(shared.timed_out()),
-            },
-        };
-        let granted = match asked {
-            Ok(Acquired::Granted(grant)) => Ok(Some(grant)),
-            Ok(Acquired::Queued(place)) => {
-                heard = true;
-                entry.turn(&place).await
-            }
-            Ok(Acquired::Held) => {
-                entry.done();
-                return Ok(None);
-            }
-            Err(error) if !error.is_retryable() && !error.is_indeterminate() => {
-                entry.done(); // refused: nothing was written
-                return Err(error);
-            }
-            Err(error) => Err(error),
-        };
-        let error = match granted {
-            Ok(Some(grant)) => match entry.accept(grant).await? {
-                Ok(state) => return Ok(Some(state)),
-                Err(back) => {
-                    ticket = back;
-                    continue;
-                }
-            },
-            Ok(None) => {
-                ticket = entry.withdraw().await?;
-                continue;
-            }
-            Err(error) => error,
-        };
-        if error.kind() == ErrorKind::SessionLost {
-            shared.command(Command::Suspect);
-        }
-        let again = match patience {
-            Patience::None => false,
-            Patience::For(_) => error.is_retryable(),
-            Patience::Forever => error.is_retryable() && (heard || error.kind() == ErrorKind::SessionLost),
-        };
-        if !again {
-            // Also after a wait that was refused for good there is a place in the queue: the keeper withdraws it.
-            return Err(error);
-        }
-        tracing::debug!(%error, %key, "asking for the lock again");
-        ticket = entry.withdraw().await?;
-        shared.spawner.sleep(pause.next(&shared.entropy)).await;
-    }
-}
-
-/// One attempt from before it is sent. Dropping it hands the unfinished request over to the keeper, which drives
-/// it to its end and withdraws what it left; the ticket is freed only then, so that no sibling asks meanwhile.
-struct Entry<'a> {
-    shared: &'a Arc<Shared>,
-    tenure: &'a Arc<Tenure>,
-    key: LockKey,
-    attempt: AttemptId,
-    asking: Option<Owned<Result<Acquired>>>,
-    session: Arc<dyn Session>,
-    ticket: Option<Ticket>,
-}
-
-impl<'a> Entry<'a> {
-    fn new(
-        shared: &'a Arc<Shared>,
-        tenure: &'a Arc<Tenure>,
-        session: Arc<dyn Session>,
-        ticket: Ticket,
-        request: Acquire,
-    ) -> Self {
-        let (key, attempt) = (request.key.clone(), request.attempt);
-        let asked = Arc::clone(&session);
-        let asking: Owned<_> = Box::pin(async move { asked.locks().request(&request).await });
-        Self { shared, tenure, key, attempt, asking: Some(asking), session, ticket: Some(ticket) }
-    }
-
-    async fn ask(&mut self) -> Result<Acquired> {
-        let answer = std::future::poll_fn(|cx| match &mut self.asking {
-            Some(asking) => asking.as_mut().poll(cx),
-            None => Poll::Ready(Err(Error::from(ErrorKind::Closed))),
-        });
-        let answer = answer.await;
-        self.asking = None;
-        if let (Some(ticket), Ok(answer)) = (&self.ticket, &answer) {
-            match answer {
-                Acquired::Granted(_) => ticket.set_stage(Stage::Granted),
-                Acquired::Queued(_) => ticket.set_stage(Stage::Queued),
-                Acquired::Held => {}
-            }
-        }
-        answer
-    }
-
-    /// Waits for the grant; `None`: the place or the session is gone.
-    async fn turn(&mut self, place: &Place) -> Result<Option<Grant>> {
-        let gone = self.tenure.wait(self.attempt, self.key.clone());
-        let mut pause = Backoff::new(&self.shared.config);
-        loop {
-            let turn = tokio::select! {
-                biased; // a grant that has come counts, even if the news of a loss has come too: accept() decides
-                turn = self.session.locks().turn(place) => turn,
-                _ = self.tenure.lost() => return Ok(None),
-                () = gone.notified() => return Ok(None),
-            };
-            match turn {
-                Ok(Turn::Granted(grant)) => return Ok(Some(grant)),
-                Ok(Turn::Gone) => return Ok(None),
-                Err(error) if error.kind() == ErrorKind::SessionLost => return Ok(None),
-                Err(error) if error.is_retryable() => {
-                    tracing::debug!(%error, key = %self.key, "waiting for the lock again");
-                    self.shared.spawner.sleep(pause.next(&self.shared.entropy)).await;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// Takes the grant in; the ticket back when its deadline has passed and it was withdrawn.
-    async fn accept(mut self, grant: Grant) -> Result<Result<Arc<GrantState>, Ticket>> {
-        let Some(ticket) = self.ticket.take() else { return Err(Error::from(ErrorKind::Closed)) };
-        if let Err(error) = ticket.check_token(&grant) {
-            self.ticket = Some(ticket); // the keeper withdraws it
-            return Err(error);
-        }
-        ticket.set_stage(Stage::Granted);
-        match self.tenure.accept(grant, ticket) {
-            Ok(state) => {
-                if state.grant.proved_at.is_some() {
-                    // Its own deadline may be earlier than anything that the keeper waits for.
-                    self.shared.command(Command::Wake);
-                }
-                Ok(Ok(state))
-            }
-            Err(ticket) => {
-                self.ticket = Some(ticket);
-                Ok(Err(self.withdraw().await?))
-            }
-        }
-    }
-
-    /// Withdraws the attempt and gives the ticket back for another one.
-    async fn withdraw(mut self) -> Result<Ticket> {
-        if let Some(ticket) = &self.ticket {
-            ticket.set_leaving();
-        }
-        if self.asking.is_some() {
-            let tenure = self.tenure;
-            tokio::select! {
-                biased; // an answer says more than the news that the session ended
-                answer = self.ask() => drop(answer),
-                _ = tenure.lost() => {}
-            }
-        }
-        self.shared.withdraw(self.tenure, &self.key, self.attempt).await;
-        // Only accept() and withdraw() take the ticket, and both consume the entry.
-        self.ticket.take().ok_or_else(|| Error::from(ErrorKind::Closed))
-    }
-
-    /// Nothing was left behind, and it never waited.
-    fn done(mut self) {
-        self.ticket = None;
-    }
-}
-
-impl Drop for Entry<'_> {
-    fn drop(&mut self) {
-        let Some(ticket) = self.ticket.take() else { return };
-        let (shared, tenure) = (Arc::clone(self.shared), Arc::clone(self.tenure));
-        let (key, attempt, unfinished) = (self.key.clone(), self.attempt, self.asking.take());
-        tenure.stop_waiting(attempt);
-        ticket.set_leaving();
-        self.shared.settle(Box::pin(async move {
-            if let Some(unfinished) = unfinished {
-                // A request that never returns must not keep the name longer than its session lives.
-                tenure.or_lost(unfinished).await;
-            }
-            shared.withdraw(&tenure, &key, attempt).await;
-            drop(ticket);
-        }));
-    }
+    shared.plain_call(call).await.map_err(|error| error.during("break"))
 }

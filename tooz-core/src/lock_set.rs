@@ -3,10 +3,12 @@
 use std::future::Future;
 use std::time::Duration;
 
-use crate::clock::Instant;
 use crate::driver::LockMode;
-use crate::guard::{LockGuard, run_under};
-use crate::lock::{Lock, Patience};
+use crate::guard::LockGuard;
+use crate::lock::Lock;
+use crate::platform::clock::Instant;
+use crate::session::acquire::Patience;
+use crate::session::run::run_under;
 use crate::{LockName, LossReason, Lost, Result};
 
 /// Several locks to be taken together.
@@ -80,7 +82,7 @@ impl LockSet {
     /// # Cancel safety
     /// As [`LockSet::acquire`].
     pub async fn acquire_within(&self, limit: Duration) -> Result<Option<LockSetGuard>> {
-        let end = self.locks.first().map(|first| first.life().clock.now() + limit);
+        let end = self.locks.first().map(|first| first.shared_state().clock.now() + limit);
         let left = |now| Patience::For(end.map_or(limit, |end| end.saturating_since(now)));
         self.take(left).await
     }
@@ -92,7 +94,7 @@ impl LockSet {
         loop {
             let mut guards = Vec::with_capacity(self.locks.len());
             for lock in &self.locks {
-                match lock.acquire_by(patience(lock.life().clock.now())).await? {
+                match lock.acquire_by(patience(lock.shared_state().clock.now())).await? {
                     Some(guard) => guards.push(guard),
                     None => return Ok(None),
                 }

@@ -1,11 +1,7 @@
 //! Why something that was held is gone.
 
 use std::fmt;
-use std::sync::OnceLock;
 
-use tokio::sync::Notify;
-
-use crate::waits::waits;
 use crate::{Error, ErrorKind, MemberId};
 
 /// Why a lock, a leadership or a session was lost.
@@ -69,41 +65,5 @@ impl<T> fmt::Debug for Lost<T> {
 impl<T> From<Lost<T>> for Error {
     fn from(lost: Lost<T>) -> Self {
         Self::new(ErrorKind::SessionLost, lost.to_string()).during("run").indeterminate()
-    }
-}
-
-/// A loss that happens once: set by whoever notices first, heard by everybody who waits.
-#[derive(Debug, Default)]
-pub(crate) struct Latch {
-    reason: OnceLock<LossReason>,
-    waiters: Notify,
-}
-
-impl Latch {
-    /// Sets the reason, unless there is one already; answers whether this call set it.
-    pub(crate) fn set(&self, reason: LossReason) -> bool {
-        let first = self.reason.set(reason).is_ok();
-        if first {
-            self.waiters.notify_waiters();
-        }
-        first
-    }
-
-    pub(crate) fn get(&self) -> Option<&LossReason> {
-        self.reason.get()
-    }
-
-    /// Waits for the reason. Cancel-safe.
-    pub(crate) async fn wait(&self) -> LossReason {
-        loop {
-            let notified = self.waiters.notified();
-            tokio::pin!(notified);
-            // Registered before looking, or a reason that is set in between would be missed.
-            notified.as_mut().enable();
-            if let Some(reason) = self.get() {
-                return reason.clone();
-            }
-            waits(notified).await;
-        }
     }
 }

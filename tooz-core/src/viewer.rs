@@ -9,10 +9,10 @@ use tokio::sync::oneshot;
 
 use crate::driver::{Driver, Holders, LockKey, MemberRecord};
 use crate::election::{self, Leader, Observer};
-use crate::group;
-use crate::lock;
-use crate::runtime::Spawner;
-use crate::shared::{Config, Kept, Owned, Reads, closed};
+use crate::platform::runtime::Spawner;
+use crate::session::call::{Kept, Owned, Reads, closed};
+use crate::session::limits::Config;
+use crate::session::lookup::{groups, holders, members};
 use crate::watch::GroupWatch;
 use crate::{BackendUrl, Characteristics, Error, ErrorKind, GroupId, LockName, Result};
 
@@ -85,7 +85,7 @@ impl Viewer {
     /// # Cancel safety
     /// Nothing is changed.
     pub async fn groups(&self) -> Result<Vec<GroupId>> {
-        group::groups(&*self.view).await
+        groups(&*self.view).await
     }
 
     /// The living members of a group, as [`Group::members`](crate::Group::members).
@@ -97,7 +97,7 @@ impl Viewer {
     /// # Cancel safety
     /// Nothing is changed.
     pub async fn members(&self, group: impl AsRef<[u8]>) -> Result<Vec<MemberRecord>> {
-        group::members(&*self.view, &GroupId::new(group)?).await
+        members(&*self.view, &GroupId::new(group)?).await
     }
 
     /// Follows a group, as [`Group::watch`](crate::Group::watch): a snapshot first, then each change.
@@ -109,7 +109,7 @@ impl Viewer {
     /// Nothing is left behind.
     pub async fn watch(&self, group: impl AsRef<[u8]>) -> Result<GroupWatch> {
         let kept = Arc::clone(&self.view) as Kept;
-        group::watch(&*self.view, &GroupId::new(group)?, Some(kept)).await
+        GroupWatch::open(&*self.view, &GroupId::new(group)?, Some(kept)).await
     }
 
     /// Who holds a lock, as [`Lock::holders`](crate::Lock::holders).
@@ -120,7 +120,7 @@ impl Viewer {
     /// # Cancel safety
     /// Nothing is changed.
     pub async fn holders(&self, lock: impl AsRef<[u8]>) -> Result<Holders> {
-        lock::holders(&*self.view, LockKey::Named(LockName::new(lock)?)).await
+        holders(&*self.view, LockKey::Named(LockName::new(lock)?)).await
     }
 
     /// Who leads a group, as [`Election::leader`](crate::Election::leader).

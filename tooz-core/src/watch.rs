@@ -6,9 +6,9 @@ use std::task::{Context, Poll};
 
 use futures_core::Stream;
 
-use crate::Result;
 use crate::driver::{ChangeStream, GroupChange, MemberRecord};
-use crate::shared::Kept;
+use crate::session::call::{Kept, Reads, read};
+use crate::{GroupId, Result};
 
 /// What happened in a group. Applying one after the other always yields the group's real membership.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,8 +43,15 @@ impl fmt::Debug for GroupWatch {
 }
 
 impl GroupWatch {
-    pub(crate) fn new(kept: Option<Kept>, stream: ChangeStream) -> Self {
+    fn new(kept: Option<Kept>, stream: ChangeStream) -> Self {
         Self { _kept: kept, stream: Some(stream), started: false }
+    }
+
+    pub(crate) async fn open(reader: &dyn Reads, id: &GroupId, kept: Option<Kept>) -> Result<Self> {
+        let (driver, id) = (reader.driver(), id.clone());
+        // The answer is a type of ours: with the stream's trait object in it, rustc would not see that this is `Send`.
+        let call = Box::pin(async move { Ok(Self::new(kept, driver.groups().watch(&id).await?)) });
+        read(reader, call).await.map_err(|error| error.during("watch"))
     }
 
     /// The next event; `None` after [`GroupEvent::Deleted`].

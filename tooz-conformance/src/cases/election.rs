@@ -138,9 +138,9 @@ async fn campaign_within_ends_in_time(h: Harness) -> Outcome {
 /// E2: nothing to give up is no error.
 async fn standing_down_when_not_leading_is_an_answer(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
-    ensure(!a.stand_down("g").await?, "it stood down from nothing")?;
+    ensure(!a.hooks().stand_down("g").await?, "it stood down from nothing")?;
     let lead = wins(&a).await?;
-    ensure(!b.stand_down("g").await?, "it stood down for somebody else")?;
+    ensure(!b.hooks().stand_down("g").await?, "it stood down for somebody else")?;
     ensure(lead.is_held(), "deposed by another's standing down")?;
     b.election("g")?.break_leadership("a new election").await?;
     ensure(lead.resign().await? == Released::WasNotHolder, "a broken leadership was resigned")

@@ -79,7 +79,7 @@ async fn a_failed_renewal_suspends_and_recovers(h: Harness) -> Outcome {
     event(&mut events, ttl, "Recovered", |event| matches!(event, Event::Recovered)).await?;
     ensure(matches!(a.liveness(), Liveness::Alive { .. }), "recovered, and liveness does not say so")?;
     h.pass(ttl * 2).await;
-    ensure(guard.is_held() && !guard.loss().is_lost(), "lost although the beats came back in time")
+    ensure(guard.is_held() && !guard.loss_signal().is_lost(), "lost although the beats came back in time")
 }
 
 /// S6, L7: as long as anybody could believe that we hold it, the backend gives it to nobody.

@@ -56,7 +56,7 @@ fn text(event: &HookEvent) -> String {
 async fn run_until(h: &Harness, c: &Coordinator, told: &Told, count: usize) -> Outcome {
     within(&format!("{count} events; hooks were told {:?}", told.all()), h.soon() * 3, async {
         while told.all().len() < count {
-            c.run_watchers(millis(20)).await?;
+            c.hooks().run_watchers(millis(20)).await?;
         }
         Outcome::Ok(())
     })
@@ -68,19 +68,19 @@ async fn join_and_leave_hooks_run(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     b.group("g")?.create().await?;
     let told = Told::default();
-    a.watch_join_group("g", told.hook()).await?;
-    a.watch_leave_group("g", told.hook()).await?;
+    a.hooks().watch_join_group("g", told.hook()).await?;
+    a.hooks().watch_leave_group("g", told.hook()).await?;
     b.group("g")?.join(caps("mine")?).await?;
-    let events = a.run_watchers(h.soon()).await?;
+    let events = a.hooks().run_watchers(h.soon()).await?;
     ensure(
         matches!(&events[..], [HookEvent::Joined { member, .. }] if member.capabilities == caps("mine")?),
         format!("{events:?}"),
     )?;
     b.group("g")?.leave().await?;
-    let events = a.run_watchers(h.soon()).await?;
+    let events = a.hooks().run_watchers(h.soon()).await?;
     ensure(matches!(&events[..], [HookEvent::Left { .. }]), format!("{events:?}"))?;
     ensure(told.all() == ["b joined g", "b left g"], format!("{:?}", told.all()))?;
-    ensure(a.run_watchers(Duration::ZERO).await?.is_empty(), "an event ran twice")
+    ensure(a.hooks().run_watchers(Duration::ZERO).await?.is_empty(), "an event ran twice")
 }
 
 /// W5: and nowhere else.
@@ -88,7 +88,7 @@ async fn hooks_run_only_inside_run_watchers(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     b.group("g")?.create().await?;
     let told = Told::default();
-    a.watch_join_group("g", told.hook()).await?;
+    a.hooks().watch_join_group("g", told.hook()).await?;
     b.group("g")?.join(Capabilities::none()).await?;
     h.pass(millis(50)).await;
     a.heartbeat().await?;
@@ -102,7 +102,7 @@ const ROUNDS: usize = 30;
 
 /// The events of a run that has no time to wait for any, which have to be one.
 async fn one_event(c: &Coordinator, told: &mut usize, after: &str) -> Outcome<HookEvent> {
-    let mut events = c.run_watchers(Duration::ZERO).await?;
+    let mut events = c.hooks().run_watchers(Duration::ZERO).await?;
     *told += events.len();
     match (events.pop(), &events[..]) {
         (Some(event), []) => Ok(event),
@@ -116,8 +116,8 @@ async fn a_run_sees_what_was_done_before_it(h: Harness) -> Outcome {
     let group = b.group("g")?;
     group.create().await?;
     let (hooks, mut told) = (Told::default(), 0);
-    a.watch_join_group("g", hooks.hook()).await?;
-    a.watch_leave_group("g", hooks.hook()).await?;
+    a.hooks().watch_join_group("g", hooks.hook()).await?;
+    a.hooks().watch_leave_group("g", hooks.hook()).await?;
     for round in 0..ROUNDS {
         group.join(Capabilities::new(&round)?).await?;
         let joined = one_event(&a, &mut told, "a join").await?;
@@ -143,8 +143,8 @@ async fn a_run_sees_what_another_process_did_before_it(h: Harness) -> Outcome {
     let a = h.coordinator("a").await?;
     a.group("g")?.create().await?;
     let (hooks, mut told) = (Told::default(), 0);
-    a.watch_join_group("g", hooks.hook()).await?;
-    a.watch_leave_group("g", hooks.hook()).await?;
+    a.hooks().watch_join_group("g", hooks.hook()).await?;
+    a.hooks().watch_leave_group("g", hooks.hook()).await?;
     let mut other = h.process("other").await?;
     for _ in 0..ROUNDS {
         other.ask("join g").await?;
@@ -164,7 +164,7 @@ async fn a_run_sees_what_another_process_did_before_it(h: Harness) -> Outcome {
 
 /// What is pushed late, of what was told already, runs no hook, neither in a run that waits.
 async fn runs_nothing_again(h: &Harness, c: &Coordinator, hooks: &Told, told: usize) -> Outcome {
-    let again = c.run_watchers(h.limit(millis(20))).await?;
+    let again = c.hooks().run_watchers(h.limit(millis(20))).await?;
     ensure(again.is_empty(), format!("told twice: {again:?}"))?;
     ensure(hooks.all().len() == told, format!("{told} events, and hooks were told {:?}", hooks.all()))
 }
@@ -174,14 +174,14 @@ async fn run_watchers_runs_for_leader_before_it_waits(h: Harness) -> Outcome {
     let a = h.coordinator("a").await?;
     a.group("g")?.create().await?;
     let told = Told::default();
-    a.watch_join_group("g", told.hook()).await?;
-    a.watch_elected_as_leader("g", told.hook()).await?;
-    let events = h.soon_done("the election", Box::pin(a.run_watchers(secs(600)))).await??;
+    a.hooks().watch_join_group("g", told.hook()).await?;
+    a.hooks().watch_elected_as_leader("g", told.hook()).await?;
+    let events = h.soon_done("the election", Box::pin(a.hooks().run_watchers(secs(600)))).await??;
     ensure(matches!(&events[..], [HookEvent::Elected { .. }]), format!("{events:?}"))?;
     // A leader waits as others do.
     let running = {
         let a = a.clone();
-        h.spawn(async move { a.run_watchers(secs(600)).await })
+        h.spawn(async move { a.hooks().run_watchers(secs(600)).await })
     };
     h.pass(millis(20)).await;
     ensure(!running.is_finished(), "it did not wait")?;
@@ -195,10 +195,10 @@ async fn run_watchers_waits_for_a_first_event(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     b.group("g")?.create().await?;
     let told = Told::default();
-    a.watch_join_group("g", told.hook()).await?;
+    a.hooks().watch_join_group("g", told.hook()).await?;
     let running = {
         let a = a.clone();
-        h.spawn(async move { a.run_watchers(secs(600)).await })
+        h.spawn(async move { a.hooks().run_watchers(secs(600)).await })
     };
     h.pass(millis(20)).await;
     ensure(!running.is_finished(), "it did not wait")?;
@@ -211,12 +211,12 @@ async fn run_watchers_waits_for_a_first_event(h: Harness) -> Outcome {
 async fn run_watchers_without_time_answers_at_once(h: Harness) -> Outcome {
     let a = h.coordinator("a").await?;
     a.group("g")?.create().await?;
-    a.watch_join_group("g", |_| Ok(())).await?;
+    a.hooks().watch_join_group("g", |_| Ok(())).await?;
     let watch = h.stopwatch();
-    ensure(a.run_watchers(Duration::ZERO).await?.is_empty(), "events of nothing")?;
+    ensure(a.hooks().run_watchers(Duration::ZERO).await?.is_empty(), "events of nothing")?;
     ensure(watch.elapsed() < millis(10), format!("it took {:?}", watch.elapsed()))?;
     let watch = h.stopwatch();
-    ensure(a.run_watchers(secs(2)).await?.is_empty(), "events of nothing")?;
+    ensure(a.hooks().run_watchers(secs(2)).await?.is_empty(), "events of nothing")?;
     let took = watch.elapsed();
     ensure(took >= secs(2) && took <= secs(2) + millis(100), format!("a timeout of 2 s took {took:?}"))
 }
@@ -226,8 +226,8 @@ async fn members_that_are_there_already_give_no_event(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     b.group("g")?.join_or_create(Capabilities::none()).await?;
     let told = Told::default();
-    a.watch_join_group("g", told.hook()).await?;
-    ensure(a.run_watchers(Duration::ZERO).await?.is_empty(), "an event of the past")?;
+    a.hooks().watch_join_group("g", told.hook()).await?;
+    ensure(a.hooks().run_watchers(Duration::ZERO).await?.is_empty(), "an event of the past")?;
     a.group("g")?.join(Capabilities::none()).await?; // our own join counts
     run_until(&h, &a, &told, 1).await?;
     ensure(told.all() == ["a joined g"], format!("{:?}", told.all()))
@@ -239,9 +239,9 @@ async fn an_elected_hook_runs(h: Harness) -> Outcome {
     let told = Told::default();
     for c in [&a, &b] {
         c.group("g")?.create().await.ok();
-        c.watch_elected_as_leader("g", told.hook()).await?;
-        c.run_watchers(Duration::ZERO).await?;
-        c.run_elect_coordinator().await?;
+        c.hooks().watch_elected_as_leader("g", told.hook()).await?;
+        c.hooks().run_watchers(Duration::ZERO).await?;
+        c.hooks().run_elect_coordinator().await?;
     }
     ensure(told.all() == ["a leads g"], format!("{:?}", told.all()))?;
     let leader = b.election("g")?.leader().await?.ok_or("nobody leads")?;
@@ -249,7 +249,7 @@ async fn an_elected_hook_runs(h: Harness) -> Outcome {
     a.close().await?;
     within("the next election", h.soon(), async {
         while told.all().len() < 2 {
-            b.run_watchers(millis(20)).await?;
+            b.hooks().run_watchers(millis(20)).await?;
         }
         Outcome::Ok(())
     })
@@ -261,11 +261,11 @@ async fn an_elected_hook_runs(h: Harness) -> Outcome {
 async fn standing_down_gives_up_what_a_hook_won(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     let told = Told::default();
-    let hook = a.watch_elected_as_leader("g", told.hook()).await?;
-    a.run_watchers(Duration::ZERO).await?;
-    a.unwatch_elected_as_leader("g", hook)?;
-    ensure(a.stand_down("g").await?, "it did not lead")?;
-    ensure(!a.stand_down("g").await?, "it stood down twice")?;
+    let hook = a.hooks().watch_elected_as_leader("g", told.hook()).await?;
+    a.hooks().run_watchers(Duration::ZERO).await?;
+    a.hooks().unwatch_elected_as_leader("g", hook)?;
+    ensure(a.hooks().stand_down("g").await?, "it did not lead")?;
+    ensure(!a.hooks().stand_down("g").await?, "it stood down twice")?;
     b.election("g")?.try_campaign().await?.ok_or("somebody still leads")?.resign().await?;
     Ok(())
 }
@@ -275,9 +275,9 @@ async fn an_unwatched_hook_does_not_run(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     b.group("g")?.create().await?;
     let (gone, stays) = (Told::default(), Told::default());
-    let hook = a.watch_join_group("g", gone.hook()).await?;
-    a.watch_join_group("g", stays.hook()).await?;
-    a.unwatch_join_group("g", hook)?;
+    let hook = a.hooks().watch_join_group("g", gone.hook()).await?;
+    a.hooks().watch_join_group("g", stays.hook()).await?;
+    a.hooks().unwatch_join_group("g", hook)?;
     b.group("g")?.join(Capabilities::none()).await?;
     run_until(&h, &a, &stays, 1).await?;
     ensure(gone.all().is_empty(), "an unregistered hook ran")
@@ -287,12 +287,12 @@ async fn an_unwatched_hook_does_not_run(h: Harness) -> Outcome {
 async fn an_unknown_hook_is_refused(h: Harness) -> Outcome {
     let a = h.coordinator("a").await?;
     a.group("g")?.create().await?;
-    let hook = a.watch_join_group("g", |_| Ok(())).await?;
-    refused(a.unwatch_leave_group("g", hook), ErrorKind::HookNotFound)?;
-    refused(a.unwatch_elected_as_leader("g", hook), ErrorKind::HookNotFound)?;
-    refused(a.unwatch_join_group("other", hook), ErrorKind::HookNotFound)?;
-    a.unwatch_join_group("g", hook)?;
-    refused(a.unwatch_join_group("g", hook), ErrorKind::HookNotFound).map(|_| ())
+    let hook = a.hooks().watch_join_group("g", |_| Ok(())).await?;
+    refused(a.hooks().unwatch_leave_group("g", hook), ErrorKind::HookNotFound)?;
+    refused(a.hooks().unwatch_elected_as_leader("g", hook), ErrorKind::HookNotFound)?;
+    refused(a.hooks().unwatch_join_group("other", hook), ErrorKind::HookNotFound)?;
+    a.hooks().unwatch_join_group("g", hook)?;
+    refused(a.hooks().unwatch_join_group("g", hook), ErrorKind::HookNotFound).map(|_| ())
 }
 
 /// W5: registered per group.
@@ -301,8 +301,8 @@ async fn hooks_of_one_group_know_nothing_of_another(h: Harness) -> Outcome {
     b.group("g")?.create().await?;
     b.group("h")?.create().await?;
     let (of_g, of_h) = (Told::default(), Told::default());
-    a.watch_join_group("g", of_g.hook()).await?;
-    a.watch_join_group("h", of_h.hook()).await?;
+    a.hooks().watch_join_group("g", of_g.hook()).await?;
+    a.hooks().watch_join_group("h", of_h.hook()).await?;
     b.group("h")?.join(Capabilities::none()).await?;
     run_until(&h, &a, &of_h, 1).await?;
     ensure(of_g.all().is_empty(), format!("{:?}", of_g.all()))?;
@@ -327,18 +327,19 @@ async fn bad_hook(
     b.group("g")?.create().await?;
     let (before, after, calls) = (Told::default(), Told::default(), Told::default());
     let mut events = a.events();
-    a.watch_join_group("g", before.hook()).await?;
+    a.hooks().watch_join_group("g", before.hook()).await?;
     let counted = calls.hook();
-    a.watch_join_group("g", move |event| {
-        counted(event)?;
-        bad(event)
-    })
-    .await?;
-    a.watch_join_group("g", after.hook()).await?;
+    a.hooks()
+        .watch_join_group("g", move |event| {
+            counted(event)?;
+            bad(event)
+        })
+        .await?;
+    a.hooks().watch_join_group("g", after.hook()).await?;
     b.group("g")?.join(Capabilities::none()).await?;
-    let ran = a.run_watchers(h.soon()).await?;
+    let ran = a.hooks().run_watchers(h.soon()).await?;
     ensure(ran.len() == 1, format!("{ran:?}"))?;
-    a.run_watchers(Duration::ZERO).await?;
+    a.hooks().run_watchers(Duration::ZERO).await?;
     ensure(before.all().len() == 1 && after.all().len() == 1, "another hook did not run once")?;
     ensure(calls.all().len() == 1, format!("the bad hook ran {} times", calls.all().len()))?;
     let failed = |event: &Event| matches!(event, Event::HookFailed { .. });
@@ -351,6 +352,6 @@ async fn bad_hook(
 /// W5, W4: a group that is not there cannot be watched by hooks either.
 async fn hooks_of_an_unknown_group_are_refused(h: Harness) -> Outcome {
     let a = h.coordinator("a").await?;
-    refused(a.watch_join_group("g", |_| Ok(())).await, ErrorKind::GroupNotFound)?;
-    refused(a.watch_leave_group("g", |_| Ok(())).await, ErrorKind::GroupNotFound).map(|_| ())
+    refused(a.hooks().watch_join_group("g", |_| Ok(())).await, ErrorKind::GroupNotFound)?;
+    refused(a.hooks().watch_leave_group("g", |_| Ok(())).await, ErrorKind::GroupNotFound).map(|_| ())
 }

@@ -39,7 +39,7 @@ async fn a_vanished_record_is_noticed(h: Harness) -> Outcome {
 async fn an_ended_session_is_noticed(h: Harness) -> Outcome {
     let a = h.coordinator("a").await?;
     let guard = taken(&a, "x").await?;
-    let signal = guard.loss();
+    let signal = guard.loss_signal();
     h.kit()?.expire(h.namespace(), "a");
     let why = within("the loss", h.some_ttl(), signal.wait()).await?;
     ensure(why == LossReason::Expired, format!("{why:?}"))?;
@@ -69,7 +69,7 @@ async fn a_loss_is_told_to_everybody(h: Harness) -> Outcome {
     let guard = taken(&a, "x").await?;
     let mut waiting = Vec::new();
     for _ in 0..3 {
-        let signal = guard.loss().clone();
+        let signal = guard.loss_signal().clone();
         waiting.push(h.started(async move { signal.wait().await }).await);
     }
     ensure(waiting.iter().all(|one| !one.is_finished()), "reported lost before it was")?;
@@ -79,7 +79,10 @@ async fn a_loss_is_told_to_everybody(h: Harness) -> Outcome {
         let why = within("the loss", limit, one).await??;
         ensure(matches!(why, LossReason::Broken { .. }), format!("{why:?}"))?;
     }
-    ensure(guard.loss().is_lost() && guard.loss().reason().is_some(), "a new signal knows nothing")?;
+    ensure(
+        guard.loss_signal().is_lost() && guard.loss_signal().reason().is_some(),
+        "a new signal knows nothing",
+    )?;
     ensure(guard.run(async {}).await.is_err(), "work is run under a lock that is lost")
 }
 

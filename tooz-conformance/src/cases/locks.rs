@@ -397,7 +397,7 @@ async fn guards_are_send_and_sync(h: Harness) -> Outcome {
     let elsewhere = Arc::clone(&guard);
     let held = h.spawn(async move { elsewhere.is_held() }).await?;
     let lead = shared_between_tasks(a.election("g")?.campaign().await?);
-    let signal = shared_between_tasks(guard.loss());
+    let signal = shared_between_tasks(guard.loss_signal());
     ensure(held && lead.is_held() && !signal.is_lost(), "not held elsewhere")
 }
 

@@ -66,7 +66,7 @@ async fn after_a_loss_locks_are_not_taken_back(h: Harness) -> Outcome {
     let mut events = a.events();
     a.group("g")?.join_or_create(Capabilities::none()).await?;
     let guard = taken(&a, "x").await?;
-    let signal = guard.loss();
+    let signal = guard.loss_signal();
     h.kit()?.cut(h.namespace(), "a");
     within("the loss", h.gone(), guard.lost()).await?;
     h.kit()?.heal(h.namespace(), "a");

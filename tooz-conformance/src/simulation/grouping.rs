@@ -167,11 +167,11 @@ impl Worker {
             };
             let title = self.dice.one_of(&GROUPS).unwrap_or("g");
             let asked = Asked::Other("watch_join_group");
-            let hook = c.watch_join_group(title, told);
+            let hook = c.hooks().watch_join_group(title, told);
             let (_, hook) = self.perform(asked, self.patience(), hook, |_| Answer::Done).await;
             if let Some(Ok(hook)) = hook {
-                self.elected_by(c.run_watchers(self.dice.millis(0, 500))).await;
-                if let Err(error) = c.unwatch_join_group(title, hook) {
+                self.elected_by(c.hooks().run_watchers(self.dice.millis(0, 500))).await;
+                if let Err(error) = c.hooks().unwatch_join_group(title, hook) {
                     self.world.wrong("W5", format!("a registered hook cannot be unregistered: {error}"));
                 }
             }
@@ -189,11 +189,11 @@ impl Worker {
                 }
                 Ok(())
             };
-            let hook = c.watch_elected_as_leader("g", told);
+            let hook = c.hooks().watch_elected_as_leader("g", told);
             let asked = Asked::Other("watch_elected_as_leader");
             self.perform(asked, Patience::Endless, hook, |_| Answer::Done).await;
         }
-        self.elected_by(c.run_elect_coordinator()).await;
+        self.elected_by(c.hooks().run_elect_coordinator()).await;
         if self.dice.one_in(2) {
             tokio::time::sleep(self.dice.millis(1, 500)).await;
             self.stand_down().await;
@@ -223,7 +223,8 @@ impl Worker {
 
     pub(super) async fn stand_down(&self) {
         let asked = Asked::Other("stand_down");
-        self.perform(asked, Patience::Endless, self.coordinator.stand_down("g"), |_| Answer::Done).await;
+        self.perform(asked, Patience::Endless, self.coordinator.hooks().stand_down("g"), |_| Answer::Done)
+            .await;
     }
 }
 

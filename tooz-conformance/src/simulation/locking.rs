@@ -52,8 +52,8 @@ impl Worker {
         };
         let (id, result) = self.perform(asked, self.patience(), trying, granted).await;
         let Some(Ok(Some(guard))) = result else { return };
-        self.world.believes(id, guard.loss());
-        self.hold(&guard.loss()).await;
+        self.world.believes(id, guard.loss_signal());
+        self.hold(&guard.loss_signal()).await;
         self.give_back(id, guard, LockGuard::release).await;
     }
 
@@ -88,10 +88,10 @@ impl Worker {
         }
         let Some(Ok(Some(guards))) = result else { return };
         for (id, guard) in ids.iter().zip(guards.guards()) {
-            self.world.believes(*id, guard.loss());
+            self.world.believes(*id, guard.loss_signal());
         }
         if let Some(first) = guards.guards().first() {
-            self.hold(&first.loss()).await;
+            self.hold(&first.loss_signal()).await;
         }
         for id in ids {
             self.world.believes_no_more(id);
@@ -132,8 +132,8 @@ impl Worker {
         };
         let (id, result) = self.perform(asked, patience, running, won).await;
         let Some(Ok(Some(leadership))) = result else { return };
-        self.world.believes(id, leadership.loss());
-        self.hold(&leadership.loss()).await;
+        self.world.believes(id, leadership.loss_signal());
+        self.hold(&leadership.loss_signal()).await;
         self.give_back(id, leadership, Leadership::resign).await;
     }
 }

@@ -20,9 +20,9 @@ const WHILE: Duration = Duration::from_millis(100);
 pub(super) fn scenes() -> Vec<Scene> {
     let mut scenes = Vec::new();
     for (operation, kind) in [
-        ("Coordinator::watch_join_group", Kind::Join),
-        ("Coordinator::watch_leave_group", Kind::Leave),
-        ("Coordinator::watch_elected_as_leader", Kind::Elected),
+        ("Hooks::watch_join_group", Kind::Join),
+        ("Hooks::watch_leave_group", Kind::Leave),
+        ("Hooks::watch_elected_as_leader", Kind::Elected),
     ] {
         scenes.extend(in_every_weather(operation, "a group", Called::Watch, run!(registered, kind)));
         #[cfg(feature = "memory")]
@@ -36,7 +36,7 @@ pub(super) fn scenes() -> Vec<Scene> {
             ));
         }
     }
-    let run = "Coordinator::run_watchers";
+    let run = "Hooks::run_watchers";
     scenes.push(Scene::new(run, "an event has come", run!(run_with_an_event)));
     scenes.push(Scene::new(run, "an event comes", run!(run_until_an_event)));
     scenes.push(Scene::new(run, "beside another run", run!(run_beside_a_run)));
@@ -48,10 +48,10 @@ pub(super) fn scenes() -> Vec<Scene> {
     ));
     scenes.push(Scene::new(run, "an event comes and a group is there again", run!(run_watches_again, true)));
     scenes.extend(in_every_weather(run, "an election is free", Called::Request, run!(elected, true)));
-    let elect = "Coordinator::run_elect_coordinator";
+    let elect = "Hooks::run_elect_coordinator";
     scenes.extend(in_every_weather(elect, "an election is free", Called::Request, run!(elected, false)));
     scenes.push(Scene::new(elect, "beside another run", run!(elected_beside_a_run)));
-    let down = "Coordinator::stand_down";
+    let down = "Hooks::stand_down";
     scenes.extend(in_every_weather(down, "leading", Called::Release, run!(stood_down)));
     scenes.push(Scene::new(down, "beside another run", run!(stood_down_beside_a_run)));
     scenes
@@ -85,17 +85,17 @@ impl Count {
 
 async fn register(c: &Coordinator, kind: Kind, name: &str, count: &Count) -> Result<HookId> {
     match kind {
-        Kind::Join => c.watch_join_group(name, count.hook()).await,
-        Kind::Leave => c.watch_leave_group(name, count.hook()).await,
-        Kind::Elected => c.watch_elected_as_leader(name, count.hook()).await,
+        Kind::Join => c.hooks().watch_join_group(name, count.hook()).await,
+        Kind::Leave => c.hooks().watch_leave_group(name, count.hook()).await,
+        Kind::Elected => c.hooks().watch_elected_as_leader(name, count.hook()).await,
     }
 }
 
 fn unregister(c: &Coordinator, kind: Kind, name: &str, id: HookId) -> Result<()> {
     match kind {
-        Kind::Join => c.unwatch_join_group(name, id),
-        Kind::Leave => c.unwatch_leave_group(name, id),
-        Kind::Elected => c.unwatch_elected_as_leader(name, id),
+        Kind::Join => c.hooks().unwatch_join_group(name, id),
+        Kind::Leave => c.hooks().unwatch_leave_group(name, id),
+        Kind::Elected => c.hooks().unwatch_elected_as_leader(name, id),
     }
 }
 
@@ -104,16 +104,16 @@ async fn happens(p: &Point, c: &Coordinator) -> Outcome<Vec<HookEvent>> {
     let group = p.b().group(p.name())?;
     group.join(Capabilities::none()).await?;
     p.settle().await;
-    let mut events = c.run_watchers(p.h().limit(WHILE)).await?;
+    let mut events = c.hooks().run_watchers(p.h().limit(WHILE)).await?;
     group.leave().await?;
     p.settle().await;
-    events.extend(c.run_watchers(p.h().limit(WHILE)).await?);
+    events.extend(c.hooks().run_watchers(p.h().limit(WHILE)).await?);
     Ok(events)
 }
 
 /// Runs what there is to run, so that no watch is kept for hooks that are gone.
 async fn run_out(c: &Coordinator) -> Outcome {
-    c.run_watchers(Duration::ZERO).await?;
+    c.hooks().run_watchers(Duration::ZERO).await?;
     Ok(())
 }
 
@@ -133,7 +133,7 @@ async fn registered_beside_a_run(p: Point, kind: Kind) -> Outcome {
     p.b().group(&elsewhere)?.create().await?;
     register(&own, Kind::Join, &elsewhere, &other).await?;
     let runs = async {
-        own.run_watchers(p.h().limit(WHILE)).await?;
+        own.hooks().run_watchers(p.h().limit(WHILE)).await?;
         Ok(())
     };
     let mut runs = Box::pin(runs);
@@ -175,7 +175,7 @@ async fn settled(p: &Point, kind: Kind, id: Option<Result<HookId>>, count: &Coun
     count.is(usize::from(registered.is_some()))?;
     if let Some(id) = registered {
         unregister(p.a(), kind, p.name(), id)?;
-        p.a().stand_down(p.name()).await?;
+        p.a().hooks().stand_down(p.name()).await?;
     }
     run_out(p.a()).await
 }
@@ -192,10 +192,10 @@ async fn run_once(
         ensure(events.len() == 1, format!("{events:?}"))?;
         count.is(1)?;
     } else {
-        c.run_watchers(p.h().limit(WHILE)).await?;
+        c.hooks().run_watchers(p.h().limit(WHILE)).await?;
     }
     count.is(1)?;
-    let again = c.run_watchers(Duration::ZERO).await?;
+    let again = c.hooks().run_watchers(Duration::ZERO).await?;
     ensure(again.is_empty(), format!("again: {again:?}"))?;
     count.is(1)?;
     p.b().group(p.name())?.leave().await?;
@@ -209,7 +209,7 @@ async fn run_with_an_event(p: Point) -> Outcome {
     register(&own, Kind::Join, p.name(), &count).await?;
     group.join(Capabilities::none()).await?;
     p.settle().await;
-    let events = p.sweep(own.run_watchers(p.h().limit(WHILE))).await?;
+    let events = p.sweep(own.hooks().run_watchers(p.h().limit(WHILE))).await?;
     run_once(&p, &own, events, &count).await
 }
 
@@ -222,7 +222,7 @@ async fn run_until_an_event(p: Point) -> Outcome {
         p.settle().await;
         Ok(group.join(Capabilities::none()).await?)
     };
-    let events = p.sweep_while(own.run_watchers(p.h().limit(WHILE * 10)), joins).await?;
+    let events = p.sweep_while(own.hooks().run_watchers(p.h().limit(WHILE * 10)), joins).await?;
     run_once(&p, &own, events, &count).await
 }
 
@@ -232,13 +232,13 @@ async fn run_beside_a_run(p: Point) -> Outcome {
     group.create().await?;
     register(&own, Kind::Join, p.name(), &count).await?;
     let first = async {
-        let events = own.run_watchers(p.h().limit(WHILE)).await?;
+        let events = own.hooks().run_watchers(p.h().limit(WHILE)).await?;
         ensure(events.is_empty(), format!("{events:?}"))?;
         Ok(group.join(Capabilities::none()).await?)
     };
     let mut first = Box::pin(first);
     first_poll(&mut first).await;
-    let events = p.sweep_while(own.run_watchers(p.h().limit(WHILE * 10)), first).await?;
+    let events = p.sweep_while(own.hooks().run_watchers(p.h().limit(WHILE * 10)), first).await?;
     run_once(&p, &own, events, &count).await
 }
 
@@ -250,7 +250,10 @@ async fn run_watches_again(p: Point, meanwhile: bool) -> Outcome {
     again.create().await?;
     let ids = [
         (p.name().to_owned(), register(p.a(), Kind::Join, p.name(), &count).await?),
-        (format!("{}-again", p.name()), p.a().watch_join_group(again.id().as_bytes(), count.hook()).await?),
+        (
+            format!("{}-again", p.name()),
+            p.a().hooks().watch_join_group(again.id().as_bytes(), count.hook()).await?,
+        ),
     ];
     again.delete().await?;
     p.settle().await;
@@ -269,14 +272,14 @@ async fn run_watches_again(p: Point, meanwhile: bool) -> Outcome {
         }
         Ok(())
     };
-    let events = p.sweep_while(p.a().run_watchers(p.h().limit(WHILE * 10)), joins).await?;
+    let events = p.sweep_while(p.a().hooks().run_watchers(p.h().limit(WHILE * 10)), joins).await?;
     let events = match events {
         Some(Err(_)) if p.weather().allows_errors() => None,
         events => events,
     };
     run_once(&p, p.a(), events, &count).await?;
     for (name, id) in ids {
-        p.a().unwatch_join_group(name, id)?;
+        p.a().hooks().unwatch_join_group(name, id)?;
     }
     run_out(p.a()).await
 }
@@ -288,9 +291,9 @@ async fn elected(p: Point, watchers: bool) -> Outcome {
     let events = p
         .sweep(async {
             if watchers {
-                p.a().run_watchers(p.h().limit(WHILE)).await
+                p.a().hooks().run_watchers(p.h().limit(WHILE)).await
             } else {
-                p.a().run_elect_coordinator().await
+                p.a().hooks().run_elect_coordinator().await
             }
         })
         .await?;
@@ -299,7 +302,7 @@ async fn elected(p: Point, watchers: bool) -> Outcome {
         Some(Ok(events)) => {
             ensure(matches!(&events[..], [HookEvent::Elected { .. }]), format!("{events:?}"))?;
             count.is(1)?;
-            ensure(p.a().stand_down(p.name()).await?, "it does not lead although it was elected")?;
+            ensure(p.a().hooks().stand_down(p.name()).await?, "it does not lead although it was elected")?;
         }
         Some(Err(error)) => {
             ensure(p.weather().allows_errors(), format!("it failed: {error}"))?;
@@ -307,8 +310,8 @@ async fn elected(p: Point, watchers: bool) -> Outcome {
         }
     }
     nobody_is_in_the_way(&p, What::Leadership).await?;
-    ensure(!p.a().stand_down(p.name()).await?, "it leads although the run was dropped")?;
-    Ok(p.a().unwatch_elected_as_leader(p.name(), id)?)
+    ensure(!p.a().hooks().stand_down(p.name()).await?, "it leads although the run was dropped")?;
+    Ok(p.a().hooks().unwatch_elected_as_leader(p.name(), id)?)
 }
 
 async fn elected_beside_a_run(p: Point) -> Outcome {
@@ -316,22 +319,22 @@ async fn elected_beside_a_run(p: Point) -> Outcome {
     p.b().group(p.name())?.create().await?;
     register(&own, Kind::Join, p.name(), &count).await?;
     let first = async {
-        own.run_watchers(p.h().limit(WHILE)).await?;
+        own.hooks().run_watchers(p.h().limit(WHILE)).await?;
         Ok(())
     };
     let mut first = Box::pin(first);
     first_poll(&mut first).await;
-    let events = p.sweep_while(own.run_elect_coordinator(), first).await?;
+    let events = p.sweep_while(own.hooks().run_elect_coordinator(), first).await?;
     ensure(
         events.is_none_or(|events| events.is_ok_and(|events| events.is_empty())),
         "it ran hooks of no election",
     )?;
-    ensure(own.run_elect_coordinator().await?.is_empty(), "the next run has the turn")
+    ensure(own.hooks().run_elect_coordinator().await?.is_empty(), "the next run has the turn")
 }
 
 async fn leads(p: &Point, c: &Coordinator) -> Outcome<HookId> {
-    let id = c.watch_elected_as_leader(p.name(), |_| Ok(())).await?;
-    let events = c.run_elect_coordinator().await?;
+    let id = c.hooks().watch_elected_as_leader(p.name(), |_| Ok(())).await?;
+    let events = c.hooks().run_elect_coordinator().await?;
     ensure(events.len() == 1, "it was not elected to begin with")?;
     Ok(id)
 }
@@ -339,15 +342,15 @@ async fn leads(p: &Point, c: &Coordinator) -> Outcome<HookId> {
 /// Begun, it goes on; before, it still leads.
 async fn stood_down(p: Point) -> Outcome {
     let id = leads(&p, p.a()).await?;
-    let stood_down = p.sweep(p.a().stand_down(p.name())).await?;
+    let stood_down = p.sweep(p.a().hooks().stand_down(p.name())).await?;
     match stood_down {
         Some(Ok(led)) => ensure(led, "it led and was told that it did not")?,
         Some(Err(error)) => ensure(p.weather().allows_errors(), format!("it failed: {error}"))?,
         None => {}
     }
-    let still = p.a().stand_down(p.name()).await?;
+    let still = p.a().hooks().stand_down(p.name()).await?;
     ensure(still == (p.moment() == Moment::Woken(0)), "the first poll begins it, and it goes on")?;
-    p.a().unwatch_elected_as_leader(p.name(), id)?;
+    p.a().hooks().unwatch_elected_as_leader(p.name(), id)?;
     nobody_is_in_the_way(&p, What::Leadership).await
 }
 
@@ -357,16 +360,16 @@ async fn stood_down_beside_a_run(p: Point) -> Outcome {
     let id = leads(&p, &own).await?;
     register(&own, Kind::Join, p.name(), &count).await?;
     let first = async {
-        own.run_watchers(p.h().limit(WHILE)).await?;
+        own.hooks().run_watchers(p.h().limit(WHILE)).await?;
         Ok(())
     };
     let mut first = Box::pin(first);
     first_poll(&mut first).await;
-    let stood_down = p.sweep_while(own.stand_down(p.name()), first).await?;
-    own.unwatch_elected_as_leader(p.name(), id)?;
+    let stood_down = p.sweep_while(own.hooks().stand_down(p.name()), first).await?;
+    own.hooks().unwatch_elected_as_leader(p.name(), id)?;
     let led = stood_down.transpose()?;
     ensure(led != Some(false), "it led and was told that it did not")?;
-    let still = own.stand_down(p.name()).await?;
+    let still = own.hooks().stand_down(p.name()).await?;
     ensure(!(still && led.is_some()), "it leads although it stood down")?;
     held_by(p.b(), What::Leadership, p.name()).await?.give_back().await?;
     // Its watch goes with it.

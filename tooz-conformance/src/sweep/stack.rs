@@ -11,9 +11,6 @@ use tracing::{Dispatch, Event, Metadata, Subscriber, span};
 /// Where the core's files are found in a path.
 const CORE: &str = "tooz-core/src/";
 
-/// The target of the events by which the core says that its caller has to wait.
-const WAITS: &str = "tooz_core::waits";
-
 /// A line of the core: its file below `src`, and the line's number.
 pub type Line = (String, usize);
 
@@ -24,13 +21,13 @@ thread_local! {
 
 /// Watches one poll.
 pub(super) fn watched<T>(poll: impl FnOnce() -> T) -> (T, BTreeSet<Line>) {
-    // One for all: each new one makes every event of the process ask anew who listens. And a deaf one beside it: as
-    // long as there is only one, an event that is met for the first time outside of its scope is taken to interest
-    // nobody, for good (tracing-core 0.1.36, `Rebuilder::JustOne`).
-    static EARS: OnceLock<[Dispatch; 2]> = OnceLock::new();
-    let [ears, _] = EARS.get_or_init(|| [Dispatch::new(Ears), Dispatch::new(NoSubscriber::default())]);
+    // One dispatcher for all polls: each new one makes every event of the process ask anew who listens. And an idle
+    // one beside it: with a single dispatcher, an event that is first emitted outside of its scope is disabled for good (tracing-core 0.1.36, `Rebuilder::JustOne`).
+    static LISTENER: OnceLock<[Dispatch; 2]> = OnceLock::new();
+    let [listener, _] =
+        LISTENER.get_or_init(|| [Dispatch::new(AwaitListener), Dispatch::new(NoSubscriber::default())]);
     SEEN.set(Some(BTreeSet::new()));
-    let polled = tracing::dispatcher::with_default(ears, poll);
+    let polled = tracing::dispatcher::with_default(listener, poll);
     (polled, SEEN.take().unwrap_or_default())
 }
 
@@ -54,12 +51,12 @@ fn lines(backtrace: &str) -> BTreeSet<Line> {
     ours.collect()
 }
 
-/// Hears of the waits that are not the driver's.
-struct Ears;
+/// Receives the events of the core's own awaits.
+struct AwaitListener;
 
-impl Subscriber for Ears {
+impl Subscriber for AwaitListener {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target() == WAITS
+        metadata.target() == tooz_core::AWAIT_TARGET
     }
 
     fn event(&self, _: &Event<'_>) {
@@ -92,7 +89,7 @@ mod tests {
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         let (poll, seen) = watched(|| sleep.poll(&mut context));
         assert!(poll.is_pending());
-        assert!(seen.iter().any(|(file, _)| file == "runtime.rs"), "{seen:?}");
+        assert!(seen.iter().any(|(file, _)| file == "platform/runtime.rs"), "{seen:?}");
     }
 
     #[test]

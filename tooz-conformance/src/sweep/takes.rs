@@ -58,9 +58,9 @@ impl Held {
     /// Of the lock that is fought for.
     pub(super) fn signal(&self) -> Option<LossSignal> {
         match self {
-            Self::Lock(guard) => Some(guard.loss()),
-            Self::Set(guards) => guards.guards().iter().map(LockGuard::loss).nth(1),
-            Self::Leadership(leadership) => Some(leadership.loss()),
+            Self::Lock(guard) => Some(guard.loss_signal()),
+            Self::Set(guards) => guards.guards().iter().map(LockGuard::loss_signal).nth(1),
+            Self::Leadership(leadership) => Some(leadership.loss_signal()),
         }
     }
 

@@ -85,7 +85,7 @@ fn every_future_can_be_spawned(c: Coordinator) {
         let guard = lock.acquire().await?;
         drop((lock.holders().await?, lock.break_lock("").await?, lock.break_token(guard.token(), "").await?));
         guard.lost().await;
-        guard.loss().wait().await;
+        guard.loss_signal().wait().await;
         drop(guard.run(std::future::ready(())).await);
         guard.release().await?;
         let set = c.lock_all(["x", "y"])?;
@@ -99,9 +99,9 @@ fn every_future_can_be_spawned(c: Coordinator) {
         drop(election.campaign_within(std::time::Duration::ZERO).await?);
         drop(election.observe().await?.next().await);
         election.campaign().await?.resign().await?;
-        c.watch_join_group("g", |_| Ok(())).await?;
-        drop((c.run_watchers(std::time::Duration::ZERO).await?, c.run_elect_coordinator().await?));
-        drop((c.stand_down("g").await?, c.groups().await?, c.heartbeat().await?, c.events().next().await));
+        c.hooks().watch_join_group("g", |_| Ok(())).await?;
+        drop((c.hooks().run_watchers(std::time::Duration::ZERO).await?, c.hooks().run_elect_coordinator().await?));
+        drop((c.hooks().stand_down("g").await?, c.groups().await?, c.heartbeat().await?, c.events().next().await));
         c.heart().wait().await;
         c.close().await?;
         Result::<()>::Ok(())

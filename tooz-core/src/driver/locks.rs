@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use futures_core::Stream;
 
 use super::id128;
-use crate::clock::Instant;
+use crate::platform::clock::Instant;
 use crate::{Error, ErrorKind, FencingToken, GroupId, LockName, MemberId, Result};
 
 id128! {

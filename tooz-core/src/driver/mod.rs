@@ -17,9 +17,12 @@
 //! - An error whose effect may have happened is marked [`Error::indeterminate`](crate::Error::indeterminate).
 //! - A record that somebody else wrote never panics: it is a `Corrupt` error, or skipped and logged in listings.
 
+mod examine;
 mod groups;
 mod locks;
+mod registry;
 mod stamp;
+pub(crate) mod support;
 
 use std::fmt;
 use std::sync::Arc;
@@ -27,16 +30,21 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub use examine::{Examining, Finding, Severity};
 pub use groups::{ChangeStream, GroupChange, Groups, Join, MemberRecord, SessionGroups};
 pub use locks::{
     Acquire, Acquired, Admission, AttemptId, BreakRequest, End, Grant, HolderRecord, HolderStream, Holders,
     LockKey, LockMode, Locks, Place, Previous, Released, SessionLocks, Turn, admits,
 };
+#[doc(hidden)]
+pub use registry::FEATURES;
+pub(crate) use registry::find;
+pub use registry::{Connecting, Registration, drivers};
 pub use stamp::{LAYOUT_OPTION, Stamp, earlier_layout, earlier_layout_in_use, later_layout, layout_of};
 
-use crate::clock::{Clock, Instant};
-use crate::entropy::Entropy;
-use crate::runtime::Spawner;
+use crate::platform::clock::{Clock, Instant};
+use crate::platform::entropy::Entropy;
+use crate::platform::runtime::Spawner;
 use crate::{BackendUrl, Characteristics, GroupId, LossReason, MemberId, Result};
 
 /// What a driver is given to connect.

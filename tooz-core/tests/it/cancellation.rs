@@ -155,25 +155,26 @@ async fn what_the_hooks_were_not_told_because_the_run_was_dropped_they_are_told_
     // A second watched group that is away makes every run ask the backend for it.
     b.group("gone").unwrap().create().await.unwrap();
     let count = Arc::clone(&seen);
-    a.watch_join_group("g", move |_| {
-        count.fetch_add(1, Ordering::SeqCst);
-        Ok(())
-    })
-    .await
-    .unwrap();
-    a.watch_join_group("gone", |_| Ok(())).await.unwrap();
+    a.hooks()
+        .watch_join_group("g", move |_| {
+            count.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        })
+        .await
+        .unwrap();
+    a.hooks().watch_join_group("gone", |_| Ok(())).await.unwrap();
     b.group("gone").unwrap().delete().await.unwrap();
-    a.run_watchers(Duration::ZERO).await.unwrap();
+    a.hooks().run_watchers(Duration::ZERO).await.unwrap();
     for expected in 1..MOST {
-        let (dropped, joined) = tokio::join!(cancelled_at(expected, a.run_watchers(SECOND)), async {
+        let (dropped, joined) = tokio::join!(cancelled_at(expected, a.hooks().run_watchers(SECOND)), async {
             tokio::time::sleep(Duration::from_millis(5)).await;
             b.group("g").unwrap().join(Capabilities::none()).await
         });
         joined.unwrap();
         drop(dropped);
-        soon(a.run_watchers(SECOND)).await.unwrap();
+        soon(a.hooks().run_watchers(SECOND)).await.unwrap();
         assert_eq!(seen.load(Ordering::SeqCst), expected);
         soon(b.group("g").unwrap().leave()).await.unwrap();
-        soon(a.run_watchers(Duration::ZERO)).await.unwrap();
+        soon(a.hooks().run_watchers(Duration::ZERO)).await.unwrap();
     }
 }

@@ -54,9 +54,9 @@ async fn hooked(name: &str, groups: &[&str]) -> (Arc<Script>, Coordinator, Told)
                 Ok(())
             };
             if joins {
-                c.watch_join_group(group, hook).await.unwrap();
+                c.hooks().watch_join_group(group, hook).await.unwrap();
             } else {
-                c.watch_leave_group(group, hook).await.unwrap();
+                c.hooks().watch_leave_group(group, hook).await.unwrap();
             }
         }
     }
@@ -65,7 +65,7 @@ async fn hooked(name: &str, groups: &[&str]) -> (Arc<Script>, Coordinator, Told)
 
 /// The events of a run without time.
 async fn run(c: &Coordinator) -> Vec<String> {
-    texts(&c.run_watchers(Duration::ZERO).await.unwrap())
+    texts(&c.hooks().run_watchers(Duration::ZERO).await.unwrap())
 }
 
 type Run = tokio::task::JoinHandle<Result<Vec<HookEvent>>>;
@@ -74,7 +74,7 @@ type Run = tokio::task::JoinHandle<Result<Vec<HookEvent>>>;
 #[allow(clippy::disallowed_methods)] // on the test's runtime
 fn begun(c: &Coordinator, timeout: Duration) -> Run {
     let c = c.clone();
-    tokio::spawn(async move { c.run_watchers(timeout).await })
+    tokio::spawn(async move { c.hooks().run_watchers(timeout).await })
 }
 
 /// A run that has read what there is, and waits for more.
@@ -95,7 +95,7 @@ fn count(script: &Script, what: &str) -> usize {
 #[tokio::test(start_paused = true)]
 async fn what_was_read_is_not_told_again() {
     let (script, c, told) = hooked("late", &["g"]).await;
-    assert!(c.run_watchers(SECOND).await.unwrap().is_empty()); // it has a watch now
+    assert!(c.hooks().run_watchers(SECOND).await.unwrap().is_empty()); // it has a watch now
     script.show("g", Ok(vec![b(1)]));
     assert_eq!(run(&c).await, ["+g1"]);
     script.push("g", Some(Ok(GroupChange::Joined(b(1)))));
@@ -138,7 +138,7 @@ async fn what_happens_between_two_readings_is_folded() {
     for change in [GroupChange::Joined(b(1)), GroupChange::Left(b(1))] {
         script.push("g", Some(Ok(change)));
     }
-    assert!(c.run_watchers(SECOND).await.unwrap().is_empty());
+    assert!(c.hooks().run_watchers(SECOND).await.unwrap().is_empty());
     script.show("g", Ok(vec![b(2)]));
     assert_eq!(run(&c).await, ["+g2"]);
     script.show("g", Ok(vec![b(5)]));
@@ -154,7 +154,7 @@ async fn a_group_that_is_made_again_is_another_one() {
     assert_eq!(run(&c).await, ["+g1"]);
     script.show("g", missing());
     assert_eq!(run(&c).await, ["-g1"]);
-    assert!(c.run_watchers(SECOND).await.unwrap().is_empty());
+    assert!(c.hooks().run_watchers(SECOND).await.unwrap().is_empty());
     script.show("g", Ok(vec![b(2)]));
     assert_eq!(run(&c).await, ["+g2"]);
 
@@ -182,7 +182,7 @@ async fn a_group_that_goes_before_it_is_watched_is_noticed() {
     assert_eq!(run(&c).await, ["+g1"]);
     script.read_once("g", Ok(vec![b(1)]));
     script.show("g", missing());
-    assert_eq!(texts(&soon(c.run_watchers(LONG)).await.unwrap()), ["-g1"]);
+    assert_eq!(texts(&soon(c.hooks().run_watchers(LONG)).await.unwrap()), ["-g1"]);
 }
 
 /// W5: a run whose reading fails runs no hook and loses nothing, of no group; all are read at the same time.
@@ -191,7 +191,7 @@ async fn a_failed_reading_loses_nothing() {
     let (script, c, told) = hooked("failed", &["g", "h", "i"]).await;
     script.show("g", Ok(vec![b(1)]));
     script.show("h", Err(Error::new(ErrorKind::Unavailable, "as the test wants it")));
-    assert_eq!(c.run_watchers(LONG).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(c.hooks().run_watchers(LONG).await.unwrap_err().kind(), ErrorKind::Unavailable);
     assert!(told.all().is_empty());
     script.show("h", Ok(vec![b(2)]));
     script.reading(SECOND);
@@ -267,10 +267,10 @@ async fn a_dropped_run_loses_nothing() {
         if count % 2 == 0 {
             script.show("g", Ok(vec![b(n)]));
         }
-        drop(cancelled_at(count / 2, c.run_watchers(LONG)).await);
+        drop(cancelled_at(count / 2, c.hooks().run_watchers(LONG)).await);
         script.show("g", Ok(vec![b(n)]));
         script.push("g", Some(Ok(GroupChange::Joined(b(n)))));
-        drop(cancelled_at(count / 2, c.run_watchers(SECOND)).await);
+        drop(cancelled_at(count / 2, c.hooks().run_watchers(SECOND)).await);
         run(&c).await;
         if count > 0 {
             expected.push(format!("-g{count}"));

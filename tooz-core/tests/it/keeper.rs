@@ -234,11 +234,12 @@ async fn nobody_waits_behind_a_run_of_watchers_for_longer_than_an_operation_may_
     let url = "memory://keeper-hooks?ttl=15s";
     let c = connect(url, "a").await;
     c.group("g").unwrap().create().await.unwrap();
-    c.watch_join_group("g", |_| Ok(())).await.unwrap();
-    let (_, registered) = tokio::join!(tokio::time::timeout(600 * SECOND, c.run_watchers(LONG)), async {
-        tokio::time::sleep(SECOND).await;
-        tokio::time::timeout(11 * SECOND, c.watch_leave_group("g", |_| Ok(()))).await
-    });
+    c.hooks().watch_join_group("g", |_| Ok(())).await.unwrap();
+    let (_, registered) =
+        tokio::join!(tokio::time::timeout(600 * SECOND, c.hooks().run_watchers(LONG)), async {
+            tokio::time::sleep(SECOND).await;
+            tokio::time::timeout(11 * SECOND, c.hooks().watch_leave_group("g", |_| Ok(()))).await
+        });
     assert!(registered.is_ok(), "it hangs");
 }
 
@@ -362,8 +363,8 @@ async fn hooks_that_hold_the_coordinator_end_with_it() {
     let (kit, c) = (Kit::of(url).unwrap(), connect(url, "a").await);
     c.group("g").unwrap().create().await.unwrap();
     let held = c.clone();
-    c.watch_join_group("g", move |_| held.group("g").map(drop).map_err(Into::into)).await.unwrap();
-    c.run_watchers(Duration::from_millis(1)).await.unwrap(); // whoever waits watches
+    c.hooks().watch_join_group("g", move |_| held.group("g").map(drop).map_err(Into::into)).await.unwrap();
+    c.hooks().run_watchers(Duration::from_millis(1)).await.unwrap(); // whoever waits watches
     assert_eq!(kit.watchers(), 1);
     c.close().await.unwrap();
     eventually("its watch is gone", || kit.watchers() == 0).await;

@@ -52,7 +52,7 @@ async fn its_deadline_is_the_earlier_one_and_the_session_lives_on() {
     let began = tokio::time::Instant::now();
     assert_eq!(soon(guard.lost()).await, LossReason::Expired);
     assert!(began.elapsed() <= short, "reported {:?} after {short:?}", began.elapsed());
-    assert!(!guard.is_held() && guard.loss().is_lost() && other.is_held());
+    assert!(!guard.is_held() && guard.loss_signal().is_lost() && other.is_held());
     // Not by a later beat either, although it would have listed it.
     tokio::time::sleep(2 * TTL).await;
     assert!(!guard.is_held() && other.is_held());

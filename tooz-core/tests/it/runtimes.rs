@@ -122,7 +122,10 @@ fn abandoned(name: &'static str, settle: bool) {
         }
         assert_eq!(block_on(c.lock("x").unwrap().acquire()).unwrap_err().kind(), ErrorKind::Closed);
         assert_eq!(block_on(c.heartbeat()).unwrap_err().kind(), ErrorKind::Closed);
-        assert_eq!(block_on(c.run_watchers(Duration::from_secs(1))).unwrap_err().kind(), ErrorKind::Closed);
+        assert_eq!(
+            block_on(c.hooks().run_watchers(Duration::from_secs(1))).unwrap_err().kind(),
+            ErrorKind::Closed
+        );
         assert_eq!(block_on(c.close()).unwrap_err().kind(), ErrorKind::Closed);
         block_on(c.heart().wait());
         drop(c);
@@ -149,7 +152,7 @@ fn a_blocked_runtime_delays_no_renewal() {
             let c = Coordinator::builder(url, "a").connect().await.unwrap();
             let guard = c.lock("x").unwrap().acquire().await.unwrap();
             std::thread::sleep(Duration::from_secs(7));
-            assert!(guard.is_held(), "{:?}", guard.loss());
+            assert!(guard.is_held(), "{:?}", guard.loss_signal());
             assert!(c.heart().beats() >= 4, "{} beats", c.heart().beats());
         });
     });
@@ -190,7 +193,7 @@ fn the_last_handle_closes_the_coordinator() {
         let kit = Kit::of(url).unwrap();
         let c = block_on(Coordinator::builder(url, "a").connect()).unwrap();
         let guard = block_on(c.lock("x").unwrap().acquire()).unwrap();
-        let signal = guard.loss();
+        let signal = guard.loss_signal();
         drop(c);
         assert!(guard.is_held());
         drop(guard);

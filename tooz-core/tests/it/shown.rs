@@ -22,8 +22,8 @@ async fn every_handle_shows_which_one_it_is_and_how_it_stands() {
     let guard = lock.acquire().await.unwrap();
     let token = guard.token().to_string();
     shows(&guard, &["LockGuard", "reindex", "Exclusive", &token, "held: true"]);
-    shows(&guard.loss(), &["LossSignal", "None"]);
-    let signal = guard.loss();
+    shows(&guard.loss_signal(), &["LossSignal", "None"]);
+    let signal = guard.loss_signal();
     guard.release().await.unwrap();
     shows(&signal, &["LossSignal", "Released"]);
 

@@ -20,13 +20,13 @@ async fn whoever_asks_afterwards_is_told_without_waiting_for_anybody() {
     script.clock().simulate_suspend(SECOND);
     // Each is polled once: nothing else runs meanwhile.
     assert!(cancelled_at(0, guard.lost()).await.is_some());
-    assert!(cancelled_at(0, guard.loss().wait()).await.is_some());
+    assert!(cancelled_at(0, guard.loss_signal().wait()).await.is_some());
     assert!(cancelled_at(0, guard.run(async { panic!("without the lock") })).await.unwrap().is_err());
     assert!(cancelled_at(0, set.lost()).await.is_some());
     assert!(cancelled_at(0, set.run(async { panic!("without the locks") })).await.unwrap().is_err());
-    assert!(!guard.is_held() && guard.loss().is_lost() && !set.is_held());
+    assert!(!guard.is_held() && guard.loss_signal().is_lost() && !set.is_held());
     assert!(matches!(a.liveness(), Liveness::Lost { .. }) && a.session_id().is_none());
-    let signal = guard.loss();
+    let signal = guard.loss_signal();
     assert_eq!(guard.release().await.unwrap(), Released::WasNotHolder);
     assert_eq!(signal.reason(), Some(LossReason::Expired), "giving it back is not why it was lost");
     drop(set);

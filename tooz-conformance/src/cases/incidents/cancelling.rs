@@ -78,7 +78,7 @@ async fn incident_curator_1006(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     let other = taken(&a, "y").await?;
     let guard = taken(&a, "x").await?;
-    let signal = guard.loss();
+    let signal = guard.loss_signal();
     h.kit()?.next("a", Call::Release, 2, Fate::Fails);
     h.kit()?.next("a", Call::Withdraw, 2, Fate::Fails);
     // The error says that it goes on; an answer would be a release.

@@ -25,7 +25,7 @@ async fn incident_curator_1121(h: Harness) -> Outcome {
     let lead = old.election("g")?.campaign().await?;
     held_by_another(&new, "x").await?;
     ensure(new.election("g")?.try_campaign().await?.is_none(), "elected because of its name")?;
-    ensure(!new.stand_down("g").await?, "it stood down for its earlier self")?;
+    ensure(!new.hooks().stand_down("g").await?, "it stood down for its earlier self")?;
     old.close().await?;
     ensure(!guard.is_held() && !lead.is_held(), "held after close")?;
     let next = taken(&new, "x").await?;
@@ -217,17 +217,17 @@ async fn incident_hazelcast_17260(h: Harness) -> Outcome {
 /// S7, E4, W5: a leader elected by hooks lost its lock and went on as one; here it runs again, and wins again.
 async fn incident_delfin_640(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
-    a.watch_elected_as_leader("g", |_| Ok(())).await?;
-    ensure(a.run_elect_coordinator().await?.len() == 1, "not elected though nobody leads")?;
+    a.hooks().watch_elected_as_leader("g", |_| Ok(())).await?;
+    ensure(a.hooks().run_elect_coordinator().await?.len() == 1, "not elected though nobody leads")?;
     h.kit()?.cut(h.namespace(), "a");
     let lead = within("the next leader", h.gone(), b.election("g")?.campaign()).await??;
     h.kit()?.heal(h.namespace(), "a");
     alive(&h, &a).await?;
     for _ in 0..3 {
-        ensure(a.run_elect_coordinator().await?.is_empty(), "elected beside a leader")?;
+        ensure(a.hooks().run_elect_coordinator().await?.is_empty(), "elected beside a leader")?;
         h.pass(h.some_ttl() / 3).await;
     }
     ensure(lead.is_held(), "the next leader lost it")?;
     lead.resign().await?;
-    ensure(a.run_elect_coordinator().await?.len() == 1, "never elected again")
+    ensure(a.hooks().run_elect_coordinator().await?.len() == 1, "never elected again")
 }

@@ -54,7 +54,7 @@ async fn incident_kubernetes_23731(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     let lead = a.election("g")?.campaign().await?;
     let stopped = h.spawn({
-        let signal = lead.loss();
+        let signal = lead.loss_signal();
         async move { signal.wait().await }
     });
     let next = campaigns(&h, &b).await?;
@@ -113,17 +113,18 @@ async fn incident_client_go_1187(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     let ran = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&ran);
-    b.watch_elected_as_leader("g", move |_| {
-        counted.fetch_add(1, Ordering::SeqCst);
-        Ok(())
-    })
-    .await?;
+    b.hooks()
+        .watch_elected_as_leader("g", move |_| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        })
+        .await?;
     let lead = a.election("g")?.campaign().await?;
     let mut events = b.events();
     let none = b.election("g")?.campaign_within(h.limit(millis(20))).await;
     ensure(!matches!(none, Ok(Some(_))), "two leaders")?;
-    ensure(b.run_elect_coordinator().await?.is_empty(), "elected beside a leader")?;
-    ensure(!b.stand_down("g").await?, "it stood down from nothing")?;
+    ensure(b.hooks().run_elect_coordinator().await?.is_empty(), "elected beside a leader")?;
+    ensure(!b.hooks().stand_down("g").await?, "it stood down from nothing")?;
     let campaign = campaigns(&h, &b).await?;
     h.candidates("g", 1).await?;
     campaign.abort();

@@ -47,7 +47,7 @@ async fn incident_etcd_10811(h: Harness) -> Outcome {
 async fn incident_etcd_6127(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     let guard = taken(&a, "x").await?;
-    let signal = guard.loss();
+    let signal = guard.loss_signal();
     let elsewhere = h.spawn({
         let signal = signal.clone();
         async move { signal.wait().await }

@@ -160,18 +160,18 @@ async fn incident_gnocchi_185(h: Harness) -> Outcome {
     let a = h.keep(h.builder("a").operation_timeout(secs(1))).await?;
     let b = h.coordinator("b").await?;
     a.group("g")?.create().await?;
-    a.watch_join_group("g", |_| Ok(())).await?;
+    a.hooks().watch_join_group("g", |_| Ok(())).await?;
     h.kit()?.pause();
     for _ in 0..3 {
         // Whatever it says while the backend is away.
-        drop(a.run_watchers(millis(10)).await);
+        drop(a.hooks().run_watchers(millis(10)).await);
     }
     h.pass(h.ttl().map_or(millis(100), |ttl| ttl * 2)).await;
     h.kit()?.resume();
     super::alive(&h, &b).await?;
     b.group("g")?.join(Capabilities::none()).await?;
     eventually("the join", h.gone(), async || {
-        let events = a.run_watchers(millis(10)).await.unwrap_or_default();
+        let events = a.hooks().run_watchers(millis(10)).await.unwrap_or_default();
         Ok::<_, Error>(events.iter().any(
             |event| matches!(event, HookEvent::Joined { member, .. } if member.member.as_bytes() == b"b"),
         ))

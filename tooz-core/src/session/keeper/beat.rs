@@ -7,9 +7,10 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::{Done, Keeper, State};
-use crate::clock::Instant;
 use crate::driver::{Held, Renewal};
-use crate::heart::{Event, period, time_limit};
+use crate::platform::clock::Instant;
+use crate::session::events::Event;
+use crate::session::limits::{period, time_limit};
 use crate::{Error, ErrorKind, LossReason, Result};
 
 impl Keeper {
@@ -33,15 +34,15 @@ impl Keeper {
     pub(super) fn beat(&mut self) {
         let State::Up(up) = &mut self.state else { return };
         let sent = self.shared.clock.now();
-        let ttl = up.tenure.ttl();
+        let ttl = up.lease.ttl();
         self.number += 1;
         up.flying = Some((self.number, sent + time_limit(ttl, self.shared.config.operation_timeout)));
         up.next = sent + period(ttl);
-        let here = Some(up.tenure.id());
+        let here = Some(up.lease.id());
         let joined = self.shared.joined();
         let groups = joined.iter().filter(|(_, m)| m.session == here).map(|(id, _)| id.clone()).collect();
         drop(joined);
-        let held = up.tenure.held(groups);
+        let held = up.lease.held(groups);
         let (session, number) = (Arc::clone(&up.session), self.number);
         self.beats.retain(|beat| !beat.is_finished());
         self.beats.push(self.jobs.spawn(async move {
@@ -61,7 +62,7 @@ impl Keeper {
             up.flying = None;
         }
         let took = self.shared.clock.now().saturating_since(sent);
-        let late = time_limit(up.tenure.ttl(), period(None));
+        let late = time_limit(up.lease.ttl(), period(None));
         if took > late {
             tracing::warn!(
                 ?took,
@@ -83,22 +84,22 @@ impl Keeper {
             return self.lose(&reason);
         }
         up.beaten = true;
-        let tenure = Arc::clone(&up.tenure);
-        if !tenure.prove(sent, &held.grants) {
-            let reason = tenure.loss().unwrap_or(LossReason::Expired);
+        let lease = Arc::clone(&up.lease);
+        if !lease.prove(sent, &held.grants) {
+            let reason = lease.loss().unwrap_or(LossReason::Expired);
             return self.lose(&reason);
         }
         for (attempt, reason) in renewal.gone {
-            tenure.lose(attempt, reason);
+            lease.lose(attempt, reason);
         }
         for attempt in renewal.unqueued {
-            tenure.unqueue(attempt);
+            lease.unqueue(attempt);
         }
         for group in renewal.evicted {
             self.evicted(group);
         }
         self.shared.beats.fetch_add(1, Ordering::AcqRel);
-        if tenure.set_suspended(false) && tenure.ttl().is_some() {
+        if lease.set_suspended(false) && lease.ttl().is_some() {
             self.shared.publish(Event::Recovered);
         }
         self.answer_beats(&Ok(()));
@@ -107,9 +108,9 @@ impl Keeper {
     pub(super) fn beat_failed(&mut self, error: &Error) {
         let State::Up(up) = &mut self.state else { return };
         tracing::warn!(%error, "a beat failed");
-        let ttl = up.tenure.ttl();
+        let ttl = up.lease.ttl();
         if let Some(ttl) = ttl {
-            if !up.tenure.set_suspended(true) {
+            if !up.lease.set_suspended(true) {
                 self.shared.publish(Event::Suspended);
             }
             // Soon again, but not in step with everybody else whose beat failed.
@@ -125,7 +126,7 @@ impl Keeper {
         let until = match &self.state {
             State::Up(up) => {
                 let left = up.next.saturating_since(self.shared.clock.now());
-                up.tenure.ttl().map(|_| left)
+                up.lease.ttl().map(|_| left)
             }
             State::Down(_) => None,
         };

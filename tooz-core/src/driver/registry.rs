@@ -5,8 +5,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use crate::driver::examine::Examining;
 use crate::driver::{Connect, Driver};
-use crate::examine::Examining;
 use crate::options::OptionSpec;
 use crate::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 

@@ -4,21 +4,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Done, Down, Keeper, Rejoining, State, Up};
-use crate::clock::Instant;
 use crate::driver::{End, OpenSession, Session, SessionId};
-use crate::group::{Rejoined, rejoin};
-use crate::heart::{Event, period};
-use crate::shared::{Backoff, Phase};
-use crate::tenure::Tenure;
+use crate::platform::clock::Instant;
+use crate::session::events::Event;
+use crate::session::limits::period;
+use crate::session::live::SessionLease;
+use crate::session::rejoin::{Rejoined, rejoin};
+use crate::session::state::Phase;
 use crate::{Error, ErrorKind, GroupId, LossReason, Result};
 
 impl Keeper {
     /// The session is gone: everybody is told, then a new one is opened.
     pub(super) fn lose(&mut self, reason: &LossReason) {
         let State::Up(up) = &mut self.state else { return };
-        let tenure = Arc::clone(&up.tenure);
-        let old = tenure.end(reason);
-        let reason = tenure.loss().unwrap_or_else(|| reason.clone());
+        let lease = Arc::clone(&up.lease);
+        let old = lease.end(reason);
+        let reason = lease.loss().unwrap_or_else(|| reason.clone());
         tracing::warn!(%reason, "the session is lost");
         if !self.shared.config.rejoin {
             self.shared.joined().clear();
@@ -31,7 +32,7 @@ impl Keeper {
         }
         // Work that is cancelled at the deadline gets the margin to end in. Ending the session at once would give that
         // away: the next holder might begin in the same instant.
-        let over = tenure.is_past_deadline().then(|| tenure.over_at()).flatten();
+        let over = lease.is_past_deadline().then(|| lease.over_at()).flatten();
         self.state = State::Down(Down { old, over, next: Some(next), flying: None });
         self.shared.phase.send_replace(Phase::Down(reason.clone()));
         self.shared.publish(Event::Lost(reason.clone()));
@@ -86,8 +87,8 @@ impl Keeper {
             });
             return;
         }
-        let tenure = Tenure::new(Arc::clone(&session), self.shared.clock.clone());
-        if tenure.loss().is_some() {
+        let lease = SessionLease::new(Arc::clone(&session), self.shared.clock.clone());
+        if lease.loss().is_some() {
             let error =
                 Error::new(ErrorKind::Timeout, "the new session was over before its opening was heard");
             self.state = State::Down(Down { old: Some(session), over: None, next: None, flying: None });
@@ -98,11 +99,11 @@ impl Keeper {
         self.recreate |= lost_data;
         self.last_session = session.id();
         tracing::info!(session = %session.id(), lost_data, "a new session stands");
-        let mut up = Up::new(&self.shared, Arc::clone(&tenure), session, self.number);
+        let mut up = Up::new(&self.shared, Arc::clone(&lease), session, self.number);
         let at = Some(self.shared.clock.now());
         up.rejoin = Some(Rejoining { at, announce: true, joined: Vec::new() });
         self.state = State::Up(up);
-        self.shared.phase.send_replace(Phase::Up(tenure));
+        self.shared.phase.send_replace(Phase::Up(lease));
         self.answer_beats(&Ok(()));
     }
 
@@ -121,7 +122,7 @@ impl Keeper {
         {
             let mut joined = self.shared.joined();
             let Some(membership) = joined.get_mut(&group) else { return };
-            if membership.session != Some(up.tenure.id()) {
+            if membership.session != Some(up.lease.id()) {
                 return; // told before
             }
             membership.session = None;
@@ -145,14 +146,14 @@ impl Keeper {
         if rejoining.at.is_some_and(|at| at <= now) {
             rejoining.at = None;
             let job = rejoin(Arc::clone(&self.shared), Arc::clone(&up.session), self.recreate);
-            let session = up.tenure.id();
+            let session = up.lease.id();
             self.jobs.spawn(async move { Done::Rejoined { session, rejoined: job.await } });
         }
     }
 
     pub(super) fn rejoined(&mut self, session: SessionId, rejoined: Rejoined) {
         let State::Up(up) = &mut self.state else { return };
-        if up.tenure.id() != session {
+        if up.lease.id() != session {
             return;
         }
         for group in rejoined.deleted {
@@ -167,7 +168,7 @@ impl Keeper {
             return;
         }
         let Some(ended) = up.rejoin.take_if(|rejoining| rejoining.at.is_none()) else { return };
-        self.backoff = Backoff::new(&self.shared.config);
+        self.backoff = self.shared.config.backoff();
         self.recreate = false;
         if ended.announce || !ended.joined.is_empty() {
             self.shared.publish(Event::Rejoined(ended.joined));

@@ -14,14 +14,16 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::clock::{Instant, Sleeper};
+use crate::driver::support::backoff::Backoff;
 use crate::driver::{End, Epoch, Grant, Held, Notice, Renewal, Session, SessionId};
-use crate::group::Rejoined;
-use crate::guard::give_back_lost;
-use crate::heart::{period, time_limit};
-use crate::runtime::Spawner;
-use crate::shared::{Backoff, Command, Phase, Shared, closed};
-use crate::tenure::Tenure;
+use crate::platform::clock::{Instant, Sleeper};
+use crate::platform::runtime::Spawner;
+use crate::session::call::{Owned, closed};
+use crate::session::limits::{period, time_limit};
+use crate::session::live::SessionLease;
+use crate::session::rejoin::Rejoined;
+use crate::session::release::give_back_lost;
+use crate::session::state::{Command, Phase, Shared};
 use crate::{Error, ErrorKind, GroupId, LossReason, Result};
 
 pub(crate) struct Keeper {
@@ -51,7 +53,7 @@ enum State {
 }
 
 struct Up {
-    tenure: Arc<Tenure>,
+    lease: Arc<SessionLease>,
     session: Arc<dyn Session>,
     /// When the next beat is due.
     next: Instant,
@@ -111,11 +113,10 @@ impl Drop for Abandon {
                 last = Some(std::mem::replace(phase, Phase::Closed(Some(ended))));
             }
         });
-        if let Some(Phase::Up(tenure)) = last {
-            drop(tenure.end(&LossReason::SessionClosed));
+        if let Some(Phase::Up(lease)) = last {
+            drop(lease.end(&LossReason::SessionClosed));
         }
-        self.0.end_events();
-        self.0.hooks.end();
+        self.0.ended();
     }
 }
 
@@ -123,18 +124,18 @@ impl Keeper {
     pub(crate) fn start(
         shared: &Arc<Shared>,
         commands: mpsc::UnboundedReceiver<Command>,
-        tenure: Arc<Tenure>,
+        lease: Arc<SessionLease>,
         session: Arc<dyn Session>,
     ) {
         let keeper = Self {
             sleeper: Sleeper::new(shared.clock.clone()),
             jobs: JoinSet::new(),
             beats: Vec::new(),
-            backoff: Backoff::new(&shared.config),
+            backoff: shared.config.backoff(),
             epoch: session.epoch(),
             recreate: false,
             last_session: session.id(),
-            state: State::Up(Up::new(shared, tenure, session, 0)),
+            state: State::Up(Up::new(shared, lease, session, 0)),
             number: 0,
             asked: Vec::new(),
             commands,
@@ -186,13 +187,13 @@ impl Keeper {
         let beating = self.shared.beating.load(Ordering::Acquire);
         match &self.state {
             State::Up(up) => {
-                let own = up.tenure.first_own_deadline().map(|(at, _)| at);
+                let own = up.lease.first_own_deadline().map(|(at, _)| at);
                 let beat = match up.flying {
                     Some((_, limit)) => Some(limit),
                     None => beating.then_some(up.next),
                 };
                 let rejoin = up.rejoin.as_ref().and_then(|rejoin| rejoin.at);
-                [up.tenure.deadline_at(), own, beat, rejoin].into_iter().flatten().min()
+                [up.lease.deadline_at(), own, beat, rejoin].into_iter().flatten().min()
             }
             State::Down(down) => down.flying.map(|(_, limit)| limit).or(down.next.filter(|_| beating)),
         }
@@ -204,11 +205,11 @@ impl Keeper {
         let beating = self.shared.beating.load(Ordering::Acquire);
         match &mut self.state {
             State::Up(up) => {
-                if let Some(reason) = up.tenure.loss() {
+                if let Some(reason) = up.lease.loss() {
                     return self.lose(&reason);
                 }
-                while let Some((_, attempt)) = up.tenure.first_own_deadline().filter(|(at, _)| *at <= now) {
-                    let lost = up.tenure.lose(attempt, LossReason::Expired);
+                while let Some((_, attempt)) = up.lease.first_own_deadline().filter(|(at, _)| *at <= now) {
+                    let lost = up.lease.lose(attempt, LossReason::Expired);
                     if let Some(job) = lost.and_then(|state| give_back_lost(&self.shared, state)) {
                         self.shared.settle(job);
                     }
@@ -217,7 +218,7 @@ impl Keeper {
                     up.flying = None;
                     // Another is sent at once; the unanswered one may still prove the session.
                     up.next = now;
-                    let limit = time_limit(up.tenure.ttl(), self.shared.config.operation_timeout);
+                    let limit = time_limit(up.lease.ttl(), self.shared.config.operation_timeout);
                     let error =
                         Error::new(ErrorKind::Timeout, format!("no answer to a beat within {limit:?}"));
                     self.beat_failed(&error.during("heartbeat"));
@@ -240,7 +241,7 @@ impl Keeper {
         }
     }
 
-    fn settle(&mut self, job: crate::shared::Owned<()>) {
+    fn settle(&mut self, job: Owned<()>) {
         self.jobs.spawn(async move {
             job.await;
             Done::Settled
@@ -267,7 +268,7 @@ impl Keeper {
         let State::Up(up) = &mut self.state else { return };
         match notice {
             Notice::SessionLost(reason) => self.lose(&reason),
-            Notice::GrantLost(attempt, reason) => drop(up.tenure.lose(attempt, reason)),
+            Notice::GrantLost(attempt, reason) => drop(up.lease.lose(attempt, reason)),
             Notice::Evicted(group) => self.evicted(group),
         }
     }
@@ -279,9 +280,9 @@ impl Keeper {
         self.answer_beats(&Err(closed()));
         let (session, unclean) = match self.state {
             State::Up(up) => {
-                let end = if up.tenure.loss().is_some() { End::Unclean } else { End::Clean };
-                drop(up.tenure.end(&LossReason::SessionClosed));
-                (Some((up.session, end)), up.tenure.unclean())
+                let end = if up.lease.loss().is_some() { End::Unclean } else { End::Clean };
+                drop(up.lease.end(&LossReason::SessionClosed));
+                (Some((up.session, end)), up.lease.unclean())
             }
             State::Down(down) => (down.old.map(|old| (old, End::Unclean)), Vec::new()),
         };
@@ -351,9 +352,9 @@ async fn release_unclean(spawner: &Spawner, session: &Arc<dyn Session>, unclean:
 }
 
 impl Up {
-    fn new(shared: &Shared, tenure: Arc<Tenure>, session: Arc<dyn Session>, first: u64) -> Self {
+    fn new(shared: &Shared, lease: Arc<SessionLease>, session: Arc<dyn Session>, first: u64) -> Self {
         let next = session.opened_at() + period(session.ttl());
         let next = next.max(shared.clock.now());
-        Self { tenure, session, next, flying: None, first, beaten: first == 0, rejoin: None }
+        Self { lease, session, next, flying: None, first, beaten: first == 0, rejoin: None }
     }
 }

@@ -11,20 +11,15 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::clock::{Clock, Deadline, Instant};
-use crate::contend::Ticket;
 use crate::driver::{AttemptId, End, Grant, Held, LockKey, Session, SessionId};
-use crate::loss::Latch;
+use crate::platform::clock::{Clock, Deadline, Instant};
+use crate::session::latch::Latch;
+use crate::session::limits::margin;
+use crate::session::queue::Ticket;
 use crate::{GroupId, LossReason};
 
-/// We stop believing this much before the backend does. It is also the clock-rate error that is tolerated: a
-/// twentieth, 5 %, which no working clock comes near; and 100 ms for scheduling.
-fn margin(ttl: Duration) -> Duration {
-    (ttl / 20).max(Duration::from_millis(100))
-}
-
 #[derive(Debug)]
-pub(crate) struct Tenure {
+pub(crate) struct SessionLease {
     id: SessionId,
     ttl: Option<Duration>,
     clock: Clock,
@@ -52,7 +47,7 @@ struct Inner {
 #[derive(Debug)]
 pub(crate) struct GrantState {
     pub(crate) grant: Grant,
-    pub(crate) tenure: Arc<Tenure>,
+    pub(crate) lease: Arc<SessionLease>,
     /// Where the backend keeps a ttl per lock: the sending of the request that last proved this grant.
     proved: Option<AtomicU64>,
     ended: Latch,
@@ -69,7 +64,7 @@ pub(crate) struct Release {
     pub(crate) end: End,
 }
 
-impl Tenure {
+impl SessionLease {
     pub(crate) fn new(session: Arc<dyn Session>, clock: Clock) -> Arc<Self> {
         Arc::new(Self {
             id: session.id(),
@@ -249,7 +244,7 @@ impl Tenure {
         }
         inner.waiting.remove(&grant.attempt);
         let state = Arc::new(GrantState {
-            tenure: Arc::clone(self),
+            lease: Arc::clone(self),
             proved,
             ended: Latch::default(),
             interrupted: AtomicBool::new(false),
@@ -312,13 +307,13 @@ impl GrantState {
         if let Some(reason) = self.ended.get() {
             return Some(reason.clone());
         }
-        if let Some(reason) = self.tenure.loss() {
+        if let Some(reason) = self.lease.loss() {
             return Some(reason);
         }
-        if self.proved.as_ref().is_some_and(|at| self.tenure.passed_from(at)) {
-            let inner = self.tenure.inner();
-            if self.proved.as_ref().is_some_and(|at| self.tenure.passed_from(at)) {
-                self.ended.set(self.tenure.expiry());
+        if self.proved.as_ref().is_some_and(|at| self.lease.passed_from(at)) {
+            let inner = self.lease.inner();
+            if self.proved.as_ref().is_some_and(|at| self.lease.passed_from(at)) {
+                self.ended.set(self.lease.expiry());
             }
             drop(inner);
             return self.ended.get().cloned();
@@ -327,12 +322,12 @@ impl GrantState {
     }
 
     pub(crate) fn deadline(&self) -> Option<Deadline> {
-        let own = self.proved.as_ref().and_then(|at| self.tenure.deadline_from(at.load(Ordering::Acquire)));
-        let at = match (self.tenure.deadline_at(), own) {
+        let own = self.proved.as_ref().and_then(|at| self.lease.deadline_from(at.load(Ordering::Acquire)));
+        let at = match (self.lease.deadline_at(), own) {
             (Some(session), Some(own)) => session.min(own),
             (session, own) => session.or(own)?,
         };
-        Some(Deadline::new(at, self.tenure.clock.clone()))
+        Some(Deadline::new(at, self.lease.clock.clone()))
     }
 
     /// Waits until it is lost. Cancel-safe.
@@ -343,7 +338,7 @@ impl GrantState {
         tokio::select! {
             biased; // the grant's own reason says more than the session's
             reason = self.ended.wait() => reason,
-            reason = self.tenure.lost() => reason,
+            reason = self.lease.lost() => reason,
         }
     }
 
@@ -369,7 +364,7 @@ impl GrantState {
     pub(crate) fn begin_release(&self, end: End) -> Option<Release> {
         let lost = self.loss().is_some();
         let end = if lost { End::Unclean } else { end };
-        let mut inner = self.tenure.inner();
+        let mut inner = self.lease.inner();
         let was_ours = inner.grants.remove(&self.grant.attempt).is_some();
         if was_ours && end == End::Unclean {
             inner.unclean.insert(self.grant.attempt, self.grant.clone());

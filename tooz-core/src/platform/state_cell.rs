@@ -10,9 +10,9 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::sync::Notify;
 
-use crate::waits::waits;
+use crate::platform::await_point::traced;
 
-pub(crate) struct Watched<T> {
+pub(crate) struct StateCell<T> {
     value: RwLock<(u64, T)>,
     changed: Notify,
 }
@@ -28,7 +28,7 @@ impl<T> Deref for Ref<'_, T> {
     }
 }
 
-impl<T> Watched<T> {
+impl<T> StateCell<T> {
     pub(crate) fn new(value: T) -> Self {
         Self { value: RwLock::new((0, value)), changed: Notify::new() }
     }
@@ -66,7 +66,7 @@ impl<T> Watched<T> {
 }
 
 pub(crate) struct Subscription<'a, T> {
-    watched: &'a Watched<T>,
+    watched: &'a StateCell<T>,
     seen: u64,
 }
 
@@ -88,7 +88,7 @@ impl<T> Subscription<'_, T> {
                 self.seen = now;
                 return;
             }
-            waits(notified).await;
+            traced(notified).await;
         }
     }
 }
@@ -101,7 +101,7 @@ mod tests {
 
     #[tokio::test]
     async fn no_change_is_missed_and_none_is_seen_twice() {
-        let watched = Watched::new(1);
+        let watched = StateCell::new(1);
         let mut follower = watched.subscribe();
         watched.send_replace(2);
         assert_eq!(watched.send_replace(3), 2);
@@ -118,7 +118,7 @@ mod tests {
     /// The reason for this type.
     #[tokio::test]
     async fn waiters_are_woken_in_the_order_in_which_they_came() {
-        let (watched, woken) = (Arc::new(Watched::new(0)), Arc::new(Mutex::new(Vec::new())));
+        let (watched, woken) = (Arc::new(StateCell::new(0)), Arc::new(Mutex::new(Vec::new())));
         let mut tasks = tokio::task::JoinSet::new();
         for number in 0..32 {
             let (watched, woken) = (Arc::clone(&watched), Arc::clone(&woken));

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use crate::driver::{Admission, Grant, LockKey, LockMode, admits};
-use crate::waits::waits;
+use crate::platform::await_point::traced;
 use crate::{Error, ErrorKind, FencingToken, Result};
 
 /// Names that nobody uses any more are kept with their last tokens until there are this many; it is what a token that
@@ -155,7 +155,7 @@ impl Ticket {
     /// queue.
     pub(crate) async fn pass(&self) {
         while !self.has_passed() {
-            waits(pin!(self.passed.notified())).await;
+            traced(pin!(self.passed.notified())).await;
         }
     }
 
@@ -176,7 +176,7 @@ impl Ticket {
                 // It counts from here, under the lock.
                 Arc::clone(&queue.changed).notified_owned()
             };
-            waits(pin!(changed)).await;
+            traced(pin!(changed)).await;
         }
     }
 

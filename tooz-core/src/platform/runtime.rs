@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 
-use crate::waits::{seen, waits};
+use crate::platform::await_point::{traced, traced_poll};
 use crate::{Error, ErrorKind, Result};
 
 /// On which runtime a coordinator lives.
@@ -115,9 +115,9 @@ impl Spawner {
         // On a foreign runtime that ends, a timer polled from here would panic; a task there is dropped quietly.
         if self.is_here() || self.runtime == Runtime::Library {
             let _context = self.handle.enter();
-            Sleep::Timer(Box::pin(tokio::time::sleep(duration)))
+            Sleep(Asleep::Timer(Box::pin(tokio::time::sleep(duration))))
         } else {
-            Sleep::Task(self.spawn(tokio::time::sleep(duration)))
+            Sleep(Asleep::Task(self.spawn(tokio::time::sleep(duration))))
         }
     }
 
@@ -134,7 +134,7 @@ impl Spawner {
 
     /// Runs blocking work on a thread of the coordinator's runtime.
     pub async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-        waits(pin!(self.handle.spawn_blocking(work)))
+        traced(pin!(self.handle.spawn_blocking(work)))
             .await
             .map_err(|error| Error::new(ErrorKind::Closed, "the runtime ended").caused_by(error))
     }
@@ -193,7 +193,7 @@ impl<T> Future for Task<T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
         match &mut self.0 {
-            Some(task) => seen(Pin::new(task).poll(cx)).map(Result::ok),
+            Some(task) => traced_poll(Pin::new(task).poll(cx)).map(Result::ok),
             None => Poll::Ready(None),
         }
     }
@@ -201,10 +201,11 @@ impl<T> Future for Task<T> {
 
 /// A sleep on the coordinator's runtime.
 #[derive(Debug)]
-pub enum Sleep {
-    #[doc(hidden)]
+pub struct Sleep(Asleep);
+
+#[derive(Debug)]
+enum Asleep {
     Timer(Pin<Box<tokio::time::Sleep>>),
-    #[doc(hidden)]
     Task(Task<()>),
 }
 
@@ -212,9 +213,9 @@ impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut *self {
-            Self::Timer(sleep) => seen(sleep.as_mut().poll(cx)),
-            Self::Task(task) => Pin::new(task).poll(cx).map(|_| ()),
+        match &mut self.0 {
+            Asleep::Timer(sleep) => traced_poll(sleep.as_mut().poll(cx)),
+            Asleep::Task(task) => Pin::new(task).poll(cx).map(|_| ()),
         }
     }
 }

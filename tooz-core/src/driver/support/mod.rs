@@ -1,0 +1,3 @@
+//! What drivers would otherwise write again.
+
+pub(crate) mod backoff;
