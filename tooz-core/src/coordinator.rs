@@ -1,17 +1,12 @@
 //! A member's handle on everything.
 
 use std::fmt;
-use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::builder::Builder;
 use crate::driver::SessionId;
 use crate::election::Election;
 use crate::group::Group;
@@ -54,12 +49,6 @@ impl fmt::Debug for Coordinator {
 }
 
 impl Coordinator {
-    /// Begins to connect to the backend at `url` as `member`. What is wrong with either is told by
-    /// [`Builder::connect`].
-    pub fn builder(url: impl Into<String>, member: impl AsRef<[u8]>) -> Builder {
-        Builder::new(url.into(), member.as_ref().to_vec())
-    }
-
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         let shared = Arc::new(CloseOnDrop(shared));
         Self { hooks: Hooks::new(&shared), shared }
@@ -252,51 +241,6 @@ impl Coordinator {
     #[doc(hidden)]
     pub fn simulate_abandon(&self) {
         self.shared.abandoning.store(true, Ordering::Relaxed);
-    }
-
-    /// Connects, runs `work` with the coordinator, and closes it before it returns, whether `work` succeeds, fails or
-    /// panics.
-    ///
-    /// A program that returns from `main` right after it dropped a guard ends before the release has left it: the lock is
-    /// held until the session's end, and the next holder is told that the last one was cut off. In a scope it is not.
-    ///
-    /// ```
-    /// # use tooz_core::{self as tooz, Coordinator};
-    /// # use tooz_memory as _;
-    /// #[tokio::main]
-    /// async fn main() -> tooz::Result<()> {
-    ///     Coordinator::scope(Coordinator::builder("memory://scope", "host-1"), async |c| {
-    ///         let lock = c.lock("reindex")?.acquire().await?;
-    ///         println!("send token {} along with every write", lock.token());
-    ///         Ok(()) // the lock is dropped here, and given back before main returns
-    ///     })
-    ///     .await
-    /// }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Builder::connect`], or what `work` returns. That closing failed is traced as a warning and changes nothing
-    /// about that: the work was done, and what was held ends with the session.
-    ///
-    /// # Cancel safety
-    /// `work` is dropped, and the coordinator closes in the background.
-    pub async fn scope<T, E: From<Error>>(
-        builder: Builder,
-        work: impl AsyncFnOnce(Self) -> Result<T, E>,
-    ) -> Result<T, E> {
-        let coordinator = builder.connect().await?;
-        let clone = coordinator.clone();
-        let mut work = pin!(async move { work(clone).await });
-        // A panic is held back until everything is given back, and goes on then.
-        let ended = std::future::poll_fn(|cx| {
-            let polled = catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx)));
-            polled.map_or_else(|panic| Poll::Ready(Err(panic)), |polled| polled.map(Ok))
-        })
-        .await;
-        if let Err(error) = coordinator.close().await {
-            tracing::warn!(%error, "the coordinator of a scope could not be closed");
-        }
-        ended.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     /// [`Coordinator::close`] for code that cannot await: blocks this thread for at most `limit`.

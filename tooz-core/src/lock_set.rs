@@ -131,10 +131,10 @@ impl LockSetGuard {
     /// # Cancel safety
     /// Nothing is changed.
     pub async fn lost(&self) -> LossReason {
-        let mut waits: Vec<_> = self.guards.iter().map(|guard| Box::pin(guard.lost())).collect();
+        let mut losses: Vec<_> = self.guards.iter().map(|guard| Box::pin(guard.lost())).collect();
         std::future::poll_fn(|cx| {
-            for wait in &mut waits {
-                if let std::task::Poll::Ready(reason) = wait.as_mut().poll(cx) {
+            for loss in &mut losses {
+                if let std::task::Poll::Ready(reason) = loss.as_mut().poll(cx) {
                     return std::task::Poll::Ready(reason);
                 }
             }

@@ -5,7 +5,6 @@
 #[path = "../common/mod.rs"]
 mod common;
 
-mod arrows;
 mod doctor;
 mod guard;
 mod kill;

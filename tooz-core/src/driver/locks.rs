@@ -7,14 +7,9 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use futures_core::Stream;
 
-use super::id128;
+use super::ids::AttemptId;
 use crate::platform::clock::Instant;
 use crate::{Error, ErrorKind, FencingToken, GroupId, LockName, MemberId, Result};
-
-id128! {
-    /// One wish for one lock; every record that is written for it carries this id.
-    AttemptId
-}
 
 /// Which lock: an election is a lock with a key space of its own and a public holder.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

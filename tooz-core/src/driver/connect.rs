@@ -1,0 +1,114 @@
+//! How a driver is connected, and what it can do without a session.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::groups::Groups;
+use super::ids::{InstanceId, SessionId};
+use super::locks::Locks;
+use super::session::Session;
+use crate::platform::clock::Clock;
+use crate::platform::entropy::Entropy;
+use crate::platform::runtime::Spawner;
+use crate::{BackendUrl, Characteristics, MemberId, Result};
+
+/// What a driver is given to connect.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Connect {
+    /// The backend URL with all options merged into it, checked against the registration's option list.
+    pub url: BackendUrl,
+    /// Clock, randomness, tasks and timers.
+    pub context: Context,
+    /// For an examination only: a backend that was moved belongs to its new place from now on
+    /// ([`Builder::adopt`](crate::Builder::adopt)). Its finding has the topic `adopt`.
+    pub adopt: bool,
+    /// For looking alone ([`Builder::view`](crate::Builder::view)).
+    ///
+    /// **Contract** S13: neither connecting nor looking writes anything to the backend, so both work where nothing can be
+    /// written: on a full store, for a user who may only read. What does not exist yet is not made: there are no groups and
+    /// no holders then. Connecting fails with `Incompatible` on data of another layout, later or earlier (X7). No session
+    /// is opened on such a driver, and nothing is created, deleted, broken or raised.
+    pub view: bool,
+}
+
+impl Connect {
+    /// A request to connect to `url`.
+    pub fn new(url: BackendUrl, context: Context) -> Self {
+        Self { url, context, adopt: false, view: false }
+    }
+}
+
+/// The only clock, randomness and task starter that a driver uses.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Context {
+    /// Boot-time clock, virtual in simulation.
+    pub clock: Clock,
+    /// Randomness, seeded in simulation.
+    pub entropy: Entropy,
+    /// Starts tasks and timers on the runtime on which this coordinator lives.
+    pub spawner: Spawner,
+}
+
+impl Context {
+    /// A context of these three.
+    pub fn new(clock: Clock, entropy: Entropy, spawner: Spawner) -> Self {
+        Self { clock, entropy, spawner }
+    }
+}
+
+/// A connected backend: what needs no session.
+#[async_trait]
+pub trait Driver: fmt::Debug + Send + Sync + 'static {
+    /// What this backend keeps: the registration's claim, lowered by what the server said.
+    fn characteristics(&self) -> Characteristics;
+
+    /// Opens a session.
+    ///
+    /// **Contract** S2, S7, S9: the returned session is alive on the backend. It does not claim the member id
+    /// yet; the first join does.
+    async fn open_session(&self, request: &OpenSession) -> Result<Arc<dyn Session>>;
+
+    /// The groups.
+    fn groups(&self) -> &dyn Groups;
+
+    /// The locks, as an operator sees them.
+    fn locks(&self) -> &dyn Locks;
+
+    /// Ends the connection and all tasks of this driver; can be called twice.
+    async fn close(&self) -> Result<()>;
+}
+
+/// A request for a session.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct OpenSession {
+    /// Whose session it is.
+    pub member: MemberId,
+    /// The coordinator object, the same for all its sessions.
+    pub instance: InstanceId,
+    /// The ttl asked for; a driver whose liveness does not depend on time ignores it.
+    pub ttl: Option<Duration>,
+    /// The coordinator's earlier session, which ended or may still stand on the backend. The driver ends it
+    /// there as far as the backend answers, and takes its member records over instead of reporting them as
+    /// `MemberExists` (S7, S9).
+    pub previous: Option<SessionId>,
+}
+
+impl OpenSession {
+    /// A request for a first session.
+    pub fn new(member: MemberId, instance: InstanceId, ttl: Option<Duration>) -> Self {
+        Self { member, instance, ttl, previous: None }
+    }
+
+    /// Names the coordinator's earlier session.
+    #[must_use]
+    pub fn after(mut self, previous: Option<SessionId>) -> Self {
+        self.previous = previous;
+        self
+    }
+}

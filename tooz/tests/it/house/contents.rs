@@ -1,0 +1,102 @@
+//! Every driver has the same table of contents, and each part of the driver's contract stands in its file.
+
+use syn::Item;
+
+use super::source::{DRIVERS, Texts, code_lines, items, source};
+
+/// What each driver has.
+const REQUIRED: &[&str] = &["lib", "config", "driver", "session", "locks", "groups", "watch", "holders"];
+/// What a driver may have besides. Everything else stands in a folder.
+const ALLOWED: &[&str] =
+    &["keys", "error", "client", "session_state", "view", "examine", "reaper", "shared_with_python"];
+/// Which file implements which trait.
+const IMPLEMENTED_IN: &[(&str, &str)] = &[
+    ("Driver", "driver"),
+    ("Session", "session"),
+    ("SessionLocks", "locks"),
+    ("Locks", "holders"),
+    ("SessionGroups", "groups"),
+    ("Groups", "groups"),
+];
+/// A smaller file is not worth opening.
+const LEAST: usize = 25;
+
+/// The name of a file without folder and ending.
+fn stem(file: &str) -> &str {
+    file.rsplit('/').next().unwrap_or(file).trim_end_matches(".rs")
+}
+
+/// The traits of the driver's contract that a file implements.
+fn implemented(file: &str, text: &str) -> Vec<String> {
+    let blocks = items(file, text).into_iter().filter_map(|item| match item {
+        Item::Impl(block) => {
+            block.trait_.and_then(|(_, path, _)| Some(path.segments.last()?.ident.to_string()))
+        }
+        _ => None,
+    });
+    blocks.filter(|name| IMPLEMENTED_IN.iter().any(|(of, _)| name == of)).collect()
+}
+
+/// What is wrong with a driver's files.
+fn wrong(texts: &Texts) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let top = || texts.keys().filter(|file| !file.contains('/')).map(|file| stem(file));
+    for name in REQUIRED {
+        if !top().any(|file| file == *name) {
+            wrong.push(format!("{name}.rs is missing"));
+        }
+    }
+    for name in top() {
+        if !REQUIRED.contains(&name) && !ALLOWED.contains(&name) {
+            wrong.push(format!("{name}.rs belongs into a folder"));
+        }
+    }
+    for (file, text) in texts {
+        for name in implemented(file, text) {
+            let of = IMPLEMENTED_IN.iter().find(|(of, _)| name == *of);
+            if let Some((_, home)) = of.filter(|(_, home)| stem(file) != *home) {
+                wrong.push(format!("{file} implements {name}, which belongs into {home}.rs"));
+            }
+        }
+        let lines = code_lines(text);
+        if lines < LEAST && stem(file) != "mod" {
+            wrong.push(format!("{file} has {lines} lines of code: fold it into another"));
+        }
+    }
+    let folders: std::collections::BTreeSet<_> =
+        texts.keys().filter_map(|file| file.split_once('/')).map(|(folder, _)| folder).collect();
+    if folders.len() > 3 {
+        wrong.push(format!("too many folders: {folders:?}"));
+    }
+    wrong
+}
+
+#[test]
+fn every_driver_has_the_same_table_of_contents() {
+    let all = DRIVERS
+        .iter()
+        .flat_map(|name| wrong(&source(name)).into_iter().map(move |what| format!("{name}: {what}")));
+    let all: Vec<_> = all.collect();
+    assert!(all.is_empty(), "{}", all.join("\n"));
+}
+
+#[test]
+fn what_stands_in_the_wrong_place_is_found() {
+    let long = "pub struct A;\n".repeat(LEAST);
+    let mut texts: Texts = REQUIRED.iter().map(|name| (format!("{name}.rs"), long.clone())).collect();
+    assert!(wrong(&texts).is_empty());
+    texts.insert("client.rs".into(), format!("{long}impl Driver for A {{}}"));
+    texts.insert("more.rs".into(), long.clone());
+    texts.insert("parts/small.rs".into(), "pub struct B;".into());
+    texts.insert("parts/holders.rs".into(), format!("{long}impl tooz_core::driver::Locks for A {{}}"));
+    texts.remove("watch.rs");
+    assert_eq!(
+        wrong(&texts),
+        [
+            "watch.rs is missing",
+            "more.rs belongs into a folder",
+            "client.rs implements Driver, which belongs into driver.rs",
+            "parts/small.rs has 1 lines of code: fold it into another",
+        ]
+    );
+}
