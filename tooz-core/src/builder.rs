@@ -65,7 +65,34 @@ pub const COMMON_OPTIONS: &[OptionSpec] = &[
     OptionSpec::new("rejoin", OptionKind::Flag, "join the groups again after a loss (default true)"),
 ];
 
-/// How to connect. Options given here win over equal ones in the URL.
+/// How a coordinator is connected. An option given here replaces the same option in the URL.
+///
+/// Nothing happens before [`Builder::connect`], [`Builder::view`] or [`Builder::examine`].
+///
+/// # Examples
+/// ```
+/// # use std::time::Duration;
+/// # use tooz_core::{self as tooz, Characteristics, Coordinator, ErrorKind};
+/// # use tooz_memory as _;
+/// # #[tokio::main]
+/// # async fn main() -> tooz::Result<()> {
+/// let c = Coordinator::builder("memory://a-builder?operation_timeout=2s", "host-1")
+///     .namespace("billing") // locks and groups of other namespaces are out of reach
+///     .require(Characteristics::FAIR_LOCKS)
+///     .close_timeout(Duration::from_secs(1))
+///     .connect()
+///     .await?;
+/// c.close().await?;
+///
+/// // What a backend does not keep is refused before anything is locked on it.
+/// let refused = Coordinator::builder("memory://a-builder", "host-1")
+///     .require(Characteristics::DISTRIBUTED_ACROSS_HOSTS)
+///     .connect()
+///     .await;
+/// assert_eq!(refused.unwrap_err().kind(), ErrorKind::MissingCharacteristic);
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "nothing happens before connect()"]
 pub struct Builder {
     url: String,

@@ -14,8 +14,9 @@ pub const MAX_CAPABILITIES_BYTES: usize = 64 * 1024;
 /// Reading is recursive; more would overflow the stack of a small thread.
 const MAX_DEPTH: usize = 64;
 
-/// A member's capabilities: one MessagePack value, as Python tooz writes it.
+/// What a member publishes about itself: one MessagePack value, as Python tooz writes it.
 ///
+/// # Examples
 /// ```
 /// use tooz_core::Capabilities;
 /// #[derive(serde::Serialize, serde::Deserialize, PartialEq, Debug)]
@@ -24,6 +25,10 @@ const MAX_DEPTH: usize = 64;
 /// let published = Capabilities::new(&Worker { weight: 3 })?;
 /// assert_eq!(published.as_msgpack(), b"\x81\xa6weight\x03");
 /// assert_eq!(published.get::<Worker>()?, Worker { weight: 3 });
+///
+/// // Another program, or another version of it, may publish something else: that is an error, not a panic.
+/// let foreign = Capabilities::new(&("gpu", 2))?;
+/// assert!(foreign.get::<Worker>().is_err());
 /// # Ok::<(), tooz_core::Error>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, Hash)]

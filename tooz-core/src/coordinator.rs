@@ -24,14 +24,35 @@ use crate::{
     Result,
 };
 
-/// A member's handle on groups, locks and elections; a cheap clone. It owns one session.
+/// A member's handle on groups, locks and elections. It owns one session; clones share it.
 ///
 /// The session lives until [`Coordinator::close`], or until the last clone, handle, guard, leadership and watch is
-/// gone; then it closes in the background. What happens in the background ends with the process: a program that is about
-/// to end closes it, or works in a [`Coordinator::scope`].
+/// dropped. Then it closes in the background, and what runs in the background ends with the process. So a program that
+/// is about to end closes its coordinator, or works in a [`Coordinator::scope`].
 ///
-/// Every operation ends within `operation_timeout` (10 s; waiting for a lock does not count) and works on any
+/// Every operation ends within `operation_timeout` (10 s); waiting for a lock does not count. Operations work on any
 /// executor, or on none: the library has a runtime thread of its own (see [`Runtime`](crate::Runtime)).
+///
+/// When the session is lost, every lock and leadership is lost with it. The coordinator then opens a new session and
+/// joins its groups again. Locks are not taken back: the program is told and decides.
+///
+/// # Examples
+/// ```
+/// # use tooz_core::{self as tooz, Coordinator, Liveness, LossReason};
+/// # #[tokio::main]
+/// # async fn main() -> tooz::Result<()> {
+/// let c = Coordinator::builder("memory://a-coordinator", "host-1").connect().await?;
+/// # let kit = tooz_memory::Kit::of("memory://a-coordinator")?;
+/// let guard = c.lock("reindex")?.acquire().await?;
+/// println!("held until {:?}", guard.deadline());
+/// # kit.expire("host-1");
+/// // The session expires, and the guard with it.
+/// assert_eq!(guard.lost().await, LossReason::Expired);
+/// let again = c.lock("reindex")?.acquire().await?; // in the new session
+/// assert!(matches!(c.liveness(), Liveness::Alive { .. }) && again.token() > guard.token());
+/// c.close().await
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Coordinator {
     shared: Arc<CloseOnDrop>,

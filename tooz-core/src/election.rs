@@ -22,8 +22,25 @@ use crate::session::run::run;
 use crate::session::state::CloseOnDrop;
 use crate::{Error, ErrorKind, GroupId, LossReason, Lost, MemberId, Result, Term};
 
-/// The leadership of a group; making a handle does no I/O. A candidate need not be a member, and the group need
-/// not exist.
+/// The election of a group's leader. Making a handle does no I/O.
+///
+/// A candidate need not be a member of the group, and the group need not exist.
+///
+/// # Examples
+/// ```
+/// # use tooz_core::{self as tooz, Coordinator};
+/// # use tooz_memory as _;
+/// # #[tokio::main]
+/// # async fn main() -> tooz::Result<()> {
+/// # let c = Coordinator::builder("memory://an-election", "host-1").connect().await?;
+/// let election = c.election("scheduler")?;
+/// let leadership = election.campaign().await?; // waits until it is won
+/// println!("leading in term {}", leadership.term());
+/// leadership.resign().await?;
+/// assert_eq!(election.leader().await?, None);
+/// # c.close().await
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Election {
     shared: Arc<CloseOnDrop>,
@@ -164,7 +181,38 @@ pub(crate) async fn observe(reader: &dyn Reads, group: &GroupId, kept: Kept) -> 
     read(reader, call).await.map_err(|error| error.during("observe"))
 }
 
-/// The proof of leading a group; dropping it resigns. See [`LockGuard`](crate::LockGuard) for what it guarantees.
+/// The proof of leading a group. Dropping it resigns in the background. It guarantees what a
+/// [`LockGuard`](crate::LockGuard) guarantees.
+///
+/// # Examples
+/// Lead, and campaign again after a loss:
+/// ```
+/// # use tooz_core::{self as tooz, Coordinator};
+/// # #[tokio::main]
+/// # async fn main() -> tooz::Result<()> {
+/// # let c = Coordinator::builder("memory://a-leadership", "host-1").connect().await?;
+/// # let kit = tooz_memory::Kit::of("memory://a-leadership")?;
+/// # let mut rounds = 0;
+/// let election = c.election("scheduler")?;
+/// loop {
+///     let leadership = election.campaign().await?;
+///     let led = leadership.run(async {
+/// #       rounds += 1;
+/// #       if rounds == 1 {
+/// #           kit.expire("host-1");
+/// #           std::future::pending::<()>().await;
+/// #       }
+///         println!("working in term {}", leadership.term());
+///     });
+///     match led.await {
+///         Ok(()) => break,
+///         Err(lost) => println!("{lost}: another may lead now"),
+///     }
+/// }
+/// # assert_eq!(rounds, 2);
+/// # c.close().await
+/// # }
+/// ```
 #[must_use = "a leadership that is dropped is resigned"]
 pub struct Leadership {
     shared: Arc<CloseOnDrop>,

@@ -14,7 +14,47 @@ use crate::session::state::{CloseOnDrop, Membership, Shared};
 use crate::watch::GroupWatch;
 use crate::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
 
-/// A named set of members; making a handle does no I/O.
+/// A named set of members, and what each publishes about itself. Making a handle does no I/O.
+///
+/// # Examples
+/// ```
+/// # use tooz_core::{self as tooz, Capabilities, Coordinator};
+/// # use tooz_memory as _;
+/// # #[tokio::main]
+/// # async fn main() -> tooz::Result<()> {
+/// # let c = Coordinator::builder("memory://a-group", "host-1").connect().await?;
+/// let group = c.group("workers")?;
+/// group.join_or_create(Capabilities::new(&("gpu", 2))?).await?;
+/// for member in group.members().await? {
+///     println!("{} offers {:?}", member.member, member.capabilities);
+/// }
+/// group.leave().await?;
+/// # c.close().await
+/// # }
+/// ```
+/// A membership ends with its session. The coordinator then opens a new session, joins its groups again and says so:
+/// ```
+/// # use tooz_core::{self as tooz, Capabilities, Coordinator, Event};
+/// # #[tokio::main]
+/// # async fn main() -> tooz::Result<()> {
+/// # let c = Coordinator::builder("memory://a-lost-group", "host-1").connect().await?;
+/// # let kit = tooz_memory::Kit::of("memory://a-lost-group")?;
+/// let mut events = c.events();
+/// c.group("workers")?.join_or_create(Capabilities::none()).await?;
+/// # kit.expire("host-1");
+/// while let Some(event) = events.next().await {
+///     match event {
+///         Event::Lost(why) => println!("the session is lost: {why}"),
+///         Event::Rejoined(groups) => {
+///             println!("back in {groups:?}");
+///             break;
+///         }
+///         other => println!("{other:?}"),
+///     }
+/// }
+/// # c.close().await
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Group {
     shared: Arc<CloseOnDrop>,

@@ -12,19 +12,50 @@ use crate::session::run::run;
 use crate::session::state::CloseOnDrop;
 use crate::{FencingToken, LockName, LossReason, Lost, Result};
 
-/// The user's proof of holding a lock; dropping it releases the lock.
+/// The proof of holding a lock. Dropping it releases the lock.
 ///
-/// A dropped guard is released in the background: before `main` returns, close the coordinator or work in a
-/// [`Coordinator::scope`](crate::Coordinator::scope), or the process ends first and the lock stays held until the
-/// session's end.
+/// A dropped guard is released in the background, and what runs in the background ends with the process. Before `main`
+/// returns, close the coordinator or work in a [`Coordinator::scope`](crate::Coordinator::scope). Otherwise the lock may
+/// stay held until the session's end.
 ///
-/// The release is clean, unless the guard was lost, is dropped while its thread panics, or work under it
-/// ([`LockGuard::run`]) was dropped before its end: then the next holder's [`previous`](LockGuard::previous) says so.
+/// The release is clean, with three exceptions: the guard was lost, it is dropped while its thread panics, or work under
+/// it ([`LockGuard::run`]) was dropped before its end. Then the next holder's [`previous`](LockGuard::previous) says so.
 ///
-/// **Guarantees.** Whether it is held is computed from the clock at every question: at its deadline it is lost,
-/// also while a renewal hangs or after the process was stopped. Nothing comes back from lost. Between two
-/// questions the process may be stopped for any time: only the [token](LockGuard::token), compared by the
-/// protected resource, covers that.
+/// # Guarantees
+/// [`is_held`](LockGuard::is_held) reads the clock at every question. At its deadline the guard is lost, even while a
+/// renewal hangs or after the process was stopped. A lost guard never becomes valid again. Between two questions the
+/// process may be stopped for any time. Only the [token](LockGuard::token), compared by the protected resource, covers
+/// that.
+///
+/// # Examples
+/// Work that is cancelled when the lock is lost:
+/// ```
+/// # use tooz_core::{self as tooz, Coordinator, LossReason};
+/// # use tooz_memory as _;
+/// # #[tokio::main]
+/// # async fn main() -> tooz::Result<()> {
+/// # let c = Coordinator::builder("memory://a-guard", "host-1").connect().await?;
+/// # let operator = Coordinator::builder("memory://a-guard", "operator").connect().await?;
+/// let guard = c.lock("reindex")?.acquire().await?;
+/// let token = guard.token();
+/// let done = guard.run(async { format!("row written with token {token}") }).await?;
+/// assert!(guard.is_held() && done.ends_with(&token.to_string()));
+///
+/// // An operator breaks the lock while the next piece of work runs.
+/// let breaks = operator.lock("reindex")?;
+/// let (lost, broken) = tokio::join!(
+///     guard.run(std::future::pending::<()>()),
+///     breaks.break_lock("maintenance"),
+/// );
+/// assert_eq!(broken?.len(), 1);
+/// let lost = lost.unwrap_err();
+/// assert!(matches!(lost.reason, LossReason::Broken { .. }));
+/// assert!(lost.output.is_none(), "the work was cancelled");
+/// assert!(!guard.is_held());
+/// # c.close().await?;
+/// # operator.close().await
+/// # }
+/// ```
 #[must_use = "a guard that is dropped releases its lock"]
 pub struct LockGuard {
     shared: Arc<CloseOnDrop>,

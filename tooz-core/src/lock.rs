@@ -11,15 +11,43 @@ use crate::session::lookup::holders;
 use crate::session::state::{CloseOnDrop, Shared};
 use crate::{Error, ErrorKind, FencingToken, LockName, Result};
 
-/// A lock's name and the way to hold it; making one does no I/O.
+/// A lock's name, and the way to hold the lock. Making a handle does no I/O.
 ///
+/// A lock is exclusive. [`Lock::shared`] makes the handle of a reader, [`Lock::permits`] that of a semaphore.
+///
+/// # Examples
+/// The usual case: acquire, write with the token, release.
 /// ```
-/// # use tooz_core as tooz;
-/// # async fn example(c: tooz::Coordinator) -> tooz::Result<()> {
+/// # use tooz_core::{self as tooz, Coordinator};
+/// # use tooz_memory as _;
+/// # #[tokio::main]
+/// # async fn main() -> tooz::Result<()> {
+/// # let c = Coordinator::builder("memory://a-lock", "host-1").connect().await?;
 /// let guard = c.lock("reindex")?.acquire().await?;
 /// println!("write with token {}", guard.token());
 /// guard.release().await?;
-/// # Ok(()) }
+/// # c.close().await
+/// # }
+/// ```
+/// A caller that does not want to wait long:
+/// ```
+/// # use std::time::Duration;
+/// # use tooz_core::{self as tooz, Coordinator};
+/// # use tooz_memory as _;
+/// # #[tokio::main]
+/// # async fn main() -> tooz::Result<()> {
+/// # let c = Coordinator::builder("memory://a-short-wait", "host-1").connect().await?;
+/// # let other = Coordinator::builder("memory://a-short-wait", "host-2").connect().await?;
+/// # let held = other.lock("reindex")?.acquire().await?;
+/// let lock = c.lock("reindex")?;
+/// match lock.acquire_within(Duration::from_millis(50)).await? {
+///     Some(guard) => println!("held with token {}", guard.token()),
+///     None => println!("held by {:?}", lock.holders().await?.holders),
+/// }
+/// # held.release().await?;
+/// # c.close().await?;
+/// # other.close().await
+/// # }
 /// ```
 #[derive(Clone)]
 pub struct Lock {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use crate::driver::support::fork::Owner;
 use crate::driver::{Driver, Holders, LockKey, MemberRecord};
 use crate::election::{self, Leader, Observer};
 use crate::platform::runtime::Spawner;
@@ -62,7 +63,7 @@ impl Viewer {
             operation_timeout: config.operation_timeout,
             close_timeout: config.close_timeout,
             closed: AtomicBool::new(false),
-            pid: std::process::id(),
+            owner: Owner::current(),
         };
         Self { view: Arc::new(view) }
     }
@@ -165,24 +166,12 @@ struct View {
     operation_timeout: Duration,
     close_timeout: Duration,
     closed: AtomicBool,
-    pid: u32,
+    owner: Owner,
 }
 
 impl View {
-    fn check_process(&self) -> Result<()> {
-        let pid = std::process::id();
-        if pid == self.pid {
-            return Ok(());
-        }
-        let why = format!(
-            "this view belongs to process {}, from which process {pid} was forked; connect a view of its own after exec",
-            self.pid
-        );
-        Err(Error::new(ErrorKind::Invalid, why))
-    }
-
     async fn close(&self) -> Result<()> {
-        self.check_process()?;
+        self.owner.check("view")?;
         self.closed.store(true, Ordering::Release);
         let (answer, answered) = oneshot::channel();
         let driver = Arc::clone(&self.driver);
@@ -212,7 +201,7 @@ impl Reads for View {
     }
 
     fn check(&self) -> Result<()> {
-        self.check_process()?;
+        self.owner.check("view")?;
         if self.closed.load(Ordering::Acquire) { Err(closed()) } else { Ok(()) }
     }
 
@@ -224,7 +213,7 @@ impl Reads for View {
 impl Drop for View {
     fn drop(&mut self) {
         // In a forked child nothing of the parent's may be touched.
-        if !*self.closed.get_mut() && std::process::id() == self.pid {
+        if !*self.closed.get_mut() && self.owner.is_current() {
             let driver = Arc::clone(&self.driver);
             self.settle(Box::pin(async move {
                 if let Err(error) = driver.close().await {

@@ -28,7 +28,46 @@ pub enum GroupEvent {
     Deleted,
 }
 
-/// A watch on a group. Nothing is delivered after it is dropped, and dropping it frees what it took.
+/// The changes of a group as a stream: a snapshot first, then each change. Dropping it ends the watch.
+///
+/// After a gap (a reconnect, a reader that is too slow) the stream delivers a [`GroupEvent::Resync`] with all members.
+/// Whoever applies one event after the other therefore always has the group's real membership.
+///
+/// # Examples
+/// ```
+/// # use std::collections::BTreeMap;
+/// # use tooz_core::{self as tooz, Capabilities, Coordinator, GroupEvent};
+/// # use tooz_memory as _;
+/// # #[tokio::main]
+/// # async fn main() -> tooz::Result<()> {
+/// # let c = Coordinator::builder("memory://a-watch", "host-1").connect().await?;
+/// let group = c.group("workers")?;
+/// group.create().await?;
+/// let mut watch = group.watch().await?;
+/// let mut members = BTreeMap::new();
+/// # let mut joins = Some(group.clone());
+/// while let Some(event) = watch.next().await {
+///     match event? {
+///         // The beginning, or a gap: forget what was known.
+///         GroupEvent::Snapshot(all) | GroupEvent::Resync(all) => {
+///             members = all.into_iter().map(|member| (member.member.clone(), member)).collect();
+///         }
+///         GroupEvent::Joined(member) | GroupEvent::Updated(member) => {
+///             members.insert(member.member.clone(), member);
+///         }
+///         GroupEvent::Left(member) => drop(members.remove(&member.member)),
+///         _ => break, // the group was deleted
+///     }
+///     println!("{} members", members.len());
+/// #   match joins.take() {
+/// #       Some(group) => group.join(Capabilities::none()).await?,
+/// #       None => break,
+/// #   }
+/// }
+/// # assert_eq!(members.len(), 1);
+/// # c.close().await
+/// # }
+/// ```
 pub struct GroupWatch {
     /// None where the coordinator itself keeps the watch, for its hooks: it must not keep itself alive.
     _kept: Option<Kept>,

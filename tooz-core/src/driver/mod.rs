@@ -25,7 +25,7 @@ mod locks;
 mod registry;
 mod session;
 mod stamp;
-pub(crate) mod support;
+pub mod support;
 
 pub use connect::{Connect, Context, Driver, OpenSession};
 pub use examine::{Examining, Finding, Severity};

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use crate::driver::support::fork::Owner;
 use crate::driver::{AttemptId, End, Grant, Held, LockKey, Session, SessionId};
 use crate::platform::clock::{Clock, Deadline, Instant};
 use crate::session::latch::Latch;
@@ -24,7 +25,7 @@ pub(crate) struct SessionLease {
     ttl: Option<Duration>,
     clock: Clock,
     /// The process that opened it: a forked child holds nothing.
-    pid: u32,
+    owner: Owner,
     /// The sending of the request that last proved it, in nanoseconds of the clock. Written under `inner`.
     proved: AtomicU64,
     /// Whether the last beat failed.
@@ -70,7 +71,7 @@ impl SessionLease {
             id: session.id(),
             ttl: session.ttl(),
             clock,
-            pid: std::process::id(),
+            owner: Owner::current(),
             proved: AtomicU64::new(session.opened_at().nanos()),
             suspended: AtomicBool::new(false),
             ended: Latch::default(),
@@ -146,7 +147,7 @@ impl SessionLease {
         if let Some(reason) = self.ended.get() {
             return Some(reason.clone());
         }
-        if std::process::id() != self.pid {
+        if !self.owner.is_current() {
             return Some(LossReason::SessionClosed);
         }
         if self.passed(self.deadline_at()) {

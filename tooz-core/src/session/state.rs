@@ -13,6 +13,7 @@ use super::events::{EVENTS_KEPT, Event};
 use super::limits::Config;
 use super::live::SessionLease;
 use super::queue::Contention;
+use crate::driver::support::fork::Owner;
 use crate::driver::{AttemptId, Driver, InstanceId, Session, SessionId};
 use crate::platform::clock::Clock;
 use crate::platform::entropy::Entropy;
@@ -43,7 +44,7 @@ pub(crate) struct Shared {
     pub(crate) beats: AtomicU64,
     /// See [`Coordinator::simulate_abandon`](crate::Coordinator::simulate_abandon).
     pub(crate) abandoning: AtomicBool,
-    pid: u32,
+    owner: Owner,
 }
 
 /// What the program wants to be a member of.
@@ -106,7 +107,7 @@ impl Shared {
             beating: AtomicBool::new(beating),
             beats: AtomicU64::new(0),
             abandoning: AtomicBool::new(false),
-            pid: std::process::id(),
+            owner: Owner::current(),
         });
         (shared, commands)
     }
@@ -162,18 +163,7 @@ impl Shared {
     /// # Errors
     /// `Invalid` in a forked child.
     pub(crate) fn check_process(&self) -> Result<()> {
-        let pid = std::process::id();
-        if pid != self.pid {
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                format!(
-                    "this coordinator belongs to process {}, from which process {pid} was forked; \
-                     connect a coordinator of its own after exec",
-                    self.pid
-                ),
-            ));
-        }
-        Ok(())
+        self.owner.check("coordinator")
     }
 
     /// # Errors

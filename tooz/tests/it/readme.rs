@@ -1,5 +1,5 @@
 //! The README's table says what the drivers say.
-#![cfg(all(feature = "file", feature = "memory", feature = "redis", feature = "sqlite"))] // its columns
+#![cfg(all(feature = "etcd", feature = "file", feature = "memory", feature = "redis", feature = "sqlite"))] // its columns
 
 use tooz::{BackendUrl, Characteristics, drivers};
 
@@ -7,7 +7,7 @@ const README: &str = include_str!("../../README.md");
 
 #[test]
 fn the_driver_table_is_that_of_the_registrations() {
-    let promised = ["memory", "file", "redis", "sqlite"].map(|scheme| {
+    let promised = ["memory", "file", "sqlite", "redis", "etcd"].map(|scheme| {
         let driver = drivers().into_iter().find(|driver| driver.schemes()[0] == scheme).unwrap();
         driver.characteristics(&BackendUrl::parse(&format!("{scheme}:///x")).unwrap())
     });
@@ -15,12 +15,12 @@ fn the_driver_table_is_that_of_the_registrations() {
     let rows: Vec<_> = Characteristics::all()
         .iter_names()
         .map(|(name, flag)| {
-            let [memory, file, redis, sqlite] = promised.map(|promised| cell(promised.contains(flag)));
-            format!("| `{name}` | {memory} | {file} | {redis} | {sqlite} |")
+            let cells = promised.map(|promised| cell(promised.contains(flag)));
+            format!("| `{name}` | {} |", cells.join(" | "))
         })
         .collect();
-    let head =
-        "| characteristic | `memory://` | `file://` | `redis://` | `sqlite://` |\n|---|---|---|---|---|\n";
+    let head = "| characteristic | `memory://` | `file://` | `sqlite://` | `redis://` | `etcd://` |\n\
+                |---|---|---|---|---|---|\n";
     let table = format!("{head}{}\n", rows.join("\n"));
     assert!(README.contains(&table), "put this table into README.md:\n{table}");
 }

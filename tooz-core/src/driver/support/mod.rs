@@ -1,3 +1,7 @@
 //! What drivers would otherwise write again.
 
-pub(crate) mod backoff;
+pub mod attempts;
+pub mod backoff;
+pub mod errors;
+pub mod fork;
+pub mod notices;

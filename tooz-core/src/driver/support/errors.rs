@@ -1,0 +1,43 @@
+//! The errors that every driver answers with the same words.
+
+use crate::{Error, ErrorKind, GroupId, LossReason, MemberId};
+
+/// There is no such group.
+pub fn group_not_found(group: &GroupId) -> Error {
+    Error::new(ErrorKind::GroupNotFound, format!("group \"{group}\"; create it first"))
+}
+
+/// The group exists already.
+pub fn group_exists(group: &GroupId) -> Error {
+    Error::new(ErrorKind::GroupExists, format!("group \"{group}\""))
+}
+
+/// The group cannot be deleted: it has so many living members.
+pub fn group_not_empty(group: &GroupId, members: u64) -> Error {
+    let members = if members == 1 { "1 member".to_owned() } else { format!("{members} members") };
+    Error::new(ErrorKind::GroupNotEmpty, format!("group \"{group}\" has {members}; let them leave first"))
+}
+
+/// The group has no such living member.
+pub fn member_not_found(group: &GroupId, member: &MemberId) -> Error {
+    Error::new(ErrorKind::MemberNotFound, format!("member \"{member}\" in group \"{group}\""))
+}
+
+/// This session is in the group already.
+pub fn joined_before(group: &GroupId, member: &MemberId) -> Error {
+    Error::new(ErrorKind::MemberExists, format!("member \"{member}\" joined group \"{group}\" before"))
+}
+
+/// Another living session has this member id.
+pub fn member_id_taken(member: &MemberId) -> Error {
+    let why = format!("member id \"{member}\" belongs to another live coordinator; use another id");
+    Error::new(ErrorKind::MemberExists, why)
+}
+
+/// What a session answers after it has ended.
+pub fn session_ended(reason: &LossReason) -> Error {
+    match reason {
+        LossReason::SessionClosed => Error::new(ErrorKind::Closed, "the session was closed"),
+        reason => Error::new(ErrorKind::SessionLost, reason.to_string()),
+    }
+}
