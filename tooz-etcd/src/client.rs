@@ -16,13 +16,13 @@ use tooz_core::driver::{
 use tooz_core::{Characteristics, Error, ErrorKind, Result};
 
 use crate::config::{self, Config, Tls};
+use crate::connection::version;
 use crate::connection::{Hub, answer};
 use crate::error::corrupt;
-use crate::fence;
 use crate::keys::Keys;
-use crate::record;
+use crate::lock::fence;
+use crate::lock::record;
 use crate::session::{EtcdSession, Opened};
-use crate::version;
 
 /// How often a session is opened whose lease ends before anything could be written with it.
 const OPENINGS: u32 = 3;

@@ -9,8 +9,8 @@ use tooz_core::{Characteristics, Error, ErrorKind, Examining, Finding, Result};
 
 use crate::client::tls;
 use crate::config::Config;
+use crate::connection::version::{self, Version};
 use crate::error::explain;
-use crate::version::{self, Version};
 
 /// The quota of a server that is not told another one, and does not tell it: etcd before 3.6.
 const DEFAULT_QUOTA: u64 = 2 << 30;

@@ -6,22 +6,14 @@ mod config;
 mod connection;
 mod error;
 mod examine;
-mod fence;
 mod groups;
+mod holders;
 mod keys;
-mod locks;
+mod lock;
 mod members;
-mod operator;
-mod proof;
-mod record;
 mod session;
+mod session_state;
 pub mod shared_with_python;
-mod standing;
-mod state;
-mod tail;
-mod turn;
-mod version;
-mod vigil;
 mod watch;
 
 use std::sync::Arc;
@@ -54,7 +46,7 @@ pub fn kept(
     best: tooz_core::Characteristics,
     version: &str,
 ) -> tooz_core::Result<tooz_core::Characteristics> {
-    version::lower(best, version)
+    connection::version::lower(best, version)
 }
 
 #[cfg(test)]

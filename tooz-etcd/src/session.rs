@@ -24,10 +24,10 @@ use tooz_core::{Error, ErrorKind, GroupId, LossReason, MemberId, Result};
 use crate::client::Client;
 use crate::connection::{Hub, answer};
 use crate::error::{Then, explain};
-use crate::locks::unmark_held;
-use crate::record::{self, Gate, GateKind};
-use crate::standing::Standing;
-use crate::vigil::{self, Post};
+use crate::lock::attempt::unmark_held;
+use crate::lock::monitor::{self, Post};
+use crate::lock::record::{self, Gate, GateKind};
+use crate::session_state::Standing;
 
 /// etcd refuses transactions with more operations (`--max-txn-ops`, default 128).
 pub(crate) const MOST_OPERATIONS: usize = 100;
@@ -318,7 +318,7 @@ impl EtcdSession {
         ttl: Duration,
         opened_at: Instant,
     ) -> Self {
-        let (post, notices): (Post, _) = mpsc::channel(vigil::POST);
+        let (post, notices): (Post, _) = mpsc::channel(monitor::POST);
         let life = Arc::new(Life {
             client: Arc::clone(client),
             member,
@@ -330,7 +330,7 @@ impl EtcdSession {
             stands_changed: Notify::new(),
             opened,
         });
-        let vigil = client.hub.context.spawner.spawn(vigil::keep_vigil(Arc::clone(&life), post));
+        let vigil = client.hub.context.spawner.spawn(monitor::keep_vigil(Arc::clone(&life), post));
         let notices = tokio::sync::Mutex::new(notices);
         Self { life, opened_at, notices, vigil: Mutex::new(Some(vigil)), closed: AtomicBool::new(false) }
     }

@@ -15,11 +15,11 @@ use tooz_core::runtime::Task;
 use tooz_core::{ErrorKind, GroupId, MemberId, Result};
 
 use crate::client::Client;
+use crate::connection::watcher::{News, Range, Tail, only};
 use crate::groups::{Snapshot, member_record, no_group};
+use crate::holders;
 use crate::keys::{GroupKeys, LockKeys};
-use crate::operator;
-use crate::state::{Verdict, ranges};
-use crate::tail::{News, Range, Tail, only};
+use crate::lock::state::{Verdict, ranges};
 
 /// How many changes wait for a slow reader before it gets a view instead (W3).
 const BACKLOG: usize = 256;
@@ -292,7 +292,7 @@ impl Source for Present {
 /// Follows the holders of a lock.
 pub(crate) async fn holders(client: &Arc<Client>, keys: LockKeys) -> Result<HolderStream> {
     let (state, epoch) = client.look_with_epoch(&keys).await?;
-    let present = Present { latest: Some(operator::holders(&state)), ..Present::default() };
+    let present = Present { latest: Some(holders::holders(&state)), ..Present::default() };
     let shared = Arc::new(Mutex::new(Shared { source: present, waker: None }));
     let places = ranges(&keys, &Verdict::Held);
     let mut tail = Tail::new(&client.hub, &client.keys, epoch, places, state.revision);
@@ -314,7 +314,7 @@ pub(crate) async fn holders(client: &Arc<Client>, keys: LockKeys) -> Result<Hold
                     Ok((state, _)) if state.revision < at_least => client.hub.pause().await,
                     Ok((state, epoch)) => {
                         seen = state.revision;
-                        let holders = operator::holders(&state);
+                        let holders = holders::holders(&state);
                         change(&told, |present| present.latest = Some(holders));
                         if restart {
                             tail.restart(epoch, state.revision);

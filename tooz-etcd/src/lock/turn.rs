@@ -6,10 +6,10 @@ use etcd_client::{Event, EventType};
 use tooz_core::driver::{LockMode, Place, Turn};
 use tooz_core::{ErrorKind, Result};
 
-use crate::locks::{Step, Wish};
+use crate::connection::watcher::{News, Tail};
+use crate::lock::attempt::{Step, Wish};
+use crate::lock::state::{State, Verdict, ranges};
 use crate::session::Life;
-use crate::state::{State, Verdict, ranges};
-use crate::tail::{News, Tail};
 
 /// Waits until the place is granted or gone.
 pub(crate) async fn wait(life: &Life, place: &Place) -> Result<Turn> {

@@ -21,12 +21,12 @@ use tooz_core::{Error, ErrorKind, FencingToken, Result};
 
 use crate::connection::answer;
 use crate::error::corrupt;
-use crate::fence::{self, Raises};
 use crate::keys::LockKeys;
-use crate::record::{Gate, Holder, Waiter, write_mark};
+use crate::lock::fence::{self, Raises};
+use crate::lock::record::{Gate, Holder, Waiter, write_mark};
+use crate::lock::state::{State, Verdict, alone, look, look_before, named};
+use crate::lock::turn;
 use crate::session::{EtcdSession, Life};
-use crate::state::{State, Verdict, alone, look, look_before, named};
-use crate::turn;
 
 /// How often an attempt that does not wait looks again because somebody came between its look and its step.
 const TRIES: usize = 64;

@@ -6,9 +6,9 @@ use tooz_core::driver::AttemptId;
 use tooz_core::{ErrorKind, LossReason, Result};
 
 use crate::connection::answer;
-use crate::record;
+use crate::lock::record;
 use crate::session::{Life, MOST_OPERATIONS};
-use crate::standing::Stand;
+use crate::session_state::Stand;
 
 /// What a proof found, of a session that lives.
 #[derive(Debug)]

@@ -4,6 +4,9 @@
 //! (hyperium/tonic#2839, 2026-08), so it is given one endpoint at a time. Everything runs on the coordinator's runtime:
 //! the transport starts tasks of its own and must not depend on the program's.
 
+pub(crate) mod version;
+pub(crate) mod watcher;
+
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;

@@ -6,7 +6,7 @@ use etcd_client::{Compare, CompareOp};
 use tooz_core::driver::{AttemptId, Grant, LockKey, LockMode};
 
 use crate::keys::{Keys, LockKeys};
-use crate::record::Gate;
+use crate::lock::record::Gate;
 use crate::session::Life;
 
 /// How many attempts that are over a session remembers, to refuse them when they are asked for once more. The server

@@ -12,8 +12,8 @@ use tooz_core::{Error, ErrorKind, FencingToken, Result};
 use crate::client::{Client, Etcd};
 use crate::connection::answer;
 use crate::keys::LockKeys;
-use crate::record::{Gate, GateKind, Holder, write_broken, write_mark};
-use crate::state::{State, look};
+use crate::lock::record::{Gate, GateKind, Holder, write_broken, write_mark};
+use crate::lock::state::{State, look};
 use crate::watch;
 
 /// How long the record of who broke a grant is kept, at least: longer than anybody takes to ask.

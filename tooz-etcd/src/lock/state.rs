@@ -7,10 +7,10 @@ use tooz_core::driver::{Admission, AttemptId, LockMode, Previous, admits};
 use tooz_core::{Error, Result};
 
 use crate::connection::answer;
-use crate::fence::{self, Raises};
+use crate::connection::watcher::{Range, below, only};
 use crate::keys::{LockKeys, LockPart};
-use crate::record::{Gate, GateKind, Holder, Waiter, read_mark};
-use crate::tail::{Range, below, only};
+use crate::lock::fence::{self, Raises};
+use crate::lock::record::{Gate, GateKind, Holder, Waiter, read_mark};
 
 /// One lock, as it was at one revision. The default is one that nobody ever used.
 #[derive(Clone, Debug, Default)]

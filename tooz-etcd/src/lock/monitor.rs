@@ -18,11 +18,11 @@ use tooz_core::driver::{AttemptId, Notice};
 use tooz_core::runtime::Sleep;
 use tooz_core::{ErrorKind, LossReason};
 
-use crate::proof::Proof;
-use crate::record;
+use crate::connection::watcher::{News, Tail, below, only};
+use crate::lock::record;
+use crate::lock::verify::Proof;
 use crate::session::Life;
-use crate::standing::Stand;
-use crate::tail::{News, Tail, below, only};
+use crate::session_state::Stand;
 
 /// Where notices go.
 pub(crate) type Post = mpsc::Sender<Notice>;
