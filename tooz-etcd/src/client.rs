@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{
-    Certificate, Compare, CompareOp, ConnectOptions, GetOptions, Identity, PutOptions, TlsOptions, Txn, TxnOp,
+    Certificate, Compare, CompareOp, ConnectOptions, GetOptions, Identity, PutOptions, ResponseHeader,
+    TlsOptions, Txn, TxnOp,
 };
 use tooz_core::driver::{
     Connect, Driver, Epoch, Groups, Locks, OpenSession, Session, SessionId, Stamp, earlier_layout_in_use,
@@ -17,7 +18,7 @@ use tooz_core::{Characteristics, Error, ErrorKind, Result};
 
 use crate::config::{self, Config, Tls};
 use crate::connection::version;
-use crate::connection::{Hub, answer};
+use crate::connection::{Connection, answer};
 use crate::error::corrupt;
 use crate::keys::Keys;
 use crate::lock::fence;
@@ -32,7 +33,7 @@ const STAMPINGS: u32 = 5;
 /// One connected driver, shared by its sessions and watches.
 #[derive(Debug)]
 pub(crate) struct Client {
-    pub(crate) hub: Arc<Hub>,
+    pub(crate) connection: Arc<Connection>,
     pub(crate) keys: Keys,
     ttl: Duration,
     layout: u32,
@@ -47,7 +48,7 @@ pub(crate) struct Etcd(pub(crate) Arc<Client>);
 
 impl fmt::Debug for Etcd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Etcd").field(&self.0.hub).finish()
+        f.debug_tuple("Etcd").field(&self.0.connection).finish()
     }
 }
 
@@ -80,8 +81,8 @@ impl Etcd {
             let files = files.clone();
             options = options.with_tls(request.context.spawner.blocking(move || tls(&files)).await??);
         }
-        let hub = Hub::new(&config, options, request.context);
-        let status = hub.call(true, |connected| async move { connected.raw().status().await }).await;
+        let connection = Connection::new(&config, options, request.context);
+        let status = connection.call(true, |channel| async move { channel.raw().status().await }).await;
         let best = config::characteristics(&request.url);
         let characteristics = match status {
             Ok(status) => version::lower(best, status.version())?,
@@ -95,7 +96,8 @@ impl Etcd {
         };
         let keys = Keys::new(&config.namespace);
         let Config { ttl, layout, namespace, .. } = config;
-        let client = Client { hub, keys, ttl, layout, namespace, stamp: Mutex::default(), characteristics };
+        let client =
+            Client { connection, keys, ttl, layout, namespace, stamp: Mutex::default(), characteristics };
         if view {
             client.check_readable().await?;
         }
@@ -123,24 +125,18 @@ impl Client {
 
     async fn open(self: &Arc<Self>, request: &OpenSession) -> Result<EtcdSession> {
         let wanted = request.ttl.unwrap_or(self.ttl);
-        // Whole seconds, never less than asked for.
-        let seconds = wanted.as_secs() + u64::from(wanted.subsec_nanos() > 0);
-        let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
         let previous = request.previous.map(lease_of);
         let mut tries = OPENINGS;
         let (opened, ttl, opened_at) = loop {
             tries -= 1;
-            let opened_at = self.hub.context.clock.now();
-            // One that nobody hears of ends by itself.
-            let granted = self
-                .hub
-                .call(true, move |connected| async move { connected.leases().grant(seconds, None).await })
-                .await?;
+            let opened_at = self.connection.context.clock.now();
+            let granted = self.connection.grant_lease(wanted).await?;
             let lease = granted.id();
-            let revision = granted.header().map_or(0, etcd_client::ResponseHeader::revision);
+            let revision = granted.header().map_or(0, ResponseHeader::revision);
             let ttl = Duration::from_secs(u64::try_from(granted.ttl()).unwrap_or_default());
-            let id =
-                SessionId((self.hub.context.entropy.id() >> 64 << 64) | u128::from(lease.cast_unsigned()));
+            let id = SessionId(
+                (self.connection.context.entropy.id() >> 64 << 64) | u128::from(lease.cast_unsigned()),
+            );
             match self.write_session(request, id, (lease, revision), previous).await {
                 Ok(opened) => break (opened, ttl, opened_at),
                 // The server took longer than the lease lives.
@@ -150,13 +146,13 @@ impl Client {
                 Err(error) => {
                     // Whoever cannot write must not leave leases behind at every try; if this fails, too, it ends by
                     // itself.
-                    let _ = self.revoke(lease).await;
+                    let _ = self.connection.revoke(lease).await;
                     return Err(error);
                 }
             }
         };
         if let Some(previous) = previous
-            && let Err(error) = self.revoke(previous).await
+            && let Err(error) = self.connection.revoke(previous).await
         {
             tracing::debug!(%error, "the earlier session could not be ended; it ends by its ttl");
         }
@@ -189,7 +185,7 @@ impl Client {
             operations.extend(write);
             let look = [TxnOp::get(self.keys.epoch(), None)];
             let txn = Txn::new().when(compares).and_then(operations).or_else(look);
-            let response = self.hub.txn(false, txn).await?;
+            let response = self.connection.send(false, txn).await?;
             if response.succeeded() {
                 *self.seen() = stamp.to_string().into_bytes();
                 let claimed = previous.is_some()
@@ -203,7 +199,7 @@ impl Client {
                     revision: answer::revision(&response),
                 });
             }
-            seen = answer::found(&response, 0).pop().map(|kv| kv.value().to_vec()).unwrap_or_default();
+            seen = answer::value(&response, 0);
         }
         Err(Error::new(
             ErrorKind::Unavailable,
@@ -214,8 +210,8 @@ impl Client {
     /// For a view: it reads the layout of this version alone. Where no session ever was there is none, and nothing to see.
     async fn check_readable(&self) -> Result<()> {
         let look = [TxnOp::get(self.keys.epoch(), None)];
-        let response = self.hub.txn(true, Txn::new().and_then(look)).await?;
-        match answer::found(&response, 0).pop() {
+        let response = self.connection.send(true, Txn::new().and_then(look)).await?;
+        match answer::one(&response, 0) {
             Some(kv) => self.parse(kv.value())?.readable(&self.place(), self.layout),
             None => Ok(()),
         }
@@ -262,8 +258,8 @@ impl Client {
         let (key, (from, end)) = (self.keys.epoch(), self.keys.sessions());
         let list = TxnOp::get(from.clone(), Some(GetOptions::new().with_range(end.clone())));
         let look = Txn::new().and_then([TxnOp::get(key.clone(), None), list]);
-        let response = self.hub.txn(true, look).await?;
-        let stands = answer::found(&response, 0).pop().map(|kv| kv.value().to_vec()).unwrap_or_default();
+        let response = self.connection.send(true, look).await?;
+        let stands = answer::value(&response, 0);
         if let Some(beginning) = self.beside(&stands)? {
             return Ok(beginning);
         }
@@ -281,12 +277,14 @@ impl Client {
         }
         let stamp = match found {
             Some(found) => Stamp { layout: self.layout, ..found },
-            None => Stamp { layout: self.layout, epoch: Epoch(self.hub.context.entropy.id()) },
+            None => Stamp { layout: self.layout, epoch: Epoch(self.connection.context.entropy.id()) },
         };
         let mut write = vec![TxnOp::put(key.clone(), stamp.to_string(), None)];
         // Layout 1 had no raises.
         let raised = found.is_some_and(|found| found.layout > 1);
-        write.extend((!raised).then(|| fence::first(self.keys.fence(), &self.hub.context.clock, revision)));
+        write.extend(
+            (!raised).then(|| fence::first(self.keys.fence(), &self.connection.context.clock, revision)),
+        );
         let unchanged = match found {
             Some(_) => Compare::value(key, CompareOp::Equal, stands),
             None => Compare::version(key, CompareOp::Equal, 0),
@@ -295,16 +293,6 @@ impl Client {
         let next = answer::revision(&response).saturating_add(1);
         let none = Compare::mod_revision(from, CompareOp::Less, next).with_range(end);
         Ok(Beginning { stamp, compares: vec![unchanged, none], write })
-    }
-
-    /// Ends a lease and everything that hangs on it. Ending one that is gone is no error.
-    pub(crate) async fn revoke(&self, lease: i64) -> Result<()> {
-        let revoked =
-            self.hub.call(true, move |connected| async move { connected.leases().revoke(lease).await }).await;
-        match revoked {
-            Err(error) if error.kind() != ErrorKind::SessionLost => Err(error),
-            _ => Ok(()),
-        }
     }
 }
 
@@ -333,7 +321,7 @@ impl Driver for Etcd {
     }
 
     async fn close(&self) -> Result<()> {
-        self.0.hub.close();
+        self.0.connection.close();
         Ok(())
     }
 }

@@ -59,15 +59,15 @@ impl Client {
         ];
         operations
             .extend(ranges.iter().map(|(from, end)| range(from.clone(), end.clone(), GetOptions::new())));
-        let response = self.hub.txn(true, Txn::new().and_then(operations)).await?;
-        let born = answer::found(&response, 1).pop().map(|kv| kv.create_revision());
+        let response = self.connection.send(true, Txn::new().and_then(operations)).await?;
+        let born = answer::one(&response, 1).map(|kv| kv.create_revision());
         let members = born.is_some().then(|| {
             let found = (0..ranges.len()).flat_map(|at| answer::found(&response, at + 2));
             let mut members: Vec<MemberRecord> = found.filter_map(|kv| member_record(&keys, &kv)).collect();
             members.sort_unstable_by(|one, other| one.member.cmp(&other.member));
             members
         });
-        let epoch = answer::found(&response, 0).pop().map(|kv| kv.value().to_vec()).unwrap_or_default();
+        let epoch = answer::value(&response, 0);
         let (revision, born) = (answer::revision(&response), born.unwrap_or_default());
         Ok(Snapshot { revision, epoch, born, members })
     }
@@ -77,7 +77,7 @@ impl Client {
         let txn = Txn::new()
             .when([Compare::version(key.clone(), CompareOp::Equal, 0)])
             .and_then([TxnOp::put(key.clone(), key, None)]);
-        if self.hub.txn(false, txn).await?.succeeded() {
+        if self.connection.send(false, txn).await?.succeeded() {
             Ok(())
         } else {
             Err(Error::new(ErrorKind::GroupExists, format!("group \"{group}\"")))
@@ -102,7 +102,7 @@ impl Client {
                 .when(std::mem::take(&mut compares))
                 .and_then([TxnOp::delete(keys.group(), None)])
                 .or_else(looks);
-            let response = self.hub.txn(false, txn).await?;
+            let response = self.connection.send(false, txn).await?;
             if response.succeeded() {
                 return Ok(());
             }
@@ -136,7 +136,7 @@ impl Client {
     async fn list_groups(&self) -> Result<Vec<GroupId>> {
         let options = || GetOptions::new().with_keys_only().with_sort(SortTarget::Key, SortOrder::Ascend);
         let looks = self.keys.all_groups().map(|prefix| range(prefix.clone(), end_of(&prefix), options()));
-        let response = self.hub.txn(true, Txn::new().and_then(looks)).await?;
+        let response = self.connection.send(true, Txn::new().and_then(looks)).await?;
         let found = (0..2).flat_map(|at| answer::found(&response, at));
         let mut groups: Vec<GroupId> = found.filter_map(|kv| self.keys.parse_group(kv.key())).collect();
         groups.sort_unstable();
@@ -146,11 +146,11 @@ impl Client {
     async fn member_of(&self, group: &GroupId, member: &MemberId) -> Result<MemberRecord> {
         let keys = self.keys.group(group);
         let looks = [TxnOp::get(keys.group(), None), TxnOp::get(keys.member(member), None)];
-        let response = self.hub.txn(true, Txn::new().and_then(looks)).await?;
+        let response = self.connection.send(true, Txn::new().and_then(looks)).await?;
         if answer::found(&response, 0).is_empty() {
             return Err(no_group(group));
         }
-        let kv = answer::found(&response, 1).pop().ok_or_else(|| no_member(group, member))?;
+        let kv = answer::one(&response, 1).ok_or_else(|| no_member(group, member))?;
         // Asked for by name it is not left out: whoever asks wants to know why it cannot be had.
         Capabilities::from_msgpack(kv.value())?;
         member_record(&keys, &kv).ok_or_else(|| no_member(group, member))

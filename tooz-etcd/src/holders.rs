@@ -1,6 +1,7 @@
 //! Locks as an operator sees them: who holds one, breaking it, following it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
@@ -17,7 +18,7 @@ use crate::lock::state::{State, look};
 use crate::watch;
 
 /// How long the record of who broke a grant is kept, at least: longer than anybody takes to ask.
-const KEPT_SECONDS: i64 = 3_600;
+const RETENTION: Duration = Duration::from_secs(3_600);
 
 /// How many holders are broken in one step; etcd refuses transactions of more than 128 operations.
 const AT_ONCE: usize = 24;
@@ -39,7 +40,7 @@ pub(crate) fn holders(state: &State) -> Holders {
 
 impl Client {
     async fn look(&self, keys: &LockKeys) -> Result<State> {
-        let response = self.hub.txn(true, Txn::new().and_then(look(keys))).await?;
+        let response = self.connection.send(true, Txn::new().and_then(look(keys))).await?;
         State::read(keys, &response, 0)
     }
 
@@ -47,8 +48,8 @@ impl Client {
     pub(crate) async fn look_with_epoch(&self, keys: &LockKeys) -> Result<(State, Vec<u8>)> {
         let operations: Vec<TxnOp> =
             std::iter::once(TxnOp::get(self.keys.epoch(), None)).chain(look(keys)).collect();
-        let response = self.hub.txn(true, Txn::new().and_then(operations)).await?;
-        let epoch = answer::found(&response, 0).pop().map(|kv| kv.value().to_vec()).unwrap_or_default();
+        let response = self.connection.send(true, Txn::new().and_then(operations)).await?;
+        let epoch = answer::value(&response, 0);
         Ok((State::read(keys, &response, 1)?, epoch))
     }
 
@@ -74,7 +75,7 @@ impl Client {
             }
             let lease = match lease {
                 Some(lease) => lease,
-                None => *lease.insert(self.keeping_lease().await?),
+                None => *lease.insert(self.record_lease().await?),
             };
             let mut compares = Vec::new();
             let mut operations = Vec::new();
@@ -90,7 +91,8 @@ impl Client {
                 ));
             }
             operations.extend(gate_going(&keys, &state, &victims));
-            let response = self.hub.txn(false, Txn::new().when(compares).and_then(operations)).await?;
+            let response =
+                self.connection.send(false, Txn::new().when(compares).and_then(operations)).await?;
             if response.succeeded() {
                 for victim in &victims {
                     tracing::info!(key = %request.key, token = victim.token, by = %request.by, why = %request.why, "lock broken");
@@ -101,13 +103,9 @@ impl Client {
     }
 
     /// A lease for the record of who broke a grant; nobody renews it.
-    async fn keeping_lease(&self) -> Result<i64> {
-        let seconds =
-            KEPT_SECONDS.max(i64::try_from(self.ttl().as_secs()).unwrap_or(i64::MAX).saturating_mul(10));
-        let grant = self
-            .hub
-            .call(true, move |connected| async move { connected.leases().grant(seconds, None).await });
-        Ok(grant.await?.id())
+    async fn record_lease(&self) -> Result<i64> {
+        let ttl = self.ttl().saturating_mul(10).max(RETENTION);
+        Ok(self.connection.grant_lease(ttl).await?.id())
     }
 }
 

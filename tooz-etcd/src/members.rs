@@ -53,7 +53,7 @@ impl Life {
         }
         let looks: Vec<TxnOp> = std::iter::once(self.look_at_fence()).chain(looks).collect();
         let txn = Txn::new().when(compares).and_then(writes).or_else(looks);
-        let response = self.client.hub.txn(false, txn).await.inspect_err(|error| {
+        let response = self.client.connection.send(false, txn).await.inspect_err(|error| {
             if error.is_indeterminate() {
                 self.ghosts.store(true, Ordering::Release);
             }

@@ -22,15 +22,12 @@ use tooz_core::runtime::Task;
 use tooz_core::{Error, ErrorKind, GroupId, LossReason, MemberId, Result};
 
 use crate::client::Client;
-use crate::connection::{Hub, answer};
-use crate::error::{Then, explain};
+use crate::connection::answer;
+use crate::connection::call::MOST_OPERATIONS;
 use crate::lock::attempt::unmark_held;
 use crate::lock::monitor::{self, Post};
 use crate::lock::record::{self, Gate, GateKind};
 use crate::session_state::Standing;
-
-/// etcd refuses transactions with more operations (`--max-txn-ops`, default 128).
-pub(crate) const MOST_OPERATIONS: usize = 100;
 
 /// The operations of a beat's transaction before those that check something.
 const BESIDE_CHECKS: usize = 2;
@@ -143,19 +140,8 @@ impl Life {
     }
 
     /// Prolongs a lease; `false`: it is gone.
-    pub(crate) async fn keep(&self, lease: i64) -> Result<bool> {
-        let hub = Arc::clone(&self.client.hub);
-        let (limit, ttl) = (self.ttl / 6, self.ttl);
-        let keeping = hub.context.spawner.clone().spawn(async move {
-            // A second time at once where it surely was not done: a beat that waits for the next one is a third of the ttl.
-            let once = || Box::pin(keep_once(&hub, lease, limit, ttl));
-            match once().await {
-                Err((_, Then::Elsewhere | Then::Anew)) => once().await,
-                kept => kept,
-            }
-        });
-        let kept = keeping.await.unwrap_or_else(|| Err((crate::error::closed(), Then::Nothing)));
-        kept.map_err(|(error, _)| error)
+    pub(crate) async fn prolong(&self, lease: i64) -> Result<bool> {
+        self.client.connection.prolong(lease, self.ttl).await
     }
 
     /// Whether what the core believes stands on the server, asked together with the prolonging.
@@ -189,9 +175,15 @@ impl Life {
             let gets = keys.map(|key| TxnOp::get(key, Some(GetOptions::new())));
             let operations = [self.change_nothing(), self.look_at_fence()].into_iter().chain(gets);
             let txn = Txn::new().when([self.lives()]).and_then(operations.collect::<Vec<_>>());
-            let hub = Arc::clone(&self.client.hub);
+            let connection = Arc::clone(&self.client.connection);
             // All at once: however much there is, it is one round trip.
-            asked.push(self.client.hub.context.spawner.spawn(async move { hub.txn(false, txn).await }));
+            asked.push(
+                self.client
+                    .connection
+                    .context
+                    .spawner
+                    .spawn(async move { connection.send(false, txn).await }),
+            );
         }
         for (page, asked) in pages.into_iter().zip(asked) {
             let response = asked.await.unwrap_or_else(|| Err(crate::error::closed()))?;
@@ -202,7 +194,7 @@ impl Life {
             let mut at = BESIDE_CHECKS;
             for check in page {
                 let found: Vec<_> =
-                    (at..at + check.keys.len()).map(|at| answer::found(&response, at).pop()).collect();
+                    (at..at + check.keys.len()).map(|at| answer::one(&response, at)).collect();
                 at += check.keys.len();
                 self.judge(check, &found, &mut renewal);
             }
@@ -237,39 +229,6 @@ impl Life {
                     renewal.evicted.push(group);
                 }
             }
-        }
-    }
-}
-
-/// Prolongs a lease over the present connection; `false`: it is gone. `limit`: how long that may take before the connection
-/// is given up. The answer is waited for longer: it may still come, and proves as much then.
-async fn keep_once(
-    hub: &Arc<Hub>,
-    lease: i64,
-    limit: Duration,
-    ttl: Duration,
-) -> Result<bool, (Error, Then)> {
-    let connected = hub.connected().await?;
-    let generation = connected.generation;
-    let mut leases = connected.leases();
-    let mut exchange = std::pin::pin!(async move { leases.keep_alive(lease).await });
-    let mut answered = hub.context.spawner.timeout(limit, &mut exchange).await;
-    if answered.is_none() {
-        hub.give_up(generation);
-        answered = hub.context.spawner.timeout(ttl, exchange).await;
-    }
-    match answered {
-        Some(Ok(_)) => Ok(true),
-        Some(Err(error)) => {
-            let (error, then) = explain(error);
-            if then != Then::Nothing {
-                hub.give_up(generation);
-            }
-            if error.kind() == ErrorKind::SessionLost { Ok(false) } else { Err((error, then)) }
-        }
-        None => {
-            let error = Error::new(ErrorKind::Timeout, "no answer to the prolonging of a lease");
-            Err((error.indeterminate(), Then::Unknown))
         }
     }
 }
@@ -330,7 +289,7 @@ impl EtcdSession {
             stands_changed: Notify::new(),
             opened,
         });
-        let vigil = client.hub.context.spawner.spawn(monitor::keep_vigil(Arc::clone(&life), post));
+        let vigil = client.connection.context.spawner.spawn(monitor::keep_vigil(Arc::clone(&life), post));
         let notices = tokio::sync::Mutex::new(notices);
         Self { life, opened_at, notices, vigil: Mutex::new(Some(vigil)), closed: AtomicBool::new(false) }
     }
@@ -360,15 +319,15 @@ impl Session for EtcdSession {
             held.grants.iter().filter_map(|(_, attempt)| life.gate_of(*attempt)).collect();
         gates.sort_unstable();
         gates.dedup();
-        let spawner = &life.client.hub.context.spawner;
+        let spawner = &life.client.connection.context.spawner;
         let keeping: Vec<_> = gates
             .into_iter()
             .map(|lease| {
                 let life = Arc::clone(life);
-                (lease, spawner.spawn(async move { life.keep(lease).await }))
+                (lease, spawner.spawn(async move { life.prolong(lease).await }))
             })
             .collect();
-        let (kept, compared) = tokio::join!(life.keep(life.opened.lease), life.compare(held));
+        let (kept, compared) = tokio::join!(life.prolong(life.opened.lease), life.compare(held));
         if !kept? {
             return Ok(Renewal::lost(LossReason::Expired));
         }
@@ -424,12 +383,12 @@ impl Session for EtcdSession {
         for page in marks.chunks(MOST_OPERATIONS) {
             // Only while it lives: after its end the marks tell the truth.
             let txn = Txn::new().when([self.life.lives()]).and_then(page);
-            self.life.client.hub.txn(true, txn).await?;
+            self.life.client.connection.send(true, txn).await?;
         }
         // It would be told of every key that goes with the lease. Ten thousand locks are so many messages at once that HTTP/2
         // ends the connection, by which the answer would come.
         drop(self.vigil.lock().unwrap_or_else(PoisonError::into_inner).take());
-        self.life.client.revoke(self.life.opened.lease).await?;
+        self.life.client.connection.revoke(self.life.opened.lease).await?;
         self.closed.store(true, Ordering::Release);
         Ok(())
     }

@@ -162,7 +162,7 @@ pub(crate) async fn group(client: &Arc<Client>, group: &GroupId) -> Result<Chang
         let (_, end) = places.remove(1);
         places[0].1 = end;
     }
-    let tail = Tail::new(&client.hub, &client.keys, epoch.clone(), places, revision);
+    let tail = Tail::new(&client.connection, &client.keys, epoch.clone(), places, revision);
     let shared = Arc::new(Mutex::new(Shared { source: view, waker: None }));
     let follower = GroupFollower {
         client: Arc::clone(client),
@@ -172,7 +172,7 @@ pub(crate) async fn group(client: &Arc<Client>, group: &GroupId) -> Result<Chang
         born,
         shared: Arc::clone(&shared),
     };
-    let task = client.hub.context.spawner.spawn(follower.follow(tail));
+    let task = client.connection.context.spawner.spawn(follower.follow(tail));
     Ok(Box::pin(Reader { shared, _task: task }))
 }
 
@@ -257,7 +257,7 @@ impl GroupFollower {
                 }
                 Err(error) => {
                     tracing::debug!(%error, group = %self.group, "the group cannot be looked at; it is tried again");
-                    self.client.hub.pause().await;
+                    self.client.connection.pause().await;
                 }
             }
         }
@@ -295,10 +295,10 @@ pub(crate) async fn holders(client: &Arc<Client>, keys: LockKeys) -> Result<Hold
     let present = Present { latest: Some(holders::holders(&state)), ..Present::default() };
     let shared = Arc::new(Mutex::new(Shared { source: present, waker: None }));
     let places = ranges(&keys, &Verdict::Held);
-    let mut tail = Tail::new(&client.hub, &client.keys, epoch, places, state.revision);
+    let mut tail = Tail::new(&client.connection, &client.keys, epoch, places, state.revision);
     let (client, told) = (Arc::clone(client), Arc::clone(&shared));
     let mut seen = state.revision;
-    let spawner = client.hub.context.spawner.clone();
+    let spawner = client.connection.context.spawner.clone();
     let task = spawner.spawn(async move {
         loop {
             let (at_least, restart) = match tail.next().await {
@@ -311,7 +311,7 @@ pub(crate) async fn holders(client: &Arc<Client>, keys: LockKeys) -> Result<Hold
             loop {
                 match client.look_with_epoch(&keys).await {
                     // A member that was away may answer from the past; the present is not there.
-                    Ok((state, _)) if state.revision < at_least => client.hub.pause().await,
+                    Ok((state, _)) if state.revision < at_least => client.connection.pause().await,
                     Ok((state, epoch)) => {
                         seen = state.revision;
                         let holders = holders::holders(&state);
@@ -324,7 +324,7 @@ pub(crate) async fn holders(client: &Arc<Client>, keys: LockKeys) -> Result<Hold
                     Err(error) if error.kind() == ErrorKind::Closed => break,
                     Err(error) => {
                         tracing::debug!(%error, "the holders cannot be looked at; it is tried again");
-                        client.hub.pause().await;
+                        client.connection.pause().await;
                     }
                 }
             }

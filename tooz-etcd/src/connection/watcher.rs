@@ -8,7 +8,7 @@ use etcd_client::{Event, Txn, TxnOp, WatchOptions, WatchStream};
 use tokio::sync::watch;
 use tooz_core::Result;
 
-use crate::connection::{Hub, answer};
+use crate::connection::{Connection, answer};
 use crate::error::{Then, explain};
 use crate::keys::Keys;
 
@@ -46,7 +46,7 @@ pub(crate) enum News {
 /// One follower. It holds a stream of its own on the shared connection.
 #[derive(Debug)]
 pub(crate) struct Tail {
-    hub: Arc<Hub>,
+    connection: Arc<Connection>,
     epoch_key: Vec<u8>,
     /// The id of the data when following began.
     epoch: Vec<u8>,
@@ -81,7 +81,7 @@ impl Followed {
 impl Tail {
     /// Follows `ranges` after `revision` of the data with this epoch.
     pub(crate) fn new(
-        hub: &Arc<Hub>,
+        connection: &Arc<Connection>,
         keys: &Keys,
         epoch: Vec<u8>,
         ranges: Vec<Range>,
@@ -90,13 +90,13 @@ impl Tail {
         let ranges: BTreeMap<i64, Followed> =
             (1..).zip(ranges.into_iter().map(|range| Followed { range, next: revision + 1 })).collect();
         Self {
-            hub: Arc::clone(hub),
+            connection: Arc::clone(connection),
             epoch_key: keys.epoch(),
             epoch,
             last_number: ranges.keys().next_back().copied().unwrap_or_default(),
             ranges,
             stream: None,
-            generations: hub.generations(),
+            generations: connection.generations(),
             interrupted: false,
             resumptions: false,
             hurried: false,
@@ -160,7 +160,7 @@ impl Tail {
     pub(crate) async fn next_or(&mut self, other: impl Future<Output = ()>) -> News {
         let mut other = std::pin::pin!(other);
         loop {
-            if self.hub.is_closed() {
+            if self.connection.is_closed() {
                 return News::End;
             }
             let Some(stream) = &mut self.stream else {
@@ -172,7 +172,7 @@ impl Tail {
                     Err(error) => {
                         tracing::debug!(%error, "a watch cannot be opened; it is tried again");
                         self.interrupted = true;
-                        self.hub.pause().await;
+                        self.connection.pause().await;
                     }
                 }
                 continue;
@@ -194,7 +194,7 @@ impl Tail {
                     tracing::debug!(%error, "a watch ended; it is opened again");
                     self.interrupt();
                     if then == Then::Nothing {
-                        self.hub.pause().await;
+                        self.connection.pause().await;
                     }
                     continue;
                 }
@@ -203,7 +203,7 @@ impl Tail {
                 // Of a range that is followed no longer; or the server did not take a new one.
                 if response.canceled() && response.watch_id() < 0 {
                     self.interrupt();
-                    self.hub.pause().await;
+                    self.connection.pause().await;
                 }
                 continue;
             };
@@ -213,7 +213,7 @@ impl Tail {
             }
             if response.canceled() {
                 self.interrupt();
-                self.hub.pause().await;
+                self.connection.pause().await;
                 continue;
             }
             let now = response.header().map_or(0, etcd_client::ResponseHeader::revision);
@@ -241,8 +241,8 @@ impl Tail {
     async fn open(&mut self) -> Result<bool> {
         if self.interrupted {
             let look = Txn::new().and_then([TxnOp::get(self.epoch_key.clone(), None)]);
-            let response = self.hub.txn(true, look).await?;
-            let epoch = answer::found(&response, 0).pop().map(|kv| kv.value().to_vec()).unwrap_or_default();
+            let response = self.connection.send(true, look).await?;
+            let epoch = answer::value(&response, 0);
             // A server that lost its data counts from the beginning: it would be silent until it came here again.
             let ahead = self.ranges.values().any(|followed| followed.next > answer::revision(&response) + 1);
             if epoch != self.epoch || ahead {
@@ -250,12 +250,12 @@ impl Tail {
                 return Ok(false);
             }
         }
-        let (hub, ranges) = (Arc::clone(&self.hub), self.ranges.clone());
+        let (connection, ranges) = (Arc::clone(&self.connection), self.ranges.clone());
         // Not by `call`: a stream belongs to the connection on which it was opened.
-        let opening = self.hub.context.spawner.spawn(async move {
-            let connected = hub.connected().await.map_err(|(error, _)| error)?;
-            let generation = connected.generation;
-            let mut watches = connected.watches();
+        let opening = self.connection.context.spawner.spawn(async move {
+            let channel = connection.channel().await.map_err(|(error, _)| error)?;
+            let generation = channel.generation;
+            let mut watches = channel.watches();
             let opening = async {
                 let mut stream: Option<WatchStream> = None;
                 for (number, followed) in ranges {
@@ -268,17 +268,17 @@ impl Tail {
                 }
                 Ok(stream)
             };
-            match hub.context.spawner.timeout(hub.limit(), opening).await {
+            match connection.context.spawner.timeout(connection.limit(), opening).await {
                 Some(Ok(stream)) => Ok((stream, generation)),
                 Some(Err(error)) => {
                     let (error, then) = explain(error);
                     if then != Then::Nothing {
-                        hub.give_up(generation);
+                        connection.give_up(generation);
                     }
                     Err(error)
                 }
                 None => {
-                    hub.give_up(generation);
+                    connection.give_up(generation);
                     Err(tooz_core::ErrorKind::Timeout.into())
                 }
             }

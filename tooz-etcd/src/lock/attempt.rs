@@ -120,7 +120,7 @@ impl Life {
             member: self.member.clone(),
             mode: wish.mode,
             shared_gate: gate.map(|gate| gate.lease),
-            since: Some(self.client.hub.context.clock.wall()),
+            since: Some(self.client.connection.context.clock.wall()),
             previous,
             created: 0,
             token: 0,
@@ -184,11 +184,12 @@ impl Life {
         if !wish.shares_gate() {
             return Ok(Some(None));
         }
-        let proved_at = self.client.hub.context.clock.now();
+        let proved_at = self.client.connection.context.clock.now();
         if let Some(lease) = state.shared_gate() {
-            let (kept, granted) = tokio::join!(self.keep(lease), self.granted_for(lease));
+            let (prolonged, granted) =
+                tokio::join!(self.prolong(lease), self.client.connection.granted_ttl(lease));
             let granted = granted?;
-            if !kept? || granted.is_zero() {
+            if !prolonged? || granted.is_zero() {
                 return Ok(None);
             }
             if granted < self.ttl {
@@ -203,23 +204,8 @@ impl Life {
             }
             return Ok(Some(Some(SharedGate { lease, new: false, proved_at })));
         }
-        let seconds = i64::try_from(self.ttl.max(LEAST_GATE).as_secs()).unwrap_or(i64::MAX);
-        let granted = self
-            .client
-            .hub
-            .call(true, move |connected| async move { connected.leases().grant(seconds, None).await })
-            .await?;
+        let granted = self.client.connection.grant_lease(self.ttl.max(LEAST_GATE)).await?;
         Ok(Some(Some(SharedGate { lease: granted.id(), new: true, proved_at })))
-    }
-
-    /// For how long a lease lives after each prolonging; zero if it is gone.
-    async fn granted_for(&self, lease: i64) -> Result<Duration> {
-        let found = self
-            .client
-            .hub
-            .call(true, move |connected| async move { connected.leases().time_to_live(lease, None).await })
-            .await?;
-        Ok(Duration::from_secs(u64::try_from(found.granted_ttl()).unwrap_or_default()))
     }
 
     /// Takes what `state` says is free, if it still is.
@@ -247,11 +233,11 @@ impl Life {
         let otherwise: Vec<TxnOp> =
             std::iter::once(self.look_at_fence()).chain(wish.looking(place)).collect();
         let txn = Txn::new().when(compares).and_then(operations).or_else(otherwise);
-        let claimed = self.client.hub.txn(false, txn).await;
+        let claimed = self.client.connection.send(false, txn).await;
         let granted = claimed.as_ref().is_ok_and(TxnResponse::succeeded);
         if let Some(SharedGate { lease, new: true, .. }) = gate.filter(|_| !granted)
             && claimed.is_ok()
-            && let Err(error) = self.client.revoke(lease).await
+            && let Err(error) = self.client.connection.revoke(lease).await
         {
             tracing::debug!(%error, "an unused lease ends by itself");
         }
@@ -268,14 +254,14 @@ impl Life {
     pub(crate) async fn look(&self, wish: &Wish) -> Result<State> {
         let looking = if wish.place.is_some() { wish.looking(wish.place) } else { look(&wish.keys) };
         let operations: Vec<TxnOp> = std::iter::once(self.look_at_fence()).chain(looking).collect();
-        let response = self.client.hub.txn(true, Txn::new().and_then(operations)).await?;
+        let response = self.client.connection.send(true, Txn::new().and_then(operations)).await?;
         self.read_fence(&response, 0)?;
         State::read(&wish.keys, &response, 1)
     }
 
     /// Asks in one transaction: grants a lock that is as nobody ever used it, else queues if that is wanted.
     async fn ask(&self, wish: &Wish, wait: bool) -> Result<Step> {
-        let mut elsewhere = self.client.hub.endpoints() - 1;
+        let mut elsewhere = self.client.connection.endpoints() - 1;
         loop {
             let queue = Txn::new()
                 .when([
@@ -305,10 +291,17 @@ impl Life {
                 vec![TxnOp::txn(Txn::new().when(free).and_then(granting).or_else(otherwise))]
             };
             let txn = Txn::new().when([self.fenced()]).and_then(step).or_else([self.look_at_fence()]);
+            let connection = &self.client.connection;
+            let sending = connection.send(false, txn);
             let asked = if elsewhere > 0 {
-                self.client.hub.txn_or_doubt(txn).await
+                // The request can be made void, so where there is another endpoint it is not waited for as long as a member
+                // of the cluster may stand still. A little longer, so that the connection is given up when the next
+                // request goes out.
+                let limit = connection.limit() + connection.limit() / 8;
+                let sent = connection.context.spawner.timeout(limit, sending).await;
+                sent.unwrap_or_else(|| Err(connection.silent()))
             } else {
-                self.client.hub.txn(false, txn).await
+                sending.await
             };
             let response = match asked {
                 // What hangs there is made void, so that it may be asked for over another member.
@@ -344,7 +337,7 @@ impl Life {
     /// Moves the fence: what was sent before fails, or was done.
     async fn advance(&self) -> Result<()> {
         let txn = Txn::new().when([self.lives()]).and_then([self.move_fence()]);
-        let response = self.client.hub.txn(true, txn).await?;
+        let response = self.client.connection.send(true, txn).await?;
         if !response.succeeded() {
             return Err(self.over());
         }
@@ -356,8 +349,8 @@ impl Life {
     pub(crate) async fn standing_grant(&self, wish: &Wish, holder: &Holder) -> Result<Option<Grant>> {
         let mut gate = None;
         if let Some(lease) = holder.shared_gate {
-            let proved_at = self.client.hub.context.clock.now();
-            if !self.keep(lease).await? {
+            let proved_at = self.client.connection.context.clock.now();
+            if !self.prolong(lease).await? {
                 return Ok(None);
             }
             gate = Some(SharedGate { lease, new: false, proved_at });
@@ -454,7 +447,7 @@ impl Life {
         if end == End::Clean {
             operations.push(unmark_held(&keys, attempt));
         }
-        self.client.hub.txn(true, Txn::new().and_then(operations)).await?;
+        self.client.connection.send(true, Txn::new().and_then(operations)).await?;
         self.end(attempt);
         Ok(())
     }
@@ -464,7 +457,7 @@ impl Life {
     pub(crate) async fn clear_lost(&self) {
         for (attempt, stand) in self.lost() {
             let operations = self.clearing(&self.client.keys.lock(&stand.key), attempt);
-            match self.client.hub.txn(true, Txn::new().and_then(operations)).await {
+            match self.client.connection.send(true, Txn::new().and_then(operations)).await {
                 Ok(_) => self.end(attempt),
                 Err(error) => {
                     tracing::debug!(%error, key = %stand.key, "what is left of a lost grant is still there");
@@ -480,7 +473,7 @@ impl Life {
         operations.extend(self.clearing(&keys, attempt));
         // Only while the session lives: its key is never made again.
         let txn = Txn::new().when([self.lives()]).and_then(operations);
-        match self.client.hub.txn(true, txn).await {
+        match self.client.connection.send(true, txn).await {
             Ok(response) => {
                 if response.succeeded() {
                     self.fence_is(answer::revision(&response));
@@ -518,7 +511,7 @@ impl Life {
         ];
         let ungated = TxnOp::txn(Txn::new().when(own).and_then(ungated));
         let txn = Txn::new().when(all).and_then(operations).or_else([ungated]);
-        let response = self.client.hub.txn(false, txn).await?;
+        let response = self.client.connection.send(false, txn).await?;
         self.end(grant.attempt);
         Ok(if response.succeeded() { Released::Released } else { Released::WasNotHolder })
     }
@@ -533,7 +526,7 @@ impl SessionLocks for EtcdSession {
     async fn turn(&self, place: &Place) -> Result<Turn> {
         // A task, so that waiting does not depend on who polls; dropped, it ends and leaves the place as it was.
         let (life, place) = (Arc::clone(&self.life), place.clone());
-        let spawner = self.life.client.hub.context.spawner.clone();
+        let spawner = self.life.client.connection.context.spawner.clone();
         let waiting = spawner.spawn(async move { turn::wait(&life, &place).await });
         let turn = waiting.await.unwrap_or_else(|| Err(crate::error::closed()));
         turn.map_err(|error| error.during("acquire"))

@@ -80,7 +80,7 @@ impl Client {
     /// Raises the tokens of all later grants to `least`. A raise that was read late is one more, and no smaller one.
     pub(crate) async fn raise_tokens(&self, least: FencingToken) -> Result<()> {
         let fence = self.keys.fence();
-        let response = self.hub.txn(true, Txn::new().and_then([look(fence)])).await?;
+        let response = self.connection.send(true, Txn::new().and_then([look(fence)])).await?;
         let next = answer::revision(&response).saturating_add(1);
         let raises = Raises::read(fence, &answer::found(&response, 0));
         let by = least.as_i64().saturating_sub(next);
@@ -91,7 +91,7 @@ impl Client {
         let raise = fence.raise(by);
         let missing = Compare::version(raise.clone(), CompareOp::Equal, 0);
         let txn = Txn::new().when([missing]).and_then([TxnOp::put(raise, RAISE, None)]);
-        self.hub.txn(true, txn).await.map(|_| ())
+        self.connection.send(true, txn).await.map(|_| ())
     }
 }
 

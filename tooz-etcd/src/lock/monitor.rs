@@ -39,8 +39,8 @@ pub(crate) async fn keep_vigil(life: Arc<Life>, post: Post) {
     let ranges = vec![below(&life.key())];
     let opened = &life.opened;
     let epoch = opened.stamp.to_string().into_bytes();
-    let tail =
-        Tail::new(&life.client.hub, &life.client.keys, epoch, ranges, opened.revision).tell_resumptions();
+    let tail = Tail::new(&life.client.connection, &life.client.keys, epoch, ranges, opened.revision)
+        .tell_resumptions();
     let mut vigil = Vigil { life: Arc::clone(&life), post, followed: BTreeMap::new(), waiting: None };
     // Nobody listens once the session is over.
     let over = vigil.keep(tail).await;
@@ -157,7 +157,7 @@ impl Vigil {
                 Err(error) if error.kind() == ErrorKind::Closed => return None,
                 Err(error) => {
                     tracing::debug!(%error, "whether what is held is there cannot be asked; it is asked again");
-                    self.life.client.hub.pause().await;
+                    self.life.client.connection.pause().await;
                 }
             }
         }
@@ -191,6 +191,6 @@ async fn due(life: &Life, waiting: &mut Option<Sleep>) {
     if waiting.is_none() {
         life.stands_changed.notified().await;
     }
-    waiting.get_or_insert_with(|| life.client.hub.context.spawner.sleep(PATIENCE)).await;
+    waiting.get_or_insert_with(|| life.client.connection.context.spawner.sleep(PATIENCE)).await;
     *waiting = None;
 }

@@ -1,8 +1,6 @@
 //! What stands for one lock, and what may be done about it. Nothing here talks to a server.
 
-use etcd_client::{
-    Compare, CompareOp, GetOptions, KeyValue, SortOrder, SortTarget, TxnOp, TxnOpResponse, TxnResponse,
-};
+use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, SortOrder, SortTarget, TxnOp, TxnResponse};
 use tooz_core::driver::{Admission, AttemptId, LockMode, Previous, admits};
 use tooz_core::{Error, Result};
 
@@ -68,13 +66,7 @@ pub(crate) fn look_before(keys: &LockKeys, own: Vec<u8>, place: Option<i64>) -> 
 impl State {
     /// Reads what [`look`] or [`look_before`] found, the last operations that were done, from this place on.
     pub(crate) fn read(keys: &LockKeys, response: &TxnResponse, at: usize) -> Result<Self> {
-        let mut found: Vec<KeyValue> = Vec::new();
-        for done in response.op_responses().into_iter().skip(at) {
-            if let TxnOpResponse::Get(mut got) = done {
-                found.append(&mut got.take_kvs());
-            }
-        }
-        Self::of(keys, answer::revision(response), &found)
+        Self::of(keys, answer::revision(response), &answer::found_from(response, at))
     }
 
     /// The guess that nobody is left but this waiter, which is first.

@@ -19,7 +19,7 @@ pub(crate) async fn wait(life: &Life, place: &Place) -> Result<Turn> {
             // Whoever waits waits for the server, too. Asking twice does no harm here: a place can be used up once.
             Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => {
                 tracing::debug!(%error, key = %place.key, "waiting goes on");
-                life.client.hub.pause().await;
+                life.client.connection.pause().await;
             }
             Err(error) => return Err(error),
         }
@@ -87,7 +87,8 @@ enum Changed {
 async fn change(life: &Life, wish: &Wish, state: &State, verdict: &Verdict) -> Result<Changed> {
     let client = &life.client;
     let epoch = life.opened.stamp.to_string().into_bytes();
-    let mut tail = Tail::new(&client.hub, &client.keys, epoch, ranges(&wish.keys, verdict), state.revision);
+    let mut tail =
+        Tail::new(&client.connection, &client.keys, epoch, ranges(&wish.keys, verdict), state.revision);
     tail = tail.hurried();
     let gone = |event: &Event| event.event_type() == EventType::Delete;
     loop {

@@ -6,8 +6,9 @@ use tooz_core::driver::AttemptId;
 use tooz_core::{ErrorKind, LossReason, Result};
 
 use crate::connection::answer;
+use crate::connection::call::MOST_OPERATIONS;
 use crate::lock::record;
-use crate::session::{Life, MOST_OPERATIONS};
+use crate::session::Life;
 use crate::session_state::Stand;
 
 /// What a proof found, of a session that lives.
@@ -30,7 +31,7 @@ impl Life {
                 page.iter().map(|(at, stand)| self.check(*at, stand)).unzip();
             let operations: Vec<TxnOp> = std::iter::once(self.change_nothing()).chain(checks).collect();
             let txn = Txn::new().when([self.lives()]).and_then(operations);
-            let response = match self.client.hub.txn(true, txn).await {
+            let response = match self.client.connection.send(true, txn).await {
                 Ok(response) if response.succeeded() => response,
                 Ok(_) => return Ok(None),
                 Err(error) if error.kind() == ErrorKind::SessionLost => return Ok(None),
@@ -41,7 +42,7 @@ impl Life {
                 let Some(check) = answer::nested(&response, at).filter(|check| !check.succeeded()) else {
                     continue;
                 };
-                let told = answer::found(&check, 0).pop().and_then(|kv| record::read_broken(kv.value()));
+                let told = answer::one(&check, 0).and_then(|kv| record::read_broken(kv.value()));
                 proof.gone.push((attempt, told.unwrap_or(LossReason::Vanished)));
             }
             rest = after;
@@ -62,7 +63,7 @@ impl Life {
     /// Who broke a grant of ours, if somebody left word.
     pub(crate) async fn who_broke(&self, attempt: AttemptId) -> Option<LossReason> {
         let look = Txn::new().and_then([TxnOp::get(self.client.keys.broken(self.opened.id, attempt), None)]);
-        let response = self.client.hub.txn(true, look).await.ok()?;
+        let response = self.client.connection.send(true, look).await.ok()?;
         record::read_broken(answer::found(&response, 0).first()?.value())
     }
 }
