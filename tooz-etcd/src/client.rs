@@ -2,21 +2,17 @@
 
 use std::cmp::Ordering;
 use std::fmt;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use etcd_client::{
-    Certificate, Compare, CompareOp, ConnectOptions, GetOptions, Identity, PutOptions, ResponseHeader,
-    TlsOptions, Txn, TxnOp,
-};
+use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, ResponseHeader, Txn, TxnOp};
 use tooz_core::driver::{
     Connect, Driver, Epoch, Groups, Locks, OpenSession, Session, SessionId, Stamp, earlier_layout_in_use,
 };
 use tooz_core::{Characteristics, Error, ErrorKind, Result};
 
-use crate::config::{self, Config, Tls};
+use crate::config::{self, Config};
 use crate::connection::version;
 use crate::connection::{Connection, answer};
 use crate::error::corrupt;
@@ -52,35 +48,10 @@ impl fmt::Debug for Etcd {
     }
 }
 
-fn read_file(option: &str, path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|error| {
-        let what = format!("option \"{option}\": {} cannot be read", path.display());
-        Error::new(ErrorKind::InvalidOption, what).caused_by(error)
-    })
-}
-
-/// Reads the files once: who renews a certificate connects anew.
-pub(crate) fn tls(files: &Tls) -> Result<TlsOptions> {
-    let mut options = TlsOptions::new();
-    options = match &files.authorities {
-        Some(path) => options.ca_certificate(Certificate::from_pem(read_file("ca_cert", path)?)),
-        None => options.with_native_roots(),
-    };
-    if let Some((certificate, key)) = &files.identity {
-        let certificate = read_file("cert_cert", certificate)?;
-        options = options.identity(Identity::from_pem(certificate, read_file("cert_key", key)?));
-    }
-    Ok(options)
-}
-
 impl Etcd {
     pub(crate) async fn connect(request: Connect) -> Result<Self> {
         let (config, view) = (Config::read(&request.url)?, request.view);
-        let mut options = ConnectOptions::new();
-        if let Some(files) = &config.tls {
-            let files = files.clone();
-            options = options.with_tls(request.context.spawner.blocking(move || tls(&files)).await??);
-        }
+        let options = config.connect_options(&request.context).await?;
         let connection = Connection::new(&config, options, request.context);
         let status = connection.call(true, |channel| async move { channel.raw().status().await }).await;
         let best = config::characteristics(&request.url);

@@ -1,10 +1,11 @@
 //! From the URL to what this driver needs to know.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tooz_core::driver::{LAYOUT_OPTION, layout_of};
+use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
+use tooz_core::driver::{Context, LAYOUT_OPTION, layout_of};
 use tooz_core::options::{OptionKind, OptionSpec};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
@@ -53,7 +54,7 @@ pub(crate) struct Config {
     pub(crate) operation_timeout: Duration,
 }
 
-/// Files, none of them read yet.
+/// Files, read by [`Config::connect_options`].
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tls {
     pub(crate) authorities: Option<PathBuf>,
@@ -153,6 +154,41 @@ impl Config {
             connect_timeout: duration("connect_timeout", 10)?,
             operation_timeout: duration("operation_timeout", 10)?,
         })
+    }
+
+    /// With the user and the certificates, whose files are read here.
+    pub(crate) async fn connect_options(&self, context: &Context) -> Result<ConnectOptions> {
+        let mut options = ConnectOptions::new();
+        if let Some((user, password)) = &self.user {
+            options = options.with_user(user, password);
+        }
+        if let Some(files) = self.tls.clone() {
+            options = options.with_tls(context.spawner.blocking(move || files.read()).await??);
+        }
+        Ok(options)
+    }
+}
+
+fn read_file(option: &str, path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|error| {
+        let what = format!("option \"{option}\": {} cannot be read", path.display());
+        Error::new(ErrorKind::InvalidOption, what).caused_by(error)
+    })
+}
+
+impl Tls {
+    /// Reads the files once: a program that renews a certificate connects anew.
+    fn read(&self) -> Result<TlsOptions> {
+        let mut options = TlsOptions::new();
+        options = match &self.authorities {
+            Some(path) => options.ca_certificate(Certificate::from_pem(read_file("ca_cert", path)?)),
+            None => options.with_native_roots(),
+        };
+        if let Some((certificate, key)) = &self.identity {
+            let certificate = read_file("cert_cert", certificate)?;
+            options = options.identity(Identity::from_pem(certificate, read_file("cert_key", key)?));
+        }
+        Ok(options)
     }
 }
 

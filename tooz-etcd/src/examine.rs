@@ -7,7 +7,6 @@ use etcd_client::{AlarmAction, AlarmType, Client, ConnectOptions, StatusResponse
 use tooz_core::driver::{Connect, Context};
 use tooz_core::{Characteristics, Error, ErrorKind, Examining, Finding, Result};
 
-use crate::client::tls;
 use crate::config::Config;
 use crate::connection::version::{self, Version};
 use crate::error::explain;
@@ -25,14 +24,7 @@ pub(crate) fn examine(request: Connect) -> Examining {
         let config = Config::read(&url)?;
         // All of it within the time that connecting may take, with a member or two that do not answer.
         let limit = config.connect_timeout / 5;
-        let mut options = ConnectOptions::new().with_connect_timeout(limit);
-        if let Some(files) = &config.tls {
-            let files = files.clone();
-            options = options.with_tls(context.spawner.blocking(move || tls(&files)).await??);
-        }
-        if let Some((user, password)) = &config.user {
-            options = options.with_user(user, password);
-        }
+        let options = config.connect_options(&context).await?.with_connect_timeout(limit);
         Box::pin(Asker { context, options, limit }.look(config.endpoints)).await
     })
 }

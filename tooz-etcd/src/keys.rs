@@ -81,6 +81,19 @@ pub(crate) fn end_of(prefix: &[u8]) -> Vec<u8> {
     vec![0]
 }
 
+/// Keys from one, to before another.
+pub(crate) type Range = (Vec<u8>, Vec<u8>);
+
+/// The range of one key alone.
+pub(crate) fn only(key: &[u8]) -> Range {
+    (key.to_vec(), [key, b"\0"].concat())
+}
+
+/// The range of everything that begins with `prefix`.
+pub(crate) fn below(prefix: &[u8]) -> Range {
+    (prefix.to_vec(), end_of(prefix))
+}
+
 /// The keys of one namespace.
 #[derive(Clone, Debug)]
 pub(crate) struct Keys {
@@ -130,10 +143,8 @@ impl Keys {
     }
 
     /// The range of all sessions, and of everything that is said to them.
-    pub(crate) fn sessions(&self) -> (Vec<u8>, Vec<u8>) {
-        let from = self.ours(&[b"session/"]);
-        let end = end_of(&from);
-        (from, end)
+    pub(crate) fn sessions(&self) -> Range {
+        below(&self.ours(&[b"session/"]))
     }
 
     /// Whether this is the key of a session, and not of what is said to one.
@@ -309,7 +320,7 @@ impl GroupKeys {
     }
 
     /// The ranges in which its members stand, `from` to `end`, both without the group's own key.
-    pub(crate) fn members(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+    pub(crate) fn members(&self) -> Vec<Range> {
         let prefixes = self.python.iter().chain([&self.own]);
         prefixes.map(|prefix| (join(&[prefix, b"\0"]), end_of(prefix))).collect()
     }

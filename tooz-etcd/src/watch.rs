@@ -15,10 +15,10 @@ use tooz_core::runtime::Task;
 use tooz_core::{ErrorKind, GroupId, MemberId, Result};
 
 use crate::client::Client;
-use crate::connection::watcher::{News, Range, Tail, only};
+use crate::connection::watcher::{News, Tail};
 use crate::groups::{Snapshot, member_record, no_group};
 use crate::holders;
-use crate::keys::{GroupKeys, LockKeys};
+use crate::keys::{GroupKeys, LockKeys, Range, only};
 use crate::lock::state::{Verdict, ranges};
 
 /// How many changes wait for a slow reader before it gets a view instead (W3).

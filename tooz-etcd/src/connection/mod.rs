@@ -93,14 +93,11 @@ impl Connection {
         // Another endpoint is worth trying before the session is over; where there is none, waiting is all there is.
         let limit =
             if several { (config.ttl / 3).min(config.operation_timeout) } else { config.operation_timeout };
-        let mut options = options
+        let options = options
             .with_keep_alive(PING, PING_ANSWER)
             .with_connect_timeout(config.connect_timeout.min(limit))
             .with_require_leader(true)
             .with_auto_token_refresh(true);
-        if let Some((user, password)) = &config.user {
-            options = options.with_user(user, password);
-        }
         Arc::new(Self {
             context,
             endpoints: config.endpoints.clone(),

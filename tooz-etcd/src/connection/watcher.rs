@@ -10,20 +10,7 @@ use tooz_core::Result;
 
 use crate::connection::{Connection, answer};
 use crate::error::{Then, explain};
-use crate::keys::Keys;
-
-/// Keys from one, to before another.
-pub(crate) type Range = (Vec<u8>, Vec<u8>);
-
-/// The range of one key alone.
-pub(crate) fn only(key: &[u8]) -> Range {
-    (key.to_vec(), [key, b"\0"].concat())
-}
-
-/// The range of everything that begins with `prefix`.
-pub(crate) fn below(prefix: &[u8]) -> Range {
-    (prefix.to_vec(), crate::keys::end_of(prefix))
-}
+use crate::keys::{Keys, Range};
 
 /// What comes next.
 #[derive(Debug)]

@@ -18,7 +18,8 @@ use tooz_core::driver::{AttemptId, Notice};
 use tooz_core::runtime::Sleep;
 use tooz_core::{ErrorKind, LossReason};
 
-use crate::connection::watcher::{News, Tail, below, only};
+use crate::connection::watcher::{News, Tail};
+use crate::keys::{below, only};
 use crate::lock::record;
 use crate::lock::verify::Proof;
 use crate::session::Life;

@@ -5,8 +5,7 @@ use tooz_core::driver::{Admission, AttemptId, LockMode, Previous, admits};
 use tooz_core::{Error, Result};
 
 use crate::connection::answer;
-use crate::connection::watcher::{Range, below, only};
-use crate::keys::{LockKeys, LockPart};
+use crate::keys::{LockKeys, LockPart, Range, below, only};
 use crate::lock::fence::{self, Raises};
 use crate::lock::record::{Gate, GateKind, Holder, Waiter, read_mark};
 
