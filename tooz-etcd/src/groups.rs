@@ -5,8 +5,9 @@ use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, SortOrder, SortTarge
 use tooz_core::driver::{ChangeStream, Groups, MemberRecord};
 use tooz_core::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
 
-use crate::client::{Client, Etcd};
+use crate::client::Client;
 use crate::connection::answer;
+use crate::driver::Etcd;
 use crate::keys::{GroupKeys, end_of};
 use crate::watch;
 
@@ -160,26 +161,26 @@ impl Client {
 #[async_trait]
 impl Groups for Etcd {
     async fn create(&self, group: &GroupId) -> Result<()> {
-        self.0.create_group(group).await
+        self.client.create_group(group).await
     }
 
     async fn delete(&self, group: &GroupId) -> Result<()> {
-        self.0.delete_group(group).await
+        self.client.delete_group(group).await
     }
 
     async fn list(&self) -> Result<Vec<GroupId>> {
-        self.0.list_groups().await
+        self.client.list_groups().await
     }
 
     async fn members(&self, group: &GroupId) -> Result<Vec<MemberRecord>> {
-        self.0.snapshot(group).await?.members.ok_or_else(|| no_group(group))
+        self.client.snapshot(group).await?.members.ok_or_else(|| no_group(group))
     }
 
     async fn member(&self, group: &GroupId, member: &MemberId) -> Result<MemberRecord> {
-        self.0.member_of(group, member).await
+        self.client.member_of(group, member).await
     }
 
     async fn watch(&self, group: &GroupId) -> Result<ChangeStream> {
-        watch::group(&self.0, group).await
+        watch::group(&self.client, group).await
     }
 }

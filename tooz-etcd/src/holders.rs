@@ -1,6 +1,5 @@
 //! Locks as an operator sees them: who holds one, breaking it, following it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,11 +9,13 @@ use tooz_core::driver::{
 };
 use tooz_core::{Error, ErrorKind, FencingToken, Result};
 
-use crate::client::{Client, Etcd};
+use crate::client::Client;
 use crate::connection::answer;
+use crate::driver::Etcd;
 use crate::keys::LockKeys;
-use crate::lock::record::{Gate, GateKind, Holder, write_broken, write_mark};
+use crate::lock::record::{Holder, write_broken, write_mark};
 use crate::lock::state::{State, look};
+use crate::lock::{Gate, GateKind, fence};
 use crate::watch;
 
 /// How long the record of who broke a grant is kept, at least: longer than anybody takes to ask.
@@ -102,9 +103,19 @@ impl Client {
         }
     }
 
+    /// Raises the tokens of all later grants to `least`.
+    async fn raise_tokens(&self, least: FencingToken) -> Result<()> {
+        let fence = self.keys.fence();
+        let found = self.connection.send(true, Txn::new().and_then([fence::look(fence)])).await?;
+        match fence::raise_to(fence, least, &found) {
+            Some(raise) => self.connection.send(true, raise).await.map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
     /// A lease for the record of who broke a grant; nobody renews it.
     async fn record_lease(&self) -> Result<i64> {
-        let ttl = self.ttl().saturating_mul(10).max(RETENTION);
+        let ttl = self.ttl.saturating_mul(10).max(RETENTION);
         Ok(self.connection.grant_lease(ttl).await?.id())
     }
 }
@@ -141,19 +152,19 @@ fn unresponsive(keys: &LockKeys, key: &LockKey) -> Error {
 #[async_trait]
 impl Locks for Etcd {
     async fn holders(&self, key: &LockKey) -> Result<Holders> {
-        Ok(holders(&self.0.look(&self.0.keys.lock(key)).await?))
+        Ok(holders(&self.client.look(&self.client.keys.lock(key)).await?))
     }
 
     async fn break_lock(&self, request: &BreakRequest) -> Result<Vec<HolderRecord>> {
-        self.0.break_lock(request).await
+        self.client.break_lock(request).await
     }
 
     async fn raise_tokens(&self, least: FencingToken) -> Result<()> {
-        self.0.raise_tokens(least).await
+        self.client.raise_tokens(least).await
     }
 
     async fn watch(&self, key: &LockKey) -> Result<HolderStream> {
-        let keys = self.0.keys.lock(key);
-        watch::holders(&Arc::clone(&self.0), keys).await
+        let keys = self.client.keys.lock(key);
+        watch::holders(&self.client, keys).await
     }
 }

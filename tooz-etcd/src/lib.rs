@@ -4,12 +4,14 @@
 mod client;
 mod config;
 mod connection;
+mod driver;
 mod error;
 mod examine;
 mod groups;
 mod holders;
 mod keys;
 mod lock;
+mod locks;
 mod members;
 mod session;
 mod session_state;
@@ -37,7 +39,7 @@ tooz_core::inventory::submit! { REGISTRATION }
 /// `InvalidUrl`, `InvalidOption`: the URL is none of this driver, or a file that it names cannot be read.
 /// `Unavailable`, `Denied`, `Incompatible`: what the server says. Whether every option is known is checked by the core.
 pub fn connect(request: Connect) -> Connecting {
-    Box::pin(async move { Ok(Arc::new(client::Etcd::connect(request).await?) as Arc<dyn Driver>) })
+    Box::pin(async move { Ok(Arc::new(driver::Etcd::connect(request).await?) as Arc<dyn Driver>) })
 }
 
 /// What a server of this version keeps of the best that a URL promises, for tests that start servers.

@@ -9,7 +9,8 @@ use tooz_core::{Capabilities, Error, ErrorKind, GroupId, Result};
 
 use crate::connection::answer;
 use crate::groups::{no_group, no_member};
-use crate::session::{EtcdSession, Life};
+use crate::session::EtcdSession;
+use crate::session_state::Life;
 
 /// How a key has to be for a join.
 enum Expected {

@@ -1,66 +1,34 @@
 //! A coordinator's life on the backend: one lease, and a key that hangs on it.
-//!
-//! The key is also the session's **fence**. Every request that writes compares the key's revision with the one that the
-//! session knows. Withdrawing rewrites the key, so a request of before that is still on its way fails when it arrives,
-//! through whichever member of the cluster. "Nothing is there" would prove nothing: a request that was sent to a member
-//! that stood still is executed later.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, Txn, TxnOp, TxnResponse};
-use tokio::sync::{Notify, mpsc};
+use etcd_client::{Compare, CompareOp, PutOptions, ResponseHeader, Txn, TxnOp};
+use tokio::sync::mpsc;
 use tooz_core::clock::Instant;
 use tooz_core::driver::{
-    AttemptId, End, Epoch, Held, LockKey, LockMode, Notice, Renewal, Session, SessionGroups, SessionId,
-    SessionLocks, Stamp,
+    AttemptId, End, Epoch, Held, LockMode, Notice, OpenSession, Renewal, Session, SessionGroups, SessionId,
+    SessionLocks,
 };
 use tooz_core::runtime::Task;
-use tooz_core::{Error, ErrorKind, GroupId, LossReason, MemberId, Result};
+use tooz_core::{Error, ErrorKind, LossReason, Result};
 
-use crate::client::Client;
+use crate::client::{Beginning, Client};
 use crate::connection::answer;
 use crate::connection::call::MOST_OPERATIONS;
-use crate::lock::attempt::unmark_held;
+use crate::error::closed;
+use crate::lock::cleanup::unmark_held;
 use crate::lock::monitor::{self, Post};
-use crate::lock::record::{self, Gate, GateKind};
-use crate::session_state::Standing;
+use crate::lock::record;
+use crate::session_state::{Life, Opened};
 
-/// The operations of a beat's transaction before those that check something.
-const BESIDE_CHECKS: usize = 2;
-
-/// What opening a session wrote.
-#[derive(Debug)]
-pub(crate) struct Opened {
-    pub(crate) id: SessionId,
-    pub(crate) lease: i64,
-    /// The lease of the coordinator's earlier session.
-    pub(crate) previous: Option<i64>,
-    pub(crate) claimed: bool,
-    pub(crate) stamp: Stamp,
-    pub(crate) revision: i64,
-}
-
-/// One session: what its locks, groups and waiting tasks share.
-#[derive(Debug)]
-pub(crate) struct Life {
-    pub(crate) client: Arc<Client>,
-    pub(crate) member: MemberId,
-    pub(crate) opened: Opened,
-    pub(crate) ttl: Duration,
-    /// The revision of the session's key.
-    fence: AtomicI64,
-    /// Whether the member id is ours.
-    pub(crate) claimed: AtomicBool,
-    /// A write to a group may still be on its way: the next one moves the fence, so that it fails.
-    pub(crate) ghosts: AtomicBool,
-    standing: Mutex<Standing>,
-    /// Told when a grant comes or goes.
-    pub(crate) stands_changed: Notify,
-}
+/// How often a session is opened whose lease ends before anything could be written with it.
+const OPENINGS: u32 = 3;
+/// How often a session is opened while others change the stamp, which they do once in the data's life.
+const STAMPINGS: u32 = 5;
 
 /// One session, as the core holds it.
 pub(crate) struct EtcdSession {
@@ -77,222 +45,93 @@ impl fmt::Debug for EtcdSession {
     }
 }
 
-impl Life {
-    pub(crate) fn standing(&self) -> MutexGuard<'_, Standing> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn key(&self) -> Vec<u8> {
-        self.client.keys.session(self.opened.id)
-    }
-
-    #[allow(clippy::unnecessary_wraps)] // what every put takes
-    pub(crate) fn with_lease(&self) -> Option<PutOptions> {
-        Some(PutOptions::new().with_lease(self.opened.lease))
-    }
-
-    /// True only for requests that were sent after the last withdrawal, while the session lives (L14).
-    pub(crate) fn fenced(&self) -> Compare {
-        Compare::mod_revision(self.key(), CompareOp::Equal, self.fence.load(Ordering::Acquire))
-    }
-
-    /// True while the session lives.
-    pub(crate) fn lives(&self) -> Compare {
-        Compare::create_revision(self.key(), CompareOp::Equal, self.opened.revision)
-    }
-
-    /// Moves the fence: what was sent before and arrives later fails.
-    pub(crate) fn move_fence(&self) -> TxnOp {
-        TxnOp::put(self.key(), record::write_session(&self.member), self.with_lease())
-    }
-
-    /// A write that changes nothing: it makes a transaction go the way of everything that changes something. One that only
-    /// reads may be answered from the past (etcd before 3.4.42 and 3.5.28), and proves nothing.
-    pub(crate) fn change_nothing(&self) -> TxnOp {
-        TxnOp::delete(self.client.keys.nothing(self.opened.id), None)
-    }
-
-    pub(crate) fn look_at_fence(&self) -> TxnOp {
-        TxnOp::get(self.key(), None)
-    }
-
-    /// The fence stands at `revision`, or further.
-    pub(crate) fn fence_is(&self, revision: i64) {
-        self.fence.fetch_max(revision, Ordering::AcqRel);
-    }
-
-    /// Reads what [`Life::look_at_fence`] found at this place.
-    ///
-    /// # Errors
-    /// The session is over.
-    pub(crate) fn read_fence(&self, response: &TxnResponse, at: usize) -> Result<()> {
-        match answer::found(response, at).first() {
-            Some(kv) if kv.create_revision() == self.opened.revision => {
-                self.fence_is(kv.mod_revision());
-                Ok(())
-            }
-            _ => Err(self.over()),
-        }
-    }
-
-    pub(crate) fn over(&self) -> Error {
-        Error::new(ErrorKind::SessionLost, format!("session {}", self.opened.id))
-    }
-
-    /// Prolongs a lease; `false`: it is gone.
-    pub(crate) async fn prolong(&self, lease: i64) -> Result<bool> {
-        self.client.connection.prolong(lease, self.ttl).await
-    }
-
-    /// Whether what the core believes stands on the server, asked together with the prolonging.
-    async fn compare(&self, held: &Held) -> Result<Renewal> {
-        let mut checks = Vec::new();
-        for (key, attempt) in &held.grants {
-            checks.push(Check::grant(self, key, *attempt));
-        }
-        for (key, attempt) in &held.waiting {
-            checks.push(Check::waiting(self, key, *attempt));
-        }
-        for group in &held.groups {
-            checks.push(Check::group(self, group));
-        }
-        let mut renewal = Renewal::confirmed();
-        let mut pages: Vec<Vec<Check>> = vec![Vec::new()];
-        let mut size = BESIDE_CHECKS;
-        for check in checks {
-            if size + check.keys.len() > MOST_OPERATIONS {
-                pages.push(Vec::new());
-                size = BESIDE_CHECKS;
-            }
-            size += check.keys.len();
-            if let Some(page) = pages.last_mut() {
-                page.push(check);
-            }
-        }
-        let mut asked = Vec::new();
-        for page in &pages {
-            let keys = page.iter().flat_map(|check| check.keys.iter().cloned());
-            let gets = keys.map(|key| TxnOp::get(key, Some(GetOptions::new())));
-            let operations = [self.change_nothing(), self.look_at_fence()].into_iter().chain(gets);
-            let txn = Txn::new().when([self.lives()]).and_then(operations.collect::<Vec<_>>());
-            let connection = Arc::clone(&self.client.connection);
-            // All at once: however much there is, it is one round trip.
-            asked.push(
-                self.client
-                    .connection
-                    .context
-                    .spawner
-                    .spawn(async move { connection.send(false, txn).await }),
-            );
-        }
-        for (page, asked) in pages.into_iter().zip(asked) {
-            let response = asked.await.unwrap_or_else(|| Err(crate::error::closed()))?;
-            if !response.succeeded() {
-                return Ok(Renewal::lost(LossReason::Expired));
-            }
-            self.read_fence(&response, 1)?;
-            let mut at = BESIDE_CHECKS;
-            for check in page {
-                let found: Vec<_> =
-                    (at..at + check.keys.len()).map(|at| answer::one(&response, at)).collect();
-                at += check.keys.len();
-                self.judge(check, &found, &mut renewal);
-            }
-        }
-        Ok(renewal)
-    }
-
-    fn judge(&self, check: Check, found: &[Option<etcd_client::KeyValue>], renewal: &mut Renewal) {
-        let ours = |at: usize| {
-            found.get(at).and_then(Option::as_ref).is_some_and(|kv| kv.lease() == self.opened.lease)
-        };
-        match check.what {
-            What::Grant(attempt, shared_gate, has_gate) => {
-                let gate = found.get(1).and_then(Option::as_ref).map(|kv| Gate::read(kv.into()));
-                let gated = !has_gate
-                    || gate.is_some_and(|gate| match shared_gate {
-                        Some(lease) => gate.kind == GateKind::Shared && gate.lease == lease,
-                        None => gate.kind == GateKind::Holder(attempt),
-                    });
-                if !ours(0) || !gated {
-                    renewal.gone.push((attempt, LossReason::Vanished));
-                }
-            }
-            What::Waiting(attempt) => {
-                if !(ours(0) || ours(1) || ours(2)) {
-                    renewal.unqueued.push(attempt);
-                }
-            }
-            What::Group(group) => {
-                let exists = found.get(1).is_some_and(Option::is_some);
-                if !ours(0) || !exists {
-                    renewal.evicted.push(group);
-                }
-            }
-        }
-    }
-}
-
-/// Keys to look at, and what they say.
-struct Check {
-    what: What,
-    keys: Vec<Vec<u8>>,
-}
-
-enum What {
-    /// With the lease of its shared gate, and whether there is a gate.
-    Grant(AttemptId, Option<i64>, bool),
-    Waiting(AttemptId),
-    Group(GroupId),
-}
-
-impl Check {
-    fn grant(life: &Life, key: &LockKey, attempt: AttemptId) -> Self {
-        let lock = life.client.keys.lock(key);
-        let what = What::Grant(attempt, life.gate_of(attempt), lock.gate.is_some());
-        Self { what, keys: std::iter::once(lock.holder(attempt)).chain(lock.gate).collect() }
-    }
-
-    fn waiting(life: &Life, key: &LockKey, attempt: AttemptId) -> Self {
-        let lock = life.client.keys.lock(key);
-        // It may just have been granted.
-        let keys = vec![lock.waiter(attempt, false), lock.waiter(attempt, true), lock.holder(attempt)];
-        Self { what: What::Waiting(attempt), keys }
-    }
-
-    fn group(life: &Life, group: &GroupId) -> Self {
-        let keys = life.client.keys.group(group);
-        Self {
-            what: What::Group(group.clone()),
-            keys: vec![keys.member(&life.member), keys.group().to_vec()],
-        }
-    }
-}
-
 impl EtcdSession {
-    pub(crate) fn new(
-        client: &Arc<Client>,
-        member: MemberId,
-        opened: Opened,
-        ttl: Duration,
-        opened_at: Instant,
-    ) -> Self {
+    pub(crate) async fn open(client: &Arc<Client>, request: &OpenSession) -> Result<Self> {
+        let wanted = request.ttl.unwrap_or(client.ttl);
+        let previous = request.previous.map(lease_of);
+        let mut tries = OPENINGS;
+        let (opened, ttl, opened_at) = loop {
+            tries -= 1;
+            let opened_at = client.connection.context.clock.now();
+            let granted = client.connection.grant_lease(wanted).await?;
+            let lease = granted.id();
+            let revision = granted.header().map_or(0, ResponseHeader::revision);
+            let ttl = Duration::from_secs(u64::try_from(granted.ttl()).unwrap_or_default());
+            let id = SessionId(
+                (client.connection.context.entropy.id() >> 64 << 64) | u128::from(lease.cast_unsigned()),
+            );
+            match write_session(client, request, id, (lease, revision), previous).await {
+                Ok(opened) => break (opened, ttl, opened_at),
+                // The server took longer than the lease lives.
+                Err(error) if error.kind() == ErrorKind::SessionLost && tries > 0 => {
+                    tracing::debug!(%error, ?ttl, "a session ended before it began; it is opened anew");
+                }
+                Err(error) => {
+                    // Whoever cannot write must not leave leases behind at every try; if this fails, too, it ends by
+                    // itclient.
+                    let _ = client.connection.revoke(lease).await;
+                    return Err(error);
+                }
+            }
+        };
+        if let Some(previous) = previous
+            && let Err(error) = client.connection.revoke(previous).await
+        {
+            tracing::debug!(%error, "the earlier session could not be ended; it ends by its ttl");
+        }
+        let life = Arc::new(Life::new(client, request.member.clone(), opened, ttl));
         let (post, notices): (Post, _) = mpsc::channel(monitor::POST);
-        let life = Arc::new(Life {
-            client: Arc::clone(client),
-            member,
-            ttl,
-            fence: AtomicI64::new(opened.revision),
-            claimed: AtomicBool::new(opened.claimed),
-            ghosts: AtomicBool::new(false),
-            standing: Mutex::default(),
-            stands_changed: Notify::new(),
-            opened,
-        });
         let vigil = client.connection.context.spawner.spawn(monitor::keep_vigil(Arc::clone(&life), post));
-        let notices = tokio::sync::Mutex::new(notices);
-        Self { life, opened_at, notices, vigil: Mutex::new(Some(vigil)), closed: AtomicBool::new(false) }
+        let (notices, vigil) = (tokio::sync::Mutex::new(notices), Mutex::new(Some(vigil)));
+        Ok(Self { life, opened_at, notices, vigil, closed: AtomicBool::new(false) })
     }
+}
+
+/// The lease of a session: it stands in the id.
+fn lease_of(id: SessionId) -> i64 {
+    let low = u64::try_from(id.0 & u128::from(u64::MAX)).unwrap_or_default();
+    low.cast_signed()
+}
+
+/// Writes the session's key, makes the stamp where it is missing, and takes the member id over from our earlier
+/// session, so that nobody gets it while we reconnect. All of it only beside the stamp that was seen.
+async fn write_session(
+    client: &Client,
+    request: &OpenSession,
+    id: SessionId,
+    (lease, revision): (i64, i64),
+    previous: Option<i64>,
+) -> Result<Opened> {
+    let with_lease = || Some(PutOptions::new().with_lease(lease));
+    let mut seen = client.seen().clone();
+    for _ in 0..STAMPINGS {
+        let Beginning { stamp, compares, write } = client.beginning(&seen, revision).await?;
+        let mut operations =
+            vec![TxnOp::put(client.keys.session(id), record::write_session(&request.member), with_lease())];
+        if let Some(previous) = previous {
+            let claim = client.keys.claim(&request.member);
+            operations.push(TxnOp::txn(
+                Txn::new()
+                    .when([Compare::lease(claim.clone(), CompareOp::Equal, previous)])
+                    .and_then([TxnOp::put(claim, id.to_string(), with_lease())]),
+            ));
+        }
+        operations.extend(write);
+        let look = [TxnOp::get(client.keys.epoch(), None)];
+        let txn = Txn::new().when(compares).and_then(operations).or_else(look);
+        let response = client.connection.send(false, txn).await?;
+        if response.succeeded() {
+            *client.seen() = stamp.to_string().into_bytes();
+            let claimed =
+                previous.is_some() && answer::nested(&response, 1).is_some_and(|nested| nested.succeeded());
+            return Ok(Opened { id, lease, previous, claimed, stamp, revision: answer::revision(&response) });
+        }
+        seen = answer::value(&response, 0);
+    }
+    Err(Error::new(
+        ErrorKind::Unavailable,
+        format!("the stamp of {} changes all the time; connect again", client.described()),
+    ))
 }
 
 #[async_trait]
@@ -333,7 +172,7 @@ impl Session for EtcdSession {
         }
         let mut renewal = compared?;
         for (lease, kept) in keeping {
-            if kept.await.unwrap_or_else(|| Err(crate::error::closed()))? {
+            if kept.await.unwrap_or_else(|| Err(closed()))? {
                 continue;
             }
             let gone = held.grants.iter().map(|(_, attempt)| *attempt);

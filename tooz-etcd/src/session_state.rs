@@ -1,13 +1,136 @@
-//! What a session believes to have; only for what must be said to the server about it.
+//! What a session knows of itself: its key, its epoch, and the grants that it believes to have.
+//!
+//! The key is also the session's **fence**. Every request that writes compares the key's revision with the one that the
+//! session knows. Withdrawing rewrites the key, so a request of before that is still on its way fails when it arrives,
+//! through whichever member of the cluster. "Nothing is there" would prove nothing: a request that was sent to a member
+//! that stood still is executed later.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use etcd_client::{Compare, CompareOp};
-use tooz_core::driver::{AttemptId, Grant, LockKey, LockMode};
+use etcd_client::{Compare, CompareOp, PutOptions, TxnOp, TxnResponse};
+use tokio::sync::Notify;
+use tooz_core::driver::{AttemptId, Grant, LockKey, LockMode, SessionId, Stamp};
+use tooz_core::{Error, ErrorKind, MemberId, Result};
 
+use crate::client::Client;
+use crate::connection::answer;
 use crate::keys::{Keys, LockKeys};
-use crate::lock::record::Gate;
-use crate::session::Life;
+use crate::lock::{Gate, record};
+
+/// What opening a session wrote.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) id: SessionId,
+    pub(crate) lease: i64,
+    /// The lease of the coordinator's earlier session.
+    pub(crate) previous: Option<i64>,
+    pub(crate) claimed: bool,
+    pub(crate) stamp: Stamp,
+    pub(crate) revision: i64,
+}
+
+/// One session: what its locks, groups and waiting tasks share.
+#[derive(Debug)]
+pub(crate) struct Life {
+    pub(crate) client: Arc<Client>,
+    pub(crate) member: MemberId,
+    pub(crate) opened: Opened,
+    pub(crate) ttl: Duration,
+    /// The revision of the session's key.
+    fence: AtomicI64,
+    /// Whether the member id is ours.
+    pub(crate) claimed: AtomicBool,
+    /// A write to a group may still be on its way: the next one moves the fence, so that it fails.
+    pub(crate) ghosts: AtomicBool,
+    standing: Mutex<Standing>,
+    /// Told when a grant comes or goes.
+    pub(crate) stands_changed: Notify,
+}
+
+impl Life {
+    pub(crate) fn new(client: &Arc<Client>, member: MemberId, opened: Opened, ttl: Duration) -> Self {
+        Self {
+            client: Arc::clone(client),
+            member,
+            ttl,
+            fence: AtomicI64::new(opened.revision),
+            claimed: AtomicBool::new(opened.claimed),
+            ghosts: AtomicBool::new(false),
+            standing: Mutex::default(),
+            stands_changed: Notify::new(),
+            opened,
+        }
+    }
+
+    pub(crate) fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn key(&self) -> Vec<u8> {
+        self.client.keys.session(self.opened.id)
+    }
+
+    #[allow(clippy::unnecessary_wraps)] // what every put takes
+    pub(crate) fn with_lease(&self) -> Option<PutOptions> {
+        Some(PutOptions::new().with_lease(self.opened.lease))
+    }
+
+    /// True only for requests that were sent after the last withdrawal, while the session lives (L14).
+    pub(crate) fn fenced(&self) -> Compare {
+        Compare::mod_revision(self.key(), CompareOp::Equal, self.fence.load(Ordering::Acquire))
+    }
+
+    /// True while the session lives.
+    pub(crate) fn lives(&self) -> Compare {
+        Compare::create_revision(self.key(), CompareOp::Equal, self.opened.revision)
+    }
+
+    /// Moves the fence: what was sent before and arrives later fails.
+    pub(crate) fn move_fence(&self) -> TxnOp {
+        TxnOp::put(self.key(), record::write_session(&self.member), self.with_lease())
+    }
+
+    /// A write that changes nothing: it makes a transaction go the way of everything that changes something. One that only
+    /// reads may be answered from the past (etcd before 3.4.42 and 3.5.28), and proves nothing.
+    pub(crate) fn change_nothing(&self) -> TxnOp {
+        TxnOp::delete(self.client.keys.nothing(self.opened.id), None)
+    }
+
+    pub(crate) fn look_at_fence(&self) -> TxnOp {
+        TxnOp::get(self.key(), None)
+    }
+
+    /// The fence stands at `revision`, or further.
+    pub(crate) fn fence_is(&self, revision: i64) {
+        self.fence.fetch_max(revision, Ordering::AcqRel);
+    }
+
+    /// Reads what [`Life::look_at_fence`] found at this place.
+    ///
+    /// # Errors
+    /// The session is over.
+    pub(crate) fn read_fence(&self, response: &TxnResponse, at: usize) -> Result<()> {
+        match answer::found(response, at).first() {
+            Some(kv) if kv.create_revision() == self.opened.revision => {
+                self.fence_is(kv.mod_revision());
+                Ok(())
+            }
+            _ => Err(self.over()),
+        }
+    }
+
+    pub(crate) fn over(&self) -> Error {
+        Error::new(ErrorKind::SessionLost, format!("session {}", self.opened.id))
+    }
+
+    /// Prolongs a lease; `false`: it is gone.
+    pub(crate) async fn prolong(&self, lease: i64) -> Result<bool> {
+        self.client.connection.prolong(lease, self.ttl).await
+    }
+}
 
 /// How many attempts that are over a session remembers, to refuse them when they are asked for once more. The server
 /// needs no memory for that: the fence is there.

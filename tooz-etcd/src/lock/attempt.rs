@@ -1,35 +1,20 @@
-//! Locks of one session: asking, giving back, withdrawing.
-//!
-//! The recipe. A holder is a key on its session's lease, created by the transaction that grants; its create revision makes
-//! the fencing token ([`fence`]). A waiter is such a key, too, and its create revision is its place. One transaction asks: if
-//! nobody holds the lock, waits for it or left it uncleanly, it grants, else it queues. Beside the holder stands the
-//! **gate**, which is Python's key for this lock: no holder without it, and none beside somebody else's. A key hangs on
-//! one lease only, so the gate that several holders share has a lease of its own, which all of them keep alive: it
-//! goes when the last of them is gone, and not with the one who came first.
+//! The steps of an attempt: asking, looking, claiming what is free. Each is one transaction.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp, TxnResponse};
 use tooz_core::clock::Instant;
-use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, End, Grant, LockKey, LockMode, Place, Previous, Released, SessionLocks,
-    Turn,
-};
+use tooz_core::driver::{AttemptId, End, Grant, LockKey, LockMode, Previous};
 use tooz_core::{Error, ErrorKind, FencingToken, Result};
 
 use crate::connection::answer;
 use crate::error::corrupt;
 use crate::keys::LockKeys;
+use crate::lock::Gate;
 use crate::lock::fence::{self, Raises};
-use crate::lock::record::{Gate, Holder, Waiter, write_mark};
-use crate::lock::state::{State, Verdict, alone, look, look_before, named};
-use crate::lock::turn;
-use crate::session::{EtcdSession, Life};
-
-/// How often an attempt that does not wait looks again because somebody came between its look and its step.
-const TRIES: usize = 64;
+use crate::lock::record::{Holder, Waiter, write_mark};
+use crate::lock::state::{State, look, look_before};
+use crate::session_state::Life;
 
 /// A wish, with its keys.
 #[derive(Clone, Debug)]
@@ -91,19 +76,6 @@ struct SharedGate {
     new: bool,
     /// Just before the request was sent that proved its lease.
     proved_at: Instant,
-}
-
-/// Takes the mark of an unused grant away, unless it says how one before it ended, or who ended this one.
-fn unmark_unused(keys: &LockKeys, attempt: AttemptId) -> TxnOp {
-    let mark = keys.mark(attempt);
-    let held = Compare::value(mark.clone(), CompareOp::Equal, write_mark(Previous::Clean));
-    TxnOp::txn(Txn::new().when([held]).and_then([TxnOp::delete(mark, None)]))
-}
-
-/// Takes the mark of a grant away that ends cleanly, if it is there: else the mark says who ended it.
-pub(crate) fn unmark_held(keys: &LockKeys, attempt: AttemptId) -> TxnOp {
-    let held = Compare::create_revision(keys.holder(attempt), CompareOp::Greater, 0);
-    TxnOp::txn(Txn::new().when([held]).and_then([TxnOp::delete(keys.mark(attempt), None)]))
 }
 
 impl Life {
@@ -260,7 +232,7 @@ impl Life {
     }
 
     /// Asks in one transaction: grants a lock that is as nobody ever used it, else queues if that is wanted.
-    async fn ask(&self, wish: &Wish, wait: bool) -> Result<Step> {
+    pub(crate) async fn ask(&self, wish: &Wish, wait: bool) -> Result<Step> {
         let mut elsewhere = self.client.connection.endpoints() - 1;
         loop {
             let queue = Txn::new()
@@ -364,179 +336,5 @@ impl Life {
         self.lose(wish.attempt);
         self.clear_lost().await;
         Ok(None)
-    }
-
-    async fn request(&self, request: &Acquire) -> Result<Acquired> {
-        let wish = Wish::new(self, request.attempt, &request.key, request.mode);
-        if self.is_ended(wish.attempt) {
-            let what =
-                format!("attempt {} was withdrawn, released or lost; ask with a new attempt", wish.attempt);
-            return Err(Error::new(ErrorKind::Invalid, what));
-        }
-        if wish.mode == (LockMode::Permit { limit: 0 }) {
-            let what = format!("{}: a limit of 0 permits lets nobody in", wish.key);
-            return Err(Error::new(ErrorKind::Invalid, what));
-        }
-        let mut step = self.ask(&wish, request.wait).await?;
-        for _ in 0..TRIES {
-            let state = match step {
-                Step::Granted(grant) => return Ok(Acquired::Granted(grant)),
-                Step::Otherwise(state) => state,
-            };
-            if let Some(holder) = state.holder(wish.attempt) {
-                if let Some(grant) = self.standing_grant(&wish, holder).await? {
-                    return Ok(Acquired::Granted(grant));
-                }
-                let what = "the gate that it shares with other holders is about to go";
-                return Err(Error::new(ErrorKind::Unavailable, what).indeterminate());
-            }
-            let waiter = state.waiter(wish.attempt);
-            if let Err(error) = state.check(wish.mode, wish.attempt) {
-                if waiter.is_some() {
-                    self.clear(&wish.key, wish.attempt, End::Clean).await?;
-                }
-                return Err(named(&wish.key, &error));
-            }
-            match state.verdict(wish.mode, waiter.map(|waiter| waiter.place))? {
-                Verdict::Free => step = self.claim(&wish, &state).await?,
-                _ if waiter.is_some() => {
-                    self.waits(wish.attempt, waiter.map(|waiter| (waiter.mode, waiter.place)));
-                    break;
-                }
-                _ => return Ok(Acquired::Held),
-            }
-        }
-        if request.wait {
-            return Ok(Acquired::Queued(Place::new(wish.attempt, wish.key)));
-        }
-        // So many came between that somebody always holds it.
-        Ok(Acquired::Held)
-    }
-
-    /// The operations that take away all that stands for an attempt, but that it was not given back.
-    fn clearing(&self, keys: &LockKeys, attempt: AttemptId) -> Vec<TxnOp> {
-        let mut operations = vec![
-            TxnOp::delete(keys.holder(attempt), None),
-            TxnOp::delete(keys.waiter(attempt, false), None),
-            TxnOp::delete(keys.waiter(attempt, true), None),
-        ];
-        operations.extend(self.gate_going(keys, attempt));
-        operations
-    }
-
-    /// Takes the gate away if it is this attempt's, or if this attempt is the last of those who share it.
-    fn gate_going(&self, keys: &LockKeys, attempt: AttemptId) -> Option<TxnOp> {
-        let gate = keys.gate.clone()?;
-        let delete = [TxnOp::delete(gate.clone(), None)];
-        let compares = match self.gate_of(attempt) {
-            Some(lease) => {
-                let mut compares = alone(keys, attempt);
-                compares.push(Compare::lease(gate.clone(), CompareOp::Equal, lease));
-                compares.push(Compare::value(gate, CompareOp::Equal, Gate::shared()));
-                compares
-            }
-            None => vec![Compare::value(gate, CompareOp::Equal, Gate::holder(attempt))],
-        };
-        Some(TxnOp::txn(Txn::new().when(compares).and_then(delete)))
-    }
-
-    /// Takes away what stands for an attempt, without moving the fence.
-    pub(crate) async fn clear(&self, key: &LockKey, attempt: AttemptId, end: End) -> Result<()> {
-        let keys = self.client.keys.lock(key);
-        let mut operations = self.clearing(&keys, attempt);
-        if end == End::Clean {
-            operations.push(unmark_held(&keys, attempt));
-        }
-        self.client.connection.send(true, Txn::new().and_then(operations)).await?;
-        self.end(attempt);
-        Ok(())
-    }
-
-    /// What we do not hold any more must not keep others out: half of it may still be there. What cannot be taken away
-    /// now is so at the next beat.
-    pub(crate) async fn clear_lost(&self) {
-        for (attempt, stand) in self.lost() {
-            let operations = self.clearing(&self.client.keys.lock(&stand.key), attempt);
-            match self.client.connection.send(true, Txn::new().and_then(operations)).await {
-                Ok(_) => self.end(attempt),
-                Err(error) => {
-                    tracing::debug!(%error, key = %stand.key, "what is left of a lost grant is still there");
-                }
-            }
-        }
-    }
-
-    async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
-        let keys = self.client.keys.lock(key);
-        self.leave(attempt);
-        let mut operations = vec![self.move_fence(), unmark_unused(&keys, attempt)];
-        operations.extend(self.clearing(&keys, attempt));
-        // Only while the session lives: its key is never made again.
-        let txn = Txn::new().when([self.lives()]).and_then(operations);
-        match self.client.connection.send(true, txn).await {
-            Ok(response) => {
-                if response.succeeded() {
-                    self.fence_is(answer::revision(&response));
-                }
-                self.end(attempt);
-                Ok(())
-            }
-            // The session is over, and all its requests fail with its key.
-            Err(error) if error.kind() == ErrorKind::SessionLost => {
-                self.end(attempt);
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Gives it back if the holder's key and the gate are as they were granted. If the gate is not, Python's `break_` deleted
-    /// it, and a Python process may hold the lock: that is not touched, and our own key must not stay under the living lease.
-    async fn release(&self, grant: &Grant, end: End) -> Result<Released> {
-        let keys = self.client.keys.lock(&grant.key);
-        let holder = keys.holder(grant.attempt);
-        // What is not known here is no grant of this session, or nothing of it is left on the server.
-        let Some(stand) = self.stand(grant.attempt) else { return Ok(Released::WasNotHolder) };
-        self.leave(grant.attempt);
-        let mut operations = vec![TxnOp::delete(holder.clone(), None)];
-        if end == End::Clean {
-            operations.push(TxnOp::delete(keys.mark(grant.attempt), None));
-        }
-        operations.extend(self.gate_going(&keys, grant.attempt));
-        let all = stand.compares(&keys, grant.attempt, self.opened.lease);
-        let own = stand.own_compares(&keys, grant.attempt, self.opened.lease);
-        let ungated = [
-            TxnOp::delete(holder, None),
-            TxnOp::put(keys.mark(grant.attempt), write_mark(Previous::Unknown), None),
-        ];
-        let ungated = TxnOp::txn(Txn::new().when(own).and_then(ungated));
-        let txn = Txn::new().when(all).and_then(operations).or_else([ungated]);
-        let response = self.client.connection.send(false, txn).await?;
-        self.end(grant.attempt);
-        Ok(if response.succeeded() { Released::Released } else { Released::WasNotHolder })
-    }
-}
-
-#[async_trait]
-impl SessionLocks for EtcdSession {
-    async fn request(&self, request: &Acquire) -> Result<Acquired> {
-        self.life.request(request).await.map_err(|error| error.during("acquire"))
-    }
-
-    async fn turn(&self, place: &Place) -> Result<Turn> {
-        // A task, so that waiting does not depend on who polls; dropped, it ends and leaves the place as it was.
-        let (life, place) = (Arc::clone(&self.life), place.clone());
-        let spawner = self.life.client.connection.context.spawner.clone();
-        let waiting = spawner.spawn(async move { turn::wait(&life, &place).await });
-        let turn = waiting.await.unwrap_or_else(|| Err(crate::error::closed()));
-        turn.map_err(|error| error.during("acquire"))
-    }
-
-    async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
-        self.life.withdraw(key, attempt).await.map_err(|error| error.during("withdraw"))
-    }
-
-    async fn release(&self, grant: &Grant, end: End) -> Result<Released> {
-        self.life.release(grant, end).await.map_err(|error| error.during("release"))
     }
 }

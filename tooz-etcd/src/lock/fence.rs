@@ -6,11 +6,10 @@
 
 use std::time::UNIX_EPOCH;
 
-use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, Txn, TxnOp, TxnResponse};
 use tooz_core::clock::Clock;
-use tooz_core::{Error, FencingToken, Result};
+use tooz_core::{Error, FencingToken};
 
-use crate::client::Client;
 use crate::connection::answer;
 use crate::error::corrupt;
 use crate::keys::Fence;
@@ -76,23 +75,17 @@ pub(crate) fn first(fence: &Fence, clock: &Clock, revision: i64) -> TxnOp {
     TxnOp::put(fence.raise(micros.saturating_sub(revision).max(0)), RAISE, None)
 }
 
-impl Client {
-    /// Raises the tokens of all later grants to `least`. A raise that was read late is one more, and no smaller one.
-    pub(crate) async fn raise_tokens(&self, least: FencingToken) -> Result<()> {
-        let fence = self.keys.fence();
-        let response = self.connection.send(true, Txn::new().and_then([look(fence)])).await?;
-        let next = answer::revision(&response).saturating_add(1);
-        let raises = Raises::read(fence, &answer::found(&response, 0));
-        let by = least.as_i64().saturating_sub(next);
-        if raises.token(next) >= least.as_i64() {
-            return Ok(());
-        }
-        // Never written anew: its create revision says from where on it counts.
-        let raise = fence.raise(by);
-        let missing = Compare::version(raise.clone(), CompareOp::Equal, 0);
-        let txn = Txn::new().when([missing]).and_then([TxnOp::put(raise, RAISE, None)]);
-        self.connection.send(true, txn).await.map(|_| ())
+/// The transaction that raises the tokens of all later grants to `least`; `None`: they are that large. `found`: what
+/// [`look`] read. A raise that was read late is one more, and no smaller one.
+pub(crate) fn raise_to(fence: &Fence, least: FencingToken, found: &TxnResponse) -> Option<Txn> {
+    let next = answer::revision(found).saturating_add(1);
+    if Raises::read(fence, &answer::found(found, 0)).token(next) >= least.as_i64() {
+        return None;
     }
+    // Never written anew: its create revision says from where on it counts.
+    let raise = fence.raise(least.as_i64().saturating_sub(next));
+    let missing = Compare::version(raise.clone(), CompareOp::Equal, 0);
+    Some(Txn::new().when([missing]).and_then([TxnOp::put(raise, RAISE, None)]))
 }
 
 #[cfg(test)]

@@ -22,8 +22,7 @@ use crate::connection::watcher::{News, Tail};
 use crate::keys::{below, only};
 use crate::lock::record;
 use crate::lock::verify::Proof;
-use crate::session::Life;
-use crate::session_state::Stand;
+use crate::session_state::{Life, Stand};
 
 /// Where notices go.
 pub(crate) type Post = mpsc::Sender<Notice>;

@@ -15,27 +15,16 @@ pub(crate) struct Raw<'a> {
     pub(crate) value: &'a [u8],
     pub(crate) created: i64,
     pub(crate) revision: i64,
-    pub(crate) lease: i64,
 }
 
 impl<'a> From<&'a KeyValue> for Raw<'a> {
     fn from(kv: &'a KeyValue) -> Self {
-        Self {
-            key: kv.key(),
-            value: kv.value(),
-            created: kv.create_revision(),
-            revision: kv.mod_revision(),
-            lease: kv.lease(),
-        }
+        Self { key: kv.key(), value: kv.value(), created: kv.create_revision(), revision: kv.mod_revision() }
     }
 }
 
 /// The first line of every value; another number is of a version that this one does not understand.
 const FORM: &str = "tooz1";
-
-/// Before the attempt in a gate's value. Python's values are 16 bytes, ours are longer.
-const GATE_HOLDER: &[u8] = b"tooz1 holder ";
-const GATE_SHARED: &[u8] = b"tooz1 shared";
 
 fn lines<const N: usize>(value: &[u8]) -> Option<[&[u8]; N]> {
     let mut parts = value.splitn(N + 1, |byte| *byte == b'\n');
@@ -216,45 +205,6 @@ pub(crate) fn read_broken(value: &[u8]) -> Option<LossReason> {
     Some(LossReason::Broken { by: by.and_then(|by| MemberId::new(by).ok()), why })
 }
 
-/// What Python's key of a lock says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum GateKind {
-    /// It belongs to this holder alone.
-    Holder(AttemptId),
-    /// It belongs to all who share the lock, and hangs on a lease of its own.
-    Shared,
-    /// It is not ours.
-    Foreign,
-}
-
-/// Python's key of a lock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Gate {
-    pub(crate) kind: GateKind,
-    pub(crate) revision: i64,
-    pub(crate) lease: i64,
-}
-
-impl Gate {
-    pub(crate) fn holder(attempt: AttemptId) -> Vec<u8> {
-        [GATE_HOLDER, attempt.to_string().as_bytes()].concat()
-    }
-
-    pub(crate) fn shared() -> Vec<u8> {
-        GATE_SHARED.to_vec()
-    }
-
-    pub(crate) fn read(kv: Raw<'_>) -> Self {
-        let holder = kv.value.strip_prefix(GATE_HOLDER).and_then(text).and_then(AttemptId::parse);
-        let kind = match holder {
-            Some(attempt) => GateKind::Holder(attempt),
-            None if kv.value == GATE_SHARED => GateKind::Shared,
-            None => GateKind::Foreign,
-        };
-        Self { kind, revision: kv.revision, lease: kv.lease }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -262,7 +212,7 @@ mod tests {
     use super::*;
 
     fn kv(value: &[u8]) -> Raw<'_> {
-        Raw { key: b"k", value, created: 7, revision: 9, lease: 5 }
+        Raw { key: b"k", value, created: 7, revision: 9 }
     }
 
     fn holder(mode: LockMode) -> Holder {
@@ -301,22 +251,12 @@ mod tests {
         assert_eq!((read, why.as_str()), (Some(by), "be\ncause"));
     }
 
-    #[test]
-    fn a_gate_is_ours_or_somebody_elses() {
-        let kind = |value: &[u8]| Gate::read(kv(value)).kind;
-        assert_eq!(kind(&Gate::holder(AttemptId(7))), GateKind::Holder(AttemptId(7)));
-        assert_eq!(kind(&Gate::shared()), GateKind::Shared);
-        for value in [&[7; 16][..], b"", b"tooz1", b"tooz1 holder x"] {
-            assert_eq!(kind(value), GateKind::Foreign);
-        }
-    }
-
     proptest! {
         #[test]
         fn anything_is_read_without_panic(value in prop::collection::vec(any::<u8>(), 0..60), ours in any::<bool>()) {
             let value = if ours { [b"tooz1\n", value.as_slice()].concat() } else { value };
             let kv = kv(&value);
-            let _ = (Holder::read(AttemptId(1), kv), Waiter::read(AttemptId(1), kv), Gate::read(kv));
+            let _ = (Holder::read(AttemptId(1), kv), Waiter::read(AttemptId(1), kv));
             let _ = (read_mark(kv.value), read_broken(kv.value));
         }
     }

@@ -7,7 +7,8 @@ use tooz_core::{Error, Result};
 use crate::connection::answer;
 use crate::keys::{LockKeys, LockPart, Range, below, only};
 use crate::lock::fence::{self, Raises};
-use crate::lock::record::{Gate, GateKind, Holder, Waiter, read_mark};
+use crate::lock::record::{Holder, Waiter, read_mark};
+use crate::lock::{Gate, GateKind};
 
 /// One lock, as it was at one revision. The default is one that nobody ever used.
 #[derive(Clone, Debug, Default)]
@@ -77,7 +78,7 @@ impl State {
         let mut state = Self { revision, ..Self::default() };
         for kv in found {
             if keys.gate.as_deref() == Some(kv.key()) {
-                state.gate = Some(Gate::read(kv.into()));
+                state.gate = Some(Gate::read(kv.value(), kv.mod_revision(), kv.lease()));
                 continue;
             }
             if kv.key().starts_with(keys.fence.prefix()) {

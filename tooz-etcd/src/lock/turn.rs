@@ -9,7 +9,7 @@ use tooz_core::{ErrorKind, Result};
 use crate::connection::watcher::{News, Tail};
 use crate::lock::attempt::{Step, Wish};
 use crate::lock::state::{State, Verdict, ranges};
-use crate::session::Life;
+use crate::session_state::Life;
 
 /// Waits until the place is granted or gone.
 pub(crate) async fn wait(life: &Life, place: &Place) -> Result<Turn> {

@@ -1,15 +1,20 @@
 //! Proving that what is held is there: by a transaction, because a read may be answered from the past by a member that was
 //! away (etcd-io/etcd#20418), and a renewal may succeed on a lease that is about to go.
 
-use etcd_client::{Txn, TxnOp};
-use tooz_core::driver::AttemptId;
-use tooz_core::{ErrorKind, LossReason, Result};
+use std::sync::Arc;
+
+use etcd_client::{GetOptions, KeyValue, Txn, TxnOp};
+use tooz_core::driver::{AttemptId, Held, LockKey, Renewal};
+use tooz_core::{ErrorKind, GroupId, LossReason, Result};
 
 use crate::connection::answer;
 use crate::connection::call::MOST_OPERATIONS;
-use crate::lock::record;
-use crate::session::Life;
-use crate::session_state::Stand;
+use crate::error::closed;
+use crate::lock::{Gate, GateKind, record};
+use crate::session_state::{Life, Stand};
+
+/// The operations of a beat's transaction before those that check something.
+const BESIDE_CHECKS: usize = 2;
 
 /// What a proof found, of a session that lives.
 #[derive(Debug)]
@@ -65,5 +70,132 @@ impl Life {
         let look = Txn::new().and_then([TxnOp::get(self.client.keys.broken(self.opened.id, attempt), None)]);
         let response = self.client.connection.send(true, look).await.ok()?;
         record::read_broken(answer::found(&response, 0).first()?.value())
+    }
+
+    /// Whether what the core believes stands on the server, asked together with the prolonging.
+    pub(crate) async fn compare(&self, held: &Held) -> Result<Renewal> {
+        let mut checks = Vec::new();
+        for (key, attempt) in &held.grants {
+            checks.push(Check::grant(self, key, *attempt));
+        }
+        for (key, attempt) in &held.waiting {
+            checks.push(Check::waiting(self, key, *attempt));
+        }
+        for group in &held.groups {
+            checks.push(Check::group(self, group));
+        }
+        let mut renewal = Renewal::confirmed();
+        let mut pages: Vec<Vec<Check>> = vec![Vec::new()];
+        let mut size = BESIDE_CHECKS;
+        for check in checks {
+            if size + check.keys.len() > MOST_OPERATIONS {
+                pages.push(Vec::new());
+                size = BESIDE_CHECKS;
+            }
+            size += check.keys.len();
+            if let Some(page) = pages.last_mut() {
+                page.push(check);
+            }
+        }
+        let mut asked = Vec::new();
+        for page in &pages {
+            let keys = page.iter().flat_map(|check| check.keys.iter().cloned());
+            let gets = keys.map(|key| TxnOp::get(key, Some(GetOptions::new())));
+            let operations = [self.change_nothing(), self.look_at_fence()].into_iter().chain(gets);
+            let txn = Txn::new().when([self.lives()]).and_then(operations.collect::<Vec<_>>());
+            let connection = Arc::clone(&self.client.connection);
+            // All at once: however much there is, it is one round trip.
+            asked.push(
+                self.client
+                    .connection
+                    .context
+                    .spawner
+                    .spawn(async move { connection.send(false, txn).await }),
+            );
+        }
+        for (page, asked) in pages.into_iter().zip(asked) {
+            let response = asked.await.unwrap_or_else(|| Err(closed()))?;
+            if !response.succeeded() {
+                return Ok(Renewal::lost(LossReason::Expired));
+            }
+            self.read_fence(&response, 1)?;
+            let mut at = BESIDE_CHECKS;
+            for check in page {
+                let found: Vec<_> =
+                    (at..at + check.keys.len()).map(|at| answer::one(&response, at)).collect();
+                at += check.keys.len();
+                self.judge(check, &found, &mut renewal);
+            }
+        }
+        Ok(renewal)
+    }
+
+    fn judge(&self, check: Check, found: &[Option<KeyValue>], renewal: &mut Renewal) {
+        let ours = |at: usize| {
+            found.get(at).and_then(Option::as_ref).is_some_and(|kv| kv.lease() == self.opened.lease)
+        };
+        match check.what {
+            What::Grant(attempt, shared_gate, has_gate) => {
+                let gate = found
+                    .get(1)
+                    .and_then(Option::as_ref)
+                    .map(|kv| Gate::read(kv.value(), kv.mod_revision(), kv.lease()));
+                let gated = !has_gate
+                    || gate.is_some_and(|gate| match shared_gate {
+                        Some(lease) => gate.kind == GateKind::Shared && gate.lease == lease,
+                        None => gate.kind == GateKind::Holder(attempt),
+                    });
+                if !ours(0) || !gated {
+                    renewal.gone.push((attempt, LossReason::Vanished));
+                }
+            }
+            What::Waiting(attempt) => {
+                if !(ours(0) || ours(1) || ours(2)) {
+                    renewal.unqueued.push(attempt);
+                }
+            }
+            What::Group(group) => {
+                let exists = found.get(1).is_some_and(Option::is_some);
+                if !ours(0) || !exists {
+                    renewal.evicted.push(group);
+                }
+            }
+        }
+    }
+}
+
+/// Keys to look at, and what they say.
+struct Check {
+    what: What,
+    keys: Vec<Vec<u8>>,
+}
+
+enum What {
+    /// With the lease of its shared gate, and whether there is a gate.
+    Grant(AttemptId, Option<i64>, bool),
+    Waiting(AttemptId),
+    Group(GroupId),
+}
+
+impl Check {
+    fn grant(life: &Life, key: &LockKey, attempt: AttemptId) -> Self {
+        let lock = life.client.keys.lock(key);
+        let what = What::Grant(attempt, life.gate_of(attempt), lock.gate.is_some());
+        Self { what, keys: std::iter::once(lock.holder(attempt)).chain(lock.gate).collect() }
+    }
+
+    fn waiting(life: &Life, key: &LockKey, attempt: AttemptId) -> Self {
+        let lock = life.client.keys.lock(key);
+        // It may just have been granted.
+        let keys = vec![lock.waiter(attempt, false), lock.waiter(attempt, true), lock.holder(attempt)];
+        Self { what: What::Waiting(attempt), keys }
+    }
+
+    fn group(life: &Life, group: &GroupId) -> Self {
+        let keys = life.client.keys.group(group);
+        Self {
+            what: What::Group(group.clone()),
+            keys: vec![keys.member(&life.member), keys.group().to_vec()],
+        }
     }
 }

@@ -1,0 +1,154 @@
+//! Locks of one session: asking, giving back, withdrawing.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use etcd_client::{Compare, CompareOp, Txn, TxnOp};
+use tooz_core::driver::{
+    Acquire, Acquired, AttemptId, End, Grant, LockKey, LockMode, Place, Previous, Released, SessionLocks,
+    Turn,
+};
+use tooz_core::{Error, ErrorKind, Result};
+
+use crate::connection::answer;
+use crate::error::closed;
+use crate::keys::LockKeys;
+use crate::lock::attempt::{Step, Wish};
+use crate::lock::record::write_mark;
+use crate::lock::state::{Verdict, named};
+use crate::lock::turn;
+use crate::session::EtcdSession;
+use crate::session_state::Life;
+
+/// How often an attempt that does not wait looks again because somebody came between its look and its step.
+const TRIES: usize = 64;
+
+/// Takes the mark of an unused grant away, unless it says how one before it ended, or who ended this one.
+fn unmark_unused(keys: &LockKeys, attempt: AttemptId) -> TxnOp {
+    let mark = keys.mark(attempt);
+    let held = Compare::value(mark.clone(), CompareOp::Equal, write_mark(Previous::Clean));
+    TxnOp::txn(Txn::new().when([held]).and_then([TxnOp::delete(mark, None)]))
+}
+
+impl Life {
+    async fn request(&self, request: &Acquire) -> Result<Acquired> {
+        let wish = Wish::new(self, request.attempt, &request.key, request.mode);
+        if self.is_ended(wish.attempt) {
+            let what =
+                format!("attempt {} was withdrawn, released or lost; ask with a new attempt", wish.attempt);
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+        if wish.mode == (LockMode::Permit { limit: 0 }) {
+            let what = format!("{}: a limit of 0 permits lets nobody in", wish.key);
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+        let mut step = self.ask(&wish, request.wait).await?;
+        for _ in 0..TRIES {
+            let state = match step {
+                Step::Granted(grant) => return Ok(Acquired::Granted(grant)),
+                Step::Otherwise(state) => state,
+            };
+            if let Some(holder) = state.holder(wish.attempt) {
+                if let Some(grant) = self.standing_grant(&wish, holder).await? {
+                    return Ok(Acquired::Granted(grant));
+                }
+                let what = "the gate that it shares with other holders is about to go";
+                return Err(Error::new(ErrorKind::Unavailable, what).indeterminate());
+            }
+            let waiter = state.waiter(wish.attempt);
+            if let Err(error) = state.check(wish.mode, wish.attempt) {
+                if waiter.is_some() {
+                    self.clear(&wish.key, wish.attempt, End::Clean).await?;
+                }
+                return Err(named(&wish.key, &error));
+            }
+            match state.verdict(wish.mode, waiter.map(|waiter| waiter.place))? {
+                Verdict::Free => step = self.claim(&wish, &state).await?,
+                _ if waiter.is_some() => {
+                    self.waits(wish.attempt, waiter.map(|waiter| (waiter.mode, waiter.place)));
+                    break;
+                }
+                _ => return Ok(Acquired::Held),
+            }
+        }
+        if request.wait {
+            return Ok(Acquired::Queued(Place::new(wish.attempt, wish.key)));
+        }
+        // So many came between that somebody always holds it.
+        Ok(Acquired::Held)
+    }
+
+    async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
+        let keys = self.client.keys.lock(key);
+        self.leave(attempt);
+        let mut operations = vec![self.move_fence(), unmark_unused(&keys, attempt)];
+        operations.extend(self.clearing(&keys, attempt));
+        // Only while the session lives: its key is never made again.
+        let txn = Txn::new().when([self.lives()]).and_then(operations);
+        match self.client.connection.send(true, txn).await {
+            Ok(response) => {
+                if response.succeeded() {
+                    self.fence_is(answer::revision(&response));
+                }
+                self.end(attempt);
+                Ok(())
+            }
+            // The session is over, and all its requests fail with its key.
+            Err(error) if error.kind() == ErrorKind::SessionLost => {
+                self.end(attempt);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives it back if the holder's key and the gate are as they were granted. If the gate is not, Python's `break_` deleted
+    /// it, and a Python process may hold the lock: that is not touched, and our own key must not stay under the living lease.
+    async fn release(&self, grant: &Grant, end: End) -> Result<Released> {
+        let keys = self.client.keys.lock(&grant.key);
+        let holder = keys.holder(grant.attempt);
+        // What is not known here is no grant of this session, or nothing of it is left on the server.
+        let Some(stand) = self.stand(grant.attempt) else { return Ok(Released::WasNotHolder) };
+        self.leave(grant.attempt);
+        let mut operations = vec![TxnOp::delete(holder.clone(), None)];
+        if end == End::Clean {
+            operations.push(TxnOp::delete(keys.mark(grant.attempt), None));
+        }
+        operations.extend(self.gate_going(&keys, grant.attempt));
+        let all = stand.compares(&keys, grant.attempt, self.opened.lease);
+        let own = stand.own_compares(&keys, grant.attempt, self.opened.lease);
+        let ungated = [
+            TxnOp::delete(holder, None),
+            TxnOp::put(keys.mark(grant.attempt), write_mark(Previous::Unknown), None),
+        ];
+        let ungated = TxnOp::txn(Txn::new().when(own).and_then(ungated));
+        let txn = Txn::new().when(all).and_then(operations).or_else([ungated]);
+        let response = self.client.connection.send(false, txn).await?;
+        self.end(grant.attempt);
+        Ok(if response.succeeded() { Released::Released } else { Released::WasNotHolder })
+    }
+}
+
+#[async_trait]
+impl SessionLocks for EtcdSession {
+    async fn request(&self, request: &Acquire) -> Result<Acquired> {
+        self.life.request(request).await.map_err(|error| error.during("acquire"))
+    }
+
+    async fn turn(&self, place: &Place) -> Result<Turn> {
+        // A task, so that waiting does not depend on who polls; dropped, it ends and leaves the place as it was.
+        let (life, place) = (Arc::clone(&self.life), place.clone());
+        let spawner = self.life.client.connection.context.spawner.clone();
+        let waiting = spawner.spawn(async move { turn::wait(&life, &place).await });
+        let turn = waiting.await.unwrap_or_else(|| Err(closed()));
+        turn.map_err(|error| error.during("acquire"))
+    }
+
+    async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
+        self.life.withdraw(key, attempt).await.map_err(|error| error.during("withdraw"))
+    }
+
+    async fn release(&self, grant: &Grant, end: End) -> Result<Released> {
+        self.life.release(grant, end).await.map_err(|error| error.during("release"))
+    }
+}
