@@ -1,78 +1,22 @@
-//! Groups, as anybody sees them.
+//! Groups: all of them, and the memberships of one session.
+
+use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp, TxnResponse};
-use tooz_core::driver::{ChangeStream, Groups, MemberRecord};
+use tooz_core::driver::{ChangeStream, Groups, Join, MemberRecord, SessionGroups};
 use tooz_core::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
 
 use crate::client::Client;
 use crate::connection::answer;
 use crate::driver::Etcd;
-use crate::keys::{GroupKeys, end_of};
+use crate::keys::end_of;
+use crate::session::EtcdSession;
+use crate::session_state::Life;
+use crate::view::{member_record, no_group, no_member, range};
 use crate::watch;
 
-/// A group at one revision.
-#[derive(Debug)]
-pub(crate) struct Snapshot {
-    pub(crate) revision: i64,
-    /// The id of the data, as its key holds it.
-    pub(crate) epoch: Vec<u8>,
-    /// The create revision of the group's key: a group that was deleted and made again is another one.
-    pub(crate) born: i64,
-    /// `None`: there is no such group. Members without their group do not exist.
-    pub(crate) members: Option<Vec<MemberRecord>>,
-}
-
-pub(crate) fn no_group(group: &GroupId) -> Error {
-    Error::new(ErrorKind::GroupNotFound, format!("group \"{group}\"; create it first"))
-}
-
-pub(crate) fn no_member(group: &GroupId, member: &MemberId) -> Error {
-    Error::new(ErrorKind::MemberNotFound, format!("member \"{member}\" in group \"{group}\""))
-}
-
-/// A member as its key says. A key that is put anew by another session has another lease, one that was deleted in
-/// between another create revision: so each join has an incarnation of its own.
-pub(crate) fn member_record(keys: &GroupKeys, kv: &KeyValue) -> Option<MemberRecord> {
-    let member = keys.parse_member(kv.key())?;
-    let incarnation =
-        u128::from(kv.create_revision().cast_unsigned()) << 64 | u128::from(kv.lease().cast_unsigned());
-    match Capabilities::from_msgpack(kv.value()) {
-        Ok(capabilities) => Some(MemberRecord::new(member, capabilities, incarnation)),
-        Err(error) => {
-            tracing::warn!(%error, key = %kv.key().escape_ascii(), "a member that cannot be read is left out");
-            None
-        }
-    }
-}
-
-fn range(from: Vec<u8>, end: Vec<u8>, options: GetOptions) -> TxnOp {
-    TxnOp::get(from, Some(options.with_range(end)))
-}
-
 impl Client {
-    pub(crate) async fn snapshot(&self, group: &GroupId) -> Result<Snapshot> {
-        let keys = self.keys.group(group);
-        let ranges = keys.members();
-        let mut operations = vec![
-            TxnOp::get(self.keys.epoch(), None),
-            TxnOp::get(keys.group(), Some(GetOptions::new().with_keys_only())),
-        ];
-        operations
-            .extend(ranges.iter().map(|(from, end)| range(from.clone(), end.clone(), GetOptions::new())));
-        let response = self.connection.send(true, Txn::new().and_then(operations)).await?;
-        let born = answer::one(&response, 1).map(|kv| kv.create_revision());
-        let members = born.is_some().then(|| {
-            let found = (0..ranges.len()).flat_map(|at| answer::found(&response, at + 2));
-            let mut members: Vec<MemberRecord> = found.filter_map(|kv| member_record(&keys, &kv)).collect();
-            members.sort_unstable_by(|one, other| one.member.cmp(&other.member));
-            members
-        });
-        let epoch = answer::value(&response, 0);
-        let (revision, born) = (answer::revision(&response), born.unwrap_or_default());
-        Ok(Snapshot { revision, epoch, born, members })
-    }
-
     async fn create_group(&self, group: &GroupId) -> Result<()> {
         let key = self.keys.group(group).group().to_vec();
         let txn = Txn::new()
@@ -182,5 +126,157 @@ impl Groups for Etcd {
 
     async fn watch(&self, group: &GroupId) -> Result<ChangeStream> {
         watch::group(&self.client, group).await
+    }
+}
+
+/// How a key has to be for a join.
+enum Expected {
+    Missing,
+    Ours,
+    /// At this revision: it was looked at, and may be replaced.
+    At(i64),
+}
+
+impl Expected {
+    fn compare(&self, life: &Life, key: &[u8]) -> Compare {
+        match self {
+            Self::Missing => Compare::create_revision(key, CompareOp::Equal, 0),
+            Self::Ours => Compare::lease(key, CompareOp::Equal, life.opened.lease),
+            Self::At(revision) => Compare::mod_revision(key, CompareOp::Equal, *revision),
+        }
+    }
+
+    /// What was found there may be replaced if it is of our own earlier session, whose life is over.
+    fn of(life: &Life, found: Option<&KeyValue>) -> Option<Self> {
+        match found {
+            None => Some(Self::Missing),
+            Some(kv) if kv.lease() == life.opened.lease => Some(Self::Ours),
+            Some(kv) if life.opened.previous == Some(kv.lease()) => Some(Self::At(kv.mod_revision())),
+            Some(_) => None,
+        }
+    }
+}
+
+impl Life {
+    /// Sends a write to a group. One that may still be on its way is kept from arriving after this.
+    async fn write(
+        &self,
+        compares: Vec<Compare>,
+        mut writes: Vec<TxnOp>,
+        looks: Vec<TxnOp>,
+    ) -> Result<TxnResponse> {
+        let ghosts = self.ghosts.load(Ordering::Acquire);
+        if ghosts {
+            writes.push(self.move_fence());
+        }
+        let looks: Vec<TxnOp> = std::iter::once(self.look_at_fence()).chain(looks).collect();
+        let txn = Txn::new().when(compares).and_then(writes).or_else(looks);
+        let response = self.client.connection.send(false, txn).await.inspect_err(|error| {
+            if error.is_indeterminate() {
+                self.ghosts.store(true, Ordering::Release);
+            }
+        })?;
+        if response.succeeded() && ghosts {
+            self.fence_is(answer::revision(&response));
+            self.ghosts.store(false, Ordering::Release);
+        }
+        Ok(response)
+    }
+
+    async fn join(&self, request: &Join) -> Result<()> {
+        let keys = self.client.keys.group(&request.group);
+        let (group, own, claim) =
+            (keys.group().to_vec(), keys.member(&self.member), self.client.keys.claim(&self.member));
+        let claimed = self.claimed.load(Ordering::Acquire);
+        let mut expected = (if claimed { Expected::Ours } else { Expected::Missing }, Expected::Missing);
+        loop {
+            let mut compares =
+                vec![self.fenced(), expected.0.compare(self, &claim), expected.1.compare(self, &own)];
+            let mut writes = vec![
+                TxnOp::put(own.clone(), request.capabilities.as_msgpack(), self.with_lease()),
+                TxnOp::put(claim.clone(), self.opened.id.to_string(), self.with_lease()),
+            ];
+            if request.create {
+                let missing = Compare::version(group.clone(), CompareOp::Equal, 0);
+                let create = [TxnOp::put(group.clone(), group.clone(), None)];
+                writes.push(TxnOp::txn(Txn::new().when([missing]).and_then(create)));
+            } else {
+                compares.push(Compare::version(group.clone(), CompareOp::Greater, 0));
+            }
+            let looks = [&group, &claim, &own].map(|key| TxnOp::get(key.clone(), None)).to_vec();
+            let response = self.write(compares, writes, looks).await?;
+            if response.succeeded() {
+                self.claimed.store(true, Ordering::Release);
+                return Ok(());
+            }
+            self.read_fence(&response, 0)?;
+            if !request.create && answer::found(&response, 1).is_empty() {
+                return Err(no_group(&request.group));
+            }
+            let member = &self.member;
+            let Some(of_claim) = Expected::of(self, answer::found(&response, 2).first()) else {
+                return Err(Error::new(
+                    ErrorKind::MemberExists,
+                    format!("member id \"{member}\" belongs to another live coordinator; use another id"),
+                ));
+            };
+            expected = match Expected::of(self, answer::found(&response, 3).first()) {
+                Some(Expected::Ours) => {
+                    let what = format!("member \"{member}\" joined group \"{}\" before", request.group);
+                    return Err(Error::new(ErrorKind::MemberExists, what));
+                }
+                Some(of_member) => (of_claim, of_member),
+                None => {
+                    let what = format!(
+                        "member \"{member}\" of group \"{}\" is somebody else, perhaps a Python process; use another id",
+                        request.group
+                    );
+                    return Err(Error::new(ErrorKind::MemberExists, what));
+                }
+            };
+        }
+    }
+
+    /// Writes to our own record in a group.
+    async fn write_own(&self, group: &GroupId, write: impl Fn(Vec<u8>) -> TxnOp) -> Result<()> {
+        let keys = self.client.keys.group(group);
+        let own = keys.member(&self.member);
+        loop {
+            let compares = vec![
+                self.fenced(),
+                Compare::version(keys.group(), CompareOp::Greater, 0),
+                Compare::lease(own.clone(), CompareOp::Equal, self.opened.lease),
+            ];
+            let looks = vec![TxnOp::get(keys.group(), None), TxnOp::get(own.clone(), None)];
+            let response = self.write(compares, vec![write(own.clone())], looks).await?;
+            if response.succeeded() {
+                return Ok(());
+            }
+            self.read_fence(&response, 0)?;
+            if answer::found(&response, 1).is_empty() {
+                return Err(no_group(group));
+            }
+            if answer::found(&response, 2).first().is_none_or(|kv| kv.lease() != self.opened.lease) {
+                return Err(no_member(group, &self.member));
+            }
+            // A withdrawal of ours came between.
+        }
+    }
+}
+
+#[async_trait]
+impl SessionGroups for EtcdSession {
+    async fn join(&self, request: &Join) -> Result<()> {
+        self.life.join(request).await.map_err(|error| error.during("join"))
+    }
+
+    async fn leave(&self, group: &GroupId) -> Result<()> {
+        let left = self.life.write_own(group, |own| TxnOp::delete(own, None)).await;
+        left.map_err(|error| error.during("leave"))
+    }
+
+    async fn update(&self, group: &GroupId, capabilities: &Capabilities) -> Result<()> {
+        let put = |own| TxnOp::put(own, capabilities.as_msgpack(), self.life.with_lease());
+        self.life.write_own(group, put).await.map_err(|error| error.during("update"))
     }
 }

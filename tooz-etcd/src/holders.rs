@@ -4,18 +4,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
-use tooz_core::driver::{
-    BreakRequest, HolderRecord, HolderStream, Holders, LockKey, LockMode, Locks, Previous,
-};
+use tooz_core::driver::{BreakRequest, HolderRecord, HolderStream, Holders, LockKey, Locks, Previous};
 use tooz_core::{Error, ErrorKind, FencingToken, Result};
 
 use crate::client::Client;
-use crate::connection::answer;
 use crate::driver::Etcd;
 use crate::keys::LockKeys;
 use crate::lock::record::{Holder, write_broken, write_mark};
-use crate::lock::state::{State, look};
+use crate::lock::state::State;
 use crate::lock::{Gate, GateKind, fence};
+use crate::view::{holders, record};
 use crate::watch;
 
 /// How long the record of who broke a grant is kept, at least: longer than anybody takes to ask.
@@ -24,36 +22,7 @@ const RETENTION: Duration = Duration::from_secs(3_600);
 /// How many holders are broken in one step; etcd refuses transactions of more than 128 operations.
 const AT_ONCE: usize = 24;
 
-fn record(holder: &Holder) -> HolderRecord {
-    let token = u64::try_from(holder.token).ok().and_then(FencingToken::new);
-    HolderRecord::new(Some(holder.member.clone()), token, holder.mode, holder.since)
-}
-
-/// Who holds the lock in this state.
-pub(crate) fn holders(state: &State) -> Holders {
-    let mut records: Vec<HolderRecord> = state.holders.iter().map(record).collect();
-    if records.is_empty() && state.gate.is_some_and(|gate| gate.kind == GateKind::Foreign) {
-        // Python: its key says no name.
-        records.push(HolderRecord::new(None, None, LockMode::Exclusive, None));
-    }
-    Holders::new(records, Some(u64::try_from(state.queue.len()).unwrap_or(u64::MAX)))
-}
-
 impl Client {
-    async fn look(&self, keys: &LockKeys) -> Result<State> {
-        let response = self.connection.send(true, Txn::new().and_then(look(keys))).await?;
-        State::read(keys, &response, 0)
-    }
-
-    /// The lock, and the id of the data.
-    pub(crate) async fn look_with_epoch(&self, keys: &LockKeys) -> Result<(State, Vec<u8>)> {
-        let operations: Vec<TxnOp> =
-            std::iter::once(TxnOp::get(self.keys.epoch(), None)).chain(look(keys)).collect();
-        let response = self.connection.send(true, Txn::new().and_then(operations)).await?;
-        let epoch = answer::value(&response, 0);
-        Ok((State::read(keys, &response, 1)?, epoch))
-    }
-
     async fn break_lock(&self, request: &BreakRequest) -> Result<Vec<HolderRecord>> {
         let keys = self.keys.lock(&request.key);
         let mut broken = Vec::new();

@@ -12,10 +12,10 @@ mod holders;
 mod keys;
 mod lock;
 mod locks;
-mod members;
 mod session;
 mod session_state;
 pub mod shared_with_python;
+mod view;
 mod watch;
 
 use std::sync::Arc;

@@ -16,10 +16,9 @@ use tooz_core::{ErrorKind, GroupId, MemberId, Result};
 
 use crate::client::Client;
 use crate::connection::watcher::{News, Tail};
-use crate::groups::{Snapshot, member_record, no_group};
-use crate::holders;
 use crate::keys::{GroupKeys, LockKeys, Range, only};
 use crate::lock::state::{Verdict, ranges};
+use crate::view::{self, Snapshot, member_record, no_group};
 
 /// How many changes wait for a slow reader before it gets a view instead (W3).
 const BACKLOG: usize = 256;
@@ -292,7 +291,7 @@ impl Source for Present {
 /// Follows the holders of a lock.
 pub(crate) async fn holders(client: &Arc<Client>, keys: LockKeys) -> Result<HolderStream> {
     let (state, epoch) = client.look_with_epoch(&keys).await?;
-    let present = Present { latest: Some(holders::holders(&state)), ..Present::default() };
+    let present = Present { latest: Some(view::holders(&state)), ..Present::default() };
     let shared = Arc::new(Mutex::new(Shared { source: present, waker: None }));
     let places = ranges(&keys, &Verdict::Held);
     let mut tail = Tail::new(&client.connection, &client.keys, epoch, places, state.revision);
@@ -314,7 +313,7 @@ pub(crate) async fn holders(client: &Arc<Client>, keys: LockKeys) -> Result<Hold
                     Ok((state, _)) if state.revision < at_least => client.connection.pause().await,
                     Ok((state, epoch)) => {
                         seen = state.revision;
-                        let holders = holders::holders(&state);
+                        let holders = view::holders(&state);
                         change(&told, |present| present.latest = Some(holders));
                         if restart {
                             tail.restart(epoch, state.revision);
