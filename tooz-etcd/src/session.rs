@@ -6,23 +6,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use etcd_client::{Compare, CompareOp, PutOptions, ResponseHeader, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, ResponseHeader, Txn, TxnOp};
 use tokio::sync::mpsc;
 use tooz_core::clock::Instant;
 use tooz_core::driver::{
     AttemptId, End, Epoch, Held, LockMode, Notice, OpenSession, Renewal, Session, SessionGroups, SessionId,
-    SessionLocks,
+    SessionLocks, Stamp, earlier_layout_in_use,
 };
 use tooz_core::runtime::Task;
 use tooz_core::{Error, ErrorKind, LossReason, Result};
 
-use crate::client::{Beginning, Client};
+use crate::client::Client;
 use crate::connection::answer;
 use crate::connection::call::MOST_OPERATIONS;
-use crate::error::closed;
+use crate::error::{closed, corrupt};
 use crate::lock::cleanup::unmark_held;
 use crate::lock::monitor::{self, Post};
-use crate::lock::record;
+use crate::lock::{fence, record};
 use crate::session_state::{Life, Opened};
 
 /// How often a session is opened whose lease ends before anything could be written with it.
@@ -87,6 +87,79 @@ impl EtcdSession {
     }
 }
 
+/// What has to hold for a session to begin, and what makes it so.
+struct Beginning {
+    stamp: Stamp,
+    compares: Vec<Compare>,
+    /// Nothing, if the stamp stands already.
+    write: Vec<TxnOp>,
+}
+
+impl Client {
+    /// How a session begins beside a stamp that need not be changed; `None`: it is missing, or of an earlier layout.
+    ///
+    /// # Errors
+    /// `Incompatible`: it is of a later layout; `Corrupt`: it cannot be read.
+    fn beside(&self, seen: &[u8]) -> Result<Option<Beginning>> {
+        if seen.is_empty() {
+            return Ok(None);
+        }
+        let stamp = self.parse(seen)?;
+        let compares = vec![Compare::value(self.keys.epoch(), CompareOp::Equal, seen)];
+        let same = stamp.compare(&self.described(), self.layout)?.is_eq();
+        Ok(same.then(|| Beginning { stamp, compares, write: Vec::new() }))
+    }
+
+    /// How a session begins; `seen`: the stamp as it was last seen; `revision`: of now, or a little before.
+    ///
+    /// # Errors
+    /// `Incompatible`: the data is of a later layout, or of an earlier one in which a session lives. `Corrupt`: a session lives
+    /// in a layout that is not known.
+    async fn beginning(&self, seen: &[u8], revision: i64) -> Result<Beginning> {
+        if let Some(beginning) = self.beside(seen)? {
+            return Ok(beginning);
+        }
+        let (key, (from, end)) = (self.keys.epoch(), self.keys.sessions());
+        let list = TxnOp::get(from.clone(), Some(GetOptions::new().with_range(end.clone())));
+        let look = Txn::new().and_then([TxnOp::get(key.clone(), None), list]);
+        let response = self.connection.send(true, look).await?;
+        let stands = answer::value(&response, 0);
+        if let Some(beginning) = self.beside(&stands)? {
+            return Ok(beginning);
+        }
+        let found = (!stands.is_empty()).then(|| self.parse(&stands)).transpose()?;
+        let mut living = answer::found(&response, 1).into_iter().filter(|kv| self.keys.is_session(kv.key()));
+        if let Some(kv) = living.next() {
+            let who = record::read_session(kv.value())
+                .map_or_else(|| "a session".to_owned(), |member| format!("member \"{member}\""));
+            return Err(match found {
+                Some(found) => earlier_layout_in_use(&self.described(), found.layout, self.layout, &who),
+                None => {
+                    corrupt(&key, &format!("is missing, although {who} lives; end all programs that use it"))
+                }
+            });
+        }
+        let stamp = match found {
+            Some(found) => Stamp { layout: self.layout, ..found },
+            None => Stamp { layout: self.layout, epoch: Epoch(self.connection.context.entropy.id()) },
+        };
+        let mut write = vec![TxnOp::put(key.clone(), stamp.to_string(), None)];
+        // Layout 1 had no raises.
+        let raised = found.is_some_and(|found| found.layout > 1);
+        write.extend(
+            (!raised).then(|| fence::first(self.keys.fence(), &self.connection.context.clock, revision)),
+        );
+        let unchanged = match found {
+            Some(_) => Compare::value(key, CompareOp::Equal, stands),
+            None => Compare::version(key, CompareOp::Equal, 0),
+        };
+        // No session has begun since.
+        let next = answer::revision(&response).saturating_add(1);
+        let none = Compare::mod_revision(from, CompareOp::Less, next).with_range(end);
+        Ok(Beginning { stamp, compares: vec![unchanged, none], write })
+    }
+}
+
 /// The lease of a session: it stands in the id.
 fn lease_of(id: SessionId) -> i64 {
     let low = u64::try_from(id.0 & u128::from(u64::MAX)).unwrap_or_default();
@@ -102,12 +175,12 @@ async fn write_session(
     (lease, revision): (i64, i64),
     previous: Option<i64>,
 ) -> Result<Opened> {
+    let value = record::write_session(&request.member);
     let with_lease = || Some(PutOptions::new().with_lease(lease));
     let mut seen = client.seen().clone();
     for _ in 0..STAMPINGS {
         let Beginning { stamp, compares, write } = client.beginning(&seen, revision).await?;
-        let mut operations =
-            vec![TxnOp::put(client.keys.session(id), record::write_session(&request.member), with_lease())];
+        let mut operations = vec![TxnOp::put(client.keys.session(id), value.clone(), with_lease())];
         if let Some(previous) = previous {
             let claim = client.keys.claim(&request.member);
             operations.push(TxnOp::txn(
@@ -124,7 +197,15 @@ async fn write_session(
             *client.seen() = stamp.to_string().into_bytes();
             let claimed =
                 previous.is_some() && answer::nested(&response, 1).is_some_and(|nested| nested.succeeded());
-            return Ok(Opened { id, lease, previous, claimed, stamp, revision: answer::revision(&response) });
+            return Ok(Opened {
+                id,
+                value,
+                lease,
+                previous,
+                claimed,
+                stamp,
+                revision: answer::revision(&response),
+            });
         }
         seen = answer::value(&response, 0);
     }

@@ -17,13 +17,14 @@ use tooz_core::{Error, ErrorKind, MemberId, Result};
 
 use crate::client::Client;
 use crate::connection::answer;
-use crate::keys::{Keys, LockKeys};
-use crate::lock::{Gate, record};
+use crate::keys::Keys;
 
 /// What opening a session wrote.
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) id: SessionId,
+    /// What the session's key holds.
+    pub(crate) value: Vec<u8>,
     pub(crate) lease: i64,
     /// The lease of the coordinator's earlier session.
     pub(crate) previous: Option<i64>,
@@ -90,7 +91,7 @@ impl Life {
 
     /// Moves the fence: what was sent before and arrives later fails.
     pub(crate) fn move_fence(&self) -> TxnOp {
-        TxnOp::put(self.key(), record::write_session(&self.member), self.with_lease())
+        TxnOp::put(self.key(), self.opened.value.clone(), self.with_lease())
     }
 
     /// A write that changes nothing: it makes a transaction go the way of everything that changes something. One that only
@@ -162,31 +163,6 @@ impl Stand {
     /// A grant that is held, with the create revision of its key; `gate`: the lease of the gate that it shares.
     fn new(grant: &Grant, created: i64, gate: Option<i64>) -> Self {
         Self { key: grant.key.clone(), mode: grant.mode, gate, created, course: Course::Held }
-    }
-
-    /// True while the holder's key is there, as this session made it: whose grant it is says the server, not the caller.
-    pub(crate) fn own_compares(&self, keys: &LockKeys, attempt: AttemptId, lease: i64) -> Vec<Compare> {
-        let holder = keys.holder(attempt);
-        vec![
-            Compare::create_revision(holder.clone(), CompareOp::Equal, self.created),
-            Compare::lease(holder, CompareOp::Equal, lease),
-        ]
-    }
-
-    /// True while all of the grant is there.
-    pub(crate) fn compares(&self, keys: &LockKeys, attempt: AttemptId, lease: i64) -> Vec<Compare> {
-        let mut compares = self.own_compares(keys, attempt, lease);
-        match (&keys.gate, self.gate) {
-            (Some(gate), Some(lease)) => {
-                compares.push(Compare::value(gate.clone(), CompareOp::Equal, Gate::shared()));
-                compares.push(Compare::lease(gate.clone(), CompareOp::Equal, lease));
-            }
-            (Some(gate), None) => {
-                compares.push(Compare::value(gate.clone(), CompareOp::Equal, Gate::holder(attempt)));
-            }
-            (None, _) => {}
-        }
-        compares
     }
 
     /// The keys that it stands on.

@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 
-use etcd_client::{GetOptions, KeyValue, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, Txn, TxnOp};
 use tooz_core::driver::{AttemptId, Held, LockKey, Renewal};
 use tooz_core::{ErrorKind, GroupId, LossReason, Result};
 
 use crate::connection::answer;
 use crate::connection::call::MOST_OPERATIONS;
 use crate::error::closed;
+use crate::keys::LockKeys;
 use crate::lock::{Gate, GateKind, record};
 use crate::session_state::{Life, Stand};
 
@@ -22,6 +23,33 @@ pub(crate) struct Proof {
     /// The revision at which all that is not gone was there.
     pub(crate) revision: i64,
     pub(crate) gone: Vec<(AttemptId, LossReason)>,
+}
+
+impl Stand {
+    /// True while the holder's key is there, as this session made it: whose grant it is says the server, not the caller.
+    pub(crate) fn own_compares(&self, keys: &LockKeys, attempt: AttemptId, lease: i64) -> Vec<Compare> {
+        let holder = keys.holder(attempt);
+        vec![
+            Compare::create_revision(holder.clone(), CompareOp::Equal, self.created),
+            Compare::lease(holder, CompareOp::Equal, lease),
+        ]
+    }
+
+    /// True while all of the grant is there.
+    pub(crate) fn compares(&self, keys: &LockKeys, attempt: AttemptId, lease: i64) -> Vec<Compare> {
+        let mut compares = self.own_compares(keys, attempt, lease);
+        match (&keys.gate, self.gate) {
+            (Some(gate), Some(lease)) => {
+                compares.push(Compare::value(gate.clone(), CompareOp::Equal, Gate::shared()));
+                compares.push(Compare::lease(gate.clone(), CompareOp::Equal, lease));
+            }
+            (Some(gate), None) => {
+                compares.push(Compare::value(gate.clone(), CompareOp::Equal, Gate::holder(attempt)));
+            }
+            (None, _) => {}
+        }
+        compares
+    }
 }
 
 impl Life {
