@@ -12,7 +12,7 @@ use crate::connection::answer;
 use crate::driver::Etcd;
 use crate::keys::end_of;
 use crate::session::EtcdSession;
-use crate::session_state::Life;
+use crate::session_state::SessionState;
 use crate::view::{member_record, no_group, no_member, range};
 use crate::watch;
 
@@ -138,26 +138,26 @@ enum Expected {
 }
 
 impl Expected {
-    fn compare(&self, life: &Life, key: &[u8]) -> Compare {
+    fn compare(&self, session: &SessionState, key: &[u8]) -> Compare {
         match self {
             Self::Missing => Compare::create_revision(key, CompareOp::Equal, 0),
-            Self::Ours => Compare::lease(key, CompareOp::Equal, life.opened.lease),
+            Self::Ours => Compare::lease(key, CompareOp::Equal, session.opened.lease),
             Self::At(revision) => Compare::mod_revision(key, CompareOp::Equal, *revision),
         }
     }
 
     /// What was found there may be replaced if it is of our own earlier session, whose life is over.
-    fn of(life: &Life, found: Option<&KeyValue>) -> Option<Self> {
+    fn of(session: &SessionState, found: Option<&KeyValue>) -> Option<Self> {
         match found {
             None => Some(Self::Missing),
-            Some(kv) if kv.lease() == life.opened.lease => Some(Self::Ours),
-            Some(kv) if life.opened.previous == Some(kv.lease()) => Some(Self::At(kv.mod_revision())),
+            Some(kv) if kv.lease() == session.opened.lease => Some(Self::Ours),
+            Some(kv) if session.opened.previous == Some(kv.lease()) => Some(Self::At(kv.mod_revision())),
             Some(_) => None,
         }
     }
 }
 
-impl Life {
+impl SessionState {
     /// Sends a write to a group. One that may still be on its way is kept from arriving after this.
     async fn write(
         &self,
@@ -165,20 +165,20 @@ impl Life {
         mut writes: Vec<TxnOp>,
         looks: Vec<TxnOp>,
     ) -> Result<TxnResponse> {
-        let ghosts = self.ghosts.load(Ordering::Acquire);
-        if ghosts {
-            writes.push(self.move_fence());
+        let in_doubt = self.write_in_doubt.load(Ordering::Acquire);
+        if in_doubt {
+            writes.push(self.advance_session_epoch());
         }
-        let looks: Vec<TxnOp> = std::iter::once(self.look_at_fence()).chain(looks).collect();
+        let looks: Vec<TxnOp> = std::iter::once(self.get_session_epoch()).chain(looks).collect();
         let txn = Txn::new().when(compares).and_then(writes).or_else(looks);
         let response = self.client.connection.send(false, txn).await.inspect_err(|error| {
             if error.is_indeterminate() {
-                self.ghosts.store(true, Ordering::Release);
+                self.write_in_doubt.store(true, Ordering::Release);
             }
         })?;
-        if response.succeeded() && ghosts {
-            self.fence_is(answer::revision(&response));
-            self.ghosts.store(false, Ordering::Release);
+        if response.succeeded() && in_doubt {
+            self.set_session_epoch(answer::revision(&response));
+            self.write_in_doubt.store(false, Ordering::Release);
         }
         Ok(response)
     }
@@ -190,8 +190,11 @@ impl Life {
         let claimed = self.claimed.load(Ordering::Acquire);
         let mut expected = (if claimed { Expected::Ours } else { Expected::Missing }, Expected::Missing);
         loop {
-            let mut compares =
-                vec![self.fenced(), expected.0.compare(self, &claim), expected.1.compare(self, &own)];
+            let mut compares = vec![
+                self.in_session_epoch(),
+                expected.0.compare(self, &claim),
+                expected.1.compare(self, &own),
+            ];
             let mut writes = vec![
                 TxnOp::put(own.clone(), request.capabilities.as_msgpack(), self.with_lease()),
                 TxnOp::put(claim.clone(), self.opened.id.to_string(), self.with_lease()),
@@ -209,7 +212,7 @@ impl Life {
                 self.claimed.store(true, Ordering::Release);
                 return Ok(());
             }
-            self.read_fence(&response, 0)?;
+            self.read_session_epoch(&response, 0)?;
             if !request.create && answer::found(&response, 1).is_empty() {
                 return Err(no_group(&request.group));
             }
@@ -243,7 +246,7 @@ impl Life {
         let own = keys.member(&self.member);
         loop {
             let compares = vec![
-                self.fenced(),
+                self.in_session_epoch(),
                 Compare::version(keys.group(), CompareOp::Greater, 0),
                 Compare::lease(own.clone(), CompareOp::Equal, self.opened.lease),
             ];
@@ -252,7 +255,7 @@ impl Life {
             if response.succeeded() {
                 return Ok(());
             }
-            self.read_fence(&response, 0)?;
+            self.read_session_epoch(&response, 0)?;
             if answer::found(&response, 1).is_empty() {
                 return Err(no_group(group));
             }
@@ -267,16 +270,16 @@ impl Life {
 #[async_trait]
 impl SessionGroups for EtcdSession {
     async fn join(&self, request: &Join) -> Result<()> {
-        self.life.join(request).await.map_err(|error| error.during("join"))
+        self.state.join(request).await.map_err(|error| error.during("join"))
     }
 
     async fn leave(&self, group: &GroupId) -> Result<()> {
-        let left = self.life.write_own(group, |own| TxnOp::delete(own, None)).await;
+        let left = self.state.write_own(group, |own| TxnOp::delete(own, None)).await;
         left.map_err(|error| error.during("leave"))
     }
 
     async fn update(&self, group: &GroupId, capabilities: &Capabilities) -> Result<()> {
-        let put = |own| TxnOp::put(own, capabilities.as_msgpack(), self.life.with_lease());
-        self.life.write_own(group, put).await.map_err(|error| error.during("update"))
+        let put = |own| TxnOp::put(own, capabilities.as_msgpack(), self.state.with_lease());
+        self.state.write_own(group, put).await.map_err(|error| error.during("update"))
     }
 }

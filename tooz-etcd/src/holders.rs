@@ -60,7 +60,7 @@ impl Client {
                     Some(PutOptions::new().with_lease(lease)),
                 ));
             }
-            operations.extend(gate_going(&keys, &state, &victims));
+            operations.extend(delete_gate(&keys, &state, &victims));
             let response =
                 self.connection.send(false, Txn::new().when(compares).and_then(operations)).await?;
             if response.succeeded() {
@@ -90,7 +90,7 @@ impl Client {
 }
 
 /// The gate goes with its holder, or with the last of those who share it.
-fn gate_going(keys: &LockKeys, state: &State, victims: &[&Holder]) -> Option<TxnOp> {
+fn delete_gate(keys: &LockKeys, state: &State, victims: &[&Holder]) -> Option<TxnOp> {
     let gate = keys.gate.clone()?;
     let all = victims.len() == state.holders.len();
     let value = match state.gate?.kind {

@@ -13,12 +13,12 @@ use tooz_core::{Error, ErrorKind, Result};
 use crate::connection::answer;
 use crate::error::closed;
 use crate::keys::LockKeys;
-use crate::lock::attempt::{Step, Wish};
+use crate::lock::attempt::{Attempt, Step};
 use crate::lock::record::write_mark;
 use crate::lock::state::{Verdict, named};
 use crate::lock::turn;
 use crate::session::EtcdSession;
-use crate::session_state::Life;
+use crate::session_state::SessionState;
 
 /// How often an attempt that does not wait looks again because somebody came between its look and its step.
 const TRIES: usize = 64;
@@ -30,49 +30,49 @@ fn unmark_unused(keys: &LockKeys, attempt: AttemptId) -> TxnOp {
     TxnOp::txn(Txn::new().when([held]).and_then([TxnOp::delete(mark, None)]))
 }
 
-impl Life {
+impl SessionState {
     async fn request(&self, request: &Acquire) -> Result<Acquired> {
-        let wish = Wish::new(self, request.attempt, &request.key, request.mode);
-        if self.is_ended(wish.attempt) {
+        let attempt = Attempt::new(self, request.attempt, &request.key, request.mode);
+        if self.is_ended(attempt.id) {
             let what =
-                format!("attempt {} was withdrawn, released or lost; ask with a new attempt", wish.attempt);
+                format!("attempt {} was withdrawn, released or lost; ask with a new attempt", attempt.id);
             return Err(Error::new(ErrorKind::Invalid, what));
         }
-        if wish.mode == (LockMode::Permit { limit: 0 }) {
-            let what = format!("{}: a limit of 0 permits lets nobody in", wish.key);
+        if attempt.mode == (LockMode::Permit { limit: 0 }) {
+            let what = format!("{}: a limit of 0 permits lets nobody in", attempt.key);
             return Err(Error::new(ErrorKind::Invalid, what));
         }
-        let mut step = self.ask(&wish, request.wait).await?;
+        let mut step = self.ask(&attempt, request.wait).await?;
         for _ in 0..TRIES {
             let state = match step {
                 Step::Granted(grant) => return Ok(Acquired::Granted(grant)),
                 Step::Otherwise(state) => state,
             };
-            if let Some(holder) = state.holder(wish.attempt) {
-                if let Some(grant) = self.standing_grant(&wish, holder).await? {
+            if let Some(holder) = state.holder(attempt.id) {
+                if let Some(grant) = self.confirm_grant(&attempt, holder).await? {
                     return Ok(Acquired::Granted(grant));
                 }
                 let what = "the gate that it shares with other holders is about to go";
                 return Err(Error::new(ErrorKind::Unavailable, what).indeterminate());
             }
-            let waiter = state.waiter(wish.attempt);
-            if let Err(error) = state.check(wish.mode, wish.attempt) {
+            let waiter = state.waiter(attempt.id);
+            if let Err(error) = state.check(attempt.mode, attempt.id) {
                 if waiter.is_some() {
-                    self.clear(&wish.key, wish.attempt, End::Clean).await?;
+                    self.clear(&attempt.key, attempt.id, End::Clean).await?;
                 }
-                return Err(named(&wish.key, &error));
+                return Err(named(&attempt.key, &error));
             }
-            match state.verdict(wish.mode, waiter.map(|waiter| waiter.place))? {
-                Verdict::Free => step = self.claim(&wish, &state).await?,
+            match state.verdict(attempt.mode, waiter.map(|waiter| waiter.position))? {
+                Verdict::Free => step = self.claim(&attempt, &state).await?,
                 _ if waiter.is_some() => {
-                    self.waits(wish.attempt, waiter.map(|waiter| (waiter.mode, waiter.place)));
+                    self.set_position(attempt.id, waiter.map(|waiter| (waiter.mode, waiter.position)));
                     break;
                 }
                 _ => return Ok(Acquired::Held),
             }
         }
         if request.wait {
-            return Ok(Acquired::Queued(Place::new(wish.attempt, wish.key)));
+            return Ok(Acquired::Queued(Place::new(attempt.id, attempt.key)));
         }
         // So many came between that somebody always holds it.
         Ok(Acquired::Held)
@@ -80,22 +80,22 @@ impl Life {
 
     async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
         let keys = self.client.keys.lock(key);
-        self.leave(attempt);
-        let mut operations = vec![self.move_fence(), unmark_unused(&keys, attempt)];
-        operations.extend(self.clearing(&keys, attempt));
+        self.mark_leaving(attempt);
+        let mut operations = vec![self.advance_session_epoch(), unmark_unused(&keys, attempt)];
+        operations.extend(self.clear_operations(&keys, attempt));
         // Only while the session lives: its key is never made again.
         let txn = Txn::new().when([self.lives()]).and_then(operations);
         match self.client.connection.send(true, txn).await {
             Ok(response) => {
                 if response.succeeded() {
-                    self.fence_is(answer::revision(&response));
+                    self.set_session_epoch(answer::revision(&response));
                 }
-                self.end(attempt);
+                self.mark_ended(attempt);
                 Ok(())
             }
             // The session is over, and all its requests fail with its key.
             Err(error) if error.kind() == ErrorKind::SessionLost => {
-                self.end(attempt);
+                self.mark_ended(attempt);
                 Ok(())
             }
             Err(error) => Err(error),
@@ -108,15 +108,15 @@ impl Life {
         let keys = self.client.keys.lock(&grant.key);
         let holder = keys.holder(grant.attempt);
         // What is not known here is no grant of this session, or nothing of it is left on the server.
-        let Some(stand) = self.stand(grant.attempt) else { return Ok(Released::WasNotHolder) };
-        self.leave(grant.attempt);
+        let Some(known) = self.known_grant(grant.attempt) else { return Ok(Released::WasNotHolder) };
+        self.mark_leaving(grant.attempt);
         let mut operations = vec![TxnOp::delete(holder.clone(), None)];
         if end == End::Clean {
             operations.push(TxnOp::delete(keys.mark(grant.attempt), None));
         }
-        operations.extend(self.gate_going(&keys, grant.attempt));
-        let all = stand.compares(&keys, grant.attempt, self.opened.lease);
-        let own = stand.own_compares(&keys, grant.attempt, self.opened.lease);
+        operations.extend(self.delete_gate(&keys, grant.attempt));
+        let all = known.compares(&keys, grant.attempt, self.opened.lease);
+        let own = known.own_compares(&keys, grant.attempt, self.opened.lease);
         let ungated = [
             TxnOp::delete(holder, None),
             TxnOp::put(keys.mark(grant.attempt), write_mark(Previous::Unknown), None),
@@ -124,7 +124,7 @@ impl Life {
         let ungated = TxnOp::txn(Txn::new().when(own).and_then(ungated));
         let txn = Txn::new().when(all).and_then(operations).or_else([ungated]);
         let response = self.client.connection.send(false, txn).await?;
-        self.end(grant.attempt);
+        self.mark_ended(grant.attempt);
         Ok(if response.succeeded() { Released::Released } else { Released::WasNotHolder })
     }
 }
@@ -132,23 +132,23 @@ impl Life {
 #[async_trait]
 impl SessionLocks for EtcdSession {
     async fn request(&self, request: &Acquire) -> Result<Acquired> {
-        self.life.request(request).await.map_err(|error| error.during("acquire"))
+        self.state.request(request).await.map_err(|error| error.during("acquire"))
     }
 
     async fn turn(&self, place: &Place) -> Result<Turn> {
         // A task, so that waiting does not depend on who polls; dropped, it ends and leaves the place as it was.
-        let (life, place) = (Arc::clone(&self.life), place.clone());
-        let spawner = self.life.client.connection.context.spawner.clone();
-        let waiting = spawner.spawn(async move { turn::wait(&life, &place).await });
+        let (session, place) = (Arc::clone(&self.state), place.clone());
+        let spawner = self.state.client.connection.context.spawner.clone();
+        let waiting = spawner.spawn(async move { turn::wait(&session, &place).await });
         let turn = waiting.await.unwrap_or_else(|| Err(closed()));
         turn.map_err(|error| error.during("acquire"))
     }
 
     async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
-        self.life.withdraw(key, attempt).await.map_err(|error| error.during("withdraw"))
+        self.state.withdraw(key, attempt).await.map_err(|error| error.during("withdraw"))
     }
 
     async fn release(&self, grant: &Grant, end: End) -> Result<Released> {
-        self.life.release(grant, end).await.map_err(|error| error.during("release"))
+        self.state.release(grant, end).await.map_err(|error| error.during("release"))
     }
 }

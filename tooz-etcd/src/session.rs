@@ -21,9 +21,9 @@ use crate::connection::answer;
 use crate::connection::call::MOST_OPERATIONS;
 use crate::error::{closed, corrupt};
 use crate::lock::cleanup::unmark_held;
-use crate::lock::monitor::{self, Post};
+use crate::lock::monitor;
 use crate::lock::{fence, record};
-use crate::session_state::{Life, Opened};
+use crate::session_state::{Opened, SessionState};
 
 /// How often a session is opened whose lease ends before anything could be written with it.
 const OPENINGS: u32 = 3;
@@ -32,16 +32,16 @@ const STAMPINGS: u32 = 5;
 
 /// One session, as the core holds it.
 pub(crate) struct EtcdSession {
-    pub(crate) life: Arc<Life>,
+    pub(crate) state: Arc<SessionState>,
     opened_at: Instant,
     notices: tokio::sync::Mutex<mpsc::Receiver<Notice>>,
-    vigil: Mutex<Option<Task<()>>>,
+    monitor: Mutex<Option<Task<()>>>,
     closed: AtomicBool,
 }
 
 impl fmt::Debug for EtcdSession {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EtcdSession").field("id", &self.life.opened.id).finish_non_exhaustive()
+        f.debug_struct("EtcdSession").field("id", &self.state.opened.id).finish_non_exhaustive()
     }
 }
 
@@ -68,7 +68,7 @@ impl EtcdSession {
                 }
                 Err(error) => {
                     // Whoever cannot write must not leave leases behind at every try; if this fails, too, it ends by
-                    // itclient.
+                    // itself.
                     let _ = client.connection.revoke(lease).await;
                     return Err(error);
                 }
@@ -79,11 +79,11 @@ impl EtcdSession {
         {
             tracing::debug!(%error, "the earlier session could not be ended; it ends by its ttl");
         }
-        let life = Arc::new(Life::new(client, request.member.clone(), opened, ttl));
-        let (post, notices): (Post, _) = mpsc::channel(monitor::POST);
-        let vigil = client.connection.context.spawner.spawn(monitor::keep_vigil(Arc::clone(&life), post));
-        let (notices, vigil) = (tokio::sync::Mutex::new(notices), Mutex::new(Some(vigil)));
-        Ok(Self { life, opened_at, notices, vigil, closed: AtomicBool::new(false) })
+        let state = Arc::new(SessionState::new(client, request.member.clone(), opened, ttl));
+        let (sender, notices) = mpsc::channel(monitor::MOST_NOTICES);
+        let monitor = client.connection.context.spawner.spawn(monitor::run(Arc::clone(&state), sender));
+        let (notices, monitor) = (tokio::sync::Mutex::new(notices), Mutex::new(Some(monitor)));
+        Ok(Self { state, opened_at, notices, monitor, closed: AtomicBool::new(false) })
     }
 }
 
@@ -100,7 +100,7 @@ impl Client {
     ///
     /// # Errors
     /// `Incompatible`: it is of a later layout; `Corrupt`: it cannot be read.
-    fn beside(&self, seen: &[u8]) -> Result<Option<Beginning>> {
+    fn prepare_beside(&self, seen: &[u8]) -> Result<Option<Beginning>> {
         if seen.is_empty() {
             return Ok(None);
         }
@@ -115,19 +115,19 @@ impl Client {
     /// # Errors
     /// `Incompatible`: the data is of a later layout, or of an earlier one in which a session lives. `Corrupt`: a session lives
     /// in a layout that is not known.
-    async fn beginning(&self, seen: &[u8], revision: i64) -> Result<Beginning> {
-        if let Some(beginning) = self.beside(seen)? {
+    async fn prepare(&self, seen: &[u8], revision: i64) -> Result<Beginning> {
+        if let Some(beginning) = self.prepare_beside(seen)? {
             return Ok(beginning);
         }
         let (key, (from, end)) = (self.keys.epoch(), self.keys.sessions());
         let list = TxnOp::get(from.clone(), Some(GetOptions::new().with_range(end.clone())));
         let look = Txn::new().and_then([TxnOp::get(key.clone(), None), list]);
         let response = self.connection.send(true, look).await?;
-        let stands = answer::value(&response, 0);
-        if let Some(beginning) = self.beside(&stands)? {
+        let present = answer::value(&response, 0);
+        if let Some(beginning) = self.prepare_beside(&present)? {
             return Ok(beginning);
         }
-        let found = (!stands.is_empty()).then(|| self.parse(&stands)).transpose()?;
+        let found = (!present.is_empty()).then(|| self.parse(&present)).transpose()?;
         let mut living = answer::found(&response, 1).into_iter().filter(|kv| self.keys.is_session(kv.key()));
         if let Some(kv) = living.next() {
             let who = record::read_session(kv.value())
@@ -150,7 +150,7 @@ impl Client {
             (!raised).then(|| fence::first(self.keys.fence(), &self.connection.context.clock, revision)),
         );
         let unchanged = match found {
-            Some(_) => Compare::value(key, CompareOp::Equal, stands),
+            Some(_) => Compare::value(key, CompareOp::Equal, present),
             None => Compare::version(key, CompareOp::Equal, 0),
         };
         // No session has begun since.
@@ -179,7 +179,7 @@ async fn write_session(
     let with_lease = || Some(PutOptions::new().with_lease(lease));
     let mut seen = client.seen().clone();
     for _ in 0..STAMPINGS {
-        let Beginning { stamp, compares, write } = client.beginning(&seen, revision).await?;
+        let Beginning { stamp, compares, write } = client.prepare(&seen, revision).await?;
         let mut operations = vec![TxnOp::put(client.keys.session(id), value.clone(), with_lease())];
         if let Some(previous) = previous {
             let claim = client.keys.claim(&request.member);
@@ -218,15 +218,15 @@ async fn write_session(
 #[async_trait]
 impl Session for EtcdSession {
     fn id(&self) -> SessionId {
-        self.life.opened.id
+        self.state.opened.id
     }
 
     fn epoch(&self) -> Epoch {
-        self.life.opened.stamp.epoch
+        self.state.opened.stamp.epoch
     }
 
     fn ttl(&self) -> Option<Duration> {
-        Some(self.life.ttl)
+        Some(self.state.ttl)
     }
 
     fn opened_at(&self) -> Instant {
@@ -234,40 +234,40 @@ impl Session for EtcdSession {
     }
 
     async fn renew(&self, held: &Held) -> Result<Renewal> {
-        let life = &self.life;
+        let state = &self.state;
         let mut gates: Vec<i64> =
-            held.grants.iter().filter_map(|(_, attempt)| life.gate_of(*attempt)).collect();
+            held.grants.iter().filter_map(|(_, attempt)| state.gate_of(*attempt)).collect();
         gates.sort_unstable();
         gates.dedup();
-        let spawner = &life.client.connection.context.spawner;
-        let keeping: Vec<_> = gates
+        let spawner = &state.client.connection.context.spawner;
+        let prolonging: Vec<_> = gates
             .into_iter()
             .map(|lease| {
-                let life = Arc::clone(life);
-                (lease, spawner.spawn(async move { life.prolong(lease).await }))
+                let state = Arc::clone(state);
+                (lease, spawner.spawn(async move { state.prolong(lease).await }))
             })
             .collect();
-        let (kept, compared) = tokio::join!(life.prolong(life.opened.lease), life.compare(held));
-        if !kept? {
+        let (prolonged, compared) = tokio::join!(state.prolong(state.opened.lease), state.compare(held));
+        if !prolonged? {
             return Ok(Renewal::lost(LossReason::Expired));
         }
         let mut renewal = compared?;
-        for (lease, kept) in keeping {
-            if kept.await.unwrap_or_else(|| Err(closed()))? {
+        for (lease, prolonged) in prolonging {
+            if prolonged.await.unwrap_or_else(|| Err(closed()))? {
                 continue;
             }
             let gone = held.grants.iter().map(|(_, attempt)| *attempt);
-            let gone = gone.filter(|attempt| life.gate_of(*attempt) == Some(lease));
+            let gone = gone.filter(|attempt| state.gate_of(*attempt) == Some(lease));
             let told: Vec<AttemptId> = renewal.gone.iter().map(|(attempt, _)| *attempt).collect();
             renewal.gone.extend(gone.filter(|a| !told.contains(a)).map(|a| (a, LossReason::Expired)));
         }
         for (attempt, reason) in &mut renewal.gone {
-            if let Some(why) = life.who_broke(*attempt).await {
+            if let Some(why) = state.who_broke(*attempt).await {
                 *reason = why;
             }
-            life.lose(*attempt);
+            state.mark_lost(*attempt);
         }
-        life.clear_lost().await;
+        state.clear_lost().await;
         Ok(renewal)
     }
 
@@ -292,23 +292,23 @@ impl Session for EtcdSession {
         }
         // The lease takes everything along but shared gates, and the marks by which the next holders know of an unclean end.
         let mut marks = Vec::new();
-        for (attempt, stand) in self.life.all() {
-            self.life.leave(attempt);
-            if stand.gate.is_some() && stand.mode != LockMode::Exclusive {
-                self.life.clear(&stand.key, attempt, end).await?;
+        for (attempt, known) in self.state.all() {
+            self.state.mark_leaving(attempt);
+            if known.gate.is_some() && known.mode != LockMode::Exclusive {
+                self.state.clear(&known.key, attempt, end).await?;
             } else if end == End::Clean {
-                marks.push(unmark_held(&self.life.client.keys.lock(&stand.key), attempt));
+                marks.push(unmark_held(&self.state.client.keys.lock(&known.key), attempt));
             }
         }
         for page in marks.chunks(MOST_OPERATIONS) {
             // Only while it lives: after its end the marks tell the truth.
-            let txn = Txn::new().when([self.life.lives()]).and_then(page);
-            self.life.client.connection.send(true, txn).await?;
+            let txn = Txn::new().when([self.state.lives()]).and_then(page);
+            self.state.client.connection.send(true, txn).await?;
         }
         // It would be told of every key that goes with the lease. Ten thousand locks are so many messages at once that HTTP/2
         // ends the connection, by which the answer would come.
-        drop(self.vigil.lock().unwrap_or_else(PoisonError::into_inner).take());
-        self.life.client.connection.revoke(self.life.opened.lease).await?;
+        drop(self.monitor.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.state.client.connection.revoke(self.state.opened.lease).await?;
         self.closed.store(true, Ordering::Release);
         Ok(())
     }

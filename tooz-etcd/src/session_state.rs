@@ -35,39 +35,39 @@ pub(crate) struct Opened {
 
 /// One session: what its locks, groups and waiting tasks share.
 #[derive(Debug)]
-pub(crate) struct Life {
+pub(crate) struct SessionState {
     pub(crate) client: Arc<Client>,
     pub(crate) member: MemberId,
     pub(crate) opened: Opened,
     pub(crate) ttl: Duration,
     /// The revision of the session's key.
-    fence: AtomicI64,
+    session_epoch: AtomicI64,
     /// Whether the member id is ours.
     pub(crate) claimed: AtomicBool,
     /// A write to a group may still be on its way: the next one moves the fence, so that it fails.
-    pub(crate) ghosts: AtomicBool,
-    standing: Mutex<Standing>,
+    pub(crate) write_in_doubt: AtomicBool,
+    grants: Mutex<Grants>,
     /// Told when a grant comes or goes.
-    pub(crate) stands_changed: Notify,
+    pub(crate) grants_changed: Notify,
 }
 
-impl Life {
+impl SessionState {
     pub(crate) fn new(client: &Arc<Client>, member: MemberId, opened: Opened, ttl: Duration) -> Self {
         Self {
             client: Arc::clone(client),
             member,
             ttl,
-            fence: AtomicI64::new(opened.revision),
+            session_epoch: AtomicI64::new(opened.revision),
             claimed: AtomicBool::new(opened.claimed),
-            ghosts: AtomicBool::new(false),
-            standing: Mutex::default(),
-            stands_changed: Notify::new(),
+            write_in_doubt: AtomicBool::new(false),
+            grants: Mutex::default(),
+            grants_changed: Notify::new(),
             opened,
         }
     }
 
-    pub(crate) fn standing(&self) -> MutexGuard<'_, Standing> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn grants(&self) -> MutexGuard<'_, Grants> {
+        self.grants.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn key(&self) -> Vec<u8> {
@@ -80,8 +80,8 @@ impl Life {
     }
 
     /// True only for requests that were sent after the last withdrawal, while the session lives (L14).
-    pub(crate) fn fenced(&self) -> Compare {
-        Compare::mod_revision(self.key(), CompareOp::Equal, self.fence.load(Ordering::Acquire))
+    pub(crate) fn in_session_epoch(&self) -> Compare {
+        Compare::mod_revision(self.key(), CompareOp::Equal, self.session_epoch.load(Ordering::Acquire))
     }
 
     /// True while the session lives.
@@ -90,7 +90,7 @@ impl Life {
     }
 
     /// Moves the fence: what was sent before and arrives later fails.
-    pub(crate) fn move_fence(&self) -> TxnOp {
+    pub(crate) fn advance_session_epoch(&self) -> TxnOp {
         TxnOp::put(self.key(), self.opened.value.clone(), self.with_lease())
     }
 
@@ -100,23 +100,23 @@ impl Life {
         TxnOp::delete(self.client.keys.nothing(self.opened.id), None)
     }
 
-    pub(crate) fn look_at_fence(&self) -> TxnOp {
+    pub(crate) fn get_session_epoch(&self) -> TxnOp {
         TxnOp::get(self.key(), None)
     }
 
     /// The fence stands at `revision`, or further.
-    pub(crate) fn fence_is(&self, revision: i64) {
-        self.fence.fetch_max(revision, Ordering::AcqRel);
+    pub(crate) fn set_session_epoch(&self, revision: i64) {
+        self.session_epoch.fetch_max(revision, Ordering::AcqRel);
     }
 
-    /// Reads what [`Life::look_at_fence`] found at this place.
+    /// Reads what [`SessionState::get_session_epoch`] found at this place.
     ///
     /// # Errors
     /// The session is over.
-    pub(crate) fn read_fence(&self, response: &TxnResponse, at: usize) -> Result<()> {
+    pub(crate) fn read_session_epoch(&self, response: &TxnResponse, at: usize) -> Result<()> {
         match answer::found(response, at).first() {
             Some(kv) if kv.create_revision() == self.opened.revision => {
-                self.fence_is(kv.mod_revision());
+                self.set_session_epoch(kv.mod_revision());
                 Ok(())
             }
             _ => Err(self.over()),
@@ -139,19 +139,19 @@ const ENDED_ATTEMPTS: usize = 1_024;
 
 /// One grant.
 #[derive(Clone, Debug)]
-pub(crate) struct Stand {
+pub(crate) struct KnownGrant {
     pub(crate) key: LockKey,
     pub(crate) mode: LockMode,
     /// The lease of the gate that it shares with other holders.
     pub(crate) gate: Option<i64>,
     /// The create revision of its key.
     pub(crate) created: i64,
-    course: Course,
+    phase: Phase,
 }
 
 /// Where a grant is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Course {
+enum Phase {
     Held,
     /// It is being given back: that its keys go says nothing new.
     Leaving,
@@ -159,10 +159,10 @@ enum Course {
     Lost,
 }
 
-impl Stand {
+impl KnownGrant {
     /// A grant that is held, with the create revision of its key; `gate`: the lease of the gate that it shares.
     fn new(grant: &Grant, created: i64, gate: Option<i64>) -> Self {
-        Self { key: grant.key.clone(), mode: grant.mode, gate, created, course: Course::Held }
+        Self { key: grant.key.clone(), mode: grant.mode, gate, created, phase: Phase::Held }
     }
 
     /// The keys that it stands on.
@@ -174,17 +174,17 @@ impl Stand {
 
 /// All of them.
 #[derive(Debug, Default)]
-pub(crate) struct Standing {
-    grants: BTreeMap<AttemptId, Stand>,
+pub(crate) struct Grants {
+    granted: BTreeMap<AttemptId, KnownGrant>,
     /// Who waits, how, and where.
-    places: BTreeMap<AttemptId, (LockMode, i64)>,
+    queued: BTreeMap<AttemptId, (LockMode, i64)>,
     ended: VecDeque<AttemptId>,
 }
 
-impl Standing {
+impl Grants {
     fn end(&mut self, attempt: AttemptId) {
-        self.grants.remove(&attempt);
-        self.places.remove(&attempt);
+        self.granted.remove(&attempt);
+        self.queued.remove(&attempt);
         if !self.ended.contains(&attempt) {
             self.ended.push_back(attempt);
             if self.ended.len() > ENDED_ATTEMPTS {
@@ -194,59 +194,59 @@ impl Standing {
     }
 }
 
-impl Life {
+impl SessionState {
     pub(crate) fn is_ended(&self, attempt: AttemptId) -> bool {
-        self.standing().ended.contains(&attempt)
+        self.grants().ended.contains(&attempt)
     }
 
     pub(crate) fn granted(&self, grant: &Grant, created: i64, gate: Option<i64>) {
-        let stand = Stand::new(grant, created, gate);
-        let mut standing = self.standing();
-        standing.grants.insert(grant.attempt, stand);
-        standing.places.remove(&grant.attempt);
-        drop(standing);
-        self.stands_changed.notify_one();
+        let known = KnownGrant::new(grant, created, gate);
+        let mut grants = self.grants();
+        grants.granted.insert(grant.attempt, known);
+        grants.queued.remove(&grant.attempt);
+        drop(grants);
+        self.grants_changed.notify_one();
     }
 
     /// It waits, at this place; `None`: not any more.
-    pub(crate) fn waits(&self, attempt: AttemptId, at: Option<(LockMode, i64)>) {
-        let mut standing = self.standing();
+    pub(crate) fn set_position(&self, attempt: AttemptId, at: Option<(LockMode, i64)>) {
+        let mut grants = self.grants();
         match at {
             // A turn that is being dropped may still say so after the withdrawal.
-            Some(at) if !standing.ended.contains(&attempt) => drop(standing.places.insert(attempt, at)),
-            _ => drop(standing.places.remove(&attempt)),
+            Some(at) if !grants.ended.contains(&attempt) => drop(grants.queued.insert(attempt, at)),
+            _ => drop(grants.queued.remove(&attempt)),
         }
     }
 
     /// Where it waits, as far as is known.
-    pub(crate) fn place(&self, attempt: AttemptId) -> Option<(LockMode, i64)> {
-        self.standing().places.get(&attempt).copied()
+    pub(crate) fn position(&self, attempt: AttemptId) -> Option<(LockMode, i64)> {
+        self.grants().queued.get(&attempt).copied()
     }
 
     /// What is known of a grant, unless nothing of it is left on the server.
-    pub(crate) fn stand(&self, attempt: AttemptId) -> Option<Stand> {
-        self.standing().grants.get(&attempt).cloned()
+    pub(crate) fn known_grant(&self, attempt: AttemptId) -> Option<KnownGrant> {
+        self.grants().granted.get(&attempt).cloned()
     }
 
     /// The lease of the gate that this grant shares.
     pub(crate) fn gate_of(&self, attempt: AttemptId) -> Option<i64> {
-        self.standing().grants.get(&attempt).and_then(|stand| stand.gate)
+        self.grants().granted.get(&attempt).and_then(|known| known.gate)
     }
 
     /// It is about to be given back.
-    pub(crate) fn leave(&self, attempt: AttemptId) {
-        self.pass(attempt, Course::Leaving);
+    pub(crate) fn mark_leaving(&self, attempt: AttemptId) {
+        self.change_phase(attempt, Phase::Leaving);
     }
 
     /// It is known to be lost; `false`: that was known, or it was being given back.
-    pub(crate) fn lose(&self, attempt: AttemptId) -> bool {
-        self.pass(attempt, Course::Lost)
+    pub(crate) fn mark_lost(&self, attempt: AttemptId) -> bool {
+        self.change_phase(attempt, Phase::Lost)
     }
 
-    fn pass(&self, attempt: AttemptId, to: Course) -> bool {
-        match self.standing().grants.get_mut(&attempt) {
-            Some(stand) if stand.course == Course::Held => {
-                stand.course = to;
+    fn change_phase(&self, attempt: AttemptId, to: Phase) -> bool {
+        match self.grants().granted.get_mut(&attempt) {
+            Some(known) if known.phase == Phase::Held => {
+                known.phase = to;
                 true
             }
             _ => false,
@@ -254,29 +254,29 @@ impl Life {
     }
 
     /// Nothing of it is left on the server.
-    pub(crate) fn end(&self, attempt: AttemptId) {
-        self.standing().end(attempt);
-        self.stands_changed.notify_one();
+    pub(crate) fn mark_ended(&self, attempt: AttemptId) {
+        self.grants().end(attempt);
+        self.grants_changed.notify_one();
     }
 
-    fn on_course(&self, course: Course) -> Vec<(AttemptId, Stand)> {
-        let standing = self.standing();
-        let on_course = standing.grants.iter().filter(|(_, stand)| stand.course == course);
-        on_course.map(|(attempt, stand)| (*attempt, stand.clone())).collect()
+    fn in_phase(&self, phase: Phase) -> Vec<(AttemptId, KnownGrant)> {
+        let grants = self.grants();
+        let in_phase = grants.granted.iter().filter(|(_, known)| known.phase == phase);
+        in_phase.map(|(attempt, known)| (*attempt, known.clone())).collect()
     }
 
     /// What is held.
-    pub(crate) fn held(&self) -> Vec<(AttemptId, Stand)> {
-        self.on_course(Course::Held)
+    pub(crate) fn held(&self) -> Vec<(AttemptId, KnownGrant)> {
+        self.in_phase(Phase::Held)
     }
 
     /// What is lost and was not cleared away.
-    pub(crate) fn lost(&self) -> Vec<(AttemptId, Stand)> {
-        self.on_course(Course::Lost)
+    pub(crate) fn lost(&self) -> Vec<(AttemptId, KnownGrant)> {
+        self.in_phase(Phase::Lost)
     }
 
     /// Everything of which something may be on the server.
-    pub(crate) fn all(&self) -> Vec<(AttemptId, Stand)> {
-        self.standing().grants.iter().map(|(attempt, stand)| (*attempt, stand.clone())).collect()
+    pub(crate) fn all(&self) -> Vec<(AttemptId, KnownGrant)> {
+        self.grants().granted.iter().map(|(attempt, known)| (*attempt, known.clone())).collect()
     }
 }

@@ -15,7 +15,7 @@ use tooz_core::runtime::Task;
 use tooz_core::{ErrorKind, GroupId, MemberId, Result};
 
 use crate::client::Client;
-use crate::connection::watcher::{News, Tail};
+use crate::connection::watcher::{News, Watcher};
 use crate::keys::{GroupKeys, LockKeys, Range, only};
 use crate::lock::state::{Verdict, ranges};
 use crate::view::{self, Snapshot, member_record, no_group};
@@ -154,14 +154,14 @@ pub(crate) async fn group(client: &Arc<Client>, group: &GroupId) -> Result<Chang
     let mut view = GroupView::default();
     view.replace(members.ok_or_else(|| no_group(group))?);
     let keys = client.keys.group(group);
-    let mut places: Vec<Range> = vec![only(keys.group())];
-    places.extend(keys.members());
+    let mut ranges: Vec<Range> = vec![only(keys.group())];
+    ranges.extend(keys.members());
     // The group's key stands right before its members: one range is both.
-    if places[1].0 == [keys.group(), b"\0"].concat() {
-        let (_, end) = places.remove(1);
-        places[0].1 = end;
+    if ranges[1].0 == [keys.group(), b"\0"].concat() {
+        let (_, end) = ranges.remove(1);
+        ranges[0].1 = end;
     }
-    let tail = Tail::new(&client.connection, &client.keys, epoch.clone(), places, revision);
+    let watcher = Watcher::new(&client.connection, &client.keys, epoch.clone(), ranges, revision);
     let shared = Arc::new(Mutex::new(Shared { source: view, waker: None }));
     let follower = GroupFollower {
         client: Arc::clone(client),
@@ -171,7 +171,7 @@ pub(crate) async fn group(client: &Arc<Client>, group: &GroupId) -> Result<Chang
         born,
         shared: Arc::clone(&shared),
     };
-    let task = client.connection.context.spawner.spawn(follower.follow(tail));
+    let task = client.connection.context.spawner.spawn(follower.follow(watcher));
     Ok(Box::pin(Reader { shared, _task: task }))
 }
 
@@ -186,9 +186,9 @@ struct GroupFollower {
 }
 
 impl GroupFollower {
-    async fn follow(mut self, mut tail: Tail) {
+    async fn follow(mut self, mut watcher: Watcher) {
         loop {
-            let deleted = match tail.next().await {
+            let deleted = match watcher.next().await {
                 News::End => return change(&self.shared, |view| view.end(false)),
                 News::Behind | News::Resumed | News::Other => continue,
                 News::Gap => false,
@@ -206,7 +206,7 @@ impl GroupFollower {
                 }
             };
             match self.look_again(deleted).await {
-                Some((epoch, revision)) => tail.restart(epoch, revision),
+                Some((epoch, revision)) => watcher.restart(epoch, revision),
                 None => return,
             }
         }
@@ -293,14 +293,14 @@ pub(crate) async fn holders(client: &Arc<Client>, keys: LockKeys) -> Result<Hold
     let (state, epoch) = client.look_with_epoch(&keys).await?;
     let present = Present { latest: Some(view::holders(&state)), ..Present::default() };
     let shared = Arc::new(Mutex::new(Shared { source: present, waker: None }));
-    let places = ranges(&keys, &Verdict::Held);
-    let mut tail = Tail::new(&client.connection, &client.keys, epoch, places, state.revision);
+    let ranges = ranges(&keys, &Verdict::Held);
+    let mut watcher = Watcher::new(&client.connection, &client.keys, epoch, ranges, state.revision);
     let (client, told) = (Arc::clone(client), Arc::clone(&shared));
     let mut seen = state.revision;
     let spawner = client.connection.context.spawner.clone();
     let task = spawner.spawn(async move {
         loop {
-            let (at_least, restart) = match tail.next().await {
+            let (at_least, restart) = match watcher.next().await {
                 News::End => return change(&told, |present| present.ended = true),
                 News::Behind | News::Resumed | News::Other => continue,
                 News::Events(_, revision) if revision <= seen => continue, // the last look showed it
@@ -316,7 +316,7 @@ pub(crate) async fn holders(client: &Arc<Client>, keys: LockKeys) -> Result<Hold
                         let holders = view::holders(&state);
                         change(&told, |present| present.latest = Some(holders));
                         if restart {
-                            tail.restart(epoch, state.revision);
+                            watcher.restart(epoch, state.revision);
                         }
                         break;
                     }

@@ -37,7 +37,7 @@ impl Connection {
             // Whether an earlier try may have been done: then no later refusal is definite.
             let mut open = false;
             let mut exchanges = Exchanges::default();
-            let mut over = std::pin::pin!(connection.context.spawner.sleep(connection.patience));
+            let mut over = std::pin::pin!(connection.context.spawner.sleep(connection.timeout));
             exchanges.begin(connection.exchange_authenticated(&make));
             loop {
                 tries = tries.saturating_sub(1);
@@ -114,7 +114,7 @@ impl Connection {
     }
 
     pub(crate) fn silent(&self) -> Error {
-        Error::new(ErrorKind::Timeout, format!("etcd did not answer within {:?}", self.patience))
+        Error::new(ErrorKind::Timeout, format!("etcd did not answer within {:?}", self.timeout))
             .indeterminate()
     }
 }

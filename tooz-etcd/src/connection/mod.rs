@@ -42,7 +42,7 @@ pub(crate) struct Connection {
     /// How long a connection may be silent.
     limit: Duration,
     /// How long a call may take.
-    patience: Duration,
+    timeout: Duration,
     /// Held while connecting: whoever comes meanwhile waits for that connection.
     connecting: tokio::sync::Mutex<()>,
     current: Mutex<Current>,
@@ -103,7 +103,7 @@ impl Connection {
             endpoints: config.endpoints.clone(),
             options,
             limit,
-            patience: config.operation_timeout.max(limit),
+            timeout: config.operation_timeout.max(limit),
             connecting: tokio::sync::Mutex::default(),
             current: Mutex::default(),
             generation: watch::Sender::new(0),

@@ -18,13 +18,13 @@ pub(crate) enum News {
     /// Changes of one range, in order; and the revision of the last of them.
     Events(Vec<Event>, i64),
     /// Something happened before the server began to watch for us, and may be told late: a server looks only ten times a
-    /// second for those who have history to catch up with. Only where it was asked for with [`Tail::hurried`], and once.
+    /// second for those who have history to catch up with. Only where it was asked for with [`Watcher::hurried`], and once.
     Behind,
-    /// The history between then and now is gone: look again, and follow from there with [`Tail::restart`].
+    /// The history between then and now is gone: look again, and follow from there with [`Watcher::restart`].
     Gap,
-    /// Following went on after an interruption; only for who [asked for it](Tail::tell_resumptions).
+    /// Following went on after an interruption; only for who [asked for it](Watcher::tell_resumptions).
     Resumed,
-    /// What [`Tail::next_or`] waited for besides.
+    /// What [`Watcher::next_or`] waited for besides.
     Other,
     /// The driver was closed.
     End,
@@ -32,7 +32,7 @@ pub(crate) enum News {
 
 /// One follower. It holds a stream of its own on the shared connection.
 #[derive(Debug)]
-pub(crate) struct Tail {
+pub(crate) struct Watcher {
     connection: Arc<Connection>,
     epoch_key: Vec<u8>,
     /// The id of the data when following began.
@@ -65,7 +65,7 @@ impl Followed {
     }
 }
 
-impl Tail {
+impl Watcher {
     /// Follows `ranges` after `revision` of the data with this epoch.
     pub(crate) fn new(
         connection: &Arc<Connection>,

@@ -14,17 +14,17 @@ use crate::lock::Gate;
 use crate::lock::fence::{self, Raises};
 use crate::lock::record::{Holder, Waiter, write_mark};
 use crate::lock::state::{State, look, look_before};
-use crate::session_state::Life;
+use crate::session_state::SessionState;
 
 /// A wish, with its keys.
 #[derive(Clone, Debug)]
-pub(crate) struct Wish {
-    pub(crate) attempt: AttemptId,
+pub(crate) struct Attempt {
+    pub(crate) id: AttemptId,
     pub(crate) key: LockKey,
     pub(crate) mode: LockMode,
     pub(crate) keys: LockKeys,
     /// Where it waits, as far as is known.
-    pub(crate) place: Option<i64>,
+    pub(crate) position: Option<i64>,
 }
 
 /// What came of a step.
@@ -35,15 +35,15 @@ pub(crate) enum Step {
     Otherwise(State),
 }
 
-impl Wish {
-    pub(crate) fn new(life: &Life, attempt: AttemptId, key: &LockKey, mode: LockMode) -> Self {
-        Self { attempt, key: key.clone(), mode, keys: life.client.keys.lock(key), place: None }
+impl Attempt {
+    pub(crate) fn new(session: &SessionState, id: AttemptId, key: &LockKey, mode: LockMode) -> Self {
+        Self { id, key: key.clone(), mode, keys: session.client.keys.lock(key), position: None }
     }
 
-    /// The operations that read what concerns it; `place`: where it is known to wait.
-    fn looking(&self, place: Option<i64>) -> Vec<TxnOp> {
+    /// The operations that read what concerns it; `position`: where it is known to wait.
+    fn look_operations(&self, position: Option<i64>) -> Vec<TxnOp> {
         if self.mode == LockMode::Exclusive {
-            look_before(&self.keys, self.waiter_key(), place)
+            look_before(&self.keys, self.waiter_key(), position)
         } else {
             look(&self.keys)
         }
@@ -55,7 +55,7 @@ impl Wish {
     }
 
     fn waiter_key(&self) -> Vec<u8> {
-        self.keys.waiter(self.attempt, self.mode == LockMode::Shared)
+        self.keys.waiter(self.id, self.mode == LockMode::Shared)
     }
 }
 
@@ -78,19 +78,19 @@ struct SharedGate {
     proved_at: Instant,
 }
 
-impl Life {
+impl SessionState {
     /// What is written for a grant, and first of all the raises that are read for its token.
     fn grant_operations(
         &self,
-        wish: &Wish,
+        attempt: &Attempt,
         previous: Previous,
         gate: Option<SharedGate>,
     ) -> Result<Vec<TxnOp>> {
         let holder = Holder {
-            attempt: wish.attempt,
+            attempt: attempt.id,
             session: self.opened.id,
             member: self.member.clone(),
-            mode: wish.mode,
+            mode: attempt.mode,
             shared_gate: gate.map(|gate| gate.lease),
             since: Some(self.client.connection.context.clock.wall()),
             previous,
@@ -98,15 +98,15 @@ impl Life {
             token: 0,
             revision: 0,
         };
-        let value = holder.write().ok_or_else(|| unknown_mode(wish.mode))?;
+        let value = holder.write().ok_or_else(|| unknown_mode(attempt.mode))?;
         let mut operations = vec![
-            fence::look(&wish.keys.fence),
-            TxnOp::put(wish.keys.holder(wish.attempt), value, self.with_lease()),
-            TxnOp::put(wish.keys.mark(wish.attempt), write_mark(previous), None),
+            fence::look(&attempt.keys.fence),
+            TxnOp::put(attempt.keys.holder(attempt.id), value, self.with_lease()),
+            TxnOp::put(attempt.keys.mark(attempt.id), write_mark(previous), None),
         ];
-        match (&wish.keys.gate, gate) {
+        match (&attempt.keys.gate, gate) {
             (Some(key), None) => {
-                operations.push(TxnOp::put(key.clone(), Gate::holder(wish.attempt), self.with_lease()));
+                operations.push(TxnOp::put(key.clone(), Gate::holder(attempt.id), self.with_lease()));
             }
             (Some(key), Some(gate)) if gate.new => {
                 let lease = Some(PutOptions::new().with_lease(gate.lease));
@@ -117,34 +117,34 @@ impl Life {
         Ok(operations)
     }
 
-    /// A grant that was made by the operations of [`Life::grant_operations`], in this answer, at this revision.
+    /// A grant that was made by the operations of [`SessionState::grant_operations`], in this answer, at this revision.
     async fn grant_at(
         &self,
-        wish: &Wish,
+        attempt: &Attempt,
         answer: &TxnResponse,
         revision: i64,
         previous: Previous,
         gate: Option<SharedGate>,
     ) -> Result<Grant> {
-        let raises = Raises::read(&wish.keys.fence, &answer::found(answer, 0));
+        let raises = Raises::read(&attempt.keys.fence, &answer::found(answer, 0));
         if raises.is_empty() {
             // What stands there is no raise.
-            self.clear(&wish.key, wish.attempt, End::Clean).await?;
-            return Err(fence::is_gone(&wish.keys.fence));
+            self.clear(&attempt.key, attempt.id, End::Clean).await?;
+            return Err(fence::is_gone(&attempt.keys.fence));
         }
-        self.grant(wish, (revision, raises.token(revision)), previous, gate)
+        self.grant(attempt, (revision, raises.token(revision)), previous, gate)
     }
 
     fn grant(
         &self,
-        wish: &Wish,
+        attempt: &Attempt,
         (created, token): (i64, i64),
         previous: Previous,
         gate: Option<SharedGate>,
     ) -> Result<Grant> {
         let token = u64::try_from(token).ok().and_then(FencingToken::new);
-        let token = token.ok_or_else(|| corrupt(&wish.keys.holder(wish.attempt), "has no revision"))?;
-        let mut grant = Grant::new(wish.attempt, wish.key.clone(), wish.mode, token, previous);
+        let token = token.ok_or_else(|| corrupt(&attempt.keys.holder(attempt.id), "has no revision"))?;
+        let mut grant = Grant::new(attempt.id, attempt.key.clone(), attempt.mode, token, previous);
         grant.proved_at = gate.map(|gate| gate.proved_at);
         self.granted(&grant, created, gate.map(|gate| gate.lease));
         Ok(grant)
@@ -152,8 +152,8 @@ impl Life {
 
     /// The gate for a wish that shares one: the one that stands, proven to live on, or a new one. `None`: it is about to
     /// go, look again. One that might go before this session's next beat is refused.
-    async fn shared_gate(&self, wish: &Wish, state: &State) -> Result<Option<Option<SharedGate>>> {
-        if !wish.shares_gate() {
+    async fn shared_gate(&self, attempt: &Attempt, state: &State) -> Result<Option<Option<SharedGate>>> {
+        if !attempt.shares_gate() {
             return Ok(Some(None));
         }
         let proved_at = self.client.connection.context.clock.now();
@@ -166,7 +166,7 @@ impl Life {
             }
             if granted < self.ttl {
                 // An error leaves no place in the queue.
-                self.clear(&wish.key, wish.attempt, End::Clean).await?;
+                self.clear(&attempt.key, attempt.id, End::Clean).await?;
                 let why = format!(
                     "who shares this lock has its key for Python for {granted:?} at a time, less than this session's ttl of \
                      {:?}; give all of them the same ttl, or one of at most {LEAST_GATE:?}",
@@ -181,29 +181,29 @@ impl Life {
     }
 
     /// Takes what `state` says is free, if it still is.
-    pub(crate) async fn claim(&self, wish: &Wish, state: &State) -> Result<Step> {
-        let Some(gate) = self.shared_gate(wish, state).await? else {
-            return self.look(wish).await.map(Step::Otherwise);
+    pub(crate) async fn claim(&self, attempt: &Attempt, state: &State) -> Result<Step> {
+        let Some(gate) = self.shared_gate(attempt, state).await? else {
+            return self.look(attempt).await.map(Step::Otherwise);
         };
-        let place = state.waiter(wish.attempt).map(|waiter| waiter.place);
+        let position = state.waiter(attempt.id).map(|waiter| waiter.position);
         // What is guessed knows of none.
         if state.revision > 0 && state.raises.is_empty() {
-            self.clear(&wish.key, wish.attempt, End::Clean).await?;
-            return Err(fence::is_gone(&wish.keys.fence));
+            self.clear(&attempt.key, attempt.id, End::Clean).await?;
+            return Err(fence::is_gone(&attempt.keys.fence));
         }
         let (unclean, previous) = state.unclean();
-        let mut operations = self.grant_operations(wish, previous, gate)?;
-        operations.extend(unclean.iter().map(|attempt| TxnOp::delete(wish.keys.mark(*attempt), None)));
-        let mut compares = state.compares(&wish.keys, wish.mode, place);
-        compares.push(self.fenced());
-        compares.push(fence::stands(&wish.keys.fence));
-        if let Some(place) = place {
+        let mut operations = self.grant_operations(attempt, previous, gate)?;
+        operations.extend(unclean.iter().map(|id| TxnOp::delete(attempt.keys.mark(*id), None)));
+        let mut compares = state.compares(&attempt.keys, attempt.mode, position);
+        compares.push(self.in_session_epoch());
+        compares.push(fence::exists(&attempt.keys.fence));
+        if let Some(position) = position {
             // It makes the step one that can be done once only: a second one, late, finds no place to come from.
-            compares.push(Compare::create_revision(wish.waiter_key(), CompareOp::Equal, place));
-            operations.push(TxnOp::delete(wish.waiter_key(), None));
+            compares.push(Compare::create_revision(attempt.waiter_key(), CompareOp::Equal, position));
+            operations.push(TxnOp::delete(attempt.waiter_key(), None));
         }
         let otherwise: Vec<TxnOp> =
-            std::iter::once(self.look_at_fence()).chain(wish.looking(place)).collect();
+            std::iter::once(self.get_session_epoch()).chain(attempt.look_operations(position)).collect();
         let txn = Txn::new().when(compares).and_then(operations).or_else(otherwise);
         let claimed = self.client.connection.send(false, txn).await;
         let granted = claimed.as_ref().is_ok_and(TxnResponse::succeeded);
@@ -216,53 +216,58 @@ impl Life {
         let response = claimed?;
         if response.succeeded() {
             let revision = answer::revision(&response);
-            return self.grant_at(wish, &response, revision, previous, gate).await.map(Step::Granted);
+            return self.grant_at(attempt, &response, revision, previous, gate).await.map(Step::Granted);
         }
-        self.read_fence(&response, 0)?;
-        State::read(&wish.keys, &response, 1).map(Step::Otherwise)
+        self.read_session_epoch(&response, 0)?;
+        State::read(&attempt.keys, &response, 1).map(Step::Otherwise)
     }
 
     /// What concerns the wish as it is now, if the session lives.
-    pub(crate) async fn look(&self, wish: &Wish) -> Result<State> {
-        let looking = if wish.place.is_some() { wish.looking(wish.place) } else { look(&wish.keys) };
-        let operations: Vec<TxnOp> = std::iter::once(self.look_at_fence()).chain(looking).collect();
+    pub(crate) async fn look(&self, attempt: &Attempt) -> Result<State> {
+        let looking = if attempt.position.is_some() {
+            attempt.look_operations(attempt.position)
+        } else {
+            look(&attempt.keys)
+        };
+        let operations: Vec<TxnOp> = std::iter::once(self.get_session_epoch()).chain(looking).collect();
         let response = self.client.connection.send(true, Txn::new().and_then(operations)).await?;
-        self.read_fence(&response, 0)?;
-        State::read(&wish.keys, &response, 1)
+        self.read_session_epoch(&response, 0)?;
+        State::read(&attempt.keys, &response, 1)
     }
 
     /// Asks in one transaction: grants a lock that is as nobody ever used it, else queues if that is wanted.
-    pub(crate) async fn ask(&self, wish: &Wish, wait: bool) -> Result<Step> {
+    pub(crate) async fn ask(&self, attempt: &Attempt, wait: bool) -> Result<Step> {
         let mut elsewhere = self.client.connection.endpoints() - 1;
         loop {
             let queue = Txn::new()
                 .when([
-                    Compare::create_revision(wish.keys.holder(wish.attempt), CompareOp::Equal, 0),
-                    Compare::create_revision(wish.waiter_key(), CompareOp::Equal, 0),
+                    Compare::create_revision(attempt.keys.holder(attempt.id), CompareOp::Equal, 0),
+                    Compare::create_revision(attempt.waiter_key(), CompareOp::Equal, 0),
                 ])
                 .and_then([TxnOp::put(
-                    wish.waiter_key(),
-                    Waiter::value(wish.mode, self.opened.id, &self.member)
-                        .ok_or_else(|| unknown_mode(wish.mode))?,
+                    attempt.waiter_key(),
+                    Waiter::value(attempt.mode, self.opened.id, &self.member)
+                        .ok_or_else(|| unknown_mode(attempt.mode))?,
                     self.with_lease(),
                 )]);
             let queue = if wait { queue } else { Txn::new() };
             let otherwise: Vec<TxnOp> =
-                std::iter::once(TxnOp::txn(queue)).chain(wish.looking(None)).collect();
-            let step = if wish.shares_gate() {
+                std::iter::once(TxnOp::txn(queue)).chain(attempt.look_operations(None)).collect();
+            let step = if attempt.shares_gate() {
                 // A lease is needed for the gate, which is not worth granting before it is known that it is free.
                 otherwise
             } else {
                 let mut free = vec![
-                    fence::stands(&wish.keys.fence),
-                    Compare::create_revision(wish.keys.prefix.clone(), CompareOp::Equal, 0).with_prefix(),
+                    fence::exists(&attempt.keys.fence),
+                    Compare::create_revision(attempt.keys.prefix.clone(), CompareOp::Equal, 0).with_prefix(),
                 ];
-                let gate = wish.keys.gate.clone();
+                let gate = attempt.keys.gate.clone();
                 free.extend(gate.map(|gate| Compare::create_revision(gate, CompareOp::Equal, 0)));
-                let granting = self.grant_operations(wish, Previous::Clean, None)?;
+                let granting = self.grant_operations(attempt, Previous::Clean, None)?;
                 vec![TxnOp::txn(Txn::new().when(free).and_then(granting).or_else(otherwise))]
             };
-            let txn = Txn::new().when([self.fenced()]).and_then(step).or_else([self.look_at_fence()]);
+            let txn =
+                Txn::new().when([self.in_session_epoch()]).and_then(step).or_else([self.get_session_epoch()]);
             let connection = &self.client.connection;
             let sending = connection.send(false, txn);
             let asked = if elsewhere > 0 {
@@ -279,46 +284,49 @@ impl Life {
                 // What hangs there is made void, so that it may be asked for over another member.
                 Err(error) if error.is_indeterminate() && elsewhere > 0 => {
                     elsewhere -= 1;
-                    tracing::debug!(%error, key = %wish.key, "asking another member of the cluster");
-                    self.advance().await?;
+                    tracing::debug!(%error, key = %attempt.key, "asking another member of the cluster");
+                    self.begin_session_epoch().await?;
                     continue;
                 }
                 asked => asked?,
             };
             if !response.succeeded() {
                 // A withdrawal of ours came between; it was not done, so it is sent again.
-                self.read_fence(&response, 0)?;
+                self.read_session_epoch(&response, 0)?;
                 continue;
             }
-            if wish.shares_gate() {
-                return State::read(&wish.keys, &response, 1).map(Step::Otherwise);
+            if attempt.shares_gate() {
+                return State::read(&attempt.keys, &response, 1).map(Step::Otherwise);
             }
             let Some(inner) = answer::nested(&response, 0) else {
                 return Err(Error::new(ErrorKind::Backend, "the server left a part of a transaction out"));
             };
             if inner.succeeded() {
                 let revision = answer::revision(&response);
-                return self.grant_at(wish, &inner, revision, Previous::Clean, None).await.map(Step::Granted);
+                return self
+                    .grant_at(attempt, &inner, revision, Previous::Clean, None)
+                    .await
+                    .map(Step::Granted);
             }
-            let mut state = State::read(&wish.keys, &inner, 1)?;
+            let mut state = State::read(&attempt.keys, &inner, 1)?;
             state.revision = answer::revision(&response);
             return Ok(Step::Otherwise(state));
         }
     }
 
     /// Moves the fence: what was sent before fails, or was done.
-    async fn advance(&self) -> Result<()> {
-        let txn = Txn::new().when([self.lives()]).and_then([self.move_fence()]);
+    async fn begin_session_epoch(&self) -> Result<()> {
+        let txn = Txn::new().when([self.lives()]).and_then([self.advance_session_epoch()]);
         let response = self.client.connection.send(true, txn).await?;
         if !response.succeeded() {
             return Err(self.over());
         }
-        self.fence_is(answer::revision(&response));
+        self.set_session_epoch(answer::revision(&response));
         Ok(())
     }
 
     /// What stands for an attempt that was granted before, if it stands now: what a look shows may be past.
-    pub(crate) async fn standing_grant(&self, wish: &Wish, holder: &Holder) -> Result<Option<Grant>> {
+    pub(crate) async fn confirm_grant(&self, attempt: &Attempt, holder: &Holder) -> Result<Option<Grant>> {
         let mut gate = None;
         if let Some(lease) = holder.shared_gate {
             let proved_at = self.client.connection.context.clock.now();
@@ -327,13 +335,13 @@ impl Life {
             }
             gate = Some(SharedGate { lease, new: false, proved_at });
         }
-        let grant = self.grant(wish, (holder.created, holder.token), holder.previous, gate)?;
-        let held = self.held().into_iter().filter(|(attempt, _)| *attempt == wish.attempt).collect();
-        let proof = self.prove(held).await?.ok_or_else(|| self.over())?;
-        if proof.gone.is_empty() {
+        let grant = self.grant(attempt, (holder.created, holder.token), holder.previous, gate)?;
+        let held = self.held().into_iter().filter(|(id, _)| *id == attempt.id).collect();
+        let verified = self.verify(held).await?.ok_or_else(|| self.over())?;
+        if verified.gone.is_empty() {
             return Ok(Some(grant));
         }
-        self.lose(wish.attempt);
+        self.mark_lost(attempt.id);
         self.clear_lost().await;
         Ok(None)
     }

@@ -56,7 +56,7 @@ pub(crate) fn look(fence: &Fence) -> TxnOp {
 }
 
 /// True while there is a raise. Without any, tokens would be smaller than before.
-pub(crate) fn stands(fence: &Fence) -> Compare {
+pub(crate) fn exists(fence: &Fence) -> Compare {
     Compare::create_revision(fence.prefix().to_vec(), CompareOp::Greater, 0).with_prefix()
 }
 

@@ -18,60 +18,62 @@ use tooz_core::driver::{AttemptId, Notice};
 use tooz_core::runtime::Sleep;
 use tooz_core::{ErrorKind, LossReason};
 
-use crate::connection::watcher::{News, Tail};
+use crate::connection::watcher::{News, Watcher};
 use crate::keys::{below, only};
 use crate::lock::record;
-use crate::lock::verify::Proof;
-use crate::session_state::{Life, Stand};
+use crate::lock::verify::Verified;
+use crate::session_state::{KnownGrant, SessionState};
 
 /// Where notices go.
-pub(crate) type Post = mpsc::Sender<Notice>;
+pub(crate) type NoticeSender = mpsc::Sender<Notice>;
 
 /// How many notices may wait. What does not fit is found by the next beat.
-pub(crate) const POST: usize = 256;
+pub(crate) const MOST_NOTICES: usize = 256;
 
 /// A lock that is held for less is not followed at all: most are, and nothing is missed, for a watch begins where the
 /// lock was granted.
-const PATIENCE: Duration = Duration::from_millis(100);
+const FOLLOW_AFTER: Duration = Duration::from_millis(100);
 
 /// Runs until the session or the driver ends.
-pub(crate) async fn keep_vigil(life: Arc<Life>, post: Post) {
-    let ranges = vec![below(&life.key())];
-    let opened = &life.opened;
+pub(crate) async fn run(session: Arc<SessionState>, notices: NoticeSender) {
+    let ranges = vec![below(&session.key())];
+    let opened = &session.opened;
     let epoch = opened.stamp.to_string().into_bytes();
-    let tail = Tail::new(&life.client.connection, &life.client.keys, epoch, ranges, opened.revision)
-        .tell_resumptions();
-    let mut vigil = Vigil { life: Arc::clone(&life), post, followed: BTreeMap::new(), waiting: None };
+    let watcher =
+        Watcher::new(&session.client.connection, &session.client.keys, epoch, ranges, opened.revision)
+            .tell_resumptions();
+    let mut monitor =
+        Monitor { session: Arc::clone(&session), notices, followed: BTreeMap::new(), waiting: None };
     // Nobody listens once the session is over.
-    let over = vigil.keep(tail).await;
+    let over = monitor.run(watcher).await;
     if let Some(reason) = over {
-        vigil.say(Notice::SessionLost(reason));
+        monitor.say(Notice::SessionLost(reason));
     }
 }
 
-struct Vigil {
-    life: Arc<Life>,
-    post: Post,
+struct Monitor {
+    session: Arc<SessionState>,
+    notices: NoticeSender,
     /// The numbers of what is followed for a grant.
     followed: BTreeMap<AttemptId, Vec<i64>>,
     /// Until what is followed is brought up to what is held.
     waiting: Option<Sleep>,
 }
 
-impl Vigil {
+impl Monitor {
     /// Nobody takes notices fast enough: the next beat says the same.
     fn say(&self, notice: Notice) {
-        let _ = self.post.try_send(notice);
+        let _ = self.notices.try_send(notice);
     }
 
     /// Why the session ended; `None`: the driver did.
-    async fn keep(&mut self, mut tail: Tail) -> Option<LossReason> {
+    async fn run(&mut self, mut watcher: Watcher) -> Option<LossReason> {
         loop {
-            let Self { life, waiting, .. } = self;
-            match tail.next_or(due(life, waiting)).await {
+            let Self { session, waiting, .. } = self;
+            match watcher.next_or(due(session, waiting)).await {
                 News::End => return None,
                 News::Behind => {}
-                News::Other => self.follow(&mut tail).await,
+                News::Other => self.follow(&mut watcher).await,
                 News::Events(events, _) => {
                     let mut suspects = Vec::new();
                     for event in &events {
@@ -82,19 +84,21 @@ impl Vigil {
                             None => {}
                         }
                     }
-                    if !suspects.is_empty() && self.prove(suspects).await?.is_none() {
+                    if !suspects.is_empty() && self.verify(suspects).await?.is_none() {
                         return Some(LossReason::Expired);
                     }
                 }
                 // Servers before 3.4.24 may lose what happened meanwhile.
                 News::Resumed => {
-                    if self.prove(self.life.held()).await?.is_none() {
+                    if self.verify(self.session.held()).await?.is_none() {
                         return Some(LossReason::Expired);
                     }
                 }
                 // History is gone, or the data.
-                News::Gap => match self.prove(self.life.held()).await? {
-                    Some(revision) => tail.restart(self.life.opened.stamp.to_string().into_bytes(), revision),
+                News::Gap => match self.verify(self.session.held()).await? {
+                    Some(revision) => {
+                        watcher.restart(self.session.opened.stamp.to_string().into_bytes(), revision)
+                    }
                     None => return Some(LossReason::Vanished),
                 },
             }
@@ -102,22 +106,22 @@ impl Vigil {
     }
 
     /// Follows what is held, and what is held no longer not any more.
-    async fn follow(&mut self, tail: &mut Tail) {
-        let held: BTreeMap<AttemptId, Stand> = self.life.held().into_iter().collect();
+    async fn follow(&mut self, watcher: &mut Watcher) {
+        let held: BTreeMap<AttemptId, KnownGrant> = self.session.held().into_iter().collect();
         let over: Vec<AttemptId> =
             self.followed.keys().filter(|at| !held.contains_key(at)).copied().collect();
         for attempt in over {
             for number in self.followed.remove(&attempt).unwrap_or_default() {
-                tail.remove(number).await;
+                watcher.remove(number).await;
             }
         }
-        for (attempt, stand) in held {
+        for (attempt, known) in held {
             if self.followed.contains_key(&attempt) {
                 continue;
             }
             let mut numbers = Vec::new();
-            for key in stand.keys(&self.life.client.keys, attempt) {
-                numbers.push(tail.add(only(&key), stand.created).await);
+            for key in known.keys(&self.session.client.keys, attempt) {
+                numbers.push(watcher.add(only(&key), known.created).await);
             }
             self.followed.insert(attempt, numbers);
         }
@@ -126,19 +130,19 @@ impl Vigil {
     fn read(&self, event: &Event) -> Option<Read> {
         let kv = event.kv()?;
         let put = event.event_type() == EventType::Put;
-        let session = self.life.key();
-        if kv.key() == session {
+        let own = self.session.key();
+        if kv.key() == own {
             return (!put).then_some(Read::Over);
         }
-        if kv.key().starts_with(&session) {
+        if kv.key().starts_with(&own) {
             let attempt =
-                self.life.client.keys.parse_broken(self.life.opened.id, kv.key()).filter(|_| put)?;
+                self.session.client.keys.parse_broken(self.session.opened.id, kv.key()).filter(|_| put)?;
             return Some(Read::Broken(attempt, record::read_broken(kv.value())?));
         }
         // What we give back ourselves is not held any more.
-        let mut held = self.life.held();
-        held.retain(|(attempt, stand)| {
-            stand.keys(&self.life.client.keys, *attempt).iter().any(|key| key == kv.key())
+        let mut held = self.session.held();
+        held.retain(|(attempt, known)| {
+            known.keys(&self.session.client.keys, *attempt).iter().any(|key| key == kv.key())
         });
         Some(Read::Suspect(held))
     }
@@ -146,10 +150,10 @@ impl Vigil {
     /// Whether what is held is there; what is not is lost. The outer `None`: the driver was closed; the inner: the session
     /// is over.
     #[allow(clippy::option_option)] // two ends, and the caller leaves at the first
-    async fn prove(&self, held: Vec<(AttemptId, Stand)>) -> Option<Option<i64>> {
+    async fn verify(&self, held: Vec<(AttemptId, KnownGrant)>) -> Option<Option<i64>> {
         loop {
-            match self.life.prove(held.clone()).await {
-                Ok(Some(Proof { revision, gone })) => {
+            match self.session.verify(held.clone()).await {
+                Ok(Some(Verified { revision, gone })) => {
                     self.lose(gone).await;
                     return Some(Some(revision));
                 }
@@ -157,7 +161,7 @@ impl Vigil {
                 Err(error) if error.kind() == ErrorKind::Closed => return None,
                 Err(error) => {
                     tracing::debug!(%error, "whether what is held is there cannot be asked; it is asked again");
-                    self.life.client.connection.pause().await;
+                    self.session.client.connection.pause().await;
                 }
             }
         }
@@ -166,13 +170,13 @@ impl Vigil {
     async fn lose(&self, gone: Vec<(AttemptId, LossReason)>) {
         let mut any = false;
         for (attempt, reason) in gone {
-            if self.life.lose(attempt) {
+            if self.session.mark_lost(attempt) {
                 any = true;
                 self.say(Notice::GrantLost(attempt, reason));
             }
         }
         if any {
-            self.life.clear_lost().await;
+            self.session.clear_lost().await;
         }
     }
 }
@@ -183,14 +187,14 @@ enum Read {
     Over,
     Broken(AttemptId, LossReason),
     /// Something happened to what these stand on.
-    Suspect(Vec<(AttemptId, Stand)>),
+    Suspect(Vec<(AttemptId, KnownGrant)>),
 }
 
 /// Waits until something was granted or given back, and a moment longer for what comes and goes at once.
-async fn due(life: &Life, waiting: &mut Option<Sleep>) {
+async fn due(session: &SessionState, waiting: &mut Option<Sleep>) {
     if waiting.is_none() {
-        life.stands_changed.notified().await;
+        session.grants_changed.notified().await;
     }
-    waiting.get_or_insert_with(|| life.client.connection.context.spawner.sleep(PATIENCE)).await;
+    waiting.get_or_insert_with(|| session.client.connection.context.spawner.sleep(FOLLOW_AFTER)).await;
     *waiting = None;
 }

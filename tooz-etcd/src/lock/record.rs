@@ -141,7 +141,7 @@ pub(crate) struct Waiter {
     pub(crate) attempt: AttemptId,
     pub(crate) mode: LockMode,
     /// The create revision of its key: its place.
-    pub(crate) place: i64,
+    pub(crate) position: i64,
     pub(crate) key: Vec<u8>,
 }
 
@@ -153,7 +153,7 @@ impl Waiter {
     pub(crate) fn read(attempt: AttemptId, kv: Raw<'_>) -> Result<Self> {
         let mode = lines::<3>(kv.value).and_then(|[mode, _, _]| read_mode(mode));
         let mode = mode.ok_or_else(|| unreadable(kv))?;
-        Ok(Self { attempt, mode, place: kv.created, key: kv.key.to_vec() })
+        Ok(Self { attempt, mode, position: kv.created, key: kv.key.to_vec() })
     }
 }
 

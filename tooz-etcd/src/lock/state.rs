@@ -44,12 +44,12 @@ pub(crate) fn look(keys: &LockKeys) -> Vec<TxnOp> {
 }
 
 /// The same for one who wants it alone, and so waits for whoever came right before: of the queue only that one and this
-/// waiter are read, for a thousand who each read all thousand keep a server busy with nothing else. `place`: where the waiter
+/// waiter are read, for a thousand who each read all thousand keep a server busy with nothing else. `position`: where the waiter
 /// stands; if that is not known, it is taken to come last.
-pub(crate) fn look_before(keys: &LockKeys, own: Vec<u8>, place: Option<i64>) -> Vec<TxnOp> {
+pub(crate) fn look_before(keys: &LockKeys, own: Vec<u8>, position: Option<i64>) -> Vec<TxnOp> {
     let last = GetOptions::new().with_prefix().with_sort(SortTarget::Create, SortOrder::Descend);
-    let before = match place {
-        Some(place) => last.with_max_create_revision(place - 1).with_limit(1),
+    let before = match position {
+        Some(position) => last.with_max_create_revision(position - 1).with_limit(1),
         None => last.with_limit(2),
     };
     let mut operations = vec![
@@ -96,7 +96,7 @@ impl State {
             holder.token = state.raises.token(holder.created);
         }
         state.holders.sort_unstable_by_key(|holder| holder.created);
-        state.queue.sort_unstable_by_key(|waiter| waiter.place);
+        state.queue.sort_unstable_by_key(|waiter| waiter.position);
         // Its own key may have been found twice.
         state.queue.dedup_by_key(|waiter| waiter.attempt);
         Ok(state)
@@ -116,9 +116,10 @@ impl State {
         admits(mode, self.holders.iter().map(|holder| holder.mode).chain(queue)).map(|_| ())
     }
 
-    /// Whether `mode` may be had by whoever waits at `place`, or comes last.
-    pub(crate) fn verdict(&self, mode: LockMode, place: Option<i64>) -> Result<Verdict> {
-        let before = self.queue.iter().filter(|waiter| place.is_none_or(|place| waiter.place < place));
+    /// Whether `mode` may be had by whoever waits at `position`, or comes last.
+    pub(crate) fn verdict(&self, mode: LockMode, position: Option<i64>) -> Result<Verdict> {
+        let before =
+            self.queue.iter().filter(|waiter| position.is_none_or(|position| waiter.position < position));
         // Readers pass readers: those before it are about to be let in with it.
         let mut blocking =
             before.filter(|waiter| mode != LockMode::Shared || waiter.mode != LockMode::Shared);
@@ -152,15 +153,15 @@ impl State {
 
     /// What must still be so when the lock is granted on the strength of this state: nobody came before us, nobody holds
     /// it whom we do not know of, and no unclean end is forgotten.
-    pub(crate) fn compares(&self, keys: &LockKeys, mode: LockMode, place: Option<i64>) -> Vec<Compare> {
+    pub(crate) fn compares(&self, keys: &LockKeys, mode: LockMode, position: Option<i64>) -> Vec<Compare> {
         let all = mode != LockMode::Shared;
         let unchanged =
             |prefix: Vec<u8>| Compare::mod_revision(prefix, CompareOp::Less, self.revision + 1).with_prefix();
         // A comparison with an empty range is one with zero. Whoever waits stands in the range of all.
         let counts = |waiter: &&Waiter| all || waiter.mode != LockMode::Shared;
-        let queue = match place {
-            Some(place) if all || self.queue.iter().any(|waiter| counts(&waiter)) => {
-                Compare::create_revision(keys.queue(all), CompareOp::Greater, place - 1)
+        let queue = match position {
+            Some(position) if all || self.queue.iter().any(|waiter| counts(&waiter)) => {
+                Compare::create_revision(keys.queue(all), CompareOp::Greater, position - 1)
             }
             _ => Compare::create_revision(keys.queue(all), CompareOp::Equal, 0),
         };

@@ -12,20 +12,20 @@ use crate::connection::call::MOST_OPERATIONS;
 use crate::error::closed;
 use crate::keys::LockKeys;
 use crate::lock::{Gate, GateKind, record};
-use crate::session_state::{Life, Stand};
+use crate::session_state::{KnownGrant, SessionState};
 
 /// The operations of a beat's transaction before those that check something.
 const BESIDE_CHECKS: usize = 2;
 
 /// What a proof found, of a session that lives.
 #[derive(Debug)]
-pub(crate) struct Proof {
+pub(crate) struct Verified {
     /// The revision at which all that is not gone was there.
     pub(crate) revision: i64,
     pub(crate) gone: Vec<(AttemptId, LossReason)>,
 }
 
-impl Stand {
+impl KnownGrant {
     /// True while the holder's key is there, as this session made it: whose grant it is says the server, not the caller.
     pub(crate) fn own_compares(&self, keys: &LockKeys, attempt: AttemptId, lease: i64) -> Vec<Compare> {
         let holder = keys.holder(attempt);
@@ -52,16 +52,16 @@ impl Stand {
     }
 }
 
-impl Life {
+impl SessionState {
     /// Whether these are there. `None`: the session is over.
-    pub(crate) async fn prove(&self, held: Vec<(AttemptId, Stand)>) -> Result<Option<Proof>> {
-        let mut proof = Proof { revision: i64::MAX, gone: Vec::new() };
+    pub(crate) async fn verify(&self, held: Vec<(AttemptId, KnownGrant)>) -> Result<Option<Verified>> {
+        let mut verified = Verified { revision: i64::MAX, gone: Vec::new() };
         let mut rest = held.as_slice();
         loop {
             // One for what makes it a write.
             let (page, after) = rest.split_at(rest.len().min(MOST_OPERATIONS - 1));
             let (attempts, checks): (Vec<_>, Vec<_>) =
-                page.iter().map(|(at, stand)| self.check(*at, stand)).unzip();
+                page.iter().map(|(at, known)| self.check(*at, known)).unzip();
             let operations: Vec<TxnOp> = std::iter::once(self.change_nothing()).chain(checks).collect();
             let txn = Txn::new().when([self.lives()]).and_then(operations);
             let response = match self.client.connection.send(true, txn).await {
@@ -70,26 +70,26 @@ impl Life {
                 Err(error) if error.kind() == ErrorKind::SessionLost => return Ok(None),
                 Err(error) => return Err(error),
             };
-            proof.revision = proof.revision.min(answer::revision(&response));
+            verified.revision = verified.revision.min(answer::revision(&response));
             for (at, attempt) in (1..).zip(attempts) {
                 let Some(check) = answer::nested(&response, at).filter(|check| !check.succeeded()) else {
                     continue;
                 };
                 let told = answer::one(&check, 0).and_then(|kv| record::read_broken(kv.value()));
-                proof.gone.push((attempt, told.unwrap_or(LossReason::Vanished)));
+                verified.gone.push((attempt, told.unwrap_or(LossReason::Vanished)));
             }
             rest = after;
             if rest.is_empty() {
-                return Ok(Some(proof));
+                return Ok(Some(verified));
             }
         }
     }
 
     /// Succeeds while it is there; else it reads who broke it.
-    fn check(&self, attempt: AttemptId, stand: &Stand) -> (AttemptId, TxnOp) {
-        let keys = self.client.keys.lock(&stand.key);
+    fn check(&self, attempt: AttemptId, known: &KnownGrant) -> (AttemptId, TxnOp) {
+        let keys = self.client.keys.lock(&known.key);
         let broken = TxnOp::get(self.client.keys.broken(self.opened.id, attempt), None);
-        let check = Txn::new().when(stand.compares(&keys, attempt, self.opened.lease)).or_else([broken]);
+        let check = Txn::new().when(known.compares(&keys, attempt, self.opened.lease)).or_else([broken]);
         (attempt, TxnOp::txn(check))
     }
 
@@ -129,7 +129,7 @@ impl Life {
         for page in &pages {
             let keys = page.iter().flat_map(|check| check.keys.iter().cloned());
             let gets = keys.map(|key| TxnOp::get(key, Some(GetOptions::new())));
-            let operations = [self.change_nothing(), self.look_at_fence()].into_iter().chain(gets);
+            let operations = [self.change_nothing(), self.get_session_epoch()].into_iter().chain(gets);
             let txn = Txn::new().when([self.lives()]).and_then(operations.collect::<Vec<_>>());
             let connection = Arc::clone(&self.client.connection);
             // All at once: however much there is, it is one round trip.
@@ -146,7 +146,7 @@ impl Life {
             if !response.succeeded() {
                 return Ok(Renewal::lost(LossReason::Expired));
             }
-            self.read_fence(&response, 1)?;
+            self.read_session_epoch(&response, 1)?;
             let mut at = BESIDE_CHECKS;
             for check in page {
                 let found: Vec<_> =
@@ -206,24 +206,24 @@ enum What {
 }
 
 impl Check {
-    fn grant(life: &Life, key: &LockKey, attempt: AttemptId) -> Self {
-        let lock = life.client.keys.lock(key);
-        let what = What::Grant(attempt, life.gate_of(attempt), lock.gate.is_some());
+    fn grant(session: &SessionState, key: &LockKey, attempt: AttemptId) -> Self {
+        let lock = session.client.keys.lock(key);
+        let what = What::Grant(attempt, session.gate_of(attempt), lock.gate.is_some());
         Self { what, keys: std::iter::once(lock.holder(attempt)).chain(lock.gate).collect() }
     }
 
-    fn waiting(life: &Life, key: &LockKey, attempt: AttemptId) -> Self {
-        let lock = life.client.keys.lock(key);
+    fn waiting(session: &SessionState, key: &LockKey, attempt: AttemptId) -> Self {
+        let lock = session.client.keys.lock(key);
         // It may just have been granted.
         let keys = vec![lock.waiter(attempt, false), lock.waiter(attempt, true), lock.holder(attempt)];
         Self { what: What::Waiting(attempt), keys }
     }
 
-    fn group(life: &Life, group: &GroupId) -> Self {
-        let keys = life.client.keys.group(group);
+    fn group(session: &SessionState, group: &GroupId) -> Self {
+        let keys = session.client.keys.group(group);
         Self {
             what: What::Group(group.clone()),
-            keys: vec![keys.member(&life.member), keys.group().to_vec()],
+            keys: vec![keys.member(&session.member), keys.group().to_vec()],
         }
     }
 }
