@@ -31,30 +31,23 @@ mod code {
     pub(super) const UNAUTHENTICATED: i32 = 16;
 }
 
+/// The error, and what caused it.
+fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |error: &&'a (dyn StdError + 'static)| (**error).source())
+}
+
 /// Whether no connection could be made: then nothing was sent.
 fn never_connected(error: &(dyn StdError + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        // The type is private to the transport; its name is all there is.
-        if format!("{error:?}").starts_with("ConnectError") || error.to_string() == "tcp connect error" {
-            return true;
-        }
-        next = error.source();
-    }
-    false
+    // The type is private to the transport; its name is all there is.
+    causes(error).any(|error| {
+        format!("{error:?}").starts_with("ConnectError") || error.to_string() == "tcp connect error"
+    })
 }
 
 /// Whether the server said of the request that it did not look at it.
 fn turned_away(error: &(dyn StdError + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        // Of the HTTP/2 transport, whose types are not ours to name; the word is the protocol's (RFC 9113, 7).
-        if format!("{error:?}").contains("REFUSED_STREAM") {
-            return true;
-        }
-        next = error.source();
-    }
-    false
+    // Of the HTTP/2 transport, whose types are not ours to name; the word is the protocol's (RFC 9113, 7).
+    causes(error).any(|error| format!("{error:?}").contains("REFUSED_STREAM"))
 }
 
 /// A token that expired; or that this server cannot read, and then a new one is no better.

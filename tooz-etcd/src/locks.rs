@@ -86,20 +86,14 @@ impl SessionState {
         // Only while the session lives: its key is never made again.
         let txn = Txn::new().when([self.lives()]).and_then(operations);
         match self.client.connection.send(true, txn).await {
-            Ok(response) => {
-                if response.succeeded() {
-                    self.set_session_epoch(answer::revision(&response));
-                }
-                self.mark_ended(attempt);
-                Ok(())
-            }
+            Ok(response) if response.succeeded() => self.set_session_epoch(answer::revision(&response)),
+            Ok(_) => {}
             // The session is over, and all its requests fail with its key.
-            Err(error) if error.kind() == ErrorKind::SessionLost => {
-                self.mark_ended(attempt);
-                Ok(())
-            }
-            Err(error) => Err(error),
+            Err(error) if error.kind() == ErrorKind::SessionLost => {}
+            Err(error) => return Err(error),
         }
+        self.mark_ended(attempt);
+        Ok(())
     }
 
     /// Gives it back if the holder's key and the gate are as they were granted. If the gate is not, Python's `break_` deleted
@@ -115,8 +109,8 @@ impl SessionState {
             operations.push(TxnOp::delete(keys.mark(grant.attempt), None));
         }
         operations.extend(self.delete_gate(&keys, grant.attempt));
-        let all = known.compares(&keys, grant.attempt, self.opened.lease);
-        let own = known.own_compares(&keys, grant.attempt, self.opened.lease);
+        let all = known.compares(&keys, self.opened.lease);
+        let own = known.own_compares(&keys, self.opened.lease);
         let ungated = [
             TxnOp::delete(holder, None),
             TxnOp::put(keys.mark(grant.attempt), write_mark(Previous::Unknown), None),

@@ -292,12 +292,12 @@ impl Session for EtcdSession {
         }
         // The lease takes everything along but shared gates, and the marks by which the next holders know of an unclean end.
         let mut marks = Vec::new();
-        for (attempt, known) in self.state.all() {
-            self.state.mark_leaving(attempt);
+        for known in self.state.all() {
+            self.state.mark_leaving(known.attempt);
             if known.gate.is_some() && known.mode != LockMode::Exclusive {
-                self.state.clear(&known.key, attempt, end).await?;
+                self.state.clear(&known.key, known.attempt, end).await?;
             } else if end == End::Clean {
-                marks.push(unmark_held(&self.state.client.keys.lock(&known.key), attempt));
+                marks.push(unmark_held(&self.state.client.keys.lock(&known.key), known.attempt));
             }
         }
         for page in marks.chunks(MOST_OPERATIONS) {

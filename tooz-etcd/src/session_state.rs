@@ -17,7 +17,8 @@ use tooz_core::{Error, ErrorKind, MemberId, Result};
 
 use crate::client::Client;
 use crate::connection::answer;
-use crate::keys::Keys;
+use crate::connection::watcher::Watcher;
+use crate::keys::{Keys, Range};
 
 /// What opening a session wrote.
 #[derive(Debug)]
@@ -123,6 +124,21 @@ impl SessionState {
         }
     }
 
+    /// The id of the data, as its key holds it.
+    fn data_epoch(&self) -> Vec<u8> {
+        self.opened.stamp.to_string().into_bytes()
+    }
+
+    /// Follows `ranges` after `revision`.
+    pub(crate) fn watch(&self, ranges: Vec<Range>, revision: i64) -> Watcher {
+        Watcher::new(&self.client.connection, &self.client.keys, self.data_epoch(), ranges, revision)
+    }
+
+    /// Goes on after `revision` of the data that this session lives in.
+    pub(crate) fn restart(&self, watcher: &mut Watcher, revision: i64) {
+        watcher.restart(self.data_epoch(), revision);
+    }
+
     pub(crate) fn over(&self) -> Error {
         Error::new(ErrorKind::SessionLost, format!("session {}", self.opened.id))
     }
@@ -140,6 +156,7 @@ const ENDED_ATTEMPTS: usize = 1_024;
 /// One grant.
 #[derive(Clone, Debug)]
 pub(crate) struct KnownGrant {
+    pub(crate) attempt: AttemptId,
     pub(crate) key: LockKey,
     pub(crate) mode: LockMode,
     /// The lease of the gate that it shares with other holders.
@@ -162,13 +179,14 @@ enum Phase {
 impl KnownGrant {
     /// A grant that is held, with the create revision of its key; `gate`: the lease of the gate that it shares.
     fn new(grant: &Grant, created: i64, gate: Option<i64>) -> Self {
-        Self { key: grant.key.clone(), mode: grant.mode, gate, created, phase: Phase::Held }
+        let Grant { attempt, mode, .. } = *grant;
+        Self { attempt, key: grant.key.clone(), mode, gate, created, phase: Phase::Held }
     }
 
     /// The keys that it stands on.
-    pub(crate) fn keys(&self, keys: &Keys, attempt: AttemptId) -> Vec<Vec<u8>> {
+    pub(crate) fn keys(&self, keys: &Keys) -> Vec<Vec<u8>> {
         let lock = keys.lock(&self.key);
-        std::iter::once(lock.holder(attempt)).chain(lock.gate).collect()
+        std::iter::once(lock.holder(self.attempt)).chain(lock.gate).collect()
     }
 }
 
@@ -259,24 +277,22 @@ impl SessionState {
         self.grants_changed.notify_one();
     }
 
-    fn in_phase(&self, phase: Phase) -> Vec<(AttemptId, KnownGrant)> {
-        let grants = self.grants();
-        let in_phase = grants.granted.iter().filter(|(_, known)| known.phase == phase);
-        in_phase.map(|(attempt, known)| (*attempt, known.clone())).collect()
+    fn in_phase(&self, phase: Phase) -> Vec<KnownGrant> {
+        self.grants().granted.values().filter(|known| known.phase == phase).cloned().collect()
     }
 
     /// What is held.
-    pub(crate) fn held(&self) -> Vec<(AttemptId, KnownGrant)> {
+    pub(crate) fn held(&self) -> Vec<KnownGrant> {
         self.in_phase(Phase::Held)
     }
 
     /// What is lost and was not cleared away.
-    pub(crate) fn lost(&self) -> Vec<(AttemptId, KnownGrant)> {
+    pub(crate) fn lost(&self) -> Vec<KnownGrant> {
         self.in_phase(Phase::Lost)
     }
 
     /// Everything of which something may be on the server.
-    pub(crate) fn all(&self) -> Vec<(AttemptId, KnownGrant)> {
-        self.grants().granted.iter().map(|(attempt, known)| (*attempt, known.clone())).collect()
+    pub(crate) fn all(&self) -> Vec<KnownGrant> {
+        self.grants().granted.values().cloned().collect()
     }
 }

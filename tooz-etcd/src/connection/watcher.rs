@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use etcd_client::{Event, Txn, TxnOp, WatchOptions, WatchStream};
 use tokio::sync::watch;
-use tooz_core::Result;
+use tooz_core::{ErrorKind, Result};
 
 use crate::connection::{Connection, answer};
 use crate::error::{Then, explain};
@@ -240,35 +240,28 @@ impl Watcher {
         let (connection, ranges) = (Arc::clone(&self.connection), self.ranges.clone());
         // Not by `call`: a stream belongs to the connection on which it was opened.
         let opening = self.connection.context.spawner.spawn(async move {
-            let channel = connection.channel().await.map_err(|(error, _)| error)?;
-            let generation = channel.generation;
-            let mut watches = channel.watches();
-            let opening = async {
-                let mut stream: Option<WatchStream> = None;
-                for (number, followed) in ranges {
-                    let options = followed.options(number);
-                    let from = followed.range.0;
-                    match &mut stream {
-                        None => stream = Some(watches.watch(from, Some(options)).await?),
-                        Some(stream) => stream.watch(from, Some(options)).await?,
+            let (connection, limit) = (&connection, connection.limit());
+            let opened = connection.exchange(limit, |channel| async move {
+                let generation = channel.generation;
+                let opening = async {
+                    let (mut watches, mut stream) = (channel.watches(), None::<WatchStream>);
+                    for (number, followed) in ranges {
+                        let options = followed.options(number);
+                        let from = followed.range.0;
+                        match &mut stream {
+                            None => stream = Some(watches.watch(from, Some(options)).await?),
+                            Some(stream) => stream.watch(from, Some(options)).await?,
+                        }
                     }
-                }
-                Ok(stream)
-            };
-            match connection.context.spawner.timeout(connection.limit(), opening).await {
-                Some(Ok(stream)) => Ok((stream, generation)),
-                Some(Err(error)) => {
-                    let (error, then) = explain(error);
-                    if then != Then::Nothing {
-                        connection.give_up(generation);
-                    }
-                    Err(error)
-                }
-                None => {
+                    Ok((stream, generation))
+                };
+                let opened = connection.context.spawner.timeout(limit, opening).await;
+                if opened.is_none() {
                     connection.give_up(generation);
-                    Err(tooz_core::ErrorKind::Timeout.into())
                 }
-            }
+                opened.transpose()
+            });
+            opened.await.map_err(|(error, _)| error)?.ok_or_else(|| ErrorKind::Timeout.into())
         });
         let (stream, generation) = opening.await.unwrap_or_else(|| Err(crate::error::closed()))?;
         if *self.generations.borrow_and_update() == generation {

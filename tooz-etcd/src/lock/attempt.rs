@@ -336,8 +336,8 @@ impl SessionState {
             gate = Some(SharedGate { lease, new: false, proved_at });
         }
         let grant = self.grant(attempt, (holder.created, holder.token), holder.previous, gate)?;
-        let held = self.held().into_iter().filter(|(id, _)| *id == attempt.id).collect();
-        let verified = self.verify(held).await?.ok_or_else(|| self.over())?;
+        let held: Vec<_> = self.held().into_iter().filter(|known| known.attempt == attempt.id).collect();
+        let verified = self.verify(&held).await?.ok_or_else(|| self.over())?;
         if verified.gone.is_empty() {
             return Ok(Some(grant));
         }

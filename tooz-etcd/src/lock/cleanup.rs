@@ -58,10 +58,10 @@ impl SessionState {
     /// What we do not hold any more must not keep others out: half of it may still be there. What cannot be taken away
     /// now is so at the next beat.
     pub(crate) async fn clear_lost(&self) {
-        for (attempt, known) in self.lost() {
-            let operations = self.clear_operations(&self.client.keys.lock(&known.key), attempt);
+        for known in self.lost() {
+            let operations = self.clear_operations(&self.client.keys.lock(&known.key), known.attempt);
             match self.client.connection.send(true, Txn::new().and_then(operations)).await {
-                Ok(_) => self.mark_ended(attempt),
+                Ok(_) => self.mark_ended(known.attempt),
                 Err(error) => {
                     tracing::debug!(%error, key = %known.key, "what is left of a lost grant is still there");
                 }

@@ -16,6 +16,7 @@ pub(crate) mod state;
 pub(crate) mod turn;
 pub(crate) mod verify;
 
+use etcd_client::KeyValue;
 use tooz_core::driver::AttemptId;
 
 /// Before the attempt in a gate's value. Python's values are 16 bytes, ours are longer.
@@ -50,17 +51,22 @@ impl Gate {
         GATE_SHARED.to_vec()
     }
 
-    pub(crate) fn read(value: &[u8], revision: i64, lease: i64) -> Self {
+    pub(crate) fn read(kv: &KeyValue) -> Self {
+        Self { kind: GateKind::read(kv.value()), revision: kv.mod_revision(), lease: kv.lease() }
+    }
+}
+
+impl GateKind {
+    fn read(value: &[u8]) -> Self {
         let holder = value
             .strip_prefix(GATE_HOLDER)
             .and_then(|attempt| std::str::from_utf8(attempt).ok())
             .and_then(AttemptId::parse);
-        let kind = match holder {
-            Some(attempt) => GateKind::Holder(attempt),
-            None if value == GATE_SHARED => GateKind::Shared,
-            None => GateKind::Foreign,
-        };
-        Self { kind, revision, lease }
+        match holder {
+            Some(attempt) => Self::Holder(attempt),
+            None if value == GATE_SHARED => Self::Shared,
+            None => Self::Foreign,
+        }
     }
 }
 
@@ -72,11 +78,10 @@ mod tests {
 
     #[test]
     fn a_gate_is_ours_or_somebody_elses() {
-        let kind = |value: &[u8]| Gate::read(value, 9, 5).kind;
-        assert_eq!(kind(&Gate::holder(AttemptId(7))), GateKind::Holder(AttemptId(7)));
-        assert_eq!(kind(&Gate::shared()), GateKind::Shared);
+        assert_eq!(GateKind::read(&Gate::holder(AttemptId(7))), GateKind::Holder(AttemptId(7)));
+        assert_eq!(GateKind::read(&Gate::shared()), GateKind::Shared);
         for value in [&[7; 16][..], b"", b"tooz1", b"tooz1 holder x"] {
-            assert_eq!(kind(value), GateKind::Foreign);
+            assert_eq!(GateKind::read(value), GateKind::Foreign);
         }
     }
 
@@ -84,7 +89,7 @@ mod tests {
         #[test]
         fn anything_is_read_without_panic(value in prop::collection::vec(any::<u8>(), 0..60), ours in any::<bool>()) {
             let value = if ours { [b"tooz1\n", value.as_slice()].concat() } else { value };
-            let _ = Gate::read(&value, 9, 5);
+            let _ = GateKind::read(&value);
         }
     }
 }

@@ -8,7 +8,7 @@
 //! All that a session holds is followed on one stream, each key by itself: a prefix would tell every session of what every
 //! other one does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,11 +37,7 @@ const FOLLOW_AFTER: Duration = Duration::from_millis(100);
 /// Runs until the session or the driver ends.
 pub(crate) async fn run(session: Arc<SessionState>, notices: NoticeSender) {
     let ranges = vec![below(&session.key())];
-    let opened = &session.opened;
-    let epoch = opened.stamp.to_string().into_bytes();
-    let watcher =
-        Watcher::new(&session.client.connection, &session.client.keys, epoch, ranges, opened.revision)
-            .tell_resumptions();
+    let watcher = session.watch(ranges, session.opened.revision).tell_resumptions();
     let mut monitor =
         Monitor { session: Arc::clone(&session), notices, followed: BTreeMap::new(), waiting: None };
     // Nobody listens once the session is over.
@@ -96,9 +92,7 @@ impl Monitor {
                 }
                 // History is gone, or the data.
                 News::Gap => match self.verify(self.session.held()).await? {
-                    Some(revision) => {
-                        watcher.restart(self.session.opened.stamp.to_string().into_bytes(), revision)
-                    }
+                    Some(revision) => self.session.restart(&mut watcher, revision),
                     None => return Some(LossReason::Vanished),
                 },
             }
@@ -107,23 +101,24 @@ impl Monitor {
 
     /// Follows what is held, and what is held no longer not any more.
     async fn follow(&mut self, watcher: &mut Watcher) {
-        let held: BTreeMap<AttemptId, KnownGrant> = self.session.held().into_iter().collect();
-        let over: Vec<AttemptId> =
-            self.followed.keys().filter(|at| !held.contains_key(at)).copied().collect();
-        for attempt in over {
+        let held = self.session.held();
+        let attempts: BTreeSet<AttemptId> = held.iter().map(|known| known.attempt).collect();
+        let ended: Vec<AttemptId> =
+            self.followed.keys().filter(|attempt| !attempts.contains(attempt)).copied().collect();
+        for attempt in ended {
             for number in self.followed.remove(&attempt).unwrap_or_default() {
                 watcher.remove(number).await;
             }
         }
-        for (attempt, known) in held {
-            if self.followed.contains_key(&attempt) {
+        for known in held {
+            if self.followed.contains_key(&known.attempt) {
                 continue;
             }
             let mut numbers = Vec::new();
-            for key in known.keys(&self.session.client.keys, attempt) {
+            for key in known.keys(&self.session.client.keys) {
                 numbers.push(watcher.add(only(&key), known.created).await);
             }
-            self.followed.insert(attempt, numbers);
+            self.followed.insert(known.attempt, numbers);
         }
     }
 
@@ -141,18 +136,16 @@ impl Monitor {
         }
         // What we give back ourselves is not held any more.
         let mut held = self.session.held();
-        held.retain(|(attempt, known)| {
-            known.keys(&self.session.client.keys, *attempt).iter().any(|key| key == kv.key())
-        });
+        held.retain(|known| known.keys(&self.session.client.keys).iter().any(|key| key == kv.key()));
         Some(Read::Suspect(held))
     }
 
     /// Whether what is held is there; what is not is lost. The outer `None`: the driver was closed; the inner: the session
     /// is over.
     #[allow(clippy::option_option)] // two ends, and the caller leaves at the first
-    async fn verify(&self, held: Vec<(AttemptId, KnownGrant)>) -> Option<Option<i64>> {
+    async fn verify(&self, held: Vec<KnownGrant>) -> Option<Option<i64>> {
         loop {
-            match self.session.verify(held.clone()).await {
+            match self.session.verify(&held).await {
                 Ok(Some(Verified { revision, gone })) => {
                     self.lose(gone).await;
                     return Some(Some(revision));
@@ -187,7 +180,7 @@ enum Read {
     Over,
     Broken(AttemptId, LossReason),
     /// Something happened to what these stand on.
-    Suspect(Vec<(AttemptId, KnownGrant)>),
+    Suspect(Vec<KnownGrant>),
 }
 
 /// Waits until something was granted or given back, and a moment longer for what comes and goes at once.

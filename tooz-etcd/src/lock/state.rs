@@ -78,7 +78,7 @@ impl State {
         let mut state = Self { revision, ..Self::default() };
         for kv in found {
             if keys.gate.as_deref() == Some(kv.key()) {
-                state.gate = Some(Gate::read(kv.value(), kv.mod_revision(), kv.lease()));
+                state.gate = Some(Gate::read(kv));
                 continue;
             }
             if kv.key().starts_with(keys.fence.prefix()) {

@@ -6,7 +6,8 @@ use etcd_client::{Event, EventType};
 use tooz_core::driver::{LockMode, Place, Turn};
 use tooz_core::{ErrorKind, Result};
 
-use crate::connection::watcher::{News, Watcher};
+use crate::connection::watcher::News;
+use crate::error::closed;
 use crate::lock::attempt::{Attempt, Step};
 use crate::lock::state::{State, Verdict, ranges};
 use crate::session_state::SessionState;
@@ -91,11 +92,7 @@ async fn change(
     state: &State,
     verdict: &Verdict,
 ) -> Result<Changed> {
-    let client = &session.client;
-    let epoch = session.opened.stamp.to_string().into_bytes();
-    let mut watcher =
-        Watcher::new(&client.connection, &client.keys, epoch, ranges(&attempt.keys, verdict), state.revision);
-    watcher = watcher.hurried();
+    let mut watcher = session.watch(ranges(&attempt.keys, verdict), state.revision).hurried();
     let gone = |event: &Event| event.event_type() == EventType::Delete;
     loop {
         match watcher.next().await {
@@ -111,7 +108,7 @@ async fn change(
                 }
             }
             News::Gap => return Ok(Changed::Anything),
-            News::End => return Err(crate::error::closed()),
+            News::End => return Err(closed()),
         }
     }
 }

@@ -27,8 +27,8 @@ pub(crate) struct Verified {
 
 impl KnownGrant {
     /// True while the holder's key is there, as this session made it: whose grant it is says the server, not the caller.
-    pub(crate) fn own_compares(&self, keys: &LockKeys, attempt: AttemptId, lease: i64) -> Vec<Compare> {
-        let holder = keys.holder(attempt);
+    pub(crate) fn own_compares(&self, keys: &LockKeys, lease: i64) -> Vec<Compare> {
+        let holder = keys.holder(self.attempt);
         vec![
             Compare::create_revision(holder.clone(), CompareOp::Equal, self.created),
             Compare::lease(holder, CompareOp::Equal, lease),
@@ -36,15 +36,15 @@ impl KnownGrant {
     }
 
     /// True while all of the grant is there.
-    pub(crate) fn compares(&self, keys: &LockKeys, attempt: AttemptId, lease: i64) -> Vec<Compare> {
-        let mut compares = self.own_compares(keys, attempt, lease);
+    pub(crate) fn compares(&self, keys: &LockKeys, lease: i64) -> Vec<Compare> {
+        let mut compares = self.own_compares(keys, lease);
         match (&keys.gate, self.gate) {
             (Some(gate), Some(lease)) => {
                 compares.push(Compare::value(gate.clone(), CompareOp::Equal, Gate::shared()));
                 compares.push(Compare::lease(gate.clone(), CompareOp::Equal, lease));
             }
             (Some(gate), None) => {
-                compares.push(Compare::value(gate.clone(), CompareOp::Equal, Gate::holder(attempt)));
+                compares.push(Compare::value(gate.clone(), CompareOp::Equal, Gate::holder(self.attempt)));
             }
             (None, _) => {}
         }
@@ -54,14 +54,13 @@ impl KnownGrant {
 
 impl SessionState {
     /// Whether these are there. `None`: the session is over.
-    pub(crate) async fn verify(&self, held: Vec<(AttemptId, KnownGrant)>) -> Result<Option<Verified>> {
+    pub(crate) async fn verify(&self, held: &[KnownGrant]) -> Result<Option<Verified>> {
         let mut verified = Verified { revision: i64::MAX, gone: Vec::new() };
-        let mut rest = held.as_slice();
+        let mut rest = held;
         loop {
             // One for what makes it a write.
             let (page, after) = rest.split_at(rest.len().min(MOST_OPERATIONS - 1));
-            let (attempts, checks): (Vec<_>, Vec<_>) =
-                page.iter().map(|(at, known)| self.check(*at, known)).unzip();
+            let checks = page.iter().map(|known| self.check(known));
             let operations: Vec<TxnOp> = std::iter::once(self.change_nothing()).chain(checks).collect();
             let txn = Txn::new().when([self.lives()]).and_then(operations);
             let response = match self.client.connection.send(true, txn).await {
@@ -71,12 +70,12 @@ impl SessionState {
                 Err(error) => return Err(error),
             };
             verified.revision = verified.revision.min(answer::revision(&response));
-            for (at, attempt) in (1..).zip(attempts) {
+            for (at, known) in (1..).zip(page) {
                 let Some(check) = answer::nested(&response, at).filter(|check| !check.succeeded()) else {
                     continue;
                 };
                 let told = answer::one(&check, 0).and_then(|kv| record::read_broken(kv.value()));
-                verified.gone.push((attempt, told.unwrap_or(LossReason::Vanished)));
+                verified.gone.push((known.attempt, told.unwrap_or(LossReason::Vanished)));
             }
             rest = after;
             if rest.is_empty() {
@@ -86,18 +85,18 @@ impl SessionState {
     }
 
     /// Succeeds while it is there; else it reads who broke it.
-    fn check(&self, attempt: AttemptId, known: &KnownGrant) -> (AttemptId, TxnOp) {
+    fn check(&self, known: &KnownGrant) -> TxnOp {
         let keys = self.client.keys.lock(&known.key);
-        let broken = TxnOp::get(self.client.keys.broken(self.opened.id, attempt), None);
-        let check = Txn::new().when(known.compares(&keys, attempt, self.opened.lease)).or_else([broken]);
-        (attempt, TxnOp::txn(check))
+        let broken = TxnOp::get(self.client.keys.broken(self.opened.id, known.attempt), None);
+        let check = Txn::new().when(known.compares(&keys, self.opened.lease)).or_else([broken]);
+        TxnOp::txn(check)
     }
 
     /// Who broke a grant of ours, if somebody left word.
     pub(crate) async fn who_broke(&self, attempt: AttemptId) -> Option<LossReason> {
         let look = Txn::new().and_then([TxnOp::get(self.client.keys.broken(self.opened.id, attempt), None)]);
         let response = self.client.connection.send(true, look).await.ok()?;
-        record::read_broken(answer::found(&response, 0).first()?.value())
+        record::read_broken(answer::one(&response, 0)?.value())
     }
 
     /// Whether what the core believes stands on the server, asked together with the prolonging.
@@ -125,7 +124,7 @@ impl SessionState {
                 page.push(check);
             }
         }
-        let mut asked = Vec::new();
+        let (mut asked, spawner) = (Vec::new(), &self.client.connection.context.spawner);
         for page in &pages {
             let keys = page.iter().flat_map(|check| check.keys.iter().cloned());
             let gets = keys.map(|key| TxnOp::get(key, Some(GetOptions::new())));
@@ -133,13 +132,7 @@ impl SessionState {
             let txn = Txn::new().when([self.lives()]).and_then(operations.collect::<Vec<_>>());
             let connection = Arc::clone(&self.client.connection);
             // All at once: however much there is, it is one round trip.
-            asked.push(
-                self.client
-                    .connection
-                    .context
-                    .spawner
-                    .spawn(async move { connection.send(false, txn).await }),
-            );
+            asked.push(spawner.spawn(async move { connection.send(false, txn).await }));
         }
         for (page, asked) in pages.into_iter().zip(asked) {
             let response = asked.await.unwrap_or_else(|| Err(closed()))?;
@@ -164,10 +157,7 @@ impl SessionState {
         };
         match check.what {
             What::Grant(attempt, shared_gate, has_gate) => {
-                let gate = found
-                    .get(1)
-                    .and_then(Option::as_ref)
-                    .map(|kv| Gate::read(kv.value(), kv.mod_revision(), kv.lease()));
+                let gate = found.get(1).and_then(Option::as_ref).map(Gate::read);
                 let gated = !has_gate
                     || gate.is_some_and(|gate| match shared_gate {
                         Some(lease) => gate.kind == GateKind::Shared && gate.lease == lease,
