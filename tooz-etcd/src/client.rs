@@ -1,4 +1,4 @@
-//! The connected driver, which its sessions and watches share; and the stamp of the namespace, beside which sessions begin.
+//! What a driver's sessions and watches share: the connection, the keys, and the stamp of the namespace.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::connection::{Connection, answer};
 use crate::error::corrupt;
 use crate::keys::Keys;
 
-/// One connected driver, shared by its sessions and watches.
+/// One connected driver.
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) connection: Arc<Connection>,
@@ -31,7 +31,8 @@ impl Client {
         Self { connection, keys, ttl, layout, namespace, stamp: Mutex::default() }
     }
 
-    /// For a view: it reads the layout of this version alone. Where no session ever was there is none, and nothing to see.
+    /// Checks for a view that the data is of this version's layout, the only one that it reads. Where no session ever was
+    /// there is no stamp, and nothing to see.
     pub(crate) async fn check_readable(&self) -> Result<()> {
         let look = [TxnOp::get(self.keys.epoch(), None)];
         let response = self.connection.send(true, Txn::new().and_then(look)).await?;
@@ -42,7 +43,7 @@ impl Client {
     }
 
     /// # Errors
-    /// `Corrupt`: this is no stamp.
+    /// `Corrupt`: the value is no stamp.
     pub(crate) fn parse(&self, stamp: &[u8]) -> Result<Stamp> {
         Stamp::parse(stamp).ok_or_else(|| {
             corrupt(&self.keys.epoch(), "holds no stamp; end all programs that use it, then delete it")

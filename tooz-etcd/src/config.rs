@@ -12,7 +12,7 @@ use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 /// Ours, and the names that Python tooz gave them.
 pub(crate) const SCHEMES: &[&str] = &["etcd", "etcds", "etcd3", "etcd3+http", "etcd3+https"];
 
-/// Python tooz's namespace, which it does not let anybody choose.
+/// Python tooz's namespace, which Python's users cannot choose.
 pub(crate) const DEFAULT_NAMESPACE: &str = "tooz";
 
 const DEFAULT_PORT: u16 = 2379;
@@ -90,7 +90,7 @@ impl Config {
                 "{scheme}:// takes hosts and no path; a namespace is the option namespace"
             )));
         }
-        // All of them at once: one that is wrong would be found only when the others are gone.
+        // All hosts are checked now: a wrong one would be found only when the others are gone.
         if url.hosts().iter().any(|host| !host.name.is_ascii()) {
             return Err(invalid(
                 "a host has letters beyond ASCII; write its name as the resolver knows it (xn--…)",
@@ -134,7 +134,7 @@ impl Config {
             },
         };
         if !secure && (tls.authorities.is_some() || tls.identity.is_some()) {
-            // Silently in the clear is what nobody who names a certificate wants.
+            // A user who names a certificate does not want an unencrypted connection.
             return Err(Error::new(
                 ErrorKind::InvalidOption,
                 format!(
@@ -192,7 +192,7 @@ impl Tls {
     }
 }
 
-/// What etcd keeps at best; the README gives the reason for each, `version` what older ones do not.
+/// What etcd guarantees at best. The README has the reason for each, `version` what older servers lack.
 pub(crate) fn characteristics(_: &BackendUrl) -> Characteristics {
     Characteristics::all() - Characteristics::NON_TIMEOUT_BASED
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tooz_core::driver::{Connect, Driver, Groups, Locks, OpenSession, Session};
-use tooz_core::{Characteristics, Error, ErrorKind, Result};
+use tooz_core::{Characteristics, ErrorKind, Result};
 
 use crate::client::Client;
 use crate::config::{self, Config};
@@ -33,9 +33,11 @@ impl Etcd {
         let best = config::characteristics(&request.url);
         let characteristics = match status {
             Ok(status) => version::lower(best, status.version())?,
-            // Some roles may not ask; what they may do is seen when a session is opened.
+            // The server knows the user. Some roles may not ask for the status; opening a session shows what they may do.
             Err(error)
-                if error.kind() == ErrorKind::Denied && config.user.is_some() && is_about_status(&error) =>
+                if error.kind() == ErrorKind::Denied
+                    && config.user.is_some()
+                    && error.context().contains("permission denied") =>
             {
                 version::lower(best, "")?
             }
@@ -47,11 +49,6 @@ impl Etcd {
         }
         Ok(Self { client, characteristics })
     }
-}
-
-/// Whether the user is known and only this was denied.
-fn is_about_status(error: &Error) -> bool {
-    error.context().contains("permission denied")
 }
 
 #[async_trait]

@@ -7,30 +7,30 @@ use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, SortOrder, SortTarge
 use tooz_core::driver::{ChangeStream, Groups, Join, MemberRecord, SessionGroups};
 use tooz_core::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
 
-use crate::client::Client;
 use crate::connection::answer;
 use crate::driver::Etcd;
-use crate::keys::end_of;
+use crate::keys::below;
 use crate::session::EtcdSession;
 use crate::session_state::SessionState;
-use crate::view::{member_record, no_group, no_member, range};
+use crate::view::{get_range, member_record, no_group, no_member};
 use crate::watch;
 
-impl Client {
-    async fn create_group(&self, group: &GroupId) -> Result<()> {
-        let key = self.keys.group(group).group().to_vec();
+#[async_trait]
+impl Groups for Etcd {
+    async fn create(&self, group: &GroupId) -> Result<()> {
+        let key = self.client.keys.group(group).group().to_vec();
         let txn = Txn::new()
             .when([Compare::version(key.clone(), CompareOp::Equal, 0)])
             .and_then([TxnOp::put(key.clone(), key, None)]);
-        if self.connection.send(false, txn).await?.succeeded() {
+        if self.client.connection.send(false, txn).await?.succeeded() {
             Ok(())
         } else {
             Err(Error::new(ErrorKind::GroupExists, format!("group \"{group}\"")))
         }
     }
 
-    async fn delete_group(&self, group: &GroupId) -> Result<()> {
-        let keys = self.keys.group(group);
+    async fn delete(&self, group: &GroupId) -> Result<()> {
+        let keys = self.client.keys.group(group);
         let ranges = keys.members();
         let mut compares: Vec<Compare> = ranges
             .iter()
@@ -42,32 +42,28 @@ impl Client {
             compares.push(Compare::version(keys.group(), CompareOp::Greater, 0));
             let mut looks = vec![TxnOp::get(keys.group(), None)];
             let only_keys = || GetOptions::new().with_keys_only();
-            looks.extend(ranges.iter().map(|(from, end)| range(from.clone(), end.clone(), only_keys())));
+            looks.extend(ranges.iter().map(|range| get_range(range.clone(), only_keys())));
             let txn = Txn::new()
                 .when(std::mem::take(&mut compares))
                 .and_then([TxnOp::delete(keys.group(), None)])
                 .or_else(looks);
-            let response = self.connection.send(false, txn).await?;
+            let response = self.client.connection.send(false, txn).await?;
             if response.succeeded() {
                 return Ok(());
             }
             if answer::found(&response, 0).is_empty() {
                 return Err(no_group(group));
             }
-            let found = |response: &TxnResponse, at| answer::found(response, at + 1);
-            let members: usize = (0..ranges.len())
-                .map(|at| {
-                    found(&response, at).iter().filter(|kv| keys.parse_member(kv.key()).is_some()).count()
-                })
-                .sum();
+            let found = answer::found_from(&response, 1);
+            let members = found.iter().filter(|kv| keys.parse_member(kv.key()).is_some()).count();
             if members > 0 {
                 return Err(Error::new(
                     ErrorKind::GroupNotEmpty,
                     format!("group \"{group}\" has {members} members; let them leave first"),
                 ));
             }
-            // What stands there is no member: a group of Python's whose name begins with ours and a slash. Nothing may
-            // have come since.
+            // The keys found are no members: they are of a group of Python's whose name begins with this one's and a
+            // slash. No key may have come since.
             let seen = answer::revision(&response) + 1;
             compares = ranges
                 .iter()
@@ -78,50 +74,32 @@ impl Client {
         }
     }
 
-    async fn list_groups(&self) -> Result<Vec<GroupId>> {
+    async fn list(&self) -> Result<Vec<GroupId>> {
         let options = || GetOptions::new().with_keys_only().with_sort(SortTarget::Key, SortOrder::Ascend);
-        let looks = self.keys.all_groups().map(|prefix| range(prefix.clone(), end_of(&prefix), options()));
-        let response = self.connection.send(true, Txn::new().and_then(looks)).await?;
-        let found = (0..2).flat_map(|at| answer::found(&response, at));
-        let mut groups: Vec<GroupId> = found.filter_map(|kv| self.keys.parse_group(kv.key())).collect();
+        let looks = self.client.keys.all_groups().map(|prefix| get_range(below(&prefix), options()));
+        let response = self.client.connection.send(true, Txn::new().and_then(looks)).await?;
+        let found = answer::found_from(&response, 0);
+        let mut groups: Vec<GroupId> =
+            found.iter().filter_map(|kv| self.client.keys.parse_group(kv.key())).collect();
         groups.sort_unstable();
         Ok(groups)
     }
 
-    async fn member_of(&self, group: &GroupId, member: &MemberId) -> Result<MemberRecord> {
-        let keys = self.keys.group(group);
+    async fn member(&self, group: &GroupId, member: &MemberId) -> Result<MemberRecord> {
+        let keys = self.client.keys.group(group);
         let looks = [TxnOp::get(keys.group(), None), TxnOp::get(keys.member(member), None)];
-        let response = self.connection.send(true, Txn::new().and_then(looks)).await?;
+        let response = self.client.connection.send(true, Txn::new().and_then(looks)).await?;
         if answer::found(&response, 0).is_empty() {
             return Err(no_group(group));
         }
         let kv = answer::one(&response, 1).ok_or_else(|| no_member(group, member))?;
-        // Asked for by name it is not left out: whoever asks wants to know why it cannot be had.
+        // A member that is asked for by name is not left out: the caller learns why it cannot be read.
         Capabilities::from_msgpack(kv.value())?;
         member_record(&keys, &kv).ok_or_else(|| no_member(group, member))
-    }
-}
-
-#[async_trait]
-impl Groups for Etcd {
-    async fn create(&self, group: &GroupId) -> Result<()> {
-        self.client.create_group(group).await
-    }
-
-    async fn delete(&self, group: &GroupId) -> Result<()> {
-        self.client.delete_group(group).await
-    }
-
-    async fn list(&self) -> Result<Vec<GroupId>> {
-        self.client.list_groups().await
     }
 
     async fn members(&self, group: &GroupId) -> Result<Vec<MemberRecord>> {
         self.client.snapshot(group).await?.members.ok_or_else(|| no_group(group))
-    }
-
-    async fn member(&self, group: &GroupId, member: &MemberId) -> Result<MemberRecord> {
-        self.client.member_of(group, member).await
     }
 
     async fn watch(&self, group: &GroupId) -> Result<ChangeStream> {
@@ -129,11 +107,11 @@ impl Groups for Etcd {
     }
 }
 
-/// How a key has to be for a join.
+/// How a key must be for a join.
 enum Expected {
     Missing,
     Ours,
-    /// At this revision: it was looked at, and may be replaced.
+    /// At this revision, at which it was read and may be replaced.
     At(i64),
 }
 
@@ -146,7 +124,7 @@ impl Expected {
         }
     }
 
-    /// What was found there may be replaced if it is of our own earlier session, whose life is over.
+    /// A key may be replaced if it is of the coordinator's earlier session, which is over.
     fn of(session: &SessionState, found: Option<&KeyValue>) -> Option<Self> {
         match found {
             None => Some(Self::Missing),
@@ -158,7 +136,7 @@ impl Expected {
 }
 
 impl SessionState {
-    /// Sends a write to a group. One that may still be on its way is kept from arriving after this.
+    /// Sends a write to a group. An earlier write that may still be on its way fails if it arrives after this one.
     async fn write(
         &self,
         compares: Vec<Compare>,
@@ -240,7 +218,7 @@ impl SessionState {
         }
     }
 
-    /// Writes to our own record in a group.
+    /// Writes to this session's own record in a group.
     async fn write_own(&self, group: &GroupId, write: impl Fn(Vec<u8>) -> TxnOp) -> Result<()> {
         let keys = self.client.keys.group(group);
         let own = keys.member(&self.member);
@@ -262,7 +240,7 @@ impl SessionState {
             if answer::found(&response, 2).first().is_none_or(|kv| kv.lease() != self.opened.lease) {
                 return Err(no_member(group, &self.member));
             }
-            // A withdrawal of ours came between.
+            // A withdrawal of this session moved its epoch meanwhile: again.
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Locks as an operator sees them: who holds one, breaking it, following it.
+//! The holders of locks: list them, break their grants, follow them; and raise the tokens.
 
 use std::time::Duration;
 
@@ -7,7 +7,6 @@ use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
 use tooz_core::driver::{BreakRequest, HolderRecord, HolderStream, Holders, LockKey, Locks, Previous};
 use tooz_core::{Error, ErrorKind, FencingToken, Result};
 
-use crate::client::Client;
 use crate::driver::Etcd;
 use crate::keys::LockKeys;
 use crate::lock::record::{Holder, write_broken, write_mark};
@@ -16,20 +15,25 @@ use crate::lock::{Gate, GateKind, fence};
 use crate::view::{holders, record};
 use crate::watch;
 
-/// How long the record of who broke a grant is kept, at least: longer than anybody takes to ask.
-const RETENTION: Duration = Duration::from_secs(3_600);
+/// The least retention of the record of who broke a grant: longer than the holder takes to ask.
+const RETENTION: Duration = Duration::from_hours(1);
 
-/// How many holders are broken in one step; etcd refuses transactions of more than 128 operations.
+/// How many grants are broken in one step; etcd refuses transactions of more than 128 operations.
 const AT_ONCE: usize = 24;
 
-impl Client {
+#[async_trait]
+impl Locks for Etcd {
+    async fn holders(&self, key: &LockKey) -> Result<Holders> {
+        Ok(holders(&self.client.look(&self.client.keys.lock(key)).await?))
+    }
+
     async fn break_lock(&self, request: &BreakRequest) -> Result<Vec<HolderRecord>> {
-        let keys = self.keys.lock(&request.key);
+        let keys = self.client.keys.lock(&request.key);
         let mut broken = Vec::new();
         let (mut lease, mut asked_at) = (None, None);
         loop {
-            let state = self.look(&keys).await?;
-            // Whoever comes to hold it meanwhile, perhaps by this very break, is not meant.
+            let state = self.client.look(&keys).await?;
+            // A holder that came later, perhaps by this very break, is not meant.
             let asked_at = *asked_at.get_or_insert(state.revision);
             let wanted = |holder: &&Holder| {
                 holder.created <= asked_at
@@ -43,9 +47,12 @@ impl Client {
                     && state.gate.is_some_and(|gate| gate.kind == GateKind::Foreign);
                 return if foreign { Err(unresponsive(&keys, &request.key)) } else { Ok(broken) };
             }
-            let lease = match lease {
-                Some(lease) => lease,
-                None => *lease.insert(self.record_lease().await?),
+            let lease = if let Some(lease) = lease {
+                lease
+            } else {
+                // For the records of who broke a grant. It is never prolonged.
+                let ttl = self.client.ttl.saturating_mul(10).max(RETENTION);
+                *lease.insert(self.client.connection.grant_lease(ttl).await?.id())
             };
             let mut compares = Vec::new();
             let mut operations = Vec::new();
@@ -55,14 +62,14 @@ impl Client {
                 operations.push(TxnOp::delete(own, None));
                 operations.push(TxnOp::put(keys.mark(victim.attempt), write_mark(Previous::Broken), None));
                 operations.push(TxnOp::put(
-                    self.keys.broken(victim.session, victim.attempt),
+                    self.client.keys.broken(victim.session, victim.attempt),
                     write_broken(&request.by, &request.why),
                     Some(PutOptions::new().with_lease(lease)),
                 ));
             }
             operations.extend(delete_gate(&keys, &state, &victims));
             let response =
-                self.connection.send(false, Txn::new().when(compares).and_then(operations)).await?;
+                self.client.connection.send(false, Txn::new().when(compares).and_then(operations)).await?;
             if response.succeeded() {
                 for victim in &victims {
                     tracing::info!(key = %request.key, token = victim.token, by = %request.by, why = %request.why, "lock broken");
@@ -72,24 +79,21 @@ impl Client {
         }
     }
 
-    /// Raises the tokens of all later grants to `least`.
     async fn raise_tokens(&self, least: FencingToken) -> Result<()> {
-        let fence = self.keys.fence();
-        let found = self.connection.send(true, Txn::new().and_then([fence::look(fence)])).await?;
+        let fence = self.client.keys.fence();
+        let found = self.client.connection.send(true, Txn::new().and_then([fence::look(fence)])).await?;
         match fence::raise_to(fence, least, &found) {
-            Some(raise) => self.connection.send(true, raise).await.map(|_| ()),
+            Some(raise) => self.client.connection.send(true, raise).await.map(|_| ()),
             None => Ok(()),
         }
     }
 
-    /// A lease for the record of who broke a grant; nobody renews it.
-    async fn record_lease(&self) -> Result<i64> {
-        let ttl = self.ttl.saturating_mul(10).max(RETENTION);
-        Ok(self.connection.grant_lease(ttl).await?.id())
+    async fn watch(&self, key: &LockKey) -> Result<HolderStream> {
+        watch::holders(&self.client, self.client.keys.lock(key)).await
     }
 }
 
-/// The gate goes with its holder, or with the last of those who share it.
+/// Deletes the gate with its holder, or with the last of those that share it.
 fn delete_gate(keys: &LockKeys, state: &State, victims: &[&Holder]) -> Option<TxnOp> {
     let gate = keys.gate.clone()?;
     let all = victims.len() == state.holders.len();
@@ -100,8 +104,8 @@ fn delete_gate(keys: &LockKeys, state: &State, victims: &[&Holder]) -> Option<Tx
         GateKind::Shared if all => Gate::shared(),
         _ => return None,
     };
-    // Whoever joined those who share it meanwhile did so beside a holder that is gone now; it finds out at its next beat
-    // that its gate is gone, so the gate stays unless it is as it was seen.
+    // A holder that came to share the gate meanwhile would find out only at its next beat that the gate is gone. So the gate
+    // stays unless the holders are those that were seen.
     let mut compares = vec![Compare::value(gate.clone(), CompareOp::Equal, value)];
     compares.push(Compare::mod_revision(keys.holders(), CompareOp::Less, state.revision + 1).with_prefix());
     Some(TxnOp::txn(Txn::new().when(compares).and_then([TxnOp::delete(gate, None)])))
@@ -116,24 +120,4 @@ fn unresponsive(keys: &LockKeys, key: &LockKey) -> Error {
              \"{gate}\" with etcdctl if nobody works under the lock any more"
         ),
     )
-}
-
-#[async_trait]
-impl Locks for Etcd {
-    async fn holders(&self, key: &LockKey) -> Result<Holders> {
-        Ok(holders(&self.client.look(&self.client.keys.lock(key)).await?))
-    }
-
-    async fn break_lock(&self, request: &BreakRequest) -> Result<Vec<HolderRecord>> {
-        self.client.break_lock(request).await
-    }
-
-    async fn raise_tokens(&self, least: FencingToken) -> Result<()> {
-        self.client.raise_tokens(least).await
-    }
-
-    async fn watch(&self, key: &LockKey) -> Result<HolderStream> {
-        let keys = self.client.keys.lock(key);
-        watch::holders(&self.client, keys).await
-    }
 }

@@ -18,8 +18,8 @@
 //!   lock/<kind><name>/q/s/<attempt>      a waiter that shares it
 //! ```
 //!
-//! Names below `%tooz/` are percent-encoded, so a slash always ends one. `%to` is no percent-encoding: no namespace is
-//! written like that. Python's groups with a slash in their id cannot be told from members, so such ids are ours.
+//! Names below `%tooz/` are percent-encoded, so a slash always ends a name. `%to` is no percent-encoding, so no namespace
+//! begins like that. Groups with a slash in their id cannot be told from members in Python's keys, so their keys are ours.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -60,7 +60,7 @@ fn decode(text: &[u8]) -> Option<Vec<u8>> {
             rest = after;
         }
     }
-    // Another spelling is nothing that we wrote.
+    // A name in another spelling was not written by this library.
     (encode(&name) == text).then_some(name)
 }
 
@@ -81,7 +81,7 @@ pub(crate) fn end_of(prefix: &[u8]) -> Vec<u8> {
     vec![0]
 }
 
-/// Keys from one, to before another.
+/// Keys from the first one to before the second.
 pub(crate) type Range = (Vec<u8>, Vec<u8>);
 
 /// The range of one key alone.
@@ -101,11 +101,12 @@ pub(crate) struct Keys {
     locks: Vec<u8>,
     root: Vec<u8>,
     fence: Fence,
-    /// Whether it was said that something is not shared with Python, by kind; elsewhere nothing is, so nobody is told.
+    /// Whether a warning said that an id is not shared with Python, by kind. In other namespaces nothing is shared, and no
+    /// warning is needed.
     said: Option<Arc<[AtomicBool; 2]>>,
 }
 
-/// Says once for each kind of id that this one is not shared with Python.
+/// Warns once for each kind of id that an id is not shared with Python.
 fn say_not_shared(said: &AtomicBool, kind: &str, id: &dyn std::fmt::Display) {
     if !said.swap(true, Ordering::Relaxed) {
         tracing::warn!(%id, "this {kind} id contains a slash, so processes of Python tooz do not see it; others like it will not be reported");
@@ -137,17 +138,17 @@ impl Keys {
         &self.fence
     }
 
-    /// A session's key; also the prefix of everything that is said to it.
+    /// A session's key; also the prefix of the records for it.
     pub(crate) fn session(&self, id: SessionId) -> Vec<u8> {
         self.ours(&[b"session/", id.to_string().as_bytes()])
     }
 
-    /// The range of all sessions, and of everything that is said to them.
+    /// The range of all sessions, and of the records for them.
     pub(crate) fn sessions(&self) -> Range {
         below(&self.ours(&[b"session/"]))
     }
 
-    /// Whether this is the key of a session, and not of what is said to one.
+    /// Whether this is the key of a session, and not of a record for one.
     pub(crate) fn is_session(&self, key: &[u8]) -> bool {
         let id = key.strip_prefix(self.sessions().0.as_slice()).and_then(|id| std::str::from_utf8(id).ok());
         id.and_then(SessionId::parse).is_some()
@@ -157,12 +158,12 @@ impl Keys {
         join(&[&self.session(session), b"/broken/", attempt.to_string().as_bytes()])
     }
 
-    /// A key that never is.
+    /// A key that never exists.
     pub(crate) fn nothing(&self, session: SessionId) -> Vec<u8> {
         join(&[&self.session(session), b"/nothing"])
     }
 
-    /// Which attempt of `session` a key says something about.
+    /// The attempt whose end a record for `session` tells.
     pub(crate) fn parse_broken(&self, session: SessionId, key: &[u8]) -> Option<AttemptId> {
         let rest = key.strip_prefix(self.session(session).as_slice())?.strip_prefix(b"/broken/")?;
         AttemptId::parse(std::str::from_utf8(rest).ok()?)
@@ -183,7 +184,7 @@ impl Keys {
                 (b"n", encode(name.as_bytes()), Some(join(&[&self.locks, name.as_bytes()])))
             }
             LockKey::Leader(group) => (b"l", encode(group.as_bytes()), None),
-            // Whatever the core adds: its Display names it.
+            // For a kind that the core adds later: its Display names the lock.
             other => (b"o", encode(other.to_string().as_bytes()), None),
         };
         let prefix = self.ours(&[b"lock/", kind, &name, b"/"]);
@@ -217,7 +218,7 @@ impl Keys {
             return GroupId::new(inner(rest)?).ok();
         }
         let id = decode(&inner(key.strip_prefix(self.ours(&[b"group/"]).as_slice())?)?)?;
-        // One without a slash stands in Python's place; here it would be the same group twice.
+        // A group without a slash has Python's key; here it would be listed twice.
         id.contains(&b'/').then(|| GroupId::new(id).ok())?
     }
 }
@@ -274,7 +275,7 @@ impl LockKeys {
         join(&[&self.prefix, b"m/"])
     }
 
-    /// All waiters, or only those who do not share.
+    /// All waiters, or only those that do not share.
     pub(crate) fn queue(&self, all: bool) -> Vec<u8> {
         join(&[&self.prefix, if all { b"q/" } else { b"q/x/" }])
     }
@@ -307,7 +308,7 @@ impl LockKeys {
 /// The keys of one group.
 #[derive(Clone, Debug)]
 pub(crate) struct GroupKeys {
-    /// Our prefix: of members that Python cannot have, and of groups that it cannot have.
+    /// Our prefix, for members and groups that Python cannot have.
     own: Vec<u8>,
     /// Python's prefix, which is also the key of the group.
     python: Option<Vec<u8>>,
@@ -332,7 +333,7 @@ impl GroupKeys {
         }
     }
 
-    /// The member that a key is the key of; `None` for what is nested below in Python's place.
+    /// The member that a key is the key of; `None` for a key that is nested deeper in Python's range.
     pub(crate) fn parse_member(&self, key: &[u8]) -> Option<MemberId> {
         let id = match self.python.as_ref().and_then(|prefix| key.strip_prefix(prefix.as_slice())) {
             Some(rest) => rest.to_vec(),
@@ -395,7 +396,7 @@ mod tests {
             assert_eq!(shared_with_python::lock(&name), keys.lock(&lock(id)).gate.is_some());
             let election = keys.lock(&LockKey::Leader(group.clone()));
             assert_eq!(shared_with_python::election(&group), election.gate.is_some());
-            // Whoever uses what is not shared is told once.
+            // A warning says so once.
             keys.claim(&member);
             let said = keys.said.as_ref().unwrap().each_ref().map(|said| said.load(Ordering::Relaxed));
             assert_eq!(said, [!shared_with_python::group(&group), !shared_with_python::member(&member)]);

@@ -33,7 +33,7 @@ pub const REGISTRATION: Registration =
 tooz_core::inventory::submit! { REGISTRATION }
 
 /// Connects at the driver's level, for programs that work with [`tooz_core::driver`] and for tests of drivers;
-/// everybody else connects a coordinator.
+/// other programs connect a coordinator.
 ///
 /// # Errors
 /// `InvalidUrl`, `InvalidOption`: the URL is none of this driver, or a file that it names cannot be read.
@@ -42,7 +42,7 @@ pub fn connect(request: Connect) -> Connecting {
     Box::pin(async move { Ok(Arc::new(driver::Etcd::connect(request).await?) as Arc<dyn Driver>) })
 }
 
-/// What a server of this version keeps of the best that a URL promises, for tests that start servers.
+/// What a server of this version guarantees of the best that a URL promises, for tests that start servers.
 #[doc(hidden)]
 pub fn kept(
     best: tooz_core::Characteristics,

@@ -1,4 +1,4 @@
-//! Locks of one session: asking, giving back, withdrawing.
+//! Locks of one session: request, wait, withdraw, release.
 
 use std::sync::Arc;
 
@@ -20,10 +20,10 @@ use crate::lock::turn;
 use crate::session::EtcdSession;
 use crate::session_state::SessionState;
 
-/// How often an attempt that does not wait looks again because somebody came between its look and its step.
+/// How often a request tries to claim a free lock that another session takes between its look and its claim.
 const TRIES: usize = 64;
 
-/// Takes the mark of an unused grant away, unless it says how one before it ended, or who ended this one.
+/// Deletes the mark of an unused grant, unless the mark says how an earlier grant ended, or who ended this one.
 fn unmark_unused(keys: &LockKeys, attempt: AttemptId) -> TxnOp {
     let mark = keys.mark(attempt);
     let held = Compare::value(mark.clone(), CompareOp::Equal, write_mark(Previous::Clean));
@@ -74,7 +74,7 @@ impl SessionState {
         if request.wait {
             return Ok(Acquired::Queued(Place::new(attempt.id, attempt.key)));
         }
-        // So many came between that somebody always holds it.
+        // Other sessions took the lock at every try.
         Ok(Acquired::Held)
     }
 
@@ -88,7 +88,7 @@ impl SessionState {
         match self.client.connection.send(true, txn).await {
             Ok(response) if response.succeeded() => self.set_session_epoch(answer::revision(&response)),
             Ok(_) => {}
-            // The session is over, and all its requests fail with its key.
+            // The session is over, and without its key all its requests fail.
             Err(error) if error.kind() == ErrorKind::SessionLost => {}
             Err(error) => return Err(error),
         }
@@ -96,12 +96,13 @@ impl SessionState {
         Ok(())
     }
 
-    /// Gives it back if the holder's key and the gate are as they were granted. If the gate is not, Python's `break_` deleted
-    /// it, and a Python process may hold the lock: that is not touched, and our own key must not stay under the living lease.
+    /// Releases the grant if the holder's key and the gate are as they were granted. If the gate is another one, Python's
+    /// `break_` deleted ours, and a Python process may hold the lock. Then its gate stays, and the holder's key is deleted,
+    /// which would otherwise stay as long as the lease lives.
     async fn release(&self, grant: &Grant, end: End) -> Result<Released> {
         let keys = self.client.keys.lock(&grant.key);
         let holder = keys.holder(grant.attempt);
-        // What is not known here is no grant of this session, or nothing of it is left on the server.
+        // An unknown grant is not of this session, or nothing of it is left on the server.
         let Some(known) = self.known_grant(grant.attempt) else { return Ok(Released::WasNotHolder) };
         self.mark_leaving(grant.attempt);
         let mut operations = vec![TxnOp::delete(holder.clone(), None)];
@@ -130,7 +131,7 @@ impl SessionLocks for EtcdSession {
     }
 
     async fn turn(&self, place: &Place) -> Result<Turn> {
-        // A task, so that waiting does not depend on who polls; dropped, it ends and leaves the place as it was.
+        // A task, so that waiting does not depend on how often it is polled. Dropped, it leaves the queue as it was.
         let (session, place) = (Arc::clone(&self.state), place.clone());
         let spawner = self.state.client.connection.context.spawner.clone();
         let waiting = spawner.spawn(async move { turn::wait(&session, &place).await });

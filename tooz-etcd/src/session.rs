@@ -1,4 +1,4 @@
-//! A coordinator's life on the backend: one lease, and a key that hangs on it.
+//! A session: one lease, and a key that hangs on it. How it begins, beats and ends.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,9 +25,9 @@ use crate::lock::monitor;
 use crate::lock::{fence, record};
 use crate::session_state::{Opened, SessionState};
 
-/// How often a session is opened whose lease ends before anything could be written with it.
+/// How often a session is opened if its lease ends before its key could be written.
 const OPENINGS: u32 = 3;
-/// How often a session is opened while others change the stamp, which they do once in the data's life.
+/// How often a session is opened while others change the stamp. They change it once for each layout.
 const STAMPINGS: u32 = 5;
 
 /// One session, as the core holds it.
@@ -67,7 +67,7 @@ impl EtcdSession {
                     tracing::debug!(%error, ?ttl, "a session ended before it began; it is opened anew");
                 }
                 Err(error) => {
-                    // Whoever cannot write must not leave leases behind at every try; if this fails, too, it ends by
+                    // A user who may not write would leave a lease behind at every try. If this fails, too, it ends by
                     // itself.
                     let _ = client.connection.revoke(lease).await;
                     return Err(error);
@@ -87,19 +87,19 @@ impl EtcdSession {
     }
 }
 
-/// What has to hold for a session to begin, and what makes it so.
+/// What must hold on the server for a session to begin, and the writes that make it so.
 struct Beginning {
     stamp: Stamp,
     compares: Vec<Compare>,
-    /// Nothing, if the stamp stands already.
+    /// Nothing, if the stamp is there.
     write: Vec<TxnOp>,
 }
 
 impl Client {
-    /// How a session begins beside a stamp that need not be changed; `None`: it is missing, or of an earlier layout.
+    /// Prepares a session beside a stamp that need not change; `None`: the stamp is missing, or of an earlier layout.
     ///
     /// # Errors
-    /// `Incompatible`: it is of a later layout; `Corrupt`: it cannot be read.
+    /// `Incompatible`: the stamp is of a later layout; `Corrupt`: it cannot be read.
     fn prepare_beside(&self, seen: &[u8]) -> Result<Option<Beginning>> {
         if seen.is_empty() {
             return Ok(None);
@@ -110,7 +110,7 @@ impl Client {
         Ok(same.then(|| Beginning { stamp, compares, write: Vec::new() }))
     }
 
-    /// How a session begins; `seen`: the stamp as it was last seen; `revision`: of now, or a little before.
+    /// Prepares a session; `seen`: the stamp as it was last seen; `revision`: the present one, or a little before.
     ///
     /// # Errors
     /// `Incompatible`: the data is of a later layout, or of an earlier one in which a session lives. `Corrupt`: a session lives
@@ -160,14 +160,14 @@ impl Client {
     }
 }
 
-/// The lease of a session: it stands in the id.
+/// The lease of a session, which is a part of its id.
 fn lease_of(id: SessionId) -> i64 {
     let low = u64::try_from(id.0 & u128::from(u64::MAX)).unwrap_or_default();
     low.cast_signed()
 }
 
-/// Writes the session's key, makes the stamp where it is missing, and takes the member id over from our earlier
-/// session, so that nobody gets it while we reconnect. All of it only beside the stamp that was seen.
+/// Writes the session's key, writes the stamp where it is missing, and takes the member id over from the coordinator's
+/// earlier session, so that no other coordinator gets it meanwhile. All of it only beside the stamp that was seen.
 async fn write_session(
     client: &Client,
     request: &OpenSession,
@@ -290,7 +290,7 @@ impl Session for EtcdSession {
         if self.closed.load(Ordering::Acquire) {
             return Ok(());
         }
-        // The lease takes everything along but shared gates, and the marks by which the next holders know of an unclean end.
+        // All keys go with the lease but shared gates, and the marks by which the next holders know of an unclean end.
         let mut marks = Vec::new();
         for known in self.state.all() {
             self.state.mark_leaving(known.attempt);
@@ -301,12 +301,12 @@ impl Session for EtcdSession {
             }
         }
         for page in marks.chunks(MOST_OPERATIONS) {
-            // Only while it lives: after its end the marks tell the truth.
+            // Only while the session lives: after its end the marks are true, for its grants ended uncleanly.
             let txn = Txn::new().when([self.state.lives()]).and_then(page);
             self.state.client.connection.send(true, txn).await?;
         }
-        // It would be told of every key that goes with the lease. Ten thousand locks are so many messages at once that HTTP/2
-        // ends the connection, by which the answer would come.
+        // The monitor would get an event for every key that goes with the lease. Ten thousand locks are so many messages at
+        // once that HTTP/2 ends the connection, on which the answer would come.
         drop(self.monitor.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.state.client.connection.revoke(self.state.opened.lease).await?;
         self.closed.store(true, Ordering::Release);

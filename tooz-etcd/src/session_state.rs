@@ -1,9 +1,8 @@
 //! What a session knows of itself: its key, its epoch, and the grants that it believes to have.
 //!
-//! The key is also the session's **fence**. Every request that writes compares the key's revision with the one that the
-//! session knows. Withdrawing rewrites the key, so a request of before that is still on its way fails when it arrives,
-//! through whichever member of the cluster. "Nothing is there" would prove nothing: a request that was sent to a member
-//! that stood still is executed later.
+//! The **session epoch** is the revision of the session's key. Every request that writes compares it. Withdrawing rewrites
+//! the key and so begins a new epoch: an earlier request that is still on its way fails when it arrives, through any member
+//! of the cluster. To find no key of an attempt would prove nothing: a member that stood still executes a request later.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -43,12 +42,12 @@ pub(crate) struct SessionState {
     pub(crate) ttl: Duration,
     /// The revision of the session's key.
     session_epoch: AtomicI64,
-    /// Whether the member id is ours.
+    /// Whether the member id belongs to this session.
     pub(crate) claimed: AtomicBool,
-    /// A write to a group may still be on its way: the next one moves the fence, so that it fails.
+    /// A write to a group may still be on its way: the next write begins a new session epoch, so that the late one fails.
     pub(crate) write_in_doubt: AtomicBool,
     grants: Mutex<Grants>,
-    /// Told when a grant comes or goes.
+    /// Notified when a grant comes or goes.
     pub(crate) grants_changed: Notify,
 }
 
@@ -67,7 +66,7 @@ impl SessionState {
         }
     }
 
-    pub(crate) fn grants(&self) -> MutexGuard<'_, Grants> {
+    fn grants(&self) -> MutexGuard<'_, Grants> {
         self.grants.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -80,7 +79,7 @@ impl SessionState {
         Some(PutOptions::new().with_lease(self.opened.lease))
     }
 
-    /// True only for requests that were sent after the last withdrawal, while the session lives (L14).
+    /// True while the session lives, for requests that were sent after the last withdrawal (L14).
     pub(crate) fn in_session_epoch(&self) -> Compare {
         Compare::mod_revision(self.key(), CompareOp::Equal, self.session_epoch.load(Ordering::Acquire))
     }
@@ -90,13 +89,13 @@ impl SessionState {
         Compare::create_revision(self.key(), CompareOp::Equal, self.opened.revision)
     }
 
-    /// Moves the fence: what was sent before and arrives later fails.
+    /// Begins a new session epoch: a request that was sent before and arrives later fails.
     pub(crate) fn advance_session_epoch(&self) -> TxnOp {
         TxnOp::put(self.key(), self.opened.value.clone(), self.with_lease())
     }
 
-    /// A write that changes nothing: it makes a transaction go the way of everything that changes something. One that only
-    /// reads may be answered from the past (etcd before 3.4.42 and 3.5.28), and proves nothing.
+    /// A write that changes nothing: with it the transaction goes through the log like every write. One that only reads may
+    /// be answered from the past (etcd before 3.4.42 and 3.5.28), and proves nothing.
     pub(crate) fn change_nothing(&self) -> TxnOp {
         TxnOp::delete(self.client.keys.nothing(self.opened.id), None)
     }
@@ -105,15 +104,15 @@ impl SessionState {
         TxnOp::get(self.key(), None)
     }
 
-    /// The fence stands at `revision`, or further.
+    /// Records that the session epoch is at least `revision`.
     pub(crate) fn set_session_epoch(&self, revision: i64) {
         self.session_epoch.fetch_max(revision, Ordering::AcqRel);
     }
 
-    /// Reads what [`SessionState::get_session_epoch`] found at this place.
+    /// Records the session epoch that [`SessionState::get_session_epoch`] found at this index.
     ///
     /// # Errors
-    /// The session is over.
+    /// `SessionLost`: the session is over.
     pub(crate) fn read_session_epoch(&self, response: &TxnResponse, at: usize) -> Result<()> {
         match answer::found(response, at).first() {
             Some(kv) if kv.create_revision() == self.opened.revision => {
@@ -125,18 +124,13 @@ impl SessionState {
     }
 
     /// The id of the data, as its key holds it.
-    fn data_epoch(&self) -> Vec<u8> {
+    pub(crate) fn data_epoch(&self) -> Vec<u8> {
         self.opened.stamp.to_string().into_bytes()
     }
 
     /// Follows `ranges` after `revision`.
     pub(crate) fn watch(&self, ranges: Vec<Range>, revision: i64) -> Watcher {
         Watcher::new(&self.client.connection, &self.client.keys, self.data_epoch(), ranges, revision)
-    }
-
-    /// Goes on after `revision` of the data that this session lives in.
-    pub(crate) fn restart(&self, watcher: &mut Watcher, revision: i64) {
-        watcher.restart(self.data_epoch(), revision);
     }
 
     pub(crate) fn over(&self) -> Error {
@@ -149,67 +143,54 @@ impl SessionState {
     }
 }
 
-/// How many attempts that are over a session remembers, to refuse them when they are asked for once more. The server
-/// needs no memory for that: the fence is there.
+/// How many ended attempts a session remembers, to refuse a request for one of them. The server needs no memory for that:
+/// it compares the session epoch.
 const ENDED_ATTEMPTS: usize = 1_024;
 
-/// One grant.
+/// One grant of this session.
 #[derive(Clone, Debug)]
 pub(crate) struct KnownGrant {
     pub(crate) attempt: AttemptId,
     pub(crate) key: LockKey,
     pub(crate) mode: LockMode,
-    /// The lease of the gate that it shares with other holders.
+    /// The lease of the gate that the grant shares with other holders.
     pub(crate) gate: Option<i64>,
-    /// The create revision of its key.
+    /// The create revision of the holder's key.
     pub(crate) created: i64,
     phase: Phase,
 }
 
-/// Where a grant is in its life.
+/// How far a grant is from its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Held,
-    /// It is being given back: that its keys go says nothing new.
+    /// The session is releasing it: that its keys go is no loss.
     Leaving,
-    /// It is known to be lost; what is left of it may still be in others' way.
+    /// It is known to be lost; keys that are left of it may still keep others out.
     Lost,
 }
 
 impl KnownGrant {
-    /// A grant that is held, with the create revision of its key; `gate`: the lease of the gate that it shares.
+    /// A new grant; `created`: the create revision of the holder's key; `gate`: the lease of the gate that it shares.
     fn new(grant: &Grant, created: i64, gate: Option<i64>) -> Self {
         let Grant { attempt, mode, .. } = *grant;
         Self { attempt, key: grant.key.clone(), mode, gate, created, phase: Phase::Held }
     }
 
-    /// The keys that it stands on.
+    /// The keys without which the grant is lost.
     pub(crate) fn keys(&self, keys: &Keys) -> Vec<Vec<u8>> {
         let lock = keys.lock(&self.key);
         std::iter::once(lock.holder(self.attempt)).chain(lock.gate).collect()
     }
 }
 
-/// All of them.
+/// All grants and waiting attempts of this session, and attempts that ended.
 #[derive(Debug, Default)]
 pub(crate) struct Grants {
     granted: BTreeMap<AttemptId, KnownGrant>,
-    /// Who waits, how, and where.
+    /// Waiting attempts, with their mode and position.
     queued: BTreeMap<AttemptId, (LockMode, i64)>,
     ended: VecDeque<AttemptId>,
-}
-
-impl Grants {
-    fn end(&mut self, attempt: AttemptId) {
-        self.granted.remove(&attempt);
-        self.queued.remove(&attempt);
-        if !self.ended.contains(&attempt) {
-            self.ended.push_back(attempt);
-            if self.ended.len() > ENDED_ATTEMPTS {
-                self.ended.pop_front();
-            }
-        }
-    }
 }
 
 impl SessionState {
@@ -226,17 +207,17 @@ impl SessionState {
         self.grants_changed.notify_one();
     }
 
-    /// It waits, at this place; `None`: not any more.
+    /// The attempt waits at this position; `None`: it does not wait.
     pub(crate) fn set_position(&self, attempt: AttemptId, at: Option<(LockMode, i64)>) {
         let mut grants = self.grants();
         match at {
-            // A turn that is being dropped may still say so after the withdrawal.
+            // A turn that is being dropped may still set the position after the withdrawal.
             Some(at) if !grants.ended.contains(&attempt) => drop(grants.queued.insert(attempt, at)),
             _ => drop(grants.queued.remove(&attempt)),
         }
     }
 
-    /// Where it waits, as far as is known.
+    /// The mode and the position of a waiting attempt, as far as they are known.
     pub(crate) fn position(&self, attempt: AttemptId) -> Option<(LockMode, i64)> {
         self.grants().queued.get(&attempt).copied()
     }
@@ -251,12 +232,12 @@ impl SessionState {
         self.grants().granted.get(&attempt).and_then(|known| known.gate)
     }
 
-    /// It is about to be given back.
+    /// The session is about to release the grant.
     pub(crate) fn mark_leaving(&self, attempt: AttemptId) {
         self.change_phase(attempt, Phase::Leaving);
     }
 
-    /// It is known to be lost; `false`: that was known, or it was being given back.
+    /// The grant is lost; `false`: that was known, or the session is releasing it.
     pub(crate) fn mark_lost(&self, attempt: AttemptId) -> bool {
         self.change_phase(attempt, Phase::Lost)
     }
@@ -271,9 +252,18 @@ impl SessionState {
         }
     }
 
-    /// Nothing of it is left on the server.
+    /// Nothing of the attempt is left on the server.
     pub(crate) fn mark_ended(&self, attempt: AttemptId) {
-        self.grants().end(attempt);
+        let mut grants = self.grants();
+        grants.granted.remove(&attempt);
+        grants.queued.remove(&attempt);
+        if !grants.ended.contains(&attempt) {
+            grants.ended.push_back(attempt);
+            if grants.ended.len() > ENDED_ATTEMPTS {
+                grants.ended.pop_front();
+            }
+        }
+        drop(grants);
         self.grants_changed.notify_one();
     }
 
@@ -281,17 +271,17 @@ impl SessionState {
         self.grants().granted.values().filter(|known| known.phase == phase).cloned().collect()
     }
 
-    /// What is held.
+    /// The grants that are held.
     pub(crate) fn held(&self) -> Vec<KnownGrant> {
         self.in_phase(Phase::Held)
     }
 
-    /// What is lost and was not cleared away.
+    /// The grants that are lost and whose keys were not deleted yet.
     pub(crate) fn lost(&self) -> Vec<KnownGrant> {
         self.in_phase(Phase::Lost)
     }
 
-    /// Everything of which something may be on the server.
+    /// Every grant of which a key may be on the server.
     pub(crate) fn all(&self) -> Vec<KnownGrant> {
         self.grants().granted.values().cloned().collect()
     }

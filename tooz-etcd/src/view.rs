@@ -6,7 +6,7 @@ use tooz_core::{Capabilities, Error, ErrorKind, FencingToken, GroupId, MemberId,
 
 use crate::client::Client;
 use crate::connection::answer;
-use crate::keys::{GroupKeys, LockKeys};
+use crate::keys::{GroupKeys, LockKeys, Range};
 use crate::lock::GateKind;
 use crate::lock::record::Holder;
 use crate::lock::state::{State, look};
@@ -19,7 +19,7 @@ pub(crate) struct Snapshot {
     pub(crate) epoch: Vec<u8>,
     /// The create revision of the group's key: a group that was deleted and made again is another one.
     pub(crate) born: i64,
-    /// `None`: there is no such group. Members without their group do not exist.
+    /// `None`: there is no such group, and so no member in it.
     pub(crate) members: Option<Vec<MemberRecord>>,
 }
 
@@ -31,8 +31,8 @@ pub(crate) fn no_member(group: &GroupId, member: &MemberId) -> Error {
     Error::new(ErrorKind::MemberNotFound, format!("member \"{member}\" in group \"{group}\""))
 }
 
-/// A member as its key says. A key that is put anew by another session has another lease, one that was deleted in
-/// between another create revision: so each join has an incarnation of its own.
+/// The member of a key. A key that another session put has another lease, and one that was deleted meanwhile has another
+/// create revision: so each join has an incarnation of its own.
 pub(crate) fn member_record(keys: &GroupKeys, kv: &KeyValue) -> Option<MemberRecord> {
     let member = keys.parse_member(kv.key())?;
     let incarnation =
@@ -46,7 +46,8 @@ pub(crate) fn member_record(keys: &GroupKeys, kv: &KeyValue) -> Option<MemberRec
     }
 }
 
-pub(crate) fn range(from: Vec<u8>, end: Vec<u8>, options: GetOptions) -> TxnOp {
+/// Reads a range of keys.
+pub(crate) fn get_range((from, end): Range, options: GetOptions) -> TxnOp {
     TxnOp::get(from, Some(options.with_range(end)))
 }
 
@@ -59,7 +60,7 @@ pub(crate) fn record(holder: &Holder) -> HolderRecord {
 pub(crate) fn holders(state: &State) -> Holders {
     let mut records: Vec<HolderRecord> = state.holders.iter().map(record).collect();
     if records.is_empty() && state.gate.is_some_and(|gate| gate.kind == GateKind::Foreign) {
-        // Python: its key says no name.
+        // Python's key holds no name.
         records.push(HolderRecord::new(None, None, LockMode::Exclusive, None));
     }
     Holders::new(records, Some(u64::try_from(state.queue.len()).unwrap_or(u64::MAX)))
@@ -73,13 +74,13 @@ impl Client {
             TxnOp::get(self.keys.epoch(), None),
             TxnOp::get(keys.group(), Some(GetOptions::new().with_keys_only())),
         ];
-        operations
-            .extend(ranges.iter().map(|(from, end)| range(from.clone(), end.clone(), GetOptions::new())));
+        operations.extend(ranges.into_iter().map(|range| get_range(range, GetOptions::new())));
         let response = self.connection.send(true, Txn::new().and_then(operations)).await?;
         let born = answer::one(&response, 1).map(|kv| kv.create_revision());
         let members = born.is_some().then(|| {
-            let found = (0..ranges.len()).flat_map(|at| answer::found(&response, at + 2));
-            let mut members: Vec<MemberRecord> = found.filter_map(|kv| member_record(&keys, &kv)).collect();
+            let found = answer::found_from(&response, 2);
+            let mut members: Vec<MemberRecord> =
+                found.iter().filter_map(|kv| member_record(&keys, kv)).collect();
             members.sort_unstable_by(|one, other| one.member.cmp(&other.member));
             members
         });

@@ -1,6 +1,6 @@
 //! Streams of changes: a task follows the server and keeps a view, the stream takes from it.
 //!
-//! The task reads whatever comes at once, because a stream that is not read holds up every other one on its connection.
+//! The task reads every event at once, because a stream that is not read holds up every other one on its connection.
 //! A reader that falls behind costs a bounded number of changes and then gets a view.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -156,7 +156,7 @@ pub(crate) async fn group(client: &Arc<Client>, group: &GroupId) -> Result<Chang
     let keys = client.keys.group(group);
     let mut ranges: Vec<Range> = vec![only(keys.group())];
     ranges.extend(keys.members());
-    // The group's key stands right before its members: one range is both.
+    // The group's key comes right before its members: one range is both.
     if ranges[1].0 == [keys.group(), b"\0"].concat() {
         let (_, end) = ranges.remove(1);
         ranges[0].1 = end;
@@ -197,7 +197,7 @@ impl GroupFollower {
                     let made = made.filter_map(Event::kv).rfind(|kv| kv.key() == self.keys.group());
                     self.born = made.map_or(self.born, KeyValue::create_revision);
                     let mut deleted = false;
-                    // What comes after its end belongs to another group of the same name.
+                    // Events after the group's end belong to another group of the same name.
                     change(&self.shared, |view| deleted = events.iter().any(|event| self.apply(view, event)));
                     if !deleted {
                         continue;
@@ -229,13 +229,13 @@ impl GroupFollower {
         false
     }
 
-    /// After a gap, or when the group's key went (`deleted`): was it deleted, or did the backend lose its data? `None`:
-    /// the watch ends.
+    /// After a gap, or when the group's key went (`deleted`): finds out whether the group was deleted or the backend lost
+    /// its data. `None`: the watch ends.
     async fn look_again(&mut self, deleted: bool) -> Option<(Vec<u8>, i64)> {
         loop {
             match self.client.snapshot(&self.group).await {
                 Ok(Snapshot { revision, epoch, born, members }) => {
-                    // An id that is missing is as good as another one: the data is gone, and the group may come back.
+                    // A missing id means the same as another one: the data is gone, and the group may come back.
                     let lost = epoch != self.epoch;
                     // One of the same name that was made in the gap is another group.
                     let members = members.filter(|_| lost || (!deleted && born == self.born));
@@ -309,7 +309,7 @@ pub(crate) async fn holders(client: &Arc<Client>, keys: LockKeys) -> Result<Hold
             };
             loop {
                 match client.look_with_epoch(&keys).await {
-                    // A member that was away may answer from the past; the present is not there.
+                    // A member that was away may answer from the past.
                     Ok((state, _)) if state.revision < at_least => client.connection.pause().await,
                     Ok((state, epoch)) => {
                         seen = state.revision;

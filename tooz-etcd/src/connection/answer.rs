@@ -1,4 +1,4 @@
-//! What a transaction answered, by its operations.
+//! The answer of a transaction, by its operations.
 
 use etcd_client::{KeyValue, ResponseHeader, TxnOpResponse, TxnResponse};
 

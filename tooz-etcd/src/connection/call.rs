@@ -16,15 +16,15 @@ use crate::error::{Then, closed, explain};
 /// etcd refuses transactions with more operations (`--max-txn-ops`, default 128).
 pub(crate) const MOST_OPERATIONS: usize = 100;
 
-/// How often a request is sent again whose token was refused: users may be changed once more meanwhile.
+/// How often a request is sent again whose token was refused. Users may be changed again meanwhile.
 const REAUTHENTICATIONS: usize = 5;
 
 impl Connection {
-    /// Makes a call on the coordinator's runtime. What surely was not done is sent to the next endpoint, once to each;
-    /// with `again` so is what may have been done, because doing it twice is the same.
+    /// Makes a call on the coordinator's runtime. A request that surely was not executed is sent to the next endpoint, once
+    /// to each. With `again` so is one that may have been executed, because executing it twice is the same.
     ///
-    /// A connection on which something takes longer than the limit is given up, but what was sent on it is waited for: a
-    /// server that is merely slow answers in the end, and asking it anew would make it slower.
+    /// A connection on which a request takes longer than the limit is given up, but its answer is waited for: a server that
+    /// is merely slow answers in the end, and asking it again would make it slower.
     pub(crate) async fn call<T, F, Fut>(self: &Arc<Self>, again: bool, make: F) -> Result<T>
     where
         T: Send + 'static,
@@ -34,7 +34,7 @@ impl Connection {
         let connection = Arc::clone(self);
         let calling = self.context.spawner.spawn(async move {
             let mut tries = connection.endpoints() + usize::from(again);
-            // Whether an earlier try may have been done: then no later refusal is definite.
+            // Whether an earlier try may have been executed: then no later refusal is definite.
             let mut open = false;
             let mut exchanges = Exchanges::default();
             let mut over = std::pin::pin!(connection.context.spawner.sleep(connection.timeout));
@@ -79,8 +79,8 @@ impl Connection {
         ended.map_err(|(error, then)| (error, if then == Then::Anew { Then::Nothing } else { then }))
     }
 
-    /// Asks once, over the present connection. It ends with its answer only; the connection is given up before that if the
-    /// answer takes longer than `limit`.
+    /// Asks once, over the present connection, and waits for the answer. If that takes longer than `limit`, the connection
+    /// is given up meanwhile.
     pub(crate) async fn exchange<T, F, Fut>(&self, limit: Duration, make: F) -> Result<T, (Error, Then)>
     where
         F: FnOnce(Channel) -> Fut,
@@ -104,7 +104,7 @@ impl Connection {
         })
     }
 
-    /// Does one transaction. `again`: doing it twice is the same.
+    /// Sends one transaction. `again`: executing it twice is the same.
     pub(crate) async fn send(self: &Arc<Self>, again: bool, txn: Txn) -> Result<TxnResponse> {
         self.call(again, move |channel| {
             let (mut kv, txn) = (channel.kv(), txn.clone());

@@ -1,4 +1,4 @@
-//! Leases: what hangs on one goes when it ends.
+//! Leases: the keys that hang on a lease go when it ends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::connection::Connection;
 use crate::error::{Then, closed};
 
 impl Connection {
-    /// Grants a lease for whole seconds, never for less than `ttl`. A lease whose grant was not heard of ends by itself.
+    /// Grants a lease for whole seconds, never for less than `ttl`. If the answer is lost, the lease ends by itself.
     pub(crate) async fn grant_lease(self: &Arc<Self>, ttl: Duration) -> Result<LeaseGrantResponse> {
         let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
         let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
@@ -39,8 +39,8 @@ impl Connection {
     pub(crate) async fn prolong(self: &Arc<Self>, lease: i64, ttl: Duration) -> Result<bool> {
         let connection = Arc::clone(self);
         let prolonging = self.context.spawner.spawn(async move {
-            // A second time at once where it surely was not done: a beat that waits for the next one is a third of the ttl.
-            let once = || Box::pin(connection.prolong_once(lease, ttl));
+            // Again at once if the server surely did not prolong it: until the next beat a third of the ttl would pass.
+            let once = || connection.prolong_once(lease, ttl);
             match once().await {
                 Err((_, Then::Elsewhere | Then::Anew)) => once().await,
                 prolonged => prolonged,
@@ -50,15 +50,15 @@ impl Connection {
         prolonged.map_err(|(error, _)| error)
     }
 
-    /// Prolongs a lease over the present connection. The connection is given up after a sixth of the ttl, and the answer
-    /// waited for longer: it may still come, and proves as much then.
+    /// Prolongs a lease over the present connection. The connection is given up after a sixth of the ttl. The answer is
+    /// waited for longer, because a late one proves as much.
     async fn prolong_once(&self, lease: i64, ttl: Duration) -> Result<bool, (Error, Then)> {
         let (limit, spawner) = (ttl / 6, &self.context.spawner);
         let exchanged = self.exchange(limit, |channel| async move {
             let mut leases = channel.leases();
             spawner.timeout(limit + ttl, leases.keep_alive(lease)).await.transpose()
         });
-        match exchanged.await {
+        match Box::pin(exchanged).await {
             Ok(Some(_)) => Ok(true),
             Ok(None) => {
                 let error = Error::new(ErrorKind::Timeout, "no answer to the prolonging of a lease");

@@ -26,15 +26,15 @@ use crate::error::{Then, closed, explain};
 /// The largest answer that is read: a thousand members with 64 KiB each.
 const LARGEST_ANSWER: usize = 64 << 20;
 
-/// HTTP/2 pings notice a connection that fell silent while nobody calls. etcd ends connections that ping more often
+/// HTTP/2 pings notice a connection that fell silent between calls. etcd ends connections that ping more often
 /// than every 5 s (`--grpc-keepalive-min-time`); beats, which are more frequent, notice it earlier.
 const PING: Duration = Duration::from_secs(10);
 const PING_ANSWER: Duration = Duration::from_secs(5);
 
-/// Between two tries of something that goes on by itself.
+/// Between two tries of a background task.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(250));
 
-/// All connections of one driver.
+/// The connection of one driver: a channel to one endpoint, and a new one to the next endpoint when that fails.
 pub(crate) struct Connection {
     pub(crate) context: Context,
     endpoints: Vec<String>,
@@ -43,7 +43,7 @@ pub(crate) struct Connection {
     limit: Duration,
     /// How long a call may take.
     timeout: Duration,
-    /// Held while connecting: whoever comes meanwhile waits for that connection.
+    /// Held while connecting: calls that come meanwhile wait for that connection.
     connecting: tokio::sync::Mutex<()>,
     current: Mutex<Current>,
     /// Grows with every connection that was given up: streams open anew.
@@ -62,7 +62,7 @@ enum Present {
     ConnectTo(String, u64),
 }
 
-/// A connection, and which one it is.
+/// A gRPC channel, and the generation of the connection that it is.
 #[derive(Clone)]
 pub(crate) struct Channel {
     client: Client,
@@ -90,7 +90,7 @@ impl Channel {
 impl Connection {
     pub(crate) fn new(config: &Config, options: ConnectOptions, context: Context) -> Arc<Self> {
         let several = config.endpoints.len() > 1;
-        // Another endpoint is worth trying before the session is over; where there is none, waiting is all there is.
+        // With another endpoint, a call tries it before the session is over. With one endpoint it can only wait.
         let limit =
             if several { (config.ttl / 3).min(config.operation_timeout) } else { config.operation_timeout };
         let options = options
@@ -157,7 +157,7 @@ impl Connection {
             return Ok(*channel);
         }
         let waiting = self.context.spawner.timeout(self.limit, self.connecting.lock()).await;
-        // Whoever waited too long connects beside the other: where that one went nobody may answer.
+        // A call that waited too long connects beside the other one, whose endpoint may not answer.
         let _one_at_a_time = waiting;
         let (endpoint, generation) = match self.present()? {
             Present::Channel(channel) => return Ok(*channel),
@@ -207,7 +207,7 @@ impl Connection {
         self.endpoints.len()
     }
 
-    /// Waits a moment before something is tried again by itself.
+    /// Waits before a background task tries again.
     pub(crate) async fn pause(&self) {
         self.context.spawner.sleep(self.context.entropy.between(PAUSE.0, PAUSE.1)).await;
     }

@@ -1,11 +1,11 @@
-//! What a server of this version keeps.
+//! What a server of this version guarantees.
 
 use tooz_core::{Characteristics, Error, ErrorKind, Result};
 
-/// The least: older ones cannot nest transactions in the way that a request is one.
+/// The oldest version: earlier ones cannot nest transactions as a request for a lock does.
 const LEAST: (u64, u64) = (3, 4);
 
-/// Three numbers, whatever follows them.
+/// The three numbers of a version; what follows them is ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Version(u64, u64, u64);
 
@@ -31,7 +31,7 @@ pub(crate) fn is_unmaintained(version: Version) -> bool {
     version < Version(3, 5, 0)
 }
 
-/// Lowers `best` to what a server of `version` keeps; what cannot be known counts as not kept.
+/// Lowers `best` to what a server of `version` guarantees. What an unknown version may lack counts as not guaranteed.
 ///
 /// # Errors
 /// `Incompatible`: it is too old for this driver.

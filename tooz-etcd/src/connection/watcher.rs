@@ -1,4 +1,4 @@
-//! Following changes from a revision on, across reconnects: nothing is missed, or the follower is told to look again.
+//! Watching keys from a revision on, across reconnects. No change is missed, or the watcher says that its user must look again.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -12,48 +12,48 @@ use crate::connection::{Connection, answer};
 use crate::error::{Then, explain};
 use crate::keys::{Keys, Range};
 
-/// What comes next.
+/// What a watcher tells.
 #[derive(Debug)]
 pub(crate) enum News {
     /// Changes of one range, in order; and the revision of the last of them.
     Events(Vec<Event>, i64),
-    /// Something happened before the server began to watch for us, and may be told late: a server looks only ten times a
-    /// second for those who have history to catch up with. Only where it was asked for with [`Watcher::hurried`], and once.
+    /// There are changes from before the watch began, and they may be told late: for a watch with history to catch up, a
+    /// server looks only ten times a second. Only after [`Watcher::hurried`], and once.
     Behind,
-    /// The history between then and now is gone: look again, and follow from there with [`Watcher::restart`].
+    /// The history since then is gone: look again, and go on from there with [`Watcher::restart`].
     Gap,
-    /// Following went on after an interruption; only for who [asked for it](Watcher::tell_resumptions).
+    /// The watch went on after an interruption; only after [`Watcher::tell_resumptions`].
     Resumed,
-    /// What [`Watcher::next_or`] waited for besides.
+    /// The other future of [`Watcher::next_or`] is done.
     Other,
     /// The driver was closed.
     End,
 }
 
-/// One follower. It holds a stream of its own on the shared connection.
+/// A watch of some ranges. It has a stream of its own on the shared connection.
 #[derive(Debug)]
 pub(crate) struct Watcher {
     connection: Arc<Connection>,
     epoch_key: Vec<u8>,
-    /// The id of the data when following began.
+    /// The id of the data when the watch began.
     epoch: Vec<u8>,
-    /// By the number that the server calls them by.
+    /// By the watch ids that the server uses.
     ranges: BTreeMap<i64, Followed>,
     last_number: i64,
     stream: Option<WatchStream>,
     generations: watch::Receiver<u64>,
-    /// Whether a stream was open before: then what is there now may be other data.
+    /// Whether a stream was open before: then the data there now may be other data.
     interrupted: bool,
     resumptions: bool,
-    /// Whether the follower would rather look than wait for history.
+    /// Whether the user would rather look than wait for history.
     hurried: bool,
 }
 
-/// One range of a tail.
+/// One range of a watcher.
 #[derive(Clone, Debug)]
 struct Followed {
     range: Range,
-    /// The revision from which it is still to be told. Each range has its own: what happened in two of them does not come
+    /// The revision from which changes are still to be told. Each range has its own: the changes of two ranges do not come
     /// in one order.
     next: i64,
 }
@@ -66,7 +66,7 @@ impl Followed {
 }
 
 impl Watcher {
-    /// Follows `ranges` after `revision` of the data with this epoch.
+    /// Watches `ranges` after `revision` of the data with this epoch.
     pub(crate) fn new(
         connection: &Arc<Connection>,
         keys: &Keys,
@@ -90,19 +90,19 @@ impl Watcher {
         }
     }
 
-    /// Says [`News::Resumed`] after each interruption.
+    /// Tells [`News::Resumed`] after each interruption.
     pub(crate) fn tell_resumptions(mut self) -> Self {
         self.resumptions = true;
         self
     }
 
-    /// Follows one more range after `revision`, on the same stream. Returns its number.
+    /// Watches one more range after `revision`, on the same stream. Returns its number.
     pub(crate) async fn add(&mut self, range: Range, revision: i64) -> i64 {
         self.last_number += 1;
         let number = self.last_number;
         let followed = Followed { range, next: revision + 1 };
         if let Some(stream) = &mut self.stream {
-            // A stream that cannot be told has ended; it is opened again with all ranges.
+            // A stream that takes no request has ended; it is opened again with all ranges.
             let told = stream.watch(followed.range.0.clone(), Some(followed.options(number))).await;
             if told.is_err() {
                 self.interrupt();
@@ -112,7 +112,7 @@ impl Watcher {
         number
     }
 
-    /// Follows a range no longer.
+    /// Stops watching a range.
     pub(crate) async fn remove(&mut self, number: i64) {
         if self.ranges.remove(&number).is_some()
             && let Some(stream) = &mut self.stream
@@ -122,7 +122,7 @@ impl Watcher {
         }
     }
 
-    /// The same, which says when it is [behind](News::Behind).
+    /// Tells [`News::Behind`].
     pub(crate) fn hurried(mut self) -> Self {
         self.hurried = true;
         self
@@ -165,7 +165,7 @@ impl Watcher {
                 continue;
             };
             let message = tokio::select! {
-                biased; // a connection that was given up says nothing more that can be relied upon; then what is known
+                biased; // first the connection: nothing on one that was given up can be relied upon; then what is known
                 _ = self.generations.changed() => Err(None),
                 message = stream.message() => message.map_err(Some),
                 () = &mut other => return News::Other,
@@ -187,7 +187,7 @@ impl Watcher {
                 }
             };
             let Some(followed) = self.ranges.get_mut(&response.watch_id()) else {
-                // Of a range that is followed no longer; or the server did not take a new one.
+                // An event of a range that is not watched any more, or the server's refusal of a new range.
                 if response.canceled() && response.watch_id() < 0 {
                     self.interrupt();
                     self.connection.pause().await;
@@ -208,7 +208,7 @@ impl Watcher {
                 return News::Behind;
             }
             let next = &mut followed.next;
-            // Servers before 3.4.36 may tell something twice or again.
+            // Servers before 3.4.36 may tell an event twice, or again later.
             let revision_of = |event: &Event| event.kv().map_or(0, etcd_client::KeyValue::mod_revision);
             let fresh = response.events().iter().filter(|event| revision_of(event) >= *next);
             let events: Vec<Event> = fresh.cloned().collect();
@@ -230,7 +230,7 @@ impl Watcher {
             let look = Txn::new().and_then([TxnOp::get(self.epoch_key.clone(), None)]);
             let response = self.connection.send(true, look).await?;
             let epoch = answer::value(&response, 0);
-            // A server that lost its data counts from the beginning: it would be silent until it came here again.
+            // A server that lost its data counts revisions from the beginning: until it reached this one, it would be silent.
             let ahead = self.ranges.values().any(|followed| followed.next > answer::revision(&response) + 1);
             if epoch != self.epoch || ahead {
                 self.interrupted = false;
@@ -261,7 +261,7 @@ impl Watcher {
                 }
                 opened.transpose()
             });
-            opened.await.map_err(|(error, _)| error)?.ok_or_else(|| ErrorKind::Timeout.into())
+            Box::pin(opened).await.map_err(|(error, _)| error)?.ok_or_else(|| ErrorKind::Timeout.into())
         });
         let (stream, generation) = opening.await.unwrap_or_else(|| Err(crate::error::closed()))?;
         if *self.generations.borrow_and_update() == generation {

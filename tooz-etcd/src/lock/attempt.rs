@@ -1,4 +1,4 @@
-//! The steps of an attempt: asking, looking, claiming what is free. Each is one transaction.
+//! The steps of an attempt to get a lock: ask, look, claim. Each step is one transaction.
 
 use std::time::Duration;
 
@@ -16,22 +16,22 @@ use crate::lock::record::{Holder, Waiter, write_mark};
 use crate::lock::state::{State, look, look_before};
 use crate::session_state::SessionState;
 
-/// A wish, with its keys.
+/// An attempt, with the keys of its lock.
 #[derive(Clone, Debug)]
 pub(crate) struct Attempt {
     pub(crate) id: AttemptId,
     pub(crate) key: LockKey,
     pub(crate) mode: LockMode,
     pub(crate) keys: LockKeys,
-    /// Where it waits, as far as is known.
+    /// Its position in the queue, as far as the session knows.
     pub(crate) position: Option<i64>,
 }
 
-/// What came of a step.
+/// The outcome of a step.
 #[derive(Debug)]
 pub(crate) enum Step {
     Granted(Grant),
-    /// It was not as believed; this is how it is.
+    /// The lock was not in the expected state; this is its present state.
     Otherwise(State),
 }
 
@@ -40,7 +40,7 @@ impl Attempt {
         Self { id, key: key.clone(), mode, keys: session.client.keys.lock(key), position: None }
     }
 
-    /// The operations that read what concerns it; `position`: where it is known to wait.
+    /// The operations that read the part of the lock that decides about this attempt; `position`: its known position.
     fn look_operations(&self, position: Option<i64>) -> Vec<TxnOp> {
         if self.mode == LockMode::Exclusive {
             look_before(&self.keys, self.waiter_key(), position)
@@ -49,7 +49,7 @@ impl Attempt {
         }
     }
 
-    /// Whether it shares the gate with other holders.
+    /// Whether it would share the gate with other holders.
     fn shares_gate(&self) -> bool {
         self.keys.gate.is_some() && self.mode != LockMode::Exclusive
     }
@@ -63,29 +63,30 @@ fn unknown_mode(mode: LockMode) -> Error {
     Error::new(ErrorKind::Unsupported, format!("this version does not know locks held as {mode:?}"))
 }
 
-/// The lease of a shared gate is granted for so long at least: whoever shares it later may have a longer ttl than who came
-/// first, and beats as seldom. Python waits that long if all of them crash, as it does for one of its own (30 s unless
-/// it is told otherwise); nobody else looks at the gate of the dead.
+/// The least ttl of a shared gate's lease. A session that shares the gate later may have a longer ttl than the first one,
+/// and then it renews less often. If all holders crash, Python waits that long, as it does for a lock of its own (30 s by
+/// default). Only Python looks at the gate of dead holders.
 const LEAST_GATE: Duration = Duration::from_secs(30);
 
-/// A gate that a grant shares with others.
+/// The gate of a grant that shares it with other holders.
 #[derive(Clone, Copy, Debug)]
 struct SharedGate {
     lease: i64,
-    /// Whether it is still to be put.
+    /// Whether the grant still has to write it.
     new: bool,
-    /// Just before the request was sent that proved its lease.
+    /// Just before the request was sent that proved the gate's lease.
     proved_at: Instant,
 }
 
 impl SessionState {
-    /// What is written for a grant, and first of all the raises that are read for its token.
+    /// The operations of a grant. The first one reads the raises, from which the token is made.
     fn grant_operations(
         &self,
         attempt: &Attempt,
         previous: Previous,
         gate: Option<SharedGate>,
     ) -> Result<Vec<TxnOp>> {
+        let keys = &attempt.keys;
         let holder = Holder {
             attempt: attempt.id,
             session: self.opened.id,
@@ -100,11 +101,11 @@ impl SessionState {
         };
         let value = holder.write().ok_or_else(|| unknown_mode(attempt.mode))?;
         let mut operations = vec![
-            fence::look(&attempt.keys.fence),
-            TxnOp::put(attempt.keys.holder(attempt.id), value, self.with_lease()),
-            TxnOp::put(attempt.keys.mark(attempt.id), write_mark(previous), None),
+            fence::look(&keys.fence),
+            TxnOp::put(keys.holder(attempt.id), value, self.with_lease()),
+            TxnOp::put(keys.mark(attempt.id), write_mark(previous), None),
         ];
-        match (&attempt.keys.gate, gate) {
+        match (&keys.gate, gate) {
             (Some(key), None) => {
                 operations.push(TxnOp::put(key.clone(), Gate::holder(attempt.id), self.with_lease()));
             }
@@ -117,7 +118,7 @@ impl SessionState {
         Ok(operations)
     }
 
-    /// A grant that was made by the operations of [`SessionState::grant_operations`], in this answer, at this revision.
+    /// The grant that [`SessionState::grant_operations`] made, whose `answer` this is, at this revision.
     async fn grant_at(
         &self,
         attempt: &Attempt,
@@ -125,14 +126,14 @@ impl SessionState {
         revision: i64,
         previous: Previous,
         gate: Option<SharedGate>,
-    ) -> Result<Grant> {
+    ) -> Result<Step> {
         let raises = Raises::read(&attempt.keys.fence, &answer::found(answer, 0));
         if raises.is_empty() {
-            // What stands there is no raise.
+            // There are keys in the range of raises, and none of them is a raise.
             self.clear(&attempt.key, attempt.id, End::Clean).await?;
             return Err(fence::is_gone(&attempt.keys.fence));
         }
-        self.grant(attempt, (revision, raises.token(revision)), previous, gate)
+        self.grant(attempt, (revision, raises.token(revision)), previous, gate).map(Step::Granted)
     }
 
     fn grant(
@@ -150,12 +151,12 @@ impl SessionState {
         Ok(grant)
     }
 
-    /// The gate for a wish that shares one: the one that stands, proven to live on, or a new one. `None`: it is about to
-    /// go, look again. One that might go before this session's next beat is refused.
-    async fn shared_gate(&self, attempt: &Attempt, state: &State) -> Result<Option<Option<SharedGate>>> {
-        if !attempt.shares_gate() {
-            return Ok(Some(None));
-        }
+    /// The gate of an attempt that shares one: the present gate, after its lease was prolonged, or a new one. `None`: the
+    /// present gate is about to end, so look again.
+    ///
+    /// # Errors
+    /// `Unsupported`: the gate might end before this session's next beat.
+    async fn shared_gate(&self, attempt: &Attempt, state: &State) -> Result<Option<SharedGate>> {
         let proved_at = self.client.connection.context.clock.now();
         if let Some(lease) = state.shared_gate() {
             let (prolonged, granted) =
@@ -165,7 +166,7 @@ impl SessionState {
                 return Ok(None);
             }
             if granted < self.ttl {
-                // An error leaves no place in the queue.
+                // An attempt that ends with an error must not stay in the queue.
                 self.clear(&attempt.key, attempt.id, End::Clean).await?;
                 let why = format!(
                     "who shares this lock has its key for Python for {granted:?} at a time, less than this session's ttl of \
@@ -174,55 +175,60 @@ impl SessionState {
                 );
                 return Err(Error::new(ErrorKind::Unsupported, why));
             }
-            return Ok(Some(Some(SharedGate { lease, new: false, proved_at })));
+            return Ok(Some(SharedGate { lease, new: false, proved_at }));
         }
         let granted = self.client.connection.grant_lease(self.ttl.max(LEAST_GATE)).await?;
-        Ok(Some(Some(SharedGate { lease: granted.id(), new: true, proved_at })))
+        Ok(Some(SharedGate { lease: granted.id(), new: true, proved_at }))
     }
 
-    /// Takes what `state` says is free, if it still is.
+    /// Takes the lock, which is free in `state`, if it still is free.
     pub(crate) async fn claim(&self, attempt: &Attempt, state: &State) -> Result<Step> {
-        let Some(gate) = self.shared_gate(attempt, state).await? else {
-            return self.look(attempt).await.map(Step::Otherwise);
-        };
+        let (keys, connection) = (&attempt.keys, &self.client.connection);
+        let mut gate = None;
+        if attempt.shares_gate() {
+            gate = self.shared_gate(attempt, state).await?;
+            if gate.is_none() {
+                return self.look(attempt).await.map(Step::Otherwise);
+            }
+        }
         let position = state.waiter(attempt.id).map(|waiter| waiter.position);
-        // What is guessed knows of none.
+        // A guessed state has revision 0 and knows no raises.
         if state.revision > 0 && state.raises.is_empty() {
             self.clear(&attempt.key, attempt.id, End::Clean).await?;
-            return Err(fence::is_gone(&attempt.keys.fence));
+            return Err(fence::is_gone(&keys.fence));
         }
         let (unclean, previous) = state.unclean();
         let mut operations = self.grant_operations(attempt, previous, gate)?;
-        operations.extend(unclean.iter().map(|id| TxnOp::delete(attempt.keys.mark(*id), None)));
-        let mut compares = state.compares(&attempt.keys, attempt.mode, position);
+        operations.extend(unclean.iter().map(|id| TxnOp::delete(keys.mark(*id), None)));
+        let mut compares = state.compares(keys, attempt.mode, position);
         compares.push(self.in_session_epoch());
-        compares.push(fence::exists(&attempt.keys.fence));
+        compares.push(fence::exists(&keys.fence));
         if let Some(position) = position {
-            // It makes the step one that can be done once only: a second one, late, finds no place to come from.
+            // The step can be done only once: a late copy of the request finds no waiter at this position.
             compares.push(Compare::create_revision(attempt.waiter_key(), CompareOp::Equal, position));
             operations.push(TxnOp::delete(attempt.waiter_key(), None));
         }
         let otherwise: Vec<TxnOp> =
             std::iter::once(self.get_session_epoch()).chain(attempt.look_operations(position)).collect();
         let txn = Txn::new().when(compares).and_then(operations).or_else(otherwise);
-        let claimed = self.client.connection.send(false, txn).await;
-        let granted = claimed.as_ref().is_ok_and(TxnResponse::succeeded);
-        if let Some(SharedGate { lease, new: true, .. }) = gate.filter(|_| !granted)
-            && claimed.is_ok()
-            && let Err(error) = self.client.connection.revoke(lease).await
+        let response = connection.send(false, txn).await?;
+        if response.succeeded() {
+            let revision = answer::revision(&response);
+            return self.grant_at(attempt, &response, revision, previous, gate).await;
+        }
+        if let Some(SharedGate { lease, new: true, .. }) = gate
+            && let Err(error) = connection.revoke(lease).await
         {
             tracing::debug!(%error, "an unused lease ends by itself");
         }
-        let response = claimed?;
-        if response.succeeded() {
-            let revision = answer::revision(&response);
-            return self.grant_at(attempt, &response, revision, previous, gate).await.map(Step::Granted);
-        }
         self.read_session_epoch(&response, 0)?;
-        State::read(&attempt.keys, &response, 1).map(Step::Otherwise)
+        State::read(keys, &response, 1).map(Step::Otherwise)
     }
 
-    /// What concerns the wish as it is now, if the session lives.
+    /// The present state of the lock, as far as it decides about this attempt.
+    ///
+    /// # Errors
+    /// `SessionLost`: the session is over.
     pub(crate) async fn look(&self, attempt: &Attempt) -> Result<State> {
         let looking = if attempt.position.is_some() {
             attempt.look_operations(attempt.position)
@@ -235,13 +241,14 @@ impl SessionState {
         State::read(&attempt.keys, &response, 1)
     }
 
-    /// Asks in one transaction: grants a lock that is as nobody ever used it, else queues if that is wanted.
+    /// Asks in one transaction: takes a lock that has no keys at all, else queues the attempt if it wants to `wait`.
     pub(crate) async fn ask(&self, attempt: &Attempt, wait: bool) -> Result<Step> {
-        let mut elsewhere = self.client.connection.endpoints() - 1;
+        let (keys, connection) = (&attempt.keys, &self.client.connection);
+        let mut elsewhere = connection.endpoints() - 1;
         loop {
             let queue = Txn::new()
                 .when([
-                    Compare::create_revision(attempt.keys.holder(attempt.id), CompareOp::Equal, 0),
+                    Compare::create_revision(keys.holder(attempt.id), CompareOp::Equal, 0),
                     Compare::create_revision(attempt.waiter_key(), CompareOp::Equal, 0),
                 ])
                 .and_then([TxnOp::put(
@@ -254,26 +261,25 @@ impl SessionState {
             let otherwise: Vec<TxnOp> =
                 std::iter::once(TxnOp::txn(queue)).chain(attempt.look_operations(None)).collect();
             let step = if attempt.shares_gate() {
-                // A lease is needed for the gate, which is not worth granting before it is known that it is free.
+                // The gate needs a lease, which is granted only when the lock is known to be free.
                 otherwise
             } else {
                 let mut free = vec![
-                    fence::exists(&attempt.keys.fence),
-                    Compare::create_revision(attempt.keys.prefix.clone(), CompareOp::Equal, 0).with_prefix(),
+                    fence::exists(&keys.fence),
+                    Compare::create_revision(keys.prefix.clone(), CompareOp::Equal, 0).with_prefix(),
                 ];
-                let gate = attempt.keys.gate.clone();
+                let gate = keys.gate.clone();
                 free.extend(gate.map(|gate| Compare::create_revision(gate, CompareOp::Equal, 0)));
                 let granting = self.grant_operations(attempt, Previous::Clean, None)?;
                 vec![TxnOp::txn(Txn::new().when(free).and_then(granting).or_else(otherwise))]
             };
             let txn =
                 Txn::new().when([self.in_session_epoch()]).and_then(step).or_else([self.get_session_epoch()]);
-            let connection = &self.client.connection;
             let sending = connection.send(false, txn);
             let asked = if elsewhere > 0 {
-                // The request can be made void, so where there is another endpoint it is not waited for as long as a member
-                // of the cluster may stand still. A little longer, so that the connection is given up when the next
-                // request goes out.
+                // A member of the cluster may stand still for long. This request can be made void, so with another endpoint
+                // left it is not waited for. The wait is a little longer than the connection's limit, so that the
+                // connection is given up before the next request goes out.
                 let limit = connection.limit() + connection.limit() / 8;
                 let sent = connection.context.spawner.timeout(limit, sending).await;
                 sent.unwrap_or_else(|| Err(connection.silent()))
@@ -281,7 +287,7 @@ impl SessionState {
                 sending.await
             };
             let response = match asked {
-                // What hangs there is made void, so that it may be asked for over another member.
+                // A new session epoch makes the hanging request void; then another member may be asked.
                 Err(error) if error.is_indeterminate() && elsewhere > 0 => {
                     elsewhere -= 1;
                     tracing::debug!(%error, key = %attempt.key, "asking another member of the cluster");
@@ -291,30 +297,27 @@ impl SessionState {
                 asked => asked?,
             };
             if !response.succeeded() {
-                // A withdrawal of ours came between; it was not done, so it is sent again.
+                // A withdrawal of this session moved its epoch meanwhile, so nothing was done: ask again.
                 self.read_session_epoch(&response, 0)?;
                 continue;
             }
             if attempt.shares_gate() {
-                return State::read(&attempt.keys, &response, 1).map(Step::Otherwise);
+                return State::read(keys, &response, 1).map(Step::Otherwise);
             }
             let Some(inner) = answer::nested(&response, 0) else {
                 return Err(Error::new(ErrorKind::Backend, "the server left a part of a transaction out"));
             };
             if inner.succeeded() {
                 let revision = answer::revision(&response);
-                return self
-                    .grant_at(attempt, &inner, revision, Previous::Clean, None)
-                    .await
-                    .map(Step::Granted);
+                return self.grant_at(attempt, &inner, revision, Previous::Clean, None).await;
             }
-            let mut state = State::read(&attempt.keys, &inner, 1)?;
+            let mut state = State::read(keys, &inner, 1)?;
             state.revision = answer::revision(&response);
             return Ok(Step::Otherwise(state));
         }
     }
 
-    /// Moves the fence: what was sent before fails, or was done.
+    /// Begins a new session epoch: requests that were sent before have either been done or fail.
     async fn begin_session_epoch(&self) -> Result<()> {
         let txn = Txn::new().when([self.lives()]).and_then([self.advance_session_epoch()]);
         let response = self.client.connection.send(true, txn).await?;
@@ -325,7 +328,7 @@ impl SessionState {
         Ok(())
     }
 
-    /// What stands for an attempt that was granted before, if it stands now: what a look shows may be past.
+    /// The grant of a holder's key that a look found, if it is still there: a look may be answered from the past.
     pub(crate) async fn confirm_grant(&self, attempt: &Attempt, holder: &Holder) -> Result<Option<Grant>> {
         let mut gate = None;
         if let Some(lease) = holder.shared_gate {

@@ -1,4 +1,4 @@
-//! Taking away what stands for an attempt.
+//! Deleting the keys of an attempt.
 
 use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 use tooz_core::Result;
@@ -9,14 +9,14 @@ use crate::lock::Gate;
 use crate::lock::state::alone;
 use crate::session_state::SessionState;
 
-/// Takes the mark of a grant away that ends cleanly, if it is there: else the mark says who ended it.
+/// Deletes the mark of a grant that ends cleanly, if the holder's key is there. If it is not, the mark says who ended it.
 pub(crate) fn unmark_held(keys: &LockKeys, attempt: AttemptId) -> TxnOp {
     let held = Compare::create_revision(keys.holder(attempt), CompareOp::Greater, 0);
     TxnOp::txn(Txn::new().when([held]).and_then([TxnOp::delete(keys.mark(attempt), None)]))
 }
 
 impl SessionState {
-    /// The operations that take away all that stands for an attempt, but that it was not given back.
+    /// The operations that delete all keys of an attempt but its mark, by which the next holder learns of an unclean end.
     pub(crate) fn clear_operations(&self, keys: &LockKeys, attempt: AttemptId) -> Vec<TxnOp> {
         let mut operations = vec![
             TxnOp::delete(keys.holder(attempt), None),
@@ -27,7 +27,7 @@ impl SessionState {
         operations
     }
 
-    /// Takes the gate away if it is this attempt's, or if this attempt is the last of those who share it.
+    /// Deletes the gate if it belongs to this attempt alone, or if this attempt is the last of those that share it.
     pub(crate) fn delete_gate(&self, keys: &LockKeys, attempt: AttemptId) -> Option<TxnOp> {
         let gate = keys.gate.clone()?;
         let delete = [TxnOp::delete(gate.clone(), None)];
@@ -43,7 +43,7 @@ impl SessionState {
         Some(TxnOp::txn(Txn::new().when(compares).and_then(delete)))
     }
 
-    /// Takes away what stands for an attempt, without moving the fence.
+    /// Deletes the keys of an attempt, in the same session epoch.
     pub(crate) async fn clear(&self, key: &LockKey, attempt: AttemptId, end: End) -> Result<()> {
         let keys = self.client.keys.lock(key);
         let mut operations = self.clear_operations(&keys, attempt);
@@ -55,8 +55,8 @@ impl SessionState {
         Ok(())
     }
 
-    /// What we do not hold any more must not keep others out: half of it may still be there. What cannot be taken away
-    /// now is so at the next beat.
+    /// Deletes what is left of lost grants: half of a grant may still be there, and it would keep others out. What cannot be
+    /// deleted now is deleted at the next beat.
     pub(crate) async fn clear_lost(&self) {
         for known in self.lost() {
             let operations = self.clear_operations(&self.client.keys.lock(&known.key), known.attempt);

@@ -1,8 +1,8 @@
 //! Fencing tokens. A token is the create revision of the holder's key, plus the largest raise that was there before it.
 //!
-//! So it is a function of what stands on the server: a reader of a holder and the raises, in one transaction, knows the
-//! token that was granted, also after later raises. A raise is a key of its own that is only ever created; a revision grows
-//! with everything that is written to the cluster, and the largest raise with each raise.
+//! So the token is a function of keys on the server. A transaction that reads a holder and the raises gives the token that
+//! was granted, also after later raises. A raise is a key of its own that is created and never written again. A revision
+//! grows with every write to the cluster, and the largest raise with each raise.
 
 use std::time::UNIX_EPOCH;
 
@@ -14,7 +14,7 @@ use crate::connection::answer;
 use crate::error::corrupt;
 use crate::keys::Fence;
 
-/// What stands in a raise; its key says all.
+/// The value of a raise; its key says all.
 const RAISE: &str = "tooz1\nraise";
 
 /// Every raise, with its create revision.
@@ -30,7 +30,7 @@ impl Raises {
         raises
     }
 
-    /// Adds a raise; what is none is left alone.
+    /// Adds a raise; a key that is no raise is left alone.
     pub(crate) fn add(&mut self, fence: &Fence, kv: &KeyValue) {
         if let Some(by) = fence.parse(kv.key()) {
             self.0.push((by, kv.create_revision()));
@@ -55,7 +55,7 @@ pub(crate) fn look(fence: &Fence) -> TxnOp {
     TxnOp::get(fence.prefix().to_vec(), Some(GetOptions::new().with_prefix()))
 }
 
-/// True while there is a raise. Without any, tokens would be smaller than before.
+/// True while there is a raise. Without one, tokens would be smaller than before.
 pub(crate) fn exists(fence: &Fence) -> Compare {
     Compare::create_revision(fence.prefix().to_vec(), CompareOp::Greater, 0).with_prefix()
 }
@@ -67,8 +67,8 @@ pub(crate) fn is_gone(fence: &Fence) -> Error {
     )
 }
 
-/// The raise with which a namespace begins, at the revision of now: to the microseconds of now. So its tokens look like
-/// those of other backends, and are larger than those of a namespace that stood here before and was deleted.
+/// The first raise of a namespace, at the present revision: it raises tokens to the microseconds since 1970. So they look
+/// like those of other backends, and are larger than those of an earlier namespace of this name that was deleted.
 pub(crate) fn first(fence: &Fence, clock: &Clock, revision: i64) -> TxnOp {
     let micros = clock.wall().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
     let micros = i64::try_from(micros).unwrap_or(0).min(FencingToken::RAISE_LIMIT.cast_signed());
@@ -82,7 +82,7 @@ pub(crate) fn raise_to(fence: &Fence, least: FencingToken, found: &TxnResponse) 
     if Raises::read(fence, &answer::found(found, 0)).token(next) >= least.as_i64() {
         return None;
     }
-    // Never written anew: its create revision says from where on it counts.
+    // Only created, never written again: the create revision says from where on a raise counts.
     let raise = fence.raise(least.as_i64().saturating_sub(next));
     let missing = Compare::version(raise.clone(), CompareOp::Equal, 0);
     Some(Txn::new().when([missing]).and_then([TxnOp::put(raise, RAISE, None)]))

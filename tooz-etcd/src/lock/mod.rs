@@ -1,11 +1,12 @@
-//! Locks on the server.
+//! Locks on the server: the recipe, and Python's key.
 //!
-//! The recipe. A holder is a key on its session's lease, created by the transaction that grants; its create revision makes
-//! the fencing token ([`fence`]). A waiter is such a key, too, and its create revision is its place. One transaction asks: if
-//! nobody holds the lock, waits for it or left it uncleanly, it grants, else it queues. Beside the holder stands the
-//! **gate**, which is Python's key for this lock: no holder without it, and none beside somebody else's. A key hangs on
-//! one lease only, so the gate that several holders share has a lease of its own, which all of them keep alive: it
-//! goes when the last of them is gone, and not with the one who came first.
+//! A holder is a key on its session's lease, created by the transaction that grants. Its create revision makes the fencing
+//! token ([`fence`]). A waiter is such a key, too, and its create revision is its position in the queue. One transaction
+//! asks: it grants if the lock has no holder, no waiter and no mark of an unclean end, else it queues.
+//!
+//! Beside the holder stands the **gate**, Python's key of the lock. A grant needs the gate, so no holder of ours stands
+//! beside one of Python's. A key hangs on one lease only, so the gate that several holders share has a lease of its own,
+//! which all of them prolong. It goes when the last of them is gone, and not with the first.
 
 pub(crate) mod attempt;
 pub(crate) mod cleanup;
@@ -19,18 +20,18 @@ pub(crate) mod verify;
 use etcd_client::KeyValue;
 use tooz_core::driver::AttemptId;
 
-/// Before the attempt in a gate's value. Python's values are 16 bytes, ours are longer.
+/// The begin of a gate's value, before the attempt. Python's values have 16 bytes, ours are longer.
 const GATE_HOLDER: &[u8] = b"tooz1 holder ";
 const GATE_SHARED: &[u8] = b"tooz1 shared";
 
-/// What Python's key of a lock says.
+/// Whose gate it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GateKind {
-    /// It belongs to this holder alone.
+    /// The gate of this holder alone.
     Holder(AttemptId),
-    /// It belongs to all who share the lock, and hangs on a lease of its own.
+    /// The gate of all holders that share the lock, on a lease of its own.
     Shared,
-    /// It is not ours.
+    /// The gate of a Python process, or of another program.
     Foreign,
 }
 
@@ -77,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_gate_is_ours_or_somebody_elses() {
+    fn a_gate_is_ours_or_foreign() {
         assert_eq!(GateKind::read(&Gate::holder(AttemptId(7))), GateKind::Holder(AttemptId(7)));
         assert_eq!(GateKind::read(&Gate::shared()), GateKind::Shared);
         for value in [&[7; 16][..], b"", b"tooz1", b"tooz1 holder x"] {

@@ -1,12 +1,10 @@
-//! Watching over a session: its end, the end of each lock that it holds, and what is said to it are heard at once, not at
-//! the next beat.
+//! The monitor of a session. It sees at once, and not at the next beat, that the session or one of its grants ended.
 //!
 //! A renewal that succeeds does not prove that a session lives: while a leader's disk stands still, a lease can be
 //! renewed through another member and is revoked all the same when the disk goes on (etcd-io/etcd#12528 and #15247, in
-//! 3.4 before 3.4.31 and 3.5 before 3.5.13). Then the keys go, and that is seen here.
+//! 3.4 before 3.4.31 and 3.5 before 3.5.13). Then the keys go, and the monitor sees that.
 //!
-//! All that a session holds is followed on one stream, each key by itself: a prefix would tell every session of what every
-//! other one does.
+//! The monitor watches on one stream, and each key by itself: a prefix would tell every session of the locks of all others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,23 +22,19 @@ use crate::lock::record;
 use crate::lock::verify::Verified;
 use crate::session_state::{KnownGrant, SessionState};
 
-/// Where notices go.
-pub(crate) type NoticeSender = mpsc::Sender<Notice>;
-
-/// How many notices may wait. What does not fit is found by the next beat.
+/// How many notices may wait for the core. The next beat finds what a dropped notice would have said.
 pub(crate) const MOST_NOTICES: usize = 256;
 
-/// A lock that is held for less is not followed at all: most are, and nothing is missed, for a watch begins where the
-/// lock was granted.
+/// The monitor does not watch a lock that is held for less, as most are. It misses nothing: a watch begins at the revision
+/// of the grant.
 const FOLLOW_AFTER: Duration = Duration::from_millis(100);
 
 /// Runs until the session or the driver ends.
-pub(crate) async fn run(session: Arc<SessionState>, notices: NoticeSender) {
+pub(crate) async fn run(session: Arc<SessionState>, notices: mpsc::Sender<Notice>) {
     let ranges = vec![below(&session.key())];
     let watcher = session.watch(ranges, session.opened.revision).tell_resumptions();
     let mut monitor =
         Monitor { session: Arc::clone(&session), notices, followed: BTreeMap::new(), waiting: None };
-    // Nobody listens once the session is over.
     let over = monitor.run(watcher).await;
     if let Some(reason) = over {
         monitor.say(Notice::SessionLost(reason));
@@ -49,15 +43,15 @@ pub(crate) async fn run(session: Arc<SessionState>, notices: NoticeSender) {
 
 struct Monitor {
     session: Arc<SessionState>,
-    notices: NoticeSender,
-    /// The numbers of what is followed for a grant.
+    notices: mpsc::Sender<Notice>,
+    /// The numbers of the ranges that are watched for each grant.
     followed: BTreeMap<AttemptId, Vec<i64>>,
-    /// Until what is followed is brought up to what is held.
+    /// Until the watched keys are brought up to the present grants.
     waiting: Option<Sleep>,
 }
 
 impl Monitor {
-    /// Nobody takes notices fast enough: the next beat says the same.
+    /// Drops the notice if the queue is full: the next beat says the same.
     fn say(&self, notice: Notice) {
         let _ = self.notices.try_send(notice);
     }
@@ -84,31 +78,29 @@ impl Monitor {
                         return Some(LossReason::Expired);
                     }
                 }
-                // Servers before 3.4.24 may lose what happened meanwhile.
+                // Servers before 3.4.24 may lose events of the interruption.
                 News::Resumed => {
                     if self.verify(self.session.held()).await?.is_none() {
                         return Some(LossReason::Expired);
                     }
                 }
-                // History is gone, or the data.
+                // The history is gone, or the data.
                 News::Gap => match self.verify(self.session.held()).await? {
-                    Some(revision) => self.session.restart(&mut watcher, revision),
+                    Some(revision) => watcher.restart(self.session.data_epoch(), revision),
                     None => return Some(LossReason::Vanished),
                 },
             }
         }
     }
 
-    /// Follows what is held, and what is held no longer not any more.
+    /// Watches the keys of present grants, and no longer those of grants that ended.
     async fn follow(&mut self, watcher: &mut Watcher) {
         let held = self.session.held();
         let attempts: BTreeSet<AttemptId> = held.iter().map(|known| known.attempt).collect();
-        let ended: Vec<AttemptId> =
-            self.followed.keys().filter(|attempt| !attempts.contains(attempt)).copied().collect();
-        for attempt in ended {
-            for number in self.followed.remove(&attempt).unwrap_or_default() {
-                watcher.remove(number).await;
-            }
+        let ended = self.followed.extract_if(.., |attempt, _| !attempts.contains(attempt));
+        let ended: Vec<i64> = ended.flat_map(|(_, numbers)| numbers).collect();
+        for number in ended {
+            watcher.remove(number).await;
         }
         for known in held {
             if self.followed.contains_key(&known.attempt) {
@@ -134,14 +126,14 @@ impl Monitor {
                 self.session.client.keys.parse_broken(self.session.opened.id, kv.key()).filter(|_| put)?;
             return Some(Read::Broken(attempt, record::read_broken(kv.value())?));
         }
-        // What we give back ourselves is not held any more.
+        // A grant that this session is releasing is not held any more.
         let mut held = self.session.held();
         held.retain(|known| known.keys(&self.session.client.keys).iter().any(|key| key == kv.key()));
         Some(Read::Suspect(held))
     }
 
-    /// Whether what is held is there; what is not is lost. The outer `None`: the driver was closed; the inner: the session
-    /// is over.
+    /// Verifies these grants until the server answers; those that are not there are lost. The outer `None`: the driver was
+    /// closed; the inner: the session is over.
     #[allow(clippy::option_option)] // two ends, and the caller leaves at the first
     async fn verify(&self, held: Vec<KnownGrant>) -> Option<Option<i64>> {
         loop {
@@ -174,16 +166,16 @@ impl Monitor {
     }
 }
 
-/// What an event says.
+/// What an event means.
 enum Read {
     /// The session's key is gone.
     Over,
     Broken(AttemptId, LossReason),
-    /// Something happened to what these stand on.
+    /// A key of these grants changed.
     Suspect(Vec<KnownGrant>),
 }
 
-/// Waits until something was granted or given back, and a moment longer for what comes and goes at once.
+/// Waits until a grant came or went, and [`FOLLOW_AFTER`] longer.
 async fn due(session: &SessionState, waiting: &mut Option<Sleep>) {
     if waiting.is_none() {
         session.grants_changed.notified().await;

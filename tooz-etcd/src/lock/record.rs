@@ -1,4 +1,4 @@
-//! What stands in our values. Lines of text with the free bytes last; anything else is somebody else's.
+//! The values of our keys: lines of text, the last one of free bytes. A value of another form is of another program.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,7 +8,7 @@ use tooz_core::{Error, LossReason, MemberId, Result};
 
 use crate::error::corrupt;
 
-/// A key with its value, as the server has it.
+/// A key and its value.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Raw<'a> {
     pub(crate) key: &'a [u8],
@@ -23,7 +23,7 @@ impl<'a> From<&'a KeyValue> for Raw<'a> {
     }
 }
 
-/// The first line of every value; another number is of a version that this one does not understand.
+/// The first line of every value. Another number is of a version that this one does not understand.
 const FORM: &str = "tooz1";
 
 fn lines<const N: usize>(value: &[u8]) -> Option<[&[u8]; N]> {
@@ -57,6 +57,15 @@ fn write_mode(mode: LockMode) -> Option<String> {
     }
 }
 
+/// The word for an unclean end.
+fn ended(how: Previous) -> &'static str {
+    match how {
+        Previous::Expired => "expired",
+        Previous::Broken => "broken",
+        _ => "unknown",
+    }
+}
+
 fn read_mode(line: &[u8]) -> Option<LockMode> {
     match text(line)? {
         "exclusive" => Some(LockMode::Exclusive),
@@ -72,11 +81,11 @@ pub(crate) struct Holder {
     pub(crate) session: SessionId,
     pub(crate) member: MemberId,
     pub(crate) mode: LockMode,
-    /// The lease of the gate that it shares with other holders.
+    /// The lease of the gate that the holder shares with other holders.
     pub(crate) shared_gate: Option<i64>,
     pub(crate) since: Option<SystemTime>,
     pub(crate) previous: Previous,
-    /// The create revision of its key, which is the token as long as no raise is added.
+    /// The create revision of its key, which is the token until a raise is added.
     pub(crate) created: i64,
     pub(crate) token: i64,
     pub(crate) revision: i64,
@@ -89,12 +98,7 @@ impl Holder {
         let millis =
             |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).ok().map(|d| d.as_millis());
         let since = self.since.and_then(millis).map_or_else(|| "-".to_owned(), |millis| millis.to_string());
-        let previous = match self.previous {
-            Previous::Expired => "expired",
-            Previous::Broken => "broken",
-            Previous::Clean => "clean",
-            _ => "unknown",
-        };
+        let previous = if self.previous == Previous::Clean { "clean" } else { ended(self.previous) };
         let session = self.session.to_string();
         Some(write(&[&write_mode(self.mode)?, &session, &gate, &since, previous], self.member.as_bytes()))
     }
@@ -135,12 +139,12 @@ fn unreadable(kv: Raw<'_>) -> Error {
     corrupt(kv.key, "holds nothing that tooz writes; look at it, and delete it if nobody needs it")
 }
 
-/// A place in a queue.
+/// A waiter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Waiter {
     pub(crate) attempt: AttemptId,
     pub(crate) mode: LockMode,
-    /// The create revision of its key: its place.
+    /// The create revision of its key, which is its position in the queue.
     pub(crate) position: i64,
     pub(crate) key: Vec<u8>,
 }
@@ -157,19 +161,13 @@ impl Waiter {
     }
 }
 
-/// A mark of a grant: what the next holder is told if the grant is not there any more. A grant that was told nothing leaves
-/// `Clean`, and then its end was not clean all the same: its session ended.
+/// A mark of a grant: what the next holder is told if the grant is not there any more. A grant whose own `previous` was
+/// `Clean` leaves the word `held`: if only that mark is left, its session ended.
 pub(crate) fn write_mark(how: Previous) -> Vec<u8> {
-    let word: &[u8] = match how {
-        Previous::Broken => b"broken",
-        Previous::Unknown => b"unknown",
-        Previous::Expired => b"expired",
-        _ => b"held",
-    };
-    write(&[], word)
+    write(&[], if how == Previous::Clean { "held" } else { ended(how) }.as_bytes())
 }
 
-/// Words that this version does not know are unclean ends, too.
+/// Unknown words are unclean ends, too.
 pub(crate) fn read_mark(value: &[u8]) -> Previous {
     match lines::<1>(value) {
         Some([b"broken"]) => Previous::Broken,

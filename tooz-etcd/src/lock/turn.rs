@@ -1,6 +1,6 @@
-//! Waiting for one's turn: for the end of whoever is right before, or of the holders if nobody is.
+//! Waiting in the queue. A waiter watches the key of the waiter right before it; the first one watches the holders.
 //!
-//! So a release wakes one waiter, or all readers up to the next writer, and nobody asks again and again.
+//! So a release wakes one waiter, or all readers up to the next writer, and no waiter polls.
 
 use etcd_client::{Event, EventType};
 use tooz_core::driver::{LockMode, Place, Turn};
@@ -12,12 +12,12 @@ use crate::lock::attempt::{Attempt, Step};
 use crate::lock::state::{State, Verdict, ranges};
 use crate::session_state::SessionState;
 
-/// Waits until the place is granted or gone.
+/// Waits until the attempt is granted, or is no longer in the queue.
 pub(crate) async fn wait(session: &SessionState, place: &Place) -> Result<Turn> {
     loop {
         match once(session, place).await {
             Ok(turn) => return Ok(turn),
-            // Whoever waits waits for the server, too. Asking twice does no harm here: a place can be used up once.
+            // A waiter waits for the server, too. Asking twice does no harm: a position can be used only once.
             Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => {
                 tracing::debug!(%error, key = %place.key, "waiting goes on");
                 session.client.connection.pause().await;
@@ -48,7 +48,7 @@ async fn once(session: &SessionState, place: &Place) -> Result<Turn> {
         attempt.mode = waiter.mode;
         session.set_position(attempt.id, Some(at));
         if elsewhere {
-            // It was asked for anew: who is before it now was not read.
+            // The attempt was queued anew: the look did not read what is before its new position.
             state = session.look(&attempt).await?;
             continue;
         }
@@ -65,7 +65,8 @@ async fn once(session: &SessionState, place: &Place) -> Result<Turn> {
         state = match changed {
             Changed::Seen(now) => now,
             Changed::Freed if attempt.mode == LockMode::Exclusive && verdict == Verdict::Held => {
-                // Most likely it is free now: taking it at once saves the look before. If it is not, the answer is the look.
+                // Most likely the lock is free now: claiming it at once saves a look. If it is not free, the answer of
+                // the claim is that look.
                 let guess = State::free_for(waiter);
                 match session.claim(&attempt, &guess).await? {
                     Step::Granted(grant) => return Ok(Turn::Granted(grant)),
@@ -78,14 +79,15 @@ async fn once(session: &SessionState, place: &Place) -> Result<Turn> {
 }
 
 enum Changed {
-    /// Something that stood before us is gone.
+    /// A key that this attempt waited for is gone.
     Freed,
-    /// It is like this now.
+    /// The lock is in this state now.
     Seen(State),
-    /// Nobody knows what happened.
+    /// The history is gone: anything may have happened.
     Anything,
 }
 
+/// Waits until a key changes that keeps this attempt waiting.
 async fn change(
     session: &SessionState,
     attempt: &Attempt,
@@ -99,8 +101,8 @@ async fn change(
             News::Events(events, _) if events.iter().any(gone) => return Ok(Changed::Freed),
             News::Events(..) | News::Resumed | News::Other => {}
             News::Behind => {
-                // In a queue that moves, it moved while we began to watch. A second look finds that sooner than the watch does,
-                // which stays all the same: if nothing is other than it was, it tells what comes next.
+                // A moving queue moved while the watch began. A second look shows that sooner than the watch does. If the
+                // verdict is the same, the watch goes on and tells the next change.
                 let now = session.look(attempt).await?;
                 let position = now.waiter(attempt.id).map(|waiter| waiter.position);
                 if position.is_none() || now.verdict(attempt.mode, position)? != *verdict {

@@ -1,10 +1,12 @@
-//! Proving that what is held is there: by a transaction, because a read may be answered from the past by a member that was
-//! away (etcd-io/etcd#20418), and a renewal may succeed on a lease that is about to go.
+//! Verifying that what a session believes to have is on the server: its grants, its places in queues, its memberships.
+//!
+//! It is done by transactions that write. A member that was away may answer a read from the past (etcd-io/etcd#20418), and a
+//! renewal may succeed on a lease that is about to end.
 
 use std::sync::Arc;
 
 use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, Txn, TxnOp};
-use tooz_core::driver::{AttemptId, Held, LockKey, Renewal};
+use tooz_core::driver::{AttemptId, Held, Renewal};
 use tooz_core::{ErrorKind, GroupId, LossReason, Result};
 
 use crate::connection::answer;
@@ -17,16 +19,16 @@ use crate::session_state::{KnownGrant, SessionState};
 /// The operations of a beat's transaction before those that check something.
 const BESIDE_CHECKS: usize = 2;
 
-/// What a proof found, of a session that lives.
+/// The outcome for a session that lives.
 #[derive(Debug)]
 pub(crate) struct Verified {
-    /// The revision at which all that is not gone was there.
+    /// The revision at which every grant was there that is not gone.
     pub(crate) revision: i64,
     pub(crate) gone: Vec<(AttemptId, LossReason)>,
 }
 
 impl KnownGrant {
-    /// True while the holder's key is there, as this session made it: whose grant it is says the server, not the caller.
+    /// True while the holder's key is there as this session made it. The server decides whose key it is, not the caller.
     pub(crate) fn own_compares(&self, keys: &LockKeys, lease: i64) -> Vec<Compare> {
         let holder = keys.holder(self.attempt);
         vec![
@@ -35,7 +37,7 @@ impl KnownGrant {
         ]
     }
 
-    /// True while all of the grant is there.
+    /// True while the holder's key and the gate are there.
     pub(crate) fn compares(&self, keys: &LockKeys, lease: i64) -> Vec<Compare> {
         let mut compares = self.own_compares(keys, lease);
         match (&keys.gate, self.gate) {
@@ -53,12 +55,12 @@ impl KnownGrant {
 }
 
 impl SessionState {
-    /// Whether these are there. `None`: the session is over.
+    /// Verifies that these grants are there. `None`: the session is over.
     pub(crate) async fn verify(&self, held: &[KnownGrant]) -> Result<Option<Verified>> {
         let mut verified = Verified { revision: i64::MAX, gone: Vec::new() };
         let mut rest = held;
         loop {
-            // One for what makes it a write.
+            // One operation less, for the one that makes the transaction a write.
             let (page, after) = rest.split_at(rest.len().min(MOST_OPERATIONS - 1));
             let checks = page.iter().map(|known| self.check(known));
             let operations: Vec<TxnOp> = std::iter::once(self.change_nothing()).chain(checks).collect();
@@ -84,7 +86,7 @@ impl SessionState {
         }
     }
 
-    /// Succeeds while it is there; else it reads who broke it.
+    /// An operation that succeeds while the grant is there, and else reads who broke it.
     fn check(&self, known: &KnownGrant) -> TxnOp {
         let keys = self.client.keys.lock(&known.key);
         let broken = TxnOp::get(self.client.keys.broken(self.opened.id, known.attempt), None);
@@ -92,29 +94,19 @@ impl SessionState {
         TxnOp::txn(check)
     }
 
-    /// Who broke a grant of ours, if somebody left word.
+    /// Who broke a grant of this session, if there is a record of it.
     pub(crate) async fn who_broke(&self, attempt: AttemptId) -> Option<LossReason> {
         let look = Txn::new().and_then([TxnOp::get(self.client.keys.broken(self.opened.id, attempt), None)]);
         let response = self.client.connection.send(true, look).await.ok()?;
         record::read_broken(answer::one(&response, 0)?.value())
     }
 
-    /// Whether what the core believes stands on the server, asked together with the prolonging.
+    /// Compares what the core believes with what the server has; a beat does so while it prolongs the lease.
     pub(crate) async fn compare(&self, held: &Held) -> Result<Renewal> {
-        let mut checks = Vec::new();
-        for (key, attempt) in &held.grants {
-            checks.push(Check::grant(self, key, *attempt));
-        }
-        for (key, attempt) in &held.waiting {
-            checks.push(Check::waiting(self, key, *attempt));
-        }
-        for group in &held.groups {
-            checks.push(Check::group(self, group));
-        }
         let mut renewal = Renewal::confirmed();
         let mut pages: Vec<Vec<Check>> = vec![Vec::new()];
         let mut size = BESIDE_CHECKS;
-        for check in checks {
+        for check in self.checks(held) {
             if size + check.keys.len() > MOST_OPERATIONS {
                 pages.push(Vec::new());
                 size = BESIDE_CHECKS;
@@ -131,7 +123,7 @@ impl SessionState {
             let operations = [self.change_nothing(), self.get_session_epoch()].into_iter().chain(gets);
             let txn = Txn::new().when([self.lives()]).and_then(operations.collect::<Vec<_>>());
             let connection = Arc::clone(&self.client.connection);
-            // All at once: however much there is, it is one round trip.
+            // All pages at once, so that a beat is one round trip.
             asked.push(spawner.spawn(async move { connection.send(false, txn).await }));
         }
         for (page, asked) in pages.into_iter().zip(asked) {
@@ -149,6 +141,27 @@ impl SessionState {
             }
         }
         Ok(renewal)
+    }
+
+    fn checks(&self, held: &Held) -> Vec<Check> {
+        let keys = &self.client.keys;
+        let grants = held.grants.iter().map(|(key, attempt)| {
+            let lock = keys.lock(key);
+            let what = What::Grant(*attempt, self.gate_of(*attempt), lock.gate.is_some());
+            Check { what, keys: std::iter::once(lock.holder(*attempt)).chain(lock.gate).collect() }
+        });
+        let waiting = held.waiting.iter().map(|(key, attempt)| {
+            let lock = keys.lock(key);
+            // The attempt may just have been granted.
+            let keys = vec![lock.waiter(*attempt, false), lock.waiter(*attempt, true), lock.holder(*attempt)];
+            Check { what: What::Waiting(*attempt), keys }
+        });
+        let groups = held.groups.iter().map(|group| {
+            let keys = keys.group(group);
+            let (member, key) = (keys.member(&self.member), keys.group().to_vec());
+            Check { what: What::Group(group.clone()), keys: vec![member, key] }
+        });
+        grants.chain(waiting).chain(groups).collect()
     }
 
     fn judge(&self, check: Check, found: &[Option<KeyValue>], renewal: &mut Renewal) {
@@ -182,7 +195,7 @@ impl SessionState {
     }
 }
 
-/// Keys to look at, and what they say.
+/// Keys to read, and what they decide about.
 struct Check {
     what: What,
     keys: Vec<Vec<u8>>,
@@ -193,27 +206,4 @@ enum What {
     Grant(AttemptId, Option<i64>, bool),
     Waiting(AttemptId),
     Group(GroupId),
-}
-
-impl Check {
-    fn grant(session: &SessionState, key: &LockKey, attempt: AttemptId) -> Self {
-        let lock = session.client.keys.lock(key);
-        let what = What::Grant(attempt, session.gate_of(attempt), lock.gate.is_some());
-        Self { what, keys: std::iter::once(lock.holder(attempt)).chain(lock.gate).collect() }
-    }
-
-    fn waiting(session: &SessionState, key: &LockKey, attempt: AttemptId) -> Self {
-        let lock = session.client.keys.lock(key);
-        // It may just have been granted.
-        let keys = vec![lock.waiter(attempt, false), lock.waiter(attempt, true), lock.holder(attempt)];
-        Self { what: What::Waiting(attempt), keys }
-    }
-
-    fn group(session: &SessionState, group: &GroupId) -> Self {
-        let keys = session.client.keys.group(group);
-        Self {
-            what: What::Group(group.clone()),
-            keys: vec![keys.member(&session.member), keys.group().to_vec()],
-        }
-    }
 }
