@@ -7,7 +7,7 @@
 //! %tooz/<namespace>/                     ours, which Python never reads:
 //!   epoch                                the stamp of the data
 //!   fence/<number>                       tokens after it are that much larger than create revisions
-//!   session/<session>                    a session's life, on its lease
+//!   session/<session>                    a session, on its lease
 //!   session/<session>/broken/<attempt>   who broke its grant and why, kept for an hour or ten ttls
 //!   claim/<member>                       which session a member id belongs to, on its lease
 //!   group/<group>/                       a group whose id contains a slash
@@ -22,13 +22,12 @@
 //! begins like that. Groups with a slash in their id cannot be told from members in Python's keys, so their keys are ours.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use tooz_core::driver::{AttemptId, LockKey, SessionId};
 use tooz_core::{FencingToken, GroupId, MemberId};
 
 use crate::config::DEFAULT_NAMESPACE;
-use crate::shared_with_python;
+use crate::shared_with_python::{self, Warnings};
 
 /// What an empty namespace is called; no encoding ends in a percent sign and letters that are no digits.
 const EMPTY: &[u8] = b"%none";
@@ -101,16 +100,8 @@ pub(crate) struct Keys {
     locks: Vec<u8>,
     root: Vec<u8>,
     fence: Fence,
-    /// Whether a warning said that an id is not shared with Python, by kind. In other namespaces nothing is shared, and no
-    /// warning is needed.
-    said: Option<Arc<[AtomicBool; 2]>>,
-}
-
-/// Warns once for each kind of id that an id is not shared with Python.
-fn say_not_shared(said: &AtomicBool, kind: &str, id: &dyn std::fmt::Display) {
-    if !said.swap(true, Ordering::Relaxed) {
-        tracing::warn!(%id, "this {kind} id contains a slash, so processes of Python tooz do not see it; others like it will not be reported");
-    }
+    /// In Python's namespace only: in others nothing is shared with Python, and no warning is needed.
+    warnings: Option<Arc<Warnings>>,
 }
 
 impl Keys {
@@ -122,7 +113,7 @@ impl Keys {
             locks: join(&[b"/", &space, b"/locks"]),
             fence: Fence(join(&[&root, b"fence/"]).into()),
             root,
-            said: (namespace == DEFAULT_NAMESPACE).then(Arc::default),
+            warnings: (namespace == DEFAULT_NAMESPACE).then(Arc::default),
         }
     }
 
@@ -170,10 +161,8 @@ impl Keys {
     }
 
     pub(crate) fn claim(&self, member: &MemberId) -> Vec<u8> {
-        if let Some([_, said]) = self.said.as_deref()
-            && !shared_with_python::member(member)
-        {
-            say_not_shared(said, "member", member);
+        if let Some(warnings) = &self.warnings {
+            warnings.warn_of_member(member);
         }
         self.ours(&[b"claim/", &encode(member.as_bytes())])
     }
@@ -193,13 +182,10 @@ impl Keys {
 
     pub(crate) fn group(&self, group: &GroupId) -> GroupKeys {
         let own = self.ours(&[b"group/", &encode(group.as_bytes()), b"/"]);
-        let shared = shared_with_python::group(group);
-        if let Some([said, _]) = self.said.as_deref()
-            && !shared
-        {
-            say_not_shared(said, "group", group);
+        if let Some(warnings) = &self.warnings {
+            warnings.warn_of_group(group);
         }
-        let python = shared.then(|| join(&[&self.groups, group.as_bytes(), b"/"]));
+        let python = shared_with_python::group(group).then(|| join(&[&self.groups, group.as_bytes(), b"/"]));
         GroupKeys { own, python }
     }
 
@@ -347,6 +333,7 @@ impl GroupKeys {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::sync::atomic::Ordering;
 
     use proptest::prelude::*;
     use tooz_core::LockName;
@@ -398,10 +385,11 @@ mod tests {
             assert_eq!(shared_with_python::election(&group), election.gate.is_some());
             // A warning says so once.
             keys.claim(&member);
-            let said = keys.said.as_ref().unwrap().each_ref().map(|said| said.load(Ordering::Relaxed));
-            assert_eq!(said, [!shared_with_python::group(&group), !shared_with_python::member(&member)]);
+            let warnings = keys.warnings.as_ref().unwrap();
+            let warned = [&warnings.group, &warnings.member].map(|warned| warned.load(Ordering::Relaxed));
+            assert_eq!(warned, [!shared_with_python::group(&group), !shared_with_python::member(&member)]);
         }
-        assert!(Keys::new("ours").said.is_none(), "nothing is shared there, and nobody expects it");
+        assert!(Keys::new("ours").warnings.is_none(), "nothing is shared there, and nobody expects it");
     }
 
     #[test]

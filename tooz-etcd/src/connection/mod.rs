@@ -51,12 +51,14 @@ pub(crate) struct Connection {
     closed: AtomicBool,
 }
 
+/// The endpoint in use, and the client that is connected to it.
 #[derive(Default)]
 struct Current {
     endpoint: usize,
     client: Option<Client>,
 }
 
+/// The present channel, or the endpoint to connect to and the generation of that connection.
 enum Present {
     Channel(Box<Channel>),
     ConnectTo(String, u64),
@@ -135,7 +137,7 @@ impl Connection {
         self.generation.send_modify(|generation| *generation += 1);
     }
 
-    /// The connection that stands, or what to connect to.
+    /// The present channel, or the endpoint to connect to.
     fn present(&self) -> Result<Present, (Error, Then)> {
         let current = self.current();
         if self.is_closed() {
@@ -156,9 +158,8 @@ impl Connection {
         if let Present::Channel(channel) = self.present()? {
             return Ok(*channel);
         }
-        let waiting = self.context.spawner.timeout(self.limit, self.connecting.lock()).await;
         // A call that waited too long connects beside the other one, whose endpoint may not answer.
-        let _one_at_a_time = waiting;
+        let _one_at_a_time = self.context.spawner.timeout(self.limit, self.connecting.lock()).await;
         let (endpoint, generation) = match self.present()? {
             Present::Channel(channel) => return Ok(*channel),
             Present::ConnectTo(endpoint, generation) => (endpoint, generation),
