@@ -197,15 +197,8 @@ async fn write_session(
             *client.seen() = stamp.to_string().into_bytes();
             let claimed =
                 previous.is_some() && answer::nested(&response, 1).is_some_and(|nested| nested.succeeded());
-            return Ok(Opened {
-                id,
-                value,
-                lease,
-                previous,
-                claimed,
-                stamp,
-                revision: answer::revision(&response),
-            });
+            let revision = answer::revision(&response);
+            return Ok(Opened { id, value, lease, previous, claimed, stamp, revision });
         }
         seen = answer::value(&response, 0);
     }

@@ -146,10 +146,7 @@ impl Connection {
         let generation = *self.generation.borrow();
         Ok(match &current.client {
             Some(client) => Present::Channel(Box::new(Channel { client: client.clone(), generation })),
-            None => Present::ConnectTo(
-                self.endpoints[current.endpoint % self.endpoints.len()].clone(),
-                generation,
-            ),
+            None => Present::ConnectTo(self.endpoints[current.endpoint].clone(), generation),
         })
     }
 

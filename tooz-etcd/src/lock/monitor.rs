@@ -33,10 +33,8 @@ const FOLLOW_AFTER: Duration = Duration::from_millis(100);
 pub(crate) async fn run(session: Arc<SessionState>, notices: mpsc::Sender<Notice>) {
     let ranges = vec![below(&session.key())];
     let watcher = session.watch(ranges, session.opened.revision).tell_resumptions();
-    let mut monitor =
-        Monitor { session: Arc::clone(&session), notices, followed: BTreeMap::new(), waiting: None };
-    let over = monitor.run(watcher).await;
-    if let Some(reason) = over {
+    let mut monitor = Monitor { session, notices, followed: BTreeMap::new(), waiting: None };
+    if let Some(reason) = monitor.run(watcher).await {
         monitor.say(Notice::SessionLost(reason));
     }
 }

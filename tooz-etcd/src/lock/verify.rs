@@ -90,8 +90,7 @@ impl SessionState {
     fn check(&self, known: &KnownGrant) -> TxnOp {
         let keys = self.client.keys.lock(&known.key);
         let broken = TxnOp::get(self.client.keys.broken(self.opened.id, known.attempt), None);
-        let check = Txn::new().when(known.compares(&keys, self.opened.lease)).or_else([broken]);
-        TxnOp::txn(check)
+        TxnOp::txn(Txn::new().when(known.compares(&keys, self.opened.lease)).or_else([broken]))
     }
 
     /// Who broke a grant of this session, if there is a record of it.
