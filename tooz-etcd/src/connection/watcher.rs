@@ -1,4 +1,4 @@
-//! Watching keys from a revision on, across reconnects. No change is missed, or the watcher says that its user must look again.
+//! Watching keys from a revision on, across reconnects. A watcher misses no change, or says that its user must look again.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -230,7 +230,7 @@ impl Watcher {
             let look = Txn::new().and_then([TxnOp::get(self.epoch_key.clone(), None)]);
             let response = self.connection.send(true, look).await?;
             let epoch = answer::value(&response, 0);
-            // A server that lost its data counts revisions from the beginning: until it reached this one, it would be silent.
+            // A server that lost its data counts revisions from the beginning. It would tell nothing up to this one.
             let ahead = self.ranges.values().any(|followed| followed.next > answer::revision(&response) + 1);
             if epoch != self.epoch || ahead {
                 self.interrupted = false;
