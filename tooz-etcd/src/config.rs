@@ -1,17 +1,18 @@
 //! From the URL to what this driver needs to know.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tooz_core::driver::{LAYOUT_OPTION, layout_of};
+use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
+use tooz_core::driver::{Context, LAYOUT_OPTION, layout_of};
 use tooz_core::options::{OptionKind, OptionSpec};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
 /// Ours, and the names that Python tooz gave them.
 pub(crate) const SCHEMES: &[&str] = &["etcd", "etcds", "etcd3", "etcd3+http", "etcd3+https"];
 
-/// Python tooz's namespace, which it does not let anybody choose.
+/// Python tooz's namespace, which Python's users cannot choose.
 pub(crate) const DEFAULT_NAMESPACE: &str = "tooz";
 
 const DEFAULT_PORT: u16 = 2379;
@@ -53,7 +54,7 @@ pub(crate) struct Config {
     pub(crate) operation_timeout: Duration,
 }
 
-/// Files, none of them read yet.
+/// Files, read by [`Config::connect_options`].
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tls {
     pub(crate) authorities: Option<PathBuf>,
@@ -89,7 +90,7 @@ impl Config {
                 "{scheme}:// takes hosts and no path; a namespace is the option namespace"
             )));
         }
-        // All of them at once: one that is wrong would be found only when the others are gone.
+        // All hosts are checked now: a wrong one would be found only when the others are gone.
         if url.hosts().iter().any(|host| !host.name.is_ascii()) {
             return Err(invalid(
                 "a host has letters beyond ASCII; write its name as the resolver knows it (xn--…)",
@@ -133,7 +134,7 @@ impl Config {
             },
         };
         if !secure && (tls.authorities.is_some() || tls.identity.is_some()) {
-            // Silently in the clear is what nobody who names a certificate wants.
+            // A user who names a certificate does not want an unencrypted connection.
             return Err(Error::new(
                 ErrorKind::InvalidOption,
                 format!(
@@ -154,9 +155,44 @@ impl Config {
             operation_timeout: duration("operation_timeout", 10)?,
         })
     }
+
+    /// With the user and the certificates, whose files are read here.
+    pub(crate) async fn connect_options(&self, context: &Context) -> Result<ConnectOptions> {
+        let mut options = ConnectOptions::new();
+        if let Some((user, password)) = &self.user {
+            options = options.with_user(user, password);
+        }
+        if let Some(files) = self.tls.clone() {
+            options = options.with_tls(context.spawner.blocking(move || files.read()).await??);
+        }
+        Ok(options)
+    }
 }
 
-/// What etcd keeps at best; the README gives the reason for each, `version` what older ones do not.
+fn read_file(option: &str, path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|error| {
+        let what = format!("option \"{option}\": {} cannot be read", path.display());
+        Error::new(ErrorKind::InvalidOption, what).caused_by(error)
+    })
+}
+
+impl Tls {
+    /// Reads the files once: a program that renews a certificate connects anew.
+    fn read(&self) -> Result<TlsOptions> {
+        let mut options = TlsOptions::new();
+        options = match &self.authorities {
+            Some(path) => options.ca_certificate(Certificate::from_pem(read_file("ca_cert", path)?)),
+            None => options.with_native_roots(),
+        };
+        if let Some((certificate, key)) = &self.identity {
+            let certificate = read_file("cert_cert", certificate)?;
+            options = options.identity(Identity::from_pem(certificate, read_file("cert_key", key)?));
+        }
+        Ok(options)
+    }
+}
+
+/// What etcd guarantees at best. The README has the reason for each, `version` what older servers lack.
 pub(crate) fn characteristics(_: &BackendUrl) -> Characteristics {
     Characteristics::all() - Characteristics::NON_TIMEOUT_BASED
 }

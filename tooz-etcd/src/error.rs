@@ -5,16 +5,16 @@ use std::error::Error as StdError;
 use etcd_client::Error as Native;
 use tooz_core::{Error, ErrorKind};
 
-/// What is to be done after an error, beside telling the caller.
+/// What a caller of the connection does after an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Then {
     /// The server answered: nothing.
     Nothing,
-    /// The request never left: it may be sent elsewhere.
+    /// The request was not executed: it may be sent elsewhere.
     Elsewhere,
-    /// It was refused because its token is out of date: it may be sent over a new connection, which authenticates anew.
+    /// The request was refused for its old token: it may be sent over a new connection, which authenticates anew.
     Anew,
-    /// It may have been done: the next request goes elsewhere.
+    /// The request may have been executed: the next one goes elsewhere.
     Unknown,
 }
 
@@ -31,39 +31,32 @@ mod code {
     pub(super) const UNAUTHENTICATED: i32 = 16;
 }
 
+/// The error, and what caused it.
+fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |error: &&'a (dyn StdError + 'static)| (**error).source())
+}
+
 /// Whether no connection could be made: then nothing was sent.
 fn never_connected(error: &(dyn StdError + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        // The type is private to the transport; its name is all there is.
-        if format!("{error:?}").starts_with("ConnectError") || error.to_string() == "tcp connect error" {
-            return true;
-        }
-        next = error.source();
-    }
-    false
+    // The type is private to the transport, so only its name can be compared.
+    causes(error).any(|error| {
+        format!("{error:?}").starts_with("ConnectError") || error.to_string() == "tcp connect error"
+    })
 }
 
-/// Whether the server said of the request that it did not look at it.
+/// Whether the server refused the stream of the request, and so did not execute it.
 fn turned_away(error: &(dyn StdError + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        // Of the HTTP/2 transport, whose types are not ours to name; the word is the protocol's (RFC 9113, 7).
-        if format!("{error:?}").contains("REFUSED_STREAM") {
-            return true;
-        }
-        next = error.source();
-    }
-    false
+    // The types of the HTTP/2 transport cannot be named here; the word is the protocol's (RFC 9113, 7).
+    causes(error).any(|error| format!("{error:?}").contains("REFUSED_STREAM"))
 }
 
-/// A token that expired; or that this server cannot read, and then a new one is no better.
+/// The token expired; or this server cannot read it, and then a new one is no better.
 const INVALID_TOKEN: &str = "invalid auth token";
 
-/// Whether a request was refused for its token alone. Servers say so under several codes. A token of a JWT server names the
-/// revision of the users and roles, and each change of one of them makes all tokens old (etcd-io/etcd#13300, 2021-08).
+/// Whether a request was refused for its token alone. Servers use several codes for that. A JWT token names the revision of
+/// the users and roles, and each change of one of them makes all tokens old (etcd-io/etcd#13300, 2021-08).
 fn is_of_old_token(message: &str) -> bool {
-    // The last is what servers before 3.4.24 say, which had no code for it.
+    // The last text is of servers before 3.4.24, which had no code for it.
     [INVALID_TOKEN, "revision of auth store is old", "revision in header is old"]
         .iter()
         .any(|said| message.contains(said))
@@ -139,7 +132,7 @@ fn explain_status(number: i32, message: &str, status: &(dyn StdError + 'static))
         code::INVALID_ARGUMENT | code::FAILED_PRECONDITION | code::NOT_FOUND => {
             refused(ErrorKind::Backend, message.to_owned())
         }
-        // Cancelled, DeadlineExceeded and Unavailable; Unknown and Internal, too, are what a broken stream is called.
+        // Cancelled, DeadlineExceeded and Unavailable; Unknown and Internal, too, are codes of a broken stream.
         _ => (unknown(message), Then::Unknown),
     }
 }

@@ -7,10 +7,9 @@ use etcd_client::{AlarmAction, AlarmType, Client, ConnectOptions, StatusResponse
 use tooz_core::driver::{Connect, Context};
 use tooz_core::{Characteristics, Error, ErrorKind, Examining, Finding, Result};
 
-use crate::client::tls;
 use crate::config::Config;
+use crate::connection::version::{self, Version};
 use crate::error::explain;
-use crate::version::{self, Version};
 
 /// The quota of a server that is not told another one, and does not tell it: etcd before 3.6.
 const DEFAULT_QUOTA: u64 = 2 << 30;
@@ -23,29 +22,22 @@ pub(crate) fn examine(request: Connect) -> Examining {
     Box::pin(async move {
         let Connect { url, context, .. } = request;
         let config = Config::read(&url)?;
-        // All of it within the time that connecting may take, with a member or two that do not answer.
+        // The whole examination takes no longer than connecting may, with one or two members that do not answer.
         let limit = config.connect_timeout / 5;
-        let mut options = ConnectOptions::new().with_connect_timeout(limit);
-        if let Some(files) = &config.tls {
-            let files = files.clone();
-            options = options.with_tls(context.spawner.blocking(move || tls(&files)).await??);
-        }
-        if let Some((user, password)) = &config.user {
-            options = options.with_user(user, password);
-        }
-        Box::pin(Asker { context, options, limit }.look(config.endpoints)).await
+        let options = config.connect_options(&context).await?.with_connect_timeout(limit);
+        Box::pin(Examiner { context, options, limit }.look(config.endpoints)).await
     })
 }
 
-struct Asker {
+struct Examiner {
     context: Context,
     options: ConnectOptions,
     limit: Duration,
 }
 
-/// What one member says of itself.
+/// The status that one member tells.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Said {
+struct MemberStatus {
     version: String,
     leader: u64,
     db_size: u64,
@@ -55,7 +47,7 @@ struct Said {
     errors: Vec<String>,
 }
 
-impl From<&StatusResponse> for Said {
+impl From<&StatusResponse> for MemberStatus {
     fn from(status: &StatusResponse) -> Self {
         let size = |bytes: i64| u64::try_from(bytes).unwrap_or_default();
         Self {
@@ -73,17 +65,17 @@ impl From<&StatusResponse> for Said {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Member {
     name: String,
-    said: Option<Said>,
+    status: Option<MemberStatus>,
 }
 
-/// What was asked, as far as it was answered.
+/// The cluster, as far as its members answered.
 #[derive(Clone, Debug, Default)]
-struct Seen {
+struct Cluster {
     members: Vec<Member>,
     alarms: Vec<&'static str>,
 }
 
-impl Asker {
+impl Examiner {
     async fn call<T>(&self, call: impl Future<Output = Result<T, etcd_client::Error>>) -> Result<T> {
         match self.context.spawner.timeout(self.limit, call).await {
             Some(answer) => answer.map_err(|error| explain(error).0),
@@ -104,7 +96,7 @@ impl Asker {
             match self.ask(endpoint).await {
                 Ok((one, status)) => {
                     let id = status.header().map_or(0, etcd_client::ResponseHeader::member_id);
-                    answers.insert(id, Said::from(&status));
+                    answers.insert(id, MemberStatus::from(&status));
                     client.get_or_insert(one);
                 }
                 Err(error) => silent.push((endpoint, error)),
@@ -115,27 +107,27 @@ impl Asker {
             return Err(first.map_or_else(|| ErrorKind::Unavailable.into(), |(_, error)| error));
         };
         let listed = self.call(client.member_list()).await;
-        let mut seen = Seen::default();
+        let mut cluster = Cluster::default();
         if let Ok(listed) = &listed {
             for member in listed.members().iter().filter(|member| !member.is_learner()) {
-                let mut said = answers.remove(&member.id());
+                let mut status = answers.remove(&member.id());
                 for endpoint in member.client_urls() {
-                    if said.is_none() {
-                        said = self.ask(endpoint).await.ok().map(|(_, status)| Said::from(&status));
+                    if status.is_none() {
+                        status = self.ask(endpoint).await.ok().map(|(_, status)| MemberStatus::from(&status));
                     }
                 }
-                seen.members.push(Member { name: named(member.name(), member.client_urls()), said });
+                cluster.members.push(Member { name: named(member.name(), member.client_urls()), status });
             }
         } else {
-            // Without a majority a member may not say who the others are: then the URL's hosts are all that is known.
-            let answered = answers.into_values().map(|said| ("a member".to_owned(), Some(said)));
+            // Without a majority a member may not list the others: then only the URL's hosts are known.
+            let answered = answers.into_values().map(|status| ("a member".to_owned(), Some(status)));
             let silent = silent.iter().map(|(endpoint, _)| ((*endpoint).clone(), None));
-            seen.members = answered.chain(silent).map(|(name, said)| Member { name, said }).collect();
+            cluster.members = answered.chain(silent).map(|(name, status)| Member { name, status }).collect();
         }
         if let Ok(alarms) = self.call(client.alarm(AlarmAction::Get, AlarmType::None, None)).await {
-            seen.alarms = alarms.alarms().iter().map(|alarm| word(alarm.alarm())).collect();
+            cluster.alarms = alarms.alarms().iter().map(|alarm| word(alarm.alarm())).collect();
         }
-        Ok(judge(&seen))
+        Ok(findings(&cluster))
     }
 }
 
@@ -152,23 +144,24 @@ fn word(alarm: AlarmType) -> &'static str {
     }
 }
 
-/// What was seen, and what it means for locks.
-fn judge(seen: &Seen) -> Vec<Finding> {
-    let answered: Vec<&Said> = seen.members.iter().filter_map(|member| member.said.as_ref()).collect();
-    let mut versions: Vec<&str> = answered.iter().map(|said| said.version.as_str()).collect();
+/// What the state of the cluster means for locks.
+fn findings(cluster: &Cluster) -> Vec<Finding> {
+    let answered: Vec<&MemberStatus> =
+        cluster.members.iter().filter_map(|member| member.status.as_ref()).collect();
+    let mut versions: Vec<&str> = answered.iter().map(|status| status.version.as_str()).collect();
     versions.sort_unstable();
     versions.dedup();
     let mut found = vec![Finding::good("version", format!("etcd {}", versions.join(", ")))];
-    found.push(quorum(&seen.members));
-    if answered.iter().any(|said| said.leader == 0) {
+    found.push(quorum(&cluster.members));
+    if answered.iter().any(|status| status.leader == 0) {
         found.push(Finding::bad(
             "leader",
             "a member knows no leader: nothing can be acquired or renewed there",
             "see whether a majority of the members run and reach each other",
         ));
     }
-    let errors = || answered.iter().flat_map(|said| &said.errors);
-    let alarmed = |word: &str| seen.alarms.contains(&word) || errors().any(|error| error.contains(word));
+    let errors = || answered.iter().flat_map(|status| &status.errors);
+    let alarmed = |word: &str| cluster.alarms.contains(&word) || errors().any(|error| error.contains(word));
     if alarmed("NOSPACE") {
         found.push(Finding::bad(
             "alarm",
@@ -184,7 +177,7 @@ fn judge(seen: &Seen) -> Vec<Finding> {
             "stop using the cluster for locks, replace the member that is wrong, then etcdctl alarm disarm",
         ));
     }
-    found.extend(answered.iter().max_by_key(|said| said.db_size).map(|said| space(said)));
+    found.extend(answered.iter().max_by_key(|status| status.db_size).map(|status| space(status)));
     found.push(Finding::good(
         "clock",
         "leases are counted without the wall clock: a clock that is wrong hurts nothing",
@@ -197,7 +190,7 @@ fn quorum(members: &[Member]) -> Finding {
     let topic = "members";
     let (all, needed) = (members.len(), members.len() / 2 + 1);
     let silent: Vec<&str> =
-        members.iter().filter(|member| member.said.is_none()).map(|member| member.name.as_str()).collect();
+        members.iter().filter(|member| member.status.is_none()).map(|member| member.name.as_str()).collect();
     let answering = all - silent.len();
     if answering < needed {
         return Finding::bad(
@@ -225,18 +218,18 @@ fn quorum(members: &[Member]) -> Finding {
     }
 }
 
-fn space(said: &Said) -> Finding {
-    let (quota, whose) = match said.quota {
+fn space(status: &MemberStatus) -> Finding {
+    let (quota, whose) = match status.quota {
         0 => (DEFAULT_QUOTA, " (the default; this version does not tell its own)"),
         quota => (quota, ""),
     };
     let what = format!(
         "the database has {} MiB, {} of them in use; the quota is {} MiB{whose}",
-        said.db_size / MIB,
-        said.in_use / MIB,
+        status.db_size / MIB,
+        status.in_use / MIB,
         quota / MIB
     );
-    if said.db_size.saturating_mul(100) / quota < NEARLY {
+    if status.db_size.saturating_mul(100) / quota < NEARLY {
         return Finding::good("space", what);
     }
     Finding::warning(
@@ -322,21 +315,21 @@ mod tests {
 
     use super::*;
 
-    fn said(version: &str) -> Said {
-        Said { version: version.into(), leader: 1, db_size: MIB, ..Said::default() }
+    fn status(version: &str) -> MemberStatus {
+        MemberStatus { version: version.into(), leader: 1, db_size: MIB, ..MemberStatus::default() }
     }
 
-    fn member(said: Option<Said>) -> Member {
-        Member { name: "m".into(), said }
+    fn member(status: Option<MemberStatus>) -> Member {
+        Member { name: "m".into(), status }
     }
 
-    fn bad(seen: &Seen) -> Vec<&'static str> {
-        let found = judge(seen);
+    fn bad(cluster: &Cluster) -> Vec<&'static str> {
+        let found = findings(cluster);
         found.iter().filter(|f| f.severity() > Severity::Good).map(Finding::topic).collect()
     }
 
     fn cluster(answering: usize, silent: usize) -> Vec<Member> {
-        let answering = (0..answering).map(|_| member(Some(said("3.6.1"))));
+        let answering = (0..answering).map(|_| member(Some(status("3.6.1"))));
         answering.chain((0..silent).map(|_| member(None))).collect()
     }
 
@@ -352,22 +345,25 @@ mod tests {
         ] {
             assert_eq!(quorum(&cluster(answering, silent)).severity(), worst, "{answering} and {silent}");
         }
-        let healthy = Seen { members: cluster(3, 0), alarms: Vec::new() };
+        let healthy = Cluster { members: cluster(3, 0), alarms: Vec::new() };
         assert_eq!(bad(&healthy), [""; 0]);
-        assert_eq!(bad(&Seen { alarms: vec!["NOSPACE", "CORRUPT"], ..healthy.clone() }), ["alarm", "alarm"]);
+        assert_eq!(
+            bad(&Cluster { alarms: vec!["NOSPACE", "CORRUPT"], ..healthy.clone() }),
+            ["alarm", "alarm"]
+        );
         let mut leaderless = healthy.clone();
-        leaderless.members[0].said = Some(Said { leader: 0, ..said("3.6.1") });
+        leaderless.members[0].status = Some(MemberStatus { leader: 0, ..status("3.6.1") });
         assert_eq!(bad(&leaderless), ["leader"]);
         // A user who may not ask for alarms finds them in the status.
         let errors = vec!["memberID:1 alarm:NOSPACE ".to_owned()];
         let mut full = healthy;
-        full.members[0].said = Some(Said { errors, ..said("3.6.1") });
+        full.members[0].status = Some(MemberStatus { errors, ..status("3.6.1") });
         assert_eq!(bad(&full), ["alarm"]);
     }
 
     #[test]
     fn the_quota_is_the_servers_or_the_default() {
-        let full = |db_size, quota| space(&Said { db_size, quota, ..said("3.6.1") }).severity();
+        let full = |db_size, quota| space(&MemberStatus { db_size, quota, ..status("3.6.1") }).severity();
         assert_eq!(full(100 * MIB, 0), Severity::Good);
         assert_eq!(full(1800 * MIB, 0), Severity::Warning);
         assert_eq!(full(100 * MIB, 120 * MIB), Severity::Warning);

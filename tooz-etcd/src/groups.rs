@@ -1,91 +1,36 @@
-//! Groups, as anybody sees them.
+//! Groups: all of them, and the memberships of one session.
+
+use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp, TxnResponse};
-use tooz_core::driver::{ChangeStream, Groups, MemberRecord};
+use tooz_core::driver::{ChangeStream, Groups, Join, MemberRecord, SessionGroups};
 use tooz_core::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
 
-use crate::client::{Client, Etcd};
 use crate::connection::answer;
-use crate::keys::{GroupKeys, end_of};
+use crate::driver::Etcd;
+use crate::keys::below;
+use crate::session::EtcdSession;
+use crate::session_state::SessionState;
+use crate::view::{get_range, member_record, no_group, no_member};
 use crate::watch;
 
-/// A group at one revision.
-#[derive(Debug)]
-pub(crate) struct Snapshot {
-    pub(crate) revision: i64,
-    /// The id of the data, as its key holds it.
-    pub(crate) epoch: Vec<u8>,
-    /// The create revision of the group's key: a group that was deleted and made again is another one.
-    pub(crate) born: i64,
-    /// `None`: there is no such group. Members without their group do not exist.
-    pub(crate) members: Option<Vec<MemberRecord>>,
-}
-
-pub(crate) fn no_group(group: &GroupId) -> Error {
-    Error::new(ErrorKind::GroupNotFound, format!("group \"{group}\"; create it first"))
-}
-
-pub(crate) fn no_member(group: &GroupId, member: &MemberId) -> Error {
-    Error::new(ErrorKind::MemberNotFound, format!("member \"{member}\" in group \"{group}\""))
-}
-
-/// A member as its key says. A key that is put anew by another session has another lease, one that was deleted in
-/// between another create revision: so each join has an incarnation of its own.
-pub(crate) fn member_record(keys: &GroupKeys, kv: &KeyValue) -> Option<MemberRecord> {
-    let member = keys.parse_member(kv.key())?;
-    let incarnation =
-        u128::from(kv.create_revision().cast_unsigned()) << 64 | u128::from(kv.lease().cast_unsigned());
-    match Capabilities::from_msgpack(kv.value()) {
-        Ok(capabilities) => Some(MemberRecord::new(member, capabilities, incarnation)),
-        Err(error) => {
-            tracing::warn!(%error, key = %kv.key().escape_ascii(), "a member that cannot be read is left out");
-            None
-        }
-    }
-}
-
-fn range(from: Vec<u8>, end: Vec<u8>, options: GetOptions) -> TxnOp {
-    TxnOp::get(from, Some(options.with_range(end)))
-}
-
-impl Client {
-    pub(crate) async fn snapshot(&self, group: &GroupId) -> Result<Snapshot> {
-        let keys = self.keys.group(group);
-        let ranges = keys.members();
-        let mut operations = vec![
-            TxnOp::get(self.keys.epoch(), None),
-            TxnOp::get(keys.group(), Some(GetOptions::new().with_keys_only())),
-        ];
-        operations
-            .extend(ranges.iter().map(|(from, end)| range(from.clone(), end.clone(), GetOptions::new())));
-        let response = self.hub.txn(true, Txn::new().and_then(operations)).await?;
-        let born = answer::found(&response, 1).pop().map(|kv| kv.create_revision());
-        let members = born.is_some().then(|| {
-            let found = (0..ranges.len()).flat_map(|at| answer::found(&response, at + 2));
-            let mut members: Vec<MemberRecord> = found.filter_map(|kv| member_record(&keys, &kv)).collect();
-            members.sort_unstable_by(|one, other| one.member.cmp(&other.member));
-            members
-        });
-        let epoch = answer::found(&response, 0).pop().map(|kv| kv.value().to_vec()).unwrap_or_default();
-        let (revision, born) = (answer::revision(&response), born.unwrap_or_default());
-        Ok(Snapshot { revision, epoch, born, members })
-    }
-
-    async fn create_group(&self, group: &GroupId) -> Result<()> {
-        let key = self.keys.group(group).group().to_vec();
+#[async_trait]
+impl Groups for Etcd {
+    async fn create(&self, group: &GroupId) -> Result<()> {
+        let key = self.client.keys.group(group).group().to_vec();
         let txn = Txn::new()
             .when([Compare::version(key.clone(), CompareOp::Equal, 0)])
             .and_then([TxnOp::put(key.clone(), key, None)]);
-        if self.hub.txn(false, txn).await?.succeeded() {
+        if self.client.connection.send(false, txn).await?.succeeded() {
             Ok(())
         } else {
             Err(Error::new(ErrorKind::GroupExists, format!("group \"{group}\"")))
         }
     }
 
-    async fn delete_group(&self, group: &GroupId) -> Result<()> {
-        let keys = self.keys.group(group);
+    async fn delete(&self, group: &GroupId) -> Result<()> {
+        let keys = self.client.keys.group(group);
         let ranges = keys.members();
         let mut compares: Vec<Compare> = ranges
             .iter()
@@ -97,32 +42,28 @@ impl Client {
             compares.push(Compare::version(keys.group(), CompareOp::Greater, 0));
             let mut looks = vec![TxnOp::get(keys.group(), None)];
             let only_keys = || GetOptions::new().with_keys_only();
-            looks.extend(ranges.iter().map(|(from, end)| range(from.clone(), end.clone(), only_keys())));
+            looks.extend(ranges.iter().map(|range| get_range(range.clone(), only_keys())));
             let txn = Txn::new()
                 .when(std::mem::take(&mut compares))
                 .and_then([TxnOp::delete(keys.group(), None)])
                 .or_else(looks);
-            let response = self.hub.txn(false, txn).await?;
+            let response = self.client.connection.send(false, txn).await?;
             if response.succeeded() {
                 return Ok(());
             }
             if answer::found(&response, 0).is_empty() {
                 return Err(no_group(group));
             }
-            let found = |response: &TxnResponse, at| answer::found(response, at + 1);
-            let members: usize = (0..ranges.len())
-                .map(|at| {
-                    found(&response, at).iter().filter(|kv| keys.parse_member(kv.key()).is_some()).count()
-                })
-                .sum();
+            let found = answer::found_from(&response, 1);
+            let members = found.iter().filter(|kv| keys.parse_member(kv.key()).is_some()).count();
             if members > 0 {
                 return Err(Error::new(
                     ErrorKind::GroupNotEmpty,
                     format!("group \"{group}\" has {members} members; let them leave first"),
                 ));
             }
-            // What stands there is no member: a group of Python's whose name begins with ours and a slash. Nothing may
-            // have come since.
+            // The keys found are no members: they are of a group of Python's whose name begins with this one's and a
+            // slash. No key may have come since.
             let seen = answer::revision(&response) + 1;
             compares = ranges
                 .iter()
@@ -133,53 +74,190 @@ impl Client {
         }
     }
 
-    async fn list_groups(&self) -> Result<Vec<GroupId>> {
+    async fn list(&self) -> Result<Vec<GroupId>> {
         let options = || GetOptions::new().with_keys_only().with_sort(SortTarget::Key, SortOrder::Ascend);
-        let looks = self.keys.all_groups().map(|prefix| range(prefix.clone(), end_of(&prefix), options()));
-        let response = self.hub.txn(true, Txn::new().and_then(looks)).await?;
-        let found = (0..2).flat_map(|at| answer::found(&response, at));
-        let mut groups: Vec<GroupId> = found.filter_map(|kv| self.keys.parse_group(kv.key())).collect();
+        let looks = self.client.keys.all_groups().map(|prefix| get_range(below(&prefix), options()));
+        let response = self.client.connection.send(true, Txn::new().and_then(looks)).await?;
+        let found = answer::found_from(&response, 0);
+        let mut groups: Vec<GroupId> =
+            found.iter().filter_map(|kv| self.client.keys.parse_group(kv.key())).collect();
         groups.sort_unstable();
         Ok(groups)
     }
 
-    async fn member_of(&self, group: &GroupId, member: &MemberId) -> Result<MemberRecord> {
-        let keys = self.keys.group(group);
+    async fn member(&self, group: &GroupId, member: &MemberId) -> Result<MemberRecord> {
+        let keys = self.client.keys.group(group);
         let looks = [TxnOp::get(keys.group(), None), TxnOp::get(keys.member(member), None)];
-        let response = self.hub.txn(true, Txn::new().and_then(looks)).await?;
+        let response = self.client.connection.send(true, Txn::new().and_then(looks)).await?;
         if answer::found(&response, 0).is_empty() {
             return Err(no_group(group));
         }
-        let kv = answer::found(&response, 1).pop().ok_or_else(|| no_member(group, member))?;
-        // Asked for by name it is not left out: whoever asks wants to know why it cannot be had.
+        let kv = answer::one(&response, 1).ok_or_else(|| no_member(group, member))?;
+        // A member that is asked for by name is not left out: the caller learns why it cannot be read.
         Capabilities::from_msgpack(kv.value())?;
         member_record(&keys, &kv).ok_or_else(|| no_member(group, member))
+    }
+
+    async fn members(&self, group: &GroupId) -> Result<Vec<MemberRecord>> {
+        self.client.snapshot(group).await?.members.ok_or_else(|| no_group(group))
+    }
+
+    async fn watch(&self, group: &GroupId) -> Result<ChangeStream> {
+        watch::group(&self.client, group).await
+    }
+}
+
+/// How a key must be for a join.
+enum Expected {
+    Missing,
+    Ours,
+    /// At this revision, at which it was read and may be replaced.
+    At(i64),
+}
+
+impl Expected {
+    fn compare(&self, session: &SessionState, key: &[u8]) -> Compare {
+        match self {
+            Self::Missing => Compare::create_revision(key, CompareOp::Equal, 0),
+            Self::Ours => Compare::lease(key, CompareOp::Equal, session.opened.lease),
+            Self::At(revision) => Compare::mod_revision(key, CompareOp::Equal, *revision),
+        }
+    }
+
+    /// A key may be replaced if it is of the coordinator's earlier session, which is over.
+    fn of(session: &SessionState, found: Option<&KeyValue>) -> Option<Self> {
+        match found {
+            None => Some(Self::Missing),
+            Some(kv) if kv.lease() == session.opened.lease => Some(Self::Ours),
+            Some(kv) if session.opened.previous == Some(kv.lease()) => Some(Self::At(kv.mod_revision())),
+            Some(_) => None,
+        }
+    }
+}
+
+impl SessionState {
+    /// Sends a write to a group. An earlier write that may still be on its way fails if it arrives after this one.
+    async fn write(
+        &self,
+        compares: Vec<Compare>,
+        mut writes: Vec<TxnOp>,
+        looks: Vec<TxnOp>,
+    ) -> Result<TxnResponse> {
+        let in_doubt = self.write_in_doubt.load(Ordering::Acquire);
+        if in_doubt {
+            writes.push(self.advance_session_epoch());
+        }
+        let looks: Vec<TxnOp> = std::iter::once(self.get_session_epoch()).chain(looks).collect();
+        let txn = Txn::new().when(compares).and_then(writes).or_else(looks);
+        let response = self.client.connection.send(false, txn).await.inspect_err(|error| {
+            if error.is_indeterminate() {
+                self.write_in_doubt.store(true, Ordering::Release);
+            }
+        })?;
+        if response.succeeded() && in_doubt {
+            self.set_session_epoch(answer::revision(&response));
+            self.write_in_doubt.store(false, Ordering::Release);
+        }
+        Ok(response)
+    }
+
+    async fn join(&self, request: &Join) -> Result<()> {
+        let keys = self.client.keys.group(&request.group);
+        let (group, own, claim) =
+            (keys.group().to_vec(), keys.member(&self.member), self.client.keys.claim(&self.member));
+        let claimed = self.claimed.load(Ordering::Acquire);
+        let mut expected = (if claimed { Expected::Ours } else { Expected::Missing }, Expected::Missing);
+        loop {
+            let mut compares = vec![
+                self.in_session_epoch(),
+                expected.0.compare(self, &claim),
+                expected.1.compare(self, &own),
+            ];
+            let mut writes = vec![
+                TxnOp::put(own.clone(), request.capabilities.as_msgpack(), self.with_lease()),
+                TxnOp::put(claim.clone(), self.opened.id.to_string(), self.with_lease()),
+            ];
+            if request.create {
+                let missing = Compare::version(group.clone(), CompareOp::Equal, 0);
+                let create = [TxnOp::put(group.clone(), group.clone(), None)];
+                writes.push(TxnOp::txn(Txn::new().when([missing]).and_then(create)));
+            } else {
+                compares.push(Compare::version(group.clone(), CompareOp::Greater, 0));
+            }
+            let looks = [&group, &claim, &own].map(|key| TxnOp::get(key.clone(), None)).to_vec();
+            let response = self.write(compares, writes, looks).await?;
+            if response.succeeded() {
+                self.claimed.store(true, Ordering::Release);
+                return Ok(());
+            }
+            self.read_session_epoch(&response, 0)?;
+            if !request.create && answer::found(&response, 1).is_empty() {
+                return Err(no_group(&request.group));
+            }
+            let member = &self.member;
+            let Some(of_claim) = Expected::of(self, answer::found(&response, 2).first()) else {
+                return Err(Error::new(
+                    ErrorKind::MemberExists,
+                    format!("member id \"{member}\" belongs to another live coordinator; use another id"),
+                ));
+            };
+            expected = match Expected::of(self, answer::found(&response, 3).first()) {
+                Some(Expected::Ours) => {
+                    let what = format!("member \"{member}\" joined group \"{}\" before", request.group);
+                    return Err(Error::new(ErrorKind::MemberExists, what));
+                }
+                Some(of_member) => (of_claim, of_member),
+                None => {
+                    let what = format!(
+                        "member \"{member}\" of group \"{}\" is somebody else, perhaps a Python process; use another id",
+                        request.group
+                    );
+                    return Err(Error::new(ErrorKind::MemberExists, what));
+                }
+            };
+        }
+    }
+
+    /// Writes to this session's own record in a group.
+    async fn write_own(&self, group: &GroupId, write: impl Fn(Vec<u8>) -> TxnOp) -> Result<()> {
+        let keys = self.client.keys.group(group);
+        let own = keys.member(&self.member);
+        loop {
+            let compares = vec![
+                self.in_session_epoch(),
+                Compare::version(keys.group(), CompareOp::Greater, 0),
+                Compare::lease(own.clone(), CompareOp::Equal, self.opened.lease),
+            ];
+            let looks = vec![TxnOp::get(keys.group(), None), TxnOp::get(own.clone(), None)];
+            let response = self.write(compares, vec![write(own.clone())], looks).await?;
+            if response.succeeded() {
+                return Ok(());
+            }
+            self.read_session_epoch(&response, 0)?;
+            if answer::found(&response, 1).is_empty() {
+                return Err(no_group(group));
+            }
+            if answer::found(&response, 2).first().is_none_or(|kv| kv.lease() != self.opened.lease) {
+                return Err(no_member(group, &self.member));
+            }
+            // A withdrawal of this session moved its epoch meanwhile: again.
+        }
     }
 }
 
 #[async_trait]
-impl Groups for Etcd {
-    async fn create(&self, group: &GroupId) -> Result<()> {
-        self.0.create_group(group).await
+impl SessionGroups for EtcdSession {
+    async fn join(&self, request: &Join) -> Result<()> {
+        self.state.join(request).await.map_err(|error| error.during("join"))
     }
 
-    async fn delete(&self, group: &GroupId) -> Result<()> {
-        self.0.delete_group(group).await
+    async fn leave(&self, group: &GroupId) -> Result<()> {
+        let left = self.state.write_own(group, |own| TxnOp::delete(own, None)).await;
+        left.map_err(|error| error.during("leave"))
     }
 
-    async fn list(&self) -> Result<Vec<GroupId>> {
-        self.0.list_groups().await
-    }
-
-    async fn members(&self, group: &GroupId) -> Result<Vec<MemberRecord>> {
-        self.0.snapshot(group).await?.members.ok_or_else(|| no_group(group))
-    }
-
-    async fn member(&self, group: &GroupId, member: &MemberId) -> Result<MemberRecord> {
-        self.0.member_of(group, member).await
-    }
-
-    async fn watch(&self, group: &GroupId) -> Result<ChangeStream> {
-        watch::group(&self.0, group).await
+    async fn update(&self, group: &GroupId, capabilities: &Capabilities) -> Result<()> {
+        let put = |own| TxnOp::put(own, capabilities.as_msgpack(), self.state.with_lease());
+        self.state.write_own(group, put).await.map_err(|error| error.during("update"))
     }
 }

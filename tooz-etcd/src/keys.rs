@@ -7,7 +7,7 @@
 //! %tooz/<namespace>/                     ours, which Python never reads:
 //!   epoch                                the stamp of the data
 //!   fence/<number>                       tokens after it are that much larger than create revisions
-//!   session/<session>                    a session's life, on its lease
+//!   session/<session>                    a session, on its lease
 //!   session/<session>/broken/<attempt>   who broke its grant and why, kept for an hour or ten ttls
 //!   claim/<member>                       which session a member id belongs to, on its lease
 //!   group/<group>/                       a group whose id contains a slash
@@ -18,17 +18,16 @@
 //!   lock/<kind><name>/q/s/<attempt>      a waiter that shares it
 //! ```
 //!
-//! Names below `%tooz/` are percent-encoded, so a slash always ends one. `%to` is no percent-encoding: no namespace is
-//! written like that. Python's groups with a slash in their id cannot be told from members, so such ids are ours.
+//! Names below `%tooz/` are percent-encoded, so a slash always ends a name. `%to` is no percent-encoding, so no namespace
+//! begins like that. Groups with a slash in their id cannot be told from members in Python's keys, so their keys are ours.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use tooz_core::driver::{AttemptId, LockKey, SessionId};
 use tooz_core::{FencingToken, GroupId, MemberId};
 
 use crate::config::DEFAULT_NAMESPACE;
-use crate::shared_with_python;
+use crate::shared_with_python::{self, Warnings};
 
 /// What an empty namespace is called; no encoding ends in a percent sign and letters that are no digits.
 const EMPTY: &[u8] = b"%none";
@@ -60,7 +59,7 @@ fn decode(text: &[u8]) -> Option<Vec<u8>> {
             rest = after;
         }
     }
-    // Another spelling is nothing that we wrote.
+    // A name in another spelling was not written by this library.
     (encode(&name) == text).then_some(name)
 }
 
@@ -81,6 +80,19 @@ pub(crate) fn end_of(prefix: &[u8]) -> Vec<u8> {
     vec![0]
 }
 
+/// Keys from the first one to before the second.
+pub(crate) type Range = (Vec<u8>, Vec<u8>);
+
+/// The range of one key alone.
+pub(crate) fn only(key: &[u8]) -> Range {
+    (key.to_vec(), [key, b"\0"].concat())
+}
+
+/// The range of everything that begins with `prefix`.
+pub(crate) fn below(prefix: &[u8]) -> Range {
+    (prefix.to_vec(), end_of(prefix))
+}
+
 /// The keys of one namespace.
 #[derive(Clone, Debug)]
 pub(crate) struct Keys {
@@ -88,15 +100,8 @@ pub(crate) struct Keys {
     locks: Vec<u8>,
     root: Vec<u8>,
     fence: Fence,
-    /// Whether it was said that something is not shared with Python, by kind; elsewhere nothing is, so nobody is told.
-    said: Option<Arc<[AtomicBool; 2]>>,
-}
-
-/// Says once for each kind of id that this one is not shared with Python.
-fn say_not_shared(said: &AtomicBool, kind: &str, id: &dyn std::fmt::Display) {
-    if !said.swap(true, Ordering::Relaxed) {
-        tracing::warn!(%id, "this {kind} id contains a slash, so processes of Python tooz do not see it; others like it will not be reported");
-    }
+    /// In Python's namespace only: in others nothing is shared with Python, and no warning is needed.
+    warnings: Option<Arc<Warnings>>,
 }
 
 impl Keys {
@@ -108,7 +113,7 @@ impl Keys {
             locks: join(&[b"/", &space, b"/locks"]),
             fence: Fence(join(&[&root, b"fence/"]).into()),
             root,
-            said: (namespace == DEFAULT_NAMESPACE).then(Arc::default),
+            warnings: (namespace == DEFAULT_NAMESPACE).then(Arc::default),
         }
     }
 
@@ -124,19 +129,17 @@ impl Keys {
         &self.fence
     }
 
-    /// A session's key; also the prefix of everything that is said to it.
+    /// A session's key; also the prefix of the records for it.
     pub(crate) fn session(&self, id: SessionId) -> Vec<u8> {
         self.ours(&[b"session/", id.to_string().as_bytes()])
     }
 
-    /// The range of all sessions, and of everything that is said to them.
-    pub(crate) fn sessions(&self) -> (Vec<u8>, Vec<u8>) {
-        let from = self.ours(&[b"session/"]);
-        let end = end_of(&from);
-        (from, end)
+    /// The range of all sessions, and of the records for them.
+    pub(crate) fn sessions(&self) -> Range {
+        below(&self.ours(&[b"session/"]))
     }
 
-    /// Whether this is the key of a session, and not of what is said to one.
+    /// Whether this is the key of a session, and not of a record for one.
     pub(crate) fn is_session(&self, key: &[u8]) -> bool {
         let id = key.strip_prefix(self.sessions().0.as_slice()).and_then(|id| std::str::from_utf8(id).ok());
         id.and_then(SessionId::parse).is_some()
@@ -146,22 +149,20 @@ impl Keys {
         join(&[&self.session(session), b"/broken/", attempt.to_string().as_bytes()])
     }
 
-    /// A key that never is.
+    /// A key that never exists.
     pub(crate) fn nothing(&self, session: SessionId) -> Vec<u8> {
         join(&[&self.session(session), b"/nothing"])
     }
 
-    /// Which attempt of `session` a key says something about.
+    /// The attempt whose end a record for `session` tells.
     pub(crate) fn parse_broken(&self, session: SessionId, key: &[u8]) -> Option<AttemptId> {
         let rest = key.strip_prefix(self.session(session).as_slice())?.strip_prefix(b"/broken/")?;
         AttemptId::parse(std::str::from_utf8(rest).ok()?)
     }
 
     pub(crate) fn claim(&self, member: &MemberId) -> Vec<u8> {
-        if let Some([_, said]) = self.said.as_deref()
-            && !shared_with_python::member(member)
-        {
-            say_not_shared(said, "member", member);
+        if let Some(warnings) = &self.warnings {
+            warnings.warn_of_member(member);
         }
         self.ours(&[b"claim/", &encode(member.as_bytes())])
     }
@@ -172,7 +173,7 @@ impl Keys {
                 (b"n", encode(name.as_bytes()), Some(join(&[&self.locks, name.as_bytes()])))
             }
             LockKey::Leader(group) => (b"l", encode(group.as_bytes()), None),
-            // Whatever the core adds: its Display names it.
+            // For a kind that the core adds later: its Display names the lock.
             other => (b"o", encode(other.to_string().as_bytes()), None),
         };
         let prefix = self.ours(&[b"lock/", kind, &name, b"/"]);
@@ -181,13 +182,10 @@ impl Keys {
 
     pub(crate) fn group(&self, group: &GroupId) -> GroupKeys {
         let own = self.ours(&[b"group/", &encode(group.as_bytes()), b"/"]);
-        let shared = shared_with_python::group(group);
-        if let Some([said, _]) = self.said.as_deref()
-            && !shared
-        {
-            say_not_shared(said, "group", group);
+        if let Some(warnings) = &self.warnings {
+            warnings.warn_of_group(group);
         }
-        let python = shared.then(|| join(&[&self.groups, group.as_bytes(), b"/"]));
+        let python = shared_with_python::group(group).then(|| join(&[&self.groups, group.as_bytes(), b"/"]));
         GroupKeys { own, python }
     }
 
@@ -206,7 +204,7 @@ impl Keys {
             return GroupId::new(inner(rest)?).ok();
         }
         let id = decode(&inner(key.strip_prefix(self.ours(&[b"group/"]).as_slice())?)?)?;
-        // One without a slash stands in Python's place; here it would be the same group twice.
+        // A group without a slash has Python's key; here it would be listed twice.
         id.contains(&b'/').then(|| GroupId::new(id).ok())?
     }
 }
@@ -263,7 +261,7 @@ impl LockKeys {
         join(&[&self.prefix, b"m/"])
     }
 
-    /// All waiters, or only those who do not share.
+    /// All waiters, or only those that do not share.
     pub(crate) fn queue(&self, all: bool) -> Vec<u8> {
         join(&[&self.prefix, if all { b"q/" } else { b"q/x/" }])
     }
@@ -296,7 +294,7 @@ impl LockKeys {
 /// The keys of one group.
 #[derive(Clone, Debug)]
 pub(crate) struct GroupKeys {
-    /// Our prefix: of members that Python cannot have, and of groups that it cannot have.
+    /// Our prefix, for members and groups that Python cannot have.
     own: Vec<u8>,
     /// Python's prefix, which is also the key of the group.
     python: Option<Vec<u8>>,
@@ -309,7 +307,7 @@ impl GroupKeys {
     }
 
     /// The ranges in which its members stand, `from` to `end`, both without the group's own key.
-    pub(crate) fn members(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+    pub(crate) fn members(&self) -> Vec<Range> {
         let prefixes = self.python.iter().chain([&self.own]);
         prefixes.map(|prefix| (join(&[prefix, b"\0"]), end_of(prefix))).collect()
     }
@@ -321,7 +319,7 @@ impl GroupKeys {
         }
     }
 
-    /// The member that a key is the key of; `None` for what is nested below in Python's place.
+    /// The member that a key is the key of; `None` for a key that is nested deeper in Python's range.
     pub(crate) fn parse_member(&self, key: &[u8]) -> Option<MemberId> {
         let id = match self.python.as_ref().and_then(|prefix| key.strip_prefix(prefix.as_slice())) {
             Some(rest) => rest.to_vec(),
@@ -335,6 +333,7 @@ impl GroupKeys {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::sync::atomic::Ordering;
 
     use proptest::prelude::*;
     use tooz_core::LockName;
@@ -384,12 +383,13 @@ mod tests {
             assert_eq!(shared_with_python::lock(&name), keys.lock(&lock(id)).gate.is_some());
             let election = keys.lock(&LockKey::Leader(group.clone()));
             assert_eq!(shared_with_python::election(&group), election.gate.is_some());
-            // Whoever uses what is not shared is told once.
+            // A warning says so once.
             keys.claim(&member);
-            let said = keys.said.as_ref().unwrap().each_ref().map(|said| said.load(Ordering::Relaxed));
-            assert_eq!(said, [!shared_with_python::group(&group), !shared_with_python::member(&member)]);
+            let warnings = keys.warnings.as_ref().unwrap();
+            let warned = [&warnings.group, &warnings.member].map(|warned| warned.load(Ordering::Relaxed));
+            assert_eq!(warned, [!shared_with_python::group(&group), !shared_with_python::member(&member)]);
         }
-        assert!(Keys::new("ours").said.is_none(), "nothing is shared there, and nobody expects it");
+        assert!(Keys::new("ours").warnings.is_none(), "nothing is shared there, and nobody expects it");
     }
 
     #[test]

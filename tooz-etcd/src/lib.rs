@@ -4,24 +4,18 @@
 mod client;
 mod config;
 mod connection;
+mod driver;
 mod error;
 mod examine;
-mod fence;
 mod groups;
+mod holders;
 mod keys;
+mod lock;
 mod locks;
-mod members;
-mod operator;
-mod proof;
-mod record;
 mod session;
+mod session_state;
 pub mod shared_with_python;
-mod standing;
-mod state;
-mod tail;
-mod turn;
-mod version;
-mod vigil;
+mod view;
 mod watch;
 
 use std::sync::Arc;
@@ -39,22 +33,22 @@ pub const REGISTRATION: Registration =
 tooz_core::inventory::submit! { REGISTRATION }
 
 /// Connects at the driver's level, for programs that work with [`tooz_core::driver`] and for tests of drivers;
-/// everybody else connects a coordinator.
+/// other programs connect a coordinator.
 ///
 /// # Errors
 /// `InvalidUrl`, `InvalidOption`: the URL is none of this driver, or a file that it names cannot be read.
 /// `Unavailable`, `Denied`, `Incompatible`: what the server says. Whether every option is known is checked by the core.
 pub fn connect(request: Connect) -> Connecting {
-    Box::pin(async move { Ok(Arc::new(client::Etcd::connect(request).await?) as Arc<dyn Driver>) })
+    Box::pin(async move { Ok(Arc::new(driver::Etcd::connect(request).await?) as Arc<dyn Driver>) })
 }
 
-/// What a server of this version keeps of the best that a URL promises, for tests that start servers.
+/// What a server of this version guarantees of the best that a URL promises, for tests that start servers.
 #[doc(hidden)]
 pub fn kept(
     best: tooz_core::Characteristics,
     version: &str,
 ) -> tooz_core::Result<tooz_core::Characteristics> {
-    version::lower(best, version)
+    connection::version::lower(best, version)
 }
 
 #[cfg(test)]

@@ -1,525 +1,125 @@
-//! Locks of one session: asking, giving back, withdrawing.
-//!
-//! The recipe. A holder is a key on its session's lease, created by the transaction that grants; its create revision makes
-//! the fencing token ([`fence`]). A waiter is such a key, too, and its create revision is its place. One transaction asks: if
-//! nobody holds the lock, waits for it or left it uncleanly, it grants, else it queues. Beside the holder stands the
-//! **gate**, which is Python's key for this lock: no holder without it, and none beside somebody else's. A key hangs on
-//! one lease only, so the gate that several holders share has a lease of its own, which all of them keep alive: it
-//! goes when the last of them is gone, and not with the one who came first.
+//! Locks of one session: request, wait, withdraw, release.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
-use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp, TxnResponse};
-use tooz_core::clock::Instant;
+use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 use tooz_core::driver::{
     Acquire, Acquired, AttemptId, End, Grant, LockKey, LockMode, Place, Previous, Released, SessionLocks,
     Turn,
 };
-use tooz_core::{Error, ErrorKind, FencingToken, Result};
+use tooz_core::{Error, ErrorKind, Result};
 
 use crate::connection::answer;
-use crate::error::corrupt;
-use crate::fence::{self, Raises};
+use crate::error::closed;
 use crate::keys::LockKeys;
-use crate::record::{Gate, Holder, Waiter, write_mark};
-use crate::session::{EtcdSession, Life};
-use crate::state::{State, Verdict, alone, look, look_before, named};
-use crate::turn;
+use crate::lock::attempt::{Attempt, Step};
+use crate::lock::record::write_mark;
+use crate::lock::state::{Verdict, named};
+use crate::lock::turn;
+use crate::session::EtcdSession;
+use crate::session_state::SessionState;
 
-/// How often an attempt that does not wait looks again because somebody came between its look and its step.
+/// How often a request tries to claim a free lock that another session takes between its look and its claim.
 const TRIES: usize = 64;
 
-/// A wish, with its keys.
-#[derive(Clone, Debug)]
-pub(crate) struct Wish {
-    pub(crate) attempt: AttemptId,
-    pub(crate) key: LockKey,
-    pub(crate) mode: LockMode,
-    pub(crate) keys: LockKeys,
-    /// Where it waits, as far as is known.
-    pub(crate) place: Option<i64>,
-}
-
-/// What came of a step.
-#[derive(Debug)]
-pub(crate) enum Step {
-    Granted(Grant),
-    /// It was not as believed; this is how it is.
-    Otherwise(State),
-}
-
-impl Wish {
-    pub(crate) fn new(life: &Life, attempt: AttemptId, key: &LockKey, mode: LockMode) -> Self {
-        Self { attempt, key: key.clone(), mode, keys: life.client.keys.lock(key), place: None }
-    }
-
-    /// The operations that read what concerns it; `place`: where it is known to wait.
-    fn looking(&self, place: Option<i64>) -> Vec<TxnOp> {
-        if self.mode == LockMode::Exclusive {
-            look_before(&self.keys, self.waiter_key(), place)
-        } else {
-            look(&self.keys)
-        }
-    }
-
-    /// Whether it shares the gate with other holders.
-    fn shares_gate(&self) -> bool {
-        self.keys.gate.is_some() && self.mode != LockMode::Exclusive
-    }
-
-    fn waiter_key(&self) -> Vec<u8> {
-        self.keys.waiter(self.attempt, self.mode == LockMode::Shared)
-    }
-}
-
-fn unknown_mode(mode: LockMode) -> Error {
-    Error::new(ErrorKind::Unsupported, format!("this version does not know locks held as {mode:?}"))
-}
-
-/// The lease of a shared gate is granted for so long at least: whoever shares it later may have a longer ttl than who came
-/// first, and beats as seldom. Python waits that long if all of them crash, as it does for one of its own (30 s unless
-/// it is told otherwise); nobody else looks at the gate of the dead.
-const LEAST_GATE: Duration = Duration::from_secs(30);
-
-/// A gate that a grant shares with others.
-#[derive(Clone, Copy, Debug)]
-struct SharedGate {
-    lease: i64,
-    /// Whether it is still to be put.
-    new: bool,
-    /// Just before the request was sent that proved its lease.
-    proved_at: Instant,
-}
-
-/// Takes the mark of an unused grant away, unless it says how one before it ended, or who ended this one.
+/// Deletes the mark of an unused grant, unless the mark says how an earlier grant ended, or who ended this one.
 fn unmark_unused(keys: &LockKeys, attempt: AttemptId) -> TxnOp {
     let mark = keys.mark(attempt);
     let held = Compare::value(mark.clone(), CompareOp::Equal, write_mark(Previous::Clean));
     TxnOp::txn(Txn::new().when([held]).and_then([TxnOp::delete(mark, None)]))
 }
 
-/// Takes the mark of a grant away that ends cleanly, if it is there: else the mark says who ended it.
-pub(crate) fn unmark_held(keys: &LockKeys, attempt: AttemptId) -> TxnOp {
-    let held = Compare::create_revision(keys.holder(attempt), CompareOp::Greater, 0);
-    TxnOp::txn(Txn::new().when([held]).and_then([TxnOp::delete(keys.mark(attempt), None)]))
-}
-
-impl Life {
-    /// What is written for a grant, and first of all the raises that are read for its token.
-    fn grant_operations(
-        &self,
-        wish: &Wish,
-        previous: Previous,
-        gate: Option<SharedGate>,
-    ) -> Result<Vec<TxnOp>> {
-        let holder = Holder {
-            attempt: wish.attempt,
-            session: self.opened.id,
-            member: self.member.clone(),
-            mode: wish.mode,
-            shared_gate: gate.map(|gate| gate.lease),
-            since: Some(self.client.hub.context.clock.wall()),
-            previous,
-            created: 0,
-            token: 0,
-            revision: 0,
-        };
-        let value = holder.write().ok_or_else(|| unknown_mode(wish.mode))?;
-        let mut operations = vec![
-            fence::look(&wish.keys.fence),
-            TxnOp::put(wish.keys.holder(wish.attempt), value, self.with_lease()),
-            TxnOp::put(wish.keys.mark(wish.attempt), write_mark(previous), None),
-        ];
-        match (&wish.keys.gate, gate) {
-            (Some(key), None) => {
-                operations.push(TxnOp::put(key.clone(), Gate::holder(wish.attempt), self.with_lease()));
-            }
-            (Some(key), Some(gate)) if gate.new => {
-                let lease = Some(PutOptions::new().with_lease(gate.lease));
-                operations.push(TxnOp::put(key.clone(), Gate::shared(), lease));
-            }
-            _ => {}
-        }
-        Ok(operations)
-    }
-
-    /// A grant that was made by the operations of [`Life::grant_operations`], in this answer, at this revision.
-    async fn grant_at(
-        &self,
-        wish: &Wish,
-        answer: &TxnResponse,
-        revision: i64,
-        previous: Previous,
-        gate: Option<SharedGate>,
-    ) -> Result<Grant> {
-        let raises = Raises::read(&wish.keys.fence, &answer::found(answer, 0));
-        if raises.is_empty() {
-            // What stands there is no raise.
-            self.clear(&wish.key, wish.attempt, End::Clean).await?;
-            return Err(fence::is_gone(&wish.keys.fence));
-        }
-        self.grant(wish, (revision, raises.token(revision)), previous, gate)
-    }
-
-    fn grant(
-        &self,
-        wish: &Wish,
-        (created, token): (i64, i64),
-        previous: Previous,
-        gate: Option<SharedGate>,
-    ) -> Result<Grant> {
-        let token = u64::try_from(token).ok().and_then(FencingToken::new);
-        let token = token.ok_or_else(|| corrupt(&wish.keys.holder(wish.attempt), "has no revision"))?;
-        let mut grant = Grant::new(wish.attempt, wish.key.clone(), wish.mode, token, previous);
-        grant.proved_at = gate.map(|gate| gate.proved_at);
-        self.granted(&grant, created, gate.map(|gate| gate.lease));
-        Ok(grant)
-    }
-
-    /// The gate for a wish that shares one: the one that stands, proven to live on, or a new one. `None`: it is about to
-    /// go, look again. One that might go before this session's next beat is refused.
-    async fn shared_gate(&self, wish: &Wish, state: &State) -> Result<Option<Option<SharedGate>>> {
-        if !wish.shares_gate() {
-            return Ok(Some(None));
-        }
-        let proved_at = self.client.hub.context.clock.now();
-        if let Some(lease) = state.shared_gate() {
-            let (kept, granted) = tokio::join!(self.keep(lease), self.granted_for(lease));
-            let granted = granted?;
-            if !kept? || granted.is_zero() {
-                return Ok(None);
-            }
-            if granted < self.ttl {
-                // An error leaves no place in the queue.
-                self.clear(&wish.key, wish.attempt, End::Clean).await?;
-                let why = format!(
-                    "who shares this lock has its key for Python for {granted:?} at a time, less than this session's ttl of \
-                     {:?}; give all of them the same ttl, or one of at most {LEAST_GATE:?}",
-                    self.ttl
-                );
-                return Err(Error::new(ErrorKind::Unsupported, why));
-            }
-            return Ok(Some(Some(SharedGate { lease, new: false, proved_at })));
-        }
-        let seconds = i64::try_from(self.ttl.max(LEAST_GATE).as_secs()).unwrap_or(i64::MAX);
-        let granted = self
-            .client
-            .hub
-            .call(true, move |connected| async move { connected.leases().grant(seconds, None).await })
-            .await?;
-        Ok(Some(Some(SharedGate { lease: granted.id(), new: true, proved_at })))
-    }
-
-    /// For how long a lease lives after each prolonging; zero if it is gone.
-    async fn granted_for(&self, lease: i64) -> Result<Duration> {
-        let found = self
-            .client
-            .hub
-            .call(true, move |connected| async move { connected.leases().time_to_live(lease, None).await })
-            .await?;
-        Ok(Duration::from_secs(u64::try_from(found.granted_ttl()).unwrap_or_default()))
-    }
-
-    /// Takes what `state` says is free, if it still is.
-    pub(crate) async fn claim(&self, wish: &Wish, state: &State) -> Result<Step> {
-        let Some(gate) = self.shared_gate(wish, state).await? else {
-            return self.look(wish).await.map(Step::Otherwise);
-        };
-        let place = state.waiter(wish.attempt).map(|waiter| waiter.place);
-        // What is guessed knows of none.
-        if state.revision > 0 && state.raises.is_empty() {
-            self.clear(&wish.key, wish.attempt, End::Clean).await?;
-            return Err(fence::is_gone(&wish.keys.fence));
-        }
-        let (unclean, previous) = state.unclean();
-        let mut operations = self.grant_operations(wish, previous, gate)?;
-        operations.extend(unclean.iter().map(|attempt| TxnOp::delete(wish.keys.mark(*attempt), None)));
-        let mut compares = state.compares(&wish.keys, wish.mode, place);
-        compares.push(self.fenced());
-        compares.push(fence::stands(&wish.keys.fence));
-        if let Some(place) = place {
-            // It makes the step one that can be done once only: a second one, late, finds no place to come from.
-            compares.push(Compare::create_revision(wish.waiter_key(), CompareOp::Equal, place));
-            operations.push(TxnOp::delete(wish.waiter_key(), None));
-        }
-        let otherwise: Vec<TxnOp> =
-            std::iter::once(self.look_at_fence()).chain(wish.looking(place)).collect();
-        let txn = Txn::new().when(compares).and_then(operations).or_else(otherwise);
-        let claimed = self.client.hub.txn(false, txn).await;
-        let granted = claimed.as_ref().is_ok_and(TxnResponse::succeeded);
-        if let Some(SharedGate { lease, new: true, .. }) = gate.filter(|_| !granted)
-            && claimed.is_ok()
-            && let Err(error) = self.client.revoke(lease).await
-        {
-            tracing::debug!(%error, "an unused lease ends by itself");
-        }
-        let response = claimed?;
-        if response.succeeded() {
-            let revision = answer::revision(&response);
-            return self.grant_at(wish, &response, revision, previous, gate).await.map(Step::Granted);
-        }
-        self.read_fence(&response, 0)?;
-        State::read(&wish.keys, &response, 1).map(Step::Otherwise)
-    }
-
-    /// What concerns the wish as it is now, if the session lives.
-    pub(crate) async fn look(&self, wish: &Wish) -> Result<State> {
-        let looking = if wish.place.is_some() { wish.looking(wish.place) } else { look(&wish.keys) };
-        let operations: Vec<TxnOp> = std::iter::once(self.look_at_fence()).chain(looking).collect();
-        let response = self.client.hub.txn(true, Txn::new().and_then(operations)).await?;
-        self.read_fence(&response, 0)?;
-        State::read(&wish.keys, &response, 1)
-    }
-
-    /// Asks in one transaction: grants a lock that is as nobody ever used it, else queues if that is wanted.
-    async fn ask(&self, wish: &Wish, wait: bool) -> Result<Step> {
-        let mut elsewhere = self.client.hub.endpoints() - 1;
-        loop {
-            let queue = Txn::new()
-                .when([
-                    Compare::create_revision(wish.keys.holder(wish.attempt), CompareOp::Equal, 0),
-                    Compare::create_revision(wish.waiter_key(), CompareOp::Equal, 0),
-                ])
-                .and_then([TxnOp::put(
-                    wish.waiter_key(),
-                    Waiter::value(wish.mode, self.opened.id, &self.member)
-                        .ok_or_else(|| unknown_mode(wish.mode))?,
-                    self.with_lease(),
-                )]);
-            let queue = if wait { queue } else { Txn::new() };
-            let otherwise: Vec<TxnOp> =
-                std::iter::once(TxnOp::txn(queue)).chain(wish.looking(None)).collect();
-            let step = if wish.shares_gate() {
-                // A lease is needed for the gate, which is not worth granting before it is known that it is free.
-                otherwise
-            } else {
-                let mut free = vec![
-                    fence::stands(&wish.keys.fence),
-                    Compare::create_revision(wish.keys.prefix.clone(), CompareOp::Equal, 0).with_prefix(),
-                ];
-                let gate = wish.keys.gate.clone();
-                free.extend(gate.map(|gate| Compare::create_revision(gate, CompareOp::Equal, 0)));
-                let granting = self.grant_operations(wish, Previous::Clean, None)?;
-                vec![TxnOp::txn(Txn::new().when(free).and_then(granting).or_else(otherwise))]
-            };
-            let txn = Txn::new().when([self.fenced()]).and_then(step).or_else([self.look_at_fence()]);
-            let asked = if elsewhere > 0 {
-                self.client.hub.txn_or_doubt(txn).await
-            } else {
-                self.client.hub.txn(false, txn).await
-            };
-            let response = match asked {
-                // What hangs there is made void, so that it may be asked for over another member.
-                Err(error) if error.is_indeterminate() && elsewhere > 0 => {
-                    elsewhere -= 1;
-                    tracing::debug!(%error, key = %wish.key, "asking another member of the cluster");
-                    self.advance().await?;
-                    continue;
-                }
-                asked => asked?,
-            };
-            if !response.succeeded() {
-                // A withdrawal of ours came between; it was not done, so it is sent again.
-                self.read_fence(&response, 0)?;
-                continue;
-            }
-            if wish.shares_gate() {
-                return State::read(&wish.keys, &response, 1).map(Step::Otherwise);
-            }
-            let Some(inner) = answer::nested(&response, 0) else {
-                return Err(Error::new(ErrorKind::Backend, "the server left a part of a transaction out"));
-            };
-            if inner.succeeded() {
-                let revision = answer::revision(&response);
-                return self.grant_at(wish, &inner, revision, Previous::Clean, None).await.map(Step::Granted);
-            }
-            let mut state = State::read(&wish.keys, &inner, 1)?;
-            state.revision = answer::revision(&response);
-            return Ok(Step::Otherwise(state));
-        }
-    }
-
-    /// Moves the fence: what was sent before fails, or was done.
-    async fn advance(&self) -> Result<()> {
-        let txn = Txn::new().when([self.lives()]).and_then([self.move_fence()]);
-        let response = self.client.hub.txn(true, txn).await?;
-        if !response.succeeded() {
-            return Err(self.over());
-        }
-        self.fence_is(answer::revision(&response));
-        Ok(())
-    }
-
-    /// What stands for an attempt that was granted before, if it stands now: what a look shows may be past.
-    pub(crate) async fn standing_grant(&self, wish: &Wish, holder: &Holder) -> Result<Option<Grant>> {
-        let mut gate = None;
-        if let Some(lease) = holder.shared_gate {
-            let proved_at = self.client.hub.context.clock.now();
-            if !self.keep(lease).await? {
-                return Ok(None);
-            }
-            gate = Some(SharedGate { lease, new: false, proved_at });
-        }
-        let grant = self.grant(wish, (holder.created, holder.token), holder.previous, gate)?;
-        let held = self.held().into_iter().filter(|(attempt, _)| *attempt == wish.attempt).collect();
-        let proof = self.prove(held).await?.ok_or_else(|| self.over())?;
-        if proof.gone.is_empty() {
-            return Ok(Some(grant));
-        }
-        self.lose(wish.attempt);
-        self.clear_lost().await;
-        Ok(None)
-    }
-
+impl SessionState {
     async fn request(&self, request: &Acquire) -> Result<Acquired> {
-        let wish = Wish::new(self, request.attempt, &request.key, request.mode);
-        if self.is_ended(wish.attempt) {
+        let attempt = Attempt::new(self, request.attempt, &request.key, request.mode);
+        if self.is_ended(attempt.id) {
             let what =
-                format!("attempt {} was withdrawn, released or lost; ask with a new attempt", wish.attempt);
+                format!("attempt {} was withdrawn, released or lost; ask with a new attempt", attempt.id);
             return Err(Error::new(ErrorKind::Invalid, what));
         }
-        if wish.mode == (LockMode::Permit { limit: 0 }) {
-            let what = format!("{}: a limit of 0 permits lets nobody in", wish.key);
+        if attempt.mode == (LockMode::Permit { limit: 0 }) {
+            let what = format!("{}: a limit of 0 permits lets nobody in", attempt.key);
             return Err(Error::new(ErrorKind::Invalid, what));
         }
-        let mut step = self.ask(&wish, request.wait).await?;
+        let mut step = self.ask(&attempt, request.wait).await?;
         for _ in 0..TRIES {
             let state = match step {
                 Step::Granted(grant) => return Ok(Acquired::Granted(grant)),
                 Step::Otherwise(state) => state,
             };
-            if let Some(holder) = state.holder(wish.attempt) {
-                if let Some(grant) = self.standing_grant(&wish, holder).await? {
+            if let Some(holder) = state.holder(attempt.id) {
+                if let Some(grant) = self.confirm_grant(&attempt, holder).await? {
                     return Ok(Acquired::Granted(grant));
                 }
                 let what = "the gate that it shares with other holders is about to go";
                 return Err(Error::new(ErrorKind::Unavailable, what).indeterminate());
             }
-            let waiter = state.waiter(wish.attempt);
-            if let Err(error) = state.check(wish.mode, wish.attempt) {
+            let waiter = state.waiter(attempt.id);
+            if let Err(error) = state.check(attempt.mode, attempt.id) {
                 if waiter.is_some() {
-                    self.clear(&wish.key, wish.attempt, End::Clean).await?;
+                    self.clear(&attempt.key, attempt.id, End::Clean).await?;
                 }
-                return Err(named(&wish.key, &error));
+                return Err(named(&attempt.key, &error));
             }
-            match state.verdict(wish.mode, waiter.map(|waiter| waiter.place))? {
-                Verdict::Free => step = self.claim(&wish, &state).await?,
+            match state.verdict(attempt.mode, waiter.map(|waiter| waiter.position))? {
+                Verdict::Free => step = self.claim(&attempt, &state).await?,
                 _ if waiter.is_some() => {
-                    self.waits(wish.attempt, waiter.map(|waiter| (waiter.mode, waiter.place)));
+                    self.set_position(attempt.id, waiter.map(|waiter| (waiter.mode, waiter.position)));
                     break;
                 }
                 _ => return Ok(Acquired::Held),
             }
         }
         if request.wait {
-            return Ok(Acquired::Queued(Place::new(wish.attempt, wish.key)));
+            return Ok(Acquired::Queued(Place::new(attempt.id, attempt.key)));
         }
-        // So many came between that somebody always holds it.
+        // Other sessions took the lock at every try.
         Ok(Acquired::Held)
-    }
-
-    /// The operations that take away all that stands for an attempt, but that it was not given back.
-    fn clearing(&self, keys: &LockKeys, attempt: AttemptId) -> Vec<TxnOp> {
-        let mut operations = vec![
-            TxnOp::delete(keys.holder(attempt), None),
-            TxnOp::delete(keys.waiter(attempt, false), None),
-            TxnOp::delete(keys.waiter(attempt, true), None),
-        ];
-        operations.extend(self.gate_going(keys, attempt));
-        operations
-    }
-
-    /// Takes the gate away if it is this attempt's, or if this attempt is the last of those who share it.
-    fn gate_going(&self, keys: &LockKeys, attempt: AttemptId) -> Option<TxnOp> {
-        let gate = keys.gate.clone()?;
-        let delete = [TxnOp::delete(gate.clone(), None)];
-        let compares = match self.gate_of(attempt) {
-            Some(lease) => {
-                let mut compares = alone(keys, attempt);
-                compares.push(Compare::lease(gate.clone(), CompareOp::Equal, lease));
-                compares.push(Compare::value(gate, CompareOp::Equal, Gate::shared()));
-                compares
-            }
-            None => vec![Compare::value(gate, CompareOp::Equal, Gate::holder(attempt))],
-        };
-        Some(TxnOp::txn(Txn::new().when(compares).and_then(delete)))
-    }
-
-    /// Takes away what stands for an attempt, without moving the fence.
-    pub(crate) async fn clear(&self, key: &LockKey, attempt: AttemptId, end: End) -> Result<()> {
-        let keys = self.client.keys.lock(key);
-        let mut operations = self.clearing(&keys, attempt);
-        if end == End::Clean {
-            operations.push(unmark_held(&keys, attempt));
-        }
-        self.client.hub.txn(true, Txn::new().and_then(operations)).await?;
-        self.end(attempt);
-        Ok(())
-    }
-
-    /// What we do not hold any more must not keep others out: half of it may still be there. What cannot be taken away
-    /// now is so at the next beat.
-    pub(crate) async fn clear_lost(&self) {
-        for (attempt, stand) in self.lost() {
-            let operations = self.clearing(&self.client.keys.lock(&stand.key), attempt);
-            match self.client.hub.txn(true, Txn::new().and_then(operations)).await {
-                Ok(_) => self.end(attempt),
-                Err(error) => {
-                    tracing::debug!(%error, key = %stand.key, "what is left of a lost grant is still there");
-                }
-            }
-        }
     }
 
     async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
         let keys = self.client.keys.lock(key);
-        self.leave(attempt);
-        let mut operations = vec![self.move_fence(), unmark_unused(&keys, attempt)];
-        operations.extend(self.clearing(&keys, attempt));
+        self.mark_leaving(attempt);
+        let mut operations = vec![self.advance_session_epoch(), unmark_unused(&keys, attempt)];
+        operations.extend(self.clear_operations(&keys, attempt));
         // Only while the session lives: its key is never made again.
         let txn = Txn::new().when([self.lives()]).and_then(operations);
-        match self.client.hub.txn(true, txn).await {
-            Ok(response) => {
-                if response.succeeded() {
-                    self.fence_is(answer::revision(&response));
-                }
-                self.end(attempt);
-                Ok(())
-            }
-            // The session is over, and all its requests fail with its key.
-            Err(error) if error.kind() == ErrorKind::SessionLost => {
-                self.end(attempt);
-                Ok(())
-            }
-            Err(error) => Err(error),
+        match self.client.connection.send(true, txn).await {
+            Ok(response) if response.succeeded() => self.set_session_epoch(answer::revision(&response)),
+            Ok(_) => {}
+            // The session is over, and without its key all its requests fail.
+            Err(error) if error.kind() == ErrorKind::SessionLost => {}
+            Err(error) => return Err(error),
         }
+        self.mark_ended(attempt);
+        Ok(())
     }
 
-    /// Gives it back if the holder's key and the gate are as they were granted. If the gate is not, Python's `break_` deleted
-    /// it, and a Python process may hold the lock: that is not touched, and our own key must not stay under the living lease.
+    /// Releases the grant if the holder's key and the gate are as they were granted. If the gate is another one, Python's
+    /// `break_` deleted ours, and a Python process may hold the lock. Then its gate stays, and the holder's key is deleted,
+    /// which would otherwise stay as long as the lease lives.
     async fn release(&self, grant: &Grant, end: End) -> Result<Released> {
         let keys = self.client.keys.lock(&grant.key);
         let holder = keys.holder(grant.attempt);
-        // What is not known here is no grant of this session, or nothing of it is left on the server.
-        let Some(stand) = self.stand(grant.attempt) else { return Ok(Released::WasNotHolder) };
-        self.leave(grant.attempt);
+        // An unknown grant is not of this session, or nothing of it is left on the server.
+        let Some(known) = self.known_grant(grant.attempt) else { return Ok(Released::WasNotHolder) };
+        self.mark_leaving(grant.attempt);
         let mut operations = vec![TxnOp::delete(holder.clone(), None)];
         if end == End::Clean {
             operations.push(TxnOp::delete(keys.mark(grant.attempt), None));
         }
-        operations.extend(self.gate_going(&keys, grant.attempt));
-        let all = stand.compares(&keys, grant.attempt, self.opened.lease);
-        let own = stand.own_compares(&keys, grant.attempt, self.opened.lease);
+        operations.extend(self.delete_gate(&keys, grant.attempt));
+        let all = known.compares(&keys, self.opened.lease);
+        let own = known.own_compares(&keys, self.opened.lease);
         let ungated = [
             TxnOp::delete(holder, None),
             TxnOp::put(keys.mark(grant.attempt), write_mark(Previous::Unknown), None),
         ];
         let ungated = TxnOp::txn(Txn::new().when(own).and_then(ungated));
         let txn = Txn::new().when(all).and_then(operations).or_else([ungated]);
-        let response = self.client.hub.txn(false, txn).await?;
-        self.end(grant.attempt);
+        let response = self.client.connection.send(false, txn).await?;
+        self.mark_ended(grant.attempt);
         Ok(if response.succeeded() { Released::Released } else { Released::WasNotHolder })
     }
 }
@@ -527,23 +127,23 @@ impl Life {
 #[async_trait]
 impl SessionLocks for EtcdSession {
     async fn request(&self, request: &Acquire) -> Result<Acquired> {
-        self.life.request(request).await.map_err(|error| error.during("acquire"))
+        self.state.request(request).await.map_err(|error| error.during("acquire"))
     }
 
     async fn turn(&self, place: &Place) -> Result<Turn> {
-        // A task, so that waiting does not depend on who polls; dropped, it ends and leaves the place as it was.
-        let (life, place) = (Arc::clone(&self.life), place.clone());
-        let spawner = self.life.client.hub.context.spawner.clone();
-        let waiting = spawner.spawn(async move { turn::wait(&life, &place).await });
-        let turn = waiting.await.unwrap_or_else(|| Err(crate::error::closed()));
+        // A task, so that waiting does not depend on how often it is polled. Dropped, it leaves the queue as it was.
+        let (session, place) = (Arc::clone(&self.state), place.clone());
+        let spawner = self.state.client.connection.context.spawner.clone();
+        let waiting = spawner.spawn(async move { turn::wait(&session, &place).await });
+        let turn = waiting.await.unwrap_or_else(|| Err(closed()));
         turn.map_err(|error| error.during("acquire"))
     }
 
     async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
-        self.life.withdraw(key, attempt).await.map_err(|error| error.during("withdraw"))
+        self.state.withdraw(key, attempt).await.map_err(|error| error.during("withdraw"))
     }
 
     async fn release(&self, grant: &Grant, end: End) -> Result<Released> {
-        self.life.release(grant, end).await.map_err(|error| error.during("release"))
+        self.state.release(grant, end).await.map_err(|error| error.during("release"))
     }
 }

@@ -1,353 +1,225 @@
-//! A coordinator's life on the backend: one lease, and a key that hangs on it.
-//!
-//! The key is also the session's **fence**. Every request that writes compares the key's revision with the one that the
-//! session knows. Withdrawing rewrites the key, so a request of before that is still on its way fails when it arrives,
-//! through whichever member of the cluster. "Nothing is there" would prove nothing: a request that was sent to a member
-//! that stood still is executed later.
+//! A session: one lease, and a key that hangs on it. How it begins, beats and ends.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, Txn, TxnOp, TxnResponse};
-use tokio::sync::{Notify, mpsc};
+use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, ResponseHeader, Txn, TxnOp};
+use tokio::sync::mpsc;
 use tooz_core::clock::Instant;
 use tooz_core::driver::{
-    AttemptId, End, Epoch, Held, LockKey, LockMode, Notice, Renewal, Session, SessionGroups, SessionId,
-    SessionLocks, Stamp,
+    AttemptId, End, Epoch, Held, LockMode, Notice, OpenSession, Renewal, Session, SessionGroups, SessionId,
+    SessionLocks, Stamp, earlier_layout_in_use,
 };
 use tooz_core::runtime::Task;
-use tooz_core::{Error, ErrorKind, GroupId, LossReason, MemberId, Result};
+use tooz_core::{Error, ErrorKind, LossReason, Result};
 
 use crate::client::Client;
-use crate::connection::{Hub, answer};
-use crate::error::{Then, explain};
-use crate::locks::unmark_held;
-use crate::record::{self, Gate, GateKind};
-use crate::standing::Standing;
-use crate::vigil::{self, Post};
+use crate::connection::answer;
+use crate::connection::call::MOST_OPERATIONS;
+use crate::error::{closed, corrupt};
+use crate::lock::cleanup::unmark_held;
+use crate::lock::monitor;
+use crate::lock::{fence, record};
+use crate::session_state::{Opened, SessionState};
 
-/// etcd refuses transactions with more operations (`--max-txn-ops`, default 128).
-pub(crate) const MOST_OPERATIONS: usize = 100;
-
-/// The operations of a beat's transaction before those that check something.
-const BESIDE_CHECKS: usize = 2;
-
-/// What opening a session wrote.
-#[derive(Debug)]
-pub(crate) struct Opened {
-    pub(crate) id: SessionId,
-    pub(crate) lease: i64,
-    /// The lease of the coordinator's earlier session.
-    pub(crate) previous: Option<i64>,
-    pub(crate) claimed: bool,
-    pub(crate) stamp: Stamp,
-    pub(crate) revision: i64,
-}
-
-/// One session: what its locks, groups and waiting tasks share.
-#[derive(Debug)]
-pub(crate) struct Life {
-    pub(crate) client: Arc<Client>,
-    pub(crate) member: MemberId,
-    pub(crate) opened: Opened,
-    pub(crate) ttl: Duration,
-    /// The revision of the session's key.
-    fence: AtomicI64,
-    /// Whether the member id is ours.
-    pub(crate) claimed: AtomicBool,
-    /// A write to a group may still be on its way: the next one moves the fence, so that it fails.
-    pub(crate) ghosts: AtomicBool,
-    standing: Mutex<Standing>,
-    /// Told when a grant comes or goes.
-    pub(crate) stands_changed: Notify,
-}
+/// How often a session is opened if its lease ends before its key could be written.
+const OPENINGS: u32 = 3;
+/// How often a session is opened while others change the stamp. They change it once for each layout.
+const STAMPINGS: u32 = 5;
 
 /// One session, as the core holds it.
 pub(crate) struct EtcdSession {
-    pub(crate) life: Arc<Life>,
+    pub(crate) state: Arc<SessionState>,
     opened_at: Instant,
     notices: tokio::sync::Mutex<mpsc::Receiver<Notice>>,
-    vigil: Mutex<Option<Task<()>>>,
+    monitor: Mutex<Option<Task<()>>>,
     closed: AtomicBool,
 }
 
 impl fmt::Debug for EtcdSession {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EtcdSession").field("id", &self.life.opened.id).finish_non_exhaustive()
-    }
-}
-
-impl Life {
-    pub(crate) fn standing(&self) -> MutexGuard<'_, Standing> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn key(&self) -> Vec<u8> {
-        self.client.keys.session(self.opened.id)
-    }
-
-    #[allow(clippy::unnecessary_wraps)] // what every put takes
-    pub(crate) fn with_lease(&self) -> Option<PutOptions> {
-        Some(PutOptions::new().with_lease(self.opened.lease))
-    }
-
-    /// True only for requests that were sent after the last withdrawal, while the session lives (L14).
-    pub(crate) fn fenced(&self) -> Compare {
-        Compare::mod_revision(self.key(), CompareOp::Equal, self.fence.load(Ordering::Acquire))
-    }
-
-    /// True while the session lives.
-    pub(crate) fn lives(&self) -> Compare {
-        Compare::create_revision(self.key(), CompareOp::Equal, self.opened.revision)
-    }
-
-    /// Moves the fence: what was sent before and arrives later fails.
-    pub(crate) fn move_fence(&self) -> TxnOp {
-        TxnOp::put(self.key(), record::write_session(&self.member), self.with_lease())
-    }
-
-    /// A write that changes nothing: it makes a transaction go the way of everything that changes something. One that only
-    /// reads may be answered from the past (etcd before 3.4.42 and 3.5.28), and proves nothing.
-    pub(crate) fn change_nothing(&self) -> TxnOp {
-        TxnOp::delete(self.client.keys.nothing(self.opened.id), None)
-    }
-
-    pub(crate) fn look_at_fence(&self) -> TxnOp {
-        TxnOp::get(self.key(), None)
-    }
-
-    /// The fence stands at `revision`, or further.
-    pub(crate) fn fence_is(&self, revision: i64) {
-        self.fence.fetch_max(revision, Ordering::AcqRel);
-    }
-
-    /// Reads what [`Life::look_at_fence`] found at this place.
-    ///
-    /// # Errors
-    /// The session is over.
-    pub(crate) fn read_fence(&self, response: &TxnResponse, at: usize) -> Result<()> {
-        match answer::found(response, at).first() {
-            Some(kv) if kv.create_revision() == self.opened.revision => {
-                self.fence_is(kv.mod_revision());
-                Ok(())
-            }
-            _ => Err(self.over()),
-        }
-    }
-
-    pub(crate) fn over(&self) -> Error {
-        Error::new(ErrorKind::SessionLost, format!("session {}", self.opened.id))
-    }
-
-    /// Prolongs a lease; `false`: it is gone.
-    pub(crate) async fn keep(&self, lease: i64) -> Result<bool> {
-        let hub = Arc::clone(&self.client.hub);
-        let (limit, ttl) = (self.ttl / 6, self.ttl);
-        let keeping = hub.context.spawner.clone().spawn(async move {
-            // A second time at once where it surely was not done: a beat that waits for the next one is a third of the ttl.
-            let once = || Box::pin(keep_once(&hub, lease, limit, ttl));
-            match once().await {
-                Err((_, Then::Elsewhere | Then::Anew)) => once().await,
-                kept => kept,
-            }
-        });
-        let kept = keeping.await.unwrap_or_else(|| Err((crate::error::closed(), Then::Nothing)));
-        kept.map_err(|(error, _)| error)
-    }
-
-    /// Whether what the core believes stands on the server, asked together with the prolonging.
-    async fn compare(&self, held: &Held) -> Result<Renewal> {
-        let mut checks = Vec::new();
-        for (key, attempt) in &held.grants {
-            checks.push(Check::grant(self, key, *attempt));
-        }
-        for (key, attempt) in &held.waiting {
-            checks.push(Check::waiting(self, key, *attempt));
-        }
-        for group in &held.groups {
-            checks.push(Check::group(self, group));
-        }
-        let mut renewal = Renewal::confirmed();
-        let mut pages: Vec<Vec<Check>> = vec![Vec::new()];
-        let mut size = BESIDE_CHECKS;
-        for check in checks {
-            if size + check.keys.len() > MOST_OPERATIONS {
-                pages.push(Vec::new());
-                size = BESIDE_CHECKS;
-            }
-            size += check.keys.len();
-            if let Some(page) = pages.last_mut() {
-                page.push(check);
-            }
-        }
-        let mut asked = Vec::new();
-        for page in &pages {
-            let keys = page.iter().flat_map(|check| check.keys.iter().cloned());
-            let gets = keys.map(|key| TxnOp::get(key, Some(GetOptions::new())));
-            let operations = [self.change_nothing(), self.look_at_fence()].into_iter().chain(gets);
-            let txn = Txn::new().when([self.lives()]).and_then(operations.collect::<Vec<_>>());
-            let hub = Arc::clone(&self.client.hub);
-            // All at once: however much there is, it is one round trip.
-            asked.push(self.client.hub.context.spawner.spawn(async move { hub.txn(false, txn).await }));
-        }
-        for (page, asked) in pages.into_iter().zip(asked) {
-            let response = asked.await.unwrap_or_else(|| Err(crate::error::closed()))?;
-            if !response.succeeded() {
-                return Ok(Renewal::lost(LossReason::Expired));
-            }
-            self.read_fence(&response, 1)?;
-            let mut at = BESIDE_CHECKS;
-            for check in page {
-                let found: Vec<_> =
-                    (at..at + check.keys.len()).map(|at| answer::found(&response, at).pop()).collect();
-                at += check.keys.len();
-                self.judge(check, &found, &mut renewal);
-            }
-        }
-        Ok(renewal)
-    }
-
-    fn judge(&self, check: Check, found: &[Option<etcd_client::KeyValue>], renewal: &mut Renewal) {
-        let ours = |at: usize| {
-            found.get(at).and_then(Option::as_ref).is_some_and(|kv| kv.lease() == self.opened.lease)
-        };
-        match check.what {
-            What::Grant(attempt, shared_gate, has_gate) => {
-                let gate = found.get(1).and_then(Option::as_ref).map(|kv| Gate::read(kv.into()));
-                let gated = !has_gate
-                    || gate.is_some_and(|gate| match shared_gate {
-                        Some(lease) => gate.kind == GateKind::Shared && gate.lease == lease,
-                        None => gate.kind == GateKind::Holder(attempt),
-                    });
-                if !ours(0) || !gated {
-                    renewal.gone.push((attempt, LossReason::Vanished));
-                }
-            }
-            What::Waiting(attempt) => {
-                if !(ours(0) || ours(1) || ours(2)) {
-                    renewal.unqueued.push(attempt);
-                }
-            }
-            What::Group(group) => {
-                let exists = found.get(1).is_some_and(Option::is_some);
-                if !ours(0) || !exists {
-                    renewal.evicted.push(group);
-                }
-            }
-        }
-    }
-}
-
-/// Prolongs a lease over the present connection; `false`: it is gone. `limit`: how long that may take before the connection
-/// is given up. The answer is waited for longer: it may still come, and proves as much then.
-async fn keep_once(
-    hub: &Arc<Hub>,
-    lease: i64,
-    limit: Duration,
-    ttl: Duration,
-) -> Result<bool, (Error, Then)> {
-    let connected = hub.connected().await?;
-    let generation = connected.generation;
-    let mut leases = connected.leases();
-    let mut exchange = std::pin::pin!(async move { leases.keep_alive(lease).await });
-    let mut answered = hub.context.spawner.timeout(limit, &mut exchange).await;
-    if answered.is_none() {
-        hub.give_up(generation);
-        answered = hub.context.spawner.timeout(ttl, exchange).await;
-    }
-    match answered {
-        Some(Ok(_)) => Ok(true),
-        Some(Err(error)) => {
-            let (error, then) = explain(error);
-            if then != Then::Nothing {
-                hub.give_up(generation);
-            }
-            if error.kind() == ErrorKind::SessionLost { Ok(false) } else { Err((error, then)) }
-        }
-        None => {
-            let error = Error::new(ErrorKind::Timeout, "no answer to the prolonging of a lease");
-            Err((error.indeterminate(), Then::Unknown))
-        }
-    }
-}
-
-/// Keys to look at, and what they say.
-struct Check {
-    what: What,
-    keys: Vec<Vec<u8>>,
-}
-
-enum What {
-    /// With the lease of its shared gate, and whether there is a gate.
-    Grant(AttemptId, Option<i64>, bool),
-    Waiting(AttemptId),
-    Group(GroupId),
-}
-
-impl Check {
-    fn grant(life: &Life, key: &LockKey, attempt: AttemptId) -> Self {
-        let lock = life.client.keys.lock(key);
-        let what = What::Grant(attempt, life.gate_of(attempt), lock.gate.is_some());
-        Self { what, keys: std::iter::once(lock.holder(attempt)).chain(lock.gate).collect() }
-    }
-
-    fn waiting(life: &Life, key: &LockKey, attempt: AttemptId) -> Self {
-        let lock = life.client.keys.lock(key);
-        // It may just have been granted.
-        let keys = vec![lock.waiter(attempt, false), lock.waiter(attempt, true), lock.holder(attempt)];
-        Self { what: What::Waiting(attempt), keys }
-    }
-
-    fn group(life: &Life, group: &GroupId) -> Self {
-        let keys = life.client.keys.group(group);
-        Self {
-            what: What::Group(group.clone()),
-            keys: vec![keys.member(&life.member), keys.group().to_vec()],
-        }
+        f.debug_struct("EtcdSession").field("id", &self.state.opened.id).finish_non_exhaustive()
     }
 }
 
 impl EtcdSession {
-    pub(crate) fn new(
-        client: &Arc<Client>,
-        member: MemberId,
-        opened: Opened,
-        ttl: Duration,
-        opened_at: Instant,
-    ) -> Self {
-        let (post, notices): (Post, _) = mpsc::channel(vigil::POST);
-        let life = Arc::new(Life {
-            client: Arc::clone(client),
-            member,
-            ttl,
-            fence: AtomicI64::new(opened.revision),
-            claimed: AtomicBool::new(opened.claimed),
-            ghosts: AtomicBool::new(false),
-            standing: Mutex::default(),
-            stands_changed: Notify::new(),
-            opened,
-        });
-        let vigil = client.hub.context.spawner.spawn(vigil::keep_vigil(Arc::clone(&life), post));
-        let notices = tokio::sync::Mutex::new(notices);
-        Self { life, opened_at, notices, vigil: Mutex::new(Some(vigil)), closed: AtomicBool::new(false) }
+    pub(crate) async fn open(client: &Arc<Client>, request: &OpenSession) -> Result<Self> {
+        let wanted = request.ttl.unwrap_or(client.ttl);
+        let previous = request.previous.map(lease_of);
+        let mut tries = OPENINGS;
+        let (opened, ttl, opened_at) = loop {
+            tries -= 1;
+            let opened_at = client.connection.context.clock.now();
+            let granted = client.connection.grant_lease(wanted).await?;
+            let lease = granted.id();
+            let revision = granted.header().map_or(0, ResponseHeader::revision);
+            let ttl = Duration::from_secs(u64::try_from(granted.ttl()).unwrap_or_default());
+            let id = SessionId(
+                (client.connection.context.entropy.id() >> 64 << 64) | u128::from(lease.cast_unsigned()),
+            );
+            match write_session(client, request, id, (lease, revision), previous).await {
+                Ok(opened) => break (opened, ttl, opened_at),
+                // The server took longer than the lease lives.
+                Err(error) if error.kind() == ErrorKind::SessionLost && tries > 0 => {
+                    tracing::debug!(%error, ?ttl, "a session ended before it began; it is opened anew");
+                }
+                Err(error) => {
+                    // A user who may not write would leave a lease behind at every try. If this fails, too, it ends by
+                    // itself.
+                    let _ = client.connection.revoke(lease).await;
+                    return Err(error);
+                }
+            }
+        };
+        if let Some(previous) = previous
+            && let Err(error) = client.connection.revoke(previous).await
+        {
+            tracing::debug!(%error, "the earlier session could not be ended; it ends by its ttl");
+        }
+        let state = Arc::new(SessionState::new(client, request.member.clone(), opened, ttl));
+        let (sender, notices) = mpsc::channel(monitor::MOST_NOTICES);
+        let monitor = client.connection.context.spawner.spawn(monitor::run(Arc::clone(&state), sender));
+        let (notices, monitor) = (tokio::sync::Mutex::new(notices), Mutex::new(Some(monitor)));
+        Ok(Self { state, opened_at, notices, monitor, closed: AtomicBool::new(false) })
     }
+}
+
+/// What must hold on the server for a session to begin, and the writes that make it so.
+struct Beginning {
+    stamp: Stamp,
+    compares: Vec<Compare>,
+    /// Nothing, if the stamp is there.
+    write: Vec<TxnOp>,
+}
+
+impl Client {
+    /// Prepares a session beside a stamp that need not change; `None`: the stamp is missing, or of an earlier layout.
+    ///
+    /// # Errors
+    /// `Incompatible`: the stamp is of a later layout; `Corrupt`: it cannot be read.
+    fn prepare_beside(&self, seen: &[u8]) -> Result<Option<Beginning>> {
+        if seen.is_empty() {
+            return Ok(None);
+        }
+        let stamp = self.parse(seen)?;
+        let compares = vec![Compare::value(self.keys.epoch(), CompareOp::Equal, seen)];
+        let same = stamp.compare(&self.described(), self.layout)?.is_eq();
+        Ok(same.then(|| Beginning { stamp, compares, write: Vec::new() }))
+    }
+
+    /// Prepares a session; `seen`: the stamp as it was last seen; `revision`: the present one, or a little before.
+    ///
+    /// # Errors
+    /// `Incompatible`: the data is of a later layout, or of an earlier one in which a session lives. `Corrupt`: a session lives
+    /// in a layout that is not known.
+    async fn prepare(&self, seen: &[u8], revision: i64) -> Result<Beginning> {
+        if let Some(beginning) = self.prepare_beside(seen)? {
+            return Ok(beginning);
+        }
+        let (key, (from, end)) = (self.keys.epoch(), self.keys.sessions());
+        let list = TxnOp::get(from.clone(), Some(GetOptions::new().with_range(end.clone())));
+        let look = Txn::new().and_then([TxnOp::get(key.clone(), None), list]);
+        let response = self.connection.send(true, look).await?;
+        let present = answer::value(&response, 0);
+        if let Some(beginning) = self.prepare_beside(&present)? {
+            return Ok(beginning);
+        }
+        let found = (!present.is_empty()).then(|| self.parse(&present)).transpose()?;
+        let mut living = answer::found(&response, 1).into_iter().filter(|kv| self.keys.is_session(kv.key()));
+        if let Some(kv) = living.next() {
+            let who = record::read_session(kv.value())
+                .map_or_else(|| "a session".to_owned(), |member| format!("member \"{member}\""));
+            return Err(match found {
+                Some(found) => earlier_layout_in_use(&self.described(), found.layout, self.layout, &who),
+                None => {
+                    corrupt(&key, &format!("is missing, although {who} lives; end all programs that use it"))
+                }
+            });
+        }
+        let stamp = match found {
+            Some(found) => Stamp { layout: self.layout, ..found },
+            None => Stamp { layout: self.layout, epoch: Epoch(self.connection.context.entropy.id()) },
+        };
+        let mut write = vec![TxnOp::put(key.clone(), stamp.to_string(), None)];
+        // Layout 1 had no raises.
+        let raised = found.is_some_and(|found| found.layout > 1);
+        write.extend(
+            (!raised).then(|| fence::first(self.keys.fence(), &self.connection.context.clock, revision)),
+        );
+        let unchanged = match found {
+            Some(_) => Compare::value(key, CompareOp::Equal, present),
+            None => Compare::version(key, CompareOp::Equal, 0),
+        };
+        // No session has begun since.
+        let next = answer::revision(&response).saturating_add(1);
+        let none = Compare::mod_revision(from, CompareOp::Less, next).with_range(end);
+        Ok(Beginning { stamp, compares: vec![unchanged, none], write })
+    }
+}
+
+/// The lease of a session, which is a part of its id.
+fn lease_of(id: SessionId) -> i64 {
+    let low = u64::try_from(id.0 & u128::from(u64::MAX)).unwrap_or_default();
+    low.cast_signed()
+}
+
+/// Writes the session's key, writes the stamp where it is missing, and takes the member id over from the coordinator's
+/// earlier session, so that no other coordinator gets it meanwhile. All of it only beside the stamp that was seen.
+async fn write_session(
+    client: &Client,
+    request: &OpenSession,
+    id: SessionId,
+    (lease, revision): (i64, i64),
+    previous: Option<i64>,
+) -> Result<Opened> {
+    let value = record::write_session(&request.member);
+    let with_lease = || Some(PutOptions::new().with_lease(lease));
+    let mut seen = client.seen().clone();
+    for _ in 0..STAMPINGS {
+        let Beginning { stamp, compares, write } = client.prepare(&seen, revision).await?;
+        let mut operations = vec![TxnOp::put(client.keys.session(id), value.clone(), with_lease())];
+        if let Some(previous) = previous {
+            let claim = client.keys.claim(&request.member);
+            operations.push(TxnOp::txn(
+                Txn::new()
+                    .when([Compare::lease(claim.clone(), CompareOp::Equal, previous)])
+                    .and_then([TxnOp::put(claim, id.to_string(), with_lease())]),
+            ));
+        }
+        operations.extend(write);
+        let look = [TxnOp::get(client.keys.epoch(), None)];
+        let txn = Txn::new().when(compares).and_then(operations).or_else(look);
+        let response = client.connection.send(false, txn).await?;
+        if response.succeeded() {
+            *client.seen() = stamp.to_string().into_bytes();
+            let claimed =
+                previous.is_some() && answer::nested(&response, 1).is_some_and(|nested| nested.succeeded());
+            let revision = answer::revision(&response);
+            return Ok(Opened { id, value, lease, previous, claimed, stamp, revision });
+        }
+        seen = answer::value(&response, 0);
+    }
+    Err(Error::new(
+        ErrorKind::Unavailable,
+        format!("the stamp of {} changes all the time; connect again", client.described()),
+    ))
 }
 
 #[async_trait]
 impl Session for EtcdSession {
     fn id(&self) -> SessionId {
-        self.life.opened.id
+        self.state.opened.id
     }
 
     fn epoch(&self) -> Epoch {
-        self.life.opened.stamp.epoch
+        self.state.opened.stamp.epoch
     }
 
     fn ttl(&self) -> Option<Duration> {
-        Some(self.life.ttl)
+        Some(self.state.ttl)
     }
 
     fn opened_at(&self) -> Instant {
@@ -355,40 +227,40 @@ impl Session for EtcdSession {
     }
 
     async fn renew(&self, held: &Held) -> Result<Renewal> {
-        let life = &self.life;
+        let state = &self.state;
         let mut gates: Vec<i64> =
-            held.grants.iter().filter_map(|(_, attempt)| life.gate_of(*attempt)).collect();
+            held.grants.iter().filter_map(|(_, attempt)| state.gate_of(*attempt)).collect();
         gates.sort_unstable();
         gates.dedup();
-        let spawner = &life.client.hub.context.spawner;
-        let keeping: Vec<_> = gates
+        let spawner = &state.client.connection.context.spawner;
+        let prolonging: Vec<_> = gates
             .into_iter()
             .map(|lease| {
-                let life = Arc::clone(life);
-                (lease, spawner.spawn(async move { life.keep(lease).await }))
+                let state = Arc::clone(state);
+                (lease, spawner.spawn(async move { state.prolong(lease).await }))
             })
             .collect();
-        let (kept, compared) = tokio::join!(life.keep(life.opened.lease), life.compare(held));
-        if !kept? {
+        let (prolonged, compared) = tokio::join!(state.prolong(state.opened.lease), state.compare(held));
+        if !prolonged? {
             return Ok(Renewal::lost(LossReason::Expired));
         }
         let mut renewal = compared?;
-        for (lease, kept) in keeping {
-            if kept.await.unwrap_or_else(|| Err(crate::error::closed()))? {
+        for (lease, prolonged) in prolonging {
+            if prolonged.await.unwrap_or_else(|| Err(closed()))? {
                 continue;
             }
             let gone = held.grants.iter().map(|(_, attempt)| *attempt);
-            let gone = gone.filter(|attempt| life.gate_of(*attempt) == Some(lease));
+            let gone = gone.filter(|attempt| state.gate_of(*attempt) == Some(lease));
             let told: Vec<AttemptId> = renewal.gone.iter().map(|(attempt, _)| *attempt).collect();
             renewal.gone.extend(gone.filter(|a| !told.contains(a)).map(|a| (a, LossReason::Expired)));
         }
         for (attempt, reason) in &mut renewal.gone {
-            if let Some(why) = life.who_broke(*attempt).await {
+            if let Some(why) = state.who_broke(*attempt).await {
                 *reason = why;
             }
-            life.lose(*attempt);
+            state.mark_lost(*attempt);
         }
-        life.clear_lost().await;
+        state.clear_lost().await;
         Ok(renewal)
     }
 
@@ -411,25 +283,25 @@ impl Session for EtcdSession {
         if self.closed.load(Ordering::Acquire) {
             return Ok(());
         }
-        // The lease takes everything along but shared gates, and the marks by which the next holders know of an unclean end.
+        // All keys go with the lease but shared gates, and the marks by which the next holders know of an unclean end.
         let mut marks = Vec::new();
-        for (attempt, stand) in self.life.all() {
-            self.life.leave(attempt);
-            if stand.gate.is_some() && stand.mode != LockMode::Exclusive {
-                self.life.clear(&stand.key, attempt, end).await?;
+        for known in self.state.all() {
+            self.state.mark_leaving(known.attempt);
+            if known.gate.is_some() && known.mode != LockMode::Exclusive {
+                self.state.clear(&known.key, known.attempt, end).await?;
             } else if end == End::Clean {
-                marks.push(unmark_held(&self.life.client.keys.lock(&stand.key), attempt));
+                marks.push(unmark_held(&self.state.client.keys.lock(&known.key), known.attempt));
             }
         }
         for page in marks.chunks(MOST_OPERATIONS) {
-            // Only while it lives: after its end the marks tell the truth.
-            let txn = Txn::new().when([self.life.lives()]).and_then(page);
-            self.life.client.hub.txn(true, txn).await?;
+            // Only while the session lives: after its end the marks are true, for its grants ended uncleanly.
+            let txn = Txn::new().when([self.state.lives()]).and_then(page);
+            self.state.client.connection.send(true, txn).await?;
         }
-        // It would be told of every key that goes with the lease. Ten thousand locks are so many messages at once that HTTP/2
-        // ends the connection, by which the answer would come.
-        drop(self.vigil.lock().unwrap_or_else(PoisonError::into_inner).take());
-        self.life.client.revoke(self.life.opened.lease).await?;
+        // The monitor would get an event for every key that goes with the lease. Ten thousand locks are so many messages at
+        // once that HTTP/2 ends the connection, on which the answer would come.
+        drop(self.monitor.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.state.client.connection.revoke(self.state.opened.lease).await?;
         self.closed.store(true, Ordering::Release);
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Streams of changes: a task follows the server and keeps a view, the stream takes from it.
 //!
-//! The task reads whatever comes at once, because a stream that is not read holds up every other one on its connection.
+//! The task reads every event at once, because a stream that is not read holds up every other one on its connection.
 //! A reader that falls behind costs a bounded number of changes and then gets a view.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -15,11 +15,10 @@ use tooz_core::runtime::Task;
 use tooz_core::{ErrorKind, GroupId, MemberId, Result};
 
 use crate::client::Client;
-use crate::groups::{Snapshot, member_record, no_group};
-use crate::keys::{GroupKeys, LockKeys};
-use crate::operator;
-use crate::state::{Verdict, ranges};
-use crate::tail::{News, Range, Tail, only};
+use crate::connection::watcher::{News, Watcher};
+use crate::keys::{GroupKeys, LockKeys, Range, only};
+use crate::lock::state::{Verdict, ranges};
+use crate::view::{self, Snapshot, member_record, no_group};
 
 /// How many changes wait for a slow reader before it gets a view instead (W3).
 const BACKLOG: usize = 256;
@@ -155,14 +154,14 @@ pub(crate) async fn group(client: &Arc<Client>, group: &GroupId) -> Result<Chang
     let mut view = GroupView::default();
     view.replace(members.ok_or_else(|| no_group(group))?);
     let keys = client.keys.group(group);
-    let mut places: Vec<Range> = vec![only(keys.group())];
-    places.extend(keys.members());
-    // The group's key stands right before its members: one range is both.
-    if places[1].0 == [keys.group(), b"\0"].concat() {
-        let (_, end) = places.remove(1);
-        places[0].1 = end;
+    let mut ranges: Vec<Range> = vec![only(keys.group())];
+    ranges.extend(keys.members());
+    // The group's key comes right before its members: one range is both.
+    if ranges[1].0 == [keys.group(), b"\0"].concat() {
+        let (_, end) = ranges.remove(1);
+        ranges[0].1 = end;
     }
-    let tail = Tail::new(&client.hub, &client.keys, epoch.clone(), places, revision);
+    let watcher = Watcher::new(&client.connection, &client.keys, epoch.clone(), ranges, revision);
     let shared = Arc::new(Mutex::new(Shared { source: view, waker: None }));
     let follower = GroupFollower {
         client: Arc::clone(client),
@@ -172,7 +171,7 @@ pub(crate) async fn group(client: &Arc<Client>, group: &GroupId) -> Result<Chang
         born,
         shared: Arc::clone(&shared),
     };
-    let task = client.hub.context.spawner.spawn(follower.follow(tail));
+    let task = client.connection.context.spawner.spawn(follower.follow(watcher));
     Ok(Box::pin(Reader { shared, _task: task }))
 }
 
@@ -187,9 +186,9 @@ struct GroupFollower {
 }
 
 impl GroupFollower {
-    async fn follow(mut self, mut tail: Tail) {
+    async fn follow(mut self, mut watcher: Watcher) {
         loop {
-            let deleted = match tail.next().await {
+            let deleted = match watcher.next().await {
                 News::End => return change(&self.shared, |view| view.end(false)),
                 News::Behind | News::Resumed | News::Other => continue,
                 News::Gap => false,
@@ -198,7 +197,7 @@ impl GroupFollower {
                     let made = made.filter_map(Event::kv).rfind(|kv| kv.key() == self.keys.group());
                     self.born = made.map_or(self.born, KeyValue::create_revision);
                     let mut deleted = false;
-                    // What comes after its end belongs to another group of the same name.
+                    // Events after the group's end belong to another group of the same name.
                     change(&self.shared, |view| deleted = events.iter().any(|event| self.apply(view, event)));
                     if !deleted {
                         continue;
@@ -207,7 +206,7 @@ impl GroupFollower {
                 }
             };
             match self.look_again(deleted).await {
-                Some((epoch, revision)) => tail.restart(epoch, revision),
+                Some((epoch, revision)) => watcher.restart(epoch, revision),
                 None => return,
             }
         }
@@ -230,13 +229,13 @@ impl GroupFollower {
         false
     }
 
-    /// After a gap, or when the group's key went (`deleted`): was it deleted, or did the backend lose its data? `None`:
-    /// the watch ends.
+    /// After a gap, or when the group's key went (`deleted`): finds out whether the group was deleted or the backend lost
+    /// its data. `None`: the watch ends.
     async fn look_again(&mut self, deleted: bool) -> Option<(Vec<u8>, i64)> {
         loop {
             match self.client.snapshot(&self.group).await {
                 Ok(Snapshot { revision, epoch, born, members }) => {
-                    // An id that is missing is as good as another one: the data is gone, and the group may come back.
+                    // A missing id means the same as another one: the data is gone, and the group may come back.
                     let lost = epoch != self.epoch;
                     // One of the same name that was made in the gap is another group.
                     let members = members.filter(|_| lost || (!deleted && born == self.born));
@@ -257,7 +256,7 @@ impl GroupFollower {
                 }
                 Err(error) => {
                     tracing::debug!(%error, group = %self.group, "the group cannot be looked at; it is tried again");
-                    self.client.hub.pause().await;
+                    self.client.connection.pause().await;
                 }
             }
         }
@@ -292,16 +291,16 @@ impl Source for Present {
 /// Follows the holders of a lock.
 pub(crate) async fn holders(client: &Arc<Client>, keys: LockKeys) -> Result<HolderStream> {
     let (state, epoch) = client.look_with_epoch(&keys).await?;
-    let present = Present { latest: Some(operator::holders(&state)), ..Present::default() };
+    let present = Present { latest: Some(view::holders(&state)), ..Present::default() };
     let shared = Arc::new(Mutex::new(Shared { source: present, waker: None }));
-    let places = ranges(&keys, &Verdict::Held);
-    let mut tail = Tail::new(&client.hub, &client.keys, epoch, places, state.revision);
+    let ranges = ranges(&keys, &Verdict::Held);
+    let mut watcher = Watcher::new(&client.connection, &client.keys, epoch, ranges, state.revision);
     let (client, told) = (Arc::clone(client), Arc::clone(&shared));
     let mut seen = state.revision;
-    let spawner = client.hub.context.spawner.clone();
+    let spawner = client.connection.context.spawner.clone();
     let task = spawner.spawn(async move {
         loop {
-            let (at_least, restart) = match tail.next().await {
+            let (at_least, restart) = match watcher.next().await {
                 News::End => return change(&told, |present| present.ended = true),
                 News::Behind | News::Resumed | News::Other => continue,
                 News::Events(_, revision) if revision <= seen => continue, // the last look showed it
@@ -310,21 +309,21 @@ pub(crate) async fn holders(client: &Arc<Client>, keys: LockKeys) -> Result<Hold
             };
             loop {
                 match client.look_with_epoch(&keys).await {
-                    // A member that was away may answer from the past; the present is not there.
-                    Ok((state, _)) if state.revision < at_least => client.hub.pause().await,
+                    // A member that was away may answer from the past.
+                    Ok((state, _)) if state.revision < at_least => client.connection.pause().await,
                     Ok((state, epoch)) => {
                         seen = state.revision;
-                        let holders = operator::holders(&state);
+                        let holders = view::holders(&state);
                         change(&told, |present| present.latest = Some(holders));
                         if restart {
-                            tail.restart(epoch, state.revision);
+                            watcher.restart(epoch, state.revision);
                         }
                         break;
                     }
                     Err(error) if error.kind() == ErrorKind::Closed => break,
                     Err(error) => {
                         tracing::debug!(%error, "the holders cannot be looked at; it is tried again");
-                        client.hub.pause().await;
+                        client.connection.pause().await;
                     }
                 }
             }

@@ -1,21 +1,20 @@
 //! Fencing tokens. A token is the create revision of the holder's key, plus the largest raise that was there before it.
 //!
-//! So it is a function of what stands on the server: a reader of a holder and the raises, in one transaction, knows the
-//! token that was granted, also after later raises. A raise is a key of its own that is only ever created; a revision grows
-//! with everything that is written to the cluster, and the largest raise with each raise.
+//! So the token is a function of keys on the server. A transaction that reads a holder and the raises gives the token that
+//! was granted, also after later raises. A raise is a key of its own that is created and never written again. A revision
+//! grows with every write to the cluster, and the largest raise with each raise.
 
 use std::time::UNIX_EPOCH;
 
-use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, Txn, TxnOp, TxnResponse};
 use tooz_core::clock::Clock;
-use tooz_core::{Error, FencingToken, Result};
+use tooz_core::{Error, FencingToken};
 
-use crate::client::Client;
 use crate::connection::answer;
 use crate::error::corrupt;
 use crate::keys::Fence;
 
-/// What stands in a raise; its key says all.
+/// The value of a raise; its key says all.
 const RAISE: &str = "tooz1\nraise";
 
 /// Every raise, with its create revision.
@@ -31,7 +30,7 @@ impl Raises {
         raises
     }
 
-    /// Adds a raise; what is none is left alone.
+    /// Adds a raise; a key that is no raise is left alone.
     pub(crate) fn add(&mut self, fence: &Fence, kv: &KeyValue) {
         if let Some(by) = fence.parse(kv.key()) {
             self.0.push((by, kv.create_revision()));
@@ -56,8 +55,8 @@ pub(crate) fn look(fence: &Fence) -> TxnOp {
     TxnOp::get(fence.prefix().to_vec(), Some(GetOptions::new().with_prefix()))
 }
 
-/// True while there is a raise. Without any, tokens would be smaller than before.
-pub(crate) fn stands(fence: &Fence) -> Compare {
+/// True while there is a raise. Without one, tokens would be smaller than before.
+pub(crate) fn exists(fence: &Fence) -> Compare {
     Compare::create_revision(fence.prefix().to_vec(), CompareOp::Greater, 0).with_prefix()
 }
 
@@ -68,31 +67,25 @@ pub(crate) fn is_gone(fence: &Fence) -> Error {
     )
 }
 
-/// The raise with which a namespace begins, at the revision of now: to the microseconds of now. So its tokens look like
-/// those of other backends, and are larger than those of a namespace that stood here before and was deleted.
+/// The first raise of a namespace, at the present revision: it raises tokens to the microseconds since 1970. So they look
+/// like those of other backends, and are larger than those of an earlier namespace of this name that was deleted.
 pub(crate) fn first(fence: &Fence, clock: &Clock, revision: i64) -> TxnOp {
     let micros = clock.wall().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
     let micros = i64::try_from(micros).unwrap_or(0).min(FencingToken::RAISE_LIMIT.cast_signed());
     TxnOp::put(fence.raise(micros.saturating_sub(revision).max(0)), RAISE, None)
 }
 
-impl Client {
-    /// Raises the tokens of all later grants to `least`. A raise that was read late is one more, and no smaller one.
-    pub(crate) async fn raise_tokens(&self, least: FencingToken) -> Result<()> {
-        let fence = self.keys.fence();
-        let response = self.hub.txn(true, Txn::new().and_then([look(fence)])).await?;
-        let next = answer::revision(&response).saturating_add(1);
-        let raises = Raises::read(fence, &answer::found(&response, 0));
-        let by = least.as_i64().saturating_sub(next);
-        if raises.token(next) >= least.as_i64() {
-            return Ok(());
-        }
-        // Never written anew: its create revision says from where on it counts.
-        let raise = fence.raise(by);
-        let missing = Compare::version(raise.clone(), CompareOp::Equal, 0);
-        let txn = Txn::new().when([missing]).and_then([TxnOp::put(raise, RAISE, None)]);
-        self.hub.txn(true, txn).await.map(|_| ())
+/// The transaction that raises the tokens of all later grants to `least`; `None`: they are that large. `found`: what
+/// [`look`] read. A raise that was read late is one more, and no smaller one.
+pub(crate) fn raise_to(fence: &Fence, least: FencingToken, found: &TxnResponse) -> Option<Txn> {
+    let next = answer::revision(found).saturating_add(1);
+    if Raises::read(fence, &answer::found(found, 0)).token(next) >= least.as_i64() {
+        return None;
     }
+    // Only created, never written again: the create revision says from where on a raise counts.
+    let raise = fence.raise(least.as_i64().saturating_sub(next));
+    let missing = Compare::version(raise.clone(), CompareOp::Equal, 0);
+    Some(Txn::new().when([missing]).and_then([TxnOp::put(raise, RAISE, None)]))
 }
 
 #[cfg(test)]

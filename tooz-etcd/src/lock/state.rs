@@ -1,37 +1,35 @@
-//! What stands for one lock, and what may be done about it. Nothing here talks to a server.
+//! The state of one lock, and what an attempt may do in it. Nothing here talks to a server.
 
-use etcd_client::{
-    Compare, CompareOp, GetOptions, KeyValue, SortOrder, SortTarget, TxnOp, TxnOpResponse, TxnResponse,
-};
+use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, SortOrder, SortTarget, TxnOp, TxnResponse};
 use tooz_core::driver::{Admission, AttemptId, LockMode, Previous, admits};
 use tooz_core::{Error, Result};
 
 use crate::connection::answer;
-use crate::fence::{self, Raises};
-use crate::keys::{LockKeys, LockPart};
-use crate::record::{Gate, GateKind, Holder, Waiter, read_mark};
-use crate::tail::{Range, below, only};
+use crate::keys::{LockKeys, LockPart, Range, below, only};
+use crate::lock::fence::{self, Raises};
+use crate::lock::record::{Holder, Waiter, read_mark};
+use crate::lock::{Gate, GateKind};
 
-/// One lock, as it was at one revision. The default is one that nobody ever used.
+/// One lock at one revision. The default is a lock without keys.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct State {
     pub(crate) revision: i64,
     /// In the order of their grants.
     pub(crate) holders: Vec<Holder>,
-    /// In the order of their asking: all of them, or what [`look_before`] reads.
+    /// In the order of their positions: all waiters, or those that [`look_before`] reads.
     pub(crate) queue: Vec<Waiter>,
     marks: Vec<(AttemptId, Previous)>,
     pub(crate) raises: Raises,
     pub(crate) gate: Option<Gate>,
 }
 
-/// Whether somebody may have the lock.
+/// Whether an attempt may have the lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Free,
-    /// Nobody is before it, and the holders have to go first.
+    /// No waiter is before the attempt, and the holders have to go first.
     Held,
-    /// Whose key has to go first.
+    /// The waiter with this key has to go first.
     Behind(Vec<u8>),
 }
 
@@ -39,19 +37,19 @@ fn all(prefix: Vec<u8>) -> TxnOp {
     TxnOp::get(prefix, Some(GetOptions::new().with_prefix()))
 }
 
-/// The operations that read a lock; [`State::read`] reads their answer.
+/// The operations that read the whole lock; [`State::read`] reads their answer.
 pub(crate) fn look(keys: &LockKeys) -> Vec<TxnOp> {
     let gate = keys.gate.iter().map(|gate| TxnOp::get(gate.clone(), None));
     [fence::look(&keys.fence), all(keys.prefix.clone())].into_iter().chain(gate).collect()
 }
 
-/// The same for one who wants it alone, and so waits for whoever came right before: of the queue only that one and this
-/// waiter are read, for a thousand who each read all thousand keep a server busy with nothing else. `place`: where the waiter
-/// stands; if that is not known, it is taken to come last.
-pub(crate) fn look_before(keys: &LockKeys, own: Vec<u8>, place: Option<i64>) -> Vec<TxnOp> {
+/// The same for an attempt at [`LockMode::Exclusive`], which waits for the waiter right before it: of the queue only that
+/// waiter and the attempt's own are read. A thousand waiters that each read all thousand would keep a server busy.
+/// `position`: the attempt's; if it is not known, the attempt is taken to be the last.
+pub(crate) fn look_before(keys: &LockKeys, own: Vec<u8>, position: Option<i64>) -> Vec<TxnOp> {
     let last = GetOptions::new().with_prefix().with_sort(SortTarget::Create, SortOrder::Descend);
-    let before = match place {
-        Some(place) => last.with_max_create_revision(place - 1).with_limit(1),
+    let before = match position {
+        Some(position) => last.with_max_create_revision(position - 1).with_limit(1),
         None => last.with_limit(2),
     };
     let mut operations = vec![
@@ -66,18 +64,12 @@ pub(crate) fn look_before(keys: &LockKeys, own: Vec<u8>, place: Option<i64>) -> 
 }
 
 impl State {
-    /// Reads what [`look`] or [`look_before`] found, the last operations that were done, from this place on.
+    /// Reads what the operations of [`look`] or [`look_before`] found, which are the last ones, from this index on.
     pub(crate) fn read(keys: &LockKeys, response: &TxnResponse, at: usize) -> Result<Self> {
-        let mut found: Vec<KeyValue> = Vec::new();
-        for done in response.op_responses().into_iter().skip(at) {
-            if let TxnOpResponse::Get(mut got) = done {
-                found.append(&mut got.take_kvs());
-            }
-        }
-        Self::of(keys, answer::revision(response), &found)
+        Self::of(keys, answer::revision(response), &answer::found_from(response, at))
     }
 
-    /// The guess that nobody is left but this waiter, which is first.
+    /// The guess that there is no holder and no other waiter.
     pub(crate) fn free_for(waiter: Waiter) -> Self {
         Self { queue: vec![waiter], ..Self::default() }
     }
@@ -86,7 +78,7 @@ impl State {
         let mut state = Self { revision, ..Self::default() };
         for kv in found {
             if keys.gate.as_deref() == Some(kv.key()) {
-                state.gate = Some(Gate::read(kv.into()));
+                state.gate = Some(Gate::read(kv));
                 continue;
             }
             if kv.key().starts_with(keys.fence.prefix()) {
@@ -104,8 +96,8 @@ impl State {
             holder.token = state.raises.token(holder.created);
         }
         state.holders.sort_unstable_by_key(|holder| holder.created);
-        state.queue.sort_unstable_by_key(|waiter| waiter.place);
-        // Its own key may have been found twice.
+        state.queue.sort_unstable_by_key(|waiter| waiter.position);
+        // Two operations may have found the attempt's own key.
         state.queue.dedup_by_key(|waiter| waiter.attempt);
         Ok(state)
     }
@@ -118,16 +110,17 @@ impl State {
         self.queue.iter().find(|waiter| waiter.attempt == attempt)
     }
 
-    /// Refuses a mode that can never stand beside what is here (L15).
+    /// Refuses a mode that can never be held beside the present holders and waiters (L15).
     pub(crate) fn check(&self, mode: LockMode, attempt: AttemptId) -> Result<()> {
         let queue = self.queue.iter().filter(|waiter| waiter.attempt != attempt).map(|waiter| waiter.mode);
         admits(mode, self.holders.iter().map(|holder| holder.mode).chain(queue)).map(|_| ())
     }
 
-    /// Whether `mode` may be had by whoever waits at `place`, or comes last.
-    pub(crate) fn verdict(&self, mode: LockMode, place: Option<i64>) -> Result<Verdict> {
-        let before = self.queue.iter().filter(|waiter| place.is_none_or(|place| waiter.place < place));
-        // Readers pass readers: those before it are about to be let in with it.
+    /// Whether the attempt at `position`, or else the last one, may hold the lock in this mode.
+    pub(crate) fn verdict(&self, mode: LockMode, position: Option<i64>) -> Result<Verdict> {
+        let before =
+            self.queue.iter().filter(|waiter| position.is_none_or(|position| waiter.position < position));
+        // Readers pass readers: those before the attempt are granted together with it.
         let mut blocking =
             before.filter(|waiter| mode != LockMode::Shared || waiter.mode != LockMode::Shared);
         if let Some(last) = blocking.next_back() {
@@ -136,39 +129,39 @@ impl State {
         let fits = admits(mode, self.holders.iter().map(|holder| holder.mode))? == Admission::Yes;
         let gate = match self.gate.map(|gate| gate.kind) {
             Some(GateKind::Foreign) => false,
-            // A gate without its holder is what a crash or somebody's hand left.
+            // A crash or an operator left a gate without its holder.
             Some(GateKind::Holder(attempt)) => self.holder(attempt).is_none(),
             Some(GateKind::Shared) | None => true,
         };
         Ok(if fits && gate { Verdict::Free } else { Verdict::Held })
     }
 
-    /// The gate's lease, if the holders at hand share it.
+    /// The gate's lease, if the present holders share the gate.
     pub(crate) fn shared_gate(&self) -> Option<i64> {
         let gate = self.gate.filter(|gate| gate.kind == GateKind::Shared)?;
         self.holders.iter().any(|holder| holder.shared_gate == Some(gate.lease)).then_some(gate.lease)
     }
 
-    /// Attempts whose grant ended uncleanly, and how the last holder ended.
+    /// The attempts whose grants ended uncleanly, and how the last holder ended.
     pub(crate) fn unclean(&self) -> (Vec<AttemptId>, Previous) {
         let dead = || self.marks.iter().filter(|(attempt, _)| self.holder(*attempt).is_none());
-        // Of several ends the one that says most.
+        // Of several ends, the one that says most.
         let order = [Previous::Broken, Previous::Expired, Previous::Unknown];
         let how = order.into_iter().find(|how| dead().any(|(_, ended)| ended == how));
         (dead().map(|(attempt, _)| *attempt).collect(), how.unwrap_or(Previous::Clean))
     }
 
-    /// What must still be so when the lock is granted on the strength of this state: nobody came before us, nobody holds
-    /// it whom we do not know of, and no unclean end is forgotten.
-    pub(crate) fn compares(&self, keys: &LockKeys, mode: LockMode, place: Option<i64>) -> Vec<Compare> {
+    /// What must still hold when a claim that relies on this state is executed: no waiter is before the attempt, there is no
+    /// holder that the state does not show, and no mark of an unclean end is missed.
+    pub(crate) fn compares(&self, keys: &LockKeys, mode: LockMode, position: Option<i64>) -> Vec<Compare> {
         let all = mode != LockMode::Shared;
         let unchanged =
             |prefix: Vec<u8>| Compare::mod_revision(prefix, CompareOp::Less, self.revision + 1).with_prefix();
-        // A comparison with an empty range is one with zero. Whoever waits stands in the range of all.
+        // etcd compares zero where a range is empty. The range of all waiters holds the attempt's own key, too.
         let counts = |waiter: &&Waiter| all || waiter.mode != LockMode::Shared;
-        let queue = match place {
-            Some(place) if all || self.queue.iter().any(|waiter| counts(&waiter)) => {
-                Compare::create_revision(keys.queue(all), CompareOp::Greater, place - 1)
+        let queue = match position {
+            Some(position) if all || self.queue.iter().any(|waiter| counts(&waiter)) => {
+                Compare::create_revision(keys.queue(all), CompareOp::Greater, position - 1)
             }
             _ => Compare::create_revision(keys.queue(all), CompareOp::Equal, 0),
         };
@@ -186,7 +179,7 @@ impl State {
     }
 }
 
-/// Where to look for the end of what `verdict` says.
+/// The keys whose end may change the verdict.
 pub(crate) fn ranges(keys: &LockKeys, verdict: &Verdict) -> Vec<Range> {
     match verdict {
         Verdict::Behind(key) => vec![only(key)],
@@ -194,7 +187,7 @@ pub(crate) fn ranges(keys: &LockKeys, verdict: &Verdict) -> Vec<Range> {
     }
 }
 
-/// Nobody else holds the lock than `attempt`.
+/// True while no other attempt than this one holds the lock.
 pub(crate) fn alone(keys: &LockKeys, attempt: AttemptId) -> Vec<Compare> {
     let (own, (from, end)) = (keys.holder(attempt), below(&keys.holders()));
     let after = [own.as_slice(), b"\0"].concat();
@@ -204,7 +197,7 @@ pub(crate) fn alone(keys: &LockKeys, attempt: AttemptId) -> Vec<Compare> {
     ]
 }
 
-/// What the error of a limit that does not fit names.
+/// The error of a limit that does not fit, with the name of the lock.
 pub(crate) fn named(key: &tooz_core::driver::LockKey, error: &Error) -> Error {
     Error::new(error.kind(), format!("{key}: {}", error.context()))
 }

@@ -1,4 +1,4 @@
-//! Following changes from a revision on, across reconnects: nothing is missed, or the follower is told to look again.
+//! Watching keys from a revision on, across reconnects. A watcher misses no change, or says that its user must look again.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -6,67 +6,54 @@ use std::sync::Arc;
 
 use etcd_client::{Event, Txn, TxnOp, WatchOptions, WatchStream};
 use tokio::sync::watch;
-use tooz_core::Result;
+use tooz_core::{ErrorKind, Result};
 
-use crate::connection::{Hub, answer};
+use crate::connection::{Connection, answer};
 use crate::error::{Then, explain};
-use crate::keys::Keys;
+use crate::keys::{Keys, Range};
 
-/// Keys from one, to before another.
-pub(crate) type Range = (Vec<u8>, Vec<u8>);
-
-/// The range of one key alone.
-pub(crate) fn only(key: &[u8]) -> Range {
-    (key.to_vec(), [key, b"\0"].concat())
-}
-
-/// The range of everything that begins with `prefix`.
-pub(crate) fn below(prefix: &[u8]) -> Range {
-    (prefix.to_vec(), crate::keys::end_of(prefix))
-}
-
-/// What comes next.
+/// What a watcher tells.
 #[derive(Debug)]
 pub(crate) enum News {
     /// Changes of one range, in order; and the revision of the last of them.
     Events(Vec<Event>, i64),
-    /// Something happened before the server began to watch for us, and may be told late: a server looks only ten times a
-    /// second for those who have history to catch up with. Only where it was asked for with [`Tail::hurried`], and once.
+    /// There are changes from before the watch began, and they may be told late: for a watch with history to catch up, a
+    /// server looks only ten times a second. Only after [`Watcher::hurried`], and once.
     Behind,
-    /// The history between then and now is gone: look again, and follow from there with [`Tail::restart`].
+    /// The history since then is gone: look again, and go on from there with [`Watcher::restart`].
     Gap,
-    /// Following went on after an interruption; only for who [asked for it](Tail::tell_resumptions).
+    /// The watch went on after an interruption; only after [`Watcher::tell_resumptions`].
     Resumed,
-    /// What [`Tail::next_or`] waited for besides.
+    /// The other future of [`Watcher::next_or`] is done.
     Other,
     /// The driver was closed.
     End,
 }
 
-/// One follower. It holds a stream of its own on the shared connection.
+/// A watch of some ranges. It has a stream of its own on the shared connection.
 #[derive(Debug)]
-pub(crate) struct Tail {
-    hub: Arc<Hub>,
+pub(crate) struct Watcher {
+    connection: Arc<Connection>,
     epoch_key: Vec<u8>,
-    /// The id of the data when following began.
+    /// The id of the data when the watch began.
     epoch: Vec<u8>,
-    /// By the number that the server calls them by.
+    /// By the watch ids that the server uses.
     ranges: BTreeMap<i64, Followed>,
     last_number: i64,
     stream: Option<WatchStream>,
     generations: watch::Receiver<u64>,
-    /// Whether a stream was open before: then what is there now may be other data.
+    /// Whether a stream was open before: then the data there now may be other data.
     interrupted: bool,
     resumptions: bool,
-    /// Whether the follower would rather look than wait for history.
+    /// Whether the user would rather look than wait for history.
     hurried: bool,
 }
 
-/// One range of a tail.
+/// One range of a watcher.
 #[derive(Clone, Debug)]
 struct Followed {
     range: Range,
-    /// The revision from which it is still to be told. Each range has its own: what happened in two of them does not come
+    /// The revision from which changes are still to be told. Each range has its own: the changes of two ranges do not come
     /// in one order.
     next: i64,
 }
@@ -78,10 +65,10 @@ impl Followed {
     }
 }
 
-impl Tail {
-    /// Follows `ranges` after `revision` of the data with this epoch.
+impl Watcher {
+    /// Watches `ranges` after `revision` of the data with this epoch.
     pub(crate) fn new(
-        hub: &Arc<Hub>,
+        connection: &Arc<Connection>,
         keys: &Keys,
         epoch: Vec<u8>,
         ranges: Vec<Range>,
@@ -90,32 +77,32 @@ impl Tail {
         let ranges: BTreeMap<i64, Followed> =
             (1..).zip(ranges.into_iter().map(|range| Followed { range, next: revision + 1 })).collect();
         Self {
-            hub: Arc::clone(hub),
+            connection: Arc::clone(connection),
             epoch_key: keys.epoch(),
             epoch,
             last_number: ranges.keys().next_back().copied().unwrap_or_default(),
             ranges,
             stream: None,
-            generations: hub.generations(),
+            generations: connection.generations(),
             interrupted: false,
             resumptions: false,
             hurried: false,
         }
     }
 
-    /// Says [`News::Resumed`] after each interruption.
+    /// Tells [`News::Resumed`] after each interruption.
     pub(crate) fn tell_resumptions(mut self) -> Self {
         self.resumptions = true;
         self
     }
 
-    /// Follows one more range after `revision`, on the same stream. Returns its number.
+    /// Watches one more range after `revision`, on the same stream. Returns its number.
     pub(crate) async fn add(&mut self, range: Range, revision: i64) -> i64 {
         self.last_number += 1;
         let number = self.last_number;
         let followed = Followed { range, next: revision + 1 };
         if let Some(stream) = &mut self.stream {
-            // A stream that cannot be told has ended; it is opened again with all ranges.
+            // A stream that takes no request has ended; it is opened again with all ranges.
             let told = stream.watch(followed.range.0.clone(), Some(followed.options(number))).await;
             if told.is_err() {
                 self.interrupt();
@@ -125,7 +112,7 @@ impl Tail {
         number
     }
 
-    /// Follows a range no longer.
+    /// Stops watching a range.
     pub(crate) async fn remove(&mut self, number: i64) {
         if self.ranges.remove(&number).is_some()
             && let Some(stream) = &mut self.stream
@@ -135,7 +122,7 @@ impl Tail {
         }
     }
 
-    /// The same, which says when it is [behind](News::Behind).
+    /// Tells [`News::Behind`].
     pub(crate) fn hurried(mut self) -> Self {
         self.hurried = true;
         self
@@ -160,7 +147,7 @@ impl Tail {
     pub(crate) async fn next_or(&mut self, other: impl Future<Output = ()>) -> News {
         let mut other = std::pin::pin!(other);
         loop {
-            if self.hub.is_closed() {
+            if self.connection.is_closed() {
                 return News::End;
             }
             let Some(stream) = &mut self.stream else {
@@ -172,13 +159,13 @@ impl Tail {
                     Err(error) => {
                         tracing::debug!(%error, "a watch cannot be opened; it is tried again");
                         self.interrupted = true;
-                        self.hub.pause().await;
+                        self.connection.pause().await;
                     }
                 }
                 continue;
             };
             let message = tokio::select! {
-                biased; // a connection that was given up says nothing more that can be relied upon; then what is known
+                biased; // first the connection: nothing on one that was given up can be relied upon; then what is known
                 _ = self.generations.changed() => Err(None),
                 message = stream.message() => message.map_err(Some),
                 () = &mut other => return News::Other,
@@ -194,16 +181,16 @@ impl Tail {
                     tracing::debug!(%error, "a watch ended; it is opened again");
                     self.interrupt();
                     if then == Then::Nothing {
-                        self.hub.pause().await;
+                        self.connection.pause().await;
                     }
                     continue;
                 }
             };
             let Some(followed) = self.ranges.get_mut(&response.watch_id()) else {
-                // Of a range that is followed no longer; or the server did not take a new one.
+                // An event of a range that is not watched any more, or the server's refusal of a new range.
                 if response.canceled() && response.watch_id() < 0 {
                     self.interrupt();
-                    self.hub.pause().await;
+                    self.connection.pause().await;
                 }
                 continue;
             };
@@ -213,7 +200,7 @@ impl Tail {
             }
             if response.canceled() {
                 self.interrupt();
-                self.hub.pause().await;
+                self.connection.pause().await;
                 continue;
             }
             let now = response.header().map_or(0, etcd_client::ResponseHeader::revision);
@@ -221,7 +208,7 @@ impl Tail {
                 return News::Behind;
             }
             let next = &mut followed.next;
-            // Servers before 3.4.36 may tell something twice or again.
+            // Servers before 3.4.36 may tell an event twice, or again later.
             let revision_of = |event: &Event| event.kv().map_or(0, etcd_client::KeyValue::mod_revision);
             let fresh = response.events().iter().filter(|event| revision_of(event) >= *next);
             let events: Vec<Event> = fresh.cloned().collect();
@@ -241,47 +228,40 @@ impl Tail {
     async fn open(&mut self) -> Result<bool> {
         if self.interrupted {
             let look = Txn::new().and_then([TxnOp::get(self.epoch_key.clone(), None)]);
-            let response = self.hub.txn(true, look).await?;
-            let epoch = answer::found(&response, 0).pop().map(|kv| kv.value().to_vec()).unwrap_or_default();
-            // A server that lost its data counts from the beginning: it would be silent until it came here again.
+            let response = self.connection.send(true, look).await?;
+            let epoch = answer::value(&response, 0);
+            // A server that lost its data counts revisions from the beginning. It would tell nothing up to this one.
             let ahead = self.ranges.values().any(|followed| followed.next > answer::revision(&response) + 1);
             if epoch != self.epoch || ahead {
                 self.interrupted = false;
                 return Ok(false);
             }
         }
-        let (hub, ranges) = (Arc::clone(&self.hub), self.ranges.clone());
+        let (connection, ranges) = (Arc::clone(&self.connection), self.ranges.clone());
         // Not by `call`: a stream belongs to the connection on which it was opened.
-        let opening = self.hub.context.spawner.spawn(async move {
-            let connected = hub.connected().await.map_err(|(error, _)| error)?;
-            let generation = connected.generation;
-            let mut watches = connected.watches();
-            let opening = async {
-                let mut stream: Option<WatchStream> = None;
-                for (number, followed) in ranges {
-                    let options = followed.options(number);
-                    let from = followed.range.0;
-                    match &mut stream {
-                        None => stream = Some(watches.watch(from, Some(options)).await?),
-                        Some(stream) => stream.watch(from, Some(options)).await?,
+        let opening = self.connection.context.spawner.spawn(async move {
+            let (connection, limit) = (&connection, connection.limit());
+            let opened = connection.exchange(limit, |channel| async move {
+                let generation = channel.generation;
+                let opening = async {
+                    let (mut watches, mut stream) = (channel.watches(), None::<WatchStream>);
+                    for (number, followed) in ranges {
+                        let options = followed.options(number);
+                        let from = followed.range.0;
+                        match &mut stream {
+                            None => stream = Some(watches.watch(from, Some(options)).await?),
+                            Some(stream) => stream.watch(from, Some(options)).await?,
+                        }
                     }
+                    Ok((stream, generation))
+                };
+                let opened = connection.context.spawner.timeout(limit, opening).await;
+                if opened.is_none() {
+                    connection.give_up(generation);
                 }
-                Ok(stream)
-            };
-            match hub.context.spawner.timeout(hub.limit(), opening).await {
-                Some(Ok(stream)) => Ok((stream, generation)),
-                Some(Err(error)) => {
-                    let (error, then) = explain(error);
-                    if then != Then::Nothing {
-                        hub.give_up(generation);
-                    }
-                    Err(error)
-                }
-                None => {
-                    hub.give_up(generation);
-                    Err(tooz_core::ErrorKind::Timeout.into())
-                }
-            }
+                opened.transpose()
+            });
+            Box::pin(opened).await.map_err(|(error, _)| error)?.ok_or_else(|| ErrorKind::Timeout.into())
         });
         let (stream, generation) = opening.await.unwrap_or_else(|| Err(crate::error::closed()))?;
         if *self.generations.borrow_and_update() == generation {

@@ -1,11 +1,11 @@
-//! What a server of this version keeps.
+//! What a server of this version guarantees.
 
 use tooz_core::{Characteristics, Error, ErrorKind, Result};
 
-/// The least: older ones cannot nest transactions in the way that a request is one.
+/// The oldest version: earlier ones cannot nest transactions as a request for a lock does.
 const LEAST: (u64, u64) = (3, 4);
 
-/// Three numbers, whatever follows them.
+/// The three numbers of a version; what follows them is ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Version(u64, u64, u64);
 
@@ -31,7 +31,7 @@ pub(crate) fn is_unmaintained(version: Version) -> bool {
     version < Version(3, 5, 0)
 }
 
-/// Lowers `best` to what a server of `version` keeps; what cannot be known counts as not kept.
+/// Lowers `best` to what a server of `version` guarantees. What an unknown version may lack counts as not guaranteed.
 ///
 /// # Errors
 /// `Incompatible`: it is too old for this driver.
@@ -45,18 +45,18 @@ pub(crate) fn lower(best: Characteristics, version: &str) -> Result<Characterist
             format!("the server is etcd {version}; at least 3.4 is needed, upgrade it"),
         ));
     }
-    let mut kept = best;
+    let mut guaranteed = best;
     // A renewal could succeed on a lease that the server had already decided to revoke (etcd 3.4 before 3.4.38, 3.5
     // before 3.5.23): then the server ends a session before the deadline that it confirmed.
     if !number.has(38, 23) {
-        kept -= Characteristics::STRICT_EXCLUSION;
+        guaranteed -= Characteristics::STRICT_EXCLUSION;
     }
     // Linearizable reads could be stale after a pause of a member (etcd-io/etcd#20418; 3.4.20 to 3.4.41, 3.5 before
     // 3.5.28).
     if !number.has(42, 28) {
-        kept -= Characteristics::LINEARIZABLE;
+        guaranteed -= Characteristics::LINEARIZABLE;
     }
-    Ok(kept)
+    Ok(guaranteed)
 }
 
 #[cfg(test)]
@@ -78,10 +78,10 @@ mod tests {
             ("unknown", false, false),
             ("", false, false),
         ] {
-            let kept = lower(best, version).unwrap();
-            assert_eq!(kept.contains(Characteristics::STRICT_EXCLUSION), strict, "{version}");
-            assert_eq!(kept.contains(Characteristics::LINEARIZABLE), linearizable, "{version}");
-            assert!(kept.contains(Characteristics::FAIR_LOCKS), "{version}");
+            let guaranteed = lower(best, version).unwrap();
+            assert_eq!(guaranteed.contains(Characteristics::STRICT_EXCLUSION), strict, "{version}");
+            assert_eq!(guaranteed.contains(Characteristics::LINEARIZABLE), linearizable, "{version}");
+            assert!(guaranteed.contains(Characteristics::FAIR_LOCKS), "{version}");
         }
         let error = lower(best, "3.3.10").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Incompatible);

@@ -1,4 +1,4 @@
-//! What stands in our values. Lines of text with the free bytes last; anything else is somebody else's.
+//! The values of our keys: lines of text, the last one of free bytes. A value of another form is of another program.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,34 +8,23 @@ use tooz_core::{Error, LossReason, MemberId, Result};
 
 use crate::error::corrupt;
 
-/// A key with its value, as the server has it.
+/// A key and its value.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Raw<'a> {
     pub(crate) key: &'a [u8],
     pub(crate) value: &'a [u8],
     pub(crate) created: i64,
     pub(crate) revision: i64,
-    pub(crate) lease: i64,
 }
 
 impl<'a> From<&'a KeyValue> for Raw<'a> {
     fn from(kv: &'a KeyValue) -> Self {
-        Self {
-            key: kv.key(),
-            value: kv.value(),
-            created: kv.create_revision(),
-            revision: kv.mod_revision(),
-            lease: kv.lease(),
-        }
+        Self { key: kv.key(), value: kv.value(), created: kv.create_revision(), revision: kv.mod_revision() }
     }
 }
 
-/// The first line of every value; another number is of a version that this one does not understand.
+/// The first line of every value. Another number is of a version that this one does not understand.
 const FORM: &str = "tooz1";
-
-/// Before the attempt in a gate's value. Python's values are 16 bytes, ours are longer.
-const GATE_HOLDER: &[u8] = b"tooz1 holder ";
-const GATE_SHARED: &[u8] = b"tooz1 shared";
 
 fn lines<const N: usize>(value: &[u8]) -> Option<[&[u8]; N]> {
     let mut parts = value.splitn(N + 1, |byte| *byte == b'\n');
@@ -68,6 +57,15 @@ fn write_mode(mode: LockMode) -> Option<String> {
     }
 }
 
+/// The word for an unclean end.
+fn ended(how: Previous) -> &'static str {
+    match how {
+        Previous::Expired => "expired",
+        Previous::Broken => "broken",
+        _ => "unknown",
+    }
+}
+
 fn read_mode(line: &[u8]) -> Option<LockMode> {
     match text(line)? {
         "exclusive" => Some(LockMode::Exclusive),
@@ -83,11 +81,11 @@ pub(crate) struct Holder {
     pub(crate) session: SessionId,
     pub(crate) member: MemberId,
     pub(crate) mode: LockMode,
-    /// The lease of the gate that it shares with other holders.
+    /// The lease of the gate that the holder shares with other holders.
     pub(crate) shared_gate: Option<i64>,
     pub(crate) since: Option<SystemTime>,
     pub(crate) previous: Previous,
-    /// The create revision of its key, which is the token as long as no raise is added.
+    /// The create revision of its key, which is the token until a raise is added.
     pub(crate) created: i64,
     pub(crate) token: i64,
     pub(crate) revision: i64,
@@ -100,12 +98,7 @@ impl Holder {
         let millis =
             |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).ok().map(|d| d.as_millis());
         let since = self.since.and_then(millis).map_or_else(|| "-".to_owned(), |millis| millis.to_string());
-        let previous = match self.previous {
-            Previous::Expired => "expired",
-            Previous::Broken => "broken",
-            Previous::Clean => "clean",
-            _ => "unknown",
-        };
+        let previous = if self.previous == Previous::Clean { "clean" } else { ended(self.previous) };
         let session = self.session.to_string();
         Some(write(&[&write_mode(self.mode)?, &session, &gate, &since, previous], self.member.as_bytes()))
     }
@@ -146,13 +139,13 @@ fn unreadable(kv: Raw<'_>) -> Error {
     corrupt(kv.key, "holds nothing that tooz writes; look at it, and delete it if nobody needs it")
 }
 
-/// A place in a queue.
+/// A waiter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Waiter {
     pub(crate) attempt: AttemptId,
     pub(crate) mode: LockMode,
-    /// The create revision of its key: its place.
-    pub(crate) place: i64,
+    /// The create revision of its key, which is its position in the queue.
+    pub(crate) position: i64,
     pub(crate) key: Vec<u8>,
 }
 
@@ -164,23 +157,17 @@ impl Waiter {
     pub(crate) fn read(attempt: AttemptId, kv: Raw<'_>) -> Result<Self> {
         let mode = lines::<3>(kv.value).and_then(|[mode, _, _]| read_mode(mode));
         let mode = mode.ok_or_else(|| unreadable(kv))?;
-        Ok(Self { attempt, mode, place: kv.created, key: kv.key.to_vec() })
+        Ok(Self { attempt, mode, position: kv.created, key: kv.key.to_vec() })
     }
 }
 
-/// A mark of a grant: what the next holder is told if the grant is not there any more. A grant that was told nothing leaves
-/// `Clean`, and then its end was not clean all the same: its session ended.
+/// A mark of a grant: what the next holder is told if the grant is not there any more. A grant whose own `previous` was
+/// `Clean` leaves the word `held`: if only that mark is left, its session ended.
 pub(crate) fn write_mark(how: Previous) -> Vec<u8> {
-    let word: &[u8] = match how {
-        Previous::Broken => b"broken",
-        Previous::Unknown => b"unknown",
-        Previous::Expired => b"expired",
-        _ => b"held",
-    };
-    write(&[], word)
+    write(&[], if how == Previous::Clean { "held" } else { ended(how) }.as_bytes())
 }
 
-/// Words that this version does not know are unclean ends, too.
+/// Unknown words are unclean ends, too.
 pub(crate) fn read_mark(value: &[u8]) -> Previous {
     match lines::<1>(value) {
         Some([b"broken"]) => Previous::Broken,
@@ -216,45 +203,6 @@ pub(crate) fn read_broken(value: &[u8]) -> Option<LossReason> {
     Some(LossReason::Broken { by: by.and_then(|by| MemberId::new(by).ok()), why })
 }
 
-/// What Python's key of a lock says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum GateKind {
-    /// It belongs to this holder alone.
-    Holder(AttemptId),
-    /// It belongs to all who share the lock, and hangs on a lease of its own.
-    Shared,
-    /// It is not ours.
-    Foreign,
-}
-
-/// Python's key of a lock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Gate {
-    pub(crate) kind: GateKind,
-    pub(crate) revision: i64,
-    pub(crate) lease: i64,
-}
-
-impl Gate {
-    pub(crate) fn holder(attempt: AttemptId) -> Vec<u8> {
-        [GATE_HOLDER, attempt.to_string().as_bytes()].concat()
-    }
-
-    pub(crate) fn shared() -> Vec<u8> {
-        GATE_SHARED.to_vec()
-    }
-
-    pub(crate) fn read(kv: Raw<'_>) -> Self {
-        let holder = kv.value.strip_prefix(GATE_HOLDER).and_then(text).and_then(AttemptId::parse);
-        let kind = match holder {
-            Some(attempt) => GateKind::Holder(attempt),
-            None if kv.value == GATE_SHARED => GateKind::Shared,
-            None => GateKind::Foreign,
-        };
-        Self { kind, revision: kv.revision, lease: kv.lease }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -262,7 +210,7 @@ mod tests {
     use super::*;
 
     fn kv(value: &[u8]) -> Raw<'_> {
-        Raw { key: b"k", value, created: 7, revision: 9, lease: 5 }
+        Raw { key: b"k", value, created: 7, revision: 9 }
     }
 
     fn holder(mode: LockMode) -> Holder {
@@ -301,22 +249,12 @@ mod tests {
         assert_eq!((read, why.as_str()), (Some(by), "be\ncause"));
     }
 
-    #[test]
-    fn a_gate_is_ours_or_somebody_elses() {
-        let kind = |value: &[u8]| Gate::read(kv(value)).kind;
-        assert_eq!(kind(&Gate::holder(AttemptId(7))), GateKind::Holder(AttemptId(7)));
-        assert_eq!(kind(&Gate::shared()), GateKind::Shared);
-        for value in [&[7; 16][..], b"", b"tooz1", b"tooz1 holder x"] {
-            assert_eq!(kind(value), GateKind::Foreign);
-        }
-    }
-
     proptest! {
         #[test]
         fn anything_is_read_without_panic(value in prop::collection::vec(any::<u8>(), 0..60), ours in any::<bool>()) {
             let value = if ours { [b"tooz1\n", value.as_slice()].concat() } else { value };
             let kv = kv(&value);
-            let _ = (Holder::read(AttemptId(1), kv), Waiter::read(AttemptId(1), kv), Gate::read(kv));
+            let _ = (Holder::read(AttemptId(1), kv), Waiter::read(AttemptId(1), kv));
             let _ = (read_mark(kv.value), read_broken(kv.value));
         }
     }

@@ -1,0 +1,76 @@
+//! The driver: what needs no session.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tooz_core::driver::{Connect, Driver, Groups, Locks, OpenSession, Session};
+use tooz_core::{Characteristics, ErrorKind, Result};
+
+use crate::client::Client;
+use crate::config::{self, Config};
+use crate::connection::{Connection, version};
+use crate::session::EtcdSession;
+
+/// The driver.
+pub(crate) struct Etcd {
+    pub(crate) client: Arc<Client>,
+    characteristics: Characteristics,
+}
+
+impl fmt::Debug for Etcd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Etcd").field(&self.client.connection).finish()
+    }
+}
+
+impl Etcd {
+    pub(crate) async fn connect(request: Connect) -> Result<Self> {
+        let (config, view) = (Config::read(&request.url)?, request.view);
+        let options = config.connect_options(&request.context).await?;
+        let connection = Connection::new(&config, options, request.context);
+        let status = connection.call(true, |channel| async move { channel.raw().status().await }).await;
+        let best = config::characteristics(&request.url);
+        let characteristics = match status {
+            Ok(status) => version::lower(best, status.version())?,
+            // The server knows the user. Some roles may not ask for the status; opening a session shows what they may do.
+            Err(error)
+                if error.kind() == ErrorKind::Denied
+                    && config.user.is_some()
+                    && error.context().contains("permission denied") =>
+            {
+                version::lower(best, "")?
+            }
+            Err(error) => return Err(error),
+        };
+        let client = Arc::new(Client::new(connection, config));
+        if view {
+            client.check_readable().await?;
+        }
+        Ok(Self { client, characteristics })
+    }
+}
+
+#[async_trait]
+impl Driver for Etcd {
+    fn characteristics(&self) -> Characteristics {
+        self.characteristics
+    }
+
+    async fn open_session(&self, request: &OpenSession) -> Result<Arc<dyn Session>> {
+        Ok(Arc::new(EtcdSession::open(&self.client, request).await?))
+    }
+
+    fn groups(&self) -> &dyn Groups {
+        self
+    }
+
+    fn locks(&self) -> &dyn Locks {
+        self
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.client.connection.close();
+        Ok(())
+    }
+}

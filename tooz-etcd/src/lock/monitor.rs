@@ -1,0 +1,183 @@
+//! The monitor of a session. It sees at once, and not at the next beat, that the session or one of its grants ended.
+//!
+//! A renewal that succeeds does not prove that a session lives: while a leader's disk stands still, a lease can be
+//! renewed through another member and is revoked all the same when the disk goes on (etcd-io/etcd#12528 and #15247, in
+//! 3.4 before 3.4.31 and 3.5 before 3.5.13). Then the keys go, and the monitor sees that.
+//!
+//! The monitor watches on one stream, and each key by itself: a prefix would tell every session of the locks of all others.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use etcd_client::{Event, EventType};
+use tokio::sync::mpsc;
+use tooz_core::driver::{AttemptId, Notice};
+use tooz_core::runtime::Sleep;
+use tooz_core::{ErrorKind, LossReason};
+
+use crate::connection::watcher::{News, Watcher};
+use crate::keys::{below, only};
+use crate::lock::record;
+use crate::lock::verify::Verified;
+use crate::session_state::{KnownGrant, SessionState};
+
+/// How many notices may wait for the core. The next beat finds what a dropped notice would have said.
+pub(crate) const MOST_NOTICES: usize = 256;
+
+/// The monitor does not watch a lock that is held for less, as most are. It misses nothing: a watch begins at the revision
+/// of the grant.
+const FOLLOW_AFTER: Duration = Duration::from_millis(100);
+
+/// Runs until the session or the driver ends.
+pub(crate) async fn run(session: Arc<SessionState>, notices: mpsc::Sender<Notice>) {
+    let ranges = vec![below(&session.key())];
+    let watcher = session.watch(ranges, session.opened.revision).tell_resumptions();
+    let mut monitor = Monitor { session, notices, followed: BTreeMap::new(), waiting: None };
+    if let Some(reason) = monitor.run(watcher).await {
+        monitor.say(Notice::SessionLost(reason));
+    }
+}
+
+struct Monitor {
+    session: Arc<SessionState>,
+    notices: mpsc::Sender<Notice>,
+    /// The numbers of the ranges that are watched for each grant.
+    followed: BTreeMap<AttemptId, Vec<i64>>,
+    /// Until the watched keys are brought up to the present grants.
+    waiting: Option<Sleep>,
+}
+
+impl Monitor {
+    /// Drops the notice if the queue is full: the next beat says the same.
+    fn say(&self, notice: Notice) {
+        let _ = self.notices.try_send(notice);
+    }
+
+    /// Why the session ended; `None`: the driver did.
+    async fn run(&mut self, mut watcher: Watcher) -> Option<LossReason> {
+        loop {
+            let Self { session, waiting, .. } = self;
+            match watcher.next_or(due(session, waiting)).await {
+                News::End => return None,
+                News::Behind => {}
+                News::Other => self.follow(&mut watcher).await,
+                News::Events(events, _) => {
+                    let mut suspects = Vec::new();
+                    for event in &events {
+                        match self.read(event) {
+                            Some(Read::Over) => return Some(LossReason::Expired),
+                            Some(Read::Broken(attempt, reason)) => self.lose(vec![(attempt, reason)]).await,
+                            Some(Read::Suspect(which)) => suspects.extend(which),
+                            None => {}
+                        }
+                    }
+                    if !suspects.is_empty() && self.verify(suspects).await?.is_none() {
+                        return Some(LossReason::Expired);
+                    }
+                }
+                // Servers before 3.4.24 may lose events of the interruption.
+                News::Resumed => {
+                    if self.verify(self.session.held()).await?.is_none() {
+                        return Some(LossReason::Expired);
+                    }
+                }
+                // The history is gone, or the data.
+                News::Gap => match self.verify(self.session.held()).await? {
+                    Some(revision) => watcher.restart(self.session.data_epoch(), revision),
+                    None => return Some(LossReason::Vanished),
+                },
+            }
+        }
+    }
+
+    /// Watches the keys of present grants, and no longer those of grants that ended.
+    async fn follow(&mut self, watcher: &mut Watcher) {
+        let held = self.session.held();
+        let attempts: BTreeSet<AttemptId> = held.iter().map(|known| known.attempt).collect();
+        let ended = self.followed.extract_if(.., |attempt, _| !attempts.contains(attempt));
+        let ended: Vec<i64> = ended.flat_map(|(_, numbers)| numbers).collect();
+        for number in ended {
+            watcher.remove(number).await;
+        }
+        for known in held {
+            if self.followed.contains_key(&known.attempt) {
+                continue;
+            }
+            let mut numbers = Vec::new();
+            for key in known.keys(&self.session.client.keys) {
+                numbers.push(watcher.add(only(&key), known.created).await);
+            }
+            self.followed.insert(known.attempt, numbers);
+        }
+    }
+
+    fn read(&self, event: &Event) -> Option<Read> {
+        let kv = event.kv()?;
+        let put = event.event_type() == EventType::Put;
+        let own = self.session.key();
+        if kv.key() == own {
+            return (!put).then_some(Read::Over);
+        }
+        if kv.key().starts_with(&own) {
+            let attempt =
+                self.session.client.keys.parse_broken(self.session.opened.id, kv.key()).filter(|_| put)?;
+            return Some(Read::Broken(attempt, record::read_broken(kv.value())?));
+        }
+        // A grant that this session is releasing is not held any more.
+        let mut held = self.session.held();
+        held.retain(|known| known.keys(&self.session.client.keys).iter().any(|key| key == kv.key()));
+        Some(Read::Suspect(held))
+    }
+
+    /// Verifies these grants until the server answers; those that are not there are lost. The outer `None`: the driver was
+    /// closed; the inner: the session is over.
+    #[allow(clippy::option_option)] // two ends, and the caller leaves at the first
+    async fn verify(&self, held: Vec<KnownGrant>) -> Option<Option<i64>> {
+        loop {
+            match self.session.verify(&held).await {
+                Ok(Some(Verified { revision, gone })) => {
+                    self.lose(gone).await;
+                    return Some(Some(revision));
+                }
+                Ok(None) => return Some(None),
+                Err(error) if error.kind() == ErrorKind::Closed => return None,
+                Err(error) => {
+                    tracing::debug!(%error, "whether what is held is there cannot be asked; it is asked again");
+                    self.session.client.connection.pause().await;
+                }
+            }
+        }
+    }
+
+    async fn lose(&self, gone: Vec<(AttemptId, LossReason)>) {
+        let mut any = false;
+        for (attempt, reason) in gone {
+            if self.session.mark_lost(attempt) {
+                any = true;
+                self.say(Notice::GrantLost(attempt, reason));
+            }
+        }
+        if any {
+            self.session.clear_lost().await;
+        }
+    }
+}
+
+/// What an event means.
+enum Read {
+    /// The session's key is gone.
+    Over,
+    Broken(AttemptId, LossReason),
+    /// A key of these grants changed.
+    Suspect(Vec<KnownGrant>),
+}
+
+/// Waits until a grant came or went, and [`FOLLOW_AFTER`] longer.
+async fn due(session: &SessionState, waiting: &mut Option<Sleep>) {
+    if waiting.is_none() {
+        session.grants_changed.notified().await;
+    }
+    waiting.get_or_insert_with(|| session.client.connection.context.spawner.sleep(FOLLOW_AFTER)).await;
+    *waiting = None;
+}
