@@ -1,46 +1,24 @@
-//! Simulation: the whole core on the in-process backend and on virtual time, with everything that can go wrong going
-//! wrong, and all of it from one number.
-//!
-//! A run has a few members (coordinators with several tasks each) that use locks, leaderships, groups, watches and
-//! hooks, give up in the middle, and are cut off, paused, suspended, broken, evicted, killed and closed. Everything
-//! is recorded, together with what the backend itself says that happened, and judged by [`crate::history`]. Nothing
-//! is left to chance but the seed: the same seed gives the same trace, byte by byte.
-//!
-//! ```
-//! let run = tooz_conformance::simulation::run(&tooz_conformance::simulation::Plan::new(1));
-//! assert!(run.violations.is_empty(), "{}", run.report());
-//! ```
+//! One run: what it is given, how it goes, and what came of it.
 
-#![allow(clippy::large_futures)] // a step of a worker is as large as all that it may do
-
-mod dice;
-mod follower;
-mod grouping;
-mod locking;
-mod many;
-mod nemesis;
-mod people;
-mod worker;
-mod world;
-
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Once};
 use std::time::{Duration, SystemTime};
 
 use tooz_core::clock::Clock;
 use tooz_core::{Error, ErrorKind, Result};
 use tooz_memory::Kit;
 
-pub use crate::targets::memory::CLOCKS_STOP;
-
+use super::follower;
+use super::nemesis::Nemesis;
+use super::participants::{Connector, Participants};
+use super::rng::Rng;
+use super::world::{Task, World, locked};
 use crate::history::{Asked, Bounds, End, Fact, History, Name, Outcome, Recorder, Violation};
-use dice::Dice;
-pub use many::{Summary, many};
-use nemesis::Nemesis;
-use people::{Door, People};
-use world::{Task, World, locked};
+use crate::targets::memory::CLOCKS_STOP;
 
 /// A run to be made.
 #[derive(Clone, Copy, Debug)]
@@ -168,7 +146,7 @@ const LONGEST: Duration = Duration::from_hours(1);
 
 /// Makes a run, on a runtime of its own with a clock of its own.
 pub fn run(plan: &Plan) -> Run {
-    let (result, panics) = many::panics_in(|| {
+    let (result, panics) = panics_in(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
         let runtime =
             runtime.map_err(|error| Error::new(ErrorKind::NoRuntime, "no runtime").caused_by(error))?;
@@ -191,34 +169,34 @@ pub fn run(plan: &Plan) -> Run {
 }
 
 async fn live(plan: &Plan) -> Result<Run> {
-    let dice = Dice::new(plan.seed);
-    let ttl = if dice.one_in(3) { None } else { Some(dice.millis(2_000, 6_000)) };
+    let rng = Rng::new(plan.seed);
+    let ttl = if rng.one_in(3) { None } else { Some(rng.millis(2_000, 6_000)) };
     let mut backend = format!("memory://simulation-{}?namespace=here", RUNS.fetch_add(1, Ordering::Relaxed));
     let kit = Kit::of(&backend)?;
     let clocks_stop = plan.fault == Some(CLOCKS_STOP);
     if let Some(fault) = plan.fault.filter(|_| !clocks_stop) {
         let _ = write!(backend, "&fault={fault}");
     }
-    let url = if dice.one_in(3) { backend.clone() } else { format!("{backend}&yield_seed={}", dice.seed()) };
-    let door = Door { url, ttl, tasks: dice.roll(3) + 1, clocks_stop };
+    let url = if rng.one_in(3) { backend.clone() } else { format!("{backend}&yield_seed={}", rng.seed()) };
+    let connector = Connector { url, ttl, tasks: rng.below(3) + 1, clocks_stop };
     let clock = Clock::tokio(SystemTime::UNIX_EPOCH);
-    let members = (0..dice.roll(3) + 2).map(|number| format!("m{number}")).collect();
+    let members = (0..rng.below(3) + 2).map(|number| format!("m{number}")).collect();
     // The first to connect brings the backend's clock. It must outlive everybody, and no fault is aimed at it.
-    let observer = door.enter("observer", dice.seed()).await?;
+    let observer = connector.connect("observer", rng.seed()).await?;
     let world = World::new(Recorder::new(clock), kit, members);
     world.note("", format_args!("seed {} ttl {ttl:?} fault {:?}", plan.seed, plan.fault));
-    let elsewhere = Door { url: backend.replace("=here", "=elsewhere"), ttl, tasks: 0, clocks_stop };
-    let stranger = elsewhere.enter("stranger", dice.seed()).await?;
+    let elsewhere = Connector { url: backend.replace("=here", "=elsewhere"), ttl, tasks: 0, clocks_stop };
+    let stranger = elsewhere.connect("stranger", rng.seed()).await?;
     stranger.group("elsewhere")?.create().await?;
-    let (watcher, _) = door.builder("watcher", dice.seed()).connect_driver().await?;
+    let (watcher, _) = connector.builder("watcher", rng.seed()).connect_driver().await?;
     let following = Task::spawn(follower::follow_leader(Arc::clone(&world), Arc::clone(&watcher), "g"));
-    let mut people = People::new(door, observer);
-    for place in 0..world.members.len() {
-        people.enter(&world, &dice, place).await;
+    let mut participants = Participants::new(connector, observer);
+    for index in 0..world.members.len() {
+        participants.enter(&world, &rng, index).await;
     }
-    Nemesis { world: &world, dice: &dice, ttl }.rage(&mut people, 8 + dice.roll(10)).await;
-    rest(&world, &mut people, ttl).await?;
-    people.observer().close().await?;
+    Nemesis { world: &world, rng: &rng, ttl }.rage(&mut participants, 8 + rng.below(10)).await;
+    rest(&world, &mut participants, ttl).await?;
+    participants.observer().close().await?;
     drop(following);
     watcher.close().await?;
     stranger.close().await?;
@@ -236,16 +214,16 @@ async fn live(plan: &Plan) -> Result<Run> {
 }
 
 /// Everything is healed, everybody finishes; then the groups must be as everybody believes.
-async fn rest(world: &Arc<World>, people: &mut People, ttl: Option<Duration>) -> Result<()> {
+async fn rest(world: &Arc<World>, participants: &mut Participants, ttl: Option<Duration>) -> Result<()> {
     world.note("", format_args!("the end: everything is healed"));
     world.over.store(true, Ordering::Relaxed);
-    people.come_to_rest(world).await;
+    participants.come_to_rest(world).await;
     // Longer than the longest beat and what follows from it.
     tokio::time::sleep(Duration::from_secs(15)).await;
     // Nobody holds anything or waits any more, and all sessions live: nothing excuses what still stands.
     world.recorder.left("grants at rest", world.kit.held());
     world.recorder.left("places in queues at rest", world.kit.queued());
-    let observer = people.observer().clone();
+    let observer = participants.observer().clone();
     let mut real = BTreeMap::new();
     let id = world.called(&("obs".into(), world.recorder.name("observer")), Asked::List);
     let groups = observer.groups().await?;
@@ -256,8 +234,8 @@ async fn rest(world: &Arc<World>, people: &mut People, ttl: Option<Duration>) ->
         let members = members.iter().map(|record| world.record_of(record));
         real.insert(world.recorder.name(&group.to_string()), members.collect());
     }
-    people.check_membership(world, &real);
-    people.leave(world).await;
+    participants.check_membership(world, &real);
+    participants.leave(world).await;
     // What a lost answer to the last call left is the session's to end.
     tokio::time::sleep(ttl.unwrap_or_default() + Duration::from_secs(1)).await;
     for group in observer.groups().await? {
@@ -283,4 +261,24 @@ fn judge(plan: &Plan, world: &World) -> Run {
         (found, met)
     });
     Run { seed: plan.seed, trace: world.take_trace(), violations, met }
+}
+
+thread_local! {
+    static PANICS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Runs `act` and answers what panicked in it: a task's panic ends that task alone, and nobody would hear of it.
+/// Everything that `act` does must happen on this thread.
+fn panics_in<T>(act: impl FnOnce() -> T) -> (Option<T>, u64) {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            PANICS.with(|panics| panics.set(panics.get() + 1));
+            before(info);
+        }));
+    });
+    let before = PANICS.with(Cell::get);
+    let done = catch_unwind(AssertUnwindSafe(act)).ok();
+    (done, PANICS.with(Cell::get) - before)
 }
