@@ -3,118 +3,15 @@
 
 use std::time::Duration;
 
-use tooz_core::{
-    Coordinator, ErrorKind, Leadership, LockGuard, LockSetGuard, LossReason, LossSignal, Lost, Result,
-};
+use tooz_core::{ErrorKind, Result};
+use tooz_memory::{Cut, Operation, Outcome as Fate};
 
+use super::call::Called;
+use super::conditions::Conditions;
+use super::held::{Held, How, What, contested, ensure_free, held_by, take};
 use super::point::Point;
-use super::scene::{Needs, Scene, in_every_weather, run};
-use super::weather::{Called, Weather};
-use crate::case::Outcome;
-use crate::tools::{ensure, eventually};
-
-/// What is taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum What {
-    Lock,
-    Shared,
-    Permit,
-    Set,
-    Leadership,
-}
-
-/// How long it is waited for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum How {
-    Forever,
-    Try,
-    Within(Duration),
-}
-
-/// What was taken.
-pub(super) enum Held {
-    Lock(LockGuard),
-    Set(LockSetGuard),
-    Leadership(Leadership),
-}
-
-impl Held {
-    pub(super) async fn give_back(self) -> Result<()> {
-        match self {
-            Self::Lock(guard) => guard.release().await.map(drop),
-            Self::Set(guards) => guards.release().await,
-            Self::Leadership(leadership) => leadership.resign().await.map(drop),
-        }
-    }
-
-    pub(super) fn is_held(&self) -> bool {
-        match self {
-            Self::Lock(guard) => guard.is_held(),
-            Self::Set(guards) => guards.is_held(),
-            Self::Leadership(leadership) => leadership.is_held(),
-        }
-    }
-
-    /// Of the lock that is fought for.
-    pub(super) fn signal(&self) -> Option<LossSignal> {
-        match self {
-            Self::Lock(guard) => Some(guard.loss_signal()),
-            Self::Set(guards) => guards.guards().iter().map(LockGuard::loss_signal).nth(1),
-            Self::Leadership(leadership) => Some(leadership.loss_signal()),
-        }
-    }
-
-    pub(super) async fn lost(&self) -> LossReason {
-        match self {
-            Self::Lock(guard) => guard.lost().await,
-            Self::Set(guards) => guards.lost().await,
-            Self::Leadership(leadership) => leadership.lost().await,
-        }
-    }
-
-    pub(super) async fn run<F: Future>(&self, work: F) -> Result<F::Output, Lost<F::Output>> {
-        match self {
-            Self::Lock(guard) => guard.run(work).await,
-            Self::Set(guards) => guards.run(work).await,
-            Self::Leadership(leadership) => leadership.run(work).await,
-        }
-    }
-}
-
-/// The lock that is fought for: in a set the middle one, so that one stands before it and one behind.
-pub(super) fn fought_for(name: &str) -> String {
-    format!("{name}-m")
-}
-
-fn names(what: What, name: &str) -> Vec<String> {
-    match what {
-        What::Set => ["a", "m", "z"].map(|part| format!("{name}-{part}")).to_vec(),
-        _ => vec![fought_for(name)],
-    }
-}
-
-async fn take(c: &Coordinator, what: What, how: How, name: &str) -> Result<Option<Held>> {
-    let lock = c.lock(fought_for(name))?;
-    let lock = match what {
-        What::Shared => lock.shared(),
-        What::Permit => lock.permits(2)?,
-        _ => lock,
-    };
-    let (set, election) = (c.lock_all(names(what, name))?, c.election(name)?);
-    Ok(match (what, how) {
-        (What::Set, How::Forever) => Some(Held::Set(set.acquire().await?)),
-        (What::Set, How::Try) => set.try_acquire().await?.map(Held::Set),
-        (What::Set, How::Within(limit)) => set.acquire_within(limit).await?.map(Held::Set),
-        (What::Leadership, How::Forever) => Some(Held::Leadership(election.campaign().await?)),
-        (What::Leadership, How::Try) => election.try_campaign().await?.map(Held::Leadership),
-        (What::Leadership, How::Within(limit)) => {
-            election.campaign_within(limit).await?.map(Held::Leadership)
-        }
-        (_, How::Forever) => Some(Held::Lock(lock.acquire().await?)),
-        (_, How::Try) => lock.try_acquire().await?.map(Held::Lock),
-        (_, How::Within(limit)) => lock.acquire_within(limit).await?.map(Held::Lock),
-    })
-}
+use super::scene::{Needs, Scene, run, under_all_conditions};
+use crate::tools::{Outcome, ensure};
 
 fn operation(what: What, how: How) -> &'static str {
     match (what, how) {
@@ -128,19 +25,6 @@ fn operation(what: What, how: How) -> &'static str {
         (_, How::Try) => "Lock::try_acquire",
         (_, How::Within(_)) => "Lock::acquire_within",
     }
-}
-
-/// What nobody may have, held by `c`.
-pub(super) async fn held_by(c: &Coordinator, what: What, name: &str) -> Outcome<Held> {
-    let what = if what == What::Leadership { what } else { What::Lock };
-    let held = take(c, what, How::Try, name).await?;
-    held.ok_or_else(|| format!("{name} is not free to begin with").into())
-}
-
-/// The same, all of it.
-pub(super) async fn all_held_by(c: &Coordinator, what: What, name: &str) -> Outcome<Held> {
-    let held = take(c, what, How::Try, name).await?;
-    held.ok_or_else(|| format!("{name} is not free to begin with").into())
 }
 
 /// Long enough for every scene.
@@ -170,8 +54,13 @@ fn mode(what: What) -> &'static str {
 fn of(what: What, how: How) -> Vec<Scene> {
     let op = operation(what, how);
     let named = |situation: &str| format!("{}{situation}", mode(what));
-    let mut scenes = in_every_weather(op, &named("free"), Called::Request, run!(free, what, how));
-    scenes.extend(in_every_weather(op, &named("handed over"), Called::Request, run!(handed_over, what, how)));
+    let mut scenes = under_all_conditions(op, &named("free"), Called::Request, run!(free, what, how));
+    scenes.extend(under_all_conditions(
+        op,
+        &named("handed over"),
+        Called::Request,
+        run!(handed_over, what, how),
+    ));
     scenes.push(Scene::new(
         op,
         named("after a task of the same coordinator"),
@@ -181,12 +70,12 @@ fn of(what: What, how: How) -> Vec<Scene> {
         let short = How::Within(Duration::from_millis(30));
         let run = run!(until_its_limit, what, short);
         // The answer that comes after the limit is a way of its own.
-        let look = |scene: Scene| if scene.weather == Weather::Hangs { scene.looks(true) } else { scene };
-        let limited = in_every_weather(op, &named("until its limit"), Called::Request, run);
+        let look =
+            |scene: Scene| if scene.conditions == Conditions::Hangs { scene.looks(true) } else { scene };
+        let limited = under_all_conditions(op, &named("until its limit"), Called::Request, run);
         scenes.extend(limited.into_iter().map(look));
     }
-    #[cfg(feature = "memory")]
-    scenes.extend(hurt::scenes(op, &named, what, how));
+    scenes.extend(scenes_with_kit(op, &named, what, how));
     scenes
 }
 
@@ -240,201 +129,155 @@ async fn over(p: &Point, what: What, how: How, taken: Option<Result<Option<Held>
         Some(Err(error)) => {
             let may =
                 matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::SessionLost);
-            ensure(p.weather().allows_errors() && may, format!("it failed: {error}"))?;
+            ensure(p.conditions().allows_errors() && may, format!("it failed: {error}"))?;
         }
     }
-    nobody_is_in_the_way(p, what).await
+    ensure_free(p, what).await
 }
 
-/// It can be had at once, by another coordinator and by the same one, and nobody waits for it.
-pub(super) async fn nobody_is_in_the_way(p: &Point, what: What) -> Outcome {
-    p.world().nothing_stands()?;
-    // On the virtual clock it is free now, or it is left behind.
-    let limit = if p.h().is_virtual() { Duration::ZERO } else { p.h().limit(Duration::from_millis(100)) };
-    for c in [p.b(), p.a()] {
-        let at_once = async || {
-            let Some(held) = take(c, what, How::Try, p.name()).await? else { return Ok(false) };
-            held.give_back().await?;
-            Ok::<_, tooz_core::Error>(true)
-        };
-        if limit.is_zero() {
-            ensure(at_once().await?, format!("\"{}\" cannot have it", c.member()))?;
-        } else {
-            eventually(&format!("\"{}\" can have it", c.member()), limit, at_once).await?;
-        }
-    }
-    for name in names(what, p.name()) {
-        let holders = p.b().lock(name)?.holders().await?;
-        ensure(holders.holders.is_empty(), format!("still held: {holders:?}"))?;
-        ensure(holders.waiters.unwrap_or(0) == 0, format!("somebody still waits: {holders:?}"))?;
-    }
-    ensure(p.b().election(p.name())?.leader().await?.is_none(), "somebody still leads")?;
-    p.world().nothing_stands()
-}
-
-/// Situations that only a backend with a kit can be brought into.
-#[cfg(feature = "memory")]
-mod hurt {
-    use tooz_memory::{Cut, Operation, Outcome as Fate};
-
-    use super::{
-        Called, Duration, Held, How, Needs, Outcome, Point, Scene, Weather, What, ensure, fought_for,
-        held_by, nobody_is_in_the_way, over, run, take,
-    };
-
-    pub(super) fn scenes(
-        op: &'static str,
-        named: &dyn Fn(&str) -> String,
-        what: What,
-        how: How,
-    ) -> Vec<Scene> {
-        let mut scenes = vec![
-            Scene::new(op, named("beside a task that asks"), run!(beside_one_that_asks, what, how)),
-            Scene::new(op, named("while no session stands"), run!(without_a_session, what, how)),
-        ];
-        if how != How::Try {
-            scenes.extend([
-                Scene::new(op, named("its session ends in the queue"), run!(session_ends_waiting, what, how)),
-                Scene::new(
-                    op,
-                    named("its session ends while it is asked"),
-                    run!(session_ends_asking, what, how),
-                ),
-                Scene::new(op, named("waiting fails"), run!(waiting_fails, what, how)),
-                Scene::new(op, named("granted after its deadline"), run!(granted_too_late, what, how))
-                    .needs(Needs::Ttl),
-            ]);
-            if what != What::Leadership {
-                for weather in [Weather::Clear, Weather::ClearingFails(Called::Request)] {
-                    let scene = Scene::new(op, named("its place is gone"), run!(place_gone, what, how));
-                    scenes.push(scene.under(weather));
-                }
+fn scenes_with_kit(op: &'static str, named: &dyn Fn(&str) -> String, what: What, how: How) -> Vec<Scene> {
+    let mut scenes = vec![
+        Scene::new(op, named("beside a task that asks"), run!(beside_one_that_asks, what, how)),
+        Scene::new(op, named("while no session stands"), run!(without_a_session, what, how)),
+    ];
+    if how != How::Try {
+        scenes.extend([
+            Scene::new(op, named("its session ends in the queue"), run!(session_ends_waiting, what, how)),
+            Scene::new(op, named("its session ends while it is asked"), run!(session_ends_asking, what, how)),
+            Scene::new(op, named("waiting fails"), run!(waiting_fails, what, how)),
+            Scene::new(op, named("granted after its deadline"), run!(granted_too_late, what, how))
+                .needs(Needs::Ttl),
+        ]);
+        if what != What::Leadership {
+            for conditions in [Conditions::Normal, Conditions::ClearingFails(Called::Request)] {
+                let scene = Scene::new(op, named("its place is gone"), run!(place_gone, what, how));
+                scenes.push(scene.under(conditions));
             }
         }
-        let kit = |scene: Scene| if scene.fits(false, true) { scene.needs(Needs::Kit) } else { scene };
-        scenes.into_iter().map(kit).collect()
     }
+    let kit = |scene: Scene| if scene.fits(false, true) { scene.needs(Needs::Kit) } else { scene };
+    scenes.into_iter().map(kit).collect()
+}
 
-    /// Shorter than the ttl, so that the session stands on the backend, but by less than the margin at which its
-    /// coordinator stops believing that.
-    const DEAD: Duration = Duration::from_millis(14_500);
+/// Shorter than the ttl, so that the session stands on the backend, but by less than the margin at which its
+/// coordinator stops believing that.
+const DEAD: Duration = Duration::from_millis(14_500);
 
-    /// A suspend is noticed a quarter of a second after it at the latest, on a clock whose timers sleep through it; and what is
-    /// left of the ttl then passes before anything is given back.
-    const NOTICED: Duration = Duration::from_secs(1);
+/// A suspend is noticed a quarter of a second after it at the latest, on a clock whose timers sleep through it; and what is
+/// left of the ttl then passes before anything is given back.
+const NOTICED: Duration = Duration::from_secs(1);
 
-    fn kit(p: &Point) -> Outcome<&tooz_memory::Kit> {
-        p.world().kit().ok_or_else(|| "this scene needs the kit".into())
-    }
+fn kit(p: &Point) -> Outcome<&tooz_memory::Kit> {
+    p.world().kit().ok_or_else(|| "this scene needs the kit".into())
+}
 
-    /// A task of the same coordinator is asking for it and has not heard yet.
-    async fn beside_one_that_asks(p: Point, what: What, how: How) -> Outcome {
-        let (a, name) = (p.a().clone(), p.name().to_owned());
-        let sibling = p.h().spawn(async move {
-            let what = if what == What::Leadership { what } else { What::Lock };
-            take(&a, what, How::Try, &name).await
-        });
-        // Its turn comes first.
-        tokio::task::yield_now().await;
-        let back = async {
-            let held = sibling.await??;
-            p.settle().await;
-            Ok(held.ok_or("the task that asked first has nothing")?.give_back().await?)
-        };
-        let taken = p.sweep_while(take(p.a(), what, how, p.name()), back).await?;
-        over(&p, what, how, taken).await
-    }
+/// A task of the same coordinator is asking for it and has not heard yet.
+async fn beside_one_that_asks(p: Point, what: What, how: How) -> Outcome {
+    let (a, name) = (p.a().clone(), p.name().to_owned());
+    let sibling = p.h().spawn(async move {
+        let what = if what == What::Leadership { what } else { What::Lock };
+        take(&a, what, How::Try, &name).await
+    });
+    // Its turn comes first.
+    tokio::task::yield_now().await;
+    let back = async {
+        let held = sibling.await??;
+        p.settle().await;
+        Ok(held.ok_or("the task that asked first has nothing")?.give_back().await?)
+    };
+    let taken = p.sweep_while(take(p.a(), what, how, p.name()), back).await?;
+    over(&p, what, how, taken).await
+}
 
-    /// The session is lost, and a new one is being opened.
-    async fn without_a_session(p: Point, what: What, how: How) -> Outcome {
-        let own = p.fresh().await?;
-        kit(&p)?.next(Operation::Open, 1, Fate::Fail);
+/// The session is lost, and a new one is being opened.
+async fn without_a_session(p: Point, what: What, how: How) -> Outcome {
+    let own = p.fresh().await?;
+    kit(&p)?.next(Operation::Open, 1, Fate::Fail);
+    kit(&p)?.expire(own.member().as_bytes());
+    p.settle().await;
+    ensure(own.session_id().is_none(), "its session has not ended")?;
+    let taken = p.sweep(take(&own, what, how, p.name())).await?;
+    done(&p, what, taken).await
+}
+
+/// It waits in the queue; then its session is gone.
+async fn session_ends_waiting(p: Point, what: What, how: How) -> Outcome {
+    let (own, held) = (p.fresh().await?, held_by(p.b(), what, p.name()).await?);
+    let ends = async {
+        p.settle().await;
         kit(&p)?.expire(own.member().as_bytes());
         p.settle().await;
-        ensure(own.session_id().is_none(), "its session has not ended")?;
-        let taken = p.sweep(take(&own, what, how, p.name())).await?;
-        done(&p, what, taken).await
-    }
+        Ok(held.give_back().await?)
+    };
+    let taken = p.sweep_while(take(&own, what, how, p.name()), ends).await?;
+    done(&p, what, taken).await
+}
 
-    /// It waits in the queue; then its session is gone.
-    async fn session_ends_waiting(p: Point, what: What, how: How) -> Outcome {
-        let (own, held) = (p.fresh().await?, held_by(p.b(), what, p.name()).await?);
-        let ends = async {
-            p.settle().await;
-            kit(&p)?.expire(own.member().as_bytes());
-            p.settle().await;
-            Ok(held.give_back().await?)
-        };
-        let taken = p.sweep_while(take(&own, what, how, p.name()), ends).await?;
-        done(&p, what, taken).await
-    }
+/// Its request hangs until its session is over.
+async fn session_ends_asking(p: Point, what: What, how: How) -> Outcome {
+    let own = p.fresh().await?;
+    kit(&p)?.cut_off(own.member().as_bytes(), Cut::Hang);
+    let ends = async {
+        p.settle().await;
+        // Its coordinator hears of it although its calls hang: another way than the one they take.
+        own.simulate_suspend(Duration::from_hours(1));
+        p.h().pass(Duration::from_secs(2)).await;
+        kit(&p)?.heal(own.member().as_bytes());
+        Ok(())
+    };
+    let taken = p.sweep_while(take(&own, what, how, p.name()), ends).await?;
+    done(&p, what, taken).await
+}
 
-    /// Its request hangs until its session is over.
-    async fn session_ends_asking(p: Point, what: What, how: How) -> Outcome {
-        let own = p.fresh().await?;
-        kit(&p)?.cut_off(own.member().as_bytes(), Cut::Hang);
-        let ends = async {
-            p.settle().await;
-            // Its coordinator hears of it although its calls hang: another way than the one they take.
-            own.simulate_suspend(Duration::from_hours(1));
-            p.h().pass(Duration::from_secs(2)).await;
-            kit(&p)?.heal(own.member().as_bytes());
-            Ok(())
-        };
-        let taken = p.sweep_while(take(&own, what, how, p.name()), ends).await?;
-        done(&p, what, taken).await
-    }
+/// The backend takes no calls for a while.
+async fn waiting_fails(p: Point, what: What, how: How) -> Outcome {
+    let (own, held) = (p.fresh().await?, held_by(p.b(), what, p.name()).await?);
+    let fails = async {
+        p.settle().await;
+        kit(&p)?.cut_off(own.member().as_bytes(), Cut::Fail);
+        p.settle().await;
+        kit(&p)?.heal(own.member().as_bytes());
+        p.h().pass(Duration::from_secs(1)).await;
+        Ok(held.give_back().await?)
+    };
+    let taken = p.sweep_while(take(&own, what, how, p.name()), fails).await?;
+    done(&p, what, taken).await
+}
 
-    /// The backend takes no calls for a while.
-    async fn waiting_fails(p: Point, what: What, how: How) -> Outcome {
-        let (own, held) = (p.fresh().await?, held_by(p.b(), what, p.name()).await?);
-        let fails = async {
-            p.settle().await;
-            kit(&p)?.cut_off(own.member().as_bytes(), Cut::Fail);
-            p.settle().await;
-            kit(&p)?.heal(own.member().as_bytes());
-            p.h().pass(Duration::from_secs(1)).await;
-            Ok(held.give_back().await?)
-        };
-        let taken = p.sweep_while(take(&own, what, how, p.name()), fails).await?;
-        done(&p, what, taken).await
-    }
+/// It is granted to a session that cannot be believed in any more.
+async fn granted_too_late(p: Point, what: What, how: How) -> Outcome {
+    let (own, held) = (p.fresh().await?, held_by(p.b(), what, p.name()).await?);
+    let late = async {
+        p.settle().await;
+        own.simulate_suspend(DEAD);
+        Ok(held.give_back().await?)
+    };
+    let taken = p.sweep_while(take(&own, what, how, p.name()), late).await?;
+    // What such a session has ends with it, and it is ended when its time on the backend is over.
+    p.h().pass(NOTICED).await;
+    done(&p, what, taken).await
+}
 
-    /// It is granted to a session that cannot be believed in any more.
-    async fn granted_too_late(p: Point, what: What, how: How) -> Outcome {
-        let (own, held) = (p.fresh().await?, held_by(p.b(), what, p.name()).await?);
-        let late = async {
-            p.settle().await;
-            own.simulate_suspend(DEAD);
-            Ok(held.give_back().await?)
-        };
-        let taken = p.sweep_while(take(&own, what, how, p.name()), late).await?;
-        // What such a session has ends with it, and it is ended when its time on the backend is over.
-        p.h().pass(NOTICED).await;
-        done(&p, what, taken).await
-    }
+/// The lock's record is deleted by hand, and the queue with it.
+async fn place_gone(p: Point, what: What, how: How) -> Outcome {
+    let held = held_by(p.b(), what, p.name()).await?;
+    let gone = async {
+        p.settle().await;
+        kit(&p)?.forget_lock(contested(p.name()));
+        Ok(())
+    };
+    let taken = p.sweep_while(take(p.a(), what, how, p.name()), gone).await?;
+    // Its record is gone; only its coordinator does not know yet.
+    drop(held);
+    p.calm().await;
+    over(&p, what, how, taken).await
+}
 
-    /// The lock's record is deleted by hand, and the queue with it.
-    async fn place_gone(p: Point, what: What, how: How) -> Outcome {
-        let held = held_by(p.b(), what, p.name()).await?;
-        let gone = async {
-            p.settle().await;
-            kit(&p)?.forget_lock(fought_for(p.name()));
-            Ok(())
-        };
-        let taken = p.sweep_while(take(p.a(), what, how, p.name()), gone).await?;
-        // Its record is gone; only its coordinator does not know yet.
-        drop(held);
-        p.calm().await;
-        over(&p, what, how, taken).await
+/// What was swept on a coordinator of the point's own; it may have heard of its session's end instead.
+async fn done(p: &Point, what: What, taken: Option<Result<Option<Held>>>) -> Outcome {
+    if let Some(Ok(Some(held))) = taken {
+        ensure(held.is_held(), "it answered what is not held")?;
+        held.give_back().await?;
     }
-
-    /// What was swept on a coordinator of the point's own; it may have heard of its session's end instead.
-    async fn done(p: &Point, what: What, taken: Option<tooz_core::Result<Option<Held>>>) -> Outcome {
-        if let Some(Ok(Some(held))) = taken {
-            ensure(held.is_held(), "it answered what is not held")?;
-            held.give_back().await?;
-        }
-        nobody_is_in_the_way(p, what).await
-    }
+    ensure_free(p, what).await
 }
