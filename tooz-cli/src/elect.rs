@@ -7,10 +7,10 @@ use crate::args::{self, Backend, Elect};
 use crate::backend::{bytes, connect, view};
 use crate::exit::Failure;
 use crate::lock::{cannot_start, conclude, member_text, unless_signaled};
-use crate::run::{Job, Signals, Tenure, run};
+use crate::run::{Hold, Job, Signals, run};
 use crate::text;
 
-impl Tenure for Leadership {
+impl Hold for Leadership {
     fn deadline(&self) -> Option<Deadline> {
         Leadership::deadline(self)
     }

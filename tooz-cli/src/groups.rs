@@ -4,24 +4,21 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tooz::driver::MemberRecord;
-use tooz::{Capabilities, Coordinator, Deadline, GroupEvent};
+use tooz::{Capabilities, Coordinator, GroupEvent};
 
 use crate::args::{Backend, Join, List, Members};
 use crate::backend::{bytes, connect, view};
 use crate::exit::{Failure, LOST, USAGE, by_signal};
 use crate::lock::{cannot_start, member_text, unless_signaled};
-use crate::run::{Ended, Job, Signals, Tenure, run};
+use crate::run::{Ended, Hold, Job, Signals, run};
 use crate::text;
 
 pub(crate) async fn groups(backend: &Backend, options: &List) -> Result<u8, Failure> {
     let viewer = view(backend).await?;
     let groups = viewer.groups().await?;
     for group in groups {
-        if options.json {
-            text::line(&json!({ "group": text::name(group.as_bytes()) }).to_string())?;
-        } else {
-            text::line(&group.to_string())?;
-        }
+        let value = || json!({ "group": text::name(group.as_bytes()) });
+        text::show(options.json, value, || group.to_string())?;
     }
     let _ = viewer.close().await;
     Ok(0)
@@ -33,12 +30,7 @@ pub(crate) async fn members(backend: &Backend, options: &Members) -> Result<u8, 
     let group = bytes(&options.group);
     if !options.watch {
         for record in viewer.members(group).await? {
-            let line = if options.json {
-                text::member_json(&record).to_string()
-            } else {
-                text::member_line(&record)
-            };
-            text::line(&line)?;
+            text::show(options.json, || text::member_json(&record), || text::member_line(&record))?;
         }
         let _ = viewer.close().await;
         return Ok(0);
@@ -78,8 +70,7 @@ fn show(event: &GroupEvent, json: bool) -> Result<(), Failure> {
         GroupEvent::Joined(record) => one("joined", record),
         GroupEvent::Left(record) => one("left", record),
         GroupEvent::Updated(record) => one("updated", record),
-        GroupEvent::Deleted if json => text::line(&json!({ "event": "deleted" }).to_string()),
-        GroupEvent::Deleted => text::line("deleted"),
+        GroupEvent::Deleted => text::show(json, || json!({ "event": "deleted" }), || "deleted".to_owned()),
         _ => Ok(()),
     }
 }
@@ -88,17 +79,9 @@ fn show(event: &GroupEvent, json: bool) -> Result<(), Failure> {
 #[derive(Debug)]
 struct Membership;
 
-impl Tenure for Membership {
-    fn deadline(&self) -> Option<Deadline> {
-        None
-    }
-
+impl Hold for Membership {
     async fn lost(&self) -> String {
         std::future::pending().await
-    }
-
-    fn reason(&self) -> Option<String> {
-        None
     }
 }
 

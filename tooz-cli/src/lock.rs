@@ -8,10 +8,10 @@ use tooz::{Coordinator, Deadline, LockGuard};
 use crate::args::{Backend, Guarded, Lock};
 use crate::backend::{bytes, connect};
 use crate::exit::{Failure, by_signal};
-use crate::run::{Ended, Job, Signals, Tenure, run};
+use crate::run::{Ended, Hold, Job, Signals, run};
 use crate::text;
 
-impl Tenure for LockGuard {
+impl Hold for LockGuard {
     fn deadline(&self) -> Option<Deadline> {
         LockGuard::deadline(self)
     }
@@ -66,8 +66,7 @@ async fn hold(
         grace: wanted.kill_grace,
     };
     let ended = run(&job, &guard, signals).await.map_err(|error| cannot_start(&error))?;
-    let release = guard.release();
-    conclude(&what, ended, release, wanted).await
+    conclude(&what, ended, guard.release(), wanted).await
 }
 
 /// Stops waiting when a signal comes that asks `tooz` to end; dropping the future leaves nothing behind.

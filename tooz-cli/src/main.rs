@@ -19,7 +19,6 @@ mod holders;
 mod lock;
 mod run;
 mod text;
-mod tokens;
 
 use std::process::ExitCode;
 
@@ -62,7 +61,7 @@ async fn dispatch(cli: &Cli) -> Result<u8, Failure> {
         Verb::Join(options) => groups::join(backend, options).await,
         Verb::Elect(options) => elect::elect(backend, options).await,
         Verb::Leader(options) => elect::leader(backend, options).await,
-        Verb::Tokens { verb: Tokens::Raise(options) } => tokens::raise(backend, options).await,
+        Verb::Tokens { verb: Tokens::Raise(options) } => holders::raise_tokens(backend, options).await,
         Verb::Doctor(options) => doctor::doctor(backend, options).await,
         Verb::Drivers(options) => drivers::list(options),
         Verb::Completions(options) => {

@@ -21,6 +21,15 @@ pub(crate) fn line(text: &str) -> Result<(), Failure> {
     }
 }
 
+/// Writes one line, as JSON or as text.
+pub(crate) fn show(
+    json: bool,
+    value: impl FnOnce() -> Value,
+    text: impl FnOnce() -> String,
+) -> Result<(), Failure> {
+    line(&if json { value().to_string() } else { text() })
+}
+
 /// A JSON string: the name itself if it is text, else with escapes for what is not.
 pub(crate) fn name(bytes: &[u8]) -> Value {
     match str::from_utf8(bytes) {

@@ -6,14 +6,9 @@ use std::time::Duration;
 
 use tooz_core::Characteristics;
 
-use crate::Harness;
+use crate::harness::Harness;
 use crate::target::Target;
-
-/// Why a case failed, in one line.
-pub type Failure = Box<dyn std::error::Error>;
-
-/// How a case ends.
-pub type Outcome<T = ()> = Result<T, Failure>;
+use crate::tools::Outcome;
 
 /// A case that is running; it stays on the thread that started it.
 pub type Running = Pin<Box<dyn Future<Output = Outcome>>>;

@@ -7,15 +7,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tooz_core::driver::{Driver, InstanceId, LockKey, OpenSession, Session};
-use tooz_core::entropy::Entropy;
 use tooz_core::{Builder, Characteristics, Coordinator, Error, GroupId, LockName, MemberId, Runtime};
 
-use crate::case::{Failure, Outcome};
 use crate::kit::Kit;
 use crate::process::Process;
-use crate::target::{Place, Target, Time, Wish};
-use crate::tools::{eventually, within};
-use crate::victim::Victim;
+use crate::target::{Target, TestBackend, Time, Wish};
+use crate::tools::{Failure, Outcome, eventually, random, within};
 
 /// A backend of its own, and everything that a case does with it. A cheap clone.
 #[derive(Clone, Debug)]
@@ -25,7 +22,7 @@ pub struct Harness(Arc<Inner>);
 struct Inner {
     characteristics: Characteristics,
     time: Time,
-    place: Place,
+    backend: TestBackend,
     kit: Option<Box<dyn Kit>>,
     namespace: String,
     clocks_stop: bool,
@@ -43,14 +40,14 @@ struct Opened {
 
 impl Harness {
     pub(crate) fn new(target: &Target, wish: Wish) -> Outcome<Self> {
-        let place = target.fresh(wish)?;
+        let backend = target.fresh(wish)?;
         let namespace = format!("case-{:016x}", random() >> 64);
-        let kit = target.make_kit(&place);
+        let kit = target.make_kit(&backend);
         Ok(Self(Arc::new(Inner {
             characteristics: target.characteristics(),
             time: wish.time,
             kit,
-            place,
+            backend,
             namespace,
             clocks_stop: target.clocks_stop,
             opened: Mutex::default(),
@@ -63,7 +60,7 @@ impl Harness {
 
     /// The backend's URL.
     pub fn url(&self) -> &str {
-        self.0.place.url()
+        self.0.backend.url()
     }
 
     /// The case's own namespace.
@@ -94,12 +91,12 @@ impl Harness {
     /// # Errors
     /// It has none: the case lacks its `.files()`.
     pub fn directory(&self) -> Outcome<&Path> {
-        self.0.place.directory().ok_or_else(|| "this target has no files".into())
+        self.0.backend.directory().ok_or_else(|| "this target has no files".into())
     }
 
     /// A builder of a coordinator in the case's namespace. Nobody closes what it connects but its last handle.
     pub fn builder(&self, member: impl AsRef<[u8]>) -> Builder {
-        self.builder_at(&self.0.place.url_of(member.as_ref()), member)
+        self.builder_at(&self.0.backend.url_of(member.as_ref()), member)
     }
 
     /// The same with another URL.
@@ -167,15 +164,7 @@ impl Harness {
     /// # Errors
     /// It cannot be started.
     pub async fn process(&self, member: &str) -> Outcome<Process> {
-        Process::start(&self.0.place.url_of(member.as_bytes()), self.namespace(), member).await
-    }
-
-    /// Somebody who is going to die without a word.
-    ///
-    /// # Errors
-    /// It cannot be started: the case lacks its `.deaths()`.
-    pub async fn victim(&self, member: &str) -> Outcome<Victim> {
-        Victim::start(self, member).await
+        Process::start(&self.0.backend.url_of(member.as_bytes()), self.namespace(), member).await
     }
 
     /// The ttl of sessions, as the URL says it.
@@ -218,9 +207,9 @@ impl Harness {
 
     /// The machine was suspended, on the virtual clock: the clocks of all coordinators jump, and no timer notices.
     pub fn suspend(&self, time: Duration) {
-        for (place, coordinator) in self.opened().coordinators.iter().enumerate() {
+        for (index, coordinator) in self.opened().coordinators.iter().enumerate() {
             // The first to connect brings the backend's clock.
-            if place == 0 || !self.0.clocks_stop {
+            if index == 0 || !self.0.clocks_stop {
                 coordinator.simulate_suspend(time);
             }
         }
@@ -340,11 +329,6 @@ impl Stopwatch {
     pub fn elapsed(self) -> Duration {
         self.0.elapsed()
     }
-}
-
-/// A random number.
-pub fn random() -> u128 {
-    Entropy::system().id()
 }
 
 /// Blocks this thread, for cases about a program that does that.

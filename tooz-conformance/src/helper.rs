@@ -9,9 +9,8 @@ use std::time::Duration;
 use tooz_core::driver::{Driver, End, InstanceId, OpenSession};
 use tooz_core::{Builder, Capabilities, Coordinator, Leadership, Liveness, LockGuard, MemberId};
 
-use crate::case::Outcome;
-use crate::harness::random;
 use crate::process::HELPER;
+use crate::tools::{Outcome, random};
 
 /// Runs as a helper if this process was started as one.
 pub(crate) fn if_helper() -> Option<ExitCode> {

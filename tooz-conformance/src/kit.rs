@@ -34,7 +34,7 @@ pub enum Fate {
 }
 
 /// Hurts a backend on purpose. The namespace is the case's; what still stands when the case ends goes with its
-/// [`Place`](crate::Place).
+/// [`TestBackend`](crate::TestBackend).
 pub trait Kit: fmt::Debug + Send + Sync {
     /// The backend ends the session of `member` as if its ttl had passed.
     fn expire(&self, namespace: &str, member: &str);

@@ -22,11 +22,11 @@ pub mod targets;
 mod tools;
 mod victim;
 
-pub use case::{Case, Failure, Outcome, Running};
-pub use harness::{Harness, Stopwatch, random};
+pub use case::{Case, Running};
+pub use harness::{Harness, Stopwatch};
 pub use kit::{Call, Fate, Kit};
 pub use process::Process;
 pub use runner::{left_out, main, run, run_within, trial};
-pub use target::{Place, Target, Time, Wish};
-pub use tools::{dropped_after, ensure, eventually, within};
+pub use target::{Target, TestBackend, Time, Wish};
+pub use tools::{Failure, Outcome, dropped_after, ensure, eventually, random, within};
 pub use victim::Victim;

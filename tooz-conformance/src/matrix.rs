@@ -76,10 +76,10 @@ pub fn runs_somewhere(table: &str, case: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::target::Place;
+    use crate::target::TestBackend;
 
     fn target(name: &str) -> Target {
-        Target::new(name, |_| Ok(Place::new("nothing://")))
+        Target::new(name, |_| Ok(TestBackend::new("nothing://")))
     }
 
     #[test]

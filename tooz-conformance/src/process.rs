@@ -9,8 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
-use crate::case::Outcome;
-use crate::tools::within;
+use crate::tools::{Outcome, within};
 
 /// Set in a helper's environment; such a process runs no tests.
 pub(crate) const HELPER: &str = "TOOZ_CONFORMANCE_HELPER";

@@ -10,7 +10,7 @@ use tooz_core::{BackendUrl, Characteristics};
 use crate::kit::Kit;
 
 /// A fresh, empty backend for one case.
-pub struct Place {
+pub struct TestBackend {
     url: String,
     route: Option<Box<Route>>,
     files: Option<PathBuf>,
@@ -20,7 +20,7 @@ pub struct Place {
 /// The URL under which a member reaches the backend.
 type Route = dyn Fn(&[u8]) -> String + Send + Sync;
 
-impl Place {
+impl TestBackend {
     /// A backend that stands at `url`. Nothing else uses it.
     pub fn new(url: impl Into<String>) -> Self {
         Self { url: url.into(), route: None, files: None, keep: None }
@@ -63,16 +63,16 @@ impl Place {
     }
 }
 
-impl fmt::Debug for Place {
+impl fmt::Debug for TestBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Place")
+        f.debug_struct("TestBackend")
             .field("url", &self.url)
             .field("kept", &self.keep.is_some())
             .finish_non_exhaustive()
     }
 }
 
-/// On which clock a place is wanted.
+/// On which clock a backend is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Time {
     /// A tokio clock that jumps to the next timer when nothing else is to be done.
@@ -81,7 +81,7 @@ pub enum Time {
     Real,
 }
 
-/// What a case needs of its place.
+/// What a case needs of its backend.
 #[derive(Clone, Copy, Debug)]
 pub struct Wish {
     /// On which clock.
@@ -94,8 +94,8 @@ pub struct Wish {
 /// How many times longer anything may take on a machine that has other things to do.
 const LOADED: u32 = 5;
 
-type Fresh = dyn Fn(Wish) -> Result<Place, String> + Send + Sync;
-type MakeKit = dyn Fn(&Place) -> Box<dyn Kit> + Send + Sync;
+type Fresh = dyn Fn(Wish) -> Result<TestBackend, String> + Send + Sync;
+type MakeKit = dyn Fn(&TestBackend) -> Box<dyn Kit> + Send + Sync;
 
 /// A driver with one way of running its backend.
 #[derive(Clone)]
@@ -120,7 +120,7 @@ impl Target {
     /// the URL's scheme, whose crate must be linked (`use my_driver as _;`).
     pub fn new(
         name: impl Into<String>,
-        fresh: impl Fn(Wish) -> Result<Place, String> + Send + Sync + 'static,
+        fresh: impl Fn(Wish) -> Result<TestBackend, String> + Send + Sync + 'static,
     ) -> Self {
         let mut target = Self {
             name: name.into(),
@@ -137,11 +137,11 @@ impl Target {
             missing: None,
         };
         let lasting = Wish { time: Time::Real, lasting: true };
-        match (target.fresh)(lasting).and_then(|place| claims(&place).map(|claimed| (place, claimed))) {
-            Ok((place, claimed)) => {
+        match (target.fresh)(lasting).and_then(|backend| claims(&backend).map(|claimed| (backend, claimed))) {
+            Ok((backend, claimed)) => {
                 target.characteristics = claimed;
-                target.files = place.directory().is_some();
-                let ttl = BackendUrl::parse(place.url()).and_then(|url| url.duration("ttl"));
+                target.files = backend.directory().is_some();
+                let ttl = BackendUrl::parse(backend.url()).and_then(|url| url.duration("ttl"));
                 let seconds = ttl.ok().flatten().map_or(1, |ttl| ttl.as_secs());
                 target.pace = u32::try_from(seconds).unwrap_or(1).max(LOADED);
             }
@@ -187,7 +187,7 @@ impl Target {
 
     /// What can be done to its backend.
     #[must_use]
-    pub fn kit(mut self, kit: impl Fn(&Place) -> Box<dyn Kit> + Send + Sync + 'static) -> Self {
+    pub fn kit(mut self, kit: impl Fn(&TestBackend) -> Box<dyn Kit> + Send + Sync + 'static) -> Self {
         self.kit = Some(Arc::new(kit));
         self
     }
@@ -261,12 +261,12 @@ impl Target {
     ///
     /// # Errors
     /// Why there is none.
-    pub fn fresh(&self, wish: Wish) -> Result<Place, String> {
+    pub fn fresh(&self, wish: Wish) -> Result<TestBackend, String> {
         (self.fresh)(wish)
     }
 
-    pub(crate) fn make_kit(&self, place: &Place) -> Option<Box<dyn Kit>> {
-        self.kit.as_ref().map(|make| make(place))
+    pub(crate) fn make_kit(&self, backend: &TestBackend) -> Option<Box<dyn Kit>> {
+        self.kit.as_ref().map(|make| make(backend))
     }
 }
 
@@ -279,8 +279,8 @@ impl fmt::Debug for Target {
     }
 }
 
-fn claims(place: &Place) -> Result<Characteristics, String> {
-    let url = BackendUrl::parse(place.url()).map_err(|error| error.to_string())?;
+fn claims(backend: &TestBackend) -> Result<Characteristics, String> {
+    let url = BackendUrl::parse(backend.url()).map_err(|error| error.to_string())?;
     let registered = tooz_core::drivers();
     let registration = registered
         .iter()

@@ -29,13 +29,13 @@ pub mod memory {
 
     use tooz_memory::{Cut, Operation, Outcome};
 
-    use crate::harness::random;
     use crate::kit::{Call, Fate, Kit};
-    use crate::target::{Place, Target, Time};
+    use crate::target::{Target, TestBackend, Time};
+    use crate::tools::random;
 
     /// Sessions that live as long as their process, on the real clock: many threads, no beats.
     pub fn without_ttl() -> Target {
-        Target::new("memory", |_| Ok(Place::new(format!("memory://{:032x}", random()))))
+        Target::new("memory", |_| Ok(TestBackend::new(format!("memory://{:032x}", random()))))
             .kit(|place| Box::new(Backend::of(place)))
             .virtual_clock(false)
     }
@@ -54,7 +54,7 @@ pub mod memory {
         Target::new("memory+ttl", move |wish| {
             // On the real clock somebody waits for it.
             let ttl = if wish.time == Time::Virtual { "15s" } else { "1s" };
-            Ok(Place::new(format!("memory://{:032x}?ttl={ttl}{fault}", random())))
+            Ok(TestBackend::new(format!("memory://{:032x}?ttl={ttl}{fault}", random())))
         })
         .ttl()
         .kit(|place| Box::new(Backend::of(place)))
@@ -67,7 +67,7 @@ pub mod memory {
     }
 
     impl Backend {
-        fn of(place: &Place) -> Self {
+        fn of(place: &TestBackend) -> Self {
             // The kit of a faulty backend is the same as that of a sound one.
             Self { url: place.url().split('?').next().unwrap_or_default().to_owned() }
         }
@@ -160,7 +160,7 @@ pub mod memory {
 pub mod sqlite {
     use tooz_sqlite as _;
 
-    use crate::target::{Place, Target};
+    use crate::target::{Target, TestBackend};
 
     /// A database of its own for each case.
     pub fn target() -> Target {
@@ -168,7 +168,7 @@ pub mod sqlite {
             let directory =
                 tempfile::tempdir().map_err(|error| format!("no temporary directory: {error}"))?;
             let url = format!("sqlite://{}/tooz.db", directory.path().display());
-            Ok(Place::new(url).files(directory.path()).keep(directory))
+            Ok(TestBackend::new(url).files(directory.path()).keep(directory))
         })
     }
 }
@@ -178,12 +178,12 @@ pub mod sqlite {
 pub mod file {
     use tooz_file as _;
 
-    use crate::target::{Place, Target};
+    use crate::target::{Target, TestBackend};
 
-    fn place(options: &str) -> Result<Place, String> {
+    fn place(options: &str) -> Result<TestBackend, String> {
         let directory = tempfile::tempdir().map_err(|error| format!("no temporary directory: {error}"))?;
         let url = format!("file://{}{options}", directory.path().display());
-        Ok(Place::new(url).files(directory.path()).keep(directory))
+        Ok(TestBackend::new(url).files(directory.path()).keep(directory))
     }
 
     /// The locks that Python sees, and changes pushed by the kernel.

@@ -1,4 +1,5 @@
-//! Small tools of the cases: waiting without sleeping, futures that are dropped half-way, no runtime at all.
+//! Small tools of the cases: how a case ends, waiting without sleeping, futures that are dropped half-way, no runtime at
+//! all.
 
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,7 +9,13 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::Duration;
 
-use crate::case::{Failure, Outcome};
+use tooz_core::entropy::Entropy;
+
+/// Why a case failed, in one line.
+pub type Failure = Box<dyn std::error::Error>;
+
+/// How a case ends.
+pub type Outcome<T = ()> = Result<T, Failure>;
 
 /// Polls `check` until it says yes, for at most `within`.
 ///
@@ -109,4 +116,16 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
 /// It does not hold.
 pub fn ensure(condition: bool, promise: impl Into<String>) -> Outcome {
     if condition { Ok(()) } else { Err(promise.into().into()) }
+}
+
+/// Lets other tasks run: long enough for a second holder to come in, if one is let in.
+pub(crate) async fn linger() {
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// A random number.
+pub fn random() -> u128 {
+    Entropy::system().id()
 }

@@ -1,10 +1,11 @@
-//! Somebody who does what it is told and then dies without a word, in whichever way a target can show it.
+//! A participant that does what it is told and then dies without a word, in the way that the target allows.
 
-use crate::Harness;
-use crate::case::Outcome;
+use tooz_core::{Characteristics, Coordinator};
+
+use crate::harness::Harness;
 use crate::helper::{Held, obey};
 use crate::process::Process;
-use tooz_core::{Characteristics, Coordinator};
+use crate::tools::Outcome;
 
 /// A holder, waiter, leader or member that is going to die: a process where the driver reaches processes, otherwise
 /// a coordinator whose session the kit ends.
@@ -24,17 +25,23 @@ pub struct Here {
     held: Held,
 }
 
-impl Victim {
-    pub(crate) async fn start(h: &Harness, member: &str) -> Outcome<Self> {
-        if h.claimed().contains(Characteristics::DISTRIBUTED_ACROSS_PROCESSES) {
-            return Ok(Self::Process(h.process(member).await?));
+impl Harness {
+    /// A victim, which is going to die without a word.
+    ///
+    /// # Errors
+    /// It cannot be started: the case lacks its `.deaths()`.
+    pub async fn victim(&self, member: &str) -> Outcome<Victim> {
+        if self.claimed().contains(Characteristics::DISTRIBUTED_ACROSS_PROCESSES) {
+            return Ok(Victim::Process(self.process(member).await?));
         }
-        h.kit()?;
+        self.kit()?;
         // The dead do not come back.
-        let coordinator = h.keep(h.builder(member).rejoin(false)).await?;
-        Ok(Self::Here(Here { harness: h.clone(), coordinator, held: Held::default() }))
+        let coordinator = self.keep(self.builder(member).rejoin(false)).await?;
+        Ok(Victim::Here(Here { harness: self.clone(), coordinator, held: Held::default() }))
     }
+}
 
+impl Victim {
     /// Tells it to do something and waits for the answer.
     ///
     /// # Errors

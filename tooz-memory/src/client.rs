@@ -1,4 +1,4 @@
-//! A connected driver: the way of every call to the backend.
+//! What a driver, its session and its streams share, and the path of every call to the backend.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -7,17 +7,15 @@ use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use tooz_core::driver::{Connect, Context, Driver, Groups, Locks, OpenSession, Session, SessionId};
+use tooz_core::driver::{Connect, Context};
 use tooz_core::entropy::Entropy;
 use tooz_core::{Characteristics, Error, ErrorKind, MemberId, Result};
 
-use crate::backend::{Backend, Step};
 use crate::config::{self, Config};
-use crate::fault::Fault;
-use crate::gate::{self, Cut, Operation, Outcome};
-use crate::session::MemorySession;
-use crate::state::{Fate, State};
+use crate::faults::gate::{self, Cut, Operation, Outcome};
+use crate::faults::planted::Fault;
+use crate::store::Backend;
+use crate::store::state::{State, Step};
 
 /// The longest random wait with `yield_seed`: long against a yield, short against every ttl.
 const RANDOM_WAIT: Duration = Duration::from_millis(5);
@@ -26,15 +24,15 @@ const RANDOM_WAIT: Duration = Duration::from_millis(5);
 /// multiplicative hashing), so that equal URLs do not walk in step.
 const SEED_STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// What a driver, its session and its streams share.
+/// One connection.
 pub(crate) struct Client {
     pub(crate) backend: Arc<Backend>,
     pub(crate) context: Context,
     pub(crate) config: Config,
     pub(crate) space: Arc<str>,
-    characteristics: Characteristics,
+    pub(crate) characteristics: Characteristics,
     pace: Option<Entropy>,
-    /// Whose driver this is, since its first session: cutting a member off cuts all calls of its driver.
+    /// The member of the first session: cutting a member off cuts all calls of its driver.
     member: OnceLock<MemberId>,
     closed: AtomicBool,
 }
@@ -58,6 +56,18 @@ impl Client {
         })
     }
 
+    /// Takes the driver for a member. A driver belongs to one coordinator: a second member on it is cut off together
+    /// with the first.
+    pub(crate) fn claim_for(&self, member: &MemberId) {
+        let _ = self.member.set(member.clone());
+    }
+
+    /// Ends the driver; calls that wait through it look again and end.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.backend.act(|state| state.wakes.push(state.changed.clone()));
+    }
+
     /// One call: passes the gate, then acts in one atomic step.
     pub(crate) async fn call<T: Send>(
         &self,
@@ -67,11 +77,11 @@ impl Client {
         let outcome = self.gate(operation).await.map_err(|error| error.during(operation.name()))?;
         let answer = match outcome {
             Some(Outcome::Fail) => Err(gate::refused("let this call fail")),
-            Some(Outcome::Lost) => Err(self.unknown()),
+            Some(Outcome::Lost) => Err(self.lost_answer()),
             Some(Outcome::Indeterminate) => {
-                // What it answered is dropped here, outside the lock.
+                // The result is dropped here, outside the lock.
                 drop(self.backend.act(act));
-                Err(self.unknown())
+                Err(self.lost_answer())
             }
             None => self.backend.act(act),
         };
@@ -83,7 +93,7 @@ impl Client {
         answer.map_err(|error| error.during(operation.name()))
     }
 
-    /// The point that every call passes: yields, waits as the kit says, and answers what shall become of it.
+    /// The point that every call passes: yields, waits as the kit says, and returns what shall become of the call.
     pub(crate) async fn gate(&self, operation: Operation) -> Result<Option<Outcome>> {
         // So that the tasks of a program take turns here as they do where a network stands between.
         yield_now().await;
@@ -97,7 +107,7 @@ impl Client {
         }
         let mut hanging = Hanging { backend: &self.backend, counted: false };
         self.backend
-            .until(&self.context.spawner, |state| {
+            .wait(&self.context.spawner, |state| {
                 // A session may be closed after its driver.
                 if self.is_closed() && operation != Operation::Close {
                     return Step::Done(Err(closed()));
@@ -116,22 +126,22 @@ impl Client {
             .await
     }
 
-    /// Waits for something of the backend that no call asks for; while the member is cut off nothing gets through.
+    /// Waits for what the backend sends without being asked; while the member is cut off nothing gets through.
     pub(crate) async fn listen<T>(&self, mut look: impl FnMut(&mut State) -> Step<T>) -> T {
         let spawner = &self.context.spawner;
         self.backend
-            .until(spawner, |state| match state.plan.obstacle(self.member.get()) {
+            .wait(spawner, |state| match state.plan.obstacle(self.member.get()) {
                 Some(_) => Step::Wait(state.changed.clone()),
                 None => look(state),
             })
             .await
     }
 
-    /// As `listen`, for a call that waits: it fails where other calls fail.
+    /// As `listen`, for a call that waits: it fails when other calls fail.
     pub(crate) async fn wait<T>(&self, mut look: impl FnMut(&mut State) -> Step<Result<T>>) -> Result<T> {
         let spawner = &self.context.spawner;
         self.backend
-            .until(spawner, |state| match state.plan.obstacle(self.member.get()) {
+            .wait(spawner, |state| match state.plan.obstacle(self.member.get()) {
                 _ if self.is_closed() => Step::Done(Err(closed())),
                 Some(Cut::Hang) => Step::Wait(state.changed.clone()),
                 Some(Cut::Fail) => Step::Done(Err(gate::refused("cut this member off"))),
@@ -145,13 +155,13 @@ impl Client {
         self.backend.act(|state| state.has(fault))
     }
 
-    /// The answer of a call whose answer is lost.
-    pub(crate) fn unknown(&self) -> Error {
-        if self.has(Fault::UnknownIsFailure) { gate::refused("let this call fail") } else { gate::unknown() }
+    /// The error of a call whose answer is lost.
+    pub(crate) fn lost_answer(&self) -> Error {
+        if self.has(Fault::UnknownIsFailure) { gate::refused("let this call fail") } else { gate::lost() }
     }
 
-    /// What a call that answers nothing but that it was done answers to its caller.
-    pub(crate) fn assumed<T>(&self, answer: Result<T>, done: T) -> Result<T> {
+    /// The result of a call that returns only that it was done; with a planted fault a lost answer counts as done.
+    pub(crate) fn assume_done<T>(&self, answer: Result<T>, done: T) -> Result<T> {
         match answer {
             Err(error) if error.is_indeterminate() && self.has(Fault::UnknownIsSuccess) => Ok(done),
             answer => answer,
@@ -165,11 +175,11 @@ impl Client {
     /// With `yield_seed`: up to three yields, and in one of eight cases a short wait.
     async fn random_pace(&self) {
         let Some(pace) = &self.pace else { return };
-        let dice = pace.id();
-        for _ in 0..dice & 3 {
+        let random = pace.id();
+        for _ in 0..random & 3 {
             yield_now().await;
         }
-        if (dice >> 2).is_multiple_of(8) {
+        if (random >> 2).is_multiple_of(8) {
             self.context.spawner.sleep(pace.between(Duration::ZERO, RANDOM_WAIT)).await;
         }
     }
@@ -213,53 +223,4 @@ async fn yield_now() {
         Poll::Pending
     })
     .await;
-}
-
-/// The driver.
-#[derive(Debug)]
-pub(crate) struct Memory(pub(crate) Arc<Client>);
-
-impl Memory {
-    pub(crate) fn connect(request: Connect) -> Result<Self> {
-        Ok(Self(Arc::new(Client::connect(request)?)))
-    }
-}
-
-#[async_trait]
-impl Driver for Memory {
-    fn characteristics(&self) -> Characteristics {
-        self.0.characteristics
-    }
-
-    async fn open_session(&self, request: &OpenSession) -> Result<Arc<dyn Session>> {
-        let client = &self.0;
-        // A driver belongs to one coordinator; a second member on it is cut off together with the first.
-        let _ = client.member.set(request.member.clone());
-        let opened_at = client.context.clock.now();
-        let fate = Fate::new(SessionId(client.context.entropy.id()));
-        let ttl = client.config.ttl.map(|ttl| request.ttl.unwrap_or(ttl));
-        let session: Arc<dyn Session> = client
-            .call(Operation::Open, |state| {
-                let epoch = state.open_session(&fate, &client.space, request, ttl);
-                let reported = state.reported_ttl(ttl);
-                Ok(Arc::new(MemorySession::new(client.clone(), fate.clone(), epoch, reported, opened_at)))
-            })
-            .await?;
-        Ok(session)
-    }
-
-    fn groups(&self) -> &dyn Groups {
-        self
-    }
-
-    fn locks(&self) -> &dyn Locks {
-        self
-    }
-
-    async fn close(&self) -> Result<()> {
-        self.0.closed.store(true, Ordering::Release);
-        // Whatever waits through this driver looks again and ends.
-        self.0.backend.act(|state| state.wakes.push(state.changed.clone()));
-        Ok(())
-    }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tooz_core::options::{OptionKind, OptionSpec};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
-use crate::fault::Fault;
+use crate::faults::planted::Fault;
 
 /// The scheme, and the name that Python tooz gave its in-process backend.
 pub(crate) const SCHEMES: &[&str] = &["memory", "zake"];
@@ -83,7 +83,7 @@ impl Config {
     }
 }
 
-/// What such a URL keeps; the README gives the reason for each.
+/// What a driver with such a URL guarantees; the README gives the reason for each.
 pub(crate) fn characteristics(url: &BackendUrl) -> Characteristics {
     let all = Characteristics::all()
         - Characteristics::DISTRIBUTED_ACROSS_PROCESSES

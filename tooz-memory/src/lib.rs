@@ -1,17 +1,15 @@
 #![doc = include_str!("../README.md")]
 #![doc(html_root_url = "https://docs.rs/tooz-memory")]
 
-mod backend;
 mod client;
 mod config;
-mod fault;
-mod gate;
+mod driver;
+mod faults;
 mod groups;
-mod kit;
+mod holders;
 mod locks;
 mod session;
-mod state;
-mod truth;
+mod store;
 mod watch;
 
 use std::sync::Arc;
@@ -19,9 +17,11 @@ use std::sync::Arc;
 use tooz_core::driver::{Connect, Driver};
 use tooz_core::{Connecting, Examining, Finding, Registration};
 
-pub use gate::{Cut, Operation, Outcome};
-pub use kit::Kit;
-pub use truth::Happened;
+use client::Client;
+use driver::Memory;
+pub use faults::gate::{Cut, Operation, Outcome};
+pub use faults::kit::Kit;
+pub use faults::oracle::Happened;
 
 /// This driver. It registers itself when the crate is linked; pass it by hand where constructors do not run.
 pub const REGISTRATION: Registration =
@@ -31,17 +31,17 @@ pub const REGISTRATION: Registration =
 
 tooz_core::inventory::submit! { REGISTRATION }
 
-/// Connects at the driver's level, for programs that work with [`tooz_core::driver`] and for tests of drivers;
-/// everybody else connects a coordinator.
+/// Connects at the driver's level, for programs that work with [`tooz_core::driver`] and for tests of drivers. Other
+/// programs connect a coordinator.
 ///
 /// # Errors
-/// `InvalidUrl`, `InvalidOption`: the URL is none of this driver, or has a value that it cannot read. Whether every
-/// option is known is checked by the core.
+/// `InvalidUrl`, `InvalidOption`: the URL is not of this driver, or has a value that the driver cannot read. The core
+/// checks whether every option is known.
 pub fn connect(request: Connect) -> Connecting {
-    Box::pin(async move { Ok(Arc::new(client::Memory::connect(request)?) as Arc<dyn Driver>) })
+    Box::pin(async move { Ok(Arc::new(Memory(Arc::new(Client::connect(request)?))) as Arc<dyn Driver>) })
 }
 
-/// What there is to say to operators.
+/// What `tooz doctor` shows.
 fn examine(_: Connect) -> Examining {
     let what = "it lives in this process and ends with it; no other process sees it";
     Box::pin(async move { Ok(vec![Finding::good("scope", what)]) })

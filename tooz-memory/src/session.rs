@@ -1,4 +1,4 @@
-//! A coordinator's life on the backend.
+//! A coordinator's session on the backend.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,13 +9,12 @@ use tooz_core::clock::Instant;
 use tooz_core::driver::{
     End, Epoch, Held, Notice, Previous, Renewal, Session, SessionGroups, SessionId, SessionLocks,
 };
-use tooz_core::{GroupId, LossReason, Result};
+use tooz_core::{LossReason, Result};
 
-use crate::backend::Step;
 use crate::client::Client;
-use crate::fault::Fault;
-use crate::gate::Operation;
-use crate::state::{Ended, Fate, State};
+use crate::faults::gate::Operation;
+use crate::faults::planted::Fault;
+use crate::store::state::{Fate, Step};
 
 /// One session.
 #[derive(Debug)]
@@ -41,15 +40,12 @@ impl MemorySession {
     ) -> Self {
         Self { client, fate, epoch, ttl, opened_at, told: AtomicBool::new(false), earlier: Arc::default() }
     }
-}
 
-impl MemorySession {
-    /// The planted fault of a beat that is not answered by its own renewal: that goes on by itself, and its answer
+    /// The planted fault of a beat that returns before its own renewal: the renewal goes on by itself, and its answer
     /// is the next beat's.
     async fn renew_by_the_earlier_answer(&self, held: &Held) -> Result<Renewal> {
-        let lock =
-            |earlier: &Mutex<Option<Renewal>>| earlier.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(renewal) = lock(&self.earlier) else {
+        let earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(renewal) = earlier else {
             let renewal =
                 self.client.call(Operation::Renew, |state| Ok(state.renew(&self.fate, held))).await?;
             *self.earlier.lock().unwrap_or_else(PoisonError::into_inner) = Some(renewal.clone());
@@ -65,46 +61,6 @@ impl MemorySession {
         };
         self.client.context.spawner.spawn(renewing).detach();
         Ok(renewal)
-    }
-}
-
-impl State {
-    /// The ttl that a new session is told.
-    pub(crate) fn reported_ttl(&self, ttl: Option<Duration>) -> Option<Duration> {
-        if self.has(Fault::DeadlineLate) { ttl.map(|ttl| ttl * 2) } else { ttl }
-    }
-
-    /// One beat.
-    pub(crate) fn renew(&mut self, fate: &Fate, held: &Held) -> Renewal {
-        self.prolong(fate.id);
-        let Some(session) = self.sessions.get(&fate.id) else {
-            return if self.has(Fault::RenewsTheDead) {
-                Renewal::confirmed()
-            } else {
-                Renewal::lost(fate.why())
-            };
-        };
-        let space = self.spaces.get(&session.space);
-        let mut renewal = Renewal::confirmed();
-        for (key, attempt) in &held.grants {
-            let lock = space.and_then(|space| space.locks.get(key));
-            if lock.is_some_and(|lock| lock.holds(*attempt)) {
-                continue;
-            }
-            match session.ended.get(*attempt) {
-                Some(Ended::Silenced) => {}
-                Some(Ended::Broken(why)) => renewal.gone.push((*attempt, why.clone())),
-                Some(Ended::Settled) | None => renewal.gone.push((*attempt, LossReason::Vanished)),
-            }
-        }
-        let waiting = held.waiting.iter().map(|(_, attempt)| *attempt);
-        renewal.unqueued = waiting.filter(|attempt| !session.attempts.contains_key(attempt)).collect();
-        if self.has(Fault::PlaceLost) {
-            renewal.unqueued.clear();
-        }
-        let member = |group: &GroupId| session.groups.contains(&self.folded(group));
-        renewal.evicted = held.groups.iter().filter(|group| !member(group)).cloned().collect();
-        renewal
     }
 }
 
@@ -162,7 +118,7 @@ impl Session for MemorySession {
                 if state.has(Fault::CloseLeaks) {
                     return Ok(());
                 }
-                let how = state.how_ended(end);
+                let how = state.mark_of(end);
                 state.end_session(self.fate.id, &LossReason::SessionClosed, how);
                 Ok(())
             })
@@ -170,7 +126,7 @@ impl Session for MemorySession {
     }
 }
 
-/// As a crash: without a ttl the backend notices at once, with one when it is over.
+/// As a crash: without a ttl the backend ends the session at once, with a ttl when it is over.
 impl Drop for MemorySession {
     fn drop(&mut self) {
         if self.client.config.ttl.is_none() {

@@ -12,7 +12,8 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{getpgrp, getppid};
 
 use super::link::adopt;
-use super::{Orders, terminal};
+use super::orders::Orders;
+use super::terminal;
 use crate::exit;
 
 /// Becomes the command; returns only if that fails.

@@ -12,9 +12,10 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getpid};
 
 use super::link::ourselves;
+use super::orders::{EXEC, Orders};
 use super::protocol::{Order, Report};
-use super::warden::{Wake, Warden};
-use super::{EXEC, Orders, group};
+use super::supervisor::{Supervisor, Wake};
+use super::{group, terminal};
 use crate::exit;
 
 /// Runs until the command has ended or the guard is gone.
@@ -29,44 +30,44 @@ pub(super) fn run(orders: &Orders) -> ExitCode {
 }
 
 fn launch(orders: &Orders) -> io::Result<()> {
-    let mut warden = Warden::new(orders, false)?;
+    let mut supervisor = Supervisor::new(orders, false)?;
     let orders = Orders { input: 0, output: 0, parent: getpid(), ..orders.clone() };
     // Not before the first deadline is known here: the guard could be stopped before it passes one on.
-    while !warden.orders_seen.iter().any(|order| matches!(order, Order::Deadline(_) | Order::End)) {
-        if warden.wait(None)? == Wake::Orphaned {
+    while !supervisor.orders_seen.iter().any(|order| matches!(order, Order::Deadline(_) | Order::End)) {
+        if supervisor.wait(None)? == Wake::Orphaned {
             return Ok(());
         }
     }
-    if warden.is_over() {
-        warden.report(Report::Signaled(Signal::SIGKILL as i32));
+    if supervisor.is_over() {
+        supervisor.report(Report::Signaled(Signal::SIGKILL as i32));
         return Ok(());
     }
     // The group exists, with this very number, as soon as the stub runs; it becomes the command.
     let (child, gate) = stub(&orders)?;
     let mut gate = Some(gate);
     let pid = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
-    super::let_go_of_output(false);
-    warden.started(pid);
-    warden.report(Report::Started(pid));
+    terminal::release_streams(false);
+    supervisor.started(pid);
+    supervisor.report(Report::Started(pid));
     loop {
-        match warden.wait(None)? {
+        match supervisor.wait(None)? {
             Wake::Orphaned => return Ok(()),
             Wake::Child => {
-                if let Some(end) = look(pid, &mut warden)? {
-                    warden.report(end);
+                if let Some(end) = look(pid, &mut supervisor)? {
+                    supervisor.report(end);
                     return Ok(());
                 }
             }
             Wake::Other => {}
         }
-        if warden.orders_seen.contains(&Order::Begin)
-            && !warden.is_over()
+        if supervisor.orders_seen.contains(&Order::Begin)
+            && !supervisor.is_over()
             && let Some(mut gate) = gate.take()
         {
             // A stub that is gone is seen as a child that has ended.
             let _ = gate.write(b"\n");
         }
-        warden.orders_seen.clear();
+        supervisor.orders_seen.clear();
     }
 }
 
@@ -79,7 +80,7 @@ fn stub(orders: &Orders) -> io::Result<(Child, PipeWriter)> {
 }
 
 /// What happened to the command; `Some` is its end.
-fn look(pid: Pid, warden: &mut Warden) -> io::Result<Option<Report>> {
+fn look(pid: Pid, supervisor: &mut Supervisor) -> io::Result<Option<Report>> {
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG;
     loop {
         match waitid(Id::Pid(pid), flags) {
@@ -91,7 +92,7 @@ fn look(pid: Pid, warden: &mut Warden) -> io::Result<Option<Report>> {
                 group::kill(pid);
                 return Ok(Some(Report::Signaled(signal as i32)));
             }
-            Ok(WaitStatus::Stopped(_, signal)) => warden.report(Report::Stopped(signal as i32)),
+            Ok(WaitStatus::Stopped(_, signal)) => supervisor.report(Report::Stopped(signal as i32)),
             Ok(WaitStatus::StillAlive) => return Ok(None),
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),

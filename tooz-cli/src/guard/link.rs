@@ -13,7 +13,7 @@ use std::process::Command;
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 
-use super::Orders;
+use super::orders::Orders;
 
 /// One's own ends of the two pipes to a neighbour. Neither reading nor writing ever waits.
 #[derive(Debug)]

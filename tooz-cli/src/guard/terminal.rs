@@ -1,5 +1,7 @@
-//! Who has the terminal. The command gets it when standard input is one and `tooz` had it, and it goes back.
+//! The terminal and the standard streams. The command gets the terminal when standard input is one and `tooz` had it,
+//! and afterwards the terminal goes back.
 
+use std::fs::File;
 use std::io::{IsTerminal, stdin};
 
 use nix::sys::signal::{SigSet, Signal};
@@ -22,9 +24,21 @@ pub(crate) fn pass(from: Pid, to: Pid) {
     output.add(Signal::SIGTTOU);
     let before = SigSet::thread_get_mask();
     let _ = output.thread_block();
-    // It may have hung up meanwhile; then nobody has it.
+    // It may have hung up meanwhile; then no group has it.
     let _ = tcsetpgrp(stdin(), to);
     if let Ok(before) = before {
         let _ = before.thread_set_mask();
     }
+}
+
+/// Points standard output and error elsewhere once the process below has them, so that their reader sees the end when
+/// the command closes them. Standard input goes, too, unless it is the terminal and `keeps_terminal`: the guard has to
+/// give it back.
+pub(super) fn release_streams(keeps_terminal: bool) {
+    let Ok(null) = File::options().read(true).write(true).open("/dev/null") else { return };
+    if !(keeps_terminal && stdin().is_terminal()) {
+        let _ = nix::unistd::dup2_stdin(&null);
+    }
+    let _ = nix::unistd::dup2_stdout(&null);
+    let _ = nix::unistd::dup2_stderr(&null);
 }

@@ -4,9 +4,10 @@ use std::io;
 use std::process::ExitCode;
 
 use super::link::{Heard, Link, Prepared};
+use super::orders::{LAUNCH, Orders};
 use super::protocol::{Lines, Report};
-use super::warden::{Wake, Warden};
-use super::{LAUNCH, Orders, terminal};
+use super::supervisor::{Supervisor, Wake};
+use super::terminal;
 use crate::exit;
 
 /// Runs until the launcher has reported the command's end, or until one of its neighbours is gone.
@@ -21,25 +22,25 @@ pub(super) fn run(orders: &Orders) -> ExitCode {
 }
 
 fn guard(orders: &Orders) -> io::Result<()> {
-    let mut warden = Warden::new(orders, true)?;
+    let mut supervisor = Supervisor::new(orders, true)?;
     let (mut prepared, mut launcher) = Prepared::new(LAUNCH, orders)?;
     let mut child = prepared.command.spawn()?;
     // Our copies of its ends must go, or we would never see the end of its pipe.
     drop(prepared);
-    super::let_go_of_output(true);
+    terminal::release_streams(true);
     let mut lines = Lines::default();
     let mut over = false;
     while !over {
-        let wake = warden.wait(Some(launcher.input()))?;
-        for order in std::mem::take(&mut warden.orders_seen) {
+        let wake = supervisor.wait(Some(launcher.input()))?;
+        for order in std::mem::take(&mut supervisor.orders_seen) {
             launcher.send(order);
         }
         if wake == Wake::Orphaned {
             break;
         }
-        over = relay(&mut warden, &mut launcher, &mut lines);
+        over = relay(&mut supervisor, &mut launcher, &mut lines);
     }
-    if let Some(group) = warden.group {
+    if let Some(group) = supervisor.group {
         // `tooz` does it, too, if it lives; without this a shell script would lose the terminal with it.
         terminal::pass(group, orders.home);
     }
@@ -50,21 +51,21 @@ fn guard(orders: &Orders) -> io::Result<()> {
 }
 
 /// Passes reports on; says whether it is over.
-fn relay(warden: &mut Warden, launcher: &mut Link, lines: &mut Lines) -> bool {
+fn relay(supervisor: &mut Supervisor, launcher: &mut Link, lines: &mut Lines) -> bool {
     let (bytes, gone) = match launcher.read() {
         Heard::Bytes(bytes) => (bytes, false),
         Heard::Gone(bytes) => (bytes, true),
     };
     for report in lines.push(&bytes).iter().filter_map(|line| Report::parse(line)) {
-        warden.report(report);
+        supervisor.report(report);
         match report {
-            Report::Started(group) => warden.started(group),
+            Report::Started(group) => supervisor.started(group),
             Report::Exited(_) | Report::Signaled(_) => return true,
             Report::Stopped(_) | Report::Expired => {}
         }
     }
     if gone {
-        warden.kill();
+        supervisor.kill();
     }
     gone
 }

@@ -1,6 +1,7 @@
 //! The guard as `tooz` sees it: a child process, reports that come from it, orders that go to it.
 
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -10,12 +11,22 @@ use nix::unistd::{Pid, getpgrp};
 use tokio::net::unix::pipe;
 use tokio::process::Child;
 
-use super::Job;
 use crate::guard::protocol::{Lines, Order, Report};
 use crate::guard::{GUARD, Orders, Prepared, group};
 
 /// How often to look whether the group is gone: it takes the kernel a few milliseconds, and nothing announces it.
 const LOOK: Duration = Duration::from_millis(2);
+
+/// What to run.
+#[derive(Debug)]
+pub(crate) struct Job<'a> {
+    /// The command and its arguments.
+    pub(crate) command: &'a [OsString],
+    /// Variables for its environment, besides those of `tooz`.
+    pub(crate) environment: Vec<(&'static str, OsString)>,
+    /// Time between SIGTERM and SIGKILL when the deadline nears.
+    pub(crate) grace: Duration,
+}
 
 #[derive(Debug)]
 pub(super) struct Guard {

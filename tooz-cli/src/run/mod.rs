@@ -4,7 +4,6 @@ mod guarded;
 mod job_control;
 mod signals;
 
-use std::ffi::OsString;
 use std::future::Future;
 use std::io;
 use std::time::Duration;
@@ -17,27 +16,21 @@ use tooz::Deadline;
 use crate::guard::protocol::{Order, Report};
 use crate::guard::{boot_time, group, terminal};
 use guarded::Guard;
+pub(crate) use guarded::Job;
 pub(crate) use signals::Signals;
 
-/// What to run.
-#[derive(Debug)]
-pub(crate) struct Job<'a> {
-    /// The command and its arguments.
-    pub(crate) command: &'a [OsString],
-    /// What it finds in its environment besides ours.
-    pub(crate) environment: Vec<(&'static str, OsString)>,
-    /// Time between SIGTERM and SIGKILL when the deadline nears.
-    pub(crate) grace: Duration,
-}
-
 /// What is held while it runs.
-pub(crate) trait Tenure {
+pub(crate) trait Hold {
     /// Until when it is ours; `None`: its life does not depend on time.
-    fn deadline(&self) -> Option<Deadline>;
+    fn deadline(&self) -> Option<Deadline> {
+        None
+    }
     /// Waits for the loss. Dropping it changes nothing.
     fn lost(&self) -> impl Future<Output = String>;
     /// Why it was lost, if it is and the reason is known.
-    fn reason(&self) -> Option<String>;
+    fn reason(&self) -> Option<String> {
+        None
+    }
 }
 
 /// How it ended.
@@ -61,7 +54,7 @@ const TOO_LATE: &str = "its deadline came before the session was renewed";
 ///
 /// Must be polled on the main thread, which lives as long as `tooz`. When it returns [`Ended::Signaled`] or
 /// [`Ended::Lost`], no member of the command's group runs any more.
-pub(crate) async fn run(job: &Job<'_>, held: &impl Tenure, signals: &mut Signals) -> io::Result<Ended> {
+pub(crate) async fn run(job: &Job<'_>, held: &impl Hold, signals: &mut Signals) -> io::Result<Ended> {
     signals.catch_job()?;
     let mut deadline = absolute(held.deadline());
     let left = deadline.map(|at| at.saturating_sub(boot_time()));

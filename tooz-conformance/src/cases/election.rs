@@ -54,7 +54,7 @@ async fn at_most_one_leads_under_contention(h: Harness) -> Outcome {
                 let lead = c.election("g")?.campaign().await?;
                 let alone = inside.fetch_add(1, Ordering::SeqCst) == 0;
                 let newer = last.swap(lead.term().get(), Ordering::SeqCst) < lead.term().get();
-                super::linger().await;
+                linger().await;
                 inside.fetch_sub(1, Ordering::SeqCst);
                 if !alone || !newer {
                     return fine(false);

@@ -3,7 +3,6 @@
 use tooz_core::MemberId;
 use tooz_core::driver::BreakRequest;
 
-use super::level::granted;
 use super::prelude::*;
 
 pub(super) const CASES: &[Case] = &[

@@ -78,7 +78,7 @@ async fn lock_is_exclusive_under_contention(h: Harness) -> Outcome {
                     let alone = inside.fetch_add(1, Ordering::SeqCst) == 0;
                     let token = usize::try_from(guard.token().get()).unwrap_or(usize::MAX);
                     let newer = last.swap(token, Ordering::SeqCst) < token;
-                    super::linger().await;
+                    linger().await;
                     let valid = guard.is_held();
                     inside.fetch_sub(1, Ordering::SeqCst);
                     if !alone || !newer || !valid {
@@ -277,13 +277,13 @@ async fn release_says_what_it_found(h: Harness) -> Outcome {
 async fn release_twice_leaves_the_next_holder_alone(h: Harness) -> Outcome {
     let driver = h.driver().await?;
     let (a, b) = (h.session(&driver, "a").await?, h.session(&driver, "b").await?);
-    let first = super::level::granted(&a, "x", false).await?;
+    let first = granted(&a, "x", false).await?;
     ensure(
         a.locks().release(&first, End::Clean).await? == Released::Released,
         "the holder's release found nothing",
     )?;
     ensure(a.locks().release(&first, End::Clean).await? == Released::WasNotHolder, "released twice")?;
-    let next = super::level::granted(&b, "x", false).await?;
+    let next = granted(&b, "x", false).await?;
     ensure(
         a.locks().release(&first, End::Clean).await? == Released::WasNotHolder,
         "released after the next grant",
@@ -300,7 +300,7 @@ async fn release_twice_leaves_the_next_holder_alone(h: Harness) -> Outcome {
 async fn release_of_another_session_is_refused(h: Harness) -> Outcome {
     let driver = h.driver().await?;
     let (a, b) = (h.session(&driver, "a").await?, h.session(&driver, "b").await?);
-    let grant = super::level::granted(&a, "x", false).await?;
+    let grant = granted(&a, "x", false).await?;
     // Refused with an error or with "not the holder": what counts is that nothing was released.
     ensure(
         b.locks().release(&grant, End::Clean).await.ok() != Some(Released::Released),
@@ -406,9 +406,9 @@ async fn a_dead_waiter_is_never_granted(h: Harness) -> Outcome {
     let driver = h.driver().await?;
     let (a, dead, b) =
         (h.session(&driver, "a").await?, h.session(&driver, "dead").await?, h.session(&driver, "b").await?);
-    let grant = super::level::granted(&a, "x", false).await?;
-    let _dead_place = super::level::queued(&dead, "x", false).await?;
-    let place = super::level::queued(&b, "x", false).await?;
+    let grant = granted(&a, "x", false).await?;
+    let _dead_place = queued(&dead, "x", false).await?;
+    let place = queued(&b, "x", false).await?;
     dead.close(End::Clean).await?;
     a.locks().release(&grant, End::Clean).await?;
     let turn = h.soon_done("the turn of whoever lives", b.locks().turn(&place)).await??;
@@ -419,10 +419,10 @@ async fn a_dead_waiter_is_never_granted(h: Harness) -> Outcome {
 async fn an_earlier_sessions_grant_is_not_ours(h: Harness) -> Outcome {
     use tooz_core::driver::{End, InstanceId, OpenSession};
     let driver = h.driver().await?;
-    let instance = InstanceId(crate::harness::random());
+    let instance = InstanceId(crate::tools::random());
     let request = OpenSession::new(tooz_core::MemberId::new("a")?, instance, h.ttl());
     let old = driver.open_session(&request).await?;
-    let grant = super::level::granted(&old, "x", false).await?;
+    let grant = granted(&old, "x", false).await?;
     let new = driver.open_session(&request.clone().after(Some(old.id()))).await?;
     ensure(new.id() != old.id(), "two sessions of one id")?;
     ensure(
@@ -431,6 +431,6 @@ async fn an_earlier_sessions_grant_is_not_ours(h: Harness) -> Outcome {
     )?;
     let renewal = old.renew(&tooz_core::driver::Held::default()).await;
     ensure(renewal.is_err() || renewal.is_ok_and(|r| r.lost.is_some()), "the earlier session lives on")?;
-    let next = super::level::granted(&new, "x", false).await?;
+    let next = granted(&new, "x", false).await?;
     ensure(next.token > grant.token, "the new grant is the old one")
 }

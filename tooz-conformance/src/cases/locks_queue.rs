@@ -113,10 +113,10 @@ async fn nobody_passes_the_queue(h: Harness) -> Outcome {
     let driver = h.driver().await?;
     let (a, b, c) =
         (h.session(&driver, "a").await?, h.session(&driver, "b").await?, h.session(&driver, "c").await?);
-    let grant = super::level::granted(&a, "x", true).await?;
-    let place = super::level::queued(&b, "x", false).await?;
+    let grant = granted(&a, "x", true).await?;
+    let place = queued(&b, "x", false).await?;
     // A reader would fit beside the reader, were it not for the writer that waits.
-    let _behind = super::level::queued(&c, "x", true).await?;
+    let _behind = queued(&c, "x", true).await?;
     a.locks().release(&grant, End::Clean).await?;
     let turn = h.soon_done("the turn of the first in the queue", b.locks().turn(&place)).await??;
     ensure(matches!(turn, tooz_core::driver::Turn::Granted(_)), format!("{turn:?}"))?;

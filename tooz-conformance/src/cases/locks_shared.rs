@@ -88,7 +88,7 @@ async fn readers_and_writers_never_overlap(h: Harness) -> Outcome {
             for _ in 0..15 {
                 let guard = lock.acquire().await?;
                 let others = inside.fetch_add(weight, Ordering::SeqCst);
-                super::linger().await;
+                linger().await;
                 inside.fetch_sub(weight, Ordering::SeqCst);
                 if others >= WRITER || (weight == WRITER && others > 0) {
                     return fine(false);

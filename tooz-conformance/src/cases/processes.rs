@@ -60,7 +60,7 @@ async fn processes_exclude_each_other(h: Harness) -> Outcome {
 
 /// L1, L3: a file that must not exist twice shows every overlap.
 async fn processes_never_overlap(h: Harness) -> Outcome {
-    let file = std::env::temp_dir().join(format!("tooz-overlap-{:032x}", crate::harness::random()));
+    let file = std::env::temp_dir().join(format!("tooz-overlap-{:032x}", crate::tools::random()));
     let mut processes = Vec::new();
     for n in 0..4 {
         let mut process = h.process(&format!("p{n}")).await?;
@@ -314,7 +314,7 @@ async fn killed_in_the_middle_of_writes(h: Harness) -> Outcome {
     for n in 0..8_u64 {
         let mut busy = h.process("busy").await?;
         busy.ask("join g").await?;
-        let file = std::env::temp_dir().join(format!("tooz-busy-{:032x}", crate::harness::random()));
+        let file = std::env::temp_dir().join(format!("tooz-busy-{:032x}", crate::tools::random()));
         busy.tell(&format!("churn x {} 100000", file.display()))?;
         h.pass(millis(30 + 7 * n)).await;
         busy.kill()?;
@@ -335,7 +335,7 @@ async fn a_holder_stays_alone_though_others_are_killed(h: Harness) -> Outcome {
     let guard = taken(&a, "x").await?;
     for n in 0..4_u64 {
         let mut busy = h.process("busy").await?;
-        let file = std::env::temp_dir().join(format!("tooz-busy-{:032x}", crate::harness::random()));
+        let file = std::env::temp_dir().join(format!("tooz-busy-{:032x}", crate::tools::random()));
         busy.tell(&format!("churn y {} 100000", file.display()))?;
         let mut waits = h.process("waits").await?;
         waits.tell("acquire x")?;

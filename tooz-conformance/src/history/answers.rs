@@ -1,5 +1,5 @@
-//! Answers against the truth: an outcome that nobody can know is never reported as something definite (H, L2, L4,
-//! G1 to G3), and nothing is left behind.
+//! Answers against the oracle, which is what the backend says that happened. An unknown outcome is never reported as a
+//! definite one (H, L2, L4, G1 to G3), and nothing is left behind.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,9 +31,9 @@ impl<T: Clone + Default> Line<T> {
     }
 }
 
-/// The facts by what they are about.
+/// The facts that the backend told, by what they are about.
 #[derive(Default)]
-struct Truth {
+struct Oracle {
     /// How many hold or wait for a lock.
     busy: BTreeMap<Name, Line<usize>>,
     waiting: BTreeSet<(Name, u128)>,
@@ -67,11 +67,11 @@ fn any_in(moments: Option<&Vec<Moment>>, from: Moment, to: Moment) -> bool {
     moments.is_some_and(|all| all.get(all.partition_point(|at| *at < from)).is_some_and(|at| *at <= to))
 }
 
-impl Truth {
+impl Oracle {
     fn of(history: &History) -> Self {
-        let mut truth = Self::default();
+        let mut oracle = Self::default();
         for (moment, fact) in &history.facts {
-            truth.add(*moment, fact);
+            oracle.add(*moment, fact);
         }
         for operation in &history.operations {
             let Asked::Leave(group) = operation.asked else { continue };
@@ -80,9 +80,9 @@ impl Truth {
                 Outcome::Fail(_) => continue,
                 Outcome::Unknown => Moment(u64::MAX),
             };
-            truth.leaving.entry((group, operation.client)).or_default().push((operation.call, until));
+            oracle.leaving.entry((group, operation.client)).or_default().push((operation.call, until));
         }
-        truth
+        oracle
     }
 
     fn add(&mut self, at: Moment, fact: &Fact) {
@@ -98,7 +98,7 @@ impl Truth {
                 self.own.entry((lock, member)).or_default().push(at);
             }
             Fact::Granted { lock, member, attempt, token, .. } => {
-                // Whoever comes from the queue was counted there.
+                // An attempt from the queue was counted there.
                 if !self.waiting.remove(&(lock, attempt)) {
                     step(&mut self.busy, lock, at, |busy| busy + 1);
                 }
@@ -166,10 +166,10 @@ impl Truth {
 
 impl History {
     pub(super) fn check_answers(&self, found: &mut Vec<Violation>) {
-        let truth = Truth::of(self);
-        for (place, operation) in self.operations.iter().enumerate() {
-            let id = OperationId(place);
-            if let Some((clause, why)) = self.contradiction(&truth, id) {
+        let oracle = Oracle::of(self);
+        for (index, operation) in self.operations.iter().enumerate() {
+            let id = OperationId(index);
+            if let Some((clause, why)) = self.contradiction(&oracle, id) {
                 let what =
                     format!("{} [{} to {}]: {why}", self.describe(id), operation.call, operation.returned);
                 found.push(Violation { clause, operation: Some(id), what });
@@ -179,19 +179,19 @@ impl History {
 
     /// Why this answer cannot be true.
     #[allow(clippy::match_same_arms)] // one arm for each promise
-    fn contradiction(&self, truth: &Truth, id: OperationId) -> Option<(&'static str, &'static str)> {
+    fn contradiction(&self, oracle: &Oracle, id: OperationId) -> Option<(&'static str, &'static str)> {
         let operation = self.operation(id)?;
         let (from, to, client) = (operation.call, operation.returned, operation.client);
         let within = |moment: Option<&Moment>| moment.is_some_and(|at| (from..=to).contains(at));
         match (operation.asked, &operation.outcome) {
             (Asked::Acquire { lock, .. }, Outcome::Ok(Answer::Granted(token))) => {
-                let known = within(truth.granted.get(&(lock, *token)));
+                let known = within(oracle.granted.get(&(lock, *token)));
                 (!known).then_some(("H", "the backend granted no such token meanwhile"))
             }
             (Asked::Acquire { lock, .. }, Outcome::Ok(Answer::Held)) => {
-                let busy = truth.busy.get(&lock).is_some_and(|line| line.ever(from, to, |busy| *busy > 0));
+                let busy = oracle.busy.get(&lock).is_some_and(|line| line.ever(from, to, |busy| *busy > 0));
                 let sibling = Moment(from.0.saturating_sub(SIBLING));
-                let own = any_in(truth.own.get(&(lock, client)), sibling, to);
+                let own = any_in(oracle.own.get(&(lock, client)), sibling, to);
                 (!busy && !own && !self.has_sibling(id)).then_some(("L2", "nobody held it or was before us"))
             }
             (Asked::Release { hold }, Outcome::Ok(Answer::Done)) => {
@@ -201,58 +201,59 @@ impl History {
                 else {
                     return Some(("L4", "it was never granted"));
                 };
-                let known = within(truth.released.get(&(lock, *token)));
+                let known = within(oracle.released.get(&(lock, *token)));
                 (!known).then_some(("L4", "the backend released nothing meanwhile"))
             }
             (Asked::Create(group), Outcome::Ok(Answer::Done)) => {
-                let created = truth.exists.get(&group).is_some_and(|line| {
+                let created = oracle.exists.get(&group).is_some_and(|line| {
                     line.0.iter().any(|(at, exists)| *exists && (from..=to).contains(at))
                 });
                 (!created).then_some(("G1", "no group was created meanwhile"))
             }
             (Asked::Create(group), Outcome::Fail(ErrorKind::GroupExists)) => {
-                (!truth.group_ever(group, from, to, true)).then_some(("G1", "there was no such group"))
+                (!oracle.group_ever(group, from, to, true)).then_some(("G1", "there was no such group"))
             }
             (Asked::Delete(group), Outcome::Fail(ErrorKind::GroupNotEmpty)) => {
-                let members = truth.members.get(&group).is_some_and(|line| line.ever(from, to, |n| *n > 0));
+                let members = oracle.members.get(&group).is_some_and(|line| line.ever(from, to, |n| *n > 0));
                 (!members).then_some(("G1", "it had no members"))
             }
             (Asked::Delete(group), Outcome::Ok(Answer::Done))
             | (
                 Asked::Delete(group) | Asked::Join(group, _) | Asked::Leave(group) | Asked::Update(group, _),
                 Outcome::Fail(ErrorKind::GroupNotFound),
-            ) => (!truth.group_ever(group, from, to, false))
+            ) => (!oracle.group_ever(group, from, to, false))
                 .then_some(("G1", "the group was there all the time")),
             (Asked::Join(group, _), Outcome::Ok(Answer::Done)) => {
-                let joined = any_in(truth.joined.get(&(group, client)), from, to);
+                let joined = any_in(oracle.joined.get(&(group, client)), from, to);
                 (!joined).then_some(("G2", "nobody joined meanwhile"))
             }
             (Asked::Leave(group), Outcome::Ok(Answer::Done)) => {
-                let line = truth.is_member.get(&(group, client));
+                let line = oracle.is_member.get(&(group, client));
                 let out = line.is_none_or(|line| line.ever(from, to, |member| !member));
                 (!out).then_some(("G3", "it was a member all the time"))
             }
             (Asked::Update(group, value), Outcome::Ok(Answer::Done)) => {
                 let key = (group, client);
-                let updated = any_in(truth.updated.get(&key), from, to);
+                let updated = any_in(oracle.updated.get(&key), from, to);
                 // Between the loss of a session and the rejoin it is noted and published with the rejoin, before or
                 // after it is answered; an update that itself makes a member of nobody is another matter.
-                let out = truth.is_member.get(&key).is_some_and(|line| line.ever(from, to, |member| !member));
-                let written = any_in(truth.published.get(&(group, client, value)), from, to);
-                let later = out && (!written || truth.rejoined(key, value, from, to));
+                let out =
+                    oracle.is_member.get(&key).is_some_and(|line| line.ever(from, to, |member| !member));
+                let written = any_in(oracle.published.get(&(group, client, value)), from, to);
+                let later = out && (!written || oracle.rejoined(key, value, from, to));
                 (!updated && !later).then_some(("G5", "no record was updated meanwhile"))
             }
             (Asked::Join(group, value) | Asked::Update(group, value), Outcome::Fail(_)) => {
-                let done = any_in(truth.published.get(&(group, client, value)), from, to);
+                let done = any_in(oracle.published.get(&(group, client, value)), from, to);
                 done.then_some(("H", "it is reported as refused, and was done"))
             }
             (Asked::Release { hold }, Outcome::Fail(_)) => {
-                let done = self.hold_of(hold).and_then(|known| truth.released.get(&known));
+                let done = self.hold_of(hold).and_then(|known| oracle.released.get(&known));
                 within(done).then_some(("H", "it is reported as refused, and was done"))
             }
             (Asked::List, Outcome::Ok(Answer::Groups(listed))) => {
-                let invented = listed.iter().any(|group| !truth.group_ever(*group, from, to, true));
-                let mut always = truth
+                let invented = listed.iter().any(|group| !oracle.group_ever(*group, from, to, true));
+                let mut always = oracle
                     .exists
                     .iter()
                     .filter(|(_, line)| !line.ever(from, to, |exists| !exists))
@@ -278,8 +279,8 @@ impl History {
         let called = self.operations.iter().enumerate().skip(first);
         let mut window = called.take_while(|(_, other)| other.call < operation.returned);
         // Those that began still earlier and wait stand in the backend's queue.
-        window.any(|(place, other)| {
-            place != id.0
+        window.any(|(index, other)| {
+            index != id.0
                 && other.client == operation.client
                 && matches!(other.asked, Asked::Acquire { lock, .. } if lock == wanted)
         })
@@ -289,9 +290,9 @@ impl History {
     /// publishes again what stands is no change; neither is a rejoin, which is a record of its own.
     pub(super) fn check_updates(&self, found: &mut Vec<Violation>) {
         let mut asked: BTreeMap<(Name, Name, u64), OperationId> = BTreeMap::new();
-        for (place, operation) in self.operations.iter().enumerate() {
+        for (index, operation) in self.operations.iter().enumerate() {
             if let Asked::Join(group, value) | Asked::Update(group, value) = operation.asked {
-                asked.entry((group, operation.client, value)).or_insert(OperationId(place));
+                asked.entry((group, operation.client, value)).or_insert(OperationId(index));
             }
         }
         let (mut present, mut published) = (BTreeMap::new(), BTreeSet::new());

@@ -22,13 +22,13 @@ pub enum LockOperation {
     Released(u64),
     /// It may have been given back.
     PerhapsReleased(u64),
-    /// The backend ended the tenure with this token, whether anybody heard of it or not.
+    /// The backend ended the holding with this token, whether anybody heard of it or not.
     Ended(u64),
 }
 
 /// The token of the holder, and the largest token so far. Who holds without having been told is `Unheard`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Tenure {
+pub enum Holding {
     /// Nobody.
     Free,
     /// The holder of this token.
@@ -39,29 +39,29 @@ pub enum Tenure {
 
 impl Model for FencedLock {
     type Operation = LockOperation;
-    type State = (Tenure, u64);
+    type State = (Holding, u64);
 
     fn start() -> Self::State {
-        (Tenure::Free, 0)
+        (Holding::Free, 0)
     }
 
-    fn step(&(tenure, largest): &Self::State, operation: &LockOperation, next: &mut Vec<Self::State>) {
-        match (*operation, tenure) {
-            (LockOperation::Granted(token), Tenure::Free) if token > largest => {
-                next.push((Tenure::Held(token), token));
+    fn step(&(holding, largest): &Self::State, operation: &LockOperation, next: &mut Vec<Self::State>) {
+        match (*operation, holding) {
+            (LockOperation::Granted(token), Holding::Free) if token > largest => {
+                next.push((Holding::Held(token), token));
             }
-            (LockOperation::PerhapsGranted, Tenure::Free) => next.push((Tenure::Unheard, largest)),
-            (LockOperation::Released(token) | LockOperation::PerhapsReleased(token), Tenure::Held(held))
+            (LockOperation::PerhapsGranted, Holding::Free) => next.push((Holding::Unheard, largest)),
+            (LockOperation::Released(token) | LockOperation::PerhapsReleased(token), Holding::Held(held))
                 if token == held =>
             {
-                next.push((Tenure::Free, largest));
+                next.push((Holding::Free, largest));
             }
-            (LockOperation::Ended(token), Tenure::Held(held)) if token == held => {
-                next.push((Tenure::Free, largest));
+            (LockOperation::Ended(token), Holding::Held(held)) if token == held => {
+                next.push((Holding::Free, largest));
             }
-            // A tenure that nobody heard of, or one that a release whose answer is still to come has ended.
-            (LockOperation::Ended(token), Tenure::Unheard) if token > largest => {
-                next.push((Tenure::Free, token));
+            // A holding that nobody heard of, or one that a release whose answer is still to come has ended.
+            (LockOperation::Ended(token), Holding::Unheard) if token > largest => {
+                next.push((Holding::Free, token));
             }
             _ => {}
         }

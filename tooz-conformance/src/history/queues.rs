@@ -1,5 +1,5 @@
-//! The backend's own doing: whom it lets in, in which order, and whether anybody hears of it (L1, L6, L8, L9,
-//! L15).
+//! The backend's own decisions: which attempts it grants, in which order, and whether their callers learn it (L1, L6,
+//! L8, L9, L15).
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,8 @@ use super::holds::{Reach, conflict};
 use super::index::Index;
 use super::{Bounds, Fact, History, Mode, Moment, Name, Violation};
 
-struct Standing {
+/// A grant that has not ended.
+struct Present {
     member: Name,
     mode: Mode,
     token: u64,
@@ -16,7 +17,7 @@ struct Standing {
 
 #[derive(Default)]
 struct Lock {
-    holders: BTreeMap<u128, Standing>,
+    holders: BTreeMap<u128, Present>,
     queue: Vec<u128>,
 }
 
@@ -68,7 +69,7 @@ impl History {
                         );
                         found.push(Violation { clause: "L15", operation: None, what });
                     }
-                    known.holders.insert(attempt, Standing { member, mode, token, since: *moment });
+                    known.holders.insert(attempt, Present { member, mode, token, since: *moment });
                 }
                 Fact::Freed { lock, attempt, .. } => {
                     if let Some(holder) = locks.entry(lock).or_default().holders.remove(&attempt) {
@@ -78,20 +79,20 @@ impl History {
                 _ => {}
             }
         }
-        for (lock, standing) in &locks {
-            for holder in standing.holders.values() {
+        for (lock, present) in &locks {
+            for holder in present.holders.values() {
                 self.check_heard(*lock, holder, end, bounds, &known, &reach, found);
             }
         }
     }
 
-    /// A grant is told to whoever waits for it, or taken back, and what is given back is gone: none stands for
-    /// nobody.
+    /// A grant is told to its waiter or taken back, and a grant that was given back is gone: none is left without a
+    /// holder that knows of it.
     #[allow(clippy::too_many_arguments)] // called twice, above
     fn check_heard(
         &self,
         lock: Name,
-        holder: &Standing,
+        holder: &Present,
         until: Moment,
         bounds: &Bounds,
         known: &Index<(Name, u64), Option<Moment>>,

@@ -10,7 +10,7 @@ use super::{Bounds, Fact, History, Moment, Name, Record, Seen, Violation, Watch}
 
 /// What happened in one group, and a fingerprint of its members after each change.
 #[derive(Default)]
-struct Life {
+struct Timeline {
     changes: Vec<Seen>,
     moments: Vec<Moment>,
     /// One more than changes: before all, and after each.
@@ -28,7 +28,7 @@ fn print(record: &Record) -> u128 {
     mixed
 }
 
-impl Life {
+impl Timeline {
     fn add(&mut self, moment: Moment, change: Seen) {
         let mut now = self.prints.last().copied().unwrap_or(0);
         if self.prints.is_empty() {
@@ -59,7 +59,7 @@ impl Life {
 
 impl History {
     pub(super) fn check_watches(&self, bounds: &Bounds, found: &mut Vec<Violation>) {
-        let mut lives: BTreeMap<Name, Life> = BTreeMap::new();
+        let mut timelines: BTreeMap<Name, Timeline> = BTreeMap::new();
         for (moment, fact) in &self.facts {
             let (group, change) = match fact {
                 Fact::Joined { group, record } => (group, Seen::Joined(*record)),
@@ -71,12 +71,12 @@ impl History {
                 Fact::Created { group } => (group, Seen::Snapshot(Vec::new())),
                 _ => continue,
             };
-            lives.entry(*group).or_default().add(*moment, change);
+            timelines.entry(*group).or_default().add(*moment, change);
         }
-        let none = Life { prints: vec![0], ..Life::default() };
+        let none = Timeline { prints: vec![0], ..Timeline::default() };
         for watch in &self.watches {
-            let life = lives.get(&watch.group).unwrap_or(&none);
-            let wrong = follow(watch, life, bounds.every_change);
+            let timeline = timelines.get(&watch.group).unwrap_or(&none);
+            let wrong = follow(watch, timeline, bounds.every_change);
             if let Some((place, what)) = wrong {
                 let at =
                     watch.seen.get(place).map_or(String::new(), |(at, seen)| format!(" at {at}: {seen:?}"));
@@ -89,21 +89,21 @@ impl History {
 }
 
 /// The places from `from` at which the group has exactly these members.
-fn views(life: &Life, from: usize, members: &[Record]) -> BTreeSet<usize> {
+fn views(timeline: &Timeline, from: usize, members: &[Record]) -> BTreeSet<usize> {
     let wanted = members.iter().fold(0u128, |sum, record| sum.wrapping_add(print(record)));
-    let places = life.prints.iter().enumerate().skip(from);
+    let places = timeline.prints.iter().enumerate().skip(from);
     places.filter(|(_, print)| **print == wanted).map(|(place, _)| place).collect()
 }
 
 /// The first event that cannot be, and why.
-fn follow(watch: &Watch, life: &Life, every_change: bool) -> Option<(usize, String)> {
+fn follow(watch: &Watch, timeline: &Timeline, every_change: bool) -> Option<(usize, String)> {
     let mut places: BTreeSet<usize> = BTreeSet::from([0]);
     let mut view: BTreeMap<Name, Record> = BTreeMap::new();
     let mut ended = false;
     let mut resting = watch.at_rest;
     for (number, (moment, seen)) in watch.seen.iter().enumerate() {
         if let Some(rest) = resting.take_if(|rest| *moment > *rest)
-            && let Some(wrong) = not_at_rest(life, rest, &view)
+            && let Some(wrong) = not_at_rest(timeline, rest, &view)
         {
             return Some((number, wrong));
         }
@@ -118,8 +118,10 @@ fn follow(watch: &Watch, life: &Life, every_change: bool) -> Option<(usize, Stri
         }
         let first = places.first().copied().unwrap_or(0);
         places = match seen {
-            Seen::Snapshot(members) | Seen::Resync(members) => views(life, first, members),
-            change => places.iter().filter_map(|place| after(life, *place, change, every_change)).collect(),
+            Seen::Snapshot(members) | Seen::Resync(members) => views(timeline, first, members),
+            change => {
+                places.iter().filter_map(|place| after(timeline, *place, change, every_change)).collect()
+            }
         };
         if places.is_empty() {
             return Some((
@@ -129,15 +131,15 @@ fn follow(watch: &Watch, life: &Life, every_change: bool) -> Option<(usize, Stri
         }
         ended = *seen == Seen::Deleted;
     }
-    let wrong = resting.filter(|_| !ended).and_then(|rest| not_at_rest(life, rest, &view));
+    let wrong = resting.filter(|_| !ended).and_then(|rest| not_at_rest(timeline, rest, &view));
     wrong.map(|wrong| (watch.seen.len(), wrong))
 }
 
 /// What is wrong with a view when everybody is at rest.
-fn not_at_rest(life: &Life, rest: Moment, view: &BTreeMap<Name, Record>) -> Option<String> {
-    let place = life.moments.partition_point(|moment| *moment <= rest);
+fn not_at_rest(timeline: &Timeline, rest: Moment, view: &BTreeMap<Name, Record>) -> Option<String> {
+    let place = timeline.moments.partition_point(|moment| *moment <= rest);
     let now = view.values().fold(0u128, |sum, record| sum.wrapping_add(print(record)));
-    let right = life.prints.get(place).copied().unwrap_or(0) == now;
+    let right = timeline.prints.get(place).copied().unwrap_or(0) == now;
     let what =
         || format!("at rest it shows {:?}, and that is not the group", view.values().collect::<Vec<_>>());
     (!right).then(what)
@@ -169,10 +171,10 @@ fn apply(view: &mut BTreeMap<Name, Record>, seen: &Seen) -> Option<&'static str>
 }
 
 /// The place after `change` when it is delivered at `place`; a watch that folds may pass over others.
-fn after(life: &Life, place: usize, change: &Seen, every_change: bool) -> Option<usize> {
+fn after(timeline: &Timeline, place: usize, change: &Seen, every_change: bool) -> Option<usize> {
     // A creation is no event of a watch.
     let silent = |other: &Seen| matches!(other, Seen::Snapshot(_));
-    for (number, other) in life.changes.iter().enumerate().skip(place) {
+    for (number, other) in timeline.changes.iter().enumerate().skip(place) {
         if other == change {
             return Some(number + 1);
         }

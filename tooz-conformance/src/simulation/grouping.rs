@@ -14,17 +14,17 @@ pub(super) const GROUPS: [&str; 2] = ["g", "G"];
 
 impl Worker {
     pub(super) async fn change_group(&self) {
-        let title = self.dice.one_of(&GROUPS).unwrap_or("g");
+        let title = self.rng.one_of(&GROUPS).unwrap_or("g");
         let Ok(group) = self.coordinator.group(title) else { return };
         let name = self.world.recorder.name(title);
         let value = self.world.value();
         let Ok(published) = Capabilities::new(&value) else { return };
         let patience = self.patience();
-        match self.dice.roll(12) {
+        match self.rng.below(12) {
             0 => drop(self.perform(Asked::Create(name), patience, group.create(), |()| Answer::Done).await),
             1 => drop(self.perform(Asked::Delete(name), patience, group.delete(), |()| Answer::Done).await),
             2..=5 => {
-                let either = self.dice.one_in(3);
+                let either = self.rng.one_in(3);
                 let joining = async {
                     if either { group.join(published).await } else { group.join_or_create(published).await }
                 };
@@ -67,7 +67,7 @@ impl Worker {
             }
             _ => {
                 let Some((title, member)) =
-                    self.world.members.get(usize::try_from(self.dice.roll(3)).unwrap_or(0))
+                    self.world.members.get(usize::try_from(self.rng.below(3)).unwrap_or(0))
                 else {
                     return;
                 };
@@ -110,7 +110,7 @@ impl Worker {
     }
 
     pub(super) async fn follow(&self) {
-        let title = self.dice.one_of(&GROUPS).unwrap_or("g");
+        let title = self.rng.one_of(&GROUPS).unwrap_or("g");
         let Ok(group) = self.coordinator.group(title) else { return };
         if locked(&self.crowd.watches).len() >= 2 {
             return;
@@ -121,7 +121,7 @@ impl Worker {
         let place = self.world.recorder.watches(self.me.1, self.world.recorder.name(title));
         locked(&self.crowd.watches).insert(place);
         let (world, crowd, me) = (Arc::clone(&self.world), Arc::clone(&self.crowd), self.me.0.clone());
-        let slow = self.dice.one_in(4).then(|| self.dice.split());
+        let slow = self.rng.one_in(4).then(|| self.rng.split());
         self.keep(Task::spawn(async move {
             while let Some(Ok(event)) = watch.next().await {
                 let seen = seen(&world, &event);
@@ -130,8 +130,8 @@ impl Worker {
                 if matches!(event, GroupEvent::Deleted) {
                     break;
                 }
-                if let Some(dice) = &slow {
-                    tokio::time::sleep(dice.millis(0, 300)).await;
+                if let Some(rng) = &slow {
+                    tokio::time::sleep(rng.millis(0, 300)).await;
                 }
             }
             locked(&crowd.watches).remove(&place);
@@ -159,18 +159,18 @@ impl Worker {
 
     pub(super) async fn run_hooks(&self) {
         let c = &self.coordinator;
-        if self.dice.one_in(3) {
+        if self.rng.one_in(3) {
             let (world, me) = (Arc::clone(&self.world), self.me.0.clone());
             let told = move |event: &HookEvent| {
                 world.note(&me, format_args!("hook: {}", hooked(event)));
                 Ok(())
             };
-            let title = self.dice.one_of(&GROUPS).unwrap_or("g");
+            let title = self.rng.one_of(&GROUPS).unwrap_or("g");
             let asked = Asked::Other("watch_join_group");
             let hook = c.hooks().watch_join_group(title, told);
             let (_, hook) = self.perform(asked, self.patience(), hook, |_| Answer::Done).await;
             if let Some(Ok(hook)) = hook {
-                self.elected_by(c.hooks().run_watchers(self.dice.millis(0, 500))).await;
+                self.elected_by(c.hooks().run_watchers(self.rng.millis(0, 500))).await;
                 if let Err(error) = c.hooks().unwatch_join_group(title, hook) {
                     self.world.wrong("W5", format!("a registered hook cannot be unregistered: {error}"));
                 }
@@ -194,8 +194,8 @@ impl Worker {
             self.perform(asked, Patience::Endless, hook, |_| Answer::Done).await;
         }
         self.elected_by(c.hooks().run_elect_coordinator()).await;
-        if self.dice.one_in(2) {
-            tokio::time::sleep(self.dice.millis(1, 500)).await;
+        if self.rng.one_in(2) {
+            tokio::time::sleep(self.rng.millis(1, 500)).await;
             self.stand_down().await;
         }
     }

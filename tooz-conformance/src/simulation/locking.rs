@@ -12,20 +12,20 @@ const LOCKS: [&str; 3] = ["x", "y", "z"];
 
 impl Worker {
     pub(super) async fn use_lock(&self) {
-        let name = self.dice.one_of(&LOCKS).unwrap_or("x");
+        let name = self.rng.one_of(&LOCKS).unwrap_or("x");
         let Ok(lock) = self.coordinator.lock(name) else { return };
-        if self.dice.one_in(12) {
+        if self.rng.one_in(12) {
             let asked = Asked::Break(self.world.recorder.name(name));
             let broken = lock.break_lock("the simulation says so");
             self.perform(asked, self.patience(), broken, |_| Answer::Done).await;
             return;
         }
-        if self.dice.one_in(12) {
+        if self.rng.one_in(12) {
             let asked = Asked::Other("holders");
             self.perform(asked, self.patience(), lock.holders(), |_| Answer::Done).await;
             return;
         }
-        if name == "x" && self.dice.one_in(2) {
+        if name == "x" && self.rng.one_in(2) {
             self.acquire(&lock.shared(), name, LockMode::Shared).await;
         } else {
             self.acquire(&lock, name, LockMode::Exclusive).await;
@@ -39,10 +39,10 @@ impl Worker {
     }
 
     async fn acquire(&self, lock: &Lock, name: &str, mode: LockMode) {
-        let way = self.dice.roll(3);
+        let way = self.rng.below(3);
         let lock_name = self.world.recorder.name(name);
         let asked = Asked::Acquire { lock: lock_name, mode: mode_of(mode), waits: way == 0 };
-        let limit = self.dice.millis(1, 2_000);
+        let limit = self.rng.millis(1, 2_000);
         let trying = async {
             match way {
                 0 => lock.acquire().await.map(Some),
@@ -60,9 +60,9 @@ impl Worker {
     /// Two locks together; each is an operation of its own in the history.
     pub(super) async fn use_set(&self) {
         let Ok(set) = self.coordinator.lock_all(["z", "y", "z"]) else { return };
-        let limit = self.dice.millis(1, 2_000);
+        let limit = self.rng.millis(1, 2_000);
         // A set that waits for its second lock holds its first: without a limit it would look like a lost grant.
-        let trying = self.dice.one_in(2);
+        let trying = self.rng.one_in(2);
         let asked = |name: &str| Asked::Acquire {
             lock: self.world.recorder.name(name),
             mode: mode_of(LockMode::Exclusive),
@@ -103,16 +103,16 @@ impl Worker {
     pub(super) async fn lead(&self) {
         let Ok(election) = self.coordinator.election("g") else { return };
         let lock = self.world.recorder.name(&leader_of("g"));
-        if self.dice.one_in(10) {
+        if self.rng.one_in(10) {
             let broken = election.break_leadership("the simulation says so");
             self.perform(Asked::Break(lock), self.patience(), broken, |_| Answer::Done).await;
             return;
         }
-        if self.dice.one_in(6) {
+        if self.rng.one_in(6) {
             self.observe(&election).await;
             return;
         }
-        let (way, limit) = (self.dice.roll(3), self.dice.millis(1, 2_000));
+        let (way, limit) = (self.rng.below(3), self.rng.millis(1, 2_000));
         let asked = Asked::Acquire { lock, mode: mode_of(LockMode::Exclusive), waits: way == 0 };
         let running = async {
             match way {
@@ -127,7 +127,7 @@ impl Worker {
         };
         // A campaign without limit that nobody gives up would wait for a leader who was elected by a hook.
         let patience = match (way, self.patience()) {
-            (0, Patience::Endless) => Patience::Until(u64::MAX, self.dice.millis(1_000, 5_000)),
+            (0, Patience::Endless) => Patience::Until(u64::MAX, self.rng.millis(1_000, 5_000)),
             (_, patience) => patience,
         };
         let (id, result) = self.perform(asked, patience, running, won).await;

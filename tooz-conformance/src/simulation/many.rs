@@ -1,15 +1,13 @@
 //! Many runs on all cores, and what came of all of them together.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, Once};
 
+use super::run::{Met, Plan, Run, run};
 use super::world::locked;
-use super::{Met, Plan, Run, run};
 
 /// So many failed seeds are kept with what is wrong; the others are only counted.
 const KEPT: usize = 100;
@@ -95,24 +93,4 @@ pub fn many(seeds: Range<u64>, plan: impl Fn(u64) -> Plan + Sync, done: impl Fn(
         }
     });
     summary.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-thread_local! {
-    static PANICS: Cell<u64> = const { Cell::new(0) };
-}
-
-/// Runs `act` and answers what panicked in it: a task's panic ends that task alone, and nobody would hear of it.
-/// Everything that `act` does must happen on this thread.
-pub(super) fn panics_in<T>(act: impl FnOnce() -> T) -> (Option<T>, u64) {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            PANICS.with(|panics| panics.set(panics.get() + 1));
-            before(info);
-        }));
-    });
-    let before = PANICS.with(Cell::get);
-    let done = catch_unwind(AssertUnwindSafe(act)).ok();
-    (done, PANICS.with(Cell::get) - before)
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tooz_memory::{Cut, Operation, Outcome};
 
-use super::dice::Dice;
-use super::people::People;
+use super::participants::Participants;
+use super::rng::Rng;
 use super::world::World;
 
 /// Calls whose answers get lost.
@@ -30,17 +30,17 @@ const CALLS: [Operation; 15] = [
 
 pub(super) struct Nemesis<'a> {
     pub(super) world: &'a Arc<World>,
-    pub(super) dice: &'a Dice,
+    pub(super) rng: &'a Rng,
     pub(super) ttl: Option<Duration>,
 }
 
 impl Nemesis<'_> {
     /// Does harm for so long.
-    pub(super) async fn rage(&self, people: &mut People, rounds: u64) {
+    pub(super) async fn rage(&self, participants: &mut Participants, rounds: u64) {
         for _ in 0..rounds {
-            tokio::time::sleep(self.dice.millis(50, 1_500)).await;
+            tokio::time::sleep(self.rng.millis(50, 1_500)).await;
             self.world.ask_everybody();
-            self.strike(people).await;
+            self.strike(participants).await;
         }
     }
 
@@ -48,16 +48,16 @@ impl Nemesis<'_> {
     fn a_while(&self) -> Duration {
         let ttl = self.ttl.unwrap_or(Duration::from_secs(3));
         let most = u64::try_from(ttl.as_millis()).unwrap_or(3_000) * 2;
-        if self.dice.one_in(2) { self.dice.millis(50, 1_000) } else { self.dice.millis(1_000, most) }
+        if self.rng.one_in(2) { self.rng.millis(50, 1_000) } else { self.rng.millis(1_000, most) }
     }
 
-    async fn strike(&self, people: &mut People) {
-        let (world, dice) = (self.world, self.dice);
-        let place = usize::try_from(dice.roll(world.members.len() as u64)).unwrap_or(0);
-        let Some(member) = world.members.get(place) else { return };
-        match dice.roll(18) {
+    async fn strike(&self, participants: &mut Participants) {
+        let (world, rng) = (self.world, self.rng);
+        let index = usize::try_from(rng.below(world.members.len() as u64)).unwrap_or(0);
+        let Some(member) = world.members.get(index) else { return };
+        match rng.below(18) {
             0..=3 => {
-                let how = if dice.one_in(3) { Cut::Fail } else { Cut::Hang };
+                let how = if rng.one_in(3) { Cut::Fail } else { Cut::Hang };
                 world.cut_off(member, how);
                 self.meanwhile(self.a_while()).await;
                 world.heal(member);
@@ -68,15 +68,15 @@ impl Nemesis<'_> {
                 world.pause(false);
             }
             5 => {
-                let delay = dice.millis(0, 60);
+                let delay = rng.millis(0, 60);
                 // An answer that comes late proves the session from when its beat was sent, and no later.
-                let answers = if dice.one_in(2) { dice.millis(100, 900) } else { Duration::ZERO };
+                let answers = if rng.one_in(2) { rng.millis(100, 900) } else { Duration::ZERO };
                 world.note("", format_args!("calls take {delay:?} more, and their answers {answers:?}"));
                 world.kit.delay(delay);
                 world.kit.delay_answers(answers);
-                self.meanwhile(dice.millis(100, 5_000)).await;
+                self.meanwhile(rng.millis(100, 5_000)).await;
                 world.kit.delay(Duration::ZERO);
-                if dice.one_in(2) {
+                if rng.one_in(2) {
                     // The last answers are still under way when the member is cut off.
                     world.cut_off(member, Cut::Hang);
                 }
@@ -95,14 +95,14 @@ impl Nemesis<'_> {
                 world.note("", format_args!("the machine is suspended for {time:?}"));
                 world.asleep(|| {
                     world.recorder.suspend(time);
-                    people.suspend(time);
+                    participants.suspend(time);
                 });
                 // The backend looks at its clock: what is over ends now, before any task has run.
                 world.note("", format_args!("{} sessions survive", world.kit.sessions()));
                 world.ask_everybody();
             }
-            14 | 15 => people.crash(world, dice, place).await,
-            16 => people.close(world, dice, place).await,
+            14 | 15 => participants.crash(world, rng, index).await,
+            16 => participants.close(world, rng, index).await,
             _ => {
                 // Two at once: whoever holds is cut off, and whoever waits loses his answer.
                 world.cut_off(member, Cut::Hang);
@@ -122,22 +122,22 @@ impl Nemesis<'_> {
     }
 
     fn lose_answers(&self, member: &(String, crate::history::Name)) {
-        let dice = self.dice;
-        let call = dice.one_of(&CALLS).unwrap_or(Operation::Request);
+        let rng = self.rng;
+        let call = rng.one_of(&CALLS).unwrap_or(Operation::Request);
         let outcome =
-            dice.one_of(&[Outcome::Fail, Outcome::Indeterminate, Outcome::Indeterminate, Outcome::Lost]);
+            rng.one_of(&[Outcome::Fail, Outcome::Indeterminate, Outcome::Indeterminate, Outcome::Lost]);
         let outcome = outcome.unwrap_or(Outcome::Lost);
         // More than one beat in a row that fails would be a session that ends, and other faults do that.
-        let count = if call == Operation::Renew { 1 } else { dice.roll(3) + 1 };
+        let count = if call == Operation::Renew { 1 } else { rng.below(3) + 1 };
         self.world.note("", format_args!("the next {count} {call:?} of {}: {outcome:?}", member.0));
         self.world.kit.next_of(&member.0, call, count, outcome);
     }
 
     fn by_hand(&self, member: &(String, crate::history::Name)) {
-        let (world, dice) = (self.world, self.dice);
-        let lock = dice.one_of(&["x", "y", "p"]).unwrap_or("x");
-        let group = dice.one_of(&super::grouping::GROUPS).unwrap_or("g");
-        match dice.roll(8) {
+        let (world, rng) = (self.world, self.rng);
+        let lock = rng.one_of(&["x", "y", "p"]).unwrap_or("x");
+        let group = rng.one_of(&super::grouping::GROUPS).unwrap_or("g");
+        match rng.below(8) {
             0 => {
                 world.note("", format_args!("break {lock} by hand"));
                 world.by_force(|kit| kit.break_lock(lock, "by hand"));

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tooz_core::{Coordinator, LossSignal, Released, Result};
 
-use super::dice::Dice;
+use super::rng::Rng;
 use super::world::{Patience, Task, World, locked, outcome_of, patiently};
 use crate::history::{Answer, Asked, Name, OperationId, Outcome};
 
@@ -55,7 +55,7 @@ pub(super) struct Hooks {
 pub(super) struct Worker {
     pub(super) world: Arc<World>,
     pub(super) me: (String, Name),
-    pub(super) dice: Dice,
+    pub(super) rng: Rng,
     pub(super) coordinator: Coordinator,
     pub(super) crowd: Arc<Crowd>,
 }
@@ -63,7 +63,7 @@ pub(super) struct Worker {
 impl Worker {
     pub(super) async fn work(self) {
         while !self.world.over() {
-            let turn: Pin<Box<dyn Future<Output = ()> + '_>> = match self.dice.roll(20) {
+            let turn: Pin<Box<dyn Future<Output = ()> + '_>> = match self.rng.below(20) {
                 0..=7 => Box::pin(self.use_lock()),
                 8 => Box::pin(self.use_permit()),
                 9 | 10 => Box::pin(self.use_set()),
@@ -74,15 +74,15 @@ impl Worker {
                 _ => Box::pin(self.look_around()),
             };
             turn.await;
-            tokio::time::sleep(self.dice.millis(0, 300)).await;
+            tokio::time::sleep(self.rng.millis(0, 300)).await;
         }
         self.stand_down().await;
     }
 
     /// One in four callers gives up: at the n-th wake-up, or after a while.
     pub(super) fn patience(&self) -> Patience {
-        if self.dice.one_in(4) {
-            Patience::Until(self.dice.roll(8) + 1, self.dice.millis(1, 3_000))
+        if self.rng.one_in(4) {
+            Patience::Until(self.rng.below(8) + 1, self.rng.millis(1, 3_000))
         } else {
             Patience::Endless
         }
@@ -112,10 +112,10 @@ impl Worker {
 
     /// Holds something for a while, sometimes until it is lost.
     pub(super) async fn hold(&self, signal: &LossSignal) {
-        let time = match self.dice.roll(14) {
+        let time = match self.rng.below(14) {
             0 => Duration::ZERO,
-            1 => self.dice.millis(5_000, 16_000),
-            _ => self.dice.millis(1, 800),
+            1 => self.rng.millis(5_000, 16_000),
+            _ => self.rng.millis(1, 800),
         };
         tokio::select! {
             biased; // whoever is told stops
@@ -131,7 +131,7 @@ impl Worker {
         F: Future<Output = Result<Released>>,
     {
         self.world.believes_no_more(id);
-        if self.dice.one_in(5) {
+        if self.rng.one_in(5) {
             self.world.note(&self.me.0, format_args!("drops #{}", id.0));
             drop(guard);
             return;
@@ -145,7 +145,7 @@ impl Worker {
 
     async fn look_around(&self) {
         let c = &self.coordinator;
-        if self.dice.one_in(3) {
+        if self.rng.one_in(3) {
             let beat = Asked::Other("heartbeat");
             self.perform(beat, self.patience(), c.heartbeat(), |_| Answer::Done).await;
             return;

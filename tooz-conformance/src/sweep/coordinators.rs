@@ -8,26 +8,31 @@ use std::time::Duration;
 use tooz_core::runtime::Spawner;
 use tooz_core::{Coordinator, ErrorKind, Liveness, Runtime};
 
+use super::call::{Called, LATENCY};
+use super::conditions::Conditions;
+use super::held::{What, all_held_by, ensure_free};
 use super::point::{Moment, Point};
-use super::scene::{Scene, in_every_weather, run};
-use super::takes::{What, all_held_by, nobody_is_in_the_way};
-use super::weather::{Called, LATENCY, Weather};
-use crate::case::Outcome;
-use crate::tools::{ensure, within};
+use super::scene::{Needs, Scene, run, under_all_conditions};
+use crate::tools::{Outcome, ensure, within};
 
 pub(super) fn scenes() -> Vec<Scene> {
-    let mut scenes = in_every_weather("Builder::connect", "alone", Called::Open, run!(connected));
-    scenes.extend(in_every_weather("Coordinator::scope", "it takes a lock", Called::Open, run!(scoped)));
+    let mut scenes = under_all_conditions("Builder::connect", "alone", Called::Open, run!(connected));
+    scenes.extend(under_all_conditions(
+        "Coordinator::scope",
+        "it acquire a lock",
+        Called::Open,
+        run!(scoped),
+    ));
     scenes.push(Scene::new("Builder::connect_driver", "alone", run!(driver_connected)));
     scenes.push(Scene::new("Builder::examine", "the backend answers", run!(examined)));
-    scenes.extend(in_every_weather(
+    scenes.extend(under_all_conditions(
         "Coordinator::heartbeat",
         "its session lives",
         Called::Renew,
         run!(beaten),
     ));
-    scenes.extend(in_every_weather("Coordinator::close", "a lock is held", Called::Close, run!(closed)));
-    scenes.extend(in_every_weather(
+    scenes.extend(under_all_conditions("Coordinator::close", "a lock is held", Called::Close, run!(closed)));
+    scenes.extend(under_all_conditions(
         "Coordinator::raise_tokens",
         "a lock is held",
         Called::Raise,
@@ -38,25 +43,27 @@ pub(super) fn scenes() -> Vec<Scene> {
     scenes.push(Scene::new("Spawner::blocking", "its work ends", run!(blocking)));
     scenes.push(Scene::new("Sleep as Future", "until its end", run!(slept)));
     scenes.push(Scene::new("Task as Future", "until its end", run!(task_waited_for)));
-    #[cfg(feature = "memory")]
-    scenes.push(hurt::scene());
+    scenes.push(
+        Scene::new("Coordinator::heartbeat", "its session was lost", run!(beaten_after_a_loss))
+            .needs(Needs::Kit),
+    );
     scenes
 }
 
-/// A session that nobody takes is closed; the same member connects again at once.
+/// A session that nobody acquire is closed; the same member connects again at once.
 async fn connected(p: Point) -> Outcome {
     let before = p.world().sessions()?;
     let member = format!("own-{}", p.name());
     match p.sweep(p.h().builder(&member).connect()).await? {
         None => {}
-        Some(Err(error)) => ensure(p.weather().allows_errors(), format!("it failed: {error}"))?,
+        Some(Err(error)) => ensure(p.conditions().allows_errors(), format!("it failed: {error}"))?,
         Some(Ok(own)) => {
             ensure(p.world().sessions()? > before, "a coordinator without a session")?;
             own.close().await?;
         }
     }
     // One whose opening was not heard of is nobody's to close: it ends by its ttl (L6).
-    if matches!(p.weather(), Weather::AnswerLost(_)) {
+    if matches!(p.conditions(), Conditions::AnswerLost(_)) {
         p.h().pass(p.h().gone()).await;
     }
     p.world().sessions_are_again(before).await?;
@@ -79,10 +86,10 @@ async fn scoped(p: Point) -> Outcome {
     };
     let builder = p.h().builder(format!("own-{}", p.name()));
     if let Some(Err(error)) = p.sweep(Coordinator::scope(builder, work)).await? {
-        ensure(p.weather().allows_errors(), format!("it failed: {error}"))?;
+        ensure(p.conditions().allows_errors(), format!("it failed: {error}"))?;
     }
     // The scope cannot close a session of whose opening it did not hear: that one ends by its ttl (L6).
-    if matches!(p.weather(), Weather::AnswerLost(_)) {
+    if matches!(p.conditions(), Conditions::AnswerLost(_)) {
         p.h().pass(p.h().gone()).await;
     }
     p.world().sessions_are_again(before).await
@@ -112,13 +119,13 @@ async fn beaten(p: Point) -> Outcome {
     let beat = p.sweep(own.heartbeat()).await?;
     let failed = match beat {
         Some(Err(error)) => {
-            ensure(p.weather().allows_errors(), format!("it failed: {error}"))?;
+            ensure(p.conditions().allows_errors(), format!("it failed: {error}"))?;
             true
         }
         _ => false,
     };
     let sent = p.moment() != Moment::Woken(0);
-    let expected = u64::from(sent && !failed && !p.weather().allows_errors());
+    let expected = u64::from(sent && !failed && !p.conditions().allows_errors());
     if p.h().is_virtual() {
         ensure(own.heart().beats() == expected, format!("{} beats, not {expected}", own.heart().beats()))?;
     } else {
@@ -140,7 +147,7 @@ async fn closed(p: Point) -> Outcome {
     let held = all_held_by(&own, What::Lock, p.name()).await?;
     let closed = p.sweep(own.close()).await?;
     if let Some(Err(error)) = &closed {
-        ensure(p.weather().allows_errors(), format!("it failed: {error}"))?;
+        ensure(p.conditions().allows_errors(), format!("it failed: {error}"))?;
     }
     if p.moment() == Moment::Woken(0) {
         ensure(matches!(own.liveness(), Liveness::Alive { .. }) && held.is_held(), "closed by nobody")?;
@@ -155,15 +162,15 @@ async fn closed(p: Point) -> Outcome {
     ensure(refused.is_err_and(|error| error.kind() == ErrorKind::Closed), "it is used after it was closed")?;
     // Twice is as good as once.
     let again = within("the second close", p.h().soon(), own.close()).await?;
-    ensure(again.is_ok() || p.weather().allows_errors(), format!("{again:?}"))?;
+    ensure(again.is_ok() || p.conditions().allows_errors(), format!("{again:?}"))?;
     drop(held);
     drop(own);
     // One that could not be closed holds on until its ttl is over (S3).
-    if p.weather().allows_errors() {
+    if p.conditions().allows_errors() {
         p.h().pass(p.h().gone()).await;
     }
     p.world().sessions_are_again(before).await?;
-    nobody_is_in_the_way(&p, What::Lock).await
+    ensure_free(&p, What::Lock).await
 }
 
 /// A raise that was begun is done. What is held stays as it is.
@@ -173,11 +180,11 @@ async fn tokens_raised(p: Point) -> Outcome {
     let n = held.token().get() + 1_000_000;
     let raised = p.sweep(p.a().raise_tokens(n)).await?;
     if let Some(Err(error)) = &raised {
-        ensure(p.weather().allows_errors(), format!("it failed: {error}"))?;
+        ensure(p.conditions().allows_errors(), format!("it failed: {error}"))?;
     }
     ensure(held.is_held() && held.token().get() < n, "what is held is another grant")?;
     held.release().await?;
-    let done = p.polls() > 0 && p.weather().lets_through();
+    let done = p.polls() > 0 && p.conditions().lets_through();
     p.h()
         .soon_true("the raise", async || {
             let next = p.b().lock(p.name())?.acquire().await?;
@@ -186,7 +193,7 @@ async fn tokens_raised(p: Point) -> Outcome {
             Ok::<_, crate::Failure>((token >= n) == done)
         })
         .await?;
-    nobody_is_in_the_way(&p, What::Lock).await
+    ensure_free(&p, What::Lock).await
 }
 
 /// Nothing is changed by waiting.
@@ -245,7 +252,7 @@ async fn blocking(p: Point) -> Outcome {
     let blocking = spawner(&p)?;
     // A virtual clock stands still as long as it runs.
     let ends = async {
-        crate::cases::linger().await;
+        crate::tools::linger().await;
         drop(go_on);
         Ok(())
     };
@@ -285,33 +292,21 @@ async fn task_waited_for(p: Point) -> Outcome {
     p.h().soon_true("its end", async || Ok::<_, crate::Failure>(gone.load(Ordering::Acquire))).await
 }
 
-/// Situations that only a backend with a kit can be brought into.
-#[cfg(feature = "memory")]
-mod hurt {
-    use super::{Moment, Outcome, Point, Scene, ensure, run};
-    use crate::sweep::scene::Needs;
-
-    pub(super) fn scene() -> Scene {
-        Scene::new("Coordinator::heartbeat", "its session was lost", run!(beaten_after_a_loss))
-            .needs(Needs::Kit)
+/// The beat goes on: it opens a new session although nobody waits for it.
+async fn beaten_after_a_loss(p: Point) -> Outcome {
+    let builder = p.h().builder(format!("own-{}", p.name())).manual_heart();
+    let own = p.world().prepared(builder.connect().await?);
+    p.world().kit().ok_or("this scene needs the kit")?.expire(own.member().as_bytes());
+    p.settle().await;
+    ensure(own.session_id().is_none(), "its session has not ended")?;
+    if let Some(beat) = p.sweep(own.heartbeat()).await? {
+        beat?;
     }
-
-    /// The beat goes on: it opens a new session although nobody waits for it.
-    async fn beaten_after_a_loss(p: Point) -> Outcome {
-        let builder = p.h().builder(format!("own-{}", p.name())).manual_heart();
-        let own = p.world().prepared(builder.connect().await?);
-        p.world().kit().ok_or("this scene needs the kit")?.expire(own.member().as_bytes());
-        p.settle().await;
-        ensure(own.session_id().is_none(), "its session has not ended")?;
-        if let Some(beat) = p.sweep(own.heartbeat()).await? {
-            beat?;
-        }
-        // The old one is closed first.
-        p.settle().await;
-        let asked = p.moment() != Moment::Woken(0);
-        ensure(own.session_id().is_some() == asked, "the first poll asks for a session, and it is opened")?;
-        own.heartbeat().await?;
-        ensure(own.session_id().is_some(), "the next beat opens none")?;
-        Ok(own.close().await?)
-    }
+    // The old one is closed first.
+    p.settle().await;
+    let asked = p.moment() != Moment::Woken(0);
+    ensure(own.session_id().is_some() == asked, "the first poll asks for a session, and it is opened")?;
+    own.heartbeat().await?;
+    ensure(own.session_id().is_some(), "the next beat opens none")?;
+    Ok(own.close().await?)
 }

@@ -4,14 +4,15 @@
 use std::future::{Future as _, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
+use std::time::Duration;
 
 use tooz_core::{Capabilities, Coordinator, Error, ErrorKind, Group, Result};
+use tooz_memory::{Operation, Outcome as Fate};
 
+use super::call::Called;
 use super::point::{Moment, Point};
-use super::scene::{Scene, in_every_weather, run};
-use super::weather::Called;
-use crate::case::Outcome;
-use crate::tools::{ensure, eventually};
+use super::scene::{Needs, Scene, run, under_all_conditions};
+use crate::tools::{Outcome, ensure, eventually};
 
 pub(super) fn scenes() -> Vec<Scene> {
     let mut scenes = Vec::new();
@@ -23,11 +24,11 @@ pub(super) fn scenes() -> Vec<Scene> {
         ("Group::leave", Change::Leave),
         ("Group::update_capabilities", Change::Update),
     ] {
-        scenes.extend(in_every_weather(operation, "alone", change.call(), run!(changed, change)));
+        scenes.extend(under_all_conditions(operation, "alone", change.call(), run!(changed, change)));
         if change.is_of_a_member() {
             scenes.push(Scene::new(operation, "after another change", run!(changed_after_another, change)));
-            #[cfg(feature = "memory")]
-            scenes.extend(hurt::scenes(operation, change));
+            let lost = Scene::new(operation, "while no session stands", run!(without_a_session, change));
+            scenes.push(lost.needs(Needs::Kit));
         }
     }
     for (operation, look) in [
@@ -37,7 +38,7 @@ pub(super) fn scenes() -> Vec<Scene> {
         ("Coordinator::groups", Look::Groups),
     ] {
         let call = if look == Look::Groups { Called::List } else { Called::Members };
-        scenes.extend(in_every_weather(operation, "two members", call, run!(looked_at, look)));
+        scenes.extend(under_all_conditions(operation, "two members", call, run!(looked_at, look)));
     }
     scenes
 }
@@ -162,7 +163,7 @@ async fn changed_after_another(p: Point, change: Change) -> Outcome {
 /// What is seen is what was begun, and the next change is made at once.
 async fn judge(p: &Point, a: &Coordinator, change: Change, done: Option<Result<()>>, begun: bool) -> Outcome {
     let [before, after] = change.states();
-    let undone = if change == Change::JoinOrCreate && begun && p.weather().lets_through() {
+    let undone = if change == Change::JoinOrCreate && begun && p.conditions().lets_through() {
         State::Empty
     } else {
         before
@@ -171,17 +172,17 @@ async fn judge(p: &Point, a: &Coordinator, change: Change, done: Option<Result<(
     let expected = match &done {
         Some(Ok(())) => after,
         Some(Err(error)) => {
-            ensure(p.weather().allows_errors(), format!("it failed: {error}"))?;
+            ensure(p.conditions().allows_errors(), format!("it failed: {error}"))?;
             if joins {
                 undone
-            } else if change == Change::Leave || p.weather().lets_through() {
+            } else if change == Change::Leave || p.conditions().lets_through() {
                 after
             } else {
                 before
             }
         }
         None if joins => undone,
-        None if begun && (change == Change::Leave || p.weather().lets_through()) => after,
+        None if begun && (change == Change::Leave || p.conditions().lets_through()) => after,
         None => before,
     };
     if p.h().is_virtual() {
@@ -274,7 +275,7 @@ async fn looked_at(p: Point, look: Look) -> Outcome {
         })
         .await?;
     match seen {
-        Some(Err(error)) => ensure(p.weather().allows_errors(), format!("it failed: {error}"))?,
+        Some(Err(error)) => ensure(p.conditions().allows_errors(), format!("it failed: {error}"))?,
         seen => ensure(!matches!(seen, Some(Ok(false))), "it saw something else")?,
     }
     ensure(b.members().await?.len() == 2 && p.world().calls(Called::Join) == before, "looking changed it")?;
@@ -283,35 +284,19 @@ async fn looked_at(p: Point, look: Look) -> Outcome {
     Ok(a.delete().await?)
 }
 
-/// Situations that only a backend with a kit can be brought into.
-#[cfg(feature = "memory")]
-mod hurt {
-    use tooz_memory::{Operation, Outcome as Fate};
-
-    use super::{Change, Outcome, Point, Scene, ensure, judge, run};
-    use crate::sweep::scene::Needs;
-
-    pub(super) fn scenes(operation: &'static str, change: Change) -> Vec<Scene> {
-        vec![
-            Scene::new(operation, "while no session stands", run!(without_a_session, change))
-                .needs(Needs::Kit),
-        ]
-    }
-
-    /// The session is lost, and a new one is being opened; the groups are joined again first.
-    async fn without_a_session(p: Point, change: Change) -> Outcome {
-        let own = p.fresh().await?;
-        change.prepare(&own, p.b(), p.name()).await?;
-        let kit = p.world().kit().ok_or("this scene needs the kit")?;
-        kit.next(Operation::Open, 1, Fate::Fail);
-        kit.expire(own.member().as_bytes());
-        p.settle().await;
-        ensure(own.session_id().is_none(), "its session has not ended")?;
-        let before = kit.calls(change.call().operation());
-        let done = p.sweep(change.make(&own.group(p.name())?)).await?;
-        // Until the new session stands and has joined again.
-        p.h().pass(std::time::Duration::from_secs(1)).await;
-        let begun = kit.calls(change.call().operation()) > before;
-        judge(&p, &own, change, done, begun).await
-    }
+/// The session is lost, and a new one is being opened; the groups are joined again first.
+async fn without_a_session(p: Point, change: Change) -> Outcome {
+    let own = p.fresh().await?;
+    change.prepare(&own, p.b(), p.name()).await?;
+    let kit = p.world().kit().ok_or("this scene needs the kit")?;
+    kit.next(Operation::Open, 1, Fate::Fail);
+    kit.expire(own.member().as_bytes());
+    p.settle().await;
+    ensure(own.session_id().is_none(), "its session has not ended")?;
+    let before = kit.calls(change.call().operation());
+    let done = p.sweep(change.make(&own.group(p.name())?)).await?;
+    // Until the new session stands and has joined again.
+    p.h().pass(Duration::from_secs(1)).await;
+    let begun = kit.calls(change.call().operation()) > before;
+    judge(&p, &own, change, done, begun).await
 }

@@ -6,12 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tooz_core::LossReason;
 
+use super::call::{Called, LATENCY};
+use super::held::{What, all_held_by, contested, ensure_free};
 use super::point::Point;
-use super::scene::{Scene, in_every_weather, run};
-use super::takes::{What, all_held_by, fought_for, nobody_is_in_the_way};
-use super::weather::{Called, LATENCY};
-use crate::case::Outcome;
-use crate::tools::{ensure, eventually};
+use super::scene::{Scene, run, under_all_conditions};
+use crate::tools::{Outcome, ensure, eventually};
 
 const KINDS: [What; 3] = [What::Lock, What::Set, What::Leadership];
 
@@ -23,7 +22,7 @@ pub(super) fn scenes() -> Vec<Scene> {
             What::Leadership => ("Leadership::resign", "Leadership::lost", "Leadership::run"),
             _ => ("LockGuard::release", "LockGuard::lost", "LockGuard::run"),
         };
-        scenes.extend(in_every_weather(give_back, "nobody waits", Called::Release, run!(released, what)));
+        scenes.extend(under_all_conditions(give_back, "nobody waits", Called::Release, run!(released, what)));
         scenes.push(Scene::new(give_back, "somebody waits", run!(released_to_the_next, what)));
         scenes.push(Scene::new(lost, "broken meanwhile", run!(loss_waited_for, what)));
         scenes.push(Scene::new(work, "broken meanwhile", run!(work_until_a_loss, what)));
@@ -35,10 +34,15 @@ pub(super) fn scenes() -> Vec<Scene> {
         ("Lock::break_token", Break::Token),
         ("Election::break_leadership", Break::Leadership),
     ] {
-        scenes.extend(in_every_weather(operation, "held", Called::Break, run!(broken, how)));
+        scenes.extend(under_all_conditions(operation, "held", Called::Break, run!(broken, how)));
     }
-    scenes.extend(in_every_weather("Lock::holders", "held", Called::Holders, run!(looked_at, What::Lock)));
-    scenes.extend(in_every_weather(
+    scenes.extend(under_all_conditions(
+        "Lock::holders",
+        "held",
+        Called::Holders,
+        run!(looked_at, What::Lock),
+    ));
+    scenes.extend(under_all_conditions(
         "Election::leader",
         "led",
         Called::Holders,
@@ -53,16 +57,16 @@ async fn released(p: Point, what: What) -> Outcome {
     let signal = held.signal().ok_or("an empty set")?;
     let released = p.sweep(held.give_back()).await?;
     if let Some(Err(error)) = released {
-        ensure(p.weather().allows_errors(), format!("it failed: {error}"))?;
+        ensure(p.conditions().allows_errors(), format!("it failed: {error}"))?;
     }
     ensure(signal.reason() == Some(LossReason::Released), format!("it ended otherwise: {signal:?}"))?;
-    nobody_is_in_the_way(&p, what).await
+    ensure_free(&p, what).await
 }
 
 /// Whoever waits for it has it then.
 async fn released_to_the_next(p: Point, what: What) -> Outcome {
     let held = all_held_by(p.a(), what, p.name()).await?;
-    let (lock, election) = (p.b().lock(fought_for(p.name()))?, p.b().election(p.name())?);
+    let (lock, election) = (p.b().lock(contested(p.name()))?, p.b().election(p.name())?);
     let waiting = p.h().spawn(async move {
         if what == What::Leadership {
             election.campaign().await?.resign().await
@@ -75,13 +79,13 @@ async fn released_to_the_next(p: Point, what: What) -> Outcome {
         released?;
     }
     p.h().soon_done("the turn of whoever waits", waiting).await???;
-    nobody_is_in_the_way(&p, what).await
+    ensure_free(&p, what).await
 }
 
 async fn break_it(p: &Point, what: What) -> Outcome {
     let broken = match what {
         What::Leadership => p.b().election(p.name())?.break_leadership("swept").await?,
-        _ => p.b().lock(fought_for(p.name()))?.break_lock("swept").await?,
+        _ => p.b().lock(contested(p.name()))?.break_lock("swept").await?,
     };
     ensure(broken.len() == 1, "nobody held it")
 }
@@ -103,7 +107,7 @@ async fn loss_waited_for(p: Point, what: What) -> Outcome {
     p.h().soon_true("the loss is known", async || Ok::<_, crate::Failure>(!held.is_held())).await?;
     ensure(is_broken(&held.lost().await), "the second who asks is told another reason")?;
     held.give_back().await?;
-    nobody_is_in_the_way(&p, what).await
+    ensure_free(&p, what).await
 }
 
 async fn signal_waited_for(p: Point) -> Outcome {
@@ -119,7 +123,7 @@ async fn signal_waited_for(p: Point) -> Outcome {
     ensure(reason.as_ref().is_none_or(is_broken), format!("{reason:?}"))?;
     ensure(is_broken(&signal.wait().await), "the second who asks is told another reason")?;
     held.give_back().await?;
-    nobody_is_in_the_way(&p, What::Lock).await
+    ensure_free(&p, What::Lock).await
 }
 
 /// Says when it is dropped.
@@ -153,7 +157,7 @@ async fn work_until_a_loss(p: Point, what: What) -> Outcome {
     ensure(gone.load(Ordering::Acquire), "the work goes on")?;
     p.h().soon_true("the loss is known", async || Ok::<_, crate::Failure>(!held.is_held())).await?;
     held.give_back().await?;
-    nobody_is_in_the_way(&p, what).await
+    ensure_free(&p, what).await
 }
 
 /// The lock stays held.
@@ -164,7 +168,7 @@ async fn work_that_ends(p: Point, what: What) -> Outcome {
     ensure(answer.is_none_or(|answer| answer.is_ok()), "it was lost")?;
     ensure(held.is_held(), "work that was dropped took the lock along")?;
     held.give_back().await?;
-    nobody_is_in_the_way(&p, what).await
+    ensure_free(&p, what).await
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -180,7 +184,7 @@ async fn broken(p: Point, how: Break) -> Outcome {
     let held = all_held_by(p.b(), what, p.name()).await?;
     let signal = held.signal().ok_or("an empty set")?;
     let before = p.world().calls(Called::Break);
-    let (lock, election) = (p.a().lock(fought_for(p.name()))?, p.a().election(p.name())?);
+    let (lock, election) = (p.a().lock(contested(p.name()))?, p.a().election(p.name())?);
     let broken = p
         .sweep(async {
             match how {
@@ -202,7 +206,7 @@ async fn broken(p: Point, how: Break) -> Outcome {
             true
         }
         Some(Err(error)) => {
-            ensure(p.weather().allows_errors(), format!("it failed: {error}"))?;
+            ensure(p.conditions().allows_errors(), format!("it failed: {error}"))?;
             false
         }
         None => how != Break::Token && p.polls() > 0,
@@ -211,7 +215,7 @@ async fn broken(p: Point, how: Break) -> Outcome {
     let is_known = async || Ok::<_, crate::Failure>(signal.reason().as_ref().is_some_and(is_broken));
     // Where nobody counts calls, it is only known to be begun if its answer came or it begins with the first poll.
     let done = begun && (told || p.h().is_virtual());
-    if done && p.weather().lets_through() {
+    if done && p.conditions().lets_through() {
         p.h().soon_true("the holder is told", is_known).await?;
     } else if p.h().is_virtual() {
         ensure(held.is_held(), "broken by nobody")?;
@@ -219,16 +223,16 @@ async fn broken(p: Point, how: Break) -> Outcome {
     held.give_back().await?;
     let limit = p.h().limit(std::time::Duration::from_millis(100));
     eventually("it is free", limit, async || {
-        Ok::<_, crate::Failure>(p.b().lock(fought_for(p.name()))?.holders().await?.holders.is_empty())
+        Ok::<_, crate::Failure>(p.b().lock(contested(p.name()))?.holders().await?.holders.is_empty())
     })
     .await?;
-    nobody_is_in_the_way(&p, what).await
+    ensure_free(&p, what).await
 }
 
 /// Nothing is changed.
 async fn looked_at(p: Point, what: What) -> Outcome {
     let held = all_held_by(p.b(), what, p.name()).await?;
-    let (lock, election) = (p.a().lock(fought_for(p.name()))?, p.a().election(p.name())?);
+    let (lock, election) = (p.a().lock(contested(p.name()))?, p.a().election(p.name())?);
     let seen = p
         .sweep(async {
             if what == What::Leadership {
@@ -239,10 +243,10 @@ async fn looked_at(p: Point, what: What) -> Outcome {
         })
         .await?;
     match seen {
-        Some(Err(error)) => ensure(p.weather().allows_errors(), format!("it failed: {error}"))?,
+        Some(Err(error)) => ensure(p.conditions().allows_errors(), format!("it failed: {error}"))?,
         seen => ensure(!matches!(seen, Some(Ok(false))), "it saw nobody")?,
     }
     ensure(held.is_held(), "looking at it lost it")?;
     held.give_back().await?;
-    nobody_is_in_the_way(&p, what).await
+    ensure_free(&p, what).await
 }

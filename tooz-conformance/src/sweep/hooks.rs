@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tooz_core::{BoxError, Capabilities, Coordinator, HookEvent, HookId, Result};
+use tooz_memory::Cut;
 
+use super::call::{Called, LATENCY};
+use super::held::{What, ensure_free, held_by};
 use super::point::{Moment, Point};
-use super::scene::{Scene, in_every_weather, run};
-use super::takes::{What, held_by, nobody_is_in_the_way};
-use super::weather::Called;
-use crate::case::Outcome;
-use crate::tools::ensure;
+use super::scene::{Needs, Scene, run, under_all_conditions};
+use crate::tools::{Outcome, ensure};
 
 /// How long watchers are run: enough for an event that has come, and where none comes, somebody waits for it.
 const WHILE: Duration = Duration::from_millis(100);
@@ -24,9 +24,9 @@ pub(super) fn scenes() -> Vec<Scene> {
         ("Hooks::watch_leave_group", Kind::Leave),
         ("Hooks::watch_elected_as_leader", Kind::Elected),
     ] {
-        scenes.extend(in_every_weather(operation, "a group", Called::Watch, run!(registered, kind)));
-        #[cfg(feature = "memory")]
-        scenes.push(hurt::scene(operation, kind));
+        scenes.extend(under_all_conditions(operation, "a group", Called::Watch, run!(registered, kind)));
+        let late = Scene::new(operation, "its first view is late", run!(first_view_late, kind));
+        scenes.push(late.needs(Needs::Kit));
         // One for an election waits for nobody.
         if kind != Kind::Elected {
             scenes.push(Scene::new(
@@ -40,19 +40,19 @@ pub(super) fn scenes() -> Vec<Scene> {
     scenes.push(Scene::new(run, "an event has come", run!(run_with_an_event)));
     scenes.push(Scene::new(run, "an event comes", run!(run_until_an_event)));
     scenes.push(Scene::new(run, "beside another run", run!(run_beside_a_run)));
-    scenes.extend(in_every_weather(
+    scenes.extend(under_all_conditions(
         run,
         "a group is there again",
         Called::Watch,
         run!(run_watches_again, false),
     ));
     scenes.push(Scene::new(run, "an event comes and a group is there again", run!(run_watches_again, true)));
-    scenes.extend(in_every_weather(run, "an election is free", Called::Request, run!(elected, true)));
+    scenes.extend(under_all_conditions(run, "an election is free", Called::Request, run!(elected, true)));
     let elect = "Hooks::run_elect_coordinator";
-    scenes.extend(in_every_weather(elect, "an election is free", Called::Request, run!(elected, false)));
+    scenes.extend(under_all_conditions(elect, "an election is free", Called::Request, run!(elected, false)));
     scenes.push(Scene::new(elect, "beside another run", run!(elected_beside_a_run)));
     let down = "Hooks::stand_down";
-    scenes.extend(in_every_weather(down, "leading", Called::Release, run!(stood_down)));
+    scenes.extend(under_all_conditions(down, "leading", Called::Release, run!(stood_down)));
     scenes.push(Scene::new(down, "beside another run", run!(stood_down_beside_a_run)));
     scenes
 }
@@ -163,7 +163,7 @@ async fn settled(p: &Point, kind: Kind, id: Option<Result<HookId>>, count: &Coun
         None => None,
         Some(Ok(id)) => Some(id),
         Some(Err(error)) => {
-            ensure(p.weather().allows_errors(), format!("it failed: {error}"))?;
+            ensure(p.conditions().allows_errors(), format!("it failed: {error}"))?;
             None
         }
     };
@@ -274,7 +274,7 @@ async fn run_watches_again(p: Point, meanwhile: bool) -> Outcome {
     };
     let events = p.sweep_while(p.a().hooks().run_watchers(p.h().limit(WHILE * 10)), joins).await?;
     let events = match events {
-        Some(Err(_)) if p.weather().allows_errors() => None,
+        Some(Err(_)) if p.conditions().allows_errors() => None,
         events => events,
     };
     run_once(&p, p.a(), events, &count).await?;
@@ -305,11 +305,11 @@ async fn elected(p: Point, watchers: bool) -> Outcome {
             ensure(p.a().hooks().stand_down(p.name()).await?, "it does not lead although it was elected")?;
         }
         Some(Err(error)) => {
-            ensure(p.weather().allows_errors(), format!("it failed: {error}"))?;
+            ensure(p.conditions().allows_errors(), format!("it failed: {error}"))?;
             count.is(0)?;
         }
     }
-    nobody_is_in_the_way(&p, What::Leadership).await?;
+    ensure_free(&p, What::Leadership).await?;
     ensure(!p.a().hooks().stand_down(p.name()).await?, "it leads although the run was dropped")?;
     Ok(p.a().hooks().unwatch_elected_as_leader(p.name(), id)?)
 }
@@ -345,13 +345,13 @@ async fn stood_down(p: Point) -> Outcome {
     let stood_down = p.sweep(p.a().hooks().stand_down(p.name())).await?;
     match stood_down {
         Some(Ok(led)) => ensure(led, "it led and was told that it did not")?,
-        Some(Err(error)) => ensure(p.weather().allows_errors(), format!("it failed: {error}"))?,
+        Some(Err(error)) => ensure(p.conditions().allows_errors(), format!("it failed: {error}"))?,
         None => {}
     }
     let still = p.a().hooks().stand_down(p.name()).await?;
     ensure(still == (p.moment() == Moment::Woken(0)), "the first poll begins it, and it goes on")?;
     p.a().hooks().unwatch_elected_as_leader(p.name(), id)?;
-    nobody_is_in_the_way(&p, What::Leadership).await
+    ensure_free(&p, What::Leadership).await
 }
 
 async fn stood_down_beside_a_run(p: Point) -> Outcome {
@@ -374,35 +374,21 @@ async fn stood_down_beside_a_run(p: Point) -> Outcome {
     held_by(p.b(), What::Leadership, p.name()).await?.give_back().await?;
     // Its watch goes with it.
     p.end().await?;
-    nobody_is_in_the_way(&p, What::Leadership).await
+    ensure_free(&p, What::Leadership).await
 }
 
-/// Situations that only a backend with a kit can be brought into.
-#[cfg(feature = "memory")]
-mod hurt {
-    use tooz_memory::Cut;
-
-    use super::{Count, Kind, Outcome, Point, Scene, register, run, settled};
-    use crate::sweep::scene::Needs;
-    use crate::sweep::weather::LATENCY;
-
-    pub(super) fn scene(operation: &'static str, kind: Kind) -> Scene {
-        Scene::new(operation, "its first view is late", run!(first_view_late, kind)).needs(Needs::Kit)
-    }
-
-    /// The watch stands, and what it says first does not come through for a while.
-    async fn first_view_late(p: Point, kind: Kind) -> Outcome {
-        p.b().group(p.name())?.create().await?;
-        let kit = p.world().kit().ok_or("this scene needs the kit")?;
-        let late = async {
-            p.h().pass(LATENCY + LATENCY / 2).await;
-            kit.cut_off("a", Cut::Hang);
-            p.settle().await;
-            kit.heal("a");
-            Ok(())
-        };
-        let count = Count::default();
-        let id = p.sweep_while(register(p.a(), kind, p.name(), &count), late).await?;
-        settled(&p, kind, id, &count).await
-    }
+/// The watch stands, and what it says first does not come through for a while.
+async fn first_view_late(p: Point, kind: Kind) -> Outcome {
+    p.b().group(p.name())?.create().await?;
+    let kit = p.world().kit().ok_or("this scene needs the kit")?;
+    let late = async {
+        p.h().pass(LATENCY + LATENCY / 2).await;
+        kit.cut_off("a", Cut::Hang);
+        p.settle().await;
+        kit.heal("a");
+        Ok(())
+    };
+    let count = Count::default();
+    let id = p.sweep_while(register(p.a(), kind, p.name(), &count), late).await?;
+    settled(&p, kind, id, &count).await
 }

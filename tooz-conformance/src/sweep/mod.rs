@@ -1,7 +1,7 @@
 //! The cancellation sweep: every future of the core's public API, dropped at every point (L6).
 //!
 //! An **operation** is a public function that has to be awaited, or a public type that can be. A **scene** puts one in a
-//! situation (the lock is free, it is handed over just now, the session is being opened again, …) under a **weather**
+//! situation (the lock is free, it is handed over just now, the session is being opened again, …) under **conditions**
 //! (the backend is slow, an answer is lost, …). A **point** is one run of a scene with names of its own, in which the
 //! future is dropped after its n-th poll, or when it has been woken after it and before it sees why; a scene is swept
 //! when the future ended by itself. After each point what the operation promises is asserted, and that the next caller
@@ -14,8 +14,8 @@
 //! - *An operation.* [`source::operations`] reads them in the core's source; they are compared with those of the scenes.
 //! - *An await inside the core.* [`source::awaits`] reads them, too. While a future is polled for the last time before it
 //!   is dropped, the stack is looked at whenever something in it says "not yet": a call of the memory driver, which lets
-//!   others go first by waking its caller at once, or a wait of the core's own, all of which pass one place (`waits` in
-//!   `tooz-core`) that tells a trace of it. The lines of the core on that stack are the awaits at which the future is
+//!   others go first by waking its caller at once, or a wait of the core's own, all of which pass one function of
+//!   `tooz-core` (in `platform/await_point.rs`) that emits a trace event. The lines of the core on that stack are the awaits at which the future is
 //!   dropped. An await at which no future was ever dropped is an error, unless the table in `tests/it/sweep.rs` says why no
 //!   caller can be there. The core carries no marks at its awaits, and nothing is switched on in it.
 //! - *That leaks would be seen.* With the hand-over of unfinished calls switched off
@@ -24,42 +24,30 @@
 //! `SWEEP.md` holds the outcome. The numbers are those of the virtual clock, on which a run is the same every time; on a
 //! real one it is only certain that every point up to the end was passed.
 
+mod acquire;
+mod call;
+mod conditions;
 mod coordinators;
 mod groups;
 mod guards;
+mod held;
 mod hooks;
 mod point;
 mod scene;
 pub mod source;
 mod stack;
-mod takes;
 mod views;
 mod watches;
-mod weather;
 mod world;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
 use scene::Scene;
+pub use scene::Swept;
 pub use stack::Line;
 
 use crate::target::{Target, Time};
-
-/// How one scene went.
-#[derive(Clone, Debug)]
-pub struct Swept {
-    /// The operation.
-    pub operation: &'static str,
-    /// In which situation, and what became of its calls.
-    pub scene: String,
-    /// At how many points it was dropped.
-    pub points: usize,
-    /// The lines of the core at which it was suspended then, with the number of points.
-    pub lines: BTreeMap<Line, usize>,
-    /// What was left behind, or was not as promised.
-    pub failure: Option<String>,
-}
 
 /// Which operations are swept.
 pub fn operations() -> BTreeSet<&'static str> {
@@ -68,7 +56,7 @@ pub fn operations() -> BTreeSet<&'static str> {
 
 fn scenes() -> Vec<Scene> {
     [
-        takes::scenes(),
+        acquire::scenes(),
         guards::scenes(),
         groups::scenes(),
         watches::scenes(),

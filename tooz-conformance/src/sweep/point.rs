@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use tooz_core::Coordinator;
 
+use super::call::LATENCY;
+use super::conditions::Conditions;
 use super::stack::{self, Line};
-use super::weather::{LATENCY, Weather};
 use super::world::World;
-use crate::case::Outcome;
 use crate::harness::Harness;
-use crate::tools::within;
+use crate::tools::{Outcome, within};
 
 /// When a future is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub(super) struct Point(Rc<Inner>);
 
 struct Inner {
     world: Rc<World>,
-    weather: Weather,
+    conditions: Conditions,
     moment: Moment,
     name: String,
     polls: Cell<usize>,
@@ -55,10 +55,10 @@ struct Inner {
 }
 
 impl Point {
-    pub(super) fn new(world: &Rc<World>, weather: Weather, number: usize) -> Self {
+    pub(super) fn new(world: &Rc<World>, conditions: Conditions, number: usize) -> Self {
         Self(Rc::new(Inner {
             world: Rc::clone(world),
-            weather,
+            conditions,
             moment: Moment::numbered(number),
             name: format!("point-{number}"),
             polls: Cell::default(),
@@ -76,8 +76,8 @@ impl Point {
         &self.0.world
     }
 
-    pub(super) fn weather(&self) -> Weather {
-        self.0.weather
+    pub(super) fn conditions(&self) -> Conditions {
+        self.0.conditions
     }
 
     pub(super) fn h(&self) -> &Harness {
@@ -120,7 +120,7 @@ impl Point {
         Ok(coordinator)
     }
 
-    /// Polls a future until its moment, and drops it then; meanwhile the weather is what it is. Then waits until
+    /// Polls a future until its moment, and drops it then; meanwhile the conditions hold. Then waits until
     /// everything has been done that is promised to be done afterwards.
     pub(super) fn sweep<'a, F: Future + 'a>(&'a self, future: F) -> Sweeping<'a, F::Output> {
         self.sweep_while(future, async { Ok(()) })
@@ -136,10 +136,10 @@ impl Point {
         let future = Box::pin(future);
         Box::pin(async move {
             let dropped = async {
-                self.0.weather.begins(self.world());
+                self.0.conditions.begin(self.world());
                 self.drop_at_its_moment(future).await
             };
-            let all = async { tokio::join!(dropped, self.0.weather.passes(self.world()), other) };
+            let all = async { tokio::join!(dropped, self.0.conditions.pass(self.world()), other) };
             let (output, (), other) = within("the end of a future that is dropped", LIMIT, all).await?;
             other?;
             self.calm().await;
@@ -154,7 +154,7 @@ impl Point {
 
     /// On the virtual clock exactly as long as is promised, whatever happened; on a real one it has to be looked for.
     pub(super) async fn calm(&self) {
-        self.h().pass(if self.h().is_virtual() { self.0.weather.cleared_after() } else { REAL }).await;
+        self.h().pass(if self.h().is_virtual() { self.0.conditions.cleared_after() } else { REAL }).await;
         self.world().forget_fates();
     }
 
@@ -177,7 +177,7 @@ impl Point {
             let mut context = Context::from_waker(&waker);
             // The stack is the same whether it is woken afterwards or not.
             let poll = if self.moment() == Moment::Polled(polls + 1) && self.world().looks() {
-                let (poll, seen) = stack::watched(|| polled.as_mut().poll(&mut context));
+                let (poll, seen) = stack::watch(|| polled.as_mut().poll(&mut context));
                 *self.0.seen.borrow_mut() = seen;
                 poll
             } else {

@@ -6,14 +6,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::Swept;
+use super::call::Called;
+use super::conditions::Conditions;
 use super::point::Point;
-use super::weather::{Called, Weather};
+use super::stack::Line;
 use super::world::World;
-use crate::case::{Outcome, Running};
+use crate::case::Running;
 use crate::harness::Harness;
 use crate::target::{Target, Time, Wish};
-use crate::tools::panic_text;
+use crate::tools::{Outcome, panic_text};
 
 /// More than any future needs until it ends.
 const MOST: usize = 120;
@@ -21,17 +22,32 @@ const MOST: usize = 120;
 /// A scene that hangs is ended.
 const SHUTDOWN: Duration = Duration::from_secs(1);
 
-/// One operation in one situation under one weather.
+/// How one scene went.
+#[derive(Clone, Debug)]
+pub struct Swept {
+    /// The operation.
+    pub operation: &'static str,
+    /// In which situation, and what became of its calls.
+    pub scene: String,
+    /// At how many points it was dropped.
+    pub points: usize,
+    /// The lines of the core at which it was suspended then, with the number of points.
+    pub lines: BTreeMap<Line, usize>,
+    /// What was left behind, or was not as promised.
+    pub failure: Option<String>,
+}
+
+/// One operation in one situation under one kind of conditions.
 pub(super) struct Scene {
     pub(super) operation: &'static str,
     situation: String,
-    pub(super) weather: Weather,
+    pub(super) conditions: Conditions,
     needs: Needs,
     looks: bool,
     run: Box<dyn Fn(Point) -> Running + Send>,
 }
 
-/// Where a scene can be played.
+/// What a scene needs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Needs {
     Nothing,
@@ -50,7 +66,7 @@ impl Scene {
         Self {
             operation,
             situation: situation.into(),
-            weather: Weather::Clear,
+            conditions: Conditions::Normal,
             needs: Needs::Nothing,
             looks: true,
             run: Box::new(run),
@@ -69,8 +85,8 @@ impl Scene {
         self
     }
 
-    pub(super) fn under(self, weather: Weather) -> Self {
-        Self { weather, ..self }
+    pub(super) fn under(self, conditions: Conditions) -> Self {
+        Self { conditions, ..self }
     }
 
     pub(super) fn fits(&self, memory: bool, ttl: bool) -> bool {
@@ -82,8 +98,12 @@ impl Scene {
     }
 
     fn title(&self) -> String {
-        let weather = self.weather.to_string();
-        if weather.is_empty() { self.situation.clone() } else { format!("{}; {weather}", self.situation) }
+        let conditions = self.conditions.to_string();
+        if conditions.is_empty() {
+            self.situation.clone()
+        } else {
+            format!("{}; {conditions}", self.situation)
+        }
     }
 
     pub(super) fn sweep(&self, target: &Target, time: Time, abandons: bool) -> Swept {
@@ -124,7 +144,7 @@ impl Scene {
     async fn points(&self, harness: Harness, abandons: bool, swept: &mut Swept) -> Outcome {
         let world = Rc::new(World::new(harness, abandons, self.looks && !abandons).await?);
         for number in 0..MOST {
-            let point = Point::new(&world, self.weather, number);
+            let point = Point::new(&world, self.conditions, number);
             let outcome = async {
                 (self.run)(point.clone()).await?;
                 point.end().await?;
@@ -145,8 +165,8 @@ impl Scene {
     }
 }
 
-/// The same situation under every weather; but for the clear one they need the kit.
-pub(super) fn in_every_weather<F>(
+/// The same situation under all conditions. All but the normal ones need the kit.
+pub(super) fn under_all_conditions<F>(
     operation: &'static str,
     situation: &str,
     call: Called,
@@ -155,12 +175,12 @@ pub(super) fn in_every_weather<F>(
 where
     F: Fn(Point) -> Running + Send + Clone + 'static,
 {
-    let scene = |weather| {
-        let needs = if weather == Weather::Clear { Needs::Nothing } else { Needs::Kit };
-        let scene = Scene::new(operation, situation, run.clone()).needs(needs).under(weather);
-        scene.looks(weather == Weather::Clear)
+    let scene = |conditions| {
+        let needs = if conditions == Conditions::Normal { Needs::Nothing } else { Needs::Kit };
+        let scene = Scene::new(operation, situation, run.clone()).needs(needs).under(conditions);
+        scene.looks(conditions == Conditions::Normal)
     };
-    Weather::all(call).into_iter().map(scene).collect()
+    Conditions::all(call).into_iter().map(scene).collect()
 }
 
 /// A function of the scene as the value that a scene keeps.

@@ -20,7 +20,7 @@ thread_local! {
 }
 
 /// Watches one poll.
-pub(super) fn watched<T>(poll: impl FnOnce() -> T) -> (T, BTreeSet<Line>) {
+pub(super) fn watch<T>(poll: impl FnOnce() -> T) -> (T, BTreeSet<Line>) {
     // One dispatcher for all polls: each new one makes every event of the process ask anew who listens. And an idle
     // one beside it: with a single dispatcher, an event that is first emitted outside of its scope is disabled for good (tracing-core 0.1.36, `Rebuilder::JustOne`).
     static LISTENER: OnceLock<[Dispatch; 2]> = OnceLock::new();
@@ -87,7 +87,7 @@ mod tests {
             spawner.sleep(std::time::Duration::from_secs(1)).await;
         });
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        let (poll, seen) = watched(|| sleep.poll(&mut context));
+        let (poll, seen) = watch(|| sleep.poll(&mut context));
         assert!(poll.is_pending());
         assert!(seen.iter().any(|(file, _)| file == "platform/runtime.rs"), "{seen:?}");
     }

@@ -4,8 +4,7 @@ use tooz_core::{Capabilities, Error};
 
 use super::point::Point;
 use super::scene::{Scene, run};
-use crate::case::Outcome;
-use crate::tools::ensure;
+use crate::tools::{Outcome, ensure};
 
 pub(super) fn scenes() -> Vec<Scene> {
     let looks = [

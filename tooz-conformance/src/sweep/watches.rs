@@ -7,15 +7,14 @@ use std::task::Poll;
 use futures_core::Stream;
 use tooz_core::{Capabilities, Event, GroupEvent, GroupWatch, Leader, Observer, Result};
 
+use super::call::Called;
 use super::point::Point;
-use super::scene::{Scene, in_every_weather, run};
-use super::weather::Called;
-use crate::case::Outcome;
-use crate::tools::{ensure, within};
+use super::scene::{Scene, run, under_all_conditions};
+use crate::tools::{Outcome, ensure, within};
 
 pub(super) fn scenes() -> Vec<Scene> {
-    let mut scenes = in_every_weather("Group::watch", "a group", Called::Watch, run!(group_watched));
-    scenes.extend(in_every_weather(
+    let mut scenes = under_all_conditions("Group::watch", "a group", Called::Watch, run!(group_watched));
+    scenes.extend(under_all_conditions(
         "Election::observe",
         "nobody leads",
         Called::Watch,
@@ -54,7 +53,7 @@ async fn group_watched(p: Point) -> Outcome {
     group.create().await?;
     match p.sweep(group.watch()).await? {
         None => {}
-        Some(Err(error)) => ensure(p.weather().allows_errors(), format!("it failed: {error}"))?,
+        Some(Err(error)) => ensure(p.conditions().allows_errors(), format!("it failed: {error}"))?,
         Some(Ok(mut watch)) => first_is_empty(&p, &mut watch).await?,
     }
     p.world().nothing_stands()?;
@@ -73,7 +72,7 @@ async fn election_observed(p: Point) -> Outcome {
     let election = p.a().election(p.name())?;
     match p.sweep(election.observe()).await? {
         None => {}
-        Some(Err(error)) => ensure(p.weather().allows_errors(), format!("it failed: {error}"))?,
+        Some(Err(error)) => ensure(p.conditions().allows_errors(), format!("it failed: {error}"))?,
         Some(Ok(mut observer)) => first_is_vacant(&p, &mut observer).await?,
     }
     p.world().nothing_stands()?;

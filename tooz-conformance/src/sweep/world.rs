@@ -4,13 +4,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use tooz_core::Coordinator;
+use tooz_memory::Kit;
 
-use super::weather::Called;
-#[cfg(feature = "memory")]
-use super::weather::LATENCY;
-use crate::case::Outcome;
+use super::call::{Called, LATENCY};
 use crate::harness::Harness;
-use crate::tools::{ensure, eventually};
+use crate::tools::{Outcome, ensure, eventually};
 
 pub(super) struct World {
     pub(super) h: Harness,
@@ -18,8 +16,7 @@ pub(super) struct World {
     pub(super) b: Coordinator,
     abandons: bool,
     looks: bool,
-    #[cfg(feature = "memory")]
-    kit: Option<tooz_memory::Kit>,
+    kit: Option<Kit>,
 }
 
 impl World {
@@ -29,11 +26,10 @@ impl World {
         if abandons {
             a.simulate_abandon();
         }
-        #[cfg(feature = "memory")]
         let kit = match h.url().split(['?', ':']).next() {
             Some("memory") => {
-                let place = h.url().split('?').next().unwrap_or_default();
-                let kit = tooz_memory::Kit::of(&format!("{place}?namespace={}", h.namespace()))?;
+                let backend = h.url().split('?').next().unwrap_or_default();
+                let kit = Kit::of(&format!("{backend}?namespace={}", h.namespace()))?;
                 kit.delay(LATENCY);
                 kit.delay_answers(LATENCY);
                 Some(kit)
@@ -47,13 +43,11 @@ impl World {
             a,
             b,
             abandons,
-            #[cfg(feature = "memory")]
             kit,
         })
     }
 
-    #[cfg(feature = "memory")]
-    pub(super) fn kit(&self) -> Option<&tooz_memory::Kit> {
+    pub(super) fn kit(&self) -> Option<&Kit> {
         self.kit.as_ref()
     }
 
@@ -69,18 +63,11 @@ impl World {
     }
 
     /// How often the backend was called, where it counts.
-    #[cfg(feature = "memory")]
     pub(super) fn calls(&self, call: Called) -> Option<u64> {
         self.kit().map(|kit| kit.calls(call.operation()))
     }
 
-    #[cfg(not(feature = "memory"))]
-    pub(super) fn calls(&self, _: Called) -> Option<u64> {
-        None
-    }
-
     pub(super) fn forget_fates(&self) {
-        #[cfg(feature = "memory")]
         if let Some(kit) = self.kit() {
             kit.forget_next();
         }
@@ -88,7 +75,6 @@ impl World {
 
     /// Nothing is held, nobody waits, nothing is watched and no call hangs, so far as the backend can be asked.
     pub(super) fn nothing_stands(&self) -> Outcome {
-        #[cfg(feature = "memory")]
         if let Some(kit) = self.kit() {
             let stands = [
                 ("grants", kit.held()),
@@ -104,7 +90,6 @@ impl World {
 
     /// How many sessions stand: told by the backend, or by the files that this process has open there.
     pub(super) fn sessions(&self) -> Outcome<usize> {
-        #[cfg(feature = "memory")]
         if let Some(kit) = self.kit() {
             return Ok(kit.sessions());
         }

@@ -15,7 +15,7 @@ use tooz_etcd as _;
 use crate::kit::{Call, Fate, Kit};
 use crate::servers::etcd::{self, Cluster, Etcd};
 use crate::servers::{Lent, Pool, Proxy, openssl};
-use crate::target::{Place, Target, Wish};
+use crate::target::{Target, TestBackend, Wish};
 
 /// The least that an etcd with its usual election timeout grants: what waits for an expiry waits no longer than it must.
 const TTL: &str = "ttl=2s";
@@ -54,7 +54,7 @@ fn single() -> Target {
     let keeps = kept(&nobody);
     let fresh = move |wish: Wish| {
         if !asked.swap(true, Ordering::SeqCst) {
-            return Ok(Place::new(nobody.clone()));
+            return Ok(TestBackend::new(nobody.clone()));
         }
         Ok(place(Arc::new(Stage::set()?), if wish.lasting { TTL } else { PATIENT }))
     };
@@ -75,9 +75,9 @@ fn once(
     let keeps = kept(&nobody);
     let fresh = move |wish: Wish| {
         if asked.swap(true, Ordering::SeqCst) {
-            url(if wish.lasting { SHARED_TTL } else { PATIENT }).map(Place::new)
+            url(if wish.lasting { SHARED_TTL } else { PATIENT }).map(TestBackend::new)
         } else {
-            Ok(Place::new(nobody.clone()))
+            Ok(TestBackend::new(nobody.clone()))
         }
     };
     Target::new(name, fresh).missing_because(etcd::program().err()).ttl().keeps(keeps).variant()
@@ -136,11 +136,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn place(stage: Arc<Stage>, options: &'static str) -> Place {
+fn place(stage: Arc<Stage>, options: &'static str) -> TestBackend {
     let route = Arc::clone(&stage);
     let url_here = url(stage.etcd.address(), options);
     lock(&STAGES).insert(url_here.clone(), Arc::downgrade(&stage));
-    Place::new(url_here)
+    TestBackend::new(url_here)
         .route(move |member| match route.proxy(member) {
             Ok(proxy) => url(proxy.address(), options),
             Err(why) => format!("etcd://no-proxy?{why}"),

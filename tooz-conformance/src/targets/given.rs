@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tooz_core::{Characteristics, Coordinator};
 
-use crate::target::{Place, Target};
+use crate::target::{Target, TestBackend};
 
 /// The variables, and the names of the targets.
 pub const VARIABLES: &[(&str, &str)] = &[
@@ -41,7 +41,7 @@ pub(super) fn replace(targets: &mut Vec<Target>) {
         let url = format!("{url}{separator}{TTL}");
         targets.retain(|target| target.name() != *name);
         let kept = kept(&url);
-        let target = Target::new(*name, move |_| Ok(Place::new(url.clone()))).ttl();
+        let target = Target::new(*name, move |_| Ok(TestBackend::new(url.clone()))).ttl();
         targets.push(match kept {
             Some(kept) => target.keeps(kept),
             None => target,

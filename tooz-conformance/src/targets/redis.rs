@@ -11,7 +11,7 @@ use crate::kit::{Call, Fate, Kit};
 use crate::servers::redis::{self, Redis};
 use crate::servers::redis_replicated::{Cluster, Sentinels};
 use crate::servers::{Lent, Pool, Proxy};
-use crate::target::{Place, Target, Wish};
+use crate::target::{Target, TestBackend, Wish};
 
 /// Twice the least that is allowed: what waits for an expiry waits little longer than it must, and a machine that is busy with
 /// other cases may stand still for a second.
@@ -28,7 +28,7 @@ pub fn target() -> Target {
     let fresh = move |wish: Wish| {
         // The first question, which every helper process asks, too, is only what the URL claims.
         if !asked.swap(true, Ordering::SeqCst) {
-            return Ok(Place::new(url(SocketAddr::from((Ipv4Addr::LOCALHOST, 6379)), TTL)));
+            return Ok(TestBackend::new(url(SocketAddr::from((Ipv4Addr::LOCALHOST, 6379)), TTL)));
         }
         Ok(place(Arc::new(Stage::set()?), if wish.lasting { TTL } else { PATIENT }))
     };
@@ -45,12 +45,12 @@ fn unhurt(
     example: &'static str,
     ttl: &'static str,
     missing: Option<String>,
-    fresh: impl Fn(&str) -> Result<Place, String> + Send + Sync + 'static,
+    fresh: impl Fn(&str) -> Result<TestBackend, String> + Send + Sync + 'static,
 ) -> Target {
     let asked = AtomicBool::new(false);
     let fresh = move |wish: Wish| {
         if !asked.swap(true, Ordering::SeqCst) {
-            return Ok(Place::new(format!("{example}?{ttl}")));
+            return Ok(TestBackend::new(format!("{example}?{ttl}")));
         }
         fresh(if wish.lasting { ttl } else { PATIENT })
     };
@@ -67,7 +67,7 @@ pub fn with_sentinel() -> Target {
     let name = "redis+sentinel";
     unhurt(name, "redis+sentinel://127.0.0.1/mymaster", SHARED_TTL, redis::program().err(), |ttl| {
         let servers = SERVERS.as_ref().map_err(Clone::clone)?;
-        Ok(Place::new(format!("{}?{ttl}", servers.url())))
+        Ok(TestBackend::new(format!("{}?{ttl}", servers.url())))
     })
 }
 
@@ -77,7 +77,7 @@ pub fn with_cluster() -> Target {
     let name = "redis+cluster";
     unhurt(name, "redis+cluster://127.0.0.1", SHARED_TTL, redis::program().err(), |ttl| {
         let servers = SERVERS.as_ref().map_err(Clone::clone)?;
-        Ok(Place::new(format!("{}?{ttl}", servers.url())))
+        Ok(TestBackend::new(format!("{}?{ttl}", servers.url())))
     })
 }
 
@@ -93,7 +93,8 @@ pub fn with_tls() -> Target {
     unhurt("redis+tls", "rediss://127.0.0.1", SHARED_TTL, missing, |ttl| {
         let server = SERVER.as_ref().map_err(Clone::clone)?;
         let ca = CERTIFICATES.as_ref().map_err(Clone::clone)?.file("ca.pem");
-        Ok(Place::new(format!("rediss://{}?{ttl}&tls_ca={}", server.address(), ca.display())).keep(server))
+        Ok(TestBackend::new(format!("rediss://{}?{ttl}&tls_ca={}", server.address(), ca.display()))
+            .keep(server))
     })
     .variant()
 }
@@ -122,13 +123,13 @@ fn url(address: SocketAddr, options: &str) -> String {
     format!("redis://{address}?{options}")
 }
 
-fn place(stage: Arc<Stage>, options: &'static str) -> Place {
+fn place(stage: Arc<Stage>, options: &'static str) -> TestBackend {
     let route = Arc::clone(&stage);
     let url_here = url(stage.redis.address(), options);
     let mut stages = STAGES.lock().unwrap_or_else(PoisonError::into_inner);
     stages.insert(url_here.clone(), Arc::downgrade(&stage));
     drop(stages);
-    Place::new(url_here)
+    TestBackend::new(url_here)
         .route(move |member| match route.proxy(member) {
             Ok(proxy) => url(proxy.address(), options),
             Err(why) => format!("redis://no-proxy?{why}"),

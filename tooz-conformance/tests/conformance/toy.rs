@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tooz_conformance::{Place, Target, random};
+use tooz_conformance::{Target, TestBackend, random};
 use tooz_core::driver::{Connect, Driver, Groups, Locks, OpenSession, Session};
 use tooz_core::{BackendUrl, Characteristics, Connecting, Registration, Result};
 
@@ -57,5 +57,5 @@ impl Driver for Toy {
 
 /// All that its test file would hold.
 pub(crate) fn target() -> Target {
-    Target::new("toy", |_| Ok(Place::new(format!("toy://{:x}", random()))))
+    Target::new("toy", |_| Ok(TestBackend::new(format!("toy://{:x}", random()))))
 }

@@ -244,7 +244,7 @@ fn render() -> String {
     let _ = writeln!(text, "| all | {} | {all} | | | |", WITH_TTL.len());
     text.push_str(
         "\n## Awaits\n\nEach await of the core, and how often each operation was dropped there (`memory+ttl`; of modes \
-         and weathers that take the same way, one is counted).\n",
+         and conditions that take the same way, one is counted).\n",
     );
     let mut file = String::new();
     for place in awaits(&core()) {

@@ -16,8 +16,8 @@ mod count_etcd;
 #[cfg(feature = "redis")]
 mod count_redis;
 mod crashes;
+mod participants;
 mod pauses;
-mod people;
 
 use std::path::PathBuf;
 
@@ -30,7 +30,7 @@ type Test = fn(&Backend);
 
 /// Does its part, if this process was started for one.
 pub(crate) fn is_part() -> bool {
-    let Some(part) = people::part() else { return false };
+    let Some(part) = participants::part() else { return false };
     match part.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["pauses", url, journals, first, count] => pauses::hold(url, journals, first, count),
         ["contenders", url, count] => contenders::contend(url, count),

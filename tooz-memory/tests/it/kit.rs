@@ -223,7 +223,7 @@ async fn a_seed_replays_and_another_one_does_not() {
     assert!(one.iter().map(|(_, token, _)| *token).eq(1..=20));
 }
 
-/// What a test hears of the truth, in the order in which it happened.
+/// The oracle tells a test what happened, in the order in which it happened.
 #[tokio::test(start_paused = true)]
 async fn a_listener_hears_everything_of_its_namespace() {
     let url = "memory://listened";

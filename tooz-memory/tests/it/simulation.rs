@@ -10,7 +10,7 @@ use tooz_core::entropy::Entropy;
 use tooz_core::{ErrorKind, FencingToken};
 use tooz_memory::{Kit, Operation, Outcome};
 
-/// What all tasks know together: the truth to compare with.
+/// What all tasks know together, to compare the answers with.
 #[derive(Default)]
 struct World {
     attempts: Cell<u128>,
@@ -25,7 +25,7 @@ struct World {
 struct Actor<'a> {
     world: &'a World,
     kit: &'a Kit,
-    dice: &'a Entropy,
+    rng: &'a Entropy,
     name: String,
     driver: Arc<dyn Driver>,
     session: Arc<dyn Session>,
@@ -33,7 +33,7 @@ struct Actor<'a> {
 
 impl Actor<'_> {
     fn roll(&self, sides: u128) -> u128 {
-        self.dice.id() % sides
+        self.rng.id() % sides
     }
 
     fn one_of<T: Copy>(&self, choices: &[T]) -> T {
@@ -64,7 +64,7 @@ impl Actor<'_> {
             Ok(other) => panic!("{other:?}"),
             Err(_) => return None,
         };
-        let patience = self.dice.between(Duration::from_millis(1), Duration::from_millis(200));
+        let patience = self.rng.between(Duration::from_millis(1), Duration::from_millis(200));
         match tokio::time::timeout(patience, self.session.locks().turn(&place)).await {
             Ok(Ok(Turn::Granted(grant))) => Some(grant),
             Ok(Ok(Turn::Gone) | Err(_)) => None,
@@ -98,7 +98,7 @@ impl Actor<'_> {
             world.exclusive.borrow_mut().push(grant.token);
         }
         world.highest.set(world.highest.get().max(Some(grant.token)));
-        tokio::time::sleep(self.dice.between(Duration::ZERO, Duration::from_millis(20))).await;
+        tokio::time::sleep(self.rng.between(Duration::ZERO, Duration::from_millis(20))).await;
         world.exclusive.borrow_mut().retain(|token| *token != grant.token);
         if self.roll(10) == 0 {
             world.expired.set(world.expired.get() + 1);
@@ -114,12 +114,12 @@ impl Actor<'_> {
 }
 
 async fn run(url: &str, seed: u64) {
-    let (world, dice, kit) = (World::default(), Entropy::seeded(seed), Kit::of(url).unwrap());
+    let (world, rng, kit) = (World::default(), Entropy::seeded(seed), Kit::of(url).unwrap());
     let mut actors = Vec::new();
     for index in 0..6 {
         let name = format!("m{index}");
         let (driver, session) = member(&format!("{url}&yield_seed={seed}"), &name).await;
-        actors.push(Actor { world: &world, kit: &kit, dice: &dice, name, driver, session });
+        actors.push(Actor { world: &world, kit: &kit, rng: &rng, name, driver, session });
     }
     let play = async |actor: &mut Actor<'_>| {
         for _ in 0..40 {

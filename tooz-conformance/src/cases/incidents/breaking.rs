@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::super::prelude::*;
-use super::asks;
+use super::steps::asks;
 use crate::kit::{Call, Fate};
 
 pub(super) const CASES: &[Case] = &[

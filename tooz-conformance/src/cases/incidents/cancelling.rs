@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::super::prelude::*;
 use super::super::runtimes::{on_a_thread, one_worker};
-use super::{asks, free};
+use super::steps::{asks, free};
 use crate::kit::{Call, Fate};
 use crate::tools::{block_on, dropped_after};
 

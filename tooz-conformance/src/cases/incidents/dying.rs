@@ -1,8 +1,7 @@
 //! Sessions that ended without a word: what they held, waited for, or seemed to be.
 
 use super::super::prelude::*;
-use super::super::{level, linger};
-use super::{alive, asks, free};
+use super::steps::{alive, asks, free};
 
 pub(super) const CASES: &[Case] = &[
     case!(incident_curator_1121, "L14", "L1"),
@@ -162,7 +161,7 @@ async fn incident_etcd_17470(h: Harness) -> Outcome {
 async fn incident_etcd_client_87(h: Harness) -> Outcome {
     let driver = h.driver().await?;
     let session = h.session(&driver, "a").await?;
-    let grant = level::granted(&session, "x", false).await?;
+    let grant = granted(&session, "x", false).await?;
     let nothing = tooz_core::driver::Held::default();
     ensure(session.renew(&nothing).await?.lost.is_none(), "lost while it lives")?;
     session.close(End::Clean).await?;

@@ -6,9 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::task::JoinHandle;
 use tooz_core::{Leadership, Observer};
 
-use super::super::linger;
 use super::super::prelude::*;
-use super::alive;
+use super::steps::alive;
 
 pub(super) const CASES: &[Case] = &[
     case!(incident_kubernetes_23731, "E4", "L7", "E1").ttl().kit(),

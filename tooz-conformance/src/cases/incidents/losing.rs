@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::super::prelude::*;
-use super::{Store, alive, asks, free};
+use super::steps::{Store, alive, asks, free};
 use crate::kit::{Call, Fate};
 
 pub(super) const CASES: &[Case] = &[

@@ -8,14 +8,10 @@ mod leading;
 mod losing;
 mod naming;
 mod queueing;
+mod steps;
 mod watching;
 
-use std::cell::Cell;
-
-use tokio::task::JoinHandle;
-use tooz_core::{FencingToken, Lock};
-
-use super::prelude::*;
+use crate::case::Case;
 
 /// Every table of this folder.
 pub(super) const TABLES: &[&[Case]] = &[
@@ -40,39 +36,3 @@ pub(super) const SOURCES: &[&str] = &[
     include_str!("watching.rs"),
     include_str!("naming.rs"),
 ];
-
-/// What a lock protects, with the check that only the protected side can make.
-#[derive(Debug, Default)]
-struct Store(Cell<u64>);
-
-impl Store {
-    /// Whether the write was let through.
-    fn write(&self, token: FencingToken) -> bool {
-        let newest = self.0.get().max(token.get());
-        self.0.set(newest);
-        token.get() == newest
-    }
-}
-
-/// Asks for a lock in a task of its own, and returns when that has begun.
-async fn asks(h: &Harness, lock: Lock) -> JoinHandle<Result<LockGuard>> {
-    h.started(async move { lock.acquire().await }).await
-}
-
-/// Waits until nobody holds the lock and nobody waits for it.
-async fn free(h: &Harness, c: &Coordinator, name: &str) -> Outcome {
-    let lock = c.lock(name)?;
-    eventually(&format!("{name} is free and nobody waits"), h.gone(), async || {
-        let holders = lock.holders().await?;
-        Ok::<_, Error>(holders.holders.is_empty() && holders.waiters.is_none_or(|n| n == 0))
-    })
-    .await
-}
-
-/// Waits until the session lives again.
-async fn alive(h: &Harness, c: &Coordinator) -> Outcome {
-    eventually("a session that lives", h.gone(), async || {
-        Ok::<_, Error>(matches!(c.liveness(), Liveness::Alive { .. }))
-    })
-    .await
-}

@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tooz_core::driver::Turn;
 
 use super::super::prelude::*;
-use super::super::{level, linger};
-use super::{asks, free};
+use super::steps::{asks, free};
 use crate::kit::{Call, Fate};
 
 pub(super) const CASES: &[Case] = &[
@@ -30,8 +29,8 @@ pub(super) const CASES: &[Case] = &[
 async fn incident_etcd_9921(h: Harness) -> Outcome {
     let driver = h.driver().await?;
     let (holder, dead) = (h.session(&driver, "holder").await?, h.session(&driver, "dead").await?);
-    let grant = level::granted(&holder, "x", false).await?;
-    let place = level::queued(&dead, "x", false).await?;
+    let grant = granted(&holder, "x", false).await?;
+    let place = queued(&dead, "x", false).await?;
     dead.close(End::Clean).await?;
     holder.locks().release(&grant, End::Clean).await?;
     // It asks on, as a client does that has not heard of its own end.
@@ -40,7 +39,7 @@ async fn incident_etcd_9921(h: Harness) -> Outcome {
     let holders = driver.locks().holders(&grant.key).await?;
     ensure(holders.holders.is_empty(), format!("held by the dead: {holders:?}"))?;
     let next = h.session(&driver, "next").await?;
-    let next = level::granted(&next, "x", false).await?;
+    let next = granted(&next, "x", false).await?;
     ensure(next.token > grant.token, "an older token")
 }
 

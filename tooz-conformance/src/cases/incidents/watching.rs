@@ -30,8 +30,8 @@ async fn incident_etcd_589(h: Harness) -> Outcome {
         h.kit()?.pause();
         h.pass(h.ttl().map_or(millis(100), |ttl| ttl * 2)).await; // longer than any session lives
         h.kit()?.resume();
-        super::alive(&h, &a).await?;
-        super::alive(&h, &b).await?;
+        super::steps::alive(&h, &a).await?;
+        super::steps::alive(&h, &b).await?;
         a.group("g")?.join(Capabilities::new(&round)?).await?;
         within("the join", h.gone(), async {
             while view.capabilities("a") != Some(Capabilities::new(&round)?) {
@@ -168,7 +168,7 @@ async fn incident_gnocchi_185(h: Harness) -> Outcome {
     }
     h.pass(h.ttl().map_or(millis(100), |ttl| ttl * 2)).await;
     h.kit()?.resume();
-    super::alive(&h, &b).await?;
+    super::steps::alive(&h, &b).await?;
     b.group("g")?.join(Capabilities::none()).await?;
     eventually("the join", h.gone(), async || {
         let events = a.hooks().run_watchers(millis(10)).await.unwrap_or_default();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tooz_core::{Coordinator, LockGuard};
 
 use super::backend::{Backend, LIMIT, block_on, connect, size};
-use super::people::{Person, say, told};
+use super::participants::{Participant, say, told};
 
 /// How many there are unless more are asked for.
 const SOME: usize = 60;
@@ -59,7 +59,7 @@ pub(crate) fn contend(url: &str, count: &str) {
 
 /// Everybody in the queue, behind us.
 struct Crowd {
-    processes: Vec<Person>,
+    processes: Vec<Participant>,
     each: usize,
     eye: Coordinator,
     guard: LockGuard,
@@ -74,7 +74,7 @@ impl Crowd {
         let count = (wanted / 100).max((wanted / 10).clamp(1, 4));
         let each = wanted / count;
         let url = backend.url(ttl);
-        let start = |_| Person::start(&["contenders", &url, &each.to_string()]);
+        let start = |_| Participant::start(&["contenders", &url, &each.to_string()]);
         let mut processes: Vec<_> = (0..count).map(start).collect();
         for process in &mut processes {
             assert_eq!(process.hear().as_deref(), Some("ready"));

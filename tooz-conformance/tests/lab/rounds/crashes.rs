@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use tooz_core::Coordinator;
 
 use super::backend::{Backend, LIMIT, block_on, connect, size};
-use super::people::{Person, say, told};
+use super::participants::{Participant, say, told};
 
 const TTL: Duration = Duration::from_secs(2);
 
@@ -32,7 +32,7 @@ pub(crate) fn stopped_waiter(backend: &Backend) {
         tries += 1;
         assert!(tries < 10, "the machine stands still for longer than a ttl, again and again");
         let first = block_on(a.lock("x").unwrap().acquire()).unwrap();
-        let mut waiter = Person::start(&["crashes", &url, "x"]);
+        let mut waiter = Participant::start(&["crashes", &url, "x"]);
         block_on(queued(&b, "x"));
         waiter.stop();
         // Its turn; or, every other time, not before it is dead for the server.
@@ -100,7 +100,7 @@ fn one(url: &str, patient: &str, name: &str) -> Duration {
 
 /// `None`: the holder lost it before it was killed.
 fn try_one(url: &str, patient: &str, name: &str) -> Option<Duration> {
-    let mut holder = Person::start(&["crashes", url, name]);
+    let mut holder = Participant::start(&["crashes", url, name]);
     assert_eq!(holder.hear().as_deref(), Some("held"), "{name}");
     block_on(async {
         let c = connect(patient, &format!("{name}-next")).await;

@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use tokio::sync::watch;
 
 use super::backend::{Backend, LIMIT, block_on, connect, size};
-use super::people::{Person, say, told};
+use super::participants::{Participant, say, told};
 
 const TTL: Duration = Duration::from_secs(2);
 /// Locks of one process, each with a session of its own.
@@ -161,7 +161,7 @@ pub(crate) fn paused(backend: &Backend) {
 /// One process, stopped again and again. Pauses, those in which the waiter got it, looks, true answers, lies.
 fn pause(url: &str, place: &Path, first: usize, wanted: usize) -> [usize; 5] {
     let part = ["pauses", url, place.to_str().unwrap(), &first.to_string(), &LOCKS.to_string()];
-    let mut holder = Person::start(&part);
+    let mut holder = Participant::start(&part);
     assert_eq!(holder.hear().as_deref(), Some("ready"));
     let journals: Vec<_> = (first..first + LOCKS).map(|n| Journal::of(place, &format!("lock-{n}"))).collect();
     let random = |most: Duration| {

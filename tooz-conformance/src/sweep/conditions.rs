@@ -3,34 +3,16 @@
 use std::fmt;
 use std::time::Duration;
 
+use tooz_memory::{Operation, Outcome};
+
+use super::call::{Called, LATENCY};
 use super::world::World;
 
-/// Which call of the driver a scene is about.
+/// What becomes of the calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(dead_code)] // without the memory driver nobody counts or disturbs them
-pub(super) enum Called {
-    Open,
-    Renew,
-    Request,
-    Release,
-    Join,
-    Leave,
-    Update,
-    Create,
-    Delete,
-    List,
-    Members,
-    Watch,
-    Holders,
-    Break,
-    Raise,
-    Close,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Weather {
+pub(super) enum Conditions {
     /// Every call is done and answered.
-    Clear,
+    Normal,
     /// The call is done, and its answer is lost.
     AnswerLost(Called),
     /// The call is not done, and nobody says so.
@@ -43,10 +25,6 @@ pub(super) enum Weather {
     ClearingFails(Called),
 }
 
-/// How long a request is on its way to the memory driver's backend, and an answer on its way back. Without it a call
-/// would be over before anybody could drop it.
-pub(super) const LATENCY: Duration = Duration::from_millis(2);
-
 /// How long a backend that hangs does so: longer than the shortest limit in a scene, shorter than what is waited for
 /// an answer after it.
 const HANGS: Duration = Duration::from_millis(40);
@@ -54,11 +32,11 @@ const HANGS: Duration = Duration::from_millis(40);
 /// The longest pause before a second try: three times the first (option `initial_reconnect_backoff`).
 const AGAIN: Duration = Duration::from_millis(300);
 
-impl Weather {
+impl Conditions {
     /// Everything that may become of this call.
     pub(super) fn all(call: Called) -> Vec<Self> {
         vec![
-            Self::Clear,
+            Self::Normal,
             Self::AnswerLost(call),
             Self::RequestLost(call),
             Self::Fails(call),
@@ -89,32 +67,8 @@ impl Weather {
             _ => two_calls,
         }
     }
-}
 
-impl fmt::Display for Weather {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Clear => "",
-            Self::AnswerLost(_) => "answer lost",
-            Self::RequestLost(_) => "request lost",
-            Self::Fails(_) => "the call fails",
-            Self::Hangs => "backend hangs",
-            Self::ClearingFails(_) => "clearing up fails",
-        })
-    }
-}
-
-#[cfg(not(feature = "memory"))]
-impl Weather {
-    pub(super) fn begins(self, _: &World) {}
-
-    pub(super) async fn passes(self, _: &World) {}
-}
-
-#[cfg(feature = "memory")]
-impl Weather {
-    pub(super) fn begins(self, world: &World) {
-        use tooz_memory::{Operation, Outcome};
+    pub(super) fn begin(self, world: &World) {
         let Some(kit) = world.kit() else { return };
         let next = |call: Called, outcome| match call {
             // Of a coordinator of the point's own.
@@ -122,7 +76,7 @@ impl Weather {
             _ => kit.next_of("a", call.operation(), 1, outcome),
         };
         match self {
-            Self::Clear => {}
+            Self::Normal => {}
             Self::AnswerLost(call) => next(call, Outcome::Indeterminate),
             Self::RequestLost(call) => next(call, Outcome::Lost),
             Self::Fails(call) => next(call, Outcome::Fail),
@@ -136,7 +90,7 @@ impl Weather {
     }
 
     /// Until the end of what ends by itself.
-    pub(super) async fn passes(self, world: &World) {
+    pub(super) async fn pass(self, world: &World) {
         if self == Self::Hangs {
             world.h.pass(HANGS).await;
             if let Some(kit) = world.kit() {
@@ -146,28 +100,15 @@ impl Weather {
     }
 }
 
-#[cfg(feature = "memory")]
-impl Called {
-    /// The same in the memory driver's words.
-    pub(super) fn operation(self) -> tooz_memory::Operation {
-        use tooz_memory::Operation;
-        match self {
-            Self::Open => Operation::Open,
-            Self::Renew => Operation::Renew,
-            Self::Request => Operation::Request,
-            Self::Release => Operation::Release,
-            Self::Join => Operation::Join,
-            Self::Leave => Operation::Leave,
-            Self::Update => Operation::Update,
-            Self::Create => Operation::Create,
-            Self::Delete => Operation::Delete,
-            Self::List => Operation::List,
-            Self::Members => Operation::Members,
-            Self::Watch => Operation::Watch,
-            Self::Holders => Operation::Holders,
-            Self::Break => Operation::Break,
-            Self::Raise => Operation::Raise,
-            Self::Close => Operation::Close,
-        }
+impl fmt::Display for Conditions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Normal => "",
+            Self::AnswerLost(_) => "answer lost",
+            Self::RequestLost(_) => "request lost",
+            Self::Fails(_) => "the call fails",
+            Self::Hangs => "backend hangs",
+            Self::ClearingFails(_) => "clearing up fails",
+        })
     }
 }

@@ -1,15 +1,13 @@
-//! What really happened on a backend, told to a test in the step in which it happened.
+//! The oracle of tests: the backend tells what really happened, in the step in which it happened.
 //!
-//! A checker of histories needs it: clients know what they were told, and only the backend knows when a session
-//! ended, who was granted what, and what became of a call whose answer was lost.
+//! A checker of histories needs it. Clients know only what they were told. The backend knows when a session ended,
+//! which attempt was granted, and what became of a call whose answer was lost.
 
 use std::fmt;
 use std::sync::Arc;
 
 use tooz_core::driver::{LockKey, LockMode, MemberRecord, Previous};
 use tooz_core::{FencingToken, GroupId, MemberId};
-
-use crate::state::State;
 
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,7 +75,7 @@ pub enum Happened {
     Left(GroupId, MemberRecord),
 }
 
-/// Hears of everything in one namespace.
+/// A test that is told of everything in one namespace.
 pub(crate) struct Listener {
     pub(crate) space: Arc<str>,
     pub(crate) tell: Box<dyn FnMut(&Happened) + Send>,
@@ -86,14 +84,5 @@ pub(crate) struct Listener {
 impl fmt::Debug for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Listener").field("space", &self.space).finish_non_exhaustive()
-    }
-}
-
-impl State {
-    /// Tells the listener, if this namespace has one; nothing is built for nobody.
-    pub(crate) fn tell(&mut self, space: &str, happened: impl FnOnce() -> Happened) {
-        if let Some(listener) = self.listener.as_mut().filter(|listener| &*listener.space == space) {
-            (listener.tell)(&happened());
-        }
     }
 }

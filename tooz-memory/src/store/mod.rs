@@ -1,4 +1,12 @@
 //! The backends of this process by name, and the one lock around each.
+//!
+//! A call locks the [`state`], acts on it in one step, and releases the lock.
+
+pub(crate) mod feed;
+mod groups;
+mod locks;
+mod sessions;
+pub(crate) mod state;
 
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
@@ -7,18 +15,17 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::Poll;
 use std::time::{Duration, UNIX_EPOCH};
 
-use tokio::sync::Notify;
 use tooz_core::driver::{Context, Epoch};
 use tooz_core::runtime::Spawner;
 
 use crate::config::Config;
-use crate::state::State;
+use state::{State, Step};
 
 /// Weak, so that a backend ends with its last driver, stream or kit, and tests with random names leave nothing.
 static BACKENDS: Mutex<BTreeMap<Vec<u8>, Weak<Backend>>> = Mutex::new(BTreeMap::new());
 
-/// Timers stand still while a machine is suspended, and in simulation when the clock is made to jump; whoever
-/// waits for a session's end looks at the clock at least this often, as the rest of tooz does.
+/// Timers stand still while a machine is suspended, and in simulation when the clock is made to jump. A call that
+/// waits for a session's end therefore reads the clock at least this often, as the rest of tooz does.
 const SLICE: Duration = Duration::from_millis(250);
 
 /// One backend.
@@ -26,14 +33,6 @@ const SLICE: Duration = Duration::from_millis(250);
 pub(crate) struct Backend {
     name: Vec<u8>,
     state: Mutex<State>,
-}
-
-/// What a look at the state says to somebody who waits.
-pub(crate) enum Step<T> {
-    /// Here it is.
-    Done(T),
-    /// Not yet; this is woken when it may be there.
-    Wait(Arc<Notify>),
 }
 
 impl Backend {
@@ -48,7 +47,7 @@ impl Backend {
         backend
     }
 
-    /// What the first driver brings: clock and epoch. Answers the driver's number.
+    /// Counts a driver and returns its number. The first driver brings clock and epoch.
     pub(crate) fn attach(&self, config: &Config, context: &Context) -> u64 {
         self.act(|state| {
             if state.clock.is_none() {
@@ -68,7 +67,7 @@ impl Backend {
         })
     }
 
-    /// One atomic step: what is due by the clock first, then `step`; wakes go out after the lock.
+    /// One atomic step: first ends the sessions that are due by the clock, then acts. Wakes go out after the lock.
     pub(crate) fn act<T>(&self, step: impl FnOnce(&mut State) -> T) -> T {
         let (answer, wakes) = {
             // A panic inside would be a defect of this crate; the data is still the best there is.
@@ -83,14 +82,14 @@ impl Backend {
         answer
     }
 
-    /// Looks at the state until `look` is done, woken by what it names, by a change of the kit's plan, and when a
+    /// Looks at the state until `look` is done. Woken by what `look` names, by a change of the kit's plan, and when a
     /// session's time is over.
     ///
     /// # Cancel safety
     /// Between the look that is done and the return there is no await: an answer is returned or still there.
-    pub(crate) async fn until<T>(&self, spawner: &Spawner, mut look: impl FnMut(&mut State) -> Step<T>) -> T {
+    pub(crate) async fn wait<T>(&self, spawner: &Spawner, mut look: impl FnMut(&mut State) -> Step<T>) -> T {
         loop {
-            // The wake-ups count from here, inside the lock, so that none falls between look and wait.
+            // The wake-ups count from here, inside the lock, so that none is lost between look and wait.
             let (woken, changed, expiry) = {
                 let step = self.act(|state| match look(state) {
                     Step::Done(answer) => Err(answer),
@@ -121,7 +120,7 @@ impl Backend {
 impl Drop for Backend {
     fn drop(&mut self) {
         let mut backends = BACKENDS.lock().unwrap_or_else(PoisonError::into_inner);
-        // Another one may have taken the name since the last reference went.
+        // Another backend may have taken the name since the last reference went.
         if backends.get(&self.name).is_some_and(|backend| backend.strong_count() == 0) {
             backends.remove(&self.name);
         }

@@ -7,17 +7,17 @@ use std::time::Duration;
 use tooz_core::driver::{LockKey, Previous, SessionId};
 use tooz_core::{BackendUrl, GroupId, LockName, LossReason, MemberId, Result};
 
-use crate::backend::Backend;
+use super::gate::{Cut, Operation, Outcome};
+use super::oracle::{Happened, Listener};
 use crate::config::Config;
-use crate::gate::{Cut, Operation, Outcome};
-use crate::state::State;
-use crate::truth::{Happened, Listener};
+use crate::store::Backend;
+use crate::store::state::{Lock, State};
 
 /// The other end of a `memory://` backend, for tests.
 ///
 /// Everything acts on the whole backend of that name; what names a lock or a group acts in the namespace of the
-/// URL (`?namespace=`, default `tooz`). Names that no lock, group or member can have are names of nothing. The kit
-/// itself never waits and is never held up by what it does to others.
+/// URL (`?namespace=`, default `tooz`). A name that no lock, group or member can have matches nothing. The kit itself
+/// never waits, and what it does to others does not delay it.
 ///
 /// ```
 /// use tooz_core::driver::{Connect, Context, Notice, OpenSession, InstanceId};
@@ -57,27 +57,24 @@ impl Kit {
         Ok(Self { backend: Backend::named(&config.name), space: config.namespace.as_str().into() })
     }
 
-    /// Changes what happens to calls, and lets everybody who waits look again.
-    fn plan<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+    /// Changes what happens to calls, and lets all waiting calls look again.
+    fn change_plan<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         self.backend.act(|state| {
             state.wakes.push(state.changed.clone());
             change(state)
         })
     }
 
-    fn sessions_of(state: &State, member: &[u8]) -> Vec<SessionId> {
-        let of = state.sessions.iter().filter(|(_, session)| session.member.as_bytes() == member);
-        of.map(|(id, _)| *id).collect()
-    }
-
-    /// Ends the sessions of a member as if their ttl had passed, and answers how many there were.
+    /// Ends the sessions of a member as if their ttl had passed, and returns how many there were.
     pub fn expire(&self, member: impl AsRef<[u8]>) -> usize {
         self.backend.act(|state| {
-            let sessions = Self::sessions_of(state, member.as_ref());
-            for session in &sessions {
-                state.end_session(*session, &LossReason::Expired, Previous::Expired);
+            let of =
+                state.sessions.iter().filter(|(_, session)| session.member.as_bytes() == member.as_ref());
+            let ids: Vec<SessionId> = of.map(|(id, _)| *id).collect();
+            for id in &ids {
+                state.end_session(*id, &LossReason::Expired, Previous::Expired);
             }
-            sessions.len()
+            ids.len()
         })
     }
 
@@ -85,25 +82,25 @@ impl Kit {
     /// backend its session goes on as long as it can.
     pub fn cut_off(&self, member: impl AsRef<[u8]>, how: Cut) {
         if let Ok(member) = MemberId::new(member) {
-            self.plan(|state| state.plan.cut.insert(member, how));
+            self.change_plan(|state| state.plan.cut.insert(member, how));
         }
     }
 
     /// Ends [`Kit::cut_off`]; calls that hang go on.
     pub fn heal(&self, member: impl AsRef<[u8]>) {
         if let Ok(member) = MemberId::new(member) {
-            self.plan(|state| state.plan.cut.remove(&member));
+            self.change_plan(|state| state.plan.cut.remove(&member));
         }
     }
 
     /// Stops the backend: every call hangs until [`Kit::resume`]. Sessions with a ttl go on ageing.
     pub fn pause(&self) {
-        self.plan(|state| state.plan.paused = true);
+        self.change_plan(|state| state.plan.paused = true);
     }
 
     /// Ends [`Kit::pause`].
     pub fn resume(&self) {
-        self.plan(|state| state.plan.paused = false);
+        self.change_plan(|state| state.plan.paused = false);
     }
 
     /// Delays every call that begins from now on; zero ends it.
@@ -111,14 +108,14 @@ impl Kit {
         self.backend.act(|state| state.plan.delay = duration);
     }
 
-    /// Delays the answer of every call that is done from now on: it has taken effect long before its caller hears
-    /// of it. Waiting for a turn is not delayed. Zero ends it.
+    /// Delays the answer of every call that is done from now on: the call has taken effect long before its caller
+    /// learns it. Waiting for a turn is not delayed. Zero ends it.
     pub fn delay_answers(&self, duration: Duration) {
         self.backend.act(|state| state.plan.answer_delay = duration);
     }
 
-    /// Decides what shall become of the next `count` calls of an operation, whoever makes them. Several decisions
-    /// are used up one after the other.
+    /// Decides what shall become of the next `count` calls of an operation, by any caller. Several decisions are used
+    /// up one after the other.
     pub fn next(&self, operation: Operation, count: u64, outcome: Outcome) {
         self.backend.act(|state| state.plan.next(operation, None, count, outcome));
     }
@@ -135,12 +132,12 @@ impl Kit {
         self.backend.act(|state| state.plan.forget_next());
     }
 
-    /// Breaks a lock, by nobody in particular, and answers how many held it.
+    /// Breaks a lock, naming no member as the breaker, and returns how many held it.
     pub fn break_lock(&self, name: impl AsRef<[u8]>, why: &str) -> usize {
         LockName::new(name).map_or(0, |name| self.break_key(&LockKey::Named(name), why))
     }
 
-    /// Takes the leadership of a group from its leader, and answers whether there was one.
+    /// Takes the leadership of a group from its leader, and returns whether there was one.
     pub fn depose(&self, group: impl AsRef<[u8]>, why: &str) -> bool {
         GroupId::new(group).is_ok_and(|group| self.break_key(&LockKey::Leader(group), why) > 0)
     }
@@ -150,13 +147,13 @@ impl Kit {
     }
 
     /// Deletes a lock with its queue as if by hand: holders find out at their next beat, waiters ask again.
-    /// Answers how many held it.
+    /// Returns how many held it.
     pub fn forget_lock(&self, name: impl AsRef<[u8]>) -> usize {
         let Ok(name) = LockName::new(name) else { return 0 };
         self.backend.act(|state| state.forget_lock(&self.space, &LockKey::Named(name)))
     }
 
-    /// Removes a member's record from a group while its session lives, and answers whether there was one.
+    /// Removes a member's record from a group while its session lives, and returns whether there was one.
     pub fn evict(&self, group: impl AsRef<[u8]>, member: impl AsRef<[u8]>) -> bool {
         let (Ok(group), Ok(member)) = (GroupId::new(group), MemberId::new(member)) else { return false };
         self.backend.act(|state| state.evict(&self.space, &group, &member))
@@ -174,7 +171,7 @@ impl Kit {
         drop(self.backend.act(|state| state.listener.replace(listener)));
     }
 
-    /// How often an operation was called, whatever became of it.
+    /// How often an operation was called, also when it failed.
     pub fn calls(&self, operation: Operation) -> u64 {
         self.backend.act(|state| state.plan.calls.get(&operation).copied().unwrap_or_default())
     }
@@ -199,22 +196,19 @@ impl Kit {
         self.backend.act(|state| state.sessions.len())
     }
 
-    /// How many grants of locks and leaderships stand, in all namespaces.
+    /// How many grants of locks and leaderships there are, in all namespaces.
     pub fn held(&self) -> usize {
-        let locks = |state: &mut State| {
-            let locks = state.spaces.values().flat_map(|space| space.locks.values());
-            locks.map(|lock| lock.holders.len()).sum()
-        };
-        self.backend.act(locks)
+        self.sum_locks(|lock| lock.holders.len())
     }
 
     /// How many attempts wait, in all namespaces.
     pub fn queued(&self) -> usize {
-        let locks = |state: &mut State| {
-            let locks = state.spaces.values().flat_map(|space| space.locks.values());
-            locks.map(|lock| lock.queue.len()).sum()
-        };
-        self.backend.act(locks)
+        self.sum_locks(|lock| lock.queue.len())
+    }
+
+    fn sum_locks(&self, count: fn(&Lock) -> usize) -> usize {
+        self.backend
+            .act(|state| state.spaces.values().flat_map(|space| space.locks.values()).map(count).sum())
     }
 
     /// How many watches of groups and locks there are, in all namespaces.

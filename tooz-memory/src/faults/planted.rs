@@ -1,5 +1,5 @@
 //! Deliberate faults: `memory://name?fault=WORD` is a backend that is wrong in one way, so that a test suite can
-//! show that it would notice. Search for `Fault::` to find where each one bites.
+//! show that it would notice. Search for `Fault::` to find where each fault acts.
 
 macro_rules! faults {
     ($($(#[$doc:meta])* $variant:ident = $word:literal,)*) => {
@@ -43,7 +43,7 @@ faults! {
     Barging = "barging",
     /// A shared request is granted beside an exclusive holder.
     ReaderBesideWriter = "reader-beside-writer",
-    /// The victim of a break never hears of it.
+    /// The holder of a lock that is broken is never told.
     SilentBreak = "silent-break",
     /// An update adds the member again after it left, and overwrites another session's record.
     Resurrect = "resurrect",
@@ -55,7 +55,7 @@ faults! {
     GroupIdsFold = "group-ids-fold",
     /// The list of groups shows those of other namespaces.
     NamespaceLeak = "namespace-leak",
-    /// A beat is answered by what the one before it was answered: its deadline counts from after that answer.
+    /// A beat returns the answer of the beat before it: its deadline counts from after that answer.
     DeadlineFromReply = "deadline-from-reply",
     /// A call whose answer is lost is reported as one that was refused.
     UnknownIsFailure = "unknown-is-failure",
@@ -67,17 +67,17 @@ faults! {
     ResumeTooFar = "resume-too-far",
     /// After a view a watch goes on one change too early.
     ResumeTooEarly = "resume-too-early",
-    /// A waiter whose place went with the lock's record is not told.
+    /// A waiter that was deleted with the lock's record is not told.
     PlaceLost = "place-lost",
     /// One permit more is given than the limit says.
     TooManyPermits = "too-many-permits",
     /// A session that ended is renewed all the same, and its owner is not told of the end.
     RenewsTheDead = "renews-the-dead",
-    /// The places of a session that ended stay in the queues, and are granted.
+    /// The waiters of a session that ended stay in the queues, and are granted.
     DeadWaiter = "dead-waiter",
     /// The locks of a session that ended stay held.
     OrphanLock = "orphan-lock",
-    /// Whoever came last to a queue is the first to be granted.
+    /// The last waiter of a queue is the first to be granted.
     LastFirst = "last-first",
     /// The watchers of a group are not told of its deletion.
     DeletionUntold = "deletion-untold",
@@ -85,11 +85,11 @@ faults! {
     LossUntold = "loss-untold",
     /// Closing a session ends nothing.
     CloseLeaks = "close-leaks",
-    /// Leaving a group is answered and not done.
+    /// Leaving a group is reported as done and is not.
     LeaveIgnored = "leave-ignored",
     /// The fencing tokens begin again with the backend's data.
     TokensRestart = "tokens-restart",
-    /// Raising the tokens is answered and not done.
+    /// Raising the tokens is reported as done and is not.
     RaiseIgnored = "raise-ignored",
     /// An unclean end is taken for a clean one.
     EndsUnmarked = "ends-unmarked",

@@ -26,13 +26,13 @@ pub(crate) fn say(line: &str) {
 }
 
 /// A process. Dropping it kills it.
-pub(crate) struct Person {
+pub(crate) struct Participant {
     child: Child,
     input: Option<ChildStdin>,
     output: Option<Lines<BufReader<ChildStdout>>>,
 }
 
-impl Person {
+impl Participant {
     pub(crate) fn start(part: &[&str]) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .env(PART, part.join("\n"))
@@ -93,7 +93,7 @@ impl Person {
     }
 }
 
-impl Drop for Person {
+impl Drop for Participant {
     fn drop(&mut self) {
         // It may be gone already; SIGKILL also ends a stopped process.
         let _ = self.child.kill();

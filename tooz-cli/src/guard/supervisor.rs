@@ -13,9 +13,10 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::unistd::{Pid, getppid};
 
+use super::group;
 use super::link::{Heard, Link};
+use super::orders::Orders;
 use super::protocol::{Lines, Order, Report};
-use super::{Orders, group};
 
 /// SIGKILL is sent this long before the deadline, so that the group is gone when the lock can move: the kernel
 /// needs a moment to take a large process down. Never more than a quarter of the grace, lest SIGTERM be useless.
@@ -34,7 +35,7 @@ pub(super) enum Wake {
     Other,
 }
 
-pub(super) struct Warden {
+pub(super) struct Supervisor {
     parent: Link,
     parent_pid: Pid,
     lines: Lines,
@@ -51,7 +52,7 @@ pub(super) struct Warden {
     pub(super) orders_seen: Vec<Order>,
 }
 
-impl Warden {
+impl Supervisor {
     /// Takes over the pipes and blocks every signal.
     pub(super) fn new(orders: &Orders, asks: bool) -> io::Result<Self> {
         SigSet::all().thread_block()?;

@@ -7,13 +7,13 @@ use std::time::Duration;
 use tooz_core::{Builder, Coordinator, ErrorKind, Event, Result, Runtime};
 use tooz_memory::Cut;
 
-use super::dice::Dice;
+use super::rng::Rng;
 use super::worker::{Crowd, Wish, Worker};
 use super::world::{Task, World, locked};
 use crate::history::{Name, Record};
 
 /// How a coordinator connects.
-pub(super) struct Door {
+pub(super) struct Connector {
     pub(super) url: String,
     pub(super) ttl: Option<Duration>,
     /// Tasks of each coordinator.
@@ -22,8 +22,8 @@ pub(super) struct Door {
     pub(super) clocks_stop: bool,
 }
 
-impl Door {
-    pub(super) async fn enter(&self, title: &str, seed: u64) -> Result<Coordinator> {
+impl Connector {
+    pub(super) async fn connect(&self, title: &str, seed: u64) -> Result<Coordinator> {
         self.builder(title, seed).connect().await
     }
 
@@ -46,24 +46,24 @@ impl Door {
 }
 
 /// One member that is there.
-struct Person {
+struct Participant {
     coordinator: Coordinator,
     crowd: Arc<Crowd>,
     workers: Vec<Task>,
     listener: Task,
 }
 
-/// Everybody, by his place among the members.
-pub(super) struct People {
-    door: Door,
-    /// Whose clock is the backend's; it belongs to nobody and does nothing.
+/// All participants, by their index among the members.
+pub(super) struct Participants {
+    connector: Connector,
+    /// Brings the backend's clock. It is no member's and does nothing.
     observer: Coordinator,
-    there: BTreeMap<usize, Person>,
+    there: BTreeMap<usize, Participant>,
 }
 
-impl People {
-    pub(super) fn new(door: Door, observer: Coordinator) -> Self {
-        Self { door, observer, there: BTreeMap::new() }
+impl Participants {
+    pub(super) fn new(connector: Connector, observer: Coordinator) -> Self {
+        Self { connector, observer, there: BTreeMap::new() }
     }
 
     pub(super) fn observer(&self) -> &Coordinator {
@@ -73,23 +73,23 @@ impl People {
     /// All clocks jump at once: it is one machine.
     pub(super) fn suspend(&self, time: Duration) {
         self.observer.simulate_suspend(time);
-        if self.door.clocks_stop {
+        if self.connector.clocks_stop {
             return;
         }
-        for person in self.there.values() {
-            person.coordinator.simulate_suspend(time);
+        for participant in self.there.values() {
+            participant.coordinator.simulate_suspend(time);
         }
     }
 
     /// Connects a member, again and again until it is let in.
-    pub(super) async fn enter(&mut self, world: &Arc<World>, dice: &Dice, place: usize) {
-        let Some(me) = world.members.get(place).cloned() else { return };
+    pub(super) async fn enter(&mut self, world: &Arc<World>, rng: &Rng, index: usize) {
+        let Some(me) = world.members.get(index).cloned() else { return };
         let coordinator = loop {
-            match self.door.enter(&me.0, dice.seed()).await {
+            match self.connector.connect(&me.0, rng.seed()).await {
                 Ok(coordinator) => break coordinator,
                 Err(error) => world.note(&me.0, format_args!("not connected: {:?}", error.kind())),
             }
-            tokio::time::sleep(dice.millis(50, 500)).await;
+            tokio::time::sleep(rng.millis(50, 500)).await;
         };
         world.note(&me.0, format_args!("connected"));
         world.stands(me.1);
@@ -110,60 +110,60 @@ impl People {
         });
         let worker = |_| {
             let (world, me, coordinator) = (Arc::clone(world), me.clone(), coordinator.clone());
-            let worker = Worker { world, me, dice: dice.split(), coordinator, crowd: Arc::clone(&crowd) };
+            let worker = Worker { world, me, rng: rng.split(), coordinator, crowd: Arc::clone(&crowd) };
             worker.work()
         };
-        let workers = (0..self.door.tasks).map(|number| Task::spawn(worker(number))).collect();
-        self.there.insert(place, Person { coordinator, crowd, workers, listener });
+        let workers = (0..self.connector.tasks).map(|number| Task::spawn(worker(number))).collect();
+        self.there.insert(index, Participant { coordinator, crowd, workers, listener });
     }
 
-    /// A member's process ends without a title: nothing of it reaches the backend any more.
-    pub(super) async fn crash(&mut self, world: &Arc<World>, dice: &Dice, place: usize) {
-        let (Some(member), Some(person)) = (world.members.get(place), self.there.remove(&place)) else {
+    /// A member's process ends without a word: nothing of it reaches the backend any more.
+    pub(super) async fn crash(&mut self, world: &Arc<World>, rng: &Rng, index: usize) {
+        let (Some(member), Some(participant)) = (world.members.get(index), self.there.remove(&index)) else {
             return;
         };
         world.note(&member.0, format_args!("crashes"));
         world.cut_off(member, Cut::Hang);
-        drop(person.workers);
-        drop(person.listener);
-        locked(&person.crowd.followers).clear();
-        drop(person.coordinator);
+        drop(participant.workers);
+        drop(participant.listener);
+        locked(&participant.crowd.followers).clear();
+        drop(participant.coordinator);
         // Longer than close_timeout: then the last of it is gone, as it is at once when a process dies.
-        tokio::time::sleep(Duration::from_secs(2) + dice.millis(10, 2_000)).await;
+        tokio::time::sleep(Duration::from_secs(2) + rng.millis(10, 2_000)).await;
         world.heal(member);
-        self.enter(world, dice, place).await;
+        self.enter(world, rng, index).await;
     }
 
-    /// A member says good-bye, with work under way.
-    pub(super) async fn close(&mut self, world: &Arc<World>, dice: &Dice, place: usize) {
-        let (Some(member), Some(person)) = (world.members.get(place), self.there.remove(&place)) else {
+    /// A member closes its coordinator, with work under way.
+    pub(super) async fn close(&mut self, world: &Arc<World>, rng: &Rng, index: usize) {
+        let (Some(member), Some(participant)) = (world.members.get(index), self.there.remove(&index)) else {
             return;
         };
-        let result = person.coordinator.close().await;
+        let result = participant.coordinator.close().await;
         world.closed(member, &result);
-        drop(person);
-        tokio::time::sleep(dice.millis(10, 1_000)).await;
-        self.enter(world, dice, place).await;
+        drop(participant);
+        tokio::time::sleep(rng.millis(10, 1_000)).await;
+        self.enter(world, rng, index).await;
     }
 
     /// Waits until every task has come to its end.
     pub(super) async fn come_to_rest(&mut self, world: &World) {
         let limit = Duration::from_mins(1);
-        for (place, person) in &mut self.there {
-            for (number, worker) in person.workers.drain(..).enumerate() {
+        for (index, participant) in &mut self.there {
+            for (number, worker) in participant.workers.drain(..).enumerate() {
                 if tokio::time::timeout(limit, worker).await.is_err() {
-                    let title = world.members.get(*place).map_or("?", |(title, _)| title);
+                    let title = world.members.get(*index).map_or("?", |(title, _)| title);
                     world.wrong("L8", format!("task {number} of {title} never came to its end"));
                 }
             }
         }
     }
 
-    /// Whether everybody is a member of exactly what he wanted, as the backend sees it.
+    /// Checks that every participant is a member of exactly the groups that it wanted, as the backend sees it.
     pub(super) fn check_membership(&self, world: &World, real: &BTreeMap<Name, Vec<Record>>) {
-        for (place, person) in &self.there {
-            let Some((title, member)) = world.members.get(*place) else { continue };
-            for (group, wanted) in &*locked(&person.crowd.wanted) {
+        for (index, participant) in &self.there {
+            let Some((title, member)) = world.members.get(*index) else { continue };
+            for (group, wanted) in &*locked(&participant.crowd.wanted) {
                 let Some(members) = real.get(group) else { continue };
                 let record = members.iter().find(|record| record.member == *member);
                 let right = match (wanted.wish, record) {
@@ -181,18 +181,18 @@ impl People {
         }
     }
 
-    /// Closes everybody, one after the other.
+    /// Closes all participants, one after the other.
     pub(super) async fn leave(&mut self, world: &World) {
-        for person in self.there.values() {
-            for watch in &*locked(&person.crowd.watches) {
+        for participant in self.there.values() {
+            for watch in &*locked(&participant.crowd.watches) {
                 world.recorder.at_rest(*watch);
             }
         }
-        for (place, person) in std::mem::take(&mut self.there) {
-            locked(&person.crowd.followers).clear();
-            let Some(member) = world.members.get(place) else { continue };
+        for (index, participant) in std::mem::take(&mut self.there) {
+            locked(&participant.crowd.followers).clear();
+            let Some(member) = world.members.get(index) else { continue };
             let title = &member.0;
-            let result = person.coordinator.close().await;
+            let result = participant.coordinator.close().await;
             world.closed(member, &result);
             // A lost answer to the last call is planned now and then; anything else is a refusal to close.
             if let Err(error) = result

@@ -1,4 +1,4 @@
-//! Every choice of a run comes from here, and all of them from one number.
+//! The random numbers of a run. Every choice of a run comes from here, and all of them from one seed.
 
 use std::time::Duration;
 
@@ -6,14 +6,14 @@ use tooz_core::entropy::Entropy;
 
 /// A sequence of choices.
 #[derive(Clone, Debug)]
-pub(super) struct Dice(Entropy);
+pub(super) struct Rng(Entropy);
 
-impl Dice {
+impl Rng {
     pub(super) fn new(seed: u64) -> Self {
         Self(Entropy::seeded(seed))
     }
 
-    /// Dice of its own for a task, so that what one task asks does not move the choices of the others.
+    /// A sequence of its own for a task, so that the choices of one task do not shift those of the others.
     pub(super) fn split(&self) -> Self {
         Self::new(self.seed())
     }
@@ -23,18 +23,18 @@ impl Dice {
         u64::try_from(self.0.id() & u128::from(u64::MAX)).unwrap_or(0)
     }
 
-    /// One of 0 to `sides` - 1.
-    pub(super) fn roll(&self, sides: u64) -> u64 {
-        self.seed() % sides.max(1)
+    /// One of 0 to `end` - 1.
+    pub(super) fn below(&self, end: u64) -> u64 {
+        self.seed() % end.max(1)
     }
 
     pub(super) fn one_in(&self, chances: u64) -> bool {
-        self.roll(chances) == 0
+        self.below(chances) == 0
     }
 
     pub(super) fn one_of<T: Copy>(&self, choices: &[T]) -> Option<T> {
-        let place = self.roll(choices.len() as u64);
-        choices.get(usize::try_from(place).ok()?).copied()
+        let index = self.below(choices.len() as u64);
+        choices.get(usize::try_from(index).ok()?).copied()
     }
 
     /// A time of so many milliseconds.

@@ -122,7 +122,7 @@ impl Plan {
         *self.calls.entry(operation).or_default() += 1;
     }
 
-    /// Plans the outcome of the next `count` calls, of one member or of anybody.
+    /// Plans the outcome of the next `left` calls, of one member or of any.
     pub(crate) fn next(
         &mut self,
         operation: Operation,
@@ -164,13 +164,13 @@ impl Plan {
     }
 }
 
-/// The answer of a call that was cut off at once.
+/// The error of a call that was cut off at once.
 pub(crate) fn refused(what: &str) -> Error {
     Error::new(ErrorKind::Unavailable, format!("the test kit {what}"))
 }
 
-/// The answer of a call whose answer is lost.
-pub(crate) fn unknown() -> Error {
+/// The error of a call whose answer is lost.
+pub(crate) fn lost() -> Error {
     Error::new(ErrorKind::Unavailable, "the test kit lost the answer").indeterminate()
 }
 

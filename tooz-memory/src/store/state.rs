@@ -1,0 +1,327 @@
+//! The whole state of one backend: plain data behind one lock.
+//!
+//! This file has the data alone. The files beside it change the state, each change in one step: [`super::sessions`],
+//! [`super::locks`], [`super::groups`], and [`super::feed`] for the watches. No step waits or reads randomness. A step
+//! notes in `wakes` what to wake, and the wake-ups go out after the lock is released. All collections are ordered: a
+//! run must replay.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::Notify;
+use tooz_core::clock::{Clock, Instant};
+use tooz_core::driver::{
+    AttemptId, Epoch, Grant, GroupChange, HolderRecord, LockKey, LockMode, MemberRecord, Notice, Previous,
+    SessionId,
+};
+use tooz_core::{Capabilities, Error, ErrorKind, FencingToken, GroupId, LossReason, MemberId};
+
+use crate::faults::gate::Plan;
+use crate::faults::oracle::{Happened, Listener};
+use crate::faults::planted::Fault;
+
+/// Everything that a backend knows.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    /// The backend's own clock: that of the first driver that connected.
+    pub(super) clock: Option<Clock>,
+    /// Random at the first connection; another one after the data was lost.
+    pub(super) epoch: Option<Epoch>,
+    pub(crate) fault: Option<Fault>,
+    /// What the test kit wants to happen to calls.
+    pub(crate) plan: Plan,
+    /// How many drivers ever connected; numbers their random sequences.
+    pub(super) drivers: u64,
+    /// The last fencing token. INVARIANT: never goes back while the backend lives, also when the data is lost.
+    pub(super) fence: u64,
+    /// Where tokens began, for the fault that begins again.
+    pub(super) first_fence: u64,
+    /// The last incarnation of a member.
+    pub(super) incarnation: u128,
+    pub(crate) sessions: BTreeMap<SessionId, LiveSession>,
+    /// When sessions with a ttl end; the earliest is first.
+    pub(super) expiries: BTreeSet<(Instant, SessionId)>,
+    pub(crate) spaces: BTreeMap<Arc<str>, Space>,
+    /// Logs of watched groups. They stand outside the groups because they outlive them: a slow watcher still
+    /// reads what happened before the deletion.
+    pub(crate) logs: BTreeMap<LogId, Log>,
+    pub(super) next_log: LogId,
+    /// Events that were offered to logs, counted for the fault that drops every second one.
+    pub(super) events: u64,
+    /// Woken when a waiter must look again for another reason than its own: the kit's plan changed, a driver
+    /// was closed, or a session came that ends earlier than all others.
+    pub(crate) changed: Arc<Notify>,
+    /// A test that records what really happens.
+    pub(crate) listener: Option<Listener>,
+    /// To be woken after the lock is released.
+    pub(crate) wakes: Vec<Arc<Notify>>,
+}
+
+/// What a look at the state says to its caller.
+pub(crate) enum Step<T> {
+    /// The result.
+    Done(T),
+    /// Not yet; this is woken when the result may be there.
+    Wait(Arc<Notify>),
+}
+
+impl State {
+    /// Whether this fault was planted.
+    pub(crate) fn has(&self, fault: Fault) -> bool {
+        self.fault == Some(fault)
+    }
+
+    pub(super) fn wall(&self) -> Option<SystemTime> {
+        self.clock.as_ref().map(Clock::wall)
+    }
+
+    /// Tells the listener of this namespace what happened. Without a listener the event is not even built.
+    pub(super) fn tell(&mut self, space: &str, happened: impl FnOnce() -> Happened) {
+        if let Some(listener) = self.listener.as_mut().filter(|listener| &*listener.space == space) {
+            (listener.tell)(&happened());
+        }
+    }
+}
+
+/// One namespace.
+#[derive(Debug, Default)]
+pub(crate) struct Space {
+    pub(crate) locks: BTreeMap<LockKey, Lock>,
+    pub(crate) watched: BTreeMap<LockKey, WatchedLock>,
+    pub(super) groups: BTreeMap<GroupId, Group>,
+    /// Logs whose group went with the backend's data: a group that is created again takes its log over, so that
+    /// a watcher survives the loss.
+    pub(super) orphans: BTreeMap<GroupId, LogId>,
+    /// Which live session a member id belongs to, since its first join (S9).
+    pub(super) claims: BTreeMap<MemberId, SessionId>,
+}
+
+/// A session that lives.
+#[derive(Debug)]
+pub(crate) struct LiveSession {
+    pub(crate) member: MemberId,
+    pub(super) space: Arc<str>,
+    pub(super) ttl: Option<Duration>,
+    pub(super) expires: Option<Instant>,
+    /// The attempts that hold a lock or wait for one.
+    pub(super) attempts: BTreeMap<AttemptId, LockKey>,
+    pub(super) ended: EndedAttempts,
+    /// The groups that its member joined.
+    pub(super) groups: BTreeSet<GroupId>,
+    pub(super) notices: VecDeque<Notice>,
+    pub(super) fate: Arc<Fate>,
+}
+
+/// How many notices wait for a session that does not fetch them. A session that falls behind by more learns the rest
+/// at its next beat.
+const NOTICES: usize = 4_096;
+
+impl LiveSession {
+    /// Queues a notice for the session's owner.
+    pub(super) fn notify(&mut self, notice: Notice, wakes: &mut Vec<Arc<Notify>>) {
+        if self.notices.len() == NOTICES {
+            self.notices.pop_front();
+        }
+        self.notices.push_back(notice);
+        wakes.push(self.fate.woken.clone());
+    }
+
+    pub(crate) fn next_notice(&mut self) -> Option<Notice> {
+        self.notices.pop_front()
+    }
+}
+
+/// What a session's owner and the backend share beyond the session's end.
+#[derive(Debug)]
+pub(crate) struct Fate {
+    pub(crate) id: SessionId,
+    pub(super) why: OnceLock<LossReason>,
+    /// Woken for every notice.
+    pub(crate) woken: Arc<Notify>,
+}
+
+impl Fate {
+    pub(crate) fn new(id: SessionId) -> Arc<Self> {
+        Arc::new(Self { id, why: OnceLock::new(), woken: Arc::default() })
+    }
+
+    /// Why the session ended.
+    pub(crate) fn why(&self) -> LossReason {
+        self.why.get().cloned().unwrap_or(LossReason::Vanished)
+    }
+
+    /// The error of a call that came after the session's end.
+    pub(super) fn error(&self) -> Error {
+        Error::new(ErrorKind::SessionLost, format!("session {}: {}", self.id, self.why()))
+    }
+}
+
+/// How an attempt that is over ended.
+#[derive(Clone, Debug)]
+pub(super) enum Ended {
+    /// Released or withdrawn.
+    Settled,
+    /// Broken from outside.
+    Broken(LossReason),
+    /// Broken, and the planted fault hides it.
+    Silenced,
+}
+
+/// How many ended attempts a session remembers. A request can only be late while it hangs at the gate, where the
+/// test kit held it. So many attempts of one session ending meanwhile is beyond any test, and 4096 cost 100 KiB.
+const ENDED_ATTEMPTS: usize = 4_096;
+
+/// Attempts of one session that are over: a late request of theirs must fail.
+#[derive(Debug, Default)]
+pub(super) struct EndedAttempts {
+    how: BTreeMap<AttemptId, Ended>,
+    order: VecDeque<AttemptId>,
+}
+
+impl EndedAttempts {
+    pub(super) fn get(&self, attempt: AttemptId) -> Option<&Ended> {
+        self.how.get(&attempt)
+    }
+
+    pub(super) fn put(&mut self, attempt: AttemptId, how: Ended) {
+        if self.how.contains_key(&attempt) {
+            return; // the first end is the one that counts: a withdrawal after a break does not hide the break
+        }
+        self.how.insert(attempt, how);
+        self.order.push_back(attempt);
+        if self.order.len() > ENDED_ATTEMPTS
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.how.remove(&oldest);
+        }
+    }
+}
+
+/// One lock; it exists while it is held, waited for, or remembers an unclean end.
+#[derive(Debug, Default)]
+pub(crate) struct Lock {
+    pub(crate) holders: Vec<Holder>,
+    pub(crate) queue: VecDeque<Waiter>,
+    /// How the last holder ended, if uncleanly; the next grant consumes it (L12).
+    pub(super) previous: Option<Previous>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Holder {
+    pub(super) attempt: AttemptId,
+    pub(super) session: SessionId,
+    pub(super) member: MemberId,
+    pub(super) mode: LockMode,
+    pub(super) token: FencingToken,
+    pub(super) since: Option<SystemTime>,
+    pub(super) previous: Previous,
+    /// Granted, but a planted fault hides it from the waiter.
+    pub(super) unseen: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Waiter {
+    pub(super) attempt: AttemptId,
+    pub(super) session: SessionId,
+    pub(super) member: MemberId,
+    pub(super) mode: LockMode,
+    /// One for each waiter: a release wakes exactly the waiters that it grants.
+    pub(super) granted: Arc<Notify>,
+}
+
+/// A lock with watchers.
+#[derive(Debug, Default)]
+pub(crate) struct WatchedLock {
+    pub(crate) watchers: usize,
+    /// Grows with every change of the holders.
+    pub(super) version: u64,
+    pub(super) changed: Arc<Notify>,
+}
+
+impl Lock {
+    /// The holder with this attempt.
+    pub(super) fn holder(&self, attempt: AttemptId) -> Option<&Holder> {
+        self.holders.iter().find(|holder| holder.attempt == attempt)
+    }
+
+    /// The waiter with this attempt.
+    pub(super) fn waiter(&self, attempt: AttemptId) -> Option<&Waiter> {
+        self.queue.iter().find(|waiter| waiter.attempt == attempt)
+    }
+
+    pub(super) fn modes(&self) -> impl Iterator<Item = LockMode> + '_ {
+        self.holders.iter().map(|holder| holder.mode)
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.holders.is_empty() && self.queue.is_empty() && self.previous.is_none()
+    }
+}
+
+impl Holder {
+    pub(super) fn grant(&self, key: &LockKey) -> Grant {
+        Grant::new(self.attempt, key.clone(), self.mode, self.token, self.previous)
+    }
+
+    pub(super) fn freed(&self, key: &LockKey, how: Previous) -> Happened {
+        Happened::Freed {
+            key: key.clone(),
+            member: self.member.clone(),
+            attempt: self.attempt.0,
+            token: self.token,
+            how,
+        }
+    }
+
+    pub(super) fn record(&self) -> HolderRecord {
+        HolderRecord::new(Some(self.member.clone()), Some(self.token), self.mode, self.since)
+    }
+}
+
+/// One group.
+#[derive(Debug, Default)]
+pub(crate) struct Group {
+    pub(super) members: BTreeMap<MemberId, Member>,
+    /// The log of its changes, while it has watchers.
+    pub(super) log: Option<LogId>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(super) record: MemberRecord,
+    pub(super) session: SessionId,
+    /// The last update, where a planted fault lets it arrive again.
+    pub(super) late: Option<Capabilities>,
+}
+
+impl Group {
+    pub(crate) fn view(&self) -> Vec<MemberRecord> {
+        self.members.values().map(|member| member.record.clone()).collect()
+    }
+}
+
+/// Identifies a log.
+pub(super) type LogId = u64;
+
+/// The changes of one group, or what is left of it.
+#[derive(Debug)]
+pub(crate) struct Log {
+    pub(super) space: Arc<str>,
+    pub(super) group: GroupId,
+    pub(super) changes: VecDeque<GroupChange>,
+    /// The number of the oldest change that is still here.
+    pub(super) first: u64,
+    pub(crate) watchers: usize,
+    pub(super) woken: Arc<Notify>,
+}
+
+impl Log {
+    pub(super) fn end(&self) -> u64 {
+        self.first + u64::try_from(self.changes.len()).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn get(&self, number: u64) -> Option<&GroupChange> {
+        self.changes.get(usize::try_from(number.checked_sub(self.first)?).ok()?)
+    }
+}
