@@ -9,15 +9,15 @@ use tokio::sync::{Notify, mpsc, watch};
 use tooz_core::driver::Context;
 use tooz_core::{Error, ErrorKind, Result};
 
-use crate::channels::Channels;
 use crate::config::Config;
+use crate::connection::channels::Channels;
+use crate::connection::discovery::{Finder, Found};
+use crate::connection::link::{Link, Sent};
+use crate::connection::server_info::{self, Facts};
+use crate::connection::supervisor::Supervisor;
 use crate::error;
-use crate::finder::{Finder, Found};
 use crate::keys::Keys;
-use crate::link::{Link, Sent};
-use crate::script::{Call, Question, Script};
-use crate::server::{self, Facts};
-use crate::supervisor::Supervisor;
+use crate::scripts::{Call, Question, Script};
 
 /// How often one call is sent: more ends of connections than this in one operation are a backend that is away.
 const TRIES: usize = 5;
@@ -97,9 +97,9 @@ impl Client {
         let first = Arc::clone(&client);
         let first = client.context.spawner.spawn(async move {
             let link = Arc::new(first.link_up().await?);
-            let facts = server::ask(&first, &link).await?;
+            let facts = server_info::ask(&first, &link).await?;
             if first.config.view {
-                server::check_layout(&first, &link).await?;
+                server_info::check_layout(&first, &link).await?;
             }
             Ok::<_, Error>((link, facts))
         });
@@ -131,7 +131,7 @@ impl Client {
             };
             let limit = self.greeting_limit() / 2;
             failure = match self.context.spawner.timeout(limit, Box::pin(self.link_to(&found))).await {
-                Some(Ok(link)) => match server::is_master(self, &link).await {
+                Some(Ok(link)) => match server_info::is_master(self, &link).await {
                     Ok(()) => return Ok(link),
                     Err(error) => error,
                 },

@@ -7,8 +7,8 @@ use tooz_core::driver::{LAYOUT_OPTION, layout_of};
 use tooz_core::options::{OptionKind, OptionSpec};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
-use crate::place::{self, Address, Place};
-use crate::tls::Tls;
+use crate::connection::address::{self, Address, Place};
+use crate::connection::tls::Tls;
 
 /// The schemes; the first is the driver's name.
 pub(crate) const SCHEMES: &[&str] = &[
@@ -101,7 +101,7 @@ pub(crate) fn characteristics(url: &BackendUrl) -> Characteristics {
         | Characteristics::SHARED_LOCKS
         | Characteristics::FAIR_LOCKS
         | Characteristics::PUSH_WATCHES;
-    if place::is_replicated(url.scheme()) {
+    if address::is_replicated(url.scheme()) {
         return replicated;
     }
     replicated | Characteristics::CAUSAL | Characteristics::DURABLE_FENCING
@@ -150,11 +150,11 @@ impl Config {
         if namespace.is_empty() {
             return Err(Error::new(ErrorKind::InvalidOption, "option \"namespace\": it must not be empty"));
         }
-        let namespace = if place::is_cluster(scheme) { place::tagged(&namespace)? } else { namespace };
+        let namespace = if address::is_cluster(scheme) { address::tagged(&namespace)? } else { namespace };
         let (place, path_db) = Place::read(url, &namespace)?;
         let db = match (url.integer("db")?, path_db) {
             (Some(_), Some(_)) => return Err(invalid("the database is named twice, in the path and as db")),
-            (Some(1..), None) if place::is_cluster(scheme) => {
+            (Some(1..), None) if address::is_cluster(scheme) => {
                 return Err(Error::new(
                     ErrorKind::InvalidOption,
                     "option \"db\": a cluster has one database, 0",

@@ -10,8 +10,8 @@ use tooz_core::{Characteristics, Error, ErrorKind, Examining, Finding, Result};
 
 use crate::client::Client;
 use crate::config::Config;
-use crate::reply::{Parts, bytes};
-use crate::server;
+use crate::connection::reply::{Parts, bytes};
+use crate::connection::server_info;
 
 /// A clock that is this far off is likely to be set right by a jump, and a jump ends or prolongs every session.
 const CLOCK_OFF: Duration = Duration::from_secs(5);
@@ -40,7 +40,7 @@ async fn look(client: &Arc<Client>, replicated: bool) -> Result<Vec<Finding>> {
     match client.ask(&redis::cmd("INFO")).await {
         Ok(info) => {
             let settings = Settings { appendfsync: setting(client, "appendfsync").await?, replicated };
-            found.extend(judge(&server::fields(&info), &settings));
+            found.extend(judge(&server_info::fields(&info), &settings));
         }
         Err(error) if error.kind() == ErrorKind::Denied => found.push(
             Finding::warning(

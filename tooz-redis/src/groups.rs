@@ -9,8 +9,8 @@ use tooz_core::driver::{ChangeStream, Groups, Join, MemberRecord, SessionGroups}
 use tooz_core::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
 
 use crate::client::{Client, Repeat};
-use crate::reply::{Parts, bytes};
-use crate::script;
+use crate::connection::reply::{Parts, bytes};
+use crate::scripts;
 use crate::session::RedisSession;
 use crate::watch;
 
@@ -79,7 +79,7 @@ pub(crate) async fn read(client: &Client, group: &GroupId, only: &[u8]) -> Resul
     let place = client.keys.group(group);
     let own = place.own();
     let call = client
-        .question(&script::WHO_IS_IN)
+        .question(&scripts::WHO_IS_IN)
         .keys([place.key, own, client.keys.epoch()])
         .arg(&place.base)
         .arg(format!("{:032x}", client.context.entropy.id()))
@@ -124,7 +124,7 @@ impl Groups for RedisGroups {
         let (client, place) = (&self.0, self.0.keys.group(group));
         let fresh = format!("{:032x}", client.context.entropy.id());
         let call = client
-            .script(&script::CREATE)
+            .script(&scripts::CREATE)
             .keys([place.key, client.keys.groups()])
             .arg(group.as_bytes())
             .arg(&place.base)
@@ -141,7 +141,7 @@ impl Groups for RedisGroups {
         let (client, place) = (&self.0, self.0.keys.group(group));
         let own = place.own();
         let call = client
-            .script(&script::DELETE)
+            .script(&scripts::DELETE)
             .keys([place.key, client.keys.groups(), own])
             .arg(group.as_bytes())
             .arg(&place.base);
@@ -194,7 +194,7 @@ impl SessionGroups for RedisSession {
         let id = || format!("{:032x}", client.context.entropy.id());
         let incarnation = id();
         let call = client
-            .script(&script::JOIN)
+            .script(&scripts::JOIN)
             .keys([place.key, client.keys.groups(), own, inner.key(), client.keys.beat(&inner.member)])
             .arg(inner.id.to_string())
             .arg(inner.member.as_bytes())
@@ -229,7 +229,7 @@ impl SessionGroups for RedisSession {
         let place = client.keys.group(group);
         let own = place.own();
         let call = client
-            .script(&script::LEAVE)
+            .script(&scripts::LEAVE)
             .keys([place.key, own, inner.key()])
             .arg(inner.id.to_string())
             .arg(inner.member.as_bytes())
@@ -250,7 +250,7 @@ impl SessionGroups for RedisSession {
         let place = client.keys.group(group);
         let own = place.own();
         let call = client
-            .script(&script::UPDATE)
+            .script(&scripts::UPDATE)
             .keys([place.key, own, inner.key()])
             .arg(inner.id.to_string())
             .arg(inner.member.as_bytes())

@@ -8,12 +8,12 @@ use tokio::sync::Notify;
 use tooz_core::driver::{BreakRequest, HolderRecord, HolderStream, Holders, LockKey, LockMode, Locks};
 use tooz_core::{Error, ErrorKind, FencingToken, MemberId, Result};
 
-use crate::channels::{Heard, Subscription};
 use crate::client::{Client, Repeat};
+use crate::connection::channels::{Heard, Subscription};
+use crate::connection::reply::Parts;
 use crate::groups::moment;
 use crate::locks::read_mode;
-use crate::reply::Parts;
-use crate::script;
+use crate::scripts;
 use crate::session::KEEP;
 use crate::watch::{Outlet, Tap};
 
@@ -38,7 +38,7 @@ fn keep(client: &Client) -> Duration {
 async fn read(client: &Client, key: &LockKey) -> Result<Holders> {
     let place = client.keys.lock(key);
     let call = client
-        .question(&script::WHO_HOLDS)
+        .question(&scripts::WHO_HOLDS)
         .keys(place.keys())
         .key(client.keys.fence())
         .number(keep(client).as_millis())
@@ -66,7 +66,7 @@ impl Locks for RedisLocks {
     async fn break_lock(&self, request: &BreakRequest) -> Result<Vec<HolderRecord>> {
         let (client, place) = (&self.0, self.0.keys.lock(&request.key));
         let call = client
-            .script(&script::BREAK)
+            .script(&scripts::BREAK)
             .keys(place.keys())
             .key(client.keys.fence())
             .number(keep(client).as_millis())
@@ -92,7 +92,7 @@ impl Locks for RedisLocks {
     }
 
     async fn raise_tokens(&self, least: FencingToken) -> Result<()> {
-        let call = self.0.script(&script::RAISE).key(self.0.keys.fence()).number(least.get() - 1).proof();
+        let call = self.0.script(&scripts::RAISE).key(self.0.keys.fence()).number(least.get() - 1).proof();
         // The server has it; a replica that took its place might not.
         let unconfirmed = self.0.call(&call, Repeat::Yes).await?.unconfirmed;
         unconfirmed.map_or(Ok(()), |why| Err(why.indeterminate()))

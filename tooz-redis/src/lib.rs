@@ -1,27 +1,20 @@
 #![doc = include_str!("../README.md")]
 #![doc(html_root_url = "https://docs.rs/tooz-redis")]
 
-mod channels;
 mod client;
 mod config;
+mod connection;
 mod driver;
 mod error;
 mod examine;
-mod finder;
 mod groups;
 mod holders;
 mod keys;
-mod link;
 mod locks;
-mod place;
-mod reply;
-mod script;
-mod server;
+mod scripts;
 mod session;
 pub mod shared_with_python;
 mod slots;
-mod supervisor;
-mod tls;
 mod watch;
 
 use tooz_core::Registration;
@@ -37,4 +30,4 @@ tooz_core::inventory::submit! { REGISTRATION }
 
 pub use driver::connect;
 #[doc(hidden)]
-pub use script::hash_of as script_hash;
+pub use scripts::hash_of as script_hash;

@@ -10,8 +10,8 @@ use tooz_core::driver::{
 use tooz_core::{Error, ErrorKind, FencingToken, Result};
 
 use crate::client::Repeat;
-use crate::reply::Parts;
-use crate::script::{self, Call, Script};
+use crate::connection::reply::Parts;
+use crate::scripts::{self, Call, Script};
 use crate::session::{Inner, RedisSession, previous, unclean};
 use crate::slots::Standing;
 
@@ -47,7 +47,7 @@ impl Inner {
         let place = self.client.keys.lock(&request.key);
         let (mode, limit) = written(request.mode);
         self.client
-            .script(&script::REQUEST)
+            .script(&scripts::REQUEST)
             .keys(place.keys())
             .keys([self.key(), self.client.keys.fence()])
             .arg(request.attempt.to_string())
@@ -222,14 +222,14 @@ impl SessionLocks for RedisSession {
     }
 
     async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
-        self.inner.give_back(key, attempt, &script::WITHDRAW, End::Clean).await?;
+        self.inner.give_back(key, attempt, &scripts::WITHDRAW, End::Clean).await?;
         self.inner.slots.forget(attempt);
         Ok(())
     }
 
     async fn release(&self, grant: &Grant, end: End) -> Result<Released> {
         let (found, repeated) =
-            self.inner.give_back(&grant.key, grant.attempt, &script::RELEASE, end).await?;
+            self.inner.give_back(&grant.key, grant.attempt, &scripts::RELEASE, end).await?;
         if !found && repeated {
             // The first time may have found it.
             let why =

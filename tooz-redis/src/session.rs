@@ -14,13 +14,13 @@ use tooz_core::driver::{
 };
 use tooz_core::{Error, ErrorKind, FencingToken, LossReason, MemberId, Result};
 
-use crate::channels::{Heard, Subscription};
 use crate::client::{Client, Repeat};
+use crate::connection::channels::{Heard, Subscription};
+use crate::connection::link::{Link, Sent};
+use crate::connection::reply::Parts;
 use crate::error;
-use crate::link::{Link, Sent};
 use crate::locks::CONFIRMATIONS;
-use crate::reply::Parts;
-use crate::script;
+use crate::scripts;
 use crate::slots::Slots;
 
 /// How many beats' moments of sending are kept: a message about an older one comes too late for anything.
@@ -100,7 +100,7 @@ impl RedisSession {
         };
         let epochs = Subscription::start(client, client.keys.epochs(), Arc::new(ear)).await?;
         let call = client
-            .script(&script::OPEN)
+            .script(&scripts::OPEN)
             .keys([
                 client.keys.session(id),
                 client.keys.epoch(),
@@ -269,7 +269,7 @@ impl Inner {
     async fn close(&self, end: End) -> Result<()> {
         let call = self
             .client
-            .script(&script::CLOSE)
+            .script(&scripts::CLOSE)
             .keys([self.key(), self.client.keys.beat(&self.member)])
             .arg(self.id.to_string())
             .number(self.keep().as_millis())
@@ -282,7 +282,7 @@ impl Inner {
         let link = client.link(client.config.beat_limit()).await?;
         let number = self.begin_beat(&link);
         let mut call = client
-            .script(&script::RENEW)
+            .script(&scripts::RENEW)
             .keys([self.key(), client.keys.epoch(), client.keys.beat(&self.member), client.keys.lives()])
             .arg(self.id.to_string())
             .number(self.ttl.as_millis())
@@ -355,8 +355,8 @@ impl Inner {
             }
         }
         for one in answer.parts("what lost its place")? {
-            let attempt =
-                crate::reply::bytes(one).and_then(|b| AttemptId::parse(std::str::from_utf8(&b).ok()?));
+            let attempt = crate::connection::reply::bytes(one)
+                .and_then(|b| AttemptId::parse(std::str::from_utf8(&b).ok()?));
             renewal.unqueued.extend(attempt);
         }
         for one in answer.parts("where the member is missing")? {

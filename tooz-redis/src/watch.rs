@@ -14,11 +14,11 @@ use tooz_core::driver::{ChangeStream, GroupChange, MemberRecord};
 use tooz_core::runtime::Task;
 use tooz_core::{ErrorKind, GroupId, Result};
 
-use crate::channels::{Heard, Subscription};
 use crate::client::{Client, Repeat};
+use crate::connection::channels::{Heard, Subscription};
+use crate::connection::reply::Parts;
 use crate::groups::{self, Seen, View, no_group, record};
-use crate::reply::Parts;
-use crate::script;
+use crate::scripts;
 
 /// How often the dead are looked for, and what Python changed.
 const TICK: Duration = Duration::from_secs(1);
@@ -420,7 +420,7 @@ impl Follower {
         let own = place.own();
         let call = self
             .client
-            .question(&script::WHAT_IS_NEW)
+            .question(&scripts::WHAT_IS_NEW)
             .keys([place.key, own, self.client.keys.epoch()])
             .arg(&place.base)
             .arg(format!("{:032x}", self.client.context.entropy.id()));

@@ -41,7 +41,7 @@ macro_rules! scripts {
     ($($name:ident: $($file:literal)+;)+) => {
         $(pub(crate) static $name: Script = Script::new(
             stringify!($name),
-            concat!(include_str!("scripts/base.lua"), $(include_str!(concat!("scripts/", $file, ".lua"))),+),
+            concat!(include_str!("base.lua"), $(include_str!(concat!($file, ".lua"))),+),
         );)+
 
         /// Every script there is.

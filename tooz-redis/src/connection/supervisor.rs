@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tooz_core::{Error, ErrorKind, Result};
 
 use crate::client::{Client, State, Suspicion};
-use crate::link::Link;
+use crate::connection::link::Link;
 
 /// The first pause between two tries to connect; it grows with each.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);

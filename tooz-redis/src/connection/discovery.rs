@@ -13,9 +13,9 @@ use tooz_core::runtime::Spawner;
 use tooz_core::{Error, ErrorKind, Result};
 
 use crate::config::Config;
+use crate::connection::address::{Address, Place};
+use crate::connection::reply::bytes;
 use crate::error;
-use crate::place::{Address, Place};
-use crate::reply::bytes;
 
 /// How long one of them may take to answer.
 const LIMIT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
@@ -129,7 +129,7 @@ impl Finder {
         let options = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
         let client = config
             .connection_to_ask(who)
-            .and_then(|info| crate::tls::open(info, config.tls.as_ref()))
+            .and_then(|info| crate::connection::tls::open(info, config.tls.as_ref()))
             .map_err(explain)?;
         let mut connection =
             client.get_multiplexed_async_connection_with_config(&options).await.map_err(explain)?;

@@ -14,10 +14,10 @@ use tooz_core::{Error, ErrorKind};
 
 use crate::client::Client;
 use crate::config::Config;
+use crate::connection::address::Address;
+use crate::connection::discovery::Found;
+use crate::connection::reply::bytes;
 use crate::error;
-use crate::finder::Found;
-use crate::place::Address;
-use crate::reply::bytes;
 
 /// The connections to one server.
 pub(crate) struct Link {
@@ -122,7 +122,7 @@ impl Link {
             Ok::<_, ()>(())
         });
         let address = found.address.clone();
-        let server = crate::tls::open(config.connection(&address)?, config.tls.as_ref())?;
+        let server = crate::connection::tls::open(config.connection(&address)?, config.tls.as_ref())?;
         let proofs = async {
             if !config.confirms() {
                 return Ok(None);

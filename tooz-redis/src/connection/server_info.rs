@@ -6,11 +6,11 @@ use redis::Value;
 use tooz_core::{Characteristics, Error, ErrorKind, Result};
 
 use crate::client::Client;
+use crate::connection::address::{Address, Place};
+use crate::connection::link::{Link, Sent};
+use crate::connection::reply::{Parts, bytes};
 use crate::error;
-use crate::link::{Link, Sent};
-use crate::place::{Address, Place};
-use crate::reply::{Parts, bytes};
-use crate::{script, session};
+use crate::{scripts, session};
 
 /// What a server said about itself.
 #[derive(Clone, Debug, Default)]
@@ -161,11 +161,11 @@ async fn load(client: &Client, link: &Link) {
     }
     let mut known = redis::cmd("SCRIPT");
     known.arg("EXISTS");
-    for script in script::ALL {
+    for script in scripts::ALL {
         known.arg(script.hash());
     }
     let Ok(answer) = command(client, link, &known).await.and_then(Parts::of) else { return };
-    for (script, known) in script::ALL.iter().zip(answer) {
+    for (script, known) in scripts::ALL.iter().zip(answer) {
         if known != Value::Int(1) {
             let mut load = redis::cmd("SCRIPT");
             load.arg("LOAD").arg(script.source());
