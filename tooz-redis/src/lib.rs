@@ -13,13 +13,14 @@ mod keys;
 mod locks;
 mod scripts;
 mod session;
+mod session_state;
 pub mod shared_with_python;
-mod slots;
+mod view;
 mod watch;
 
 use tooz_core::Registration;
 
-/// This driver; also linked programs find it by its schemes.
+/// This driver. A program that links this crate finds it by its schemes.
 pub const REGISTRATION: Registration =
     Registration::new("tooz-redis", config::SCHEMES, config::characteristics, driver::connect)
         .options(config::OPTIONS)

@@ -1,48 +1,47 @@
-//! The connections to one server: one for commands, one on which messages arrive, and where replicas have to confirm one for
-//! what they confirm. They live and end together.
+//! The connections to one server: one for commands, one for messages, and where replicas have to confirm, one for what they
+//! confirm. They live and end together.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Cmd, PushInfo, PushKind, RedisError, Value};
 use tokio::sync::Notify;
 use tooz_core::{Error, ErrorKind};
 
-use crate::client::Client;
-use crate::config::Config;
-use crate::connection::address::Address;
-use crate::connection::discovery::Found;
-use crate::connection::reply::bytes;
+use super::address::Address;
+use super::discovery::Found;
+use super::reply::bytes;
+use super::shared::Shared;
 use crate::error;
 
 /// The connections to one server.
 pub(crate) struct Link {
-    /// Grows with every link of this client; scripts refuse what comes over an older one than they have heard of.
+    /// Grows with every link of this driver; scripts refuse what comes over an older one than they have heard of.
     pub(crate) generation: u64,
     pub(crate) address: Address,
+    shared: Arc<Shared>,
     commands: MultiplexedConnection,
     listener: MultiplexedConnection,
-    /// Nothing else goes over it: the server answers what comes behind a WAIT only when that is over, and a WAIT counts who has
-    /// the last write of its own connection.
-    proofs: Option<MultiplexedConnection>,
-    /// How many replicas must have a proof for it to count.
+    /// Carries only what replicas confirm: the server answers what comes behind a WAIT only when the WAIT is over, and a WAIT
+    /// counts the replicas that have the last write of its own connection.
+    confirmed: Option<MultiplexedConnection>,
+    /// How many replicas must have a write for it to count.
     needed: AtomicU32,
-    /// Held by each proof but beats: a beat must not stand behind a row of others that wait for replicas.
-    pub(crate) turnstile: tokio::sync::Mutex<()>,
-    state: Arc<Life>,
+    /// Held by each call that replicas confirm, except beats: a beat must not wait behind a row of other calls.
+    pub(crate) confirming: tokio::sync::Mutex<()>,
+    health: Arc<LinkHealth>,
     /// The channels that were asked for over this link. One change at a time, or an end could overtake a beginning.
     subscribed: tokio::sync::Mutex<BTreeSet<Vec<u8>>>,
 }
 
-/// Whether a link lives; known to the connections' tasks, too.
+/// Whether a link works; the connections' tasks know it, too.
 #[derive(Debug, Default)]
-struct Life {
+struct LinkHealth {
     broken: AtomicBool,
-    /// Another one took its place: what is unanswered is waited for a little longer.
+    /// Another link replaced this one, which waits a little longer for what is unanswered.
     retired: AtomicBool,
     answers: AtomicU64,
     /// Any of these changed.
@@ -50,19 +49,32 @@ struct Life {
     why: Mutex<Option<&'static str>>,
 }
 
-impl Life {
+impl LinkHealth {
     fn end(&self, why: &'static str) {
         self.why.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
         self.broken.store(true, Ordering::Release);
         self.changed.notify_waiters();
     }
 
-    /// Waits until `check` says yes.
+    fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Acquire)
+    }
+
+    fn is_broken_or_retired(&self) -> bool {
+        self.is_broken() || self.retired.load(Ordering::Acquire)
+    }
+
+    fn count_answer(&self) {
+        self.answers.fetch_add(1, Ordering::AcqRel);
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until `check` returns true.
     async fn until(&self, check: impl Fn(&Self) -> bool + Send) {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
-            // Registered before looking, or a change in between would be missed.
+            // Registered before the check, or a change in between would be missed.
             changed.as_mut().enable();
             if check(self) {
                 return;
@@ -74,47 +86,41 @@ impl Life {
 
 /// What became of a command.
 #[derive(Debug)]
-pub(crate) enum Sent {
+pub(crate) enum Outcome {
     Answered(Value),
     Refused(RedisError),
-    /// The server has done it, and too few replicas have it.
+    /// The server ran it, and too few replicas have it.
     Unconfirmed(Value, Error),
     /// The link ended first.
     Lost,
 }
 
 impl Link {
-    /// Connects; must run on the coordinator's runtime, where the connections' own tasks are to live.
+    /// Connects. Must run on the coordinator's runtime, because the connections start tasks of their own.
     pub(crate) async fn connect(
-        config: &Config,
+        shared: &Arc<Shared>,
         found: &Found,
         generation: u64,
-        client: Weak<Client>,
     ) -> redis::RedisResult<Self> {
-        let state = Arc::new(Life::default());
-        // The limits are ours: theirs would give up an answer without giving up the connection.
+        let (config, health) = (&shared.config, Arc::new(LinkHealth::default()));
+        // The limits are ours: those of the redis crate would give up an answer without giving up the connection.
         let options = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
-        let life = Arc::clone(&state);
+        let ended = Arc::clone(&health);
         let on_commands = options.clone().set_push_sender(move |push: PushInfo| {
             if push.kind == PushKind::Disconnection {
-                life.end("the connection for commands ended");
+                ended.end("the connection for commands ended");
             }
             Ok::<_, ()>(())
         });
+        let listening = Arc::clone(shared);
         let on_listener = options.set_push_sender(move |push: PushInfo| {
             match push.kind {
-                // What was asked over the other connection is still answered there, while a new pair is made.
-                PushKind::Disconnection => {
-                    if let Some(client) = client.upgrade() {
-                        client.suspect(generation, true);
-                    }
-                }
+                // Commands are still answered over the other connection, while a new link is made.
+                PushKind::Disconnection => listening.suspect(generation, true),
                 PushKind::Message => {
                     let mut data = push.data.into_iter().filter_map(bytes);
-                    if let (Some(client), Some(channel), Some(message)) =
-                        (client.upgrade(), data.next(), data.next())
-                    {
-                        client.channels.hear(&channel, &message);
+                    if let (Some(channel), Some(message)) = (data.next(), data.next()) {
+                        listening.channels.deliver(&channel, &message);
                     }
                 }
                 _ => {}
@@ -122,66 +128,92 @@ impl Link {
             Ok::<_, ()>(())
         });
         let address = found.address.clone();
-        let server = crate::connection::tls::open(config.connection(&address)?, config.tls.as_ref())?;
-        let proofs = async {
+        let server = super::tls::open(config.connection(&address)?, config.tls.as_ref())?;
+        let confirmed = async {
             if !config.confirms() {
                 return Ok(None);
             }
             server.get_multiplexed_async_connection_with_config(&on_commands).await.map(Some)
         };
-        let (commands, listener, proofs) = tokio::try_join!(
+        let (commands, listener, confirmed) = tokio::try_join!(
             server.get_multiplexed_async_connection_with_config(&on_commands),
             server.get_multiplexed_async_connection_with_config(&on_listener),
-            proofs,
+            confirmed,
         )?;
         Ok(Self {
             generation,
             address,
+            shared: Arc::clone(shared),
             commands,
             listener,
-            proofs,
+            confirmed,
             needed: AtomicU32::new(config.needed(found.replicas)),
-            turnstile: tokio::sync::Mutex::default(),
-            state,
+            confirming: tokio::sync::Mutex::default(),
+            health,
             subscribed: tokio::sync::Mutex::default(),
         })
     }
 
-    /// Sends a command and waits for its answer, or for the end of the link. `grace`: how long an answer is waited for
-    /// after another link took over.
-    pub(crate) async fn send(&self, client: &Client, command: &Cmd, grace: Duration) -> Sent {
-        let mut connection = self.commands.clone();
-        let asking = async move { connection.send_packed_command(command).await };
-        match self.answer(client, grace, asking).await {
-            Some(answer) => self.understood(answer.and_then(Value::extract_error)),
-            None => Sent::Lost,
+    /// Sends a command and waits for its answer, or for the end of the link. `confirm`: the command counts only once replicas
+    /// have it, where replicas are waited for.
+    pub(crate) async fn exchange(&self, command: &Cmd, confirm: bool) -> Outcome {
+        let exchanging = async {
+            match self.confirmed.clone() {
+                Some(connection) if confirm => self.exchange_confirmed(connection, command).await,
+                _ => {
+                    let mut connection = self.commands.clone();
+                    let asking = async move { connection.send_packed_command(command).await };
+                    match self.answer(asking).await {
+                        Some(answer) => self.outcome(answer.and_then(Value::extract_error)),
+                        None => Outcome::Lost,
+                    }
+                }
+            }
+        };
+        tokio::pin!(exchanging);
+        let (spawner, limit) = (&self.shared.context.spawner, self.shared.config.operation_timeout);
+        let in_time = spawner.timeout(limit, exchanging.as_mut()).await;
+        let outcome = if let Some(outcome) = in_time {
+            outcome
+        } else {
+            // Answers to other commands do not clear the suspicion: this one was never answered.
+            self.shared.suspect(self.generation, true);
+            exchanging.await
+        };
+        match &outcome {
+            Outcome::Refused(refusal) if error::is_elsewhere(refusal) => {
+                self.end("the server gave its part to another");
+            }
+            Outcome::Unconfirmed(_, why) => {
+                tracing::debug!(%why, "not confirmed");
+                self.shared.doubts.notify_one();
+            }
+            _ => {}
         }
+        outcome
     }
 
-    /// The same for what counts only when replicas have it; where none are waited for, it is the same.
-    pub(crate) async fn prove(&self, client: &Client, command: &Cmd, grace: Duration) -> Sent {
-        let Some(mut connection) = self.proofs.clone() else {
-            return self.send(client, command, grace).await;
-        };
-        let (needed, limit) = (self.needed.load(Ordering::Acquire), client.config.confirmation_limit());
+    /// Sends a command, and a WAIT for the replicas behind it.
+    async fn exchange_confirmed(&self, mut connection: MultiplexedConnection, command: &Cmd) -> Outcome {
+        let (needed, limit) = (self.needed.load(Ordering::Acquire), self.shared.config.confirmation_limit());
         let mut both = redis::pipe();
         both.add_command(command.clone()).cmd("WAIT").arg(needed).arg(limit.as_millis().max(1).to_string());
         let asking = async move { connection.send_packed_commands(&both, 0, 2).await };
-        let (done, confirmed) = match self.answer(client, grace, asking).await {
+        let (done, confirmed) = match self.answer(asking).await {
             Some(Ok(answers)) => {
                 let mut answers = answers.into_iter().map(Value::extract_error);
                 let nothing = || Ok(Value::Nil);
                 (answers.next().unwrap_or_else(nothing), answers.next().unwrap_or_else(nothing))
             }
             Some(Err(error)) => (Err(error), Ok(Value::Nil)),
-            None => return Sent::Lost,
+            None => return Outcome::Lost,
         };
-        let value = match self.understood(done) {
-            Sent::Answered(value) => value,
+        let value = match self.outcome(done) {
+            Outcome::Answered(value) => value,
             other => return other,
         };
         let missing = match confirmed {
-            Ok(Value::Int(have)) if have >= i64::from(needed) => return Sent::Answered(value),
+            Ok(Value::Int(have)) if have >= i64::from(needed) => return Outcome::Answered(value),
             Ok(Value::Int(have)) => Error::new(
                 ErrorKind::Unavailable,
                 format!(
@@ -192,25 +224,18 @@ impl Link {
             Ok(_) => Error::new(ErrorKind::Corrupt, format!("{}: WAIT answers no number", self.address)),
             Err(refusal) => error::of(refusal),
         };
-        Sent::Unconfirmed(value, missing)
+        Outcome::Unconfirmed(value, missing)
     }
 
-    /// An answer of the server; `None`: there will be none.
-    async fn answer<T>(
-        &self,
-        client: &Client,
-        grace: Duration,
-        asking: impl Future<Output = T>,
-    ) -> Option<T> {
+    /// The server's answer; `None`: there will be none. A retired link still waits for as long as a beat does.
+    async fn answer<T>(&self, asking: impl Future<Output = T>) -> Option<T> {
         let over = async {
-            self.state
-                .until(|life| life.broken.load(Ordering::Acquire) || life.retired.load(Ordering::Acquire))
-                .await;
-            let nap = client.context.spawner.sleep(grace);
+            self.broken_or_retired().await;
+            let grace = self.shared.context.spawner.sleep(self.shared.config.beat_limit());
             tokio::select! {
-                biased; // a broken one answers no more
+                biased; // a broken link answers no more
                 () = self.broken() => {}
-                () = nap => {}
+                () = grace => {}
             }
         };
         tokio::select! {
@@ -220,60 +245,55 @@ impl Link {
         }
     }
 
-    fn understood(&self, answer: redis::RedisResult<Value>) -> Sent {
+    fn outcome(&self, answer: redis::RedisResult<Value>) -> Outcome {
         match answer {
             Ok(value) => {
-                self.answered();
-                Sent::Answered(value)
+                self.health.count_answer();
+                Outcome::Answered(value)
             }
             Err(error) if error.is_unrecoverable_error() || error.is_connection_dropped() => {
-                self.state.end("a command failed on the connection");
-                Sent::Lost
+                self.end("a command failed on the connection");
+                Outcome::Lost
             }
             Err(error) => {
-                self.answered();
-                Sent::Refused(error)
+                self.health.count_answer();
+                Outcome::Refused(error)
             }
         }
     }
 
-    /// How many replicas must have a proof from now on.
+    /// Sets how many replicas must have a write from now on.
     pub(crate) fn need(&self, replicas: u32) {
         self.needed.store(replicas, Ordering::Release);
     }
 
-    fn answered(&self) {
-        self.state.answers.fetch_add(1, Ordering::AcqRel);
-        self.state.changed.notify_waiters();
-    }
-
-    /// Waits until it is broken.
+    /// Waits until the link is broken.
     pub(crate) async fn broken(&self) {
-        self.state.until(|life| life.broken.load(Ordering::Acquire)).await;
+        self.health.until(LinkHealth::is_broken).await;
     }
 
     pub(crate) fn is_broken(&self) -> bool {
-        self.state.broken.load(Ordering::Acquire)
+        self.health.is_broken()
     }
 
     pub(crate) fn end(&self, why: &'static str) {
-        self.state.end(why);
+        self.health.end(why);
     }
 
     pub(crate) fn why(&self) -> &'static str {
-        self.state.why.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or("the connection ended")
+        self.health.why.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or("the connection ended")
     }
 
-    /// Another link took its place.
+    /// Another link replaced this one.
     pub(crate) fn retire(&self) {
-        self.state.retired.store(true, Ordering::Release);
-        self.state.changed.notify_waiters();
+        self.health.retired.store(true, Ordering::Release);
+        self.health.changed.notify_waiters();
     }
 
-    /// Waits for the next answer of any command.
+    /// Waits for the next answer to any command.
     pub(crate) async fn next_answer(&self) {
-        let before = self.state.answers.load(Ordering::Acquire);
-        self.state.until(|life| life.answers.load(Ordering::Acquire) > before).await;
+        let before = self.health.answers.load(Ordering::Acquire);
+        self.health.until(|health| health.answers.load(Ordering::Acquire) > before).await;
     }
 
     /// Listens to these channels.
@@ -287,14 +307,16 @@ impl Link {
         let asked = tokio::select! {
             biased; // a confirmation that has come counts
             asked = listener.subscribe(&new) => asked,
-            () = self.over() => Err(RedisError::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe))),
+            () = self.broken_or_retired() => {
+                Err(RedisError::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe)))
+            }
         };
         asked?;
         subscribed.extend(new);
         Ok(())
     }
 
-    /// Listens to this channel no more, if `unwanted` still says so when it is its turn.
+    /// Stops listening to this channel, if `unwanted` still returns true once earlier changes are done.
     pub(crate) async fn unsubscribe(&self, channel: &[u8], unwanted: impl Fn() -> bool) {
         let mut subscribed = self.subscribed.lock().await;
         if !unwanted() || !subscribed.remove(channel) {
@@ -304,17 +326,15 @@ impl Link {
         let asked = tokio::select! {
             biased; // as above
             asked = listener.unsubscribe(channel) => asked,
-            () = self.over() => return,
+            () = self.broken_or_retired() => return,
         };
         if let Err(error) = asked {
             tracing::debug!(%error, "a channel could not be given up; it goes with the connection");
         }
     }
 
-    async fn over(&self) {
-        self.state
-            .until(|life| life.broken.load(Ordering::Acquire) || life.retired.load(Ordering::Acquire))
-            .await;
+    async fn broken_or_retired(&self) {
+        self.health.until(LinkHealth::is_broken_or_retired).await;
     }
 }
 
