@@ -7,8 +7,8 @@ use tooz_core::driver::{LAYOUT_OPTION, layout_of};
 use tooz_core::options::{OptionKind, OptionSpec};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
-use crate::place::{self, Address, Place};
-use crate::tls::Tls;
+use crate::connection::address::{self, Address, Topology};
+use crate::connection::tls::Tls;
 
 /// The schemes; the first is the driver's name.
 pub(crate) const SCHEMES: &[&str] = &[
@@ -93,7 +93,7 @@ const SENTINEL_PASSWORD: &str = "sentinel_password";
 /// What Python tooz writes before its keys if nothing else is said.
 const NAMESPACE: &str = "_tooz";
 
-/// The best that servers of this URL can keep.
+/// The most that servers of this URL can guarantee.
 pub(crate) fn characteristics(url: &BackendUrl) -> Characteristics {
     let replicated = Characteristics::DISTRIBUTED_ACROSS_THREADS
         | Characteristics::DISTRIBUTED_ACROSS_PROCESSES
@@ -101,17 +101,25 @@ pub(crate) fn characteristics(url: &BackendUrl) -> Characteristics {
         | Characteristics::SHARED_LOCKS
         | Characteristics::FAIR_LOCKS
         | Characteristics::PUSH_WATCHES;
-    if place::is_replicated(url.scheme()) {
+    if address::is_replicated(url.scheme()) {
         return replicated;
     }
     replicated | Characteristics::CAUSAL | Characteristics::DURABLE_FENCING
 }
 
+/// How long the rest of a lock is kept at least, so that the next holder learns how the last one ended.
+const RETENTION: Duration = Duration::from_hours(1);
+
+/// How long the rest of a lock is kept among sessions with this ttl.
+pub(crate) fn retention(ttl: Duration) -> Duration {
+    RETENTION.max(ttl * 10)
+}
+
 /// What a URL says.
 #[derive(Clone)]
 pub(crate) struct Config {
-    pub(crate) place: Place,
-    /// As it stands in keys: in a cluster it is tagged, so that all keys are in one slot.
+    pub(crate) topology: Topology,
+    /// As written in keys: in a cluster it has a tag, so that all keys are in one slot.
     pub(crate) namespace: String,
     user: Option<String>,
     password: Option<String>,
@@ -125,7 +133,7 @@ pub(crate) struct Config {
     pub(crate) ttl: Duration,
     pub(crate) layout: u32,
     pub(crate) operation_timeout: Duration,
-    /// For looking alone: nothing is written.
+    /// Whether the driver only reads.
     pub(crate) view: bool,
 }
 
@@ -133,7 +141,7 @@ pub(crate) struct Config {
 impl std::fmt::Debug for Config {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Config")
-            .field("place", &self.place)
+            .field("topology", &self.topology)
             .field("namespace", &self.namespace)
             .finish_non_exhaustive()
     }
@@ -150,11 +158,11 @@ impl Config {
         if namespace.is_empty() {
             return Err(Error::new(ErrorKind::InvalidOption, "option \"namespace\": it must not be empty"));
         }
-        let namespace = if place::is_cluster(scheme) { place::tagged(&namespace)? } else { namespace };
-        let (place, path_db) = Place::read(url, &namespace)?;
+        let namespace = if address::is_cluster(scheme) { address::tagged(&namespace)? } else { namespace };
+        let (topology, path_db) = Topology::read(url, &namespace)?;
         let db = match (url.integer("db")?, path_db) {
             (Some(_), Some(_)) => return Err(invalid("the database is named twice, in the path and as db")),
-            (Some(1..), None) if place::is_cluster(scheme) => {
+            (Some(1..), None) if address::is_cluster(scheme) => {
                 return Err(Error::new(
                     ErrorKind::InvalidOption,
                     "option \"db\": a cluster has one database, 0",
@@ -162,10 +170,10 @@ impl Config {
             }
             (db, path) => db.or(path).unwrap_or(0),
         };
-        misplaced(url, &place)?;
+        misplaced(url, &topology)?;
         let wait_replicas = url.integer(WAIT_REPLICAS)?.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
         Ok(Self {
-            place,
+            topology,
             namespace,
             user: url.user().map(str::to_owned),
             password: url.password().map(str::to_owned),
@@ -190,11 +198,11 @@ impl Config {
         self.reach(address, with_user(settings, self.user.as_ref(), self.password.as_ref()))
     }
 
-    /// How to connect to somebody who only says where the server is: old sentinels know nothing of RESP3.
-    pub(crate) fn connection_to_ask(&self, address: &Address) -> redis::RedisResult<ConnectionInfo> {
+    /// How to connect to a sentinel or node that knows where the server is. Old sentinels do not know RESP3.
+    pub(crate) fn connection_for_discovery(&self, address: &Address) -> redis::RedisResult<ConnectionInfo> {
         let settings = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP2);
-        let settings = match self.place {
-            Place::Sentinel { .. } => {
+        let settings = match self.topology {
+            Topology::Sentinel { .. } => {
                 with_user(settings, self.sentinel_user.as_ref(), self.sentinel_password.as_ref())
             }
             _ => with_user(settings, self.user.as_ref(), self.password.as_ref()),
@@ -211,28 +219,34 @@ impl Config {
             Address::Unix(path) => ConnectionAddr::Unix(path.clone()),
         };
         let tcp = redis::io::tcp::TcpSettings::default().set_nodelay(true);
-        // What was sent and is not acknowledged for a ttl came too late for everything.
+        // A request that is not acknowledged within a ttl comes too late for everything.
         #[cfg(target_os = "linux")]
         let tcp = tcp.set_user_timeout(self.ttl);
         Ok(addr.into_connection_info()?.set_redis_settings(settings).set_tcp_settings(tcp))
     }
 
-    /// Whether a proof of tenure counts only when replicas have it.
+    /// Whether sessions, grants and renewals count only once replicas have them.
     pub(crate) fn confirms(&self) -> bool {
-        self.place.is_sought() && self.wait_replicas != Some(0)
+        self.topology.is_discovered() && self.wait_replicas != Some(0)
     }
 
-    /// How many replicas must have it, of so many healthy ones.
+    /// How many of the healthy replicas must have a session, grant or renewal.
     pub(crate) fn needed(&self, healthy: u32) -> u32 {
         self.wait_replicas.unwrap_or(healthy.max(1))
     }
 
-    /// How long replicas are waited for. Shorter than a beat is waited for: what was not confirmed is to be heard as such.
+    /// How long the server waits for replicas. Shorter than `beat_limit`, so that "not confirmed" still reaches the beat.
     pub(crate) fn confirmation_limit(&self) -> Duration {
         self.ttl / 8
     }
 
-    /// How long a beat is waited for, as the core does.
+    /// How long a server may take to greet: one that takes longer than a session lives is no help.
+    pub(crate) fn greeting_limit(&self) -> Duration {
+        let least = if self.topology.is_discovered() { 4 } else { 1 };
+        self.ttl.max(Duration::from_secs(least)).min(Duration::from_secs(5))
+    }
+
+    /// How long a beat waits for its answer; the core's own limit.
     pub(crate) fn beat_limit(&self) -> Duration {
         self.ttl / 6
     }
@@ -252,11 +266,11 @@ fn with_user(
     settings
 }
 
-/// An option that says nothing for this kind of URL would be believed to be heard.
-fn misplaced(url: &BackendUrl, place: &Place) -> Result<()> {
-    let (sentinel, sought) = (matches!(place, Place::Sentinel { .. }), place.is_sought());
+/// Refuses an option without effect for this kind of URL, since the user would rely on it.
+fn misplaced(url: &BackendUrl, topology: &Topology) -> Result<()> {
+    let (sentinel, discovered) = (matches!(topology, Topology::Sentinel { .. }), topology.is_discovered());
     for (option, fits, schemes) in [
-        (WAIT_REPLICAS, sought, "redis+sentinel:// and redis+cluster://"),
+        (WAIT_REPLICAS, discovered, "redis+sentinel:// and redis+cluster://"),
         (SENTINEL_USER, sentinel, "redis+sentinel://"),
         (SENTINEL_PASSWORD, sentinel, "redis+sentinel://"),
     ] {
@@ -299,11 +313,11 @@ mod tests {
     #[test]
     fn defaults_and_options() {
         let plain = config("redis://cache").unwrap();
-        assert_eq!(plain.place, Place::Server(Address::Tcp("cache".into(), 6379)));
+        assert_eq!(plain.topology, Topology::Server(Address::Tcp("cache".into(), 6379)));
         assert!(!plain.confirms());
         assert_eq!((plain.namespace.as_str(), plain.db, plain.ttl), ("_tooz", 0, TTL));
         let full = config("valkey://u:p%40@[::1]:7000/3?namespace=n&ttl=3s").unwrap();
-        assert_eq!(full.place.to_string(), "[::1]:7000");
+        assert_eq!(full.topology.to_string(), "[::1]:7000");
         assert_eq!((full.db, full.ttl), (3, Duration::from_secs(3)));
         assert!(!format!("{full:?}").contains("p@"));
         assert_eq!(config("redis+unix:///run/redis.sock?db=2").unwrap().db, 2);

@@ -9,6 +9,7 @@ use tooz_core::{Characteristics, Connecting, Result};
 
 use crate::client::Client;
 use crate::config::{self, Config};
+use crate::connection;
 use crate::groups::RedisGroups;
 use crate::holders::RedisLocks;
 use crate::session::RedisSession;
@@ -19,14 +20,13 @@ pub fn connect(request: Connect) -> Connecting {
         let Connect { url, context, view, .. } = request;
         let mut config = Config::read(&url)?;
         config.view = view;
-        let spawner = context.spawner.clone();
-        let (client, facts, supervisor) =
-            Client::connect(config, context).await.map_err(|e| e.during("connect"))?;
+        let (client, info, supervisor) =
+            connection::connect(config, context).await.map_err(|e| e.during("connect"))?;
         Ok(Arc::new(Redis {
-            characteristics: facts.lower(config::characteristics(&url)),
+            characteristics: info.lower(config::characteristics(&url)),
             groups: RedisGroups(Arc::clone(&client)),
             locks: RedisLocks(Arc::clone(&client)),
-            supervisor: Mutex::new(Some(spawner.spawn(supervisor))),
+            supervisor: Mutex::new(Some(supervisor)),
             client,
         }) as Arc<dyn Driver>)
     })
@@ -60,7 +60,7 @@ impl Driver for Redis {
     }
 
     async fn close(&self) -> Result<()> {
-        self.client.close();
+        self.client.current.close();
         drop(self.supervisor.lock().unwrap_or_else(PoisonError::into_inner).take());
         Ok(())
     }

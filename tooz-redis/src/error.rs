@@ -1,4 +1,4 @@
-//! One table: what the server or the network said, and what that means to a caller.
+//! One table: what an error of the server or the network means to a caller.
 
 use redis::{ErrorKind as Native, RedisError, ServerErrorKind};
 use tooz_core::{Error, ErrorKind};
@@ -11,9 +11,9 @@ pub(crate) fn of(error: RedisError) -> Error {
 }
 
 /// The error of connecting: nothing was done yet.
-pub(crate) fn connecting(place: &str, error: RedisError) -> Error {
+pub(crate) fn connecting(address: &str, error: RedisError) -> Error {
     let (kind, what, _) = meaning(&error);
-    Error::new(kind, format!("{place}: {what}")).caused_by(error)
+    Error::new(kind, format!("{address}: {what}")).caused_by(error)
 }
 
 /// The connection ended while an answer was due.

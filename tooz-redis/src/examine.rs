@@ -1,21 +1,19 @@
 //! What a look at the server finds, for operators: its version, clock, persistence, eviction and replicas.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use redis::Value;
 use tooz_core::driver::Connect;
 use tooz_core::{Characteristics, Error, ErrorKind, Examining, Finding, Result};
 
 use crate::client::Client;
 use crate::config::Config;
-use crate::reply::{Parts, bytes};
-use crate::server;
+use crate::connection::reply::Parts;
+use crate::connection::{self, server_info};
 
-/// A clock that is this far off is likely to be set right by a jump, and a jump ends or prolongs every session.
+/// A clock that is this far off is likely to be corrected by a jump, and a jump ends or prolongs every session.
 const CLOCK_OFF: Duration = Duration::from_secs(5);
-/// From this part of a limit on it is nearly reached, in per cent.
+/// A limit is nearly reached from this part of it on, in per cent.
 const NEARLY: u64 = 90;
 
 /// Looks at the server that the URL names.
@@ -23,24 +21,22 @@ pub(crate) fn examine(request: Connect) -> Examining {
     Box::pin(async move {
         let Connect { url, context, .. } = request;
         let config = Config::read(&url)?;
-        // Where several servers are sought, their replicas confirm what is written.
-        let replicated = config.place.is_sought();
-        let spawner = context.spawner.clone();
-        let (client, _, supervisor) = Client::connect(config, context).await?;
-        let supervisor = spawner.spawn(supervisor);
+        // Where the server is discovered, its replicas confirm what is written.
+        let replicated = config.topology.is_discovered();
+        let (client, _, supervisor) = connection::connect(config, context).await?;
         let found = look(&client, replicated).await;
-        client.close();
+        client.current.close();
         drop(supervisor);
         found
     })
 }
 
-async fn look(client: &Arc<Client>, replicated: bool) -> Result<Vec<Finding>> {
+async fn look(client: &Client, replicated: bool) -> Result<Vec<Finding>> {
     let mut found = Vec::new();
-    match client.ask(&redis::cmd("INFO")).await {
+    match client.read(&redis::cmd("INFO")).await {
         Ok(info) => {
             let settings = Settings { appendfsync: setting(client, "appendfsync").await?, replicated };
-            found.extend(judge(&server::fields(&info), &settings));
+            found.extend(judge(&server_info::fields(&info), &settings));
         }
         Err(error) if error.kind() == ErrorKind::Denied => found.push(
             Finding::warning(
@@ -56,7 +52,7 @@ async fn look(client: &Arc<Client>, replicated: bool) -> Result<Vec<Finding>> {
     Ok(found)
 }
 
-/// What was asked for beside `INFO`.
+/// What [`judge`] knows besides `INFO`.
 #[derive(Clone, Debug, Default)]
 struct Settings {
     /// `None`: the user may not ask.
@@ -69,21 +65,19 @@ struct Settings {
 async fn setting(client: &Client, name: &str) -> Result<Option<String>> {
     let mut ask = redis::cmd("CONFIG");
     ask.arg("GET").arg(name);
-    let value = match client.ask(&ask).await {
-        Ok(Value::Map(pairs)) => pairs.into_iter().next().and_then(|(_, value)| bytes(value)),
-        Ok(Value::Array(list)) => list.into_iter().nth(1).and_then(bytes),
-        Ok(_) => None,
+    let value = match client.read(&ask).await {
+        Ok(answer) => server_info::setting(answer),
         Err(error) if matches!(error.kind(), ErrorKind::Denied | ErrorKind::Backend) => None,
         Err(error) => return Err(error),
     };
     Ok(value.map(|value| String::from_utf8_lossy(&value).into_owned()))
 }
 
-/// Asks for the server's time, and compares it with ours in the middle of the question.
+/// Asks for the server's time, and compares it with ours halfway between question and answer.
 async fn clock(client: &Client) -> Result<Finding> {
-    let clock = &client.context.clock;
+    let clock = &client.context().clock;
     let (asked, before) = (clock.now(), clock.wall());
-    let answer = client.ask(&redis::cmd("TIME")).await;
+    let answer = client.read(&redis::cmd("TIME")).await;
     let took = clock.now().saturating_since(asked);
     let mut parts = match answer {
         Ok(answer) => Parts::of(answer)?,
@@ -129,7 +123,7 @@ fn milliseconds(duration: Duration) -> String {
     format!("{:.1} ms", duration.as_secs_f64() * 1e3)
 }
 
-/// What the server's own words mean for locks.
+/// What the answer to `INFO` means for locks.
 fn judge(info: &BTreeMap<String, String>, settings: &Settings) -> Vec<Finding> {
     let say = |name: &str| info.get(name).map_or("", String::as_str);
     let number = |name: &str| say(name).parse::<u64>().unwrap_or(0);

@@ -1,13 +1,13 @@
 //! The whole layout: nothing else makes a key.
 //!
-//! Groups, members, beats and locks stand where Python tooz 9.1 puts them, under `<namespace>_…`. What Python does not
-//! have stands under `<namespace>_rs:…`, which never ends in `_lock` and is therefore no lock of Python's.
+//! Groups, members, beats and locks have the keys that Python tooz 9.1 gives them, `<namespace>_…`. What Python does not have
+//! is under `<namespace>_rs:…`, which never ends in `_lock` and is therefore no lock of Python's.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tooz_core::driver::{LockKey, SessionId};
-use tooz_core::{GroupId, MemberId};
+use tooz_core::driver::{LockKey, SessionId, Stamp};
+use tooz_core::{Error, ErrorKind, GroupId, MemberId, Result};
 
 use crate::shared_with_python;
 
@@ -15,41 +15,43 @@ use crate::shared_with_python;
 #[derive(Clone, Debug)]
 pub(crate) struct Keys {
     namespace: Arc<str>,
-    /// What the names of channels end in: a server's databases have keys of their own and share the channels.
+    /// The end of channels' names: a server's databases have keys of their own and share the channels.
     database: String,
-    /// Whether it was said that a lock is not shared with Python.
-    said: Arc<AtomicBool>,
+    /// Whether the warning that a lock is not shared with Python was logged.
+    warned: Arc<AtomicBool>,
 }
 
-/// Where a lock stands.
+/// The keys and the channel of a lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct LockPlace {
+pub(crate) struct LockKeys {
     /// The key that Python takes, too.
     pub(crate) key: Vec<u8>,
     /// What our own keys and the channel of this lock begin with.
     pub(crate) base: Vec<u8>,
-    /// Where a change of holders is announced.
+    /// The channel on which changes of holders are announced.
     pub(crate) channel: Vec<u8>,
 }
 
-/// Where a group stands.
+/// The keys and the channel of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct GroupPlace {
+pub(crate) struct GroupKeys {
     /// Python's hash.
     pub(crate) key: Vec<u8>,
+    /// Our own hash.
+    pub(crate) own: Vec<u8>,
     /// What our own key and the channel of this group begin with.
     pub(crate) base: Vec<u8>,
-    /// Where changes are announced.
+    /// The channel on which changes are announced.
     pub(crate) channel: Vec<u8>,
 }
 
 impl Keys {
     pub(crate) fn new(namespace: &str, database: i64) -> Self {
         let database = if database == 0 { String::new() } else { format!("@{database}") };
-        Self { namespace: namespace.into(), database, said: Arc::default() }
+        Self { namespace: namespace.into(), database, warned: Arc::default() }
     }
 
-    /// The namespace as it stands in keys.
+    /// The namespace as written in keys.
     pub(crate) fn namespace(&self) -> &str {
         &self.namespace
     }
@@ -59,20 +61,11 @@ impl Keys {
     }
 
     fn python(&self, parts: &[&[u8]]) -> Vec<u8> {
-        let mut key = self.namespace.as_bytes().to_vec();
-        key.push(b'_');
-        for part in parts {
-            key.extend_from_slice(part);
-        }
-        key
+        [self.namespace.as_bytes(), b"_", &parts.concat()].concat()
     }
 
     fn own(&self, parts: &[&[u8]]) -> Vec<u8> {
-        let mut key = self.python(&[b"rs:"]);
-        for part in parts {
-            key.extend_from_slice(part);
-        }
-        key
+        self.python(&[b"rs:", &parts.concat()])
     }
 
     /// The set of all groups.
@@ -80,22 +73,22 @@ impl Keys {
         self.python(&[b"groups"])
     }
 
-    pub(crate) fn group(&self, group: &GroupId) -> GroupPlace {
+    pub(crate) fn group(&self, group: &GroupId) -> GroupKeys {
         let base = self.own(&[b"group:", &encoded(group.as_bytes()), b":"]);
-        let channel = self.channel(&with(&base, b"c"));
-        GroupPlace { key: self.python(&[b"group:", group.as_bytes()]), base, channel }
+        let (own, channel) = (with(&base, b"m"), self.channel(&with(&base, b"c")));
+        GroupKeys { key: self.python(&[b"group:", group.as_bytes()]), own, base, channel }
     }
 
-    /// That a member lives, for Python; and whose it is.
+    /// The key that exists while a member lives, for Python; ours says which session's member it is.
     pub(crate) fn beat(&self, member: &MemberId) -> Vec<u8> {
         self.python(&[b"beats:", member.as_bytes()])
     }
 
-    pub(crate) fn lock(&self, lock: &LockKey) -> LockPlace {
+    pub(crate) fn lock(&self, lock: &LockKey) -> LockKeys {
         let (kind, name, key): (&[u8], _, _) = match lock {
             LockKey::Named(name) => {
                 let shared = shared_with_python::lock(name);
-                if !shared && !self.said.swap(true, Ordering::Relaxed) {
+                if !shared && !self.warned.swap(true, Ordering::Relaxed) {
                     tracing::warn!(
                         %name,
                         "processes of Python tooz are not excluded from a lock of this name, for its key is something else \
@@ -114,26 +107,26 @@ impl Keys {
                 let group = group.as_bytes();
                 (b"leader:", group, self.python(&[b"leader_of_", group, b"_lock"]))
             }
-            // No other kind exists; one that is added later gets a place that nothing else has.
+            // No other kind exists; one that is added later gets keys that nothing else has.
             other => {
                 let name = encoded(other.to_string().as_bytes());
                 let key = self.own(&[b"other:", &name, b":k"]);
-                return self.lock_at(key, self.own(&[b"other:", &name, b":"]));
+                return self.lock_keys(key, self.own(&[b"other:", &name, b":"]));
             }
         };
-        self.lock_at(key, self.own(&[kind, &encoded(name), b":"]))
+        self.lock_keys(key, self.own(&[kind, &encoded(name), b":"]))
     }
 
-    fn lock_at(&self, key: Vec<u8>, base: Vec<u8>) -> LockPlace {
+    fn lock_keys(&self, key: Vec<u8>, base: Vec<u8>) -> LockKeys {
         let channel = self.channel(&with(&base, b"c"));
-        LockPlace { key, base, channel }
+        LockKeys { key, base, channel }
     }
 
     pub(crate) fn session(&self, session: SessionId) -> Vec<u8> {
         self.own(&[b"s:", session.to_string().as_bytes()])
     }
 
-    /// The channel on which a session is spoken to.
+    /// The channel for messages to a session.
     pub(crate) fn inbox(&self, session: SessionId) -> Vec<u8> {
         self.channel(&self.own(&[b"i:", session.to_string().as_bytes()]))
     }
@@ -143,12 +136,28 @@ impl Keys {
         self.own(&[b"epoch"])
     }
 
-    /// That sessions live; gone a ttl after the last of them.
+    /// The stamp that the server has at [`epoch`](Self::epoch).
+    pub(crate) fn read_stamp(&self, text: &[u8]) -> Result<Stamp> {
+        Stamp::parse(text).ok_or_else(|| {
+            let key = String::from_utf8_lossy(&self.epoch()).into_owned();
+            Error::new(
+                ErrorKind::Corrupt,
+                format!("the key {key} holds no stamp; end all programs that use it, then delete it"),
+            )
+        })
+    }
+
+    /// The namespace, for messages.
+    pub(crate) fn shown(&self) -> String {
+        format!("namespace \"{}\"", self.namespace)
+    }
+
+    /// The key that exists while sessions live; it expires a ttl after the last of them.
     pub(crate) fn lives(&self) -> Vec<u8> {
         self.own(&[b"lives"])
     }
 
-    /// Where a new epoch is announced.
+    /// The channel on which a new epoch is announced.
     pub(crate) fn epochs(&self) -> Vec<u8> {
         self.channel(&self.epoch())
     }
@@ -168,17 +177,10 @@ fn with(base: &[u8], end: &[u8]) -> Vec<u8> {
     [base, end].concat()
 }
 
-impl LockPlace {
+impl LockKeys {
     /// All keys of a lock, in the order in which scripts take them.
     pub(crate) fn keys(&self) -> [Vec<u8>; 4] {
         [self.key.clone(), with(&self.base, b"h"), with(&self.base, b"q"), with(&self.base, b"w")]
-    }
-}
-
-impl GroupPlace {
-    /// Our own hash.
-    pub(crate) fn own(&self) -> Vec<u8> {
-        with(&self.base, b"m")
     }
 }
 
@@ -211,7 +213,7 @@ mod tests {
         let group = keys.group(&GroupId::new(name).unwrap());
         let mut all = vec![
             (format!("group {text}"), group.key.clone()),
-            (format!("group's own {text}"), group.own()),
+            (format!("group's own {text}"), group.own.clone()),
             (format!("group's channel {text}"), group.channel.clone()),
             (format!("beat {text}"), keys.beat(&MemberId::new(name).unwrap())),
             ("groups".into(), keys.groups()),
@@ -226,9 +228,9 @@ mod tests {
             ("leader", LockKey::Leader(GroupId::new(name).unwrap())),
         ];
         for (kind, lock) in locks {
-            let place = keys.lock(&lock);
-            all.push((format!("{kind}'s channel {text}"), place.channel.clone()));
-            for (n, key) in place.keys().into_iter().enumerate() {
+            let lock_keys = keys.lock(&lock);
+            all.push((format!("{kind}'s channel {text}"), lock_keys.channel.clone()));
+            for (n, key) in lock_keys.keys().into_iter().enumerate() {
                 all.push((format!("{kind} {n} {text}"), key));
             }
         }

@@ -1,32 +1,26 @@
 #![doc = include_str!("../README.md")]
 #![doc(html_root_url = "https://docs.rs/tooz-redis")]
 
-mod channels;
 mod client;
 mod config;
+mod connection;
 mod driver;
 mod error;
 mod examine;
-mod finder;
 mod groups;
 mod holders;
 mod keys;
-mod link;
 mod locks;
-mod place;
-mod reply;
-mod script;
-mod server;
+mod scripts;
 mod session;
+mod session_state;
 pub mod shared_with_python;
-mod slots;
-mod supervisor;
-mod tls;
+mod view;
 mod watch;
 
 use tooz_core::Registration;
 
-/// This driver; also linked programs find it by its schemes.
+/// This driver. A program that links this crate finds it by its schemes.
 pub const REGISTRATION: Registration =
     Registration::new("tooz-redis", config::SCHEMES, config::characteristics, driver::connect)
         .options(config::OPTIONS)
@@ -37,4 +31,4 @@ tooz_core::inventory::submit! { REGISTRATION }
 
 pub use driver::connect;
 #[doc(hidden)]
-pub use script::hash_of as script_hash;
+pub use scripts::hash_of as script_hash;

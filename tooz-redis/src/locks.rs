@@ -9,63 +9,43 @@ use tooz_core::driver::{
 };
 use tooz_core::{Error, ErrorKind, FencingToken, Result};
 
-use crate::client::Repeat;
-use crate::reply::Parts;
-use crate::script::{self, Call, Script};
-use crate::session::{Inner, RedisSession, previous, unclean};
-use crate::slots::Standing;
+use crate::connection::reply::Parts;
+use crate::scripts::codes::{end_code, mode_code, parse_previous};
+use crate::scripts::{self, Call, Script};
+use crate::session::RedisSession;
+use crate::session_state::{AttemptState, CONFIRMATIONS};
 
-/// While Python holds a lock, the first in the queue asks this often: Python tells nobody when it lets go.
+/// While Python holds a lock, the first in the queue asks this often: Python publishes no release.
 const POLL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(100));
-/// Behind one of ours, the k-th looks this much later than the first: it is told, unless something went wrong.
+/// Behind a holder of ours, waiter k asks k × 20 ms later than the first. Normally a message wakes it; this is the fallback.
 const STAGGER: Duration = Duration::from_millis(20);
 
-/// So often is a grant, or a session, to be confirmed before it is given up: less than half a ttl together. In between,
-/// beats have their turn.
-pub(crate) const CONFIRMATIONS: usize = 3;
-
-/// The letter of a mode in scripts, and its limit.
-pub(crate) fn written(mode: LockMode) -> (&'static str, u32) {
-    match mode {
-        LockMode::Shared => ("s", 0),
-        LockMode::Permit { limit } => ("p", limit),
-        _ => ("x", 0),
-    }
-}
-
-/// The mode of a letter.
-pub(crate) fn read_mode(letter: &str, limit: u32) -> LockMode {
-    match letter {
-        "s" => LockMode::Shared,
-        "p" => LockMode::Permit { limit },
-        _ => LockMode::Exclusive,
-    }
-}
-
-impl Inner {
-    fn ask(&self, request: &Acquire, wish: &str) -> Call {
-        let place = self.client.keys.lock(&request.key);
-        let (mode, limit) = written(request.mode);
-        self.client
-            .script(&script::REQUEST)
-            .keys(place.keys())
-            .keys([self.key(), self.client.keys.fence()])
+impl RedisSession {
+    fn request_call(&self, request: &Acquire, wish: &str) -> Call {
+        let (state, client) = (&self.state, &self.state.client);
+        let lock = client.keys.lock(&request.key);
+        let (mode, limit) = mode_code(request.mode);
+        client
+            .script(&scripts::REQUEST)
+            .keys(lock.keys())
+            .keys([state.key(), client.keys.fence()])
             .arg(request.attempt.to_string())
-            .arg(self.id.to_string())
+            .arg(state.id.to_string())
             .arg(mode)
             .number(limit)
-            .number(self.ttl.as_millis())
-            .number(self.keep().as_millis())
+            .number(state.ttl.as_millis())
+            .number(state.retention().as_millis())
             .arg(wish)
-            .arg(&place.base)
-            .arg(self.member.as_bytes())
-            .proof()
+            .arg(&lock.base)
+            .arg(state.member.as_bytes())
+            .confirm()
     }
 
-    async fn asked(&self, request: &Acquire, wish: &str) -> Result<Option<Acquired>> {
-        let attempt = request.attempt;
-        let sent = self.client.context.clock.now();
-        let answer = self.client.call(&self.ask(request, wish), Repeat::Yes).await?;
+    /// Calls the script; `None`: the attempt is not on the server any more.
+    async fn call_request(&self, request: &Acquire, wish: &str) -> Result<Option<Acquired>> {
+        let (state, attempt) = (&self.state, request.attempt);
+        let sent = state.client.context().clock.now();
+        let answer = state.client.call(&self.request_call(request, wish)).await?;
         let unconfirmed = answer.unconfirmed;
         let mut answer = Parts::of(answer.value)?;
         match answer.text("its outcome")?.as_str() {
@@ -73,10 +53,11 @@ impl Inner {
                 let token = u64::try_from(answer.number("a token")?).ok().and_then(FencingToken::new);
                 let token =
                     token.ok_or_else(|| Error::new(ErrorKind::Corrupt, "a fencing token is no number"))?;
-                let how = previous(&answer.text("how the last holder ended")?);
+                let how = parse_previous(&answer.text("how the last holder ended")?);
                 let left = Duration::from_millis(u64::try_from(answer.number("the time left")?).unwrap_or(0));
-                let proved = proved_at(sent, self.ttl, left);
-                match (self.slots.granted(attempt, token, how, proved, unconfirmed.is_none()), unconfirmed) {
+                let proved = proved_at(sent, state.ttl, left);
+                match (state.attempts.grant(attempt, token, how, proved, unconfirmed.is_none()), unconfirmed)
+                {
                     (Some(grant), None) => Ok(Some(Acquired::Granted(grant))),
                     (Some(_), Some(why)) => Err(why),
                     (None, _) => {
@@ -88,16 +69,16 @@ impl Inner {
                 let foreign = answer.number("who holds it")? == 1;
                 let life = Duration::from_millis(u64::try_from(answer.number("for how long")?).unwrap_or(0));
                 let before = u32::try_from(answer.number("the place")?).unwrap_or(0);
-                self.slots.waits(attempt, self.next_look(foreign, life, before));
+                state.attempts.set_waiting(attempt, self.recheck_after(foreign, life, before));
                 Ok(Some(Acquired::Queued(Place::new(attempt, request.key.clone()))))
             }
             "held" => {
-                self.slots.forget(attempt);
+                state.attempts.forget(attempt);
                 Ok(Some(Acquired::Held))
             }
             "limit" => {
-                self.slots.forget(attempt);
-                let (other, (_, limit)) = (answer.text("the limit")?, written(request.mode));
+                state.attempts.forget(attempt);
+                let (other, (_, limit)) = (answer.text("the limit")?, mode_code(request.mode));
                 Err(Error::new(
                     ErrorKind::Invalid,
                     format!(
@@ -108,42 +89,44 @@ impl Inner {
             }
             // Only a look says so.
             "gone" => Ok(None),
-            _ => Err(self.lost()),
+            _ => Err(state.lost()),
         }
     }
 
-    fn next_look(&self, foreign: bool, life: Duration, before: u32) -> Duration {
+    /// When a waiter asks the server again without a message. `life`: how long the holder lives at most.
+    fn recheck_after(&self, foreign: bool, life: Duration, before: u32) -> Duration {
         if foreign && before == 0 {
-            self.client.context.entropy.between(POLL.0, POLL.1)
+            self.state.client.context().entropy.between(POLL.0, POLL.1)
         } else {
             life.max(POLL.0) + STAGGER * (before + 1)
         }
     }
 
+    /// Returns whether the server found the attempt, and whether the call was sent twice.
     async fn give_back(
         &self,
         key: &LockKey,
         attempt: AttemptId,
-        how: &'static Script,
+        script: &'static Script,
         end: End,
     ) -> Result<(bool, bool)> {
-        let place = self.client.keys.lock(key);
-        let call = self
-            .client
-            .script(how)
-            .keys(place.keys())
-            .keys([self.key(), self.client.keys.fence()])
+        let (state, client) = (&self.state, &self.state.client);
+        let lock = client.keys.lock(key);
+        let call = client
+            .script(script)
+            .keys(lock.keys())
+            .keys([state.key(), client.keys.fence()])
             .arg(attempt.to_string())
-            .arg(self.id.to_string())
-            .number(self.keep().as_millis())
-            .arg(&place.base)
-            .arg(unclean(end));
-        let answer = self.client.call(&call, Repeat::Yes).await?;
+            .arg(state.id.to_string())
+            .number(state.retention().as_millis())
+            .arg(&lock.base)
+            .arg(end_code(end));
+        let answer = client.call(&call).await?;
         Ok((answer.value == redis::Value::Int(1), answer.repeated))
     }
 }
 
-/// From when a grant counts of which the server said, in answer to a request sent at `sent`, that so much of its life is left.
+/// The time at which a grant was proved that lives for `left` by the answer to a request sent at `sent`.
 fn proved_at(sent: Instant, ttl: Duration, left: Duration) -> Instant {
     sent - ttl.saturating_sub(left)
 }
@@ -155,31 +138,33 @@ impl SessionLocks for RedisSession {
             let why = format!("{}: a limit of 0 permits lets nobody in", request.key);
             return Err(Error::new(ErrorKind::Invalid, why));
         }
-        self.inner.slots.note(request)?;
+        self.state.attempts.register(request)?;
         let wish = if request.wait { "wait" } else { "try" };
-        let mut asked = self.inner.asked(request, wish).await;
+        let mut asked = self.call_request(request, wish).await;
         for _ in 1..CONFIRMATIONS {
-            if asked.is_ok() || !matches!(self.inner.slots.standing(request.attempt), Standing::Unconfirmed) {
+            if asked.is_ok()
+                || !matches!(self.state.attempts.state(request.attempt), AttemptState::Unconfirmed)
+            {
                 break;
             }
-            asked = self.inner.asked(request, "look").await;
+            asked = self.call_request(request, "look").await;
         }
         match asked {
             Ok(Some(acquired)) => Ok(acquired),
             Ok(None) => {
-                self.inner.slots.forget(request.attempt);
+                self.state.attempts.forget(request.attempt);
                 let why =
                     format!("{}: what was granted is gone, and no replica had confirmed it", request.key);
                 Err(Error::new(ErrorKind::Unavailable, why))
             }
-            Err(error) if matches!(self.inner.slots.standing(request.attempt), Standing::Unconfirmed) => {
-                // Nobody may hold what does not count.
+            Err(error) if matches!(self.state.attempts.state(request.attempt), AttemptState::Unconfirmed) => {
+                // A grant that does not count must not keep others out.
                 let back = self.withdraw(&request.key, request.attempt).await;
                 Err(if back.is_ok() { error } else { error.indeterminate() })
             }
             Err(error) => {
                 if !error.is_indeterminate() {
-                    self.inner.slots.forget(request.attempt);
+                    self.state.attempts.forget(request.attempt);
                 }
                 Err(error)
             }
@@ -187,34 +172,34 @@ impl SessionLocks for RedisSession {
     }
 
     async fn turn(&self, place: &Place) -> Result<Turn> {
-        let inner = &self.inner;
+        let (attempts, spawner) = (&self.state.attempts, &self.state.client.context().spawner);
         loop {
-            match inner.slots.standing(place.attempt) {
-                Standing::Granted(grant) => return Ok(Turn::Granted(grant)),
-                Standing::Unknown => return Ok(Turn::Gone),
-                // Looking is what replicas confirm.
-                Standing::Unconfirmed => {}
-                Standing::Waits(look, woken) => {
-                    let told = woken.notified();
-                    tokio::pin!(told);
-                    // Registered before looking once more, or a grant in between would be missed.
-                    told.as_mut().enable();
-                    if !matches!(inner.slots.standing(place.attempt), Standing::Waits(again, _) if again == look)
-                    {
+            match attempts.state(place.attempt) {
+                AttemptState::Granted(grant) => return Ok(Turn::Granted(grant)),
+                AttemptState::Unknown => return Ok(Turn::Gone),
+                // Replicas confirm the answer to a look.
+                AttemptState::Unconfirmed => {}
+                AttemptState::Waiting(recheck, woken) => {
+                    let woken = woken.notified();
+                    tokio::pin!(woken);
+                    // Registered before the second check, or a grant in between would be missed.
+                    woken.as_mut().enable();
+                    let state = attempts.state(place.attempt);
+                    if !matches!(state, AttemptState::Waiting(again, _) if again == recheck) {
                         continue;
                     }
-                    if !look.is_zero() {
+                    if !recheck.is_zero() {
                         tokio::select! {
-                            biased; // news make looking needless
-                            () = told => continue,
-                            () = inner.client.context.spawner.sleep(look) => {}
+                            biased; // a message makes the question needless
+                            () = woken => continue,
+                            () = spawner.sleep(recheck) => {}
                         }
                     }
                 }
             }
-            let Some(request) = inner.slots.request(place.attempt) else { return Ok(Turn::Gone) };
-            // Nothing is lost if this is dropped now: what the server granted it also sent as a message.
-            match inner.asked(&request, "look").await? {
+            let Some(request) = attempts.request(place.attempt) else { return Ok(Turn::Gone) };
+            // Dropping this future loses nothing: what the server grants, it also sends as a message.
+            match self.call_request(&request, "look").await? {
                 Some(Acquired::Queued(_) | Acquired::Granted(_)) => {}
                 _ => return Ok(Turn::Gone),
             }
@@ -222,21 +207,20 @@ impl SessionLocks for RedisSession {
     }
 
     async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
-        self.inner.give_back(key, attempt, &script::WITHDRAW, End::Clean).await?;
-        self.inner.slots.forget(attempt);
+        self.give_back(key, attempt, &scripts::WITHDRAW, End::Clean).await?;
+        self.state.attempts.forget(attempt);
         Ok(())
     }
 
     async fn release(&self, grant: &Grant, end: End) -> Result<Released> {
-        let (found, repeated) =
-            self.inner.give_back(&grant.key, grant.attempt, &script::RELEASE, end).await?;
+        let (found, repeated) = self.give_back(&grant.key, grant.attempt, &scripts::RELEASE, end).await?;
         if !found && repeated {
-            // The first time may have found it.
+            // The first call may have found it.
             let why =
                 format!("{}: whether it was given back by this is not known; it is not held now", grant.key);
             return Err(Error::new(ErrorKind::Unavailable, why).indeterminate());
         }
-        self.inner.slots.forget(grant.attempt);
+        self.state.attempts.forget(grant.attempt);
         Ok(if found { Released::Released } else { Released::WasNotHolder })
     }
 }

@@ -14,20 +14,19 @@ use tooz_core::driver::{ChangeStream, GroupChange, MemberRecord};
 use tooz_core::runtime::Task;
 use tooz_core::{ErrorKind, GroupId, Result};
 
-use crate::channels::{Heard, Subscription};
-use crate::client::{Client, Repeat};
-use crate::groups::{self, Seen, View, no_group, record};
-use crate::reply::Parts;
-use crate::script;
+use crate::client::Client;
+use crate::connection::channels::Received;
+use crate::connection::subscription::Subscription;
+use crate::view::{Seen, Tick, View, member_record, no_group, read_group, read_tick};
 
-/// How often the dead are looked for, and what Python changed.
+/// How often the server looks for dead members, and for what Python changed.
 const TICK: Duration = Duration::from_secs(1);
 /// A reader that is further behind gets a view instead.
 const BACKLOG: usize = 512;
 /// Digests are sums of 48 bits, which a Lua number holds exactly.
 const DIGEST: u64 = 1 << 48;
-/// How many versions are known by their digest. A server's digest is at most a second old; who makes more changes in that
-/// time delays the search for Python's changes, and costs no more memory.
+/// How many versions are remembered with their digest. A server's digest is at most a second old. More changes than this in
+/// that time delay the search for Python's changes, and cost no more memory.
 const VERSIONS: usize = 4_096;
 
 /// What is to be delivered and was not read yet.
@@ -110,14 +109,7 @@ impl<T> Stream for Tap<T> {
     }
 }
 
-/// What is heard of a group.
-#[derive(Debug)]
-enum News {
-    Message(Vec<u8>),
-    Gap,
-}
-
-/// A member as it stands there, with its part of the digest.
+/// A member as it is on the server, with its part of the digest.
 type Known = (Option<MemberRecord>, u64);
 
 struct Follower {
@@ -150,18 +142,20 @@ enum Goes {
 
 /// Follows a group.
 pub(crate) async fn follow(client: &Arc<Client>, group: &GroupId) -> Result<ChangeStream> {
-    let (sender, mut news) = mpsc::unbounded_channel();
-    let ear = move |heard: Heard<'_>| {
-        let news = match heard {
-            Heard::Message(message) => News::Message(message.to_vec()),
-            Heard::Gap => News::Gap,
+    let (sender, mut messages) = mpsc::unbounded_channel();
+    let listener = move |received: Received<'_>| {
+        // `None`: a gap.
+        let message = match received {
+            Received::Message(message) => Some(message.to_vec()),
+            Received::Gap => None,
         };
-        // The reader is gone, and so is this soon.
-        let _ = sender.send(news);
+        // If the reader is gone, this listener soon is, too.
+        let _ = sender.send(message);
     };
-    // Listened first, then read: what changes in between comes as a message, too, and is known by its version.
-    let subscription = Subscription::start(client, client.keys.group(group).channel, Arc::new(ear)).await?;
-    let Seen::There(view) = groups::read(client, group, b"").await? else { return Err(no_group(group)) };
+    // The subscription comes before the first read: what changes in between comes as a message, too, whose version tells.
+    let subscription =
+        Subscription::start(client, client.keys.group(group).channel, Arc::new(listener)).await?;
+    let Seen::There(view) = read_group(client, group, b"").await? else { return Err(no_group(group)) };
     let outlet = Arc::new(Outlet::default());
     let mut follower = Follower {
         client: Arc::clone(client),
@@ -179,21 +173,21 @@ pub(crate) async fn follow(client: &Arc<Client>, group: &GroupId) -> Result<Chan
     };
     follower.take(view);
     follower.deliver_view();
-    let spawner = client.context.spawner.clone();
+    let spawner = client.context().spawner.clone();
     let task = spawner.clone().spawn(async move {
         let _subscription = subscription;
         let mut tick = spawner.sleep(TICK);
         loop {
             let goes = tokio::select! {
-                biased; // due once a second, also where messages never end: nobody else says who died
+                biased; // due once a second, even if messages never end: only a tick finds dead members
                 () = &mut tick => {
                     let goes = follower.tick().await;
                     tick = spawner.sleep(TICK);
                     goes
                 }
-                heard = news.recv() => match heard {
-                    Some(News::Message(message)) => follower.hear(&message).await,
-                    Some(News::Gap) => follower.read_again(true).await,
+                message = messages.recv() => match message {
+                    Some(Some(message)) => follower.receive(&message).await,
+                    Some(None) => follower.read_again(true).await,
                     None => Goes::Ended,
                 },
             };
@@ -251,14 +245,14 @@ impl Follower {
         self.told = None;
     }
 
-    /// Answers the record that stood there.
+    /// Returns the record that it replaces.
     fn put(&mut self, id: Vec<u8>, caps: &[u8], record: Option<MemberRecord>) -> Option<MemberRecord> {
         let part = part(&id, caps);
         self.sum = (self.sum + part) % DIGEST;
         self.members.insert(id, (record, part)).and_then(|known| self.without(known))
     }
 
-    /// What is known of a member no longer; answers its record.
+    /// Takes a member's part out of the digest; returns its record.
     fn without(&mut self, (record, part): Known) -> Option<MemberRecord> {
         self.sum = (self.sum + DIGEST - part) % DIGEST;
         record
@@ -273,16 +267,16 @@ impl Follower {
         }
     }
 
-    /// Whether the group is another one of the same name. One that Python made gets its id when the first of ours that may
-    /// write reads it; a view may have seen it before.
+    /// Whether the group is another one of the same name. A group that Python made gets its id when the first driver of ours
+    /// that may write reads it; a view may have seen it before.
     fn is_another(&self, instance: &str) -> bool {
         !self.instance.is_empty() && instance != self.instance
     }
 
-    /// Reads the whole group; `aloud`: something may have been missed.
-    async fn read_again(&mut self, aloud: bool) -> Goes {
-        match groups::read(&self.client, &self.group, b"").await {
-            Ok(seen) => self.see(seen, aloud),
+    /// Reads the whole group; `missed`: changes may have been missed, so the reader gets a view.
+    async fn read_again(&mut self, missed: bool) -> Goes {
+        match read_group(&self.client, &self.group, b"").await {
+            Ok(seen) => self.see(seen, missed),
             Err(error) if error.is_retryable() || error.is_indeterminate() => {
                 tracing::debug!(%error, group = %self.group, "the group could not be read");
                 // The next tick tries again.
@@ -296,7 +290,7 @@ impl Follower {
         }
     }
 
-    fn see(&mut self, seen: Seen, aloud: bool) -> Goes {
+    fn see(&mut self, seen: Seen, missed: bool) -> Goes {
         self.behind = None;
         match seen {
             Seen::Missing(epoch) if epoch == self.epoch && !self.lost => return self.end(),
@@ -313,7 +307,7 @@ impl Follower {
                 self.lost = false;
                 let before = std::mem::take(&mut self.members);
                 self.take(view);
-                if aloud || another {
+                if missed || another {
                     self.deliver_view();
                 } else {
                     self.differ(&before);
@@ -323,7 +317,7 @@ impl Follower {
         Goes::On
     }
 
-    /// The data is gone, and the group with it: nobody deleted it.
+    /// The data is gone, and the group with it; no member deleted it.
     fn lose(&mut self) {
         if !self.lost {
             self.lost = true;
@@ -355,7 +349,7 @@ impl Follower {
         }
     }
 
-    async fn hear(&mut self, message: &[u8]) -> Goes {
+    async fn receive(&mut self, message: &[u8]) -> Goes {
         let Some((version, rest)) = split_number(message) else { return self.read_again(true).await };
         if version <= self.version && !self.lost {
             return Goes::On;
@@ -394,7 +388,7 @@ impl Follower {
                 let length: usize = std::str::from_utf8(&pair[..colon]).ok()?.parse().ok()?;
                 let pair = pair.get(colon + 1..)?;
                 let (id, caps) = (pair.get(..length)?, pair.get(length..)?);
-                let new = record(id, caps, incarnation, joined, updated);
+                let new = member_record(id, caps, incarnation, joined, updated);
                 let old = self.put(id.to_vec(), caps, new.clone());
                 match (old, new) {
                     (Some(old), Some(new)) if old.incarnation == new.incarnation => {
@@ -416,16 +410,8 @@ impl Follower {
     }
 
     async fn tick(&mut self) -> Goes {
-        let place = self.client.keys.group(&self.group);
-        let own = place.own();
-        let call = self
-            .client
-            .question(&script::WHAT_IS_NEW)
-            .keys([place.key, own, self.client.keys.epoch()])
-            .arg(&place.base)
-            .arg(format!("{:032x}", self.client.context.entropy.id()));
-        match self.client.call(&call, Repeat::Yes).await.and_then(|answer| Ticked::read(answer.value)) {
-            Ok(ticked) => self.compare(ticked).await,
+        match read_tick(&self.client, &self.group).await {
+            Ok(tick) => self.compare(tick).await,
             Err(error) if error.kind() == ErrorKind::Closed => {
                 self.outlet.put(Err(error));
                 Goes::Ended
@@ -437,10 +423,10 @@ impl Follower {
         }
     }
 
-    async fn compare(&mut self, ticked: Ticked) -> Goes {
-        let Ticked::There { epoch, version, instance, digest } = ticked else {
-            let Ticked::Missing(epoch) = ticked else { return Goes::On };
-            return self.see(Seen::Missing(epoch), true);
+    async fn compare(&mut self, tick: Tick) -> Goes {
+        let (epoch, version, instance, digest) = match tick {
+            Tick::There { epoch, version, instance, digest } => (epoch, version, instance, digest),
+            Tick::Missing(epoch) => return self.see(Seen::Missing(epoch), true),
         };
         if self.lost || epoch != self.epoch || self.is_another(&instance) {
             return self.read_again(true).await;
@@ -456,38 +442,15 @@ impl Follower {
     /// Compares the server's digest with that of the same version, once the messages up to it have come.
     async fn verify(&mut self) -> Goes {
         let Some((at, theirs)) = self.told.take_if(|(at, _)| *at <= self.version) else { return Goes::On };
-        // The server never tells of an older version than this.
+        // The server never answers with an older version than this.
         while self.digests.front().is_some_and(|(version, _)| *version < at) {
             self.digests.pop_front();
         }
         match self.digests.front() {
-            // Nobody of ours changed it: Python did.
+            // No driver of ours changed the group: Python did.
             Some((version, ours)) if *version == at && *ours != theirs => self.read_again(false).await,
             _ => Goes::On,
         }
-    }
-}
-
-/// What a tick says.
-enum Ticked {
-    There { epoch: String, version: u64, instance: String, digest: Option<(u64, u64)> },
-    Missing(String),
-}
-
-impl Ticked {
-    fn read(value: redis::Value) -> Result<Self> {
-        let mut answer = Parts::of(value)?;
-        let there = answer.text("its outcome")? == "ok";
-        let epoch = answer.text("the epoch")?;
-        if !there {
-            return Ok(Self::Missing(epoch));
-        }
-        let version = u64::try_from(answer.number("the version")?).unwrap_or_default();
-        let instance = answer.text("the group's id")?;
-        let number = |result: Result<i64>| result.ok().and_then(|number| u64::try_from(number).ok());
-        let at = number(answer.number("a version"));
-        let digest = number(answer.number("a digest"));
-        Ok(Self::There { epoch, version, instance, digest: at.zip(digest) })
     }
 }
 

@@ -1,20 +1,20 @@
-//! What the server at hand keeps: asked once, when connecting.
+//! What the server at hand guarantees: asked once, when connecting.
 
 use std::collections::BTreeMap;
 
 use redis::Value;
 use tooz_core::{Characteristics, Error, ErrorKind, Result};
 
-use crate::client::Client;
-use crate::error;
-use crate::link::{Link, Sent};
-use crate::place::{Address, Place};
-use crate::reply::{Parts, bytes};
-use crate::{script, session};
+use super::address::{Address, Topology};
+use super::link::{Link, Outcome};
+use super::reply::{Parts, bytes};
+use crate::config::Config;
+use crate::keys::Keys;
+use crate::{error, scripts};
 
 /// What a server said about itself.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Facts {
+pub(crate) struct ServerInfo {
     replicas: u64,
     /// Whether every write is on disk before it is answered.
     durable: bool,
@@ -22,8 +22,8 @@ pub(crate) struct Facts {
     evicts: bool,
 }
 
-impl Facts {
-    /// What is kept of `best`.
+impl ServerInfo {
+    /// What this server guarantees of `best`.
     pub(crate) fn lower(&self, best: Characteristics) -> Characteristics {
         let mut kept = best;
         if !self.durable || self.evicts {
@@ -37,55 +37,52 @@ impl Facts {
     }
 }
 
-/// Asks the server and sees to it that it knows the scripts.
-pub(crate) async fn ask(client: &Client, link: &Link) -> Result<Facts> {
-    let info = match client.send(link, &redis::cmd("INFO")).await {
-        Sent::Answered(info) | Sent::Unconfirmed(info, _) => fields(&info),
-        Sent::Refused(refusal) if error::of(refusal.clone()).kind() == ErrorKind::Denied => {
+/// Asks the server about itself, and loads the scripts that it lacks.
+pub(crate) async fn query(config: &Config, link: &Link) -> Result<ServerInfo> {
+    let fields = match command(link, &redis::cmd("INFO")).await {
+        Ok(info) => fields(&info),
+        Err(error) if error.kind() == ErrorKind::Denied => {
             tracing::warn!(address = %link.address, "the user may not call INFO; what the server keeps is not known");
-            load(client, link).await;
-            return Ok(Facts { replicas: 1, durable: false, evicts: true });
+            load(config, link).await;
+            return Ok(ServerInfo { replicas: 1, durable: false, evicts: true });
         }
-        Sent::Refused(refusal) => return Err(error::connecting(&link.address.to_string(), refusal)),
-        Sent::Lost => {
-            return Err(Error::new(ErrorKind::Unavailable, format!("{}: {}", link.address, link.why())));
-        }
+        Err(error) => return Err(error),
     };
-    let say = |name: &str| info.get(name).map_or("", String::as_str);
-    unfit(&client.config.place, &link.address, &say)?;
-    let facts = Facts {
+    let say = |name: &str| fields.get(name).map_or("", String::as_str);
+    refuse_unfit(&config.topology, &link.address, &say)?;
+    let info = ServerInfo {
         replicas: say("connected_slaves").parse().unwrap_or(0),
-        durable: say("aof_enabled") == "1" && always_synced(client, link).await,
+        durable: say("aof_enabled") == "1" && always_synced(link).await,
         evicts: say("maxmemory_policy") != "noeviction",
     };
-    if facts.replicas > 0 && !client.config.place.is_sought() {
+    if info.replicas > 0 && !config.topology.is_discovered() {
         tracing::warn!(
             address = %link.address,
             "the server has replicas; if one is promoted, locks and tokens may be lost with it: \
              redis+sentinel:// waits for replicas"
         );
     }
-    if facts.evicts {
+    if info.evicts {
         tracing::warn!(address = %link.address, "maxmemory-policy is not noeviction: a full server forgets locks");
     }
-    load(client, link).await;
-    Ok(facts)
+    load(config, link).await;
+    Ok(info)
 }
 
 /// Refuses a server that the URL's scheme does not fit, and names the one that does.
-fn unfit<'a>(place: &Place, address: &Address, say: &impl Fn(&str) -> &'a str) -> Result<()> {
+fn refuse_unfit<'a>(topology: &Topology, address: &Address, say: &impl Fn(&str) -> &'a str) -> Result<()> {
     let refuse = |kind, what: &str| Err(Error::new(kind, format!("{address} {what}")));
-    match (say("redis_mode"), place) {
+    match (say("redis_mode"), topology) {
         ("sentinel", _) => {
             return refuse(
                 ErrorKind::Unsupported,
                 "is a sentinel; write redis+sentinel:// with the sentinels and the name of the master",
             );
         }
-        (_, Place::Cluster { .. }) if say("cluster_enabled") != "1" => {
+        (_, Topology::Cluster { .. }) if say("cluster_enabled") != "1" => {
             return refuse(ErrorKind::Unsupported, "is no node of a cluster; write redis://");
         }
-        (_, Place::Server(_) | Place::Sentinel { .. }) if say("cluster_enabled") == "1" => {
+        (_, Topology::Server(_) | Topology::Sentinel { .. }) if say("cluster_enabled") == "1" => {
             return refuse(
                 ErrorKind::Unsupported,
                 "is a node of a cluster, which would send us on to others; write redis+cluster:// with some of its nodes",
@@ -102,9 +99,9 @@ fn unfit<'a>(place: &Place, address: &Address, say: &impl Fn(&str) -> &'a str) -
     Ok(())
 }
 
-/// Whether a server is what others said: they may lag behind.
-pub(crate) async fn is_master(client: &Client, link: &Link) -> Result<()> {
-    let role = match command(client, link, &redis::cmd("ROLE")).await {
+/// Fails unless the server itself says that it is the master: those who announced it may lag behind.
+pub(crate) async fn check_master(link: &Link) -> Result<()> {
+    let role = match command(link, &redis::cmd("ROLE")).await {
         Ok(Value::Array(parts)) => parts.into_iter().next().and_then(bytes),
         Ok(_) => None,
         // A replica refuses the first write.
@@ -121,55 +118,57 @@ pub(crate) async fn is_master(client: &Client, link: &Link) -> Result<()> {
     }
 }
 
-async fn command(client: &Client, link: &Link, command: &redis::Cmd) -> Result<Value> {
-    match client.send(link, command).await {
-        Sent::Answered(value) | Sent::Unconfirmed(value, _) => Ok(value),
-        Sent::Refused(refusal) => Err(error::connecting(&link.address.to_string(), refusal)),
-        Sent::Lost => Err(Error::new(ErrorKind::Unavailable, format!("{}: {}", link.address, link.why()))),
+async fn command(link: &Link, command: &redis::Cmd) -> Result<Value> {
+    match link.exchange(command, false).await {
+        Outcome::Answered(value) | Outcome::Unconfirmed(value, _) => Ok(value),
+        Outcome::Refused(refusal) => Err(error::connecting(&link.address.to_string(), refusal)),
+        Outcome::Lost => Err(Error::new(ErrorKind::Unavailable, format!("{}: {}", link.address, link.why()))),
     }
 }
 
-/// What cannot be asked counts as not kept.
-async fn always_synced(client: &Client, link: &Link) -> bool {
+/// Whether every write is on disk before it is answered. Where the user may not ask, it counts as not.
+async fn always_synced(link: &Link) -> bool {
     let mut ask = redis::cmd("CONFIG");
     ask.arg("GET").arg("appendfsync");
-    let Ok(value) = command(client, link, &ask).await else { return false };
-    let said = match value {
+    let answer = command(link, &ask).await.ok();
+    answer.and_then(setting).as_deref() == Some(b"always")
+}
+
+/// The value in an answer to `CONFIG GET`.
+pub(crate) fn setting(answer: Value) -> Option<Vec<u8>> {
+    match answer {
         Value::Map(pairs) => pairs.into_iter().next().and_then(|(_, value)| bytes(value)),
         Value::Array(list) => list.into_iter().nth(1).and_then(bytes),
         _ => None,
-    };
-    said.as_deref() == Some(b"always")
+    }
 }
 
-/// A view reads the layout of this version alone. Where no session ever was there is none, and nothing to see.
-pub(crate) async fn check_layout(client: &Client, link: &Link) -> Result<()> {
+/// A view reads only the layout of this version. Where no session ever was, there is no layout, and nothing to see.
+pub(crate) async fn check_layout(config: &Config, keys: &Keys, link: &Link) -> Result<()> {
     let mut get = redis::cmd("GET");
-    get.arg(client.keys.epoch());
-    match bytes(command(client, link, &get).await?) {
-        Some(stamp) => {
-            session::stamp(client, &stamp)?.readable(&session::place(client), client.config.layout)
-        }
+    get.arg(keys.epoch());
+    match bytes(command(link, &get).await?) {
+        Some(stamp) => keys.read_stamp(&stamp)?.readable(&keys.shown(), config.layout),
         None => Ok(()),
     }
 }
 
 /// Loads what the server lacks, so that no first call needs a second round trip. Calls do without it.
-async fn load(client: &Client, link: &Link) {
-    if client.config.view {
-        return; // it has three scripts, and may not be allowed to
+async fn load(config: &Config, link: &Link) {
+    if config.view {
+        return; // a view calls three scripts, and its user may not be allowed to load them
     }
     let mut known = redis::cmd("SCRIPT");
     known.arg("EXISTS");
-    for script in script::ALL {
+    for script in scripts::ALL {
         known.arg(script.hash());
     }
-    let Ok(answer) = command(client, link, &known).await.and_then(Parts::of) else { return };
-    for (script, known) in script::ALL.iter().zip(answer) {
+    let Ok(answer) = command(link, &known).await.and_then(Parts::of) else { return };
+    for (script, known) in scripts::ALL.iter().zip(answer) {
         if known != Value::Int(1) {
             let mut load = redis::cmd("SCRIPT");
             load.arg("LOAD").arg(script.source());
-            if let Err(error) = command(client, link, &load).await {
+            if let Err(error) = command(link, &load).await {
                 tracing::debug!(%error, "a script could not be loaded ahead");
                 return;
             }
@@ -195,7 +194,7 @@ mod tests {
     #[test]
     fn what_a_server_does_not_keep_is_not_claimed() {
         let best = Characteristics::DURABLE_FENCING | Characteristics::CAUSAL | Characteristics::FAIR_LOCKS;
-        let kept = |durable, evicts, replicas| Facts { replicas, durable, evicts }.lower(best);
+        let kept = |durable, evicts, replicas| ServerInfo { replicas, durable, evicts }.lower(best);
         assert_eq!(kept(true, false, 0), best);
         assert_eq!(kept(false, false, 0), best - Characteristics::DURABLE_FENCING);
         assert_eq!(kept(true, true, 0), best - Characteristics::DURABLE_FENCING);

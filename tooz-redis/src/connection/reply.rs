@@ -1,4 +1,4 @@
-//! Reads what scripts answer. Whatever stands there otherwise is `Corrupt`.
+//! Reads the answers of scripts; an answer of another form is `Corrupt`.
 
 use redis::Value;
 use tooz_core::{Error, ErrorKind, Result};

@@ -1,4 +1,4 @@
-//! Where the server is that serves a namespace: named by the URL, or by others that the URL names.
+//! Addresses, and how a URL leads to the server of a namespace: the URL names it, or names servers that know its address.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use tooz_core::{BackendUrl, Error, ErrorKind, Result};
 
 const PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26_379;
-/// A cluster's keys are spread over so many slots.
+/// The number of slots over which a cluster spreads its keys.
 const SLOTS: u16 = 16_384;
 
 /// Where a server listens.
@@ -29,16 +29,16 @@ impl fmt::Display for Address {
 
 /// How the server is found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
-    /// It is this one, and no other can take its place.
+pub(crate) enum Topology {
+    /// One server, which no other replaces.
     Server(Address),
-    /// It is the one that the sentinels call the master of this name.
+    /// The master of this name, by the word of the sentinels.
     Sentinel { sentinels: Vec<Address>, master: String },
-    /// It is the node of a cluster to which this slot belongs.
+    /// The node of a cluster that owns this slot.
     Cluster { seeds: Vec<Address>, slot: u16 },
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Topology {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Server(address) => write!(f, "{address}"),
@@ -58,7 +58,7 @@ fn invalid(why: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidUrl, why)
 }
 
-/// Whether the server of these schemes has replicas, one of which may take its place.
+/// Whether the server of this scheme has replicas, one of which may be promoted.
 pub(crate) fn is_replicated(scheme: &str) -> bool {
     scheme.ends_with("+sentinel") || is_cluster(scheme)
 }
@@ -67,8 +67,8 @@ pub(crate) fn is_cluster(scheme: &str) -> bool {
     scheme.ends_with("+cluster")
 }
 
-impl Place {
-    /// Reads it and the number of the database that the path names; `namespace` as it stands in keys.
+impl Topology {
+    /// Reads the topology, and the number of the database if the path names one; `namespace` as written in keys.
     pub(crate) fn read(url: &BackendUrl, namespace: &str) -> Result<(Self, Option<u64>)> {
         let scheme = url.scheme();
         if scheme.ends_with("+unix") {
@@ -123,8 +123,8 @@ impl Place {
         }
     }
 
-    /// Whether somebody has to be asked where it is.
-    pub(crate) fn is_sought(&self) -> bool {
+    /// Whether the address of the server has to be discovered.
+    pub(crate) fn is_discovered(&self) -> bool {
         !matches!(self, Self::Server(_))
     }
 }
@@ -148,7 +148,7 @@ fn database(scheme: &str, path: &[u8]) -> Result<Option<u64>> {
     }
 }
 
-/// A namespace such that all its keys are in one slot of a cluster: with a tag around it, unless it has one.
+/// The namespace with a tag, so that all its keys are in one slot of a cluster; unchanged if it has one.
 pub(crate) fn tagged(namespace: &str) -> Result<String> {
     if tag(namespace.as_bytes()).is_some() {
         return Ok(namespace.to_owned());
@@ -162,7 +162,7 @@ pub(crate) fn tagged(namespace: &str) -> Result<String> {
     Ok(format!("{{{namespace}}}"))
 }
 
-/// What stands between the first brace and the next closing one, if that is anything.
+/// The text between the first opening brace and the next closing one, unless it is empty.
 fn tag(key: &[u8]) -> Option<&[u8]> {
     let open = key.iter().position(|byte| *byte == b'{')?;
     let rest = &key[open + 1..];
@@ -187,19 +187,22 @@ fn slot_of(key: &[u8]) -> u16 {
 mod tests {
     use super::*;
 
-    fn place(url: &str) -> Result<(Place, Option<u64>)> {
-        Place::read(&BackendUrl::parse(url)?, "{_tooz}")
+    fn topology(url: &str) -> Result<(Topology, Option<u64>)> {
+        Topology::read(&BackendUrl::parse(url)?, "{_tooz}")
     }
 
     #[test]
     fn sentinels_and_nodes() {
         let tcp = |host: &str, port| Address::Tcp(host.into(), port);
         let sentinels = vec![tcp("a", 26_379), tcp("::1", 5000)];
-        let (found, db) = place("redis+sentinel://u:p@a,[::1]:5000/mymaster/3").unwrap();
-        assert_eq!((found.clone(), db), (Place::Sentinel { sentinels, master: "mymaster".into() }, Some(3)));
+        let (found, db) = topology("redis+sentinel://u:p@a,[::1]:5000/mymaster/3").unwrap();
+        assert_eq!(
+            (found.clone(), db),
+            (Topology::Sentinel { sentinels, master: "mymaster".into() }, Some(3))
+        );
         assert_eq!(found.to_string(), "the master \"mymaster\" of a:26379, [::1]:5000");
-        let (found, db) = place("valkey+cluster://a,b:7000").unwrap();
-        let Place::Cluster { seeds, slot } = found else { panic!("{found:?}") };
+        let (found, db) = topology("valkey+cluster://a,b:7000").unwrap();
+        let Topology::Cluster { seeds, slot } = found else { panic!("{found:?}") };
         assert_eq!((seeds, slot, db), (vec![tcp("a", 6379), tcp("b", 7000)], slot_of(b"_tooz"), None));
     }
 
@@ -214,7 +217,7 @@ mod tests {
             ("redis+cluster://", "node-1"),
             ("redis+cluster://a/1", "one database"),
         ] {
-            let error = place(url).unwrap_err();
+            let error = topology(url).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidUrl, "{url}");
             assert!(error.to_string().contains(word), "{url}: {error}");
         }

@@ -1,7 +1,7 @@
-//! Finds the one server that serves a namespace, by asking those who know.
+//! Finds the one server that serves a namespace, by asking the sentinels or the nodes of the cluster.
 //!
-//! One is asked at a time, another one first each time: whoever lags behind or is cut off is soon not the one that is
-//! believed.
+//! They are asked one at a time, each time in another order: a sentinel or node that lags behind or is cut off is soon not
+//! the one whose answer counts.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,53 +12,53 @@ use redis::{AsyncConnectionConfig, Cmd, RedisError, Value};
 use tooz_core::runtime::Spawner;
 use tooz_core::{Error, ErrorKind, Result};
 
+use super::address::{Address, Topology};
+use super::reply::bytes;
 use crate::config::Config;
 use crate::error;
-use crate::place::{Address, Place};
-use crate::reply::bytes;
 
-/// How long one of them may take to answer.
+/// How long a sentinel or node may take to answer, at least and at most.
 const LIMIT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
-/// So many nodes of a cluster are remembered besides those in the URL, and so many are asked before giving up.
+/// So many nodes of a cluster are remembered besides those in the URL, and so many are asked before an error is returned.
 const REMEMBERED: usize = 32;
 const ASKED: usize = 8;
 
-/// A server, and what is said of it.
+/// A server, as announced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
     pub(crate) address: Address,
-    /// How many of its replicas are called healthy.
+    /// How many of its replicas are announced as healthy.
     pub(crate) replicas: u32,
-    /// Who said so, for errors; `None`: the URL.
+    /// Who announced it, for errors; `None`: the URL.
     pub(crate) by: Option<String>,
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Finder(Mutex<Known>);
+pub(crate) struct Discovery(Mutex<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
     turn: usize,
     /// Other nodes of the cluster, as its nodes named them.
     nodes: Vec<Address>,
-    /// The newest configuration that a sentinel told of.
+    /// The newest configuration that a sentinel announced.
     epoch: u64,
 }
 
-/// What one of those who know said.
-struct Word {
+/// What a sentinel or node answered.
+struct Announcement {
     address: Address,
     replicas: u32,
-    /// Grows with every fail-over; 0 where nobody says.
+    /// Grows with every fail-over; 0 from nodes, which do not say it.
     epoch: u64,
 }
 
-impl Finder {
+impl Discovery {
     fn known(&self) -> MutexGuard<'_, Known> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Those who are asked, in this order.
+    /// The sentinels or nodes to ask, in this order.
     fn order(&self, first: &[Address]) -> Vec<Address> {
         let mut known = self.known();
         let mut all = first.to_vec();
@@ -72,18 +72,18 @@ impl Finder {
 
     /// Finds the server; must run on the coordinator's runtime.
     pub(crate) async fn find(&self, config: &Config, spawner: &Spawner) -> Result<Found> {
-        let asked = match &config.place {
-            Place::Server(address) => {
+        let asked = match &config.topology {
+            Topology::Server(address) => {
                 return Ok(Found { address: address.clone(), replicas: 0, by: None });
             }
-            Place::Sentinel { sentinels, .. } => self.order(sentinels),
-            Place::Cluster { seeds, .. } => self.order(seeds),
+            Topology::Sentinel { sentinels, .. } => self.order(sentinels),
+            Topology::Cluster { seeds, .. } => self.order(seeds),
         };
         let limit = (config.ttl / 4).clamp(LIMIT.0, LIMIT.1);
         let (mut failures, mut behind) = (Vec::new(), None::<(u64, Found)>);
         for who in asked {
-            let word = match spawner.timeout(limit, Box::pin(self.ask(config, &who))).await {
-                Some(Ok(word)) => word,
+            let said = match spawner.timeout(limit, Box::pin(self.query(config, &who))).await {
+                Some(Ok(said)) => said,
                 Some(Err(error)) => {
                     failures.push(error);
                     continue;
@@ -95,23 +95,23 @@ impl Finder {
                 }
             };
             let found = Found {
-                address: word.address,
-                replicas: word.replicas,
-                by: Some(match &config.place {
-                    Place::Sentinel { master, .. } => {
+                address: said.address,
+                replicas: said.replicas,
+                by: Some(match &config.topology {
+                    Topology::Sentinel { master, .. } => {
                         format!("announced by sentinel {who} as the master \"{}\"", master.escape_debug())
                     }
                     _ => format!("announced by node {who} for this namespace's slot"),
                 }),
             };
             let mut known = self.known();
-            if word.epoch >= known.epoch {
-                known.epoch = word.epoch;
+            if said.epoch >= known.epoch {
+                known.epoch = said.epoch;
                 return Ok(found);
             }
-            // One that has not heard of the last fail-over yet. That all of them went back is no lag.
-            if behind.as_ref().is_none_or(|(epoch, _)| *epoch < word.epoch) {
-                behind = Some((word.epoch, found));
+            // This one has not heard of the last fail-over yet. If all of them went back, none lags behind.
+            if behind.as_ref().is_none_or(|(epoch, _)| *epoch < said.epoch) {
+                behind = Some((said.epoch, found));
             }
         }
         match behind {
@@ -120,30 +120,30 @@ impl Finder {
                 Ok(found)
             }
             Some((_, found)) => Ok(found),
-            None => Err(nowhere(&config.place, &failures)),
+            None => Err(not_found(&config.topology, &failures)),
         }
     }
 
-    async fn ask(&self, config: &Config, who: &Address) -> Result<Word> {
+    async fn query(&self, config: &Config, who: &Address) -> Result<Announcement> {
         let explain = |error| error::connecting(&who.to_string(), error);
         let options = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
         let client = config
-            .connection_to_ask(who)
-            .and_then(|info| crate::tls::open(info, config.tls.as_ref()))
+            .connection_for_discovery(who)
+            .and_then(|info| super::tls::open(info, config.tls.as_ref()))
             .map_err(explain)?;
         let mut connection =
             client.get_multiplexed_async_connection_with_config(&options).await.map_err(explain)?;
-        match &config.place {
-            Place::Sentinel { master, .. } => ask_sentinel(&mut connection, who, master).await,
-            Place::Cluster { slot, .. } => {
+        match &config.topology {
+            Topology::Sentinel { master, .. } => query_sentinel(&mut connection, who, master).await,
+            Topology::Cluster { slot, .. } => {
                 let mut command = redis::cmd("CLUSTER");
                 command.arg("SLOTS");
                 let slots = answer(&mut connection, who, &command).await?;
-                let (word, nodes) = slot_owner(&slots, *slot, who)?;
+                let (owner, nodes) = slot_owner(&slots, *slot, who)?;
                 self.known().nodes = nodes;
-                Ok(word)
+                Ok(owner)
             }
-            Place::Server(address) => Ok(Word { address: address.clone(), replicas: 0, epoch: 0 }),
+            Topology::Server(address) => Ok(Announcement { address: address.clone(), replicas: 0, epoch: 0 }),
         }
     }
 }
@@ -153,7 +153,7 @@ async fn answer(connection: &mut MultiplexedConnection, who: &Address, command: 
     answer.map_err(|error| refused(who, error))
 }
 
-/// Whoever is not what the URL's scheme says is named as such.
+/// Names a server that is not what the URL's scheme says.
 fn refused(who: &Address, error: RedisError) -> Error {
     let words = error.to_string();
     let what = if words.contains("unknown command") {
@@ -166,7 +166,11 @@ fn refused(who: &Address, error: RedisError) -> Error {
     Error::new(ErrorKind::Unsupported, format!("{who} {what}")).caused_by(error)
 }
 
-async fn ask_sentinel(connection: &mut MultiplexedConnection, who: &Address, master: &str) -> Result<Word> {
+async fn query_sentinel(
+    connection: &mut MultiplexedConnection,
+    who: &Address,
+    master: &str,
+) -> Result<Announcement> {
     let command = |word: &str| {
         let mut command = redis::cmd("SENTINEL");
         command.arg(word).arg(master);
@@ -186,7 +190,7 @@ async fn ask_sentinel(connection: &mut MultiplexedConnection, who: &Address, mas
         Value::Array(replicas) => replicas.iter().filter(|replica| is_healthy(&properties(replica))).count(),
         _ => 0,
     };
-    Ok(Word { address, replicas: u32::try_from(replicas).unwrap_or(u32::MAX), epoch })
+    Ok(Announcement { address, replicas: u32::try_from(replicas).unwrap_or(u32::MAX), epoch })
 }
 
 fn is_healthy(replica: &BTreeMap<String, String>) -> bool {
@@ -195,7 +199,7 @@ fn is_healthy(replica: &BTreeMap<String, String>) -> bool {
 }
 
 /// The owner of a slot, and all other nodes that an answer names.
-fn slot_owner(slots: &Value, slot: u16, who: &Address) -> Result<(Word, Vec<Address>)> {
+fn slot_owner(slots: &Value, slot: u16, who: &Address) -> Result<(Announcement, Vec<Address>)> {
     let Value::Array(ranges) = slots else { return Err(nonsense(who, "slots")) };
     let (mut owner, mut nodes) = (None, Vec::new());
     for range in ranges {
@@ -206,7 +210,7 @@ fn slot_owner(slots: &Value, slot: u16, who: &Address) -> Result<(Word, Vec<Addr
         let servers: Vec<_> = servers.iter().filter_map(|server| node(server, who)).collect();
         if (*from..=*to).contains(&i64::from(slot)) {
             // The first is the master; replicas that fail are not named.
-            owner = servers.first().map(|address| Word {
+            owner = servers.first().map(|address| Announcement {
                 address: address.clone(),
                 replicas: u32::try_from(servers.len() - 1).unwrap_or(u32::MAX),
                 epoch: 0,
@@ -232,7 +236,7 @@ fn node(server: &Value, who: &Address) -> Option<Address> {
     endpoint(text(parts.first()?.clone()), Some(port), who)
 }
 
-/// An address; one without a host is at the same host as whoever says so.
+/// An address; one without a host is at the same host as `who`.
 fn endpoint(host: Option<String>, port: Option<String>, who: &Address) -> Option<Address> {
     let port = port?.parse().ok()?;
     match (host.filter(|host| !host.is_empty() && host != "?"), who) {
@@ -260,12 +264,12 @@ fn nonsense(who: &Address, what: &str) -> Error {
     Error::new(ErrorKind::Corrupt, format!("{who} answers what is not {what}"))
 }
 
-/// Nobody who was asked knows; of one kind if all failures are.
-fn nowhere(place: &Place, failures: &[Error]) -> Error {
+/// No sentinel or node knows the server. The error has the kind of the failures if all have the same.
+fn not_found(topology: &Topology, failures: &[Error]) -> Error {
     let same = |kind| failures.iter().all(|failure| failure.kind() == kind);
     let kind = failures.first().map(Error::kind).filter(|kind| same(*kind)).unwrap_or(ErrorKind::Unavailable);
     let each: Vec<_> = failures.iter().map(ToString::to_string).collect();
-    Error::new(kind, format!("nobody says where {place} is: {}", each.join("; ")))
+    Error::new(kind, format!("nobody says where {topology} is: {}", each.join("; ")))
 }
 
 #[cfg(test)]
@@ -292,10 +296,10 @@ mod tests {
             range(100, 16_383, vec![node(bulk(""), 3), node(Value::Nil, 4), node(bulk("?"), 5)]),
         ]);
         let who = tcp("h", 9);
-        let (word, nodes) = slot_owner(&slots, 99, &who).unwrap();
-        assert_eq!((word.address, word.replicas), (tcp("a", 1), 1));
-        let (word, _) = slot_owner(&slots, 100, &who).unwrap();
-        assert_eq!((word.address, word.replicas), (tcp("h", 3), 2));
+        let (said, nodes) = slot_owner(&slots, 99, &who).unwrap();
+        assert_eq!((said.address, said.replicas), (tcp("a", 1), 1));
+        let (said, _) = slot_owner(&slots, 100, &who).unwrap();
+        assert_eq!((said.address, said.replicas), (tcp("h", 3), 2));
         assert_eq!(nodes, [tcp("a", 1), tcp("b", 2), tcp("h", 3), tcp("h", 4), tcp("h", 5)]);
         let hole = Value::Array(vec![range(0, 99, vec![node(bulk("a"), 1)])]);
         assert!(slot_owner(&hole, 100, &who).is_err_and(|error| error.to_string().contains("slot 100")));
@@ -318,9 +322,9 @@ mod tests {
 
     #[test]
     fn another_one_is_asked_first_each_time() {
-        let finder = Finder::default();
+        let discovery = Discovery::default();
         let all = [tcp("a", 1), tcp("b", 1), tcp("c", 1)];
-        let firsts: Vec<_> = (0..4).map(|_| finder.order(&all)[0].clone()).collect();
+        let firsts: Vec<_> = (0..4).map(|_| discovery.order(&all)[0].clone()).collect();
         assert_eq!(firsts, [all[0].clone(), all[1].clone(), all[2].clone(), all[0].clone()]);
     }
 }

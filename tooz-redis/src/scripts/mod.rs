@@ -1,11 +1,13 @@
-//! The scripts: every change is one of them, so it happens as a whole or not at all.
+//! The scripts: every change is one of them, so the server makes it as a whole or not at all.
+
+pub(crate) mod codes;
 
 use std::sync::OnceLock;
 
 use redis::Cmd;
 use sha1::{Digest, Sha1};
 
-/// A script and the name under which the server keeps it.
+/// A script, and the name under which tests find it.
 #[derive(Debug)]
 pub(crate) struct Script {
     name: &'static str,
@@ -41,7 +43,7 @@ macro_rules! scripts {
     ($($name:ident: $($file:literal)+;)+) => {
         $(pub(crate) static $name: Script = Script::new(
             stringify!($name),
-            concat!(include_str!("scripts/base.lua"), $(include_str!(concat!("scripts/", $file, ".lua"))),+),
+            concat!(include_str!("base.lua"), $(include_str!(concat!($file, ".lua"))),+),
         );)+
 
         /// Every script there is.
@@ -79,63 +81,43 @@ pub fn hash_of(name: &str) -> Option<&'static str> {
 /// A call of a script.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
-    pub(crate) script: &'static Script,
+    script: &'static Script,
+    namespace: String,
     database: String,
     keys: Vec<Vec<u8>>,
     arguments: Vec<Vec<u8>>,
-    proof: bool,
-    reads: bool,
+    /// A session will rely on the effect, so replicas must have it, where there are any.
+    pub(crate) needs_confirmation: bool,
+    /// The script writes nothing.
+    pub(crate) only_reads: bool,
 }
 
-/// The same question for those who may write, and tidy up on the way, and for a view, which may not.
+/// One question in two scripts: one tidies up on the way, the other is for a view, which may not write.
 #[derive(Debug)]
 pub(crate) struct Question {
-    tidying: &'static Script,
-    looking: &'static Script,
+    pub(crate) tidying: &'static Script,
+    pub(crate) looking: &'static Script,
 }
 
 pub(crate) static WHO_HOLDS: Question = Question { tidying: &HOLDERS, looking: &SEE_HOLDERS };
 pub(crate) static WHO_IS_IN: Question = Question { tidying: &MEMBERS, looking: &SEE_MEMBERS };
 pub(crate) static WHAT_IS_NEW: Question = Question { tidying: &TICK, looking: &SEE_TICK };
 
-impl Question {
-    pub(crate) fn script(&self, view: bool) -> &'static Script {
-        if view { self.looking } else { self.tidying }
-    }
-}
-
 impl Call {
-    /// Every script takes the namespace first; the number of the connection goes second when it is sent, with the database.
     pub(crate) fn new(script: &'static Script, namespace: &str, database: &str) -> Self {
-        let arguments = vec![namespace.into()];
         Self {
             script,
+            namespace: namespace.to_owned(),
             database: database.to_owned(),
             keys: Vec::new(),
-            arguments,
-            proof: false,
-            reads: false,
+            arguments: Vec::new(),
+            needs_confirmation: false,
+            only_reads: false,
         }
     }
 
-    /// Somebody will believe to hold something because of it: replicas must have it, where there are any.
-    pub(crate) fn proof(mut self) -> Self {
-        self.proof = true;
-        self
-    }
-
-    /// It writes nothing.
-    pub(crate) fn reading(mut self, reads: bool) -> Self {
-        self.reads = reads;
-        self
-    }
-
-    pub(crate) fn only_reads(&self) -> bool {
-        self.reads
-    }
-
-    pub(crate) fn is_proof(&self) -> bool {
-        self.proof
+    pub(crate) fn confirm(self) -> Self {
+        Self { needs_confirmation: true, ..self }
     }
 
     pub(crate) fn key(mut self, key: impl Into<Vec<u8>>) -> Self {
@@ -158,8 +140,8 @@ impl Call {
         self.arg(number.to_string())
     }
 
-    /// The command; `whole`: with the source, for a server that does not know the script; `read_only`: so that it needs no
-    /// right to write its keys.
+    /// The command. `whole`: with the source, for a server that does not know the script. `read_only`: so that the user needs
+    /// no right to write the keys.
     pub(crate) fn command(&self, generation: u64, whole: bool, read_only: bool) -> Cmd {
         let mut command = redis::cmd(match (whole, read_only) {
             (true, false) => "EVAL",
@@ -171,9 +153,9 @@ impl Call {
         for key in &self.keys {
             command.arg(key.as_slice());
         }
-        let (first, rest) = self.arguments.split_first().map_or((&[][..], &[][..]), |(f, r)| (f, r));
-        command.arg(first).arg(format!("{generation}{}", self.database));
-        for argument in rest {
+        // Every script takes the namespace first, then the number of the connection with the database.
+        command.arg(&self.namespace).arg(format!("{generation}{}", self.database));
+        for argument in &self.arguments {
             command.arg(argument.as_slice());
         }
         command

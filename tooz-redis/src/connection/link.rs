@@ -1,0 +1,348 @@
+//! The connections to one server: one for commands, one for messages, and where replicas have to confirm, one for what they
+//! confirm. They live and end together.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Cmd, PushInfo, PushKind, RedisError, Value};
+use tokio::sync::Notify;
+use tooz_core::{Error, ErrorKind};
+
+use super::address::Address;
+use super::discovery::Found;
+use super::reply::bytes;
+use super::shared::Shared;
+use crate::error;
+
+/// The connections to one server.
+pub(crate) struct Link {
+    /// Grows with every link of this driver; scripts refuse what comes over an older one than they have heard of.
+    pub(crate) generation: u64,
+    pub(crate) address: Address,
+    shared: Arc<Shared>,
+    commands: MultiplexedConnection,
+    listener: MultiplexedConnection,
+    /// Carries only what replicas confirm: the server answers what comes behind a WAIT only when the WAIT is over, and a WAIT
+    /// counts the replicas that have the last write of its own connection.
+    confirmed: Option<MultiplexedConnection>,
+    /// How many replicas must have a write for it to count.
+    needed: AtomicU32,
+    /// Held by each call that replicas confirm, except beats: a beat must not wait behind a row of other calls.
+    pub(crate) confirming: tokio::sync::Mutex<()>,
+    health: Arc<LinkHealth>,
+    /// The channels that were asked for over this link. One change at a time, or an end could overtake a beginning.
+    subscribed: tokio::sync::Mutex<BTreeSet<Vec<u8>>>,
+}
+
+/// Whether a link works; the connections' tasks know it, too.
+#[derive(Debug, Default)]
+struct LinkHealth {
+    broken: AtomicBool,
+    /// Another link replaced this one, which waits a little longer for what is unanswered.
+    retired: AtomicBool,
+    answers: AtomicU64,
+    /// Any of these changed.
+    changed: Notify,
+    why: Mutex<Option<&'static str>>,
+}
+
+impl LinkHealth {
+    fn end(&self, why: &'static str) {
+        self.why.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+        self.broken.store(true, Ordering::Release);
+        self.changed.notify_waiters();
+    }
+
+    fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Acquire)
+    }
+
+    fn is_broken_or_retired(&self) -> bool {
+        self.is_broken() || self.retired.load(Ordering::Acquire)
+    }
+
+    fn count_answer(&self) {
+        self.answers.fetch_add(1, Ordering::AcqRel);
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until `check` returns true.
+    async fn until(&self, check: impl Fn(&Self) -> bool + Send) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // Registered before the check, or a change in between would be missed.
+            changed.as_mut().enable();
+            if check(self) {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+/// What became of a command.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Answered(Value),
+    Refused(RedisError),
+    /// The server ran it, and too few replicas have it.
+    Unconfirmed(Value, Error),
+    /// The link ended first.
+    Lost,
+}
+
+impl Link {
+    /// Connects. Must run on the coordinator's runtime, because the connections start tasks of their own.
+    pub(crate) async fn connect(
+        shared: &Arc<Shared>,
+        found: &Found,
+        generation: u64,
+    ) -> redis::RedisResult<Self> {
+        let (config, health) = (&shared.config, Arc::new(LinkHealth::default()));
+        // The limits are ours: those of the redis crate would give up an answer without giving up the connection.
+        let options = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+        let ended = Arc::clone(&health);
+        let on_commands = options.clone().set_push_sender(move |push: PushInfo| {
+            if push.kind == PushKind::Disconnection {
+                ended.end("the connection for commands ended");
+            }
+            Ok::<_, ()>(())
+        });
+        let listening = Arc::clone(shared);
+        let on_listener = options.set_push_sender(move |push: PushInfo| {
+            match push.kind {
+                // Commands are still answered over the other connection, while a new link is made.
+                PushKind::Disconnection => listening.suspect(generation, true),
+                PushKind::Message => {
+                    let mut data = push.data.into_iter().filter_map(bytes);
+                    if let (Some(channel), Some(message)) = (data.next(), data.next()) {
+                        listening.channels.deliver(&channel, &message);
+                    }
+                }
+                _ => {}
+            }
+            Ok::<_, ()>(())
+        });
+        let address = found.address.clone();
+        let server = super::tls::open(config.connection(&address)?, config.tls.as_ref())?;
+        let confirmed = async {
+            if !config.confirms() {
+                return Ok(None);
+            }
+            server.get_multiplexed_async_connection_with_config(&on_commands).await.map(Some)
+        };
+        let (commands, listener, confirmed) = tokio::try_join!(
+            server.get_multiplexed_async_connection_with_config(&on_commands),
+            server.get_multiplexed_async_connection_with_config(&on_listener),
+            confirmed,
+        )?;
+        Ok(Self {
+            generation,
+            address,
+            shared: Arc::clone(shared),
+            commands,
+            listener,
+            confirmed,
+            needed: AtomicU32::new(config.needed(found.replicas)),
+            confirming: tokio::sync::Mutex::default(),
+            health,
+            subscribed: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Sends a command and waits for its answer, or for the end of the link. `confirm`: the command counts only once replicas
+    /// have it, where replicas are waited for.
+    pub(crate) async fn exchange(&self, command: &Cmd, confirm: bool) -> Outcome {
+        let exchanging = async {
+            match self.confirmed.clone() {
+                Some(connection) if confirm => self.exchange_confirmed(connection, command).await,
+                _ => {
+                    let mut connection = self.commands.clone();
+                    let asking = async move { connection.send_packed_command(command).await };
+                    match self.answer(asking).await {
+                        Some(answer) => self.outcome(answer.and_then(Value::extract_error)),
+                        None => Outcome::Lost,
+                    }
+                }
+            }
+        };
+        tokio::pin!(exchanging);
+        let (spawner, limit) = (&self.shared.context.spawner, self.shared.config.operation_timeout);
+        let in_time = spawner.timeout(limit, exchanging.as_mut()).await;
+        let outcome = if let Some(outcome) = in_time {
+            outcome
+        } else {
+            // Answers to other commands do not clear the suspicion: this one was never answered.
+            self.shared.suspect(self.generation, true);
+            exchanging.await
+        };
+        match &outcome {
+            Outcome::Refused(refusal) if error::is_elsewhere(refusal) => {
+                self.end("the server gave its part to another");
+            }
+            Outcome::Unconfirmed(_, why) => {
+                tracing::debug!(%why, "not confirmed");
+                self.shared.doubts.notify_one();
+            }
+            _ => {}
+        }
+        outcome
+    }
+
+    /// Sends a command, and a WAIT for the replicas behind it.
+    async fn exchange_confirmed(&self, mut connection: MultiplexedConnection, command: &Cmd) -> Outcome {
+        let (needed, limit) = (self.needed.load(Ordering::Acquire), self.shared.config.confirmation_limit());
+        let mut both = redis::pipe();
+        both.add_command(command.clone()).cmd("WAIT").arg(needed).arg(limit.as_millis().max(1).to_string());
+        let asking = async move { connection.send_packed_commands(&both, 0, 2).await };
+        let (done, confirmed) = match self.answer(asking).await {
+            Some(Ok(answers)) => {
+                let mut answers = answers.into_iter().map(Value::extract_error);
+                let nothing = || Ok(Value::Nil);
+                (answers.next().unwrap_or_else(nothing), answers.next().unwrap_or_else(nothing))
+            }
+            Some(Err(error)) => (Err(error), Ok(Value::Nil)),
+            None => return Outcome::Lost,
+        };
+        let value = match self.outcome(done) {
+            Outcome::Answered(value) => value,
+            other => return other,
+        };
+        let missing = match confirmed {
+            Ok(Value::Int(have)) if have >= i64::from(needed) => return Outcome::Answered(value),
+            Ok(Value::Int(have)) => Error::new(
+                ErrorKind::Unavailable,
+                format!(
+                    "{}: {have} of {needed} replicas had it within {limit:?} (option wait_replicas)",
+                    self.address
+                ),
+            ),
+            Ok(_) => Error::new(ErrorKind::Corrupt, format!("{}: WAIT answers no number", self.address)),
+            Err(refusal) => error::of(refusal),
+        };
+        Outcome::Unconfirmed(value, missing)
+    }
+
+    /// The server's answer; `None`: there will be none. A retired link still waits for as long as a beat does.
+    async fn answer<T>(&self, asking: impl Future<Output = T>) -> Option<T> {
+        let over = async {
+            self.broken_or_retired().await;
+            let grace = self.shared.context.spawner.sleep(self.shared.config.beat_limit());
+            tokio::select! {
+                biased; // a broken link answers no more
+                () = self.broken() => {}
+                () = grace => {}
+            }
+        };
+        tokio::select! {
+            biased; // an answer that has come counts
+            answer = asking => Some(answer),
+            () = over => None,
+        }
+    }
+
+    fn outcome(&self, answer: redis::RedisResult<Value>) -> Outcome {
+        match answer {
+            Ok(value) => {
+                self.health.count_answer();
+                Outcome::Answered(value)
+            }
+            Err(error) if error.is_unrecoverable_error() || error.is_connection_dropped() => {
+                self.end("a command failed on the connection");
+                Outcome::Lost
+            }
+            Err(error) => {
+                self.health.count_answer();
+                Outcome::Refused(error)
+            }
+        }
+    }
+
+    /// Sets how many replicas must have a write from now on.
+    pub(crate) fn need(&self, replicas: u32) {
+        self.needed.store(replicas, Ordering::Release);
+    }
+
+    /// Waits until the link is broken.
+    pub(crate) async fn broken(&self) {
+        self.health.until(LinkHealth::is_broken).await;
+    }
+
+    pub(crate) fn is_broken(&self) -> bool {
+        self.health.is_broken()
+    }
+
+    pub(crate) fn end(&self, why: &'static str) {
+        self.health.end(why);
+    }
+
+    pub(crate) fn why(&self) -> &'static str {
+        self.health.why.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or("the connection ended")
+    }
+
+    /// Another link replaced this one.
+    pub(crate) fn retire(&self) {
+        self.health.retired.store(true, Ordering::Release);
+        self.health.changed.notify_waiters();
+    }
+
+    /// Waits for the next answer to any command.
+    pub(crate) async fn next_answer(&self) {
+        let before = self.health.answers.load(Ordering::Acquire);
+        self.health.until(|health| health.answers.load(Ordering::Acquire) > before).await;
+    }
+
+    /// Listens to these channels.
+    pub(crate) async fn subscribe(&self, channels: Vec<Vec<u8>>) -> redis::RedisResult<()> {
+        let mut subscribed = self.subscribed.lock().await;
+        let new: Vec<_> = channels.into_iter().filter(|channel| !subscribed.contains(channel)).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let mut listener = self.listener.clone();
+        let asked = tokio::select! {
+            biased; // a confirmation that has come counts
+            asked = listener.subscribe(&new) => asked,
+            () = self.broken_or_retired() => {
+                Err(RedisError::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe)))
+            }
+        };
+        asked?;
+        subscribed.extend(new);
+        Ok(())
+    }
+
+    /// Stops listening to this channel, if `unwanted` still returns true once earlier changes are done.
+    pub(crate) async fn unsubscribe(&self, channel: &[u8], unwanted: impl Fn() -> bool) {
+        let mut subscribed = self.subscribed.lock().await;
+        if !unwanted() || !subscribed.remove(channel) {
+            return;
+        }
+        let mut listener = self.listener.clone();
+        let asked = tokio::select! {
+            biased; // as above
+            asked = listener.unsubscribe(channel) => asked,
+            () = self.broken_or_retired() => return,
+        };
+        if let Err(error) = asked {
+            tracing::debug!(%error, "a channel could not be given up; it goes with the connection");
+        }
+    }
+
+    async fn broken_or_retired(&self) {
+        self.health.until(LinkHealth::is_broken_or_retired).await;
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link")
+            .field("generation", &self.generation)
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}

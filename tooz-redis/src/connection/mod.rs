@@ -1,0 +1,49 @@
+//! The connections to the server: found, made, replaced, and what goes over them.
+
+pub(crate) mod address;
+pub(crate) mod channels;
+pub(crate) mod current;
+pub(crate) mod discovery;
+pub(crate) mod link;
+pub(crate) mod reply;
+pub(crate) mod server_info;
+pub(crate) mod shared;
+pub(crate) mod subscription;
+pub(crate) mod supervisor;
+pub(crate) mod tls;
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tooz_core::driver::Context;
+use tooz_core::runtime::Task;
+use tooz_core::{Error, ErrorKind, Result};
+
+use self::server_info::ServerInfo;
+use self::shared::Shared;
+use self::supervisor::Supervisor;
+use crate::client::Client;
+use crate::config::Config;
+
+/// Connects for the first time. The task replaces the link whenever it ends, until the task is dropped.
+pub(crate) async fn connect(config: Config, context: Context) -> Result<(Arc<Client>, ServerInfo, Task<()>)> {
+    let spawner = context.spawner.clone();
+    let (suspicions, orders) = mpsc::unbounded_channel();
+    let client = Arc::new(Client::new(Shared::new(config, context, suspicions)));
+    let supervisor = Supervisor::new(&client, orders);
+    let connecting = Arc::clone(&client);
+    // On the coordinator's runtime: the tasks of the connections must not end with the runtime of the caller.
+    let first = spawner.spawn(async move {
+        let config = connecting.config();
+        let link = Arc::new(supervisor.link_up().await?);
+        let info = server_info::query(config, &link).await?;
+        if config.view {
+            server_info::check_layout(config, &connecting.keys, &link).await?;
+        }
+        Ok::<_, Error>((supervisor, link, info))
+    });
+    let (supervisor, link, info) =
+        first.await.ok_or_else(|| Error::new(ErrorKind::Closed, "the runtime ended"))??;
+    client.current.replace(Arc::clone(&link));
+    Ok((client, info, spawner.spawn(supervisor.run(link))))
+}

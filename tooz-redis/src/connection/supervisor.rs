@@ -1,0 +1,215 @@
+//! The task that replaces the link when it ends or is suspected.
+//!
+//! A link that does not answer is not ended at once: the supervisor makes another one beside it, which replaces the first
+//! unless that answers meanwhile. The scripts refuse what arrives over an older link than the newest they have heard of, so
+//! what is still on its way over the old one cannot come between.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tooz_core::{Error, ErrorKind, Result};
+
+use super::discovery::{Discovery, Found};
+use super::link::Link;
+use super::server_info;
+use super::shared::Suspicion;
+use crate::client::Client;
+use crate::error;
+
+/// The first pause between two tries to connect; it grows with each.
+const FIRST_PAUSE: Duration = Duration::from_millis(25);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// How often the supervisor asks whether the server is still the right one, and how many replicas it has.
+const LOOK: Duration = Duration::from_secs(10);
+/// So many discovered servers are tried in one go, because those who announce the first may lag behind.
+const CANDIDATES: usize = 3;
+
+pub(crate) struct Supervisor {
+    client: Arc<Client>,
+    suspicions: mpsc::UnboundedReceiver<Suspicion>,
+    discovery: Discovery,
+    generation: AtomicU64,
+}
+
+impl Supervisor {
+    pub(crate) fn new(client: &Arc<Client>, suspicions: mpsc::UnboundedReceiver<Suspicion>) -> Self {
+        Self {
+            client: Arc::clone(client),
+            suspicions,
+            discovery: Discovery::default(),
+            generation: AtomicU64::new(0),
+        }
+    }
+
+    /// Discovers the server and connects; must run on the coordinator's runtime.
+    pub(crate) async fn link_up(&self) -> Result<Link> {
+        let (config, spawner) = (self.client.config(), &self.client.context().spawner);
+        if !config.topology.is_discovered() {
+            let found = self.discovery.find(config, spawner).await?;
+            return Box::pin(self.link_to(&found)).await;
+        }
+        let mut failure = Error::from(ErrorKind::Unavailable);
+        for _ in 0..CANDIDATES {
+            let found = self.discovery.find(config, spawner).await?;
+            let named = |why: Error| {
+                if why.kind() != ErrorKind::Unavailable {
+                    return why; // the server was reached
+                }
+                let by = found.by.as_deref().unwrap_or("named by the URL");
+                Error::new(
+                    why.kind(),
+                    format!("{} was {by}; it has to be reachable from here", found.address),
+                )
+                .caused_by(why)
+            };
+            let limit = config.greeting_limit() / 2;
+            failure = match spawner.timeout(limit, Box::pin(self.link_to(&found))).await {
+                Some(Ok(link)) => match server_info::check_master(&link).await {
+                    Ok(()) => return Ok(link),
+                    Err(error) => error,
+                },
+                Some(Err(error)) => named(error),
+                None => {
+                    named(Error::new(ErrorKind::Unavailable, format!("it does not greet within {limit:?}")))
+                }
+            };
+            tracing::debug!(error = %failure, "not this one");
+        }
+        Err(failure)
+    }
+
+    async fn link_to(&self, found: &Found) -> Result<Link> {
+        let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1;
+        let shared = &self.client.shared;
+        let explain = |error| error::connecting(&found.address.to_string(), error);
+        let link = Link::connect(shared, found, generation).await.map_err(explain)?;
+        link.subscribe(shared.channels.all()).await.map_err(explain)?;
+        Ok(link)
+    }
+
+    pub(crate) async fn run(mut self, mut link: Arc<Link>) {
+        loop {
+            let suspicion = tokio::select! {
+                biased; // a broken link needs no suspicion
+                () = link.broken() => None,
+                suspicion = self.suspicions.recv() => suspicion,
+                () = Self::look(&self.client, &self.discovery, &link) => continue,
+            };
+            if self.client.current.is_closed() {
+                return;
+            }
+            let next = match suspicion {
+                Some(suspicion) if suspicion.generation == link.generation => {
+                    self.replace_suspected(&link, suspicion.deaf).await
+                }
+                Some(_) => continue,
+                None => Some(self.replace_ended(&link).await),
+            };
+            let Some(next) = next else { continue };
+            link.retire();
+            link = Arc::new(next);
+            if !self.client.current.replace(Arc::clone(&link)) {
+                return;
+            }
+            tracing::info!(address = %link.address, generation = link.generation, "connected again");
+            // The channels that were asked for while this link was being made.
+            let channels = &self.client.shared.channels;
+            if let Err(error) = link.subscribe(channels.all()).await {
+                tracing::debug!(%error, "the channels could not be asked for");
+                link.end("the channels could not be asked for");
+            }
+            channels.announce_gap();
+        }
+    }
+
+    /// Where the server is discovered, asks again which it is, and how many replicas it has.
+    async fn look(client: &Client, discovery: &Discovery, link: &Link) {
+        let (config, spawner) = (client.config(), &client.context().spawner);
+        if !config.topology.is_discovered() {
+            return std::future::pending().await;
+        }
+        let doubted = tokio::select! {
+            biased; // a doubt is not put off
+            () = client.shared.doubts.notified() => true,
+            () = spawner.sleep(LOOK) => false,
+        };
+        match discovery.find(config, spawner).await {
+            Ok(found) if found.address == link.address => link.need(config.needed(found.replicas)),
+            // The server whose writes replicas confirm is the master, whatever others announce.
+            Ok(found) if !doubted && config.confirms() => {
+                tracing::debug!(address = %found.address, by = found.by, "another address of it, or a stale one");
+            }
+            Ok(found) => {
+                tracing::info!(address = %found.address, by = found.by, "another server took its place");
+                link.end("another server took its place");
+            }
+            Err(error) => tracing::debug!(%error, "nobody says whether the server is still the one"),
+        }
+    }
+
+    async fn link_up_in_time(&self) -> Result<Link> {
+        let config = self.client.config();
+        match self.client.context().spawner.timeout(config.greeting_limit(), self.link_up()).await {
+            Some(result) => result,
+            None => Err(Error::new(ErrorKind::Unavailable, format!("{} does not greet", config.topology))),
+        }
+    }
+
+    /// The link is gone: makes another one, however long that takes.
+    async fn replace_ended(&self, old: &Link) -> Link {
+        tracing::warn!(address = %old.address, why = old.why(), "the connection ended");
+        let mut why = Error::new(ErrorKind::Unavailable, format!("{}: {}", old.address, old.why()));
+        let mut pause = Duration::ZERO;
+        loop {
+            self.client.current.set_down(why.clone());
+            if !pause.is_zero() {
+                self.client.context().spawner.sleep(pause).await;
+            }
+            match self.link_up_in_time().await {
+                Ok(link) => return link,
+                Err(error) => {
+                    tracing::debug!(%error, "no connection yet");
+                    why = error;
+                }
+            }
+            pause = self.lengthen(pause);
+        }
+    }
+
+    /// The link does not answer: makes another one beside it, unless the link answers first.
+    async fn replace_suspected(&self, old: &Arc<Link>, deaf: bool) -> Option<Link> {
+        tracing::debug!(address = %old.address, deaf, "the connection is suspected");
+        let mut pause = Duration::ZERO;
+        let answered = async {
+            if deaf {
+                std::future::pending::<()>().await;
+            }
+            old.next_answer().await;
+        };
+        tokio::pin!(answered);
+        loop {
+            let attempt = async {
+                self.client.context().spawner.sleep(pause).await;
+                self.link_up_in_time().await
+            };
+            tokio::select! {
+                biased; // an end or an answer of the old link decides whether a new one is needed
+                () = old.broken() => return None,
+                () = answered.as_mut() => return None,
+                made = attempt => match made {
+                    Ok(link) => return Some(link),
+                    Err(error) => tracing::debug!(%error, "no second connection yet"),
+                },
+            }
+            pause = self.lengthen(pause);
+        }
+    }
+
+    /// The next pause, of at most a second, with jitter: many clients of a server that came back must not call in step.
+    fn lengthen(&self, pause: Duration) -> Duration {
+        let most = (pause * 3).clamp(FIRST_PAUSE * 3, LONGEST_PAUSE);
+        self.client.context().entropy.between(FIRST_PAUSE, most)
+    }
+}
