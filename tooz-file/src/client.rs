@@ -14,13 +14,13 @@ use tooz_core::driver::{Connect, Context, Driver, Epoch, Groups, Locks, OpenSess
 use tooz_core::{Characteristics, Error, ErrorKind, Result};
 
 use crate::config::{self, Config};
-use crate::directory::Directory;
 use crate::error;
-use crate::kernel::Hold;
+use crate::host::kernel::Hold;
 use crate::keys::KeyHash;
 use crate::reaper;
 use crate::session::FileSession;
-use crate::site::{Access, DriverLock, Moment, Site};
+use crate::tree::directory::Directory;
+use crate::tree::open_tree::{Access, DriverLock, Moment, Site};
 
 /// Between two tries for what another process holds for a moment: about the length of that moment and a bit, at
 /// random, so that several who wait do not walk in step.

@@ -7,7 +7,7 @@ use tooz_core::driver::{LAYOUT_OPTION, layout_of};
 use tooz_core::options::{OptionKind, OptionSpec};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
-use crate::kernel::Flavor;
+use crate::host::kernel::Flavor;
 
 /// The options that only this driver knows.
 pub(crate) const OPTIONS: &[OptionSpec] = &[

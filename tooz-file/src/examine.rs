@@ -10,12 +10,12 @@ use tooz_core::driver::Connect;
 use tooz_core::{Characteristics, Examining, Finding, Result};
 
 use crate::config::{self, Config};
-use crate::directory::Directory;
 use crate::error;
-use crate::kernel::{self, Flavor, Hold, InTheWay};
+use crate::host::kernel::{self, Flavor, Hold, InTheWay};
 use crate::keys::{self, KeyHash, Named, Role};
 use crate::place;
-use crate::site;
+use crate::tree::directory::Directory;
+use crate::tree::open_tree;
 
 /// A lock or a member is a small file, and so is everything else here; but a full disk grants nothing.
 const LITTLE_SPACE: u64 = 16 << 20;
@@ -152,7 +152,7 @@ fn changing(place: &Directory, home: &Directory, flavor: Flavor) -> Option<u32> 
     let file = place.open(keys::DRIVER_LOCK).ok()?;
     match flavor.in_the_way(&file, Hold::Alone).ok()?? {
         InTheWay::Process(pid) => Some(pid),
-        InTheWay::OpenFile => site::read_pid(&home.open(keys::DRIVER_PID).ok()?),
+        InTheWay::OpenFile => open_tree::read_pid(&home.open(keys::DRIVER_PID).ok()?),
     }
 }
 

@@ -15,17 +15,17 @@ use tooz_core::driver::{ChangeStream, Groups, Join, MemberRecord, SessionGroups}
 use tooz_core::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
 
 use crate::client::{Client, FileDriver};
-use crate::directory::{self, Directory};
 use crate::error;
-use crate::hub::Topic;
-use crate::kernel::Hold;
+use crate::host::kernel::Hold;
 use crate::keys;
-use crate::local::Local;
-use crate::members::{claim, place, remove};
-use crate::msgpack;
 use crate::reaper::{self, Doctor};
-use crate::record::{self, Member};
-use crate::site::Site;
+use crate::session_state::Local;
+use crate::tree::directory::{self, Directory};
+use crate::tree::member_record::{self, Member};
+use crate::tree::members::{claim, place, remove};
+use crate::tree::msgpack;
+use crate::tree::open_tree::Site;
+use crate::tree::topics::Topic;
 use crate::watch;
 
 #[derive(Debug)]
@@ -57,7 +57,8 @@ pub(crate) fn open(site: &Site, group: &GroupId) -> Result<Directory> {
         Err(error) if missing(&error) => return Err(no_group(group)),
         answer => answer.map_err(|cause| failed(group, cause))?,
     };
-    let found = record::read_group(&metadata).map_err(|error| corrupt(&directory, keys::METADATA, &error))?;
+    let found =
+        member_record::read_group(&metadata).map_err(|error| corrupt(&directory, keys::METADATA, &error))?;
     if found != *group {
         return Err(Error::new(
             ErrorKind::Corrupt,
@@ -79,7 +80,7 @@ fn create(site: &Site, group: &GroupId) -> Result<Directory> {
     let name = keys::group(group);
     let directory = site.groups.make(&name, site.directory_mode).map_err(failed)?;
     let temporary = directory::unique("group");
-    let content = record::write_group(group);
+    let content = member_record::write_group(group);
     // Groups outlive a power cut; members do not have to.
     let written = site.tmp.write_new(&temporary, &content, site.mode).and_then(|file| file.sync_all());
     let placed = written.and_then(|()| site.tmp.publish(&temporary, &directory, keys::METADATA));
@@ -374,7 +375,7 @@ impl Groups for FileDriver {
                 else {
                     continue; // half made, or nothing of ours
                 };
-                match record::read_group(&content) {
+                match member_record::read_group(&content) {
                     Ok(group) if keys::group(&group) == name => groups.push(group),
                     _ => tracing::warn!(name, "skipped a group whose metadata cannot be read"),
                 }

@@ -30,7 +30,7 @@ use sha2::{Digest, Sha256};
 use tooz_core::driver::{AttemptId, LockKey, LockMode, Previous, SessionId};
 use tooz_core::{GroupId, MemberId};
 
-use crate::owner::Owner;
+use crate::tree::owner::Owner;
 
 pub(crate) const OURS: &str = ".tooz-rs";
 pub(crate) const NAMESPACES: &str = "ns";
@@ -268,7 +268,7 @@ mod tests {
     use tooz_core::LockName;
 
     use super::*;
-    use crate::kernel::Process;
+    use crate::host::kernel::Process;
 
     fn named(name: impl AsRef<[u8]>) -> LockKey {
         LockKey::Named(LockName::new(name).unwrap())

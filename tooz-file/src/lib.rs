@@ -1,45 +1,32 @@
 #![doc = include_str!("../README.md")]
 #![doc(html_root_url = "https://docs.rs/tooz-file")]
 
-mod ahead;
-mod book;
-mod breaks;
-#[cfg(any(test, feature = "fuzzing"))]
-#[doc(hidden)]
-pub mod checks;
 mod client;
 mod config;
-mod directory;
-mod ears;
 mod error;
 mod examine;
-mod fence;
 mod groups;
-mod hub;
+mod holders;
+mod host;
 #[cfg(test)]
 mod inherited;
-mod kernel;
 mod keys;
-mod layout;
-mod local;
 mod locks;
-mod members;
-mod msgpack;
-mod oslock;
-mod owner;
-mod ownership;
 mod place;
-mod portable;
 mod reaper;
-mod record;
 mod session;
-mod site;
+mod session_state;
+mod tree;
 mod watch;
 
 use std::sync::Arc;
 
 use tooz_core::driver::{Connect, Driver};
 use tooz_core::{Connecting, Registration};
+
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub use tree::checks;
 
 /// This driver. It registers itself when the crate is linked; pass it by hand where constructors do not run.
 pub const REGISTRATION: Registration =

@@ -16,18 +16,18 @@ use tooz_core::driver::{
 };
 use tooz_core::{Error, ErrorKind, LossReason, Result};
 
-use crate::ahead::{Ahead, Hearing};
-use crate::book::{self, Before, Book};
 use crate::client::Client;
-use crate::directory::Directory;
 use crate::error;
-use crate::hub::Topic;
+use crate::host::portable::LOCK_POLL;
 use crate::keys::{KeyHash, Record, Role};
-use crate::local::{Held, Local, Waiting};
-use crate::oslock::{self, Tried};
-use crate::portable::LOCK_POLL;
 use crate::reaper::Doctor;
-use crate::site::{Moment, Site};
+use crate::session_state::{Held, Local, Waiting};
+use crate::tree::directory::Directory;
+use crate::tree::lock_records::{self, Before, Book};
+use crate::tree::open_tree::{Moment, Site};
+use crate::tree::predecessor::{Ahead, Hearing};
+use crate::tree::python_lock::{self, Tried};
+use crate::tree::topics::Topic;
 
 /// How often a waiter looks although nobody told it anything: whether whoever is before it still stands and lives, and
 /// nothing depends on it unless an event was lost.
@@ -163,7 +163,7 @@ impl FileSessionLocks {
         }
         let files = match site.python_path(key) {
             None => Vec::new(),
-            Some(path) => match oslock::try_lock(site, &path, oslock::hold(mode), spare)? {
+            Some(path) => match python_lock::try_lock(site, &path, python_lock::hold(mode), spare)? {
                 Tried::Locked(file) => vec![file],
                 Tried::Busy(file) => {
                     return Ok(Moment::Done(Outcome::Blocked { before: Vec::new(), spare: Some(file) }));
@@ -174,7 +174,7 @@ impl FileSessionLocks {
         let token = match site.fence(self.client.context.clock.wall()) {
             Ok(Some(token)) => token,
             none => {
-                oslock::let_go(files);
+                python_lock::let_go(files);
                 return none.map(|_| Moment::Busy(None));
             }
         };
@@ -189,7 +189,7 @@ impl FileSessionLocks {
             None => drop(directory.create(&record, site.mode).map_err(|cause| failed(key, cause))?),
         }
         let told = match book.mark {
-            Some(_) => book::marks(directory, hash),
+            Some(_) => lock_records::marks(directory, hash),
             None => Vec::new(),
         };
         let grant = Grant::new(attempt, key.clone(), mode, token, book.mark.unwrap_or_default());
@@ -350,7 +350,7 @@ impl FileSessionLocks {
         self.local.withdraw(grant.attempt);
         let directory = site.stripe(held.hash.stripe()).map_err(failed)?;
         // First: whoever is woken by the record's end finds the file free.
-        oslock::let_go(std::mem::take(&mut held.files));
+        python_lock::let_go(std::mem::take(&mut held.files));
         let removed = match end {
             // Unlinking is atomic, and the name is that of this grant alone.
             End::Clean if held.told.is_empty() => directory.remove(&held.record).map_err(failed),
@@ -374,8 +374,8 @@ impl FileSessionLocks {
         let site = self.site();
         let work = |directory: &Directory| {
             let marked = match how {
-                Previous::Clean => book::unmark(directory, &held.hash, &held.told),
-                how => book::mark(directory, &held.hash, how, held.grant.attempt, site.mode),
+                Previous::Clean => lock_records::unmark(directory, &held.hash, &held.told),
+                how => lock_records::mark(directory, &held.hash, how, held.grant.attempt, site.mode),
             };
             let removed = marked.and_then(|()| directory.remove(&held.record));
             removed.map(Moment::Done).map_err(|cause| failed(&held.grant.key, cause))

@@ -7,8 +7,8 @@ use nix::sys::statfs::{self, FsType};
 use tooz_core::{Error, ErrorKind, Result};
 
 use crate::config::Config;
-use crate::directory::Directory;
 use crate::error;
+use crate::tree::directory::Directory;
 
 /// File systems on which locks, syncs and change events are known to work between the processes of one host.
 /// ZFS is not in the C headers.

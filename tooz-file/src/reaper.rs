@@ -13,16 +13,16 @@ use std::time::{Duration, UNIX_EPOCH};
 use tooz_core::driver::SessionId;
 use tooz_core::{MemberId, Result};
 
-use crate::book::{self, Entry};
 use crate::client::Client;
-use crate::directory::Directory;
 use crate::error;
-use crate::hub::Topic;
-use crate::kernel::{FileId, Hold};
+use crate::host::kernel::{FileId, Hold};
 use crate::keys::{self, KeyHash, Named, Role};
-use crate::members;
-use crate::owner::Owner;
-use crate::site::{Access, Moment, Site};
+use crate::tree::directory::Directory;
+use crate::tree::lock_records::{self, Entry};
+use crate::tree::members;
+use crate::tree::open_tree::{Access, Moment, Site};
+use crate::tree::owner::Owner;
+use crate::tree::topics::Topic;
 
 /// Judges the owners of records, each session once.
 #[derive(Debug)]
@@ -205,7 +205,9 @@ pub(crate) async fn remove_lock_records(client: &Client, site: &Site, id: Sessio
                 if record.owner.session == id && directory.stat(name).is_ok_and(|found| found.is_some()) {
                     let entry = Entry { name: name.clone(), record, number };
                     // What is no file of ours stays, and the others go.
-                    if skip(book::remove_dead(directory, &key, &entry, site.mode)).map_err(failed)?.is_some()
+                    if skip(lock_records::remove_dead(directory, &key, &entry, site.mode))
+                        .map_err(failed)?
+                        .is_some()
                     {
                         site.say(&Topic::Lock(key));
                     }

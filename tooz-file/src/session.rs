@@ -14,23 +14,23 @@ use tooz_core::driver::{
 use tooz_core::runtime::Task;
 use tooz_core::{Error, ErrorKind, GroupId, LossReason, Result};
 
-use crate::breaks;
 use crate::client::Client;
-use crate::directory;
-use crate::ears::Area;
 use crate::error;
 use crate::groups::FileSessionGroups;
-use crate::hub::Topic;
-use crate::kernel::{FileId, Hold};
-use crate::layout;
-use crate::local::{Local, Waiting};
+use crate::holders;
+use crate::host::kernel::{FileId, Hold};
+use crate::host::portable::SESSION_POLL;
 use crate::locks::{self, FileSessionLocks};
-use crate::members;
-use crate::oslock::{self, Tried};
-use crate::owner::Owner;
-use crate::portable::SESSION_POLL;
 use crate::reaper;
-use crate::site::Site;
+use crate::session_state::{Local, Waiting};
+use crate::tree::directory;
+use crate::tree::inotify::Area;
+use crate::tree::layout;
+use crate::tree::members;
+use crate::tree::open_tree::Site;
+use crate::tree::owner::Owner;
+use crate::tree::python_lock::{self, Tried};
+use crate::tree::topics::Topic;
 
 /// How often members' files are touched and everything is looked at: Python takes a member for dead after its own
 /// option `timeout`, 10 s unless told otherwise, so that two touches may fail or come late.
@@ -148,7 +148,7 @@ async fn remove_all(client: &Arc<Client>, local: &Arc<Local>, how: Previous) -> 
         (held, waiting, groups)
     };
     for attempt in held {
-        breaks::let_go(client, local, attempt, LossReason::SessionClosed, Some(how)).await?;
+        holders::let_go(client, local, attempt, LossReason::SessionClosed, Some(how)).await?;
     }
     let locks = FileSessionLocks { client: client.clone(), local: local.clone() };
     for (attempt, key) in waiting {
@@ -213,17 +213,17 @@ async fn check_grant(client: &Client, local: &Arc<Local>, attempt: AttemptId) ->
     let failed = |cause| locks::failed(&key, cause);
     if matches!(site.stripe(hash.stripe()).map_err(failed)?.stat(&record), Ok(None)) {
         // A release removes it from the state first, so a grant that still stands there has lost its record.
-        return breaks::let_go(client, local, attempt, LossReason::Vanished, None).await;
+        return holders::let_go(client, local, attempt, LossReason::Vanished, None).await;
     }
     let Some(path) = site.python_path(&key) else { return Ok(()) };
     let replaced = {
         let state = local.state();
         let Some(held) = state.held.get(&attempt) else { return Ok(()) };
-        let in_place = held.files.last().is_none_or(|file| oslock::is_in_place(site, &path, file));
+        let in_place = held.files.last().is_none_or(|file| python_lock::is_in_place(site, &path, file));
         (!in_place).then_some(held.grant.mode)
     };
     let Some(mode) = replaced else { return Ok(()) };
-    match oslock::try_lock(site, &path, oslock::hold(mode), None)? {
+    match python_lock::try_lock(site, &path, python_lock::hold(mode), None)? {
         Tried::Locked(file) => {
             tracing::warn!(%key, "the lock's file was removed or replaced; made and locked anew");
             // The old one stays locked: Python's waiters have it open.
@@ -234,7 +234,7 @@ async fn check_grant(client: &Client, local: &Arc<Local>, attempt: AttemptId) ->
         }
         Tried::NoPlace => Ok(()),
         Tried::Busy(_) => {
-            breaks::let_go(client, local, attempt, LossReason::Vanished, Some(Previous::Expired)).await
+            holders::let_go(client, local, attempt, LossReason::Vanished, Some(Previous::Expired)).await
         }
     }
 }
@@ -296,7 +296,7 @@ enum Reap {
 
 async fn round(client: &Client, local: &Arc<Local>, reap: Reap) -> Result<()> {
     // One that fails does not keep the others from being done.
-    let answered = breaks::answer(client, local).await;
+    let answered = holders::answer(client, local).await;
     let inspected = inspect(client, local).await.map(|missing| {
         for group in missing.groups {
             local.tell(Notice::Evicted(group));

@@ -15,18 +15,18 @@ use futures_core::Stream;
 use tooz_core::driver::{ChangeStream, GroupChange, HolderStream, Holders, LockKey, MemberRecord};
 use tooz_core::{ErrorKind, GroupId, MemberId, Result};
 
-use crate::breaks;
 use crate::client::Client;
-use crate::directory::Directory;
-use crate::ears::{Area, Watch};
 use crate::error;
 use crate::groups::{self, View};
-use crate::hub::{Listener, Topic};
-use crate::kernel::{FileId, Hold};
+use crate::holders;
+use crate::host::kernel::{FileId, Hold};
+use crate::host::portable::WATCH_POLL;
 use crate::keys::{self, KeyHash};
-use crate::oslock;
-use crate::portable::WATCH_POLL;
-use crate::site::Site;
+use crate::tree::directory::Directory;
+use crate::tree::inotify::{Area, Watch};
+use crate::tree::open_tree::Site;
+use crate::tree::python_lock;
+use crate::tree::topics::{Listener, Topic};
 
 /// How often a watcher looks although it heard nothing: for what makes no event, such as Python's members that stop
 /// beating and Python's lock holders that unlock without closing.
@@ -280,7 +280,7 @@ fn listen(site: &Arc<Site>, key: &LockKey) -> Listening {
     let mut watched = site.watch_lock(&hash);
     let mut topics = vec![Topic::Lock(hash), Topic::Deaths];
     if let Some(path) = site.python_path(key) {
-        watched.extend(oslock::watch(site, &path));
+        watched.extend(python_lock::watch(site, &path));
         topics.push(Topic::LockFile(path.join("/")));
     }
     let listener = site.hub.listen(topics);
@@ -337,7 +337,7 @@ impl Follow for HolderFollower {
             }
             let now = match &self.listening {
                 None => Ok(Holders::new(Vec::new(), Some(0))),
-                Some(listening) => breaks::holders(&self.client, &listening.site, &self.key).await,
+                Some(listening) => holders::holders(&self.client, &listening.site, &self.key).await,
             };
             match now {
                 // Who waits is of no interest here.

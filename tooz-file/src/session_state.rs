@@ -9,14 +9,14 @@ use tokio::sync::Notify;
 use tooz_core::driver::{AttemptId, Grant, InstanceId, LockKey, LockMode, Notice, SessionId};
 use tooz_core::{Error, ErrorKind, GroupId, LossReason, MemberId, Result};
 
-use crate::book::Mark;
-use crate::ears::Watch;
-use crate::hub::Topic;
-use crate::kernel::FileId;
+use crate::host::kernel::FileId;
 use crate::keys::KeyHash;
-use crate::owner::Owner;
-use crate::record::Member;
-use crate::site::Site;
+use crate::tree::inotify::Watch;
+use crate::tree::lock_records::Mark;
+use crate::tree::member_record::Member;
+use crate::tree::open_tree::Site;
+use crate::tree::owner::Owner;
+use crate::tree::topics::Topic;
 
 /// How many withdrawn attempts a session remembers. An attempt has to be remembered only from its withdrawal to
 /// the arrival of a request that was made earlier and comes late; nobody has this many under way.

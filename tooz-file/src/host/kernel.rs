@@ -14,7 +14,7 @@ use nix::sys::signal::kill;
 use nix::sys::stat::FileStat;
 use nix::unistd::Pid;
 
-use crate::portable;
+use crate::host::portable;
 
 /// Which file it is, whatever its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,10 +12,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tooz_core::{Error, ErrorKind, FencingToken, Result};
 
-use crate::directory::{self, Directory};
 use crate::error;
-use crate::kernel::{FileId, Flavor, Hold};
+use crate::host::kernel::{FileId, Flavor, Hold};
 use crate::keys;
+use crate::tree::directory::{self, Directory};
 
 /// How many tokens one sync covers: at the fastest rate of grants there is still less than one sync a second, and
 /// a reboot skips no more than this.

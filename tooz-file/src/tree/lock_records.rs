@@ -7,11 +7,11 @@ use std::os::unix::fs::FileExt;
 use tooz_core::Result;
 use tooz_core::driver::{Admission, AttemptId, LockMode, Previous, admits};
 
-use crate::directory::Directory;
 use crate::error;
 use crate::keys::{self, KeyHash, Named, Record, Role};
-use crate::owner::Owner;
 use crate::reaper::Doctor;
+use crate::tree::directory::Directory;
+use crate::tree::owner::Owner;
 
 /// A record and its name.
 #[derive(Clone, Debug)]

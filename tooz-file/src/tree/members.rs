@@ -7,17 +7,17 @@ use tooz_core::driver::SessionId;
 use tooz_core::{Error, ErrorKind, GroupId, MemberId, Result};
 
 use crate::client::Client;
-use crate::directory::{self, Directory};
 use crate::error;
 use crate::groups::{failed, no_member, open};
-use crate::hub::Topic;
-use crate::kernel::{FileId, Hold};
+use crate::host::kernel::{FileId, Hold};
 use crate::keys;
-use crate::local::{Local, Membership};
-use crate::owner::Owner;
 use crate::reaper;
-use crate::record::Member;
-use crate::site::Site;
+use crate::session_state::{Local, Membership};
+use crate::tree::directory::{self, Directory};
+use crate::tree::member_record::Member;
+use crate::tree::open_tree::Site;
+use crate::tree::owner::Owner;
+use crate::tree::topics::Topic;
 
 /// Claims the member id for this session; under the driver lock (S9).
 pub(crate) fn claim(site: &Site, local: &Local) -> Result<()> {

@@ -14,18 +14,18 @@ use tooz_core::driver::{
 };
 use tooz_core::{Error, ErrorKind, FencingToken, LossReason, MemberId, Result};
 
-use crate::book::{self, Book, Entry};
 use crate::client::{Client, FileDriver};
-use crate::directory::{self, Directory};
 use crate::error;
-use crate::hub::Topic;
-use crate::kernel::InTheWay;
+use crate::host::kernel::InTheWay;
 use crate::keys::{self, KeyHash};
-use crate::local::Local;
 use crate::locks::failed;
-use crate::oslock;
 use crate::reaper::{self, Doctor};
-use crate::site::{Access, Moment, Site};
+use crate::session_state::Local;
+use crate::tree::directory::{self, Directory};
+use crate::tree::lock_records::{self, Book, Entry};
+use crate::tree::open_tree::{Access, Moment, Site};
+use crate::tree::python_lock;
+use crate::tree::topics::Topic;
 use crate::watch;
 
 /// How long the holder's process may take to let go (L10).
@@ -69,7 +69,7 @@ async fn present(client: &Client, site: &Site, key: &LockKey) -> Result<Present>
 
 /// Who holds it without a record: Python.
 fn foreign(site: &Site, key: &LockKey) -> Option<InTheWay> {
-    oslock::in_the_way(site, &site.python_path(key)?)
+    python_lock::in_the_way(site, &site.python_path(key)?)
 }
 
 fn time(seconds: i64, nanos: i64) -> Option<SystemTime> {
@@ -234,7 +234,7 @@ pub(crate) async fn let_go(
     let work = |directory: &Directory| {
         let failed = |cause| failed(&key, cause);
         if let Some(how) = mark {
-            book::mark(directory, &held.hash, how, attempt, site.mode).map_err(failed)?;
+            lock_records::mark(directory, &held.hash, how, attempt, site.mode).map_err(failed)?;
         }
         directory.remove(&held.record).map_err(failed)?;
         Ok(Moment::Done(()))

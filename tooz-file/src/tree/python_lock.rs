@@ -12,11 +12,11 @@ use nix::libc;
 use tooz_core::driver::LockMode;
 use tooz_core::{Error, ErrorKind, Result};
 
-use crate::directory::Directory;
-use crate::ears::{Area, Watch};
 use crate::error;
-use crate::kernel::{FileId, Flavor, Hold, InTheWay};
-use crate::site::Site;
+use crate::host::kernel::{FileId, Flavor, Hold, InTheWay};
+use crate::tree::directory::Directory;
+use crate::tree::inotify::{Area, Watch};
+use crate::tree::open_tree::Site;
 
 /// What a try gave.
 #[derive(Debug)]

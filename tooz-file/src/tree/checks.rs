@@ -6,12 +6,12 @@ use sha2::{Digest, Sha256};
 use tooz_core::driver::LockKey;
 use tooz_core::{ErrorKind, GroupId, LockName, MemberId};
 
-use crate::fence::{Counter, LENGTH};
 use crate::keys::{self, KeyHash, Named};
-use crate::msgpack::{self, Reader};
-use crate::owner::Owner;
 use crate::reaper;
-use crate::record::{self, Member};
+use crate::tree::fence::{Counter, LENGTH};
+use crate::tree::member_record::{self, Member};
+use crate::tree::msgpack::{self, Reader};
+use crate::tree::owner::Owner;
 
 /// The longest name of a file.
 const NAME_MAX: usize = 255;
@@ -39,8 +39,10 @@ fn read_again(member: &Member) -> Member {
 
 /// Any bytes are a group's record or corrupt.
 pub fn group(bytes: &[u8]) {
-    match record::read_group(bytes) {
-        Ok(group) => assert_eq!(record::read_group(&record::write_group(&group)).ok(), Some(group)),
+    match member_record::read_group(bytes) {
+        Ok(group) => {
+            assert_eq!(member_record::read_group(&member_record::write_group(&group)).ok(), Some(group))
+        }
         Err(error) => assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}"),
     }
 }
@@ -151,7 +153,7 @@ mod tests {
     use tooz_core::driver::{AttemptId, LockMode, MemberRecord, SessionId};
 
     use super::*;
-    use crate::kernel::Process;
+    use crate::host::kernel::Process;
     use crate::keys::{Record, Role};
 
     /// The same cases on every run, unless `TOOZ_PROPTEST_SEED` names another seed or says `random`;
@@ -227,10 +229,10 @@ mod tests {
             member(&whole);
             member(&damaged(whole.clone(), at, with));
             prop_assert!(Member::read(&whole[..at.index(whole.len())]).is_err(), "a part is no record");
-            let whole = record::write_group(&GroupId::new(id).unwrap());
+            let whole = member_record::write_group(&GroupId::new(id).unwrap());
             group(&whole);
             group(&damaged(whole.clone(), at, with));
-            prop_assert!(record::read_group(&whole[..at.index(whole.len())]).is_err(), "a part is no record");
+            prop_assert!(member_record::read_group(&whole[..at.index(whole.len())]).is_err(), "a part is no record");
         }
 
         #[test]

@@ -7,7 +7,7 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::time::Duration;
 
-use crate::kernel::Hold;
+use crate::host::kernel::Hold;
 
 /// How often a waiter looks when nobody tells it, at random between these: a tenth of a second after a release is
 /// felt by people, and below 5 ms a hundred waiters would do nothing but look.

@@ -8,13 +8,13 @@ use std::io;
 use tooz_core::driver::{SessionId, Stamp, earlier_layout_in_use, later_layout};
 use tooz_core::{Error, ErrorKind, Result};
 
-use crate::directory::{self, Directory};
 use crate::error;
-use crate::fence::spin;
-use crate::kernel::{FileId, Hold};
+use crate::host::kernel::{FileId, Hold};
 use crate::keys;
 use crate::reaper;
-use crate::site::Site;
+use crate::tree::directory::{self, Directory};
+use crate::tree::fence::spin;
+use crate::tree::open_tree::Site;
 
 pub(crate) fn parse(home: &Directory, content: &[u8]) -> Result<Stamp> {
     Stamp::parse(content).ok_or_else(|| {

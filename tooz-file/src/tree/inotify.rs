@@ -21,8 +21,8 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use tooz_core::driver::SessionId;
 
-use crate::hub::{Hub, Topic};
 use crate::keys::{self, KeyHash};
+use crate::tree::topics::{Hub, Topic};
 
 /// What is watched: a directory, by what it holds, or a file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -13,17 +13,17 @@ use tooz_core::driver::{Epoch, LockKey, SessionId, Stamp};
 use tooz_core::{Error, ErrorKind, Result};
 
 use crate::config::Config;
-use crate::directory::{self, Directory};
-use crate::ears::{Area, Ears, Watch, Watching};
 use crate::error;
-use crate::fence::{Fence, spin};
-use crate::hub::{Hub, Topic};
-use crate::kernel::{self, FileId, Flavor, Hold, InTheWay, Process};
+use crate::host::kernel::{self, FileId, Flavor, Hold, InTheWay, Process};
 use crate::keys::{self, KeyHash};
-use crate::layout;
-use crate::local::Local;
-use crate::owner::short_boot;
 use crate::place;
+use crate::session_state::Local;
+use crate::tree::directory::{self, Directory};
+use crate::tree::fence::{Fence, spin};
+use crate::tree::inotify::{Area, Ears, Watch, Watching};
+use crate::tree::layout;
+use crate::tree::owner::short_boot;
+use crate::tree::topics::{Hub, Topic};
 
 /// See [`keys`] for what is where.
 #[derive(Debug)]

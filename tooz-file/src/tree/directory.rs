@@ -16,8 +16,8 @@ use nix::sys::stat::{self, FileStat, Mode};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::error::unreadable;
-use crate::kernel::{FileId, Process};
-use crate::ownership::{self, Rights};
+use crate::host::kernel::{FileId, Process};
+use crate::host::ownership::{self, Rights};
 
 /// Nobody of ours writes more: 64 KiB of capabilities and some hundred bytes around them.
 const MOST_BYTES: u64 = 256 * 1024;

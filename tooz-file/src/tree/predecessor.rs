@@ -3,13 +3,13 @@
 
 use std::mem;
 
-use crate::book::Before;
-use crate::ears::{Area, Watch, Watching};
 use crate::keys::KeyHash;
-use crate::local::Local;
-use crate::oslock;
 use crate::reaper;
-use crate::site::Site;
+use crate::session_state::Local;
+use crate::tree::inotify::{Area, Watch, Watching};
+use crate::tree::lock_records::Before;
+use crate::tree::open_tree::Site;
+use crate::tree::python_lock;
 
 /// What a waiter listens to.
 #[derive(Debug, Default)]
@@ -77,7 +77,7 @@ impl Ahead {
     pub(crate) fn listen_to_file(&mut self, site: &Site, path: &[&str]) {
         self.records.clear();
         if self.file.is_none() {
-            self.file = oslock::watch(site, path);
+            self.file = python_lock::watch(site, path);
         }
     }
 
