@@ -15,7 +15,7 @@ use tooz_core::{Characteristics, Error, ErrorKind, Result};
 
 use crate::config::{self, Config};
 use crate::error;
-use crate::host::kernel::Hold;
+use crate::host::os_lock::Hold;
 use crate::keys::KeyHash;
 use crate::reaper;
 use crate::session::FileSession;

@@ -7,7 +7,7 @@ use tooz_core::driver::{LAYOUT_OPTION, layout_of};
 use tooz_core::options::{OptionKind, OptionSpec};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
-use crate::host::kernel::Flavor;
+use crate::host::os_lock::Flavor;
 
 /// The options that only this driver knows.
 pub(crate) const OPTIONS: &[OptionSpec] = &[

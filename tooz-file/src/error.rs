@@ -49,6 +49,11 @@ pub(crate) fn io(what: impl Into<String>, error: io::Error) -> Error {
     Error::new(kind, what.into() + remedy).caused_by(error)
 }
 
+/// The kernel does not say which file system this directory is on.
+pub(crate) fn file_system(directory: &Path, error: io::Error) -> Error {
+    io(format!("the file system of {}", directory.display()), error)
+}
+
 /// What a view finds where no session ever was: no group, and no lock that anybody holds.
 pub(crate) fn nothing_here(path: &Path) -> Error {
     Error::new(ErrorKind::GroupNotFound, format!("nothing was ever stored in {}", path.display()))

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use nix::sys::statfs::{self, FsType};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
 use tooz_core::driver::Connect;
@@ -11,28 +10,15 @@ use tooz_core::{Characteristics, Examining, Finding, Result};
 
 use crate::config::{self, Config};
 use crate::error;
-use crate::host::kernel::{self, Flavor, Hold, InTheWay};
+use crate::host::filesystem::FileSystem;
+use crate::host::os_lock::{Flavor, Hold, InTheWay};
+use crate::host::process;
 use crate::keys::{self, KeyHash, Named, Role};
-use crate::place;
 use crate::tree::directory::Directory;
 use crate::tree::open_tree;
 
 /// A lock or a member is a small file, and so is everything else here; but a full disk grants nothing.
 const LITTLE_SPACE: u64 = 16 << 20;
-
-/// File systems by what `statfs(2)` calls them.
-const NAMES: &[(FsType, &str)] = &[
-    (statfs::EXT4_SUPER_MAGIC, "ext4"),
-    (statfs::XFS_SUPER_MAGIC, "xfs"),
-    (statfs::BTRFS_SUPER_MAGIC, "btrfs"),
-    (FsType(0x2fc1_2fc1), "zfs"),
-    (statfs::F2FS_SUPER_MAGIC, "f2fs"),
-    (statfs::TMPFS_MAGIC, "tmpfs"),
-    (statfs::OVERLAYFS_SUPER_MAGIC, "overlay"),
-    (statfs::NFS_SUPER_MAGIC, "nfs"),
-    (FsType(0xff53_4d42), "smb"),
-    (statfs::FUSE_SUPER_MAGIC, "fuse"),
-];
 
 /// Looks at the directory that the URL names.
 pub(crate) fn examine(request: Connect) -> Examining {
@@ -53,35 +39,31 @@ fn look(config: &Config, best: Characteristics) -> Result<Vec<Finding>> {
             format!("{} does not exist; connecting makes it", path.display()),
         )]);
     };
-    let known = place::is_local(&path)?;
-    let mut found = vec![file_system(&path, known, config.force_filesystem, best)?, locks(config.flavor)];
+    let system = FileSystem::of(&path).map_err(|cause| error::file_system(&path, cause))?;
+    let mut found = vec![file_system(system, config.force_filesystem, best), locks(config.flavor)];
     found.extend(unwritable(&path));
     found.extend(space(&path));
     found.extend(stopped(&path, config));
     Ok(found)
 }
 
-fn file_system(path: &Path, known: bool, forced: bool, best: Characteristics) -> Result<Finding> {
-    let answer = statfs::statfs(path)
-        .map_err(|errno| error::io(format!("the file system of {}", path.display()), errno.into()))?;
-    let (system, topic) = (answer.filesystem_type(), "file-system");
-    let name = NAMES.iter().find(|(number, _)| *number == system);
-    let name = name.map_or_else(|| format!("file system {:#x}", system.0), |(_, name)| (*name).to_owned());
-    if known && system == statfs::TMPFS_MAGIC {
-        return Ok(Finding::warning(
+fn file_system(system: FileSystem, forced: bool, best: Characteristics) -> Finding {
+    let (name, topic) = (system.name(), "file-system");
+    if system.is_in_memory() {
+        return Finding::warning(
             topic,
             format!("{name}: it is in memory, so after a restart of the machine tokens may begin anew"),
             "put the directory on a disk, unless what the locks protect is gone then, too",
-        ));
+        );
     }
-    if known {
-        return Ok(Finding::good(topic, format!("{name}, where locks between processes work")));
+    if system.is_local() {
+        return Finding::good(topic, format!("{name}, where locks between processes work"));
     }
     let what = format!("{name}: not known to be local; locks between processes are not to be relied on");
     let advice = "move the directory to a local disk (ext, xfs, btrfs, zfs, f2fs)";
     let finding =
         if forced { Finding::warning(topic, what, advice) } else { Finding::bad(topic, what, advice) };
-    Ok(finding.lowers(best - config::on_unknown_file_system()))
+    finding.lowers(best - config::on_unknown_file_system())
 }
 
 fn locks(flavor: Flavor) -> Finding {
@@ -130,7 +112,7 @@ fn stopped(path: &Path, config: &Config) -> Vec<Finding> {
     let Ok((base, home)) = open() else { return Vec::new() };
     let mut found = Vec::new();
     let place = if config.namespace.is_none() { &base } else { &home };
-    if let Some(pid) = changing(place, &home, config.flavor).filter(|pid| kernel::is_stopped(*pid)) {
+    if let Some(pid) = changing(place, &home, config.flavor).filter(|pid| process::is_stopped(*pid)) {
         found.push(Finding::bad(
             "stopped",
             format!("process {pid} stands still in the middle of a change: everybody waits for it"),

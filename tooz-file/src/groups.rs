@@ -16,7 +16,7 @@ use tooz_core::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
 
 use crate::client::{Client, FileDriver};
 use crate::error;
-use crate::host::kernel::Hold;
+use crate::host::os_lock::Hold;
 use crate::keys;
 use crate::reaper::{self, Doctor};
 use crate::session_state::Local;

@@ -16,7 +16,7 @@ use tooz_core::{Error, ErrorKind, FencingToken, LossReason, MemberId, Result};
 
 use crate::client::{Client, FileDriver};
 use crate::error;
-use crate::host::kernel::InTheWay;
+use crate::host::os_lock::InTheWay;
 use crate::keys::{self, KeyHash};
 use crate::locks::failed;
 use crate::reaper::{self, Doctor};

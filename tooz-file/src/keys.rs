@@ -268,7 +268,7 @@ mod tests {
     use tooz_core::LockName;
 
     use super::*;
-    use crate::host::kernel::Process;
+    use crate::host::process::Process;
 
     fn named(name: impl AsRef<[u8]>) -> LockKey {
         LockKey::Named(LockName::new(name).unwrap())

@@ -12,7 +12,6 @@ mod host;
 mod inherited;
 mod keys;
 mod locks;
-mod place;
 mod reaper;
 mod session;
 mod session_state;

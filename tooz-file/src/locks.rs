@@ -18,7 +18,6 @@ use tooz_core::{Error, ErrorKind, LossReason, Result};
 
 use crate::client::Client;
 use crate::error;
-use crate::host::portable::LOCK_POLL;
 use crate::keys::{KeyHash, Record, Role};
 use crate::reaper::Doctor;
 use crate::session_state::{Held, Local, Waiting};
@@ -29,6 +28,9 @@ use crate::tree::predecessor::{Ahead, Hearing};
 use crate::tree::python_lock::{self, Tried};
 use crate::tree::topics::Topic;
 
+/// How often a waiter looks when nobody tells it, at random between these: a tenth of a second after a release is
+/// felt by people, and below 5 ms a hundred waiters would do nothing but look.
+const LOCK_POLL: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(50));
 /// How often a waiter looks although nobody told it anything: whether whoever is before it still stands and lives, and
 /// nothing depends on it unless an event was lost.
 const SAFETY_POLL: Duration = Duration::from_secs(1);

@@ -15,7 +15,7 @@ use tooz_core::{MemberId, Result};
 
 use crate::client::Client;
 use crate::error;
-use crate::host::kernel::{FileId, Hold};
+use crate::host::os_lock::{FileId, Hold};
 use crate::keys::{self, KeyHash, Named, Role};
 use crate::tree::directory::Directory;
 use crate::tree::lock_records::{self, Entry};

@@ -18,8 +18,7 @@ use crate::client::Client;
 use crate::error;
 use crate::groups::FileSessionGroups;
 use crate::holders;
-use crate::host::kernel::{FileId, Hold};
-use crate::host::portable::SESSION_POLL;
+use crate::host::os_lock::{FileId, Hold};
 use crate::locks::{self, FileSessionLocks};
 use crate::reaper;
 use crate::session_state::{Local, Waiting};
@@ -32,6 +31,9 @@ use crate::tree::owner::Owner;
 use crate::tree::python_lock::{self, Tried};
 use crate::tree::topics::Topic;
 
+/// How often a session looks for requests to break its locks when nobody tells it: several times in the second
+/// that whoever breaks waits.
+const SESSION_POLL: Duration = Duration::from_millis(200);
 /// How often members' files are touched and everything is looked at: Python takes a member for dead after its own
 /// option `timeout`, 10 s unless told otherwise, so that two touches may fail or come late.
 const TOUCH: Duration = reaper::ROUND;

@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tooz_core::driver::{AttemptId, Grant, InstanceId, LockKey, LockMode, Notice, SessionId};
 use tooz_core::{Error, ErrorKind, GroupId, LossReason, MemberId, Result};
 
-use crate::host::kernel::FileId;
+use crate::host::os_lock::FileId;
 use crate::keys::KeyHash;
 use crate::tree::inotify::Watch;
 use crate::tree::lock_records::Mark;

@@ -19,8 +19,7 @@ use crate::client::Client;
 use crate::error;
 use crate::groups::{self, View};
 use crate::holders;
-use crate::host::kernel::{FileId, Hold};
-use crate::host::portable::WATCH_POLL;
+use crate::host::os_lock::{FileId, Hold};
 use crate::keys::{self, KeyHash};
 use crate::tree::directory::Directory;
 use crate::tree::inotify::{Area, Watch};
@@ -28,6 +27,8 @@ use crate::tree::open_tree::Site;
 use crate::tree::python_lock;
 use crate::tree::topics::{Listener, Topic};
 
+/// How often a watcher of a group or of a leader looks when nobody tells it: each look reads the whole group.
+const WATCH_POLL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(200));
 /// How often a watcher looks although it heard nothing: for what makes no event, such as Python's members that stop
 /// beating and Python's lock holders that unlock without closing.
 const SAFETY_POLL: Duration = Duration::from_secs(1);

@@ -153,7 +153,7 @@ mod tests {
     use tooz_core::driver::{AttemptId, LockMode, MemberRecord, SessionId};
 
     use super::*;
-    use crate::host::kernel::Process;
+    use crate::host::process::Process;
     use crate::keys::{Record, Role};
 
     /// The same cases on every run, unless `TOOZ_PROPTEST_SEED` names another seed or says `random`;

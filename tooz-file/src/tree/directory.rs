@@ -16,8 +16,9 @@ use nix::sys::stat::{self, FileStat, Mode};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::error::unreadable;
-use crate::host::kernel::{FileId, Process};
+use crate::host::os_lock::FileId;
 use crate::host::ownership::{self, Rights};
+use crate::host::process::Process;
 
 /// Nobody of ours writes more: 64 KiB of capabilities and some hundred bytes around them.
 const MOST_BYTES: u64 = 256 * 1024;

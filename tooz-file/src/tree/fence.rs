@@ -8,12 +8,12 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tooz_core::{Error, ErrorKind, FencingToken, Result};
 
 use crate::error;
-use crate::host::kernel::{FileId, Flavor, Hold};
+use crate::host::os_lock::{FileId, Flavor, Hold, spin};
 use crate::keys;
 use crate::tree::directory::{self, Directory};
 
@@ -240,36 +240,10 @@ impl From<std::io::Error> for Fail {
     }
 }
 
-/// How often a lock that is only ever held for microseconds is tried before something else is done meanwhile.
-const TRIES: usize = 40;
-/// As many of these tries follow each other at once: one takes less than a µs.
-const AT_ONCE: usize = 16;
-/// The pause before each of the others lets the holder run if it has no processor. `sched_yield` would do so, too, but
-/// beside a busy process it gives a whole time slice away.
-const PAUSE: Duration = Duration::from_micros(20);
-
-/// Not `park_timeout`: the thread may be a foreign executor's, and parking would swallow the wake-up it waits for.
-#[allow(clippy::disallowed_methods)] // there is no event: the kernel tells nobody that a lock is free
-fn pause() {
-    std::thread::sleep(PAUSE);
-}
-
-pub(crate) fn spin(mut attempt: impl FnMut() -> std::io::Result<bool>) -> std::io::Result<bool> {
-    for tried in 1..=TRIES {
-        if attempt()? {
-            return Ok(true);
-        }
-        if tried < AT_ONCE {
-            std::hint::spin_loop();
-        } else if tried < TRIES {
-            pause();
-        }
-    }
-    Ok(false)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn take(fence: &Fence, home: &Directory) -> u64 {

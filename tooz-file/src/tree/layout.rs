@@ -9,11 +9,10 @@ use tooz_core::driver::{SessionId, Stamp, earlier_layout_in_use, later_layout};
 use tooz_core::{Error, ErrorKind, Result};
 
 use crate::error;
-use crate::host::kernel::{FileId, Hold};
+use crate::host::os_lock::{FileId, Hold, spin};
 use crate::keys;
 use crate::reaper;
 use crate::tree::directory::{self, Directory};
-use crate::tree::fence::spin;
 use crate::tree::open_tree::Site;
 
 pub(crate) fn parse(home: &Directory, content: &[u8]) -> Result<Stamp> {

@@ -187,7 +187,7 @@ mod tests {
     use tooz_core::driver::SessionId;
 
     use super::*;
-    use crate::host::kernel::Process;
+    use crate::host::process::Process;
 
     #[test]
     fn dates() {

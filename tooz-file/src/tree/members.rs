@@ -9,7 +9,7 @@ use tooz_core::{Error, ErrorKind, GroupId, MemberId, Result};
 use crate::client::Client;
 use crate::error;
 use crate::groups::{failed, no_member, open};
-use crate::host::kernel::{FileId, Hold};
+use crate::host::os_lock::{FileId, Hold};
 use crate::keys;
 use crate::reaper;
 use crate::session_state::{Local, Membership};

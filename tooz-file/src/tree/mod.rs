@@ -1,5 +1,6 @@
 //! The directory tree: its files, their formats, and what the kernel tells of them.
 
+pub(crate) mod base;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod checks;
 pub(crate) mod directory;

@@ -14,12 +14,13 @@ use tooz_core::{Error, ErrorKind, Result};
 
 use crate::config::Config;
 use crate::error;
-use crate::host::kernel::{self, FileId, Flavor, Hold, InTheWay, Process};
+use crate::host::os_lock::{FileId, Flavor, Hold, InTheWay, spin};
+use crate::host::process::{self, Process};
 use crate::keys::{self, KeyHash};
-use crate::place;
 use crate::session_state::Local;
+use crate::tree::base::open_base;
 use crate::tree::directory::{self, Directory};
-use crate::tree::fence::{Fence, spin};
+use crate::tree::fence::Fence;
 use crate::tree::inotify::{Area, Ears, Watch, Watching};
 use crate::tree::layout;
 use crate::tree::owner::short_boot;
@@ -90,7 +91,7 @@ pub(crate) enum Moment<T> {
 impl Site {
     /// The site of this directory: the one that the process has, unless its directory was replaced.
     pub(crate) fn open(config: &Config, epoch: Epoch) -> Result<Arc<Self>> {
-        let (base, known) = place::prepare(config)?;
+        let (base, known) = open_base(config)?;
         let fresh = Stamp { layout: config.layout, epoch };
         let identity = (
             base.path.clone(),
@@ -153,7 +154,7 @@ impl Site {
         let tmp = within(&home, "tmp")?;
         // One that is missing is written when it is known that no session of another layout lives.
         let stamp = marks(&home, &tmp, flavor, config.view, mode)?.unwrap_or(fresh);
-        let boot_id = config.boot_id.clone().map_or_else(kernel::boot_id, Ok)?;
+        let boot_id = config.boot_id.clone().map_or_else(process::boot_id, Ok)?;
         let hub = Arc::<Hub>::default();
         let ears = match flavor {
             Flavor::Portable => None,

@@ -4,7 +4,7 @@ use std::fmt;
 
 use tooz_core::driver::SessionId;
 
-use crate::host::kernel::Process;
+use crate::host::process::Process;
 use crate::keys;
 
 /// A session, its file and its process.

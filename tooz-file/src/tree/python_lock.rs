@@ -13,7 +13,7 @@ use tooz_core::driver::LockMode;
 use tooz_core::{Error, ErrorKind, Result};
 
 use crate::error;
-use crate::host::kernel::{FileId, Flavor, Hold, InTheWay};
+use crate::host::os_lock::{FileId, Flavor, Hold, InTheWay};
 use crate::tree::directory::Directory;
 use crate::tree::inotify::{Area, Watch};
 use crate::tree::open_tree::Site;
