@@ -1,91 +1,30 @@
-//! Locks as an operator sees them: who holds one, and breaking it.
+//! The holders of any lock: listing, breaking and following them.
 //!
-//! Nobody can take an operating-system lock from a process, and replacing its file would split the lock between those
-//! who have the old one open and those who open the new one. So the holder's process is asked, by a file that its
-//! session hears; if it does not let go in time, nothing is changed and the error names the process to end.
+//! No process can take an operating-system lock from another one. Replacing its file would split the lock between the
+//! processes that have the old one open and those that open the new one. So the holder's process is asked, by a file of
+//! which its session is notified. If it does not release the lock in time, nothing is changed and the error names the
+//! process to end.
 
 use std::io;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use tooz_core::driver::{
-    AttemptId, BreakRequest, HolderRecord, HolderStream, Holders, LockKey, LockMode, Locks, Notice, Previous,
-};
+use tooz_core::driver::{BreakRequest, HolderRecord, HolderStream, Holders, LockKey, Locks, Previous};
 use tooz_core::{Error, ErrorKind, FencingToken, LossReason, MemberId, Result};
 
 use crate::client::{Client, FileDriver};
 use crate::error;
 use crate::host::os_lock::InTheWay;
 use crate::keys::{self, KeyHash};
-use crate::locks::failed;
-use crate::reaper::{self, Doctor};
-use crate::session_state::Local;
-use crate::tree::directory::{self, Directory};
-use crate::tree::lock_records::{self, Book, Entry};
-use crate::tree::open_tree::{Access, Moment, Site};
-use crate::tree::python_lock;
-use crate::tree::topics::Topic;
+use crate::session_state::SessionState;
+use crate::tree::{Access, Entry, Moment, Topic, Tree, directory};
+use crate::view::{read_holders, read_lock};
 use crate::watch;
 
-/// How long the holder's process may take to let go (L10).
+/// How long the holder's process may take to release the lock (L10).
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How often it is looked whether it did, where nothing is heard; an answer is a matter of milliseconds.
+/// How often the records are read meanwhile, where the kernel pushes no changes; an answer takes milliseconds.
 const LOOK: Duration = Duration::from_millis(20);
-
-/// What stands now: the holders that live, and how many wait.
-struct Present {
-    entries: Vec<(Entry, HolderRecord)>,
-    foreign: Option<InTheWay>,
-    waiters: usize,
-}
-
-async fn present(client: &Client, site: &Site, key: &LockKey) -> Result<Present> {
-    let hash = KeyHash::new(key);
-    let work = |directory: &Directory| {
-        let failed = |cause| failed(key, cause);
-        let mut book = Book::read(directory, &hash).map_err(failed)?;
-        book.bury(&mut Doctor::new(site), None).map_err(failed)?;
-        let mut entries = Vec::new();
-        for entry in book.holders {
-            let since = directory.stat(&entry.name).map_err(failed)?;
-            // Renaming a waiter's record to a holder's changes it.
-            let since = since.and_then(|data| time(data.st_ctime, data.st_ctime_nsec));
-            let member = reaper::member_of(site, entry.record.owner.session);
-            let token = FencingToken::new(entry.number);
-            let record = HolderRecord::new(member, token, entry.record.mode, since);
-            entries.push((entry, record));
-        }
-        let foreign = if entries.is_empty() { foreign(site, key) } else { None };
-        Ok(Moment::Done(Present { entries, foreign, waiters: book.queue.len() }))
-    };
-    match site.stripe(hash.stripe()) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Ok(Present { entries: Vec::new(), foreign: foreign(site, key), waiters: 0 })
-        }
-        _ => client.in_stripe_number(site, hash.stripe(), Access::Look, client.deadline(), work).await,
-    }
-}
-
-/// Who holds it without a record: Python.
-fn foreign(site: &Site, key: &LockKey) -> Option<InTheWay> {
-    python_lock::in_the_way(site, &site.python_path(key)?)
-}
-
-fn time(seconds: i64, nanos: i64) -> Option<SystemTime> {
-    let since = Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanos).ok()?);
-    UNIX_EPOCH.checked_add(since)
-}
-
-pub(crate) async fn holders(client: &Client, site: &Site, key: &LockKey) -> Result<Holders> {
-    let present = present(client, site, key).await?;
-    let mut holders: Vec<HolderRecord> = present.entries.into_iter().map(|(_, record)| record).collect();
-    if present.foreign.is_some() {
-        // Python writes down neither who nor since when, and takes no token.
-        holders.push(HolderRecord::new(None, None, LockMode::Exclusive, None));
-    }
-    Ok(Holders::new(holders, u64::try_from(present.waiters).ok()))
-}
 
 fn unresponsive(key: &LockKey, who: &str) -> Error {
     Error::new(
@@ -96,9 +35,9 @@ fn unresponsive(key: &LockKey, who: &str) -> Error {
     )
 }
 
-async fn break_lock(client: &Client, site: &Site, request: &BreakRequest) -> Result<Vec<HolderRecord>> {
+async fn break_lock(client: &Client, tree: &Tree, request: &BreakRequest) -> Result<Vec<HolderRecord>> {
     let key = &request.key;
-    let present = present(client, site, key).await?;
+    let present = read_lock(client, tree, key).await?;
     match present.foreign {
         _ if request.token.is_some() => {} // Python's has none
         None => {}
@@ -117,32 +56,33 @@ async fn break_lock(client: &Client, site: &Site, request: &BreakRequest) -> Res
         }
     }
     let hash = KeyHash::new(key);
-    let mut listener = site.hub.listen(vec![Topic::Lock(hash.clone()), Topic::Deaths]);
-    let _watched = site.watch_lock(&hash);
+    let mut listener = tree.topics.listen(vec![Topic::Lock(hash.clone()), Topic::Deaths]);
+    let _watched = tree.watch_lock(&hash);
     let mut asked: Vec<(Entry, HolderRecord)> = present.entries;
     asked.retain(|(_, record)| request.token.is_none() || record.token == request.token);
     for (entry, _) in &asked {
-        ask(site, entry, request)?;
+        write_break_request(tree, entry, request)?;
     }
     let deadline = client.context.clock.now() + PATIENCE;
-    let mut left = standing(client, site, key, &asked).await?;
+    let mut left = find_remaining(client, tree, key, &asked).await?;
     while !left.is_empty() && client.context.clock.now() < deadline {
         client.context.spawner.timeout(LOOK, listener.heard()).await;
-        left = standing(client, site, key, &asked).await?;
+        left = find_remaining(client, tree, key, &asked).await?;
     }
     let mut stubborn = Vec::new();
     for entry in &left {
         let name = keys::break_request(entry.record.owner.session, entry.record.attempt);
-        // Whoever took it away before us is letting go right now.
-        let withdrawn = site.breaks.remove(&name).map_err(|cause| failed(key, cause))?;
+        // If the holder's process has taken it already, it is releasing the lock right now.
+        let withdrawn = tree.break_requests.remove(&name).map_err(|cause| error::lock_records(key, cause))?;
         if withdrawn {
             stubborn.push(entry.record.owner.process.pid);
         }
     }
     if stubborn.is_empty() && !left.is_empty() {
         client.context.spawner.timeout(LOOK, listener.heard()).await;
-        stubborn
-            .extend(standing(client, site, key, &asked).await?.iter().map(|e| e.record.owner.process.pid));
+        stubborn.extend(
+            find_remaining(client, tree, key, &asked).await?.iter().map(|e| e.record.owner.process.pid),
+        );
     }
     if !stubborn.is_empty() {
         let pids: Vec<String> = stubborn.iter().map(ToString::to_string).collect();
@@ -161,98 +101,72 @@ async fn break_lock(client: &Client, site: &Site, request: &BreakRequest) -> Res
     Ok(broken)
 }
 
-/// Which of the grants that are to be broken still stand.
-async fn standing(
+/// Which of the grants that are to be broken still have their records.
+async fn find_remaining(
     client: &Client,
-    site: &Site,
+    tree: &Tree,
     key: &LockKey,
     asked: &[(Entry, HolderRecord)],
 ) -> Result<Vec<Entry>> {
-    let now = present(client, site, key).await?.entries;
+    let now = read_lock(client, tree, key).await?.entries;
     let still = |entry: &Entry| now.iter().any(|(other, _)| other.name == entry.name);
     Ok(asked.iter().map(|(entry, _)| entry.clone()).filter(still).collect())
 }
 
-/// Puts a request where the holder's process hears it.
-fn ask(site: &Site, entry: &Entry, request: &BreakRequest) -> Result<()> {
-    let failed = |cause| failed(&request.key, cause);
+/// Writes a request where the holder's session is notified of it.
+fn write_break_request(tree: &Tree, entry: &Entry, request: &BreakRequest) -> Result<()> {
+    let failed = |cause| error::lock_records(&request.key, cause);
     let session = entry.record.owner.session;
     let name = keys::break_request(session, entry.record.attempt);
     let content = format!("{}\n{}", keys::hex(request.by.as_bytes()), request.why);
     let temporary = directory::unique("break");
-    site.tmp.write_new(&temporary, content.as_bytes(), site.mode).map_err(failed)?;
-    site.tmp.rename(&temporary, &site.breaks, &name).map_err(failed)?;
-    site.say(&Topic::Session(session));
+    tree.tmp.write_new(&temporary, content.as_bytes(), tree.mode).map_err(failed)?;
+    tree.tmp.rename(&temporary, &tree.break_requests, &name).map_err(failed)?;
+    tree.notify(&Topic::Session(session));
     Ok(())
 }
 
-/// The holder's side: answers the requests to break what this session holds.
-pub(crate) async fn answer(client: &Client, local: &Arc<Local>) -> Result<()> {
-    let site = &local.site;
-    let failed = |cause| error::io(site.breaks.path.display().to_string(), cause);
-    for name in site.breaks.names().map_err(failed)? {
-        let Some((session, attempt)) = keys::parse_break_request(&name) else { continue };
-        if session != local.session() {
-            continue;
+impl SessionState {
+    /// The holder's side: answers the requests to break what this session holds.
+    pub(crate) async fn answer_break_requests(&self) -> Result<()> {
+        let tree = &self.tree;
+        let failed = |cause| error::io(tree.break_requests.path.display().to_string(), cause);
+        for name in tree.break_requests.names().map_err(failed)? {
+            let Some((id, attempt)) = keys::parse_break_request(&name) else { continue };
+            if id != self.id() {
+                continue;
+            }
+            let content = match tree.break_requests.read(&name) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // withdrawn
+                answer => match error::skip_unreadable(answer).map_err(failed)? {
+                    Some(content) => content,
+                    None => continue,
+                },
+            };
+            // From here on the process that asked can no longer withdraw the request; it stays on record.
+            match tree.break_requests.rename(&name, &tree.broken, &keys::broken(attempt)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                answer => answer.map_err(failed)?,
+            }
+            let content = String::from_utf8_lossy(&content).into_owned();
+            let (by, why) = content.split_once('\n').unwrap_or(("", &content));
+            let by = keys::unhex(by).and_then(|id| MemberId::new(id).ok());
+            let reason = LossReason::Broken { by, why: why.to_owned() };
+            self.end_grant(attempt, reason, Some(Previous::Broken)).await?;
         }
-        let content = match site.breaks.read(&name) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // withdrawn
-            answer => match reaper::skip(answer).map_err(failed)? {
-                Some(content) => content,
-                None => continue,
-            },
-        };
-        // From here on whoever asked can no longer withdraw it; it stays on record.
-        match site.breaks.rename(&name, &site.broken, &keys::broken(attempt)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            answer => answer.map_err(failed)?,
-        }
-        let content = String::from_utf8_lossy(&content).into_owned();
-        let (by, why) = content.split_once('\n').unwrap_or(("", &content));
-        let by = keys::unhex(by).and_then(|id| MemberId::new(id).ok());
-        let reason = LossReason::Broken { by, why: why.to_owned() };
-        let_go(client, local, attempt, reason, Some(Previous::Broken)).await?;
+        Ok(())
     }
-    Ok(())
 }
 
-/// Ends one grant of a living session, and tells its owner first.
-pub(crate) async fn let_go(
-    client: &Client,
-    local: &Arc<Local>,
-    attempt: AttemptId,
-    reason: LossReason,
-    mark: Option<Previous>,
-) -> Result<()> {
-    let site = &local.site;
-    let Some(mut held) = local.state().held.remove(&attempt) else { return Ok(()) };
-    local.withdraw(attempt);
-    local.tell(Notice::GrantLost(attempt, reason));
-    let key = held.grant.key.clone();
-    // First: whoever finds the record gone finds the file free.
-    held.files.clear();
-    let work = |directory: &Directory| {
-        let failed = |cause| failed(&key, cause);
-        if let Some(how) = mark {
-            lock_records::mark(directory, &held.hash, how, attempt, site.mode).map_err(failed)?;
-        }
-        directory.remove(&held.record).map_err(failed)?;
-        Ok(Moment::Done(()))
-    };
-    client.in_stripe(site, &held.hash, client.deadline(), work).await?;
-    site.say(&Topic::Lock(held.hash));
-    Ok(())
-}
-
-async fn raise_tokens(client: &Client, site: &Site, least: FencingToken) -> Result<()> {
+async fn raise_tokens(client: &Client, tree: &Tree, least: FencingToken) -> Result<()> {
     let deadline = client.deadline();
-    while site.raise_fence(client.context.clock.wall(), least)?.is_none() {
+    while tree.raise_tokens(client.context.clock.wall(), least)?.is_none() {
         client.pause(deadline, "the fencing counter", None).await?;
     }
-    // A grant takes its token, then writes its record, all under the mutex of its stripe. Once that was free, no grant with a
-    // token from before is still being written.
-    for stripe in (0..keys::STRIPES).filter(|stripe| site.has_stripe(*stripe)) {
-        let passed = client.in_stripe_number(site, stripe, Access::Look, deadline, |_| Ok(Moment::Done(())));
+    // A grant takes its token, then writes its record, all under the mutex of its stripe. Once that was free, no grant with an
+    // earlier token is still being written.
+    for stripe in (0..keys::STRIPES).filter(|stripe| tree.mutexes.has_stripe(*stripe)) {
+        let passed = client.in_stripe(tree, stripe, Access::Look, deadline, |_| Ok(Moment::Done(())));
         passed.await.map_err(Error::indeterminate)?;
     }
     Ok(())
@@ -264,7 +178,7 @@ impl Locks for FileDriver {
         let found = async {
             match self.0.enter() {
                 Err(error) if error::is_nothing_here(&error) => Ok(Holders::new(Vec::new(), Some(0))),
-                site => holders(&self.0, &*site?, key).await,
+                tree => read_holders(&self.0, &*tree?, key).await,
             }
         };
         found.await.map_err(|error| error.during("holders"))

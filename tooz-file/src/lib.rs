@@ -3,19 +3,19 @@
 
 mod client;
 mod config;
+mod driver;
 mod error;
 mod examine;
 mod groups;
 mod holders;
 mod host;
-#[cfg(test)]
-mod inherited;
 mod keys;
 mod locks;
 mod reaper;
 mod session;
 mod session_state;
 mod tree;
+mod view;
 mod watch;
 
 use std::sync::Arc;
@@ -35,16 +35,16 @@ pub const REGISTRATION: Registration =
 
 tooz_core::inventory::submit! { REGISTRATION }
 
-/// Connects at the driver's level, for programs that work with [`tooz_core::driver`] and for tests of drivers;
-/// everybody else connects a coordinator.
+/// Connects at the driver's level, for programs that work with [`tooz_core::driver`] and for tests of drivers.
+/// Other programs connect a coordinator.
 ///
 /// # Errors
 /// `InvalidUrl`, `InvalidOption`; `Unsupported`: the file system is not known to be local; `Denied`: permissions or
 /// a symlink in the way; `Incompatible`: the directory is used with other locks; `Unavailable`.
 pub fn connect(request: Connect) -> Connecting {
     Box::pin(async move {
-        let client = client::Client::connect(request).await.map_err(|error| error.during("connect"))?;
-        Ok(Arc::new(client::FileDriver(client)) as Arc<dyn Driver>)
+        let driver = driver::connect(request).await.map_err(|error| error.during("connect"))?;
+        Ok(Arc::new(driver) as Arc<dyn Driver>)
     })
 }
 

@@ -1,56 +1,61 @@
-//! A session of this process: what it holds, and what it has to tell.
+//! A session of this process: what it holds, and the notices to its owner.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
+use std::io::{self, Write};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use tokio::sync::Notify;
-use tooz_core::driver::{AttemptId, Grant, InstanceId, LockKey, LockMode, Notice, SessionId};
+use tooz_core::driver::{
+    AttemptId, Grant, InstanceId, LockKey, LockMode, Notice, OpenSession, Previous, SessionId,
+};
 use tooz_core::{Error, ErrorKind, GroupId, LossReason, MemberId, Result};
 
-use crate::host::os_lock::FileId;
+use crate::client::Client;
+use crate::error;
+use crate::host::os_lock::{FileId, Hold};
 use crate::keys::KeyHash;
-use crate::tree::inotify::Watch;
-use crate::tree::lock_records::Mark;
-use crate::tree::member_record::Member;
-use crate::tree::open_tree::Site;
-use crate::tree::owner::Owner;
-use crate::tree::topics::Topic;
+use crate::tree::{
+    Access, Directory, LocalSession, Mark, Membership, Moment, Owner, Sessions, Topic, Tree, Watch,
+    directory, liveness, lock_records,
+};
 
 /// How many withdrawn attempts a session remembers. An attempt has to be remembered only from its withdrawal to
-/// the arrival of a request that was made earlier and comes late; nobody has this many under way.
+/// the arrival of a request that was made earlier and comes late; no session has this many under way.
 const WITHDRAWN: usize = 4_096;
 
-/// How many lost grants are remembered: they were told as notices already, and a beat that crossed one asks once more.
+/// How many lost grants are remembered. Notices have told of them already, but a beat that crossed one asks once more.
 const LOST: usize = 256;
 
 #[derive(Debug)]
-pub(crate) struct Local {
-    pub(crate) site: Arc<Site>,
-    pub(crate) member: MemberId,
-    pub(crate) instance: InstanceId,
+pub(crate) struct SessionState {
+    pub(crate) client: Arc<Client>,
+    pub(crate) tree: Arc<Tree>,
+    life: Arc<LocalSession>,
+    instance: InstanceId,
     pub(crate) owner: Owner,
-    /// Its file.
-    pub(crate) id: FileId,
+    pub(crate) file_id: FileId,
     state: Mutex<State>,
     noticed: Notify,
 }
 
+/// The sessions of this process, for those that follow them.
+static SESSIONS: Mutex<BTreeMap<SessionId, Weak<SessionState>>> = Mutex::new(BTreeMap::new());
+
 #[derive(Debug, Default)]
 pub(crate) struct State {
-    pub(crate) ended: Option<LossReason>,
     notices: VecDeque<Notice>,
-    /// Its lock is the session's life.
+    /// As long as its lock is held, the session lives.
     file: Option<File>,
     pub(crate) held: BTreeMap<AttemptId, Held>,
     pub(crate) waiting: BTreeMap<AttemptId, Waiting>,
     pub(crate) members: BTreeMap<GroupId, Membership>,
-    /// Grants that were lost, and why, until the next beats have told it.
+    /// Grants that were lost, and why, until the next beats have told of them.
     lost: VecDeque<(AttemptId, LossReason)>,
-    /// The sessions that were before the last wish that waited. Mostly the next one waits behind the same, and then
-    /// nothing has to be changed, which would wake the thread that listens.
-    pub(crate) lives: Vec<Watch>,
+    /// Watches of the sessions before the last attempt that waited. Mostly the next one waits behind the same, and then no
+    /// watch has to be changed, which would wake the thread that reads events.
+    pub(crate) predecessors: Vec<Watch>,
     withdrawn: BTreeSet<AttemptId>,
     withdrawn_in_order: VecDeque<AttemptId>,
 }
@@ -68,40 +73,74 @@ pub(crate) struct Held {
     pub(crate) files: Vec<File>,
 }
 
-/// A place in a queue.
+/// An attempt that waits in a queue.
 #[derive(Debug)]
 pub(crate) struct Waiting {
     pub(crate) key: LockKey,
     pub(crate) hash: KeyHash,
     pub(crate) record: String,
     pub(crate) mode: LockMode,
-    /// The lock's file, kept open between two tries: closing it would wake everybody else who waits.
+    /// The lock's file, open between two tries: closing it would wake all other waiters.
     pub(crate) spare: Option<Arc<File>>,
 }
 
-/// A group that was joined.
-#[derive(Debug)]
-pub(crate) struct Membership {
-    pub(crate) file: File,
-    pub(crate) id: FileId,
-    pub(crate) member: Member,
+fn sessions() -> MutexGuard<'static, BTreeMap<SessionId, Weak<SessionState>>> {
+    SESSIONS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Local {
-    pub(crate) fn new(
-        site: Arc<Site>,
-        member: MemberId,
-        instance: InstanceId,
-        owner: Owner,
-        file: File,
-        id: FileId,
-    ) -> Self {
-        let state = Mutex::new(State { file: Some(file), ..State::default() });
-        Self { site, member, instance, owner, id, state, noticed: Notify::new() }
+impl SessionState {
+    /// Creates a session and its file. The file is locked before it is visible under its name.
+    pub(crate) fn create(
+        client: &Arc<Client>,
+        tree: &Arc<Tree>,
+        id: SessionId,
+        request: &OpenSession,
+    ) -> io::Result<Arc<Self>> {
+        let temporary = directory::unique("session");
+        let file = tree.tmp.create(&temporary, tree.mode)?;
+        let file_id = FileId::of(&file)?;
+        let Sessions { process, boot, .. } = &tree.sessions;
+        let owner = Owner { session: id, inode: file_id.inode, process: process.clone(), boot: *boot };
+        (&file).write_all(&liveness::write_session(&request.member, &owner, tree.stamp.layout))?;
+        if !tree.flavor.try_lock(&file, Hold::Alone)? {
+            return Err(io::Error::other("a new session file is locked by somebody else"));
+        }
+        // The name is 128 random bits: there is nothing to replace.
+        tree.tmp.rename(&temporary, &tree.sessions.directory, &id.to_string())?;
+        let life = Arc::new(LocalSession { member: request.member.clone(), ended: OnceLock::new() });
+        tree.sessions.locals().insert(id, Arc::downgrade(&life));
+        let session = Arc::new(Self {
+            client: client.clone(),
+            tree: tree.clone(),
+            life,
+            instance: request.instance,
+            owner,
+            file_id,
+            state: Mutex::new(State { file: Some(file), ..State::default() }),
+            noticed: Notify::new(),
+        });
+        sessions().insert(id, Arc::downgrade(&session));
+        Ok(session)
     }
 
-    pub(crate) fn session(&self) -> SessionId {
+    /// The session of this process with this id, if it is in this tree and the coordinator's own.
+    pub(crate) fn find(tree: &Arc<Tree>, id: SessionId, request: &OpenSession) -> Option<Arc<Self>> {
+        let found =
+            sessions().get(&id).and_then(Weak::upgrade).filter(|found| Arc::ptr_eq(&found.tree, tree));
+        found.filter(|found| found.instance == request.instance && *found.member() == request.member)
+    }
+
+    pub(crate) fn id(&self) -> SessionId {
         self.owner.session
+    }
+
+    pub(crate) fn member(&self) -> &MemberId {
+        &self.life.member
+    }
+
+    /// Why it ended, once it did.
+    pub(crate) fn ended(&self) -> Option<&LossReason> {
+        self.life.ended.get()
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -109,43 +148,66 @@ impl Local {
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        self.state().ended.is_some()
+        self.ended().is_some()
     }
 
     /// Fails if the session ended.
     pub(crate) fn check(&self) -> Result<()> {
-        self.state().check()
+        match self.ended() {
+            None => Ok(()),
+            Some(LossReason::SessionClosed) => Err(Error::new(ErrorKind::Closed, "the session was closed")),
+            Some(reason) => Err(Error::new(ErrorKind::SessionLost, reason.to_string())),
+        }
     }
 
-    /// Ends it here: whatever waits looks again, and the owner is told unless it closed the session itself. What it
-    /// holds stays until it is cleared away.
+    /// The state, to grant this attempt something.
+    ///
+    /// # Errors
+    /// The session ended, or the attempt was withdrawn.
+    pub(crate) fn state_for(&self, attempt: AttemptId) -> Result<MutexGuard<'_, State>> {
+        let state = self.state();
+        self.check()?;
+        if state.withdrawn.contains(&attempt) {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("attempt {attempt} was withdrawn or released; ask with a new attempt"),
+            ));
+        }
+        Ok(state)
+    }
+
+    /// Ends the session in this process: its waiters look again, and its owner gets a notice, unless it closed the session itself.
+    /// What the session holds stays until it is cleared away.
     pub(crate) fn end(&self, reason: LossReason) {
         {
+            // INVARIANT: a session ends under the lock of its state, so that what is checked under it stays so.
             let mut state = self.state();
-            if state.ended.is_some() {
+            if self.life.ended.set(reason.clone()).is_err() {
                 return;
             }
-            state.ended = Some(reason.clone());
             if reason != LossReason::SessionClosed {
                 state.notices.clear(); // the end of the session says it all
                 state.notices.push_back(Notice::SessionLost(reason));
             }
         }
         self.noticed.notify_waiters();
-        self.site.say(&Topic::Session(self.session()));
+        self.tree.notify(&Topic::Session(self.id()));
     }
 
-    /// Lets every file go, as a crash would.
-    pub(crate) fn drop_files(&self) {
+    /// Drops all that the session has, as a crash would; the sessions that notice clear its records away.
+    pub(crate) fn abandon(&self) {
         let mut state = self.state();
         let held = std::mem::take(&mut state.held);
         let waiting = std::mem::take(&mut state.waiting);
         let members = std::mem::take(&mut state.members);
         let file = state.file.take();
         drop(state);
-        // The session's own file last: whoever hears of its closing finds the others free.
+        // The session's own file last: a process that notices its closing finds the others unlocked.
         drop((held, waiting, members));
         drop(file);
+        self.tree.sessions.locals().remove(&self.id());
+        sessions().remove(&self.id());
+        self.tree.notify(&Topic::Deaths);
     }
 
     pub(crate) fn tell(&self, notice: Notice) {
@@ -157,7 +219,7 @@ impl Local {
                     state.lost.pop_front();
                 }
             }
-            if state.ended.is_none() {
+            if !self.is_over() {
                 state.notices.push_back(notice);
             }
         }
@@ -169,15 +231,15 @@ impl Local {
     pub(crate) fn copies_of_files(&self) -> Vec<File> {
         let state = self.state();
         let held = state.held.values().flat_map(|held| &held.files);
-        let members = state.members.values().map(|membership| &membership.file);
-        state.file.iter().chain(held).chain(members).map(|file| file.try_clone().unwrap()).collect()
+        let files = state.file.iter().chain(held).map(|file| file.try_clone().unwrap());
+        files.chain(state.members.values().map(|member| member.file.try_clone().unwrap())).collect()
     }
 
     /// Cancel-safe: what is not returned stays.
     pub(crate) async fn notice(&self) -> Notice {
         loop {
             let mut noticed = pin!(self.noticed.notified());
-            noticed.as_mut().enable(); // before the look, so that no notice falls between
+            noticed.as_mut().enable(); // before the look, so that no notice is missed
             let notice = self.state().notices.pop_front();
             if let Some(notice) = notice {
                 return notice;
@@ -187,7 +249,7 @@ impl Local {
     }
 
     /// From now on a request of this attempt fails, also one that is under way.
-    pub(crate) fn withdraw(&self, attempt: AttemptId) {
+    pub(crate) fn mark_withdrawn(&self, attempt: AttemptId) {
         let mut state = self.state();
         if state.withdrawn.insert(attempt) {
             state.withdrawn_in_order.push_back(attempt);
@@ -198,6 +260,33 @@ impl Local {
             }
         }
     }
+
+    /// Ends one grant of a living session, and tells its owner first.
+    pub(crate) async fn end_grant(
+        &self,
+        attempt: AttemptId,
+        reason: LossReason,
+        mark: Option<Previous>,
+    ) -> Result<()> {
+        let tree = &self.tree;
+        let Some(mut held) = self.state().held.remove(&attempt) else { return Ok(()) };
+        self.mark_withdrawn(attempt);
+        self.tell(Notice::GrantLost(attempt, reason));
+        let key = held.grant.key.clone();
+        // Before the record: a process that finds the record gone finds the file unlocked.
+        held.files.clear();
+        let work = |directory: &Directory| {
+            let failed = |cause| error::lock_records(&key, cause);
+            if let Some(how) = mark {
+                lock_records::write_mark(directory, &held.hash, how, attempt, tree.mode).map_err(failed)?;
+            }
+            directory.remove(&held.record).map_err(failed)?;
+            Ok(Moment::Done(()))
+        };
+        self.client.in_stripe(tree, held.hash.stripe(), Access::Change, self.client.deadline(), work).await?;
+        tree.notify(&Topic::Lock(held.hash));
+        Ok(())
+    }
 }
 
 impl State {
@@ -205,25 +294,5 @@ impl State {
     pub(crate) fn why_gone(&self, attempt: AttemptId) -> LossReason {
         let known = self.lost.iter().find(|(lost, _)| *lost == attempt);
         known.map_or(LossReason::Vanished, |(_, why)| why.clone())
-    }
-
-    pub(crate) fn check(&self) -> Result<()> {
-        match &self.ended {
-            None => Ok(()),
-            Some(LossReason::SessionClosed) => Err(Error::new(ErrorKind::Closed, "the session was closed")),
-            Some(reason) => Err(Error::new(ErrorKind::SessionLost, reason.to_string())),
-        }
-    }
-
-    /// Whether this attempt may still get anything.
-    pub(crate) fn check_attempt(&self, attempt: AttemptId) -> Result<()> {
-        self.check()?;
-        if self.withdrawn.contains(&attempt) {
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                format!("attempt {attempt} was withdrawn or released; ask with a new attempt"),
-            ));
-        }
-        Ok(())
     }
 }

@@ -43,12 +43,12 @@ pub(crate) enum Hold {
     Together,
 }
 
-/// Who stands in the way of a lock.
+/// What is in the way of a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum InTheWay {
     /// A process that uses record locks, as Python does; 0 where it is not visible from our pid namespace.
     Process(u32),
-    /// An open file, which names nobody.
+    /// An open file, which names no process.
     OpenFile,
 }
 
@@ -95,7 +95,7 @@ impl Flavor {
         Ok(())
     }
 
-    /// Who would be in the way; takes nothing, and a file opened for reading will do.
+    /// What would be in the way; takes nothing, and a file opened for reading suffices.
     pub(crate) fn in_the_way(self, file: &File, hold: Hold) -> io::Result<Option<InTheWay>> {
         if self == Self::Portable {
             return Ok(is_locked_portably(file)?.then_some(InTheWay::OpenFile));
@@ -140,8 +140,8 @@ const AT_ONCE: usize = 16;
 /// beside a busy process it gives a whole time slice away.
 const PAUSE: Duration = Duration::from_micros(20);
 
-/// Not `park_timeout`: the thread may be a foreign executor's, and parking would swallow the wake-up it waits for.
-#[allow(clippy::disallowed_methods)] // there is no event: the kernel tells nobody that a lock is free
+/// Not `park_timeout`: the thread may be another executor's, and parking would swallow the wake-up it waits for.
+#[allow(clippy::disallowed_methods)] // the kernel makes no event when a lock becomes free
 fn pause() {
     std::thread::sleep(PAUSE);
 }

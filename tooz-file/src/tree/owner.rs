@@ -1,4 +1,4 @@
-//! Who wrote a record, in enough detail to judge whether it still lives.
+//! The session that wrote a record, in enough detail to judge whether it still lives.
 
 use std::fmt;
 
@@ -11,10 +11,10 @@ use crate::keys;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Owner {
     pub(crate) session: SessionId,
-    /// The inode of the session's file: a copy that a backup put there says nothing.
+    /// The inode of the session's file: a copy that a backup put there proves nothing.
     pub(crate) inode: u64,
     pub(crate) process: Process,
-    /// Of which boot of the machine.
+    /// The boot of the machine in which it runs.
     pub(crate) boot: u32,
 }
 

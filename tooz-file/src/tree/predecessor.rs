@@ -1,89 +1,81 @@
-//! Who stands immediately before a waiter: listening for exactly their going, so that a release or a death wakes the one
-//! that comes next, however many wait.
+//! What is immediately before a waiter. The waiter listens for the end of exactly these, so that a release or a death wakes
+//! the one waiter that comes next, however many wait.
 
 use std::mem;
 
 use crate::keys::KeyHash;
-use crate::reaper;
-use crate::session_state::Local;
 use crate::tree::inotify::{Area, Watch, Watching};
 use crate::tree::lock_records::Before;
-use crate::tree::open_tree::Site;
+use crate::tree::open_tree::Tree;
 use crate::tree::python_lock;
 
-/// What a waiter listens to.
+/// What a waiter watches.
 #[derive(Debug, Default)]
-pub(crate) struct Ahead {
+pub(crate) struct Predecessors {
     records: Vec<Watch>,
-    lives: Vec<Watch>,
+    pub(crate) sessions: Vec<Watch>,
     file: Option<Watch>,
 }
 
-/// Whether what is before a waiter is listened to.
+/// How far what is before a waiter is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Hearing {
-    /// It is.
-    Good,
-    /// Something changed while it was being arranged: look again.
+pub(crate) enum Coverage {
+    Complete,
+    /// Something changed while the watches were set up: look again.
     Changed,
-    /// The kernel does not tell everything: look often.
-    Poor,
+    /// The kernel does not report everything: look often.
+    Partial,
 }
 
-impl Ahead {
-    /// Listens for the going of all of `before`, and no longer for that of others.
-    pub(crate) fn listen(&mut self, site: &Site, hash: &KeyHash, before: &[Before]) -> Hearing {
+impl Predecessors {
+    /// Watches for the end of all of `before`, and of no others any longer.
+    pub(crate) fn watch(&mut self, tree: &Tree, hash: &KeyHash, before: &[Before]) -> Coverage {
         self.file = None;
-        let Ok(stripe) = site.stripe(hash.stripe()) else { return Hearing::Poor };
-        let mut hearing = if site.hears() { Hearing::Good } else { Hearing::Poor };
-        // What was listened to is let go only afterwards: most of it is the same.
-        let old = (mem::take(&mut self.records), mem::take(&mut self.lives));
+        let Ok(stripe) = tree.mutexes.stripe(hash.stripe()) else { return Coverage::Partial };
+        let mut coverage = if tree.pushes_changes() { Coverage::Complete } else { Coverage::Partial };
+        // Earlier watches are dropped only afterwards, since most of them are the same.
+        let old = (mem::take(&mut self.records), mem::take(&mut self.sessions));
         for one in before {
             let area = Area::Before { lock: hash.clone(), together: one.together };
-            match site.watch_file(stripe, &one.name, area) {
-                Watching::Heard(watch) => self.records.push(watch),
-                Watching::Gone => return Hearing::Changed,
-                Watching::Refused => hearing = Hearing::Poor,
+            match tree.watch_file(stripe, &one.name, area) {
+                Watching::Watched(watch) => self.records.push(watch),
+                Watching::Gone => return Coverage::Changed,
+                Watching::Refused => coverage = Coverage::Partial,
             }
-            if site.local(one.owner.session).is_some() {
-                continue; // its end is told in this process
+            if tree.sessions.is_local(one.owner.session) {
+                continue; // its end is notified in this process
             }
             let session = one.owner.session.to_string();
-            match site.watch_file(&site.sessions, &session, Area::Life(hash.clone())) {
-                Watching::Heard(watch) => self.lives.push(watch),
-                // A session without its file ends itself; what it leaves goes with its records.
+            let area = Area::SessionBefore(hash.clone());
+            match tree.watch_file(&tree.sessions.directory, &session, area) {
+                Watching::Watched(watch) => self.sessions.push(watch),
+                // A session without its file ends itself; what it leaves ends with its records.
                 Watching::Gone => {}
-                Watching::Refused => hearing = Hearing::Poor,
+                Watching::Refused => coverage = Coverage::Partial,
             }
-            // It may have died before it was listened to.
-            if reaper::is_dead(site, &one.owner) {
-                return Hearing::Changed;
+            // It may have died before it was watched.
+            if tree.sessions.is_dead(&one.owner) {
+                return Coverage::Changed;
             }
         }
         drop(old);
-        hearing
+        coverage
     }
 
-    /// Whether everybody still stands and lives who was before the waiter when it listened.
-    pub(crate) fn stands(site: &Site, hash: &KeyHash, before: &[Before]) -> bool {
-        site.stripe(hash.stripe()).is_ok_and(|stripe| {
+    /// Whether all of `before` still have their records and live.
+    pub(crate) fn are_unchanged(tree: &Tree, hash: &KeyHash, before: &[Before]) -> bool {
+        tree.mutexes.stripe(hash.stripe()).is_ok_and(|stripe| {
             before.iter().all(|one| {
-                matches!(stripe.stat(&one.name), Ok(Some(_))) && !reaper::is_dead(site, &one.owner)
+                matches!(stripe.stat(&one.name), Ok(Some(_))) && !tree.sessions.is_dead(&one.owner)
             })
         })
     }
 
-    /// Listens to the lock's file, which somebody has locked who keeps no records.
-    pub(crate) fn listen_to_file(&mut self, site: &Site, path: &[&str]) {
+    /// Watches the lock's file, which a process has locked that writes no records.
+    pub(crate) fn watch_lock_file(&mut self, tree: &Tree, path: &[&str]) {
         self.records.clear();
         if self.file.is_none() {
-            self.file = python_lock::watch(site, path);
+            self.file = python_lock::watch(tree, path);
         }
-    }
-
-    /// The wait is over.
-    pub(crate) fn keep_for_the_next(&mut self, local: &Local) {
-        let old = mem::replace(&mut local.state().lives, mem::take(&mut self.lives));
-        drop(old);
     }
 }
