@@ -47,9 +47,9 @@ impl Driver for FileDriver {
 
 #[cfg(test)]
 mod tests {
-    //! A child that was forked without exec has all files of its parent open, and with them their locks, which stay when
-    //! the parent dies. A fork needs unsafe code. A child that is given the files as its standard streams has the same
-    //! open files.
+    //! A child that was forked without exec has all files of its parent open, and with them their locks, which stay
+    //! when the parent dies. A fork needs unsafe code. A child that is given the files as its standard streams has
+    //! the same open files.
 
     use std::io::{BufRead, BufReader, Write};
     use std::path::Path;

@@ -1,4 +1,5 @@
-//! The errors of this driver: the one table for those of the operating system, and the others that several files return.
+//! The errors of this driver: the one table for those of the operating system, and the others that several files
+//! return.
 
 use std::io;
 use std::path::Path;

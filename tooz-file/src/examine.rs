@@ -98,7 +98,8 @@ fn check_space(path: &Path) -> Option<Finding> {
     })
 }
 
-/// Processes that stand still. One in the middle of a change blocks all others, one that holds locks does not release them.
+/// Processes that stand still. One in the middle of a change blocks all others, one that holds locks does not release
+/// them.
 fn find_stopped(path: &Path, config: &Config) -> Vec<Finding> {
     let open = || -> std::io::Result<(Directory, Directory)> {
         let base = Directory::open_path(path)?;

@@ -163,8 +163,8 @@ async fn raise_tokens(client: &Client, tree: &Tree, least: FencingToken) -> Resu
     while tree.raise_tokens(client.context.clock.wall(), least)?.is_none() {
         client.pause(deadline, "the fencing counter", None).await?;
     }
-    // A grant takes its token, then writes its record, all under the mutex of its stripe. Once that was free, no grant with an
-    // earlier token is still being written.
+    // A grant takes its token, then writes its record, all under the mutex of its stripe. Once that was free, no
+    // grant with an earlier token is still being written.
     for stripe in (0..keys::STRIPES).filter(|stripe| tree.mutexes.has_stripe(*stripe)) {
         let passed = client.in_stripe(tree, stripe, Access::Look, deadline, |_| Ok(Moment::Done(())));
         passed.await.map_err(Error::indeterminate)?;

@@ -20,8 +20,8 @@
 //!   tmp/                             files that are not in place yet
 //! ```
 //!
-//! Records of holders and waiters are empty files: creating, renaming and unlinking one is atomic, and a process that is killed
-//! leaves none half written.
+//! Records of holders and waiters are empty files: creating, renaming and unlinking one is atomic, and a process that
+//! is killed leaves none half written.
 
 use std::fmt::{self, Write as _};
 

@@ -1,8 +1,9 @@
 //! Locks of one session: requesting, waiting, releasing.
 //!
-//! A grant is decided under the mutex of the lock's records. No live session is before this one, the mode fits beside the
-//! holders, and, where Python shares the lock, the operating system has locked its file for this process. Then the record
-//! of the waiter is renamed to that of a holder in one step, which fails if the record was removed meanwhile.
+//! A grant is decided under the mutex of the lock's records. No live session is before this one, the mode fits beside
+//! the holders, and, where Python shares the lock, the operating system has locked its file for this process. Then
+//! the record of the waiter is renamed to that of a holder in one step, which fails if the record was removed
+//! meanwhile.
 
 use std::fs::File;
 use std::io;
@@ -25,8 +26,8 @@ use crate::tree::{
     lock_records, python_lock,
 };
 
-/// How often a waiter looks where no event tells of a change, at random between these. Users notice a delay of a tenth of a
-/// second after a release, and below 5 ms a hundred waiters would do nothing but look.
+/// How often a waiter looks where no event tells of a change, at random between these. Users notice a delay of a
+/// tenth of a second after a release, and below 5 ms a hundred waiters would do nothing but look.
 const LOCK_POLL: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(50));
 /// How often a waiter looks without an event: whether the sessions before it still have their records and live. Nothing
 /// depends on this look, unless an event was lost.
@@ -271,8 +272,9 @@ impl SessionState {
             };
             while self.client.context.spawner.timeout(pause, listener.heard()).await.is_none() {
                 self.client.check()?;
-                // A poll does not read the whole queue: where many wait, most have to poll, since the kernel gives a user 128
-                // inotify instances. A process that holds the file without a record cannot be polled like this.
+                // A poll does not read the whole queue: where many wait, most have to poll, since the kernel gives a
+                // user 128 inotify instances. A process that holds the file without a record cannot be polled like
+                // this.
                 let recorded = !before.is_empty() && self.has_record(&hash, place.attempt);
                 if !(recorded && Predecessors::are_unchanged(tree, &hash, &before)) {
                     break;
@@ -299,8 +301,8 @@ impl SessionState {
                 let mut state = self.state();
                 (state.held.remove(&attempt), state.waiting.remove(&attempt))
             };
-            // A grant that was not used leaves the mark, since its owner has not seen how the holder before it ended. The
-            // files are unlocked first: a process that finds the record gone finds them unlocked.
+            // A grant that was not used leaves the mark, since its owner has not seen how the holder before it ended.
+            // The files are unlocked first: a process that finds the record gone finds them unlocked.
             let records = [held.map(|held| held.record), waiting.map(|waiting| waiting.record)];
             for record in records.iter().flatten() {
                 directory.remove(record).map_err(|cause| error::lock_records(key, cause))?;

@@ -12,8 +12,9 @@ use crate::host::os_lock::Hold;
 use crate::keys::{self, KeyHash};
 use crate::tree::{Access, Directory, Entry, Moment, Named, Topic, Tree, lock_records, members};
 
-/// How often some process clears the dead away without an event that tells of a death. For Python, a member of a session
-/// is dead when it is cleared away, and after Python's own option `timeout`, of which this is a third by default.
+/// How often some process clears the dead away without an event that tells of a death. For Python, a member of a
+/// session is dead when it is cleared away, and after Python's own option `timeout`, of which this is a third by
+/// default.
 pub(crate) const ROUND: Duration = Duration::from_secs(3);
 
 /// As [`reap_all`], unless another process did so a moment ago: with many processes it would be all that they do.
@@ -111,8 +112,8 @@ async fn remove_lock_records(client: &Client, tree: &Tree, id: SessionId) -> Res
     Ok(())
 }
 
-/// The age at which a file counts as left over from a process that died in the middle of something; everything that is under
-/// way takes milliseconds.
+/// The age at which a file counts as left over from a process that died in the middle of something; everything that
+/// is under way takes milliseconds.
 const LEFTOVER: Duration = Duration::from_mins(1);
 /// How long the request stays on record that broke a lock (L10).
 const BROKEN_RETENTION: Duration = Duration::from_hours(1);

@@ -20,10 +20,11 @@ use crate::reaper;
 use crate::session_state::{self, SessionState, Waiting};
 use crate::tree::{Area, Topic, Tried, layout, members, python_lock};
 
-/// How often a session looks for requests to break its locks where no event tells of them: several times in the second for
-/// which the process that breaks waits.
+/// How often a session looks for requests to break its locks where no event tells of them: several times in the
+/// second for which the process that breaks waits.
 const SESSION_POLL: Duration = Duration::from_millis(200);
-/// How often members' files are touched and everything is inspected. Python takes a member for dead after its own option
+/// How often members' files are touched and everything is inspected. Python takes a member for dead after its own
+/// option
 /// `timeout`, 10 s by default, so that two touches may fail or come late.
 const TOUCH: Duration = reaper::ROUND;
 
@@ -49,8 +50,8 @@ impl FileSession {
         })?;
         let session = Self { state, opened_at, closed: AtomicBool::new(false), monitor: Mutex::new(None) };
         if let Some(previous) = request.previous {
-            // S7: the earlier session is ended first; its claim passes on without a gap. A session of another process, or one
-            // that was dropped, is judged by its lock like any other.
+            // S7: the earlier session is ended first; its claim passes on without a gap. A session of another
+            // process, or one that was dropped, is judged by its lock like any other.
             client.check_process()?;
             if let Some(earlier) = SessionState::find(&tree, previous, request) {
                 // Before its end, at which its own task gives back what it still has.
@@ -107,8 +108,8 @@ impl SessionState {
         Ok(())
     }
 
-    /// Compares what this session believes to have with the records in the directory; returns the waiters and the groups that are
-    /// missing there.
+    /// Compares what this session believes to have with the records in the directory; returns the waiters and the
+    /// groups that are missing there.
     async fn inspect(&self) -> Result<(Vec<AttemptId>, Vec<GroupId>)> {
         let tree = &self.tree;
         if !tree.is_in_place() || !tree.sessions.directory.has(&self.id().to_string(), self.file_id) {
@@ -136,8 +137,8 @@ impl SessionState {
         Ok((missing, self.forget_missing().await?))
     }
 
-    /// A grant whose record was removed is lost. A lock file that was removed is made and locked anew; only if Python was
-    /// faster is the grant lost.
+    /// A grant whose record was removed is lost. A lock file that was removed is made and locked anew; only if Python
+    /// was faster is the grant lost.
     async fn check_grant(&self, attempt: AttemptId) -> Result<()> {
         let tree = &self.tree;
         let describe =

@@ -53,8 +53,8 @@ pub(crate) struct State {
     pub(crate) members: BTreeMap<GroupId, Membership>,
     /// Grants that were lost, and why, until the next beats have told of them.
     lost: VecDeque<(AttemptId, LossReason)>,
-    /// Watches of the sessions before the last attempt that waited. Mostly the next one waits behind the same, and then no
-    /// watch has to be changed, which would wake the thread that reads events.
+    /// Watches of the sessions before the last attempt that waited. Mostly the next one waits behind the same, and
+    /// then no watch has to be changed, which would wake the thread that reads events.
     pub(crate) predecessors: Vec<Watch>,
     withdrawn: BTreeSet<AttemptId>,
     withdrawn_in_order: VecDeque<AttemptId>,
@@ -176,8 +176,8 @@ impl SessionState {
         Ok(state)
     }
 
-    /// Ends the session in this process: its waiters look again, and its owner gets a notice, unless it closed the session itself.
-    /// What the session holds stays until it is cleared away.
+    /// Ends the session in this process. Its waiters look again, and its owner gets a notice, unless it closed the
+    /// session itself. What the session holds stays until it is cleared away.
     pub(crate) fn end(&self, reason: LossReason) {
         {
             // INVARIANT: a session ends under the lock of its state, so that what is checked under it stays so.

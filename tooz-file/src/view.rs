@@ -1,7 +1,7 @@
 //! The present state of a group or a lock, which both listings and watches read.
 //!
-//! A file whose owner is dead is no member, whether it was cleared away yet or not. Python's members live by the time of
-//! their file.
+//! A file whose owner is dead is no member, whether it was cleared away yet or not. Python's members live by the time
+//! of their file.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,8 +17,8 @@ use crate::host::os_lock::{Hold, InTheWay};
 use crate::keys::{self, KeyHash};
 use crate::tree::{Access, Directory, Entry, LivenessMemo, LockRecords, Member, Moment, Tree, python_lock};
 
-/// How long Python's member still lives by the time of its file; `None`: it is dead. A file with a time in the future is
-/// that of a dead member, as for Python itself.
+/// How long Python's member still lives by the time of its file; `None`: it is dead. A file with a time in the future
+/// is that of a dead member, as for Python itself.
 fn remaining_python_life(client: &Client, data: &FileStat) -> Option<Duration> {
     let now = client.context.clock.wall().duration_since(UNIX_EPOCH).unwrap_or_default();
     let age = now.checked_sub(since_epoch(data.st_mtime, data.st_mtime_nsec).unwrap_or_default())?;
@@ -83,7 +83,8 @@ pub(crate) fn is_alive(client: &Client, tree: &Tree, data: &FileStat, member: &M
     }
 }
 
-/// Whether a file that cannot be read may be that of a member that lives: this library's hold its lock, Python's touch it.
+/// Whether a file that cannot be read may be that of a member that lives: this library's hold its lock, Python's
+/// touch it.
 pub(crate) fn may_live(client: &Client, tree: &Tree, directory: &Directory, name: &str) -> io::Result<bool> {
     let Some(data) = directory.stat(name)? else { return Ok(false) };
     let locked = tree.flavor.in_the_way(&directory.open(name)?, Hold::Alone)?.is_some();

@@ -22,10 +22,11 @@ use crate::keys::{self, KeyHash};
 use crate::tree::{Area, Listener, Topic, Tree, Watch, members, python_lock};
 use crate::view::{GroupView, read_group, read_holders};
 
-/// How often a watcher of a group or of a leader looks where no event tells of a change: each look reads the whole group.
+/// How often a watcher of a group or of a leader looks where no event tells of a change: each look reads the whole
+/// group.
 const WATCH_POLL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(200));
-/// How often a watcher looks without an event: for what makes none, such as Python's members that stop beating and Python's
-/// lock holders that unlock without closing.
+/// How often a watcher looks without an event: for what makes none, such as Python's members that stop beating and
+/// Python's lock holders that unlock without closing.
 const SAFETY_POLL: Duration = Duration::from_secs(1);
 
 /// Something that is read again and again.

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use nix::sys::statfs::{self, FsType};
 
-/// File systems by what `statfs(2)` calls them, and whether they are known to be local: there, locks, syncs and change events
-/// work between the processes of one host. ZFS, SMB and their numbers are not in the C headers.
+/// File systems by what `statfs(2)` calls them, and whether they are known to be local: there, locks, syncs and
+/// change events work between the processes of one host. ZFS, SMB and their numbers are not in the C headers.
 const KNOWN: &[(FsType, &str, bool)] = &[
     (statfs::EXT4_SUPER_MAGIC, "ext4", true), // ext2, ext3 and ext4 share it
     (statfs::XFS_SUPER_MAGIC, "xfs", true),

@@ -1,7 +1,8 @@
 //! Locks of the operating system on open files.
 //!
-//! An open-file-description lock belongs to the open file. It conflicts inside one process too, and with the record locks
-//! that Python takes. It goes when the last copy of the descriptor is closed, and can be tested without being taken.
+//! An open-file-description lock belongs to the open file. It conflicts inside one process too, and with the record
+//! locks that Python takes. It goes when the last copy of the descriptor is closed, and can be tested without being
+//! taken.
 //!
 //! `?backend=portable` uses the standard library's file locks instead, for systems without open-file-description locks. It
 //! can be chosen on Linux too, so that it is tested. There these are flock(2) locks, which Python's record locks do not
@@ -122,8 +123,8 @@ fn try_lock_portably(file: &File, hold: Hold) -> io::Result<bool> {
     }
 }
 
-/// The standard library has no test that takes nothing: this holds the lock shared for a moment. A process that locks a dead
-/// session's file exclusively in that moment finds it locked and tries again later.
+/// The standard library has no test that takes nothing: this holds the lock shared for a moment. A process that locks
+/// a dead session's file exclusively in that moment finds it locked and tries again later.
 fn is_locked_portably(file: &File) -> io::Result<bool> {
     if try_lock_portably(file, Hold::Together)? {
         file.unlock()?;

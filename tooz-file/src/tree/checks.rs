@@ -1,5 +1,5 @@
-//! What has to hold of any bytes and names in the directory: one function for each parser. The property tests below call it
-//! with what proptest generates, the targets in `fuzz/` with what the fuzzer finds. No part of the interface.
+//! What has to hold of any bytes and names in the directory: one function for each parser. The property tests below
+//! call it with what proptest generates, the targets in `fuzz/` with what the fuzzer finds. No part of the interface.
 
 use sha2::{Digest, Sha256};
 use tooz_core::driver::LockKey;
@@ -58,7 +58,8 @@ pub fn value(bytes: &[u8]) {
     msgpack::python_can_read(bytes);
 }
 
-/// Any name in a directory of locks is a record of exactly one lock, in exactly one form, or unknown, which blocks that lock.
+/// Any name in a directory of locks is a record of exactly one lock, in exactly one form, or unknown, which blocks
+/// that lock.
 pub fn lock_record(name: &str) {
     let _ = keys::is_waiter(name);
     if let Some((session, attempt)) = keys::parse_break_request(name) {

@@ -94,8 +94,8 @@ impl Directory {
                 answer => return answer,
             }
             let file = if Rights::within(&self.fd, mode)?.are_given_away() {
-                // Complete before it is visible: its owner may be about to open it. It is opened again by its own name, so
-                // that its closing makes an event for that name.
+                // Complete before it is visible: its owner may be about to open it. It is opened again by its own
+                // name, so that its closing makes an event for that name.
                 let temporary = unique(STAGING);
                 let published =
                     self.create(&temporary, mode).and_then(|_| self.publish(&temporary, self, name));

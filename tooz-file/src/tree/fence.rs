@@ -110,8 +110,8 @@ impl Fence {
         Ok(raised.map(drop))
     }
 
-    /// Does something with the counter while no other thread or process does. `work` returns the largest number that is not
-    /// to be given out again.
+    /// Does something with the counter while no other thread or process does. `work` returns the largest number that
+    /// is not to be given out again.
     fn while_locked(
         &self,
         home: &Directory,

@@ -1,9 +1,10 @@
-//! What the kernel tells about the tree: one inotify instance for each directory, namespace and process. A thread of its
-//! own reads it, so that it outlives the runtime of the coordinator that came first.
+//! What the kernel tells about the tree: one inotify instance for each directory, namespace and process. A thread of
+//! its own reads it, so that it outlives the runtime of the coordinator that came first.
 //!
-//! A waiter for a lock watches the files of the holders or the waiter immediately before it, and no others. If it watched
-//! the directory, each acquisition would wake every process that waits. Only those who follow the content of a directory
-//! watch the directory. Every watch has the smallest mask that suffices, and events without a listener are dropped.
+//! A waiter for a lock watches the files of the holders or the waiter immediately before it, and no others. If it
+//! watched the directory, each acquisition would wake every process that waits. Only those who follow the content of
+//! a directory watch the directory. Every watch has the smallest mask that suffices, and events without a listener
+//! are dropped.
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;
@@ -26,8 +27,8 @@ use crate::tree::topics::{Topic, Topics};
 /// What is watched: a directory, by what it holds, or a file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Area {
-    /// The record of a holder or waiter immediately before a waiter for this lock. `together`: the waiter may be granted
-    /// beside it, so that its grant is of interest, too, and not only its end.
+    /// The record of a holder or waiter immediately before a waiter for this lock. `together`: the waiter may be
+    /// granted beside it, so that its grant is of interest, too, and not only its end.
     Before {
         lock: KeyHash,
         together: bool,
@@ -73,9 +74,9 @@ impl Area {
     }
 }
 
-/// The kernel reports a file's closing a moment before it releases the file's locks, so that a look at once may find the file
-/// locked. The moment is a few microseconds, unless the closing process is preempted in it. So the notification is repeated
-/// this often.
+/// The kernel reports a file's closing a moment before it releases the file's locks, so that a look at once may find
+/// the file locked. The moment is a few microseconds, unless the closing process is preempted in it. So the
+/// notification is repeated this often.
 const REPEATS: u8 = 3;
 /// The time between these repetitions.
 const REPEAT_AFTER: Duration = Duration::from_millis(4);

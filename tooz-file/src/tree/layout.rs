@@ -1,5 +1,5 @@
-//! The layout's number, which stands in the stamp, and the file that is locked while it matters. Processes that open a session
-//! lock it together, one that changes the layout locks it alone.
+//! The layout's number, which stands in the stamp, and the file that is locked while it matters. Processes that open
+//! a session lock it together, one that changes the layout locks it alone.
 
 use std::cmp::Ordering;
 use std::fs::File;
@@ -88,8 +88,8 @@ fn read(tree: &Tree) -> Result<Stamp> {
     stamp::parse(&tree.home, &tree.home.read(keys::EPOCH).map_err(failed)?)
 }
 
-/// How often a series of tries is made: a second and more, for many processes that come to a new directory at the same time.
-/// Each has the file for as long as a look at the sessions or the creation of one takes.
+/// How often a series of tries is made: a second and more, for many processes that come to a new directory at the
+/// same time. Each has the file for as long as a look at the sessions or the creation of one takes.
 const ROUNDS: usize = 2_000;
 
 /// Unlocked when it is dropped: closing would not do where a forked child has a copy.

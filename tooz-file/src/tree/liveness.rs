@@ -137,9 +137,9 @@ impl Sessions {
         Ok(None)
     }
 
-    /// Locks a dead session's file, so that only one process clears the session away. `None` if another process does, or if
-    /// the session lives after all. A child of the dead owner may have inherited the lock, and then the file cannot be
-    /// locked: what two processes then remove twice is named by ids that are never used again.
+    /// Locks a dead session's file, so that only one process clears the session away. `None` if another process does,
+    /// or if the session lives after all. A child of the dead owner may have inherited the lock, and then the file
+    /// cannot be locked: what two processes then remove twice is named by ids that are never used again.
     pub(crate) fn lock_dead(&self, id: SessionId) -> io::Result<Option<(File, FileId)>> {
         let name = id.to_string();
         let file = match self.directory.open_write(&name) {

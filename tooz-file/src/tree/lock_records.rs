@@ -1,5 +1,5 @@
-//! The records of one lock: its holders, its queue and how the last holder ended, all read from the names of empty files;
-//! and the grant rule on them.
+//! The records of one lock: its holders, its queue and how the last holder ended, all read from the names of empty
+//! files; and the grant rule on them.
 
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -163,7 +163,8 @@ impl<'a> LockRecords<'a> {
         Ok(Self { directory, key, memo: LivenessMemo::new(sessions), holders, queue, mark })
     }
 
-    /// Removes what dead sessions left from these lists; also from the directory, if the permissions of new marks are given.
+    /// Removes what dead sessions left from these lists; also from the directory, if the permissions of new marks are
+    /// given.
     pub(crate) fn remove_dead(&mut self, mode: Option<u32>) -> io::Result<()> {
         self.remove_dead_holders(mode)?;
         let dead: Vec<Entry> =
@@ -185,8 +186,8 @@ impl<'a> LockRecords<'a> {
         entries.iter().try_for_each(|entry| remove_record(self.directory, self.key, entry, mode))
     }
 
-    /// As [`LockRecords::remove_dead`], but only of those before this attempt, back to the first that lives. What is before
-    /// that one does not change the answer, and so a look costs the same however many wait.
+    /// As [`LockRecords::remove_dead`], but only of those before this attempt, back to the first that lives. What is
+    /// before that one does not change the answer, and so a look costs the same however many wait.
     pub(crate) fn remove_dead_before(
         &mut self,
         attempt: AttemptId,
@@ -229,8 +230,8 @@ impl<'a> LockRecords<'a> {
         Ok(fits && first)
     }
 
-    /// What is immediately before a waiter: the waiter before it in the queue, or all holders. Until one of them ends (or, if
-    /// both may hold the lock together, is granted it) nothing changes for the waiter.
+    /// What is immediately before a waiter: the waiter before it in the queue, or all holders. Until one of them ends
+    /// (or, if both may hold the lock together, is granted it) nothing changes for the waiter.
     pub(crate) fn before(&self, attempt: AttemptId, mode: LockMode) -> Vec<Before> {
         let entries = match self.position(attempt) {
             0 => &self.holders[..],
@@ -267,8 +268,8 @@ pub(crate) fn remove_record(
 /// The name of a mark, and its content.
 pub(crate) type Mark = (String, Vec<u8>);
 
-/// Leaves a mark that the grant of this attempt ended so. The attempt is the mark's content, by which this mark differs from
-/// those of which earlier holders were told.
+/// Leaves a mark that the grant of this attempt ended so. The attempt is the mark's content, by which this mark
+/// differs from those of which earlier holders were told.
 pub(crate) fn write_mark(
     directory: &Directory,
     key: &KeyHash,
@@ -299,8 +300,8 @@ pub(crate) fn read_marks(directory: &Directory, key: &KeyHash) -> Vec<Mark> {
     marks
 }
 
-/// Removes the marks of which a holder was told, when it ends cleanly; under the mutex. A mark of a grant that ended later
-/// stays.
+/// Removes the marks of which a holder was told, when it ends cleanly; under the mutex. A mark of a grant that ended
+/// later stays.
 pub(crate) fn remove_marks(directory: &Directory, key: &KeyHash, told: &[Mark]) -> io::Result<()> {
     for mark in read_marks(directory, key) {
         if told.contains(&mark) {

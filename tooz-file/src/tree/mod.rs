@@ -1,12 +1,12 @@
 //! The directory tree: its files, their formats, and what the kernel tells of them.
 
-pub(crate) mod base;
+mod base;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod checks;
 pub(crate) mod directory;
-pub(crate) mod fence;
-pub(crate) mod inotify;
+mod fence;
+mod inotify;
 pub(crate) mod layout;
 pub(crate) mod liveness;
 pub(crate) mod lock_records;
@@ -14,13 +14,13 @@ pub(crate) mod member_record;
 pub(crate) mod members;
 pub(crate) mod msgpack;
 pub(crate) mod mutex;
-pub(crate) mod open_tree;
-pub(crate) mod owner;
-pub(crate) mod predecessor;
+mod open_tree;
+mod owner;
+mod predecessor;
 pub(crate) mod python_lock;
 pub(crate) mod registry;
-pub(crate) mod stamp;
-pub(crate) mod topics;
+mod stamp;
+mod topics;
 
 pub(crate) use directory::Directory;
 pub(crate) use inotify::{Area, Watch};

@@ -57,8 +57,8 @@ pub(crate) struct Tree {
 }
 
 impl Tree {
-    /// Opens what is below `base`. A new directory's stamp is `fresh`; it is written when it is known that no session of
-    /// another layout lives.
+    /// Opens what is below `base`. A new directory's stamp is `fresh`; it is written when it is known that no session
+    /// of another layout lives.
     pub(crate) fn open(
         config: &Config,
         base: Directory,

@@ -1,5 +1,5 @@
-//! What is immediately before a waiter. The waiter listens for the end of exactly these, so that a release or a death wakes
-//! the one waiter that comes next, however many wait.
+//! What is immediately before a waiter. The waiter listens for the end of exactly these, so that a release or a death
+//! wakes the one waiter that comes next, however many wait.
 
 use std::mem;
 

@@ -48,8 +48,8 @@ fn parent(tree: &Tree, path: &[&str], make: bool) -> io::Result<Option<Directory
     Ok(directory)
 }
 
-/// Opening a symlink as a directory fails as if it were a file. Python would follow it, so this must not pass as a path at
-/// which Python can have no file.
+/// Opening a symlink as a directory fails as if it were a file. Python would follow it, so this must not pass as a
+/// path at which Python can have no file.
 fn name_symlink(directory: &Directory, name: &str, error: io::Error) -> io::Error {
     let is_link =
         directory.stat(name).ok().flatten().is_some_and(|data| data.st_mode & libc::S_IFMT == libc::S_IFLNK);

@@ -20,8 +20,8 @@ pub(crate) fn parse(home: &Directory, content: &[u8]) -> Result<Stamp> {
     })
 }
 
-/// Compares which locks are used here, or writes it in a new directory; returns the stamp of the data, if there is one. A
-/// view writes nothing, and fails where nothing is. `failed` makes the error about the directory.
+/// Compares which locks are used here, or writes it in a new directory; returns the stamp of the data, if there is
+/// one. A view writes nothing, and fails where nothing is. `failed` makes the error about the directory.
 pub(crate) fn read(
     home: &Directory,
     tmp: &Directory,
