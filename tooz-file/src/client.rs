@@ -1,41 +1,40 @@
-//! A connected driver: the way of every call to the directory.
+//! A connected driver: every call to the directory goes through it.
 //!
-//! Calls to the file system are made where the call is polled: on a local file system each takes microseconds, less
-//! than handing it to another thread. What may take long, waiting for other processes, is asynchronous.
+//! Calls to the file system are made where the call is polled: on a session file system each takes microseconds, less
+//! than handing it to another thread. Waiting for other processes may take long, and is asynchronous.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use tooz_core::clock::Instant;
-use tooz_core::driver::{Connect, Context, Driver, Epoch, Groups, Locks, OpenSession, Session};
+use tooz_core::driver::{Connect, Context, Epoch};
 use tooz_core::{Characteristics, Error, ErrorKind, Result};
 
 use crate::config::{self, Config};
-use crate::directory::Directory;
 use crate::error;
-use crate::kernel::Hold;
-use crate::keys::KeyHash;
-use crate::reaper;
-use crate::session::FileSession;
-use crate::site::{Access, DriverLock, Moment, Site};
+use crate::host::os_lock::Hold;
+use crate::tree::{Access, Directory, DriverLock, Moment, Tree, registry};
 
-/// Between two tries for what another process holds for a moment: about the length of that moment and a bit, at
-/// random, so that several who wait do not walk in step.
+/// Between two tries for what another process holds for a moment: a little longer than that moment, at random, so that
+/// several processes that wait do not try in step.
 const PAUSE: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(4));
 
 /// What a driver, its sessions and its streams share.
 pub(crate) struct Client {
     pub(crate) config: Config,
     pub(crate) context: Context,
-    characteristics: Characteristics,
+    pub(crate) characteristics: Characteristics,
     pid: u32,
-    /// `None`: for a view, where nothing is yet.
-    site: Mutex<Option<Arc<Site>>>,
+    /// `None`: for a view, while nothing is there.
+    tree: Mutex<Option<Arc<Tree>>>,
     closed: AtomicBool,
 }
+
+/// The driver.
+#[derive(Debug)]
+pub(crate) struct FileDriver(pub(crate) Arc<Client>);
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -44,35 +43,28 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    pub(crate) async fn connect(request: Connect) -> Result<Arc<Self>> {
+    pub(crate) fn open(request: Connect) -> Result<Arc<Self>> {
         let Connect { url, context, view, .. } = request;
         let mut config = Config::read(&url)?;
         config.view = view;
-        let site = match Site::open(&config, Epoch(context.entropy.id())) {
+        let tree = match registry::open(&config, Epoch(context.entropy.id())) {
             Err(error) if view && error::is_nothing_here(&error) => None,
             opened => Some(opened?),
         };
-        let known = site.as_ref().is_none_or(|site| site.known_file_system);
+        let known = tree.as_ref().is_none_or(|tree| tree.known_file_system);
         let mut characteristics =
             if known { config::characteristics(&url) } else { config::on_unknown_file_system() };
-        if site.as_ref().is_some_and(|site| !site.hears()) {
+        if tree.as_ref().is_some_and(|tree| !tree.pushes_changes()) {
             characteristics -= Characteristics::PUSH_WATCHES;
         }
-        let client = Arc::new(Self {
+        Ok(Arc::new(Self {
             config,
             context,
             characteristics,
             pid: std::process::id(),
-            site: Mutex::new(site),
+            tree: Mutex::new(tree),
             closed: AtomicBool::new(false),
-        });
-        if view {
-            return Ok(client);
-        }
-        let site = client.site()?;
-        reaper::tidy(&client, &site)?;
-        reaper::reap_in_turn(&client, &site).await?;
-        Ok(client)
+        }))
     }
 
     /// Fails in a forked child, whose copies of descriptors are not its own.
@@ -89,27 +81,37 @@ impl Client {
         self.closed.load(Ordering::Acquire)
     }
 
+    pub(crate) fn close(&self) -> Result<()> {
+        self.check_process()?;
+        self.closed.store(true, Ordering::Release);
+        // Streams and waiters look again and end.
+        if let Some(tree) = &*self.tree.lock().unwrap_or_else(PoisonError::into_inner) {
+            tree.topics.notify_all(false);
+        }
+        Ok(())
+    }
+
     /// The directory as it is now: made anew if it was deleted or replaced, with a new epoch.
     ///
     /// # Errors
     /// [`error::nothing_here`] for a view, which makes nothing.
-    pub(crate) fn site(&self) -> Result<Arc<Site>> {
+    pub(crate) fn tree(&self) -> Result<Arc<Tree>> {
         self.check_process()?;
-        let mut site = self.site.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(site) = site.as_ref().filter(|site| site.is_in_place()) {
-            return Ok(site.clone());
+        let mut tree = self.tree.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tree) = tree.as_ref().filter(|tree| tree.is_in_place()) {
+            return Ok(tree.clone());
         }
-        let opened = Site::open(&self.config, Epoch(self.context.entropy.id()))?;
-        Ok(site.insert(opened).clone())
+        let opened = registry::open(&self.config, Epoch(self.context.entropy.id()))?;
+        Ok(tree.insert(opened).clone())
     }
 
-    /// For a call.
-    pub(crate) fn enter(&self) -> Result<Arc<Site>> {
+    /// The directory, for a call.
+    pub(crate) fn enter(&self) -> Result<Arc<Tree>> {
         self.check()?;
-        self.site()
+        self.tree()
     }
 
-    /// Until when a call may take: a little less than the core allows, so that the error says who is in the way.
+    /// When a call ends: a little earlier than the core allows, so that the error names the process in the way.
     pub(crate) fn deadline(&self) -> Instant {
         self.context.clock.now() + early(self.config.operation_timeout)
     }
@@ -118,56 +120,46 @@ impl Client {
         self.context.clock.now() + early(self.config.close_timeout)
     }
 
-    pub(crate) async fn pause(&self, deadline: Instant, what: &str, who: Option<u32>) -> Result<()> {
+    pub(crate) async fn pause(&self, deadline: Instant, what: &str, holder: Option<u32>) -> Result<()> {
         if self.context.clock.now() >= deadline {
-            let who = match who {
+            let why = match holder {
                 Some(pid) => format!(
                     "process {pid} holds it and does not let go; see whether it is stopped, continue it or end it"
                 ),
                 None => "other processes held it the whole time; try again".to_owned(),
             };
-            return Err(Error::new(ErrorKind::Unavailable, format!("{what}: {who}")));
+            return Err(Error::new(ErrorKind::Unavailable, format!("{what}: {why}")));
         }
         self.context.spawner.sleep(self.context.entropy.between(PAUSE.0, PAUSE.1)).await;
         Ok(())
     }
 
-    /// Does something while nobody else changes this lock's records.
+    /// Does something while no other thread or process changes the records of these locks.
     pub(crate) async fn in_stripe<T>(
         &self,
-        site: &Site,
-        hash: &KeyHash,
-        deadline: Instant,
-        work: impl FnMut(&Directory) -> Result<Moment<T>>,
-    ) -> Result<T> {
-        self.in_stripe_number(site, hash.stripe(), Access::Change, deadline, work).await
-    }
-
-    pub(crate) async fn in_stripe_number<T>(
-        &self,
-        site: &Site,
+        tree: &Tree,
         number: usize,
         access: Access,
         deadline: Instant,
         mut work: impl FnMut(&Directory) -> Result<Moment<T>>,
     ) -> Result<T> {
         loop {
-            match site.try_in_stripe(number, access, &mut work)? {
+            match tree.mutexes.try_in_stripe(number, access, &mut work)? {
                 Moment::Done(answer) => return Ok(answer),
-                Moment::Busy(who) => self.pause(deadline, "the mutex of a lock's records", who).await?,
+                Moment::Busy(pid) => self.pause(deadline, "the mutex of a lock's records", pid).await?,
             }
         }
     }
 
     /// Python's lock around everything that changes groups. Nothing may be awaited while it is held.
-    pub(crate) async fn driver_lock(&self, site: &Site, hold: Hold, deadline: Instant) -> Result<DriverLock> {
+    pub(crate) async fn driver_lock(&self, tree: &Tree, hold: Hold, deadline: Instant) -> Result<DriverLock> {
         loop {
-            let tried = site.try_driver_lock(hold);
+            let tried = tree.try_driver_lock(hold);
             match tried
-                .map_err(|cause| error::io(format!("{}/.driver_lock", site.base.path.display()), cause))?
+                .map_err(|cause| error::io(format!("{}/.driver_lock", tree.base.path.display()), cause))?
             {
                 Moment::Done(lock) => return Ok(lock),
-                Moment::Busy(who) => self.pause(deadline, "the directory's .driver_lock", who).await?,
+                Moment::Busy(pid) => self.pause(deadline, "the directory's .driver_lock", pid).await?,
             }
         }
     }
@@ -175,39 +167,4 @@ impl Client {
 
 fn early(limit: Duration) -> Duration {
     limit.saturating_sub((limit / 10).min(Duration::from_millis(500)))
-}
-
-/// The driver.
-#[derive(Debug)]
-pub(crate) struct FileDriver(pub(crate) Arc<Client>);
-
-#[async_trait]
-impl Driver for FileDriver {
-    fn characteristics(&self) -> Characteristics {
-        self.0.characteristics
-    }
-
-    async fn open_session(&self, request: &OpenSession) -> Result<Arc<dyn Session>> {
-        let opened =
-            FileSession::open(&self.0, request).await.map_err(|error| error.during("open session"))?;
-        Ok(Arc::new(opened))
-    }
-
-    fn groups(&self) -> &dyn Groups {
-        self
-    }
-
-    fn locks(&self) -> &dyn Locks {
-        self
-    }
-
-    async fn close(&self) -> Result<()> {
-        self.0.check_process()?;
-        self.0.closed.store(true, Ordering::Release);
-        // Streams and waiters look again and end.
-        if let Some(site) = &*self.0.site.lock().unwrap_or_else(PoisonError::into_inner) {
-            site.hub.say_all(false);
-        }
-        Ok(())
-    }
 }

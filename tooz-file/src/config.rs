@@ -7,7 +7,7 @@ use tooz_core::driver::{LAYOUT_OPTION, layout_of};
 use tooz_core::options::{OptionKind, OptionSpec};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
-use crate::kernel::Flavor;
+use crate::host::os_lock::Flavor;
 
 /// The options that only this driver knows.
 pub(crate) const OPTIONS: &[OptionSpec] = &[
@@ -42,7 +42,7 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
 /// The layout that this version writes (see [`keys`](crate::keys)).
 const LAYOUT: u32 = 1;
 
-/// The core's default; ours must end before it, to say more than that the time is over.
+/// The core's default. This driver's limit ends before it, so that the error says more than that the time is over.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same for closing.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -108,13 +108,13 @@ impl Config {
         })
     }
 
-    /// Whoever may read a directory may look into it.
+    /// A user who may read a directory may look into it.
     pub(crate) fn directory_mode(&self) -> u32 {
         self.mode | (self.mode & 0o444) >> 2
     }
 }
 
-/// What such a URL keeps on a local file system; the README gives the reason for each.
+/// What such a URL guarantees on a local file system; the README gives the reason for each.
 pub(crate) fn characteristics(url: &BackendUrl) -> Characteristics {
     let all =
         Characteristics::all() - Characteristics::DISTRIBUTED_ACROSS_HOSTS - Characteristics::FAIR_LOCKS;

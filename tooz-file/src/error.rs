@@ -1,9 +1,11 @@
-//! The one table from the operating system's errors to ours.
+//! The errors of this driver: the one table for those of the operating system, and the others that several files
+//! return.
 
 use std::io;
 use std::path::Path;
 
-use tooz_core::{Error, ErrorKind};
+use tooz_core::driver::LockKey;
+use tooz_core::{Error, ErrorKind, GroupId, MemberId};
 
 /// A record that cannot be understood, or something else in its place: [`io`] makes it `Corrupt`.
 pub(crate) fn unreadable(path: &Path, why: &str) -> io::Error {
@@ -16,7 +18,7 @@ pub(crate) fn is_unreadable(error: &io::Error) -> bool {
 }
 
 /// `O_NOFOLLOW` met a symlink; the standard library's name for it is not stable yet.
-pub(crate) fn is_symlink(error: &io::Error) -> bool {
+fn is_symlink(error: &io::Error) -> bool {
     error.raw_os_error() == Some(nix::libc::ELOOP)
 }
 
@@ -49,7 +51,12 @@ pub(crate) fn io(what: impl Into<String>, error: io::Error) -> Error {
     Error::new(kind, what.into() + remedy).caused_by(error)
 }
 
-/// What a view finds where no session ever was: no group, and no lock that anybody holds.
+/// The kernel does not say which file system this directory is on.
+pub(crate) fn file_system(directory: &Path, error: io::Error) -> Error {
+    io(format!("the file system of {}", directory.display()), error)
+}
+
+/// What a view finds where no session ever was: no group, and no lock that is held.
 pub(crate) fn nothing_here(path: &Path) -> Error {
     Error::new(ErrorKind::GroupNotFound, format!("nothing was ever stored in {}", path.display()))
 }
@@ -59,7 +66,7 @@ pub(crate) fn is_nothing_here(error: &Error) -> bool {
     error.kind() == ErrorKind::GroupNotFound
 }
 
-/// What a handle of the parent answers in a forked child.
+/// What a handle of the parent returns in a forked child.
 pub(crate) fn forked(owner: u32) -> Error {
     Error::new(
         ErrorKind::Invalid,
@@ -67,6 +74,34 @@ pub(crate) fn forked(owner: u32) -> Error {
             "this process was forked from process {owner}, which owns this handle; connect anew after exec"
         ),
     )
+}
+
+/// `None`, and a line in the log, for what cannot be understood: one such file must not keep the others from being cleared
+/// away.
+pub(crate) fn skip_unreadable<T>(answer: io::Result<T>) -> io::Result<Option<T>> {
+    match answer {
+        Err(error) if is_unreadable(&error) || is_symlink(&error) => {
+            tracing::warn!(%error, "skipped");
+            Ok(None)
+        }
+        answer => answer.map(Some),
+    }
+}
+
+pub(crate) fn lock_records(key: &LockKey, cause: io::Error) -> Error {
+    io(format!("the records of {key}"), cause)
+}
+
+pub(crate) fn group_files(group: &GroupId, cause: io::Error) -> Error {
+    io(format!("the files of group \"{group}\""), cause)
+}
+
+pub(crate) fn no_group(group: &GroupId) -> Error {
+    Error::new(ErrorKind::GroupNotFound, format!("group \"{group}\"; create it first"))
+}
+
+pub(crate) fn no_member(group: &GroupId, member: &MemberId) -> Error {
+    Error::new(ErrorKind::MemberNotFound, format!("member \"{member}\" in group \"{group}\""))
 }
 
 pub(crate) fn closed() -> Error {

@@ -1,38 +1,23 @@
-//! What a look at the directory finds, for operators: also where connecting fails.
+//! What operators should know about the directory; also where connecting fails.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use nix::sys::statfs::{self, FsType};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
 use tooz_core::driver::Connect;
 use tooz_core::{Characteristics, Examining, Finding, Result};
 
 use crate::config::{self, Config};
-use crate::directory::Directory;
 use crate::error;
-use crate::kernel::{self, Flavor, Hold, InTheWay};
-use crate::keys::{self, KeyHash, Named, Role};
-use crate::place;
-use crate::site;
+use crate::host::filesystem::FileSystem;
+use crate::host::os_lock::{Flavor, Hold, InTheWay};
+use crate::host::process;
+use crate::keys::{self, KeyHash};
+use crate::tree::{Directory, Named, Role, lock_records, mutex};
 
 /// A lock or a member is a small file, and so is everything else here; but a full disk grants nothing.
 const LITTLE_SPACE: u64 = 16 << 20;
-
-/// File systems by what `statfs(2)` calls them.
-const NAMES: &[(FsType, &str)] = &[
-    (statfs::EXT4_SUPER_MAGIC, "ext4"),
-    (statfs::XFS_SUPER_MAGIC, "xfs"),
-    (statfs::BTRFS_SUPER_MAGIC, "btrfs"),
-    (FsType(0x2fc1_2fc1), "zfs"),
-    (statfs::F2FS_SUPER_MAGIC, "f2fs"),
-    (statfs::TMPFS_MAGIC, "tmpfs"),
-    (statfs::OVERLAYFS_SUPER_MAGIC, "overlay"),
-    (statfs::NFS_SUPER_MAGIC, "nfs"),
-    (FsType(0xff53_4d42), "smb"),
-    (statfs::FUSE_SUPER_MAGIC, "fuse"),
-];
 
 /// Looks at the directory that the URL names.
 pub(crate) fn examine(request: Connect) -> Examining {
@@ -53,38 +38,35 @@ fn look(config: &Config, best: Characteristics) -> Result<Vec<Finding>> {
             format!("{} does not exist; connecting makes it", path.display()),
         )]);
     };
-    let known = place::is_local(&path)?;
-    let mut found = vec![file_system(&path, known, config.force_filesystem, best)?, locks(config.flavor)];
-    found.extend(unwritable(&path));
-    found.extend(space(&path));
-    found.extend(stopped(&path, config));
+    let system = FileSystem::of(&path).map_err(|cause| error::file_system(&path, cause))?;
+    let mut found =
+        vec![judge_file_system(system, config.force_filesystem, best), describe_locks(config.flavor)];
+    found.extend(find_unwritable(&path));
+    found.extend(check_space(&path));
+    found.extend(find_stopped(&path, config));
     Ok(found)
 }
 
-fn file_system(path: &Path, known: bool, forced: bool, best: Characteristics) -> Result<Finding> {
-    let answer = statfs::statfs(path)
-        .map_err(|errno| error::io(format!("the file system of {}", path.display()), errno.into()))?;
-    let (system, topic) = (answer.filesystem_type(), "file-system");
-    let name = NAMES.iter().find(|(number, _)| *number == system);
-    let name = name.map_or_else(|| format!("file system {:#x}", system.0), |(_, name)| (*name).to_owned());
-    if known && system == statfs::TMPFS_MAGIC {
-        return Ok(Finding::warning(
+fn judge_file_system(system: FileSystem, forced: bool, best: Characteristics) -> Finding {
+    let (name, topic) = (system.name(), "file-system");
+    if system.is_in_memory() {
+        return Finding::warning(
             topic,
             format!("{name}: it is in memory, so after a restart of the machine tokens may begin anew"),
             "put the directory on a disk, unless what the locks protect is gone then, too",
-        ));
+        );
     }
-    if known {
-        return Ok(Finding::good(topic, format!("{name}, where locks between processes work")));
+    if system.is_local() {
+        return Finding::good(topic, format!("{name}, where locks between processes work"));
     }
     let what = format!("{name}: not known to be local; locks between processes are not to be relied on");
     let advice = "move the directory to a local disk (ext, xfs, btrfs, zfs, f2fs)";
     let finding =
         if forced { Finding::warning(topic, what, advice) } else { Finding::bad(topic, what, advice) };
-    Ok(finding.lowers(best - config::on_unknown_file_system()))
+    finding.lowers(best - config::on_unknown_file_system())
 }
 
-fn locks(flavor: Flavor) -> Finding {
+fn describe_locks(flavor: Flavor) -> Finding {
     let what = match flavor {
         Flavor::OpenFile => "open-file-description locks, which exclude Python's, too (backend=ofd)",
         Flavor::Portable => "the standard library's locks, which do not exclude Python's (backend=portable)",
@@ -92,7 +74,7 @@ fn locks(flavor: Flavor) -> Finding {
     Finding::good("locks", what)
 }
 
-fn unwritable(path: &Path) -> Option<Finding> {
+fn find_unwritable(path: &Path) -> Option<Finding> {
     let ours = path.join(keys::OURS);
     let paths = [path.to_owned(), ours.join("locks"), ours, path.join(keys::GROUPS)];
     let closed =
@@ -104,7 +86,7 @@ fn unwritable(path: &Path) -> Option<Finding> {
     ))
 }
 
-fn space(path: &Path) -> Option<Finding> {
+fn check_space(path: &Path) -> Option<Finding> {
     let answer = statvfs(path).ok()?;
     let free = answer.blocks_available().saturating_mul(answer.fragment_size());
     (free < LITTLE_SPACE).then(|| {
@@ -116,8 +98,9 @@ fn space(path: &Path) -> Option<Finding> {
     })
 }
 
-/// Processes that stand still: one in the middle of a change stops everybody, one that holds locks keeps them.
-fn stopped(path: &Path, config: &Config) -> Vec<Finding> {
+/// Processes that stand still. One in the middle of a change blocks all others, one that holds locks does not release
+/// them.
+fn find_stopped(path: &Path, config: &Config) -> Vec<Finding> {
     let open = || -> std::io::Result<(Directory, Directory)> {
         let base = Directory::open_path(path)?;
         let mut home = base.child(keys::OURS)?;
@@ -126,18 +109,19 @@ fn stopped(path: &Path, config: &Config) -> Vec<Finding> {
         }
         Ok((base, home))
     };
-    // Nobody has worked here yet, or nobody may look: then connecting says so.
+    // No session was here yet, or this user may not look, which connecting reports.
     let Ok((base, home)) = open() else { return Vec::new() };
     let mut found = Vec::new();
-    let place = if config.namespace.is_none() { &base } else { &home };
-    if let Some(pid) = changing(place, &home, config.flavor).filter(|pid| kernel::is_stopped(*pid)) {
+    let directory = if config.namespace.is_none() { &base } else { &home };
+    if let Some(pid) = find_changing(directory, &home, config.flavor).filter(|pid| process::is_stopped(*pid))
+    {
         found.push(Finding::bad(
             "stopped",
             format!("process {pid} stands still in the middle of a change: everybody waits for it"),
             format!("let it go on (kill -CONT {pid}) or end it"),
         ));
     }
-    for (pid, locks) in stopped_holders(&home) {
+    for (pid, locks) in find_stopped_holders(&home) {
         found.push(Finding::warning(
             "stopped",
             format!("process {pid} stands still and keeps its locks, which are {locks}"),
@@ -147,24 +131,24 @@ fn stopped(path: &Path, config: &Config) -> Vec<Finding> {
     found
 }
 
-/// Who is changing groups right now.
-fn changing(place: &Directory, home: &Directory, flavor: Flavor) -> Option<u32> {
-    let file = place.open(keys::DRIVER_LOCK).ok()?;
+/// The process that is changing groups right now.
+fn find_changing(directory: &Directory, home: &Directory, flavor: Flavor) -> Option<u32> {
+    let file = directory.open(keys::DRIVER_LOCK).ok()?;
     match flavor.in_the_way(&file, Hold::Alone).ok()?? {
         InTheWay::Process(pid) => Some(pid),
-        InTheWay::OpenFile => site::read_pid(&home.open(keys::DRIVER_PID).ok()?),
+        InTheWay::OpenFile => mutex::read_pid(&home.open(keys::DRIVER_PID).ok()?),
     }
 }
 
 /// The processes that stand still and hold locks, and how many each.
-fn stopped_holders(home: &Directory) -> BTreeMap<u32, u64> {
+fn find_stopped_holders(home: &Directory) -> BTreeMap<u32, u64> {
     let mut holders = BTreeMap::new();
     let Ok(locks) = home.child("locks") else { return holders };
     for stripe in locks.names().unwrap_or_default() {
         let names = locks.child(&stripe).and_then(|stripe| stripe.names()).unwrap_or_default();
         for name in names {
             let Some(Named::Record(record)) =
-                KeyHash::of_record(&name).and_then(|key| keys::parse(&key, &name))
+                KeyHash::of_record(&name).and_then(|key| lock_records::parse(&key, &name))
             else {
                 continue;
             };

@@ -5,32 +5,30 @@
 //! <dir>/groups/<sha1 group>/.metadata
 //! <dir>/groups/<sha1 group>/<sha1 member>.raw
 //! <dir>/<lock name>                  Python: the lock's file, for names that it can have
-//! <dir>/.tooz-rs/                    ours; for another namespace <dir>/.tooz-rs/ns/<sha256 namespace>/
-//!   backend  epoch  driver-pid       which locks are used; the stamp of the data; who has .driver_lock
-//!   reaped                           when somebody last cleared the dead away: the file's time
+//! <dir>/.tooz-rs/                    this driver's; for another namespace <dir>/.tooz-rs/ns/<sha256 namespace>/
+//!   backend  epoch  driver-pid       which locks are used; the stamp of the data; the process that has .driver_lock
+//!   reaped                           when dead sessions were last cleared away: the file's time
 //!   fence                            the fencing counter, one for the directory
 //!   sessions/<session>               locked as long as the session lives
 //!   claims/<sha256 member>           which session a member id belongs to
 //!   locks/<00..3f>/.mutex            held for a moment around each change of these locks:
 //!   locks/<00..3f>/<sha256 key>.h<token>.<mode>.<attempt>.<owner>    a holder
-//!   locks/<00..3f>/<sha256 key>.w<place>.<mode>.<attempt>.<owner>    a waiter
+//!   locks/<00..3f>/<sha256 key>.w<number>.<mode>.<attempt>.<owner>   a waiter
 //!   locks/<00..3f>/<sha256 key>.m<how>                               the holder that it names ended uncleanly
 //!   breaks/<session>.<attempt>       a request to break a lock
-//!   broken/<attempt>                 who broke it and why, kept for an hour
+//!   broken/<attempt>                 the request that broke it, for an hour
 //!   tmp/                             files that are not in place yet
 //! ```
 //!
-//! Records of holders and waiters are empty files: creating, renaming and unlinking one is atomic, and a process that is killed
-//! leaves none half written.
+//! Records of holders and waiters are empty files: creating, renaming and unlinking one is atomic, and a process that
+//! is killed leaves none half written.
 
 use std::fmt::{self, Write as _};
 
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
-use tooz_core::driver::{AttemptId, LockKey, LockMode, Previous, SessionId};
+use tooz_core::driver::{AttemptId, LockKey, Previous, SessionId};
 use tooz_core::{GroupId, MemberId};
-
-use crate::owner::Owner;
 
 pub(crate) const OURS: &str = ".tooz-rs";
 pub(crate) const NAMESPACES: &str = "ns";
@@ -75,12 +73,6 @@ pub(crate) fn number(digits: &str) -> Option<u64> {
     let needed = digits == "0" || !digits.starts_with(['0', '+']);
     let lower = !digits.bytes().any(|digit| digit.is_ascii_uppercase());
     (needed && lower).then(|| u64::from_str_radix(digits, 16).ok()).flatten()
-}
-
-/// As [`number`], in as many digits as the largest one has.
-fn padded(digits: &str) -> Option<u64> {
-    let whole = digits.len() == 16 && digits.bytes().all(|d| matches!(d, b'0'..=b'9' | b'a'..=b'f'));
-    whole.then(|| u64::from_str_radix(digits, 16).ok()).flatten()
 }
 
 fn sha256(parts: &[&[u8]]) -> String {
@@ -131,7 +123,7 @@ pub(crate) fn parse_break_request(name: &str) -> Option<(SessionId, AttemptId)> 
     Some((SessionId::parse(session)?, AttemptId::parse(attempt)?))
 }
 
-/// A lock's name in our own records, injective over everything that can be locked.
+/// A lock's name in its records, injective over everything that can be locked.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct KeyHash(String);
 
@@ -156,12 +148,18 @@ impl KeyHash {
         usize::from_str_radix(self.0.get(..2).unwrap_or("0"), 16).unwrap_or(0) % STRIPES
     }
 
-    /// The key that the name of a record begins with.
+    /// The key with which the name of a record begins.
     pub(crate) fn of_record(name: &str) -> Option<Self> {
         let (hash, _) = name.split_once('.')?;
         (hash.len() == 64).then(|| Self(hash.to_owned()))
     }
 
+    /// What follows this key in the name of one of its files.
+    pub(crate) fn strip<'a>(&self, name: &'a str) -> Option<&'a str> {
+        name.strip_prefix(&self.0)?.strip_prefix('.')
+    }
+
+    /// The name of the mark that says how the last holder ended.
     pub(crate) fn mark(&self, how: Previous) -> Option<String> {
         match how {
             Previous::Expired => Some(format!("{}.mexpired", self.0)),
@@ -171,80 +169,7 @@ impl KeyHash {
     }
 }
 
-/// What a record says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
-    /// With its token.
-    Holder(u64),
-    /// With its place in the queue.
-    Waiter(u64),
-}
-
-/// A record of a lock.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Record {
-    pub(crate) role: Role,
-    pub(crate) mode: LockMode,
-    pub(crate) attempt: AttemptId,
-    pub(crate) owner: Owner,
-}
-
-/// What stands under a name in a directory of locks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Named {
-    Record(Record),
-    Mark(Previous),
-    /// Of another version, or written by hand. It may stand for a holder, so nobody may go past it.
-    Unknown,
-}
-
-impl Record {
-    /// Its name; `None` for a mode that this version does not know.
-    pub(crate) fn name(&self, key: &KeyHash) -> Option<String> {
-        let role = match self.role {
-            Role::Holder(token) => format!("h{token:016x}"),
-            Role::Waiter(place) => format!("w{place:016x}"),
-        };
-        let mode = match self.mode {
-            LockMode::Exclusive => "x".to_owned(),
-            LockMode::Shared => "s".to_owned(),
-            LockMode::Permit { limit } => format!("p{limit:x}"),
-            _ => return None,
-        };
-        Some(format!("{}.{role}.{mode}.{}.{}", key.0, self.attempt, self.owner))
-    }
-}
-
-/// Reads the name of a record of `key`; `None` if it is of another lock.
-pub(crate) fn parse(key: &KeyHash, name: &str) -> Option<Named> {
-    let rest = name.strip_prefix(&key.0)?.strip_prefix('.')?;
-    Some(match rest {
-        "mexpired" => Named::Mark(Previous::Expired),
-        "mbroken" => Named::Mark(Previous::Broken),
-        _ => parse_record(rest).map_or(Named::Unknown, Named::Record),
-    })
-}
-
-fn parse_record(rest: &str) -> Option<Record> {
-    let mut parts = rest.splitn(4, '.');
-    let (role, mode) = (parts.next()?, parts.next()?);
-    let number = padded(role.get(1..)?)?;
-    let role = match role.get(..1)? {
-        "h" => Role::Holder(number),
-        "w" => Role::Waiter(number),
-        _ => return None,
-    };
-    let mode = match (mode.get(..1)?, mode.get(1..)?) {
-        ("x", "") => LockMode::Exclusive,
-        ("s", "") => LockMode::Shared,
-        ("p", limit) => LockMode::Permit { limit: self::number(limit)?.try_into().ok()? },
-        _ => return None,
-    };
-    let attempt = AttemptId::parse(parts.next()?)?;
-    Some(Record { role, mode, attempt, owner: Owner::parse(parts.next()?)? })
-}
-
-/// Whether the name is that of a waiter's record: its coming is of no interest to anybody who waits.
+/// Whether the name is that of a waiter's record. A new one is of no interest to those who wait already.
 pub(crate) fn is_waiter(name: &str) -> bool {
     name.split_once('.').is_some_and(|(_, rest)| rest.starts_with('w'))
 }
@@ -253,7 +178,7 @@ pub(crate) fn is_waiter(name: &str) -> bool {
 /// other object's.
 ///
 /// Python takes the name as a path below the directory and simplifies it: `a//b`, `a/./b` and `a/b` are one file,
-/// so only the simplest of them is shared. What is not shared is excluded by our own records alone.
+/// so only the simplest of them is shared. What is not shared is excluded by the records alone.
 pub(crate) fn python_path(key: &LockKey) -> Option<Vec<&str>> {
     let LockKey::Named(name) = key else { return None };
     let name = std::str::from_utf8(name.as_bytes()).ok().filter(|name| !name.contains('\0'))?;
@@ -268,15 +193,9 @@ mod tests {
     use tooz_core::LockName;
 
     use super::*;
-    use crate::kernel::Process;
 
     fn named(name: impl AsRef<[u8]>) -> LockKey {
         LockKey::Named(LockName::new(name).unwrap())
-    }
-
-    fn owner() -> Owner {
-        let process = Process { pid: u32::MAX, started: u64::MAX, namespace: u64::MAX };
-        Owner { session: SessionId(u128::MAX), inode: u64::MAX, process, boot: u32::MAX }
     }
 
     #[test]
@@ -284,40 +203,13 @@ mod tests {
         for name in ["a", "a/b", "a b", "\u{e9}", "x/groups", "...", "a\nb", "%2e", "groups2"] {
             assert_eq!(python_path(&named(name)).unwrap().join("/"), name);
         }
-        for name in [
-            &b".."[..],
-            b".",
-            b"/etc/passwd",
-            b"a/../b",
-            b"../x",
-            b"a//b",
-            b"a/",
-            b"./a",
-            b"groups",
-            b"groups/x",
-            b"tmp",
-            b"tmp/x",
-            b".driver_lock",
-            b".driver_lock/x",
-            b".tooz-rs",
-            b".tooz-rs/fence",
-            b"\xff",
-            b"a\0b",
-        ] {
+        let paths = ".. . /etc/passwd a/../b ../x a//b a/ ./a groups groups/x tmp tmp/x";
+        let files = ".driver_lock .driver_lock/x .tooz-rs .tooz-rs/fence";
+        let names = paths.split(' ').chain(files.split(' ')).map(str::as_bytes);
+        for name in names.chain([&b"\xff"[..], b"a\0b"]) {
             assert_eq!(python_path(&named(name)), None, "{name:?}");
         }
         assert_eq!(python_path(&LockKey::Leader(GroupId::new("g").unwrap())), None);
-    }
-
-    #[test]
-    fn the_longest_record_fits_in_a_name() {
-        let mode = LockMode::Permit { limit: u32::MAX };
-        let record =
-            Record { role: Role::Holder(u64::MAX), mode, attempt: AttemptId(u128::MAX), owner: owner() };
-        let key = KeyHash::new(&named([255; 255]));
-        let name = record.name(&key).unwrap();
-        assert!(name.len() <= 255, "{}", name.len());
-        assert_eq!(parse(&key, &name), Some(Named::Record(record)));
     }
 
     #[test]

@@ -1,45 +1,31 @@
 #![doc = include_str!("../README.md")]
 #![doc(html_root_url = "https://docs.rs/tooz-file")]
 
-mod ahead;
-mod book;
-mod breaks;
-#[cfg(any(test, feature = "fuzzing"))]
-#[doc(hidden)]
-pub mod checks;
 mod client;
 mod config;
-mod directory;
-mod ears;
+mod driver;
 mod error;
 mod examine;
-mod fence;
 mod groups;
-mod hub;
-#[cfg(test)]
-mod inherited;
-mod kernel;
+mod holders;
+mod host;
 mod keys;
-mod layout;
-mod local;
 mod locks;
-mod members;
-mod msgpack;
-mod oslock;
-mod owner;
-mod ownership;
-mod place;
-mod portable;
 mod reaper;
-mod record;
 mod session;
-mod site;
+mod session_state;
+mod tree;
+mod view;
 mod watch;
 
 use std::sync::Arc;
 
 use tooz_core::driver::{Connect, Driver};
 use tooz_core::{Connecting, Registration};
+
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub use tree::checks;
 
 /// This driver. It registers itself when the crate is linked; pass it by hand where constructors do not run.
 pub const REGISTRATION: Registration =
@@ -49,16 +35,16 @@ pub const REGISTRATION: Registration =
 
 tooz_core::inventory::submit! { REGISTRATION }
 
-/// Connects at the driver's level, for programs that work with [`tooz_core::driver`] and for tests of drivers;
-/// everybody else connects a coordinator.
+/// Connects at the driver's level, for programs that work with [`tooz_core::driver`] and for tests of drivers.
+/// Other programs connect a coordinator.
 ///
 /// # Errors
 /// `InvalidUrl`, `InvalidOption`; `Unsupported`: the file system is not known to be local; `Denied`: permissions or
 /// a symlink in the way; `Incompatible`: the directory is used with other locks; `Unavailable`.
 pub fn connect(request: Connect) -> Connecting {
     Box::pin(async move {
-        let client = client::Client::connect(request).await.map_err(|error| error.during("connect"))?;
-        Ok(Arc::new(client::FileDriver(client)) as Arc<dyn Driver>)
+        let driver = driver::connect(request).await.map_err(|error| error.during("connect"))?;
+        Ok(Arc::new(driver) as Arc<dyn Driver>)
     })
 }
 

@@ -1,11 +1,13 @@
-//! Locks of one session: asking, waiting, giving back.
+//! Locks of one session: requesting, waiting, releasing.
 //!
-//! A grant is decided under the mutex of the lock's records: nobody that lives is before us, our mode fits beside the
-//! holders, and, where Python shares the lock, the operating system gave us the lock on its file. Then the record of
-//! the waiter is renamed to that of a holder in one step, which fails if somebody removed it meanwhile.
+//! A grant is decided under the mutex of the lock's records. No live session is before this one, the mode fits beside
+//! the holders, and, where Python shares the lock, the operating system has locked its file for this process. Then
+//! the record of the waiter is renamed to that of a holder in one step, which fails if the record was removed
+//! meanwhile.
 
 use std::fs::File;
 use std::io;
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,31 +18,23 @@ use tooz_core::driver::{
 };
 use tooz_core::{Error, ErrorKind, LossReason, Result};
 
-use crate::ahead::{Ahead, Hearing};
-use crate::book::{self, Before, Book};
-use crate::client::Client;
-use crate::directory::Directory;
 use crate::error;
-use crate::hub::Topic;
-use crate::keys::{KeyHash, Record, Role};
-use crate::local::{Held, Local, Waiting};
-use crate::oslock::{self, Tried};
-use crate::portable::LOCK_POLL;
-use crate::reaper::Doctor;
-use crate::site::{Moment, Site};
+use crate::keys::KeyHash;
+use crate::session_state::{Held, SessionState, Waiting};
+use crate::tree::{
+    Access, Before, Coverage, Directory, LockRecords, Moment, Predecessors, Record, Role, Topic, Tried,
+    lock_records, python_lock,
+};
 
-/// How often a waiter looks although nobody told it anything: whether whoever is before it still stands and lives, and
-/// nothing depends on it unless an event was lost.
+/// How often a waiter looks where no event tells of a change, at random between these. Users notice a delay of a
+/// tenth of a second after a release, and below 5 ms a hundred waiters would do nothing but look.
+const LOCK_POLL: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(50));
+/// How often a waiter looks without an event: whether the sessions before it still have their records and live. Nothing
+/// depends on this look, unless an event was lost.
 const SAFETY_POLL: Duration = Duration::from_secs(1);
 
-#[derive(Debug)]
-pub(crate) struct FileSessionLocks {
-    pub(crate) client: Arc<Client>,
-    pub(crate) local: Arc<Local>,
-}
-
-/// What is wished for.
-struct Wish<'a> {
+/// What may be granted.
+struct Contender<'a> {
     attempt: AttemptId,
     key: &'a LockKey,
     hash: &'a KeyHash,
@@ -51,37 +45,31 @@ struct Wish<'a> {
 
 enum Outcome {
     Granted(Grant),
-    /// Somebody is before us: these, or nobody but an operating-system lock, whose end nobody may tell us.
+    /// These are before it; or none, and only an operating-system lock is in the way, whose end may make no event.
     Blocked {
         before: Vec<Before>,
         spare: Option<File>,
     },
-    /// Our place was removed.
+    /// The waiter's record was removed.
     Gone,
 }
 
-pub(crate) fn failed(key: &LockKey, cause: io::Error) -> Error {
-    error::io(format!("the records of {key}"), cause)
-}
-
-impl FileSessionLocks {
-    fn site(&self) -> &Arc<Site> {
-        &self.local.site
-    }
-
-    /// Under the mutex.
-    fn ask(&self, directory: &Directory, request: &Acquire, hash: &KeyHash) -> Result<Moment<Acquired>> {
+impl SessionState {
+    /// Grants, queues or refuses a request; under the mutex.
+    fn grant_or_queue(
+        &self,
+        directory: &Directory,
+        request: &Acquire,
+        hash: &KeyHash,
+    ) -> Result<Moment<Acquired>> {
         let Acquire { attempt, key, mode, wait, .. } = request;
-        let failed = |cause| failed(key, cause);
-        let mut book = Book::read(directory, hash).map_err(failed)?;
+        let failed = |cause| error::lock_records(key, cause);
+        let mut records = LockRecords::read(directory, hash, &self.tree.sessions).map_err(failed)?;
         {
-            let mut state = self.local.state();
-            state.check_attempt(*attempt)?;
+            let mut state = self.state_for(*attempt)?;
             let known = state.held.get(attempt).map(|held| &held.grant.key);
-            if known
-                .or(state.waiting.get(attempt).map(|waiting| &waiting.key))
-                .is_some_and(|known| known != key)
-            {
+            let known = known.or(state.waiting.get(attempt).map(|waiting| &waiting.key));
+            if known.is_some_and(|known| known != key) {
                 return Err(Error::new(
                     ErrorKind::Invalid,
                     format!("attempt {attempt} asked for another lock before; ask with a new attempt"),
@@ -91,167 +79,156 @@ impl FileSessionLocks {
                 return Ok(Moment::Done(Acquired::Granted(held.grant.clone())));
             }
             if state.waiting.contains_key(attempt) {
-                if book.waiter_of(*attempt).is_some() {
+                if records.is_queued(*attempt) {
                     return Ok(Moment::Done(Acquired::Queued(Place::new(*attempt, key.clone()))));
                 }
-                state.waiting.remove(attempt); // somebody removed the place: a new one
+                state.waiting.remove(attempt); // its record was removed: it gets a new one
             }
         }
-        let mut doctor = Doctor::new(self.site());
-        let graves = Some((directory, hash, self.site().mode));
-        book.make_way(*attempt, *mode, &mut doctor, graves).map_err(failed)?;
-        let wish = Wish { attempt: *attempt, key, hash, mode: *mode, waiting: None };
-        let spare = match self.grant(directory, &book, &wish, None)? {
-            Moment::Busy(who) => return Ok(Moment::Busy(who)),
+        records.remove_dead_before(*attempt, *mode, Some(self.tree.mode)).map_err(failed)?;
+        let contender = Contender { attempt: *attempt, key, hash, mode: *mode, waiting: None };
+        let spare = match self.grant(directory, &records, &contender, None)? {
+            Moment::Busy(pid) => return Ok(Moment::Busy(pid)),
             Moment::Done(Outcome::Granted(grant)) => return Ok(Moment::Done(Acquired::Granted(grant))),
-            Moment::Done(Outcome::Gone) => None, // only of a place
+            Moment::Done(Outcome::Gone) => None, // a new attempt has no record yet
             Moment::Done(Outcome::Blocked { spare, .. }) => spare,
         };
         if !wait {
             return Ok(Moment::Done(Acquired::Held));
         }
-        let place = book.next_place();
-        let record = self.record(Role::Waiter(place), &wish)?;
-        directory.create(&record, self.site().mode).map_err(failed)?;
-        let waiting = Waiting {
-            key: key.clone(),
-            hash: hash.clone(),
-            record: record.clone(),
-            mode: *mode,
-            spare: spare.map(Arc::new),
+        let record = self.name_record(Role::Waiter(records.next_number()), &contender)?;
+        directory.create(&record, self.tree.mode).map_err(failed)?;
+        let (name, hash, spare) = (record.clone(), hash.clone(), spare.map(Arc::new));
+        let waiting = Waiting { key: key.clone(), hash, record: name, mode: *mode, spare };
+        let mut state = match self.state_for(*attempt) {
+            Ok(state) => state,
+            Err(error) => {
+                directory.remove(&record).map_err(failed)?;
+                return Err(error);
+            }
         };
-        let mut state = self.local.state();
-        if let Err(error) = state.check_attempt(*attempt) {
-            drop(state);
-            directory.remove(&record).map_err(failed)?;
-            return Err(error);
-        }
         state.waiting.insert(*attempt, waiting);
         Ok(Moment::Done(Acquired::Queued(Place::new(*attempt, key.clone()))))
     }
 
-    fn record(&self, role: Role, wish: &Wish<'_>) -> Result<String> {
-        let record = Record { role, mode: wish.mode, attempt: wish.attempt, owner: self.local.owner.clone() };
-        record.name(wish.hash).ok_or_else(|| {
-            Error::new(ErrorKind::Unsupported, format!("{}: tooz-file does not know this mode", wish.key))
-        })
+    fn name_record(&self, role: Role, contender: &Contender<'_>) -> Result<String> {
+        let Contender { attempt, key, hash, mode, .. } = *contender;
+        let unknown = format!("{key}: tooz-file does not know this mode");
+        let record = Record { role, mode, attempt, owner: self.owner.clone() };
+        record.name(hash).ok_or_else(|| Error::new(ErrorKind::Unsupported, unknown))
     }
 
-    /// Grants if it can; under the mutex, with the dead removed from the book.
+    /// Grants if it can; under the mutex, with the dead removed from the records.
     fn grant(
         &self,
         directory: &Directory,
-        book: &Book,
-        wish: &Wish<'_>,
+        records: &LockRecords<'_>,
+        contender: &Contender<'_>,
         spare: Option<Arc<File>>,
     ) -> Result<Moment<Outcome>> {
-        let Wish { attempt, key, hash, mode, waiting } = *wish;
-        let site = self.site();
-        let admitted = book
+        let Contender { attempt, key, hash, mode, waiting } = *contender;
+        let failed = |cause| error::lock_records(key, cause);
+        let tree = &self.tree;
+        let admitted = records
             .admits(attempt, mode)
             .map_err(|error| Error::new(error.kind(), format!("{key}: {}", error.context())))?;
         if !admitted {
             return Ok(Moment::Done(Outcome::Blocked {
-                before: book.before(attempt, mode),
+                before: records.before(attempt, mode),
                 spare: spare.and_then(Arc::into_inner),
             }));
         }
-        // L14. A session whose file was removed or replaced cannot be judged by others: it ends itself.
-        if !site.sessions.has(&self.local.session().to_string(), self.local.id) {
-            self.local.end(LossReason::Vanished);
-            self.local.check()?;
+        // L14. Others cannot judge a session whose file was removed or replaced: it ends itself.
+        if !tree.sessions.directory.has(&self.id().to_string(), self.file_id) {
+            self.end(LossReason::Vanished);
+            self.check()?;
         }
-        let files = match site.python_path(key) {
+        let files = match tree.python_path(key) {
             None => Vec::new(),
-            Some(path) => match oslock::try_lock(site, &path, oslock::hold(mode), spare)? {
+            Some(path) => match python_lock::try_lock(tree, &path, python_lock::hold_for(mode), spare)? {
                 Tried::Locked(file) => vec![file],
                 Tried::Busy(file) => {
                     return Ok(Moment::Done(Outcome::Blocked { before: Vec::new(), spare: Some(file) }));
                 }
-                Tried::NoPlace => Vec::new(),
+                Tried::Impossible => Vec::new(),
             },
         };
-        let token = match site.fence(self.client.context.clock.wall()) {
+        let token = match tree.take_token(self.client.context.clock.wall()) {
             Ok(Some(token)) => token,
             none => {
-                oslock::let_go(files);
+                python_lock::unlock(files);
                 return none.map(|_| Moment::Busy(None));
             }
         };
-        let record = self.record(Role::Holder(token.get()), wish)?;
+        let record = self.name_record(Role::Holder(token.get()), contender)?;
         match waiting {
             Some(waiting) => match directory.rename(waiting, directory, &record) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     return Ok(Moment::Done(Outcome::Gone));
                 }
-                answer => answer.map_err(|cause| failed(key, cause))?,
+                answer => answer.map_err(failed)?,
             },
-            None => drop(directory.create(&record, site.mode).map_err(|cause| failed(key, cause))?),
+            None => drop(directory.create(&record, tree.mode).map_err(failed)?),
         }
-        let told = match book.mark {
-            Some(_) => book::marks(directory, hash),
+        let told = match records.mark {
+            Some(_) => lock_records::read_marks(directory, hash),
             None => Vec::new(),
         };
-        let grant = Grant::new(attempt, key.clone(), mode, token, book.mark.unwrap_or_default());
-        let mut state = self.local.state();
-        if let Err(error) = state.check_attempt(attempt) {
-            drop(state);
-            directory.remove(&record).map_err(|cause| failed(key, cause))?;
-            return Err(error);
-        }
+        let grant = Grant::new(attempt, key.clone(), mode, token, records.mark.unwrap_or_default());
+        let mut state = match self.state_for(attempt) {
+            Ok(state) => state,
+            Err(error) => {
+                directory.remove(&record).map_err(failed)?;
+                return Err(error);
+            }
+        };
         state.waiting.remove(&attempt);
         state.held.insert(attempt, Held { grant: grant.clone(), hash: hash.clone(), record, told, files });
         drop(state);
-        site.say(&Topic::Lock(hash.clone()));
+        tree.notify(&Topic::Lock(hash.clone()));
         Ok(Moment::Done(Outcome::Granted(grant)))
     }
 
     /// One look of a waiter.
     async fn look(&self, attempt: AttemptId) -> Result<Outcome> {
-        let site = self.site();
-        let waiting = {
-            let state = self.local.state();
+        let tree = &self.tree;
+        let (key, hash, record, mode) = {
+            let state = self.state();
             if let Some(held) = state.held.get(&attempt) {
                 return Ok(Outcome::Granted(held.grant.clone()));
             }
-            state.check()?;
-            match state.waiting.get(&attempt) {
-                None => return Ok(Outcome::Gone),
-                Some(Waiting { key, hash, record, mode, .. }) => {
-                    (key.clone(), hash.clone(), record.clone(), *mode)
-                }
-            }
+            self.check()?;
+            let Some(waiting) = state.waiting.get(&attempt) else { return Ok(Outcome::Gone) };
+            (waiting.key.clone(), waiting.hash.clone(), waiting.record.clone(), waiting.mode)
         };
-        let (key, hash, record, mode) = waiting;
-        let failed = |cause| failed(&key, cause);
+        let failed = |cause| error::lock_records(&key, cause);
         // Without the mutex first: most looks end here.
-        let directory = site.stripe(hash.stripe()).map_err(failed)?;
-        let mut book = Book::read(directory, &hash).map_err(failed)?;
-        if book.waiter_of(attempt).is_some() {
-            book.make_way(attempt, mode, &mut Doctor::new(site), None).map_err(failed)?;
-            if !book.admits(attempt, mode)? {
-                return Ok(Outcome::Blocked { before: book.before(attempt, mode), spare: None });
+        let directory = tree.mutexes.stripe(hash.stripe()).map_err(failed)?;
+        let mut records = LockRecords::read(directory, &hash, &tree.sessions).map_err(failed)?;
+        if records.is_queued(attempt) {
+            records.remove_dead_before(attempt, mode, None).map_err(failed)?;
+            if !records.admits(attempt, mode)? {
+                return Ok(Outcome::Blocked { before: records.before(attempt, mode), spare: None });
             }
         }
         let deadline = self.client.deadline();
         let work = |directory: &Directory| {
-            let mut book = Book::read(directory, &hash).map_err(failed)?;
-            if book.waiter_of(attempt).is_none() {
-                let mut state = self.local.state();
+            let mut records = LockRecords::read(directory, &hash, &tree.sessions).map_err(failed)?;
+            if !records.is_queued(attempt) {
+                let mut state = self.state();
                 if let Some(held) = state.held.get(&attempt) {
                     return Ok(Moment::Done(Outcome::Granted(held.grant.clone())));
                 }
                 state.waiting.remove(&attempt);
                 return Ok(Moment::Done(Outcome::Gone));
             }
-            let graves = Some((directory, &hash, site.mode));
-            book.make_way(attempt, mode, &mut Doctor::new(site), graves).map_err(failed)?;
-            let spare = self.local.state().waiting.get_mut(&attempt).and_then(|waiting| waiting.spare.take());
-            let wish = Wish { attempt, key: &key, hash: &hash, mode, waiting: Some(&record) };
-            let answer = self.grant(directory, &book, &wish, spare)?;
+            records.remove_dead_before(attempt, mode, Some(tree.mode)).map_err(failed)?;
+            let spare = self.state().waiting.get_mut(&attempt).and_then(|waiting| waiting.spare.take());
+            let contender = Contender { attempt, key: &key, hash: &hash, mode, waiting: Some(&record) };
+            let answer = self.grant(directory, &records, &contender, spare)?;
             Ok(match answer {
                 Moment::Done(Outcome::Blocked { before, spare }) => {
-                    if let Some(waiting) = self.local.state().waiting.get_mut(&attempt) {
+                    if let Some(waiting) = self.state().waiting.get_mut(&attempt) {
                         waiting.spare = spare.map(Arc::new);
                     }
                     Moment::Done(Outcome::Blocked { before, spare: None })
@@ -259,45 +236,47 @@ impl FileSessionLocks {
                 other => other,
             })
         };
-        self.client.in_stripe(site, &hash, deadline, work).await
+        self.client.in_stripe(tree, hash.stripe(), Access::Change, deadline, work).await
     }
 
     async fn take_turn(&self, place: &Place) -> Result<Turn> {
         self.client.check()?;
-        let site = self.site();
+        let tree = &self.tree;
         let hash = KeyHash::new(&place.key);
-        let mut topics = vec![Topic::Lock(hash.clone()), Topic::Deaths, Topic::Session(self.local.session())];
-        let path = site.python_path(&place.key);
+        let mut topics = vec![Topic::Lock(hash.clone()), Topic::Deaths, Topic::Session(self.id())];
+        let path = tree.python_path(&place.key);
         topics.extend(path.iter().map(|path| Topic::LockFile(path.join("/"))));
-        let mut listener = site.hub.listen(topics);
-        let mut ahead = Ahead::default();
+        let mut listener = tree.topics.listen(topics);
+        let mut predecessors = Predecessors::default();
         loop {
             let before = match self.look(place.attempt).await? {
                 Outcome::Granted(grant) => {
-                    ahead.keep_for_the_next(&self.local);
+                    let old = mem::replace(&mut self.state().predecessors, predecessors.sessions);
+                    drop(old); // without the lock of the state
                     return Ok(Turn::Granted(grant));
                 }
                 Outcome::Gone => return Ok(Turn::Gone),
                 Outcome::Blocked { before, .. } => before,
             };
-            let hearing = match &path {
+            let coverage = match &path {
                 Some(path) if before.is_empty() => {
-                    ahead.listen_to_file(site, path);
-                    Hearing::Poor // a process that only unlocks the file without closing it makes no event
+                    predecessors.watch_lock_file(tree, path);
+                    Coverage::Partial // a process that only unlocks the file without closing it makes no event
                 }
-                _ => ahead.listen(site, &hash, &before),
+                _ => predecessors.watch(tree, &hash, &before),
             };
-            let pause = match hearing {
-                Hearing::Changed => continue,
-                Hearing::Poor => self.client.context.entropy.between(LOCK_POLL.0, LOCK_POLL.1),
-                Hearing::Good => SAFETY_POLL,
+            let pause = match coverage {
+                Coverage::Changed => continue,
+                Coverage::Partial => self.client.context.entropy.between(LOCK_POLL.0, LOCK_POLL.1),
+                Coverage::Complete => SAFETY_POLL,
             };
             while self.client.context.spawner.timeout(pause, listener.heard()).await.is_none() {
                 self.client.check()?;
-                // The whole queue is not read at each poll: where many wait, most have to poll, for the kernel gives a
-                // user 128 inotify instances. Who holds the file and keeps no record cannot be asked like this.
-                let recorded = !before.is_empty() && self.has_place(&hash, place.attempt);
-                if !(recorded && Ahead::stands(site, &hash, &before)) {
+                // A poll does not read the whole queue: where many wait, most have to poll, since the kernel gives a
+                // user 128 inotify instances. A process that holds the file without a record cannot be polled like
+                // this.
+                let recorded = !before.is_empty() && self.has_record(&hash, place.attempt);
+                if !(recorded && Predecessors::are_unchanged(tree, &hash, &before)) {
                     break;
                 }
             }
@@ -305,52 +284,52 @@ impl FileSessionLocks {
         }
     }
 
-    /// Whether the record of a waiter of ours stands.
-    fn has_place(&self, hash: &KeyHash, attempt: AttemptId) -> bool {
-        let record = self.local.state().waiting.get(&attempt).map(|waiting| waiting.record.clone());
-        let stripe = self.site().stripe(hash.stripe());
+    /// Whether the record of this session's waiter is there.
+    fn has_record(&self, hash: &KeyHash, attempt: AttemptId) -> bool {
+        let record = self.state().waiting.get(&attempt).map(|waiting| waiting.record.clone());
+        let stripe = self.tree.mutexes.stripe(hash.stripe());
         record.zip(stripe.ok()).is_some_and(|(record, stripe)| matches!(stripe.stat(&record), Ok(Some(_))))
     }
 
     /// Ends an attempt, whether it holds or waits.
-    pub(crate) async fn take_back(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
+    pub(crate) async fn end_attempt(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
         // Before the mutex: a request that is under way is refused even if it gets there first.
-        self.local.withdraw(attempt);
-        let (site, hash) = (self.site(), KeyHash::new(key));
+        self.mark_withdrawn(attempt);
+        let (tree, hash) = (&self.tree, KeyHash::new(key));
         let work = |directory: &Directory| {
             let (held, waiting) = {
-                let mut state = self.local.state();
+                let mut state = self.state();
                 (state.held.remove(&attempt), state.waiting.remove(&attempt))
             };
-            // A grant that nobody used leaves the mark: nobody has seen how the holder before it ended. The files are
-            // let go first: whoever finds the record gone finds them free.
+            // A grant that was not used leaves the mark, since its owner has not seen how the holder before it ended.
+            // The files are unlocked first: a process that finds the record gone finds them unlocked.
             let records = [held.map(|held| held.record), waiting.map(|waiting| waiting.record)];
             for record in records.iter().flatten() {
-                directory.remove(record).map_err(|cause| failed(key, cause))?;
+                directory.remove(record).map_err(|cause| error::lock_records(key, cause))?;
             }
             Ok(Moment::Done(()))
         };
-        self.client.in_stripe(site, &hash, self.client.deadline(), work).await?;
-        site.say(&Topic::Lock(hash));
+        self.client.in_stripe(tree, hash.stripe(), Access::Change, self.client.deadline(), work).await?;
+        tree.notify(&Topic::Lock(hash));
         Ok(())
     }
 
-    async fn give_back(&self, grant: &Grant, end: End) -> Result<Released> {
+    async fn release_grant(&self, grant: &Grant, end: End) -> Result<Released> {
         self.client.check_process()?;
-        let failed = |cause| failed(&grant.key, cause);
-        let site = self.site();
+        let failed = |cause| error::lock_records(&grant.key, cause);
+        let tree = &self.tree;
         let held = {
-            let mut state = self.local.state();
+            let mut state = self.state();
             match state.held.get(&grant.attempt) {
                 Some(held) if held.grant.key == grant.key => state.held.remove(&grant.attempt),
                 _ => None,
             }
         };
         let Some(mut held) = held else { return Ok(Released::WasNotHolder) };
-        self.local.withdraw(grant.attempt);
-        let directory = site.stripe(held.hash.stripe()).map_err(failed)?;
-        // First: whoever is woken by the record's end finds the file free.
-        oslock::let_go(std::mem::take(&mut held.files));
+        self.mark_withdrawn(grant.attempt);
+        let directory = tree.mutexes.stripe(held.hash.stripe()).map_err(failed)?;
+        // First: a process that is woken by the record's removal finds the file unlocked.
+        python_lock::unlock(mem::take(&mut held.files));
         let removed = match end {
             // Unlinking is atomic, and the name is that of this grant alone.
             End::Clean if held.told.is_empty() => directory.remove(&held.record).map_err(failed),
@@ -358,34 +337,34 @@ impl FileSessionLocks {
         };
         match removed {
             Ok(found) => {
-                site.say(&Topic::Lock(held.hash));
+                tree.notify(&Topic::Lock(held.hash));
                 Ok(if found { Released::Released } else { Released::WasNotHolder })
             }
             Err(error) => {
-                // The record still stands and excludes everybody: to be released again.
-                self.local.state().held.insert(grant.attempt, held);
+                // The record is still there and excludes all others: to be released again.
+                self.state().held.insert(grant.attempt, held);
                 Err(error)
             }
         }
     }
 
-    /// Under the mutex: who reads the records one after the other sees the record or the mark.
+    /// Under the mutex, so that a process that reads the records one after the other sees the record or the mark.
     async fn remove_and_mark(&self, held: &Held, how: Previous) -> Result<bool> {
-        let site = self.site();
+        let tree = &self.tree;
         let work = |directory: &Directory| {
             let marked = match how {
-                Previous::Clean => book::unmark(directory, &held.hash, &held.told),
-                how => book::mark(directory, &held.hash, how, held.grant.attempt, site.mode),
+                Previous::Clean => lock_records::remove_marks(directory, &held.hash, &held.told),
+                how => lock_records::write_mark(directory, &held.hash, how, held.grant.attempt, tree.mode),
             };
             let removed = marked.and_then(|()| directory.remove(&held.record));
-            removed.map(Moment::Done).map_err(|cause| failed(&held.grant.key, cause))
+            removed.map(Moment::Done).map_err(|cause| error::lock_records(&held.grant.key, cause))
         };
-        self.client.in_stripe(site, &held.hash, self.client.deadline(), work).await
+        self.client.in_stripe(tree, held.hash.stripe(), Access::Change, self.client.deadline(), work).await
     }
 }
 
 #[async_trait]
-impl SessionLocks for FileSessionLocks {
+impl SessionLocks for SessionState {
     async fn request(&self, request: &Acquire) -> Result<Acquired> {
         let asked = async {
             self.client.check()?;
@@ -396,8 +375,10 @@ impl SessionLocks for FileSessionLocks {
                 ));
             }
             let hash = KeyHash::new(&request.key);
-            let work = |directory: &Directory| self.ask(directory, request, &hash);
-            self.client.in_stripe(self.site(), &hash, self.client.deadline(), work).await
+            let work = |directory: &Directory| self.grant_or_queue(directory, request, &hash);
+            self.client
+                .in_stripe(&self.tree, hash.stripe(), Access::Change, self.client.deadline(), work)
+                .await
         };
         asked.await.map_err(|error| error.during("request"))
     }
@@ -408,13 +389,13 @@ impl SessionLocks for FileSessionLocks {
 
     async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
         self.client.check_process().map_err(|error| error.during("withdraw"))?;
-        if self.local.is_over() {
-            return Ok(()); // whoever ended it clears everything away
+        if self.is_over() {
+            return Ok(()); // what ended it clears everything away
         }
-        self.take_back(key, attempt).await.map_err(|error| error.during("withdraw"))
+        self.end_attempt(key, attempt).await.map_err(|error| error.during("withdraw"))
     }
 
     async fn release(&self, grant: &Grant, end: End) -> Result<Released> {
-        self.give_back(grant, end).await.map_err(|error| error.during("release"))
+        self.release_grant(grant, end).await.map_err(|error| error.during("release"))
     }
 }

@@ -1,6 +1,5 @@
-//! A coordinator's life in the directory: a file that is locked as long as it lives.
+//! A coordinator's session: a file that is locked as long as the session lives.
 
-use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,310 +13,246 @@ use tooz_core::driver::{
 use tooz_core::runtime::Task;
 use tooz_core::{Error, ErrorKind, GroupId, LossReason, Result};
 
-use crate::breaks;
 use crate::client::Client;
-use crate::directory;
-use crate::ears::Area;
 use crate::error;
-use crate::groups::FileSessionGroups;
-use crate::hub::Topic;
-use crate::kernel::{FileId, Hold};
-use crate::layout;
-use crate::local::{Local, Waiting};
-use crate::locks::{self, FileSessionLocks};
-use crate::members;
-use crate::oslock::{self, Tried};
-use crate::owner::Owner;
-use crate::portable::SESSION_POLL;
+use crate::host::os_lock::Hold;
 use crate::reaper;
-use crate::site::Site;
+use crate::session_state::{self, SessionState, Waiting};
+use crate::tree::{Area, Topic, Tried, layout, members, python_lock};
 
-/// How often members' files are touched and everything is looked at: Python takes a member for dead after its own
-/// option `timeout`, 10 s unless told otherwise, so that two touches may fail or come late.
+/// How often a session looks for requests to break its locks where no event tells of them: several times in the
+/// second for which the process that breaks waits.
+const SESSION_POLL: Duration = Duration::from_millis(200);
+/// How often members' files are touched and everything is inspected. Python takes a member for dead after its own
+/// option
+/// `timeout`, 10 s by default, so that two touches may fail or come late.
 const TOUCH: Duration = reaper::ROUND;
 
 /// A session.
 #[derive(Debug)]
 pub(crate) struct FileSession {
-    client: Arc<Client>,
-    local: Arc<Local>,
+    pub(crate) state: Arc<SessionState>,
     opened_at: Instant,
     closed: AtomicBool,
     /// Ends with the session.
-    watchman: Mutex<Option<Task<()>>>,
-    groups: FileSessionGroups,
-    locks: FileSessionLocks,
+    monitor: Mutex<Option<Task<()>>>,
 }
 
 impl FileSession {
     pub(crate) async fn open(client: &Arc<Client>, request: &OpenSession) -> Result<Self> {
-        let site = client.enter()?;
+        let tree = client.enter()?;
         let opened_at = client.context.clock.now();
         let id = SessionId(client.context.entropy.id());
-        let local = layout::while_it_stays(&site, || {
-            create(&site, id, request).map_err(|cause| {
-                error::io(format!("a session file in {}", site.sessions.path.display()), cause)
+        let state = layout::while_it_stays(&tree, || {
+            SessionState::create(client, &tree, id, request).map_err(|cause| {
+                error::io(format!("a session file in {}", tree.sessions.directory.path.display()), cause)
             })
         })?;
-        let local = Arc::new(local);
-        site.locals().insert(id, Arc::downgrade(&local));
-        let session = Self {
-            groups: FileSessionGroups { client: client.clone(), local: local.clone() },
-            locks: FileSessionLocks { client: client.clone(), local: local.clone() },
-            client: client.clone(),
-            local,
-            opened_at,
-            closed: AtomicBool::new(false),
-            watchman: Mutex::new(None),
-        };
+        let session = Self { state, opened_at, closed: AtomicBool::new(false), monitor: Mutex::new(None) };
         if let Some(previous) = request.previous {
-            // S7: it is ended first; what it claimed passes on without a gap.
-            if let Some(earlier) = earlier(client, &site, previous, request)? {
-                // Before its end: its own task gives back what it still has.
-                members::pass_claim(client, &site, &earlier, &session.local).await?;
+            // S7: the earlier session is ended first; its claim passes on without a gap. A session of another
+            // process, or one that was dropped, is judged by its lock like any other.
+            client.check_process()?;
+            if let Some(earlier) = SessionState::find(&tree, previous, request) {
+                // Before its end, at which its own task gives back what it still has.
+                {
+                    let _lock = client.driver_lock(&tree, Hold::Alone, client.deadline()).await?;
+                    members::pass_claim(&tree, earlier.member(), earlier.id(), &session.state.owner)?;
+                }
                 earlier.end(LossReason::Expired);
-                clear(client, &earlier, Previous::Expired).await?;
+                earlier.clear(Previous::Expired).await?;
             }
         }
-        let task = client.context.spawner.spawn(watch(client.clone(), session.local.clone()));
-        *session.watchman.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+        let task = client.context.spawner.spawn(monitor(session.state.clone()));
+        *session.monitor.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
         Ok(session)
     }
 
-    #[cfg(test)]
-    pub(crate) fn local(&self) -> &Arc<Local> {
-        &self.local
-    }
-
     fn stop(&self) {
-        drop(self.watchman.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(self.monitor.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 
-/// Creates, locks and places the session's file: it is never seen unlocked under its name.
-fn create(site: &Arc<Site>, id: SessionId, request: &OpenSession) -> io::Result<Local> {
-    let temporary = directory::unique("session");
-    let file = site.tmp.create(&temporary, site.mode)?;
-    let file_id = FileId::of(&file)?;
-    let owner = Owner { session: id, inode: file_id.inode, process: site.process.clone(), boot: site.boot };
-    io::Write::write_all(&mut &file, &reaper::write_session(&request.member, &owner, site.stamp.layout))?;
-    if !site.flavor.try_lock(&file, Hold::Alone)? {
-        return Err(io::Error::other("a new session file is locked by somebody else"));
+impl SessionState {
+    /// Removes everything that a session has in the directory, then closes its files.
+    async fn clear(&self, how: Previous) -> Result<()> {
+        let tree = &self.tree;
+        // A directory that was deleted has nothing more of it.
+        let cleared = if tree.is_in_place() { self.remove_all(how).await } else { Ok(()) };
+        self.abandon();
+        cleared
     }
-    // The name is 128 random bits: there is nothing to replace.
-    site.tmp.rename(&temporary, &site.sessions, &id.to_string())?;
-    Ok(Local::new(site.clone(), request.member.clone(), request.instance, owner, file, file_id))
-}
 
-/// The coordinator's earlier session, if it is of this process and really its own. One of another process, or one
-/// that was dropped, is judged by its lock like everybody's.
-fn earlier(
-    client: &Client,
-    site: &Site,
-    previous: SessionId,
-    request: &OpenSession,
-) -> Result<Option<Arc<Local>>> {
-    client.check_process()?;
-    let found = site.local(previous);
-    Ok(found.filter(|local| local.instance == request.instance && local.member == request.member))
-}
-
-/// Removes everything that a session has in the directory, then lets its files go.
-async fn clear(client: &Arc<Client>, local: &Arc<Local>, how: Previous) -> Result<()> {
-    let site = &local.site;
-    // A directory that was deleted holds nothing more of it.
-    let cleared = if site.is_in_place() { remove_all(client, local, how).await } else { Ok(()) };
-    abandon(local);
-    cleared
-}
-
-/// Lets everything go as a crash would; whoever hears it clears away what is left.
-fn abandon(local: &Local) {
-    local.drop_files();
-    local.site.locals().remove(&local.session());
-    local.site.say(&Topic::Deaths);
-}
-
-async fn remove_all(client: &Arc<Client>, local: &Arc<Local>, how: Previous) -> Result<()> {
-    let site = &local.site;
-    let (held, waiting, groups) = {
-        let state = local.state();
-        let held: Vec<AttemptId> = state.held.keys().copied().collect();
-        let waiting: Vec<_> = state.waiting.iter().map(|(id, waiting)| (*id, waiting.key.clone())).collect();
-        let groups: Vec<GroupId> = state.members.keys().cloned().collect();
-        (held, waiting, groups)
-    };
-    for attempt in held {
-        breaks::let_go(client, local, attempt, LossReason::SessionClosed, Some(how)).await?;
-    }
-    let locks = FileSessionLocks { client: client.clone(), local: local.clone() };
-    for (attempt, key) in waiting {
-        locks.take_back(&key, attempt).await?;
-    }
-    members::leave_all(client, local, groups).await?;
-    let name = local.session().to_string();
-    if site.sessions.has(&name, local.id) {
-        site.sessions.remove(&name).map_err(|cause| error::io(format!("the session file {name}"), cause))?;
-    }
-    Ok(())
-}
-
-/// What was found missing.
-#[derive(Debug, Default)]
-struct Missing {
-    waiting: Vec<AttemptId>,
-    groups: Vec<GroupId>,
-}
-
-/// Compares what this session believes to have with what stands in the directory.
-async fn inspect(client: &Client, local: &Arc<Local>) -> Result<Missing> {
-    let site = &local.site;
-    if !site.is_in_place() || !site.sessions.has(&local.session().to_string(), local.id) {
-        // Nobody else can judge a session without its file: it ends itself.
-        local.end(LossReason::Vanished);
-        local.check()?;
-    }
-    let held: Vec<AttemptId> = local.state().held.keys().copied().collect();
-    for attempt in held {
-        check_grant(client, local, attempt).await?;
-    }
-    let place = |(id, waiting): (&AttemptId, &Waiting)| {
-        (*id, waiting.key.clone(), waiting.hash.stripe(), waiting.record.clone())
-    };
-    let waiting: Vec<_> = local.state().waiting.iter().map(place).collect();
-    let mut missing = Missing::default();
-    for (attempt, key, stripe, record) in waiting {
-        let stripe = site.stripe(stripe).map_err(|cause| locks::failed(&key, cause))?;
-        let gone = matches!(stripe.stat(&record), Ok(None));
-        // It may just have been granted.
-        if gone && local.state().waiting.contains_key(&attempt) {
-            missing.waiting.push(attempt);
+    async fn remove_all(&self, how: Previous) -> Result<()> {
+        let tree = &self.tree;
+        let (held, waiting, groups) = {
+            let state = self.state();
+            let held: Vec<AttemptId> = state.held.keys().copied().collect();
+            let waiting: Vec<_> =
+                state.waiting.iter().map(|(id, waiting)| (*id, waiting.key.clone())).collect();
+            let groups: Vec<GroupId> = state.members.keys().cloned().collect();
+            (held, waiting, groups)
+        };
+        for attempt in held {
+            self.end_grant(attempt, LossReason::SessionClosed, Some(how)).await?;
         }
+        for (attempt, key) in waiting {
+            self.end_attempt(&key, attempt).await?;
+        }
+        self.leave_all(groups).await?;
+        let name = self.id().to_string();
+        if tree.sessions.directory.has(&name, self.file_id) {
+            let removed = tree.sessions.directory.remove(&name);
+            removed.map_err(|cause| error::io(format!("the session file {name}"), cause))?;
+        }
+        Ok(())
     }
-    missing.groups = members::missing(client, local).await?;
-    Ok(missing)
-}
 
-/// A grant whose record somebody removed is lost. A lock file that somebody removed is made and locked anew; only
-/// if Python was faster is the grant lost.
-async fn check_grant(client: &Client, local: &Arc<Local>, attempt: AttemptId) -> Result<()> {
-    let site = &local.site;
-    let Some((key, hash, record)) = local
-        .state()
-        .held
-        .get(&attempt)
-        .map(|held| (held.grant.key.clone(), held.hash.clone(), held.record.clone()))
-    else {
-        return Ok(());
-    };
-    let failed = |cause| locks::failed(&key, cause);
-    if matches!(site.stripe(hash.stripe()).map_err(failed)?.stat(&record), Ok(None)) {
-        // A release removes it from the state first, so a grant that still stands there has lost its record.
-        return breaks::let_go(client, local, attempt, LossReason::Vanished, None).await;
-    }
-    let Some(path) = site.python_path(&key) else { return Ok(()) };
-    let replaced = {
-        let state = local.state();
-        let Some(held) = state.held.get(&attempt) else { return Ok(()) };
-        let in_place = held.files.last().is_none_or(|file| oslock::is_in_place(site, &path, file));
-        (!in_place).then_some(held.grant.mode)
-    };
-    let Some(mode) = replaced else { return Ok(()) };
-    match oslock::try_lock(site, &path, oslock::hold(mode), None)? {
-        Tried::Locked(file) => {
-            tracing::warn!(%key, "the lock's file was removed or replaced; made and locked anew");
-            // The old one stays locked: Python's waiters have it open.
-            if let Some(held) = local.state().held.get_mut(&attempt) {
-                held.files.push(file);
+    /// Compares what this session believes to have with the records in the directory; returns the waiters and the
+    /// groups that are missing there.
+    async fn inspect(&self) -> Result<(Vec<AttemptId>, Vec<GroupId>)> {
+        let tree = &self.tree;
+        if !tree.is_in_place() || !tree.sessions.directory.has(&self.id().to_string(), self.file_id) {
+            // Others cannot judge a session without its file: it ends itself.
+            self.end(LossReason::Vanished);
+            self.check()?;
+        }
+        let held: Vec<AttemptId> = self.state().held.keys().copied().collect();
+        for attempt in held {
+            self.check_grant(attempt).await?;
+        }
+        let describe = |(id, waiting): (&AttemptId, &Waiting)| {
+            (*id, waiting.key.clone(), waiting.hash.stripe(), waiting.record.clone())
+        };
+        let waiting: Vec<_> = self.state().waiting.iter().map(describe).collect();
+        let mut missing = Vec::new();
+        for (attempt, key, stripe, record) in waiting {
+            let stripe = tree.mutexes.stripe(stripe).map_err(|cause| error::lock_records(&key, cause))?;
+            let gone = matches!(stripe.stat(&record), Ok(None));
+            // It may just have been granted.
+            if gone && self.state().waiting.contains_key(&attempt) {
+                missing.push(attempt);
             }
-            Ok(())
         }
-        Tried::NoPlace => Ok(()),
-        Tried::Busy(_) => {
-            breaks::let_go(client, local, attempt, LossReason::Vanished, Some(Previous::Expired)).await
+        Ok((missing, self.forget_missing().await?))
+    }
+
+    /// A grant whose record was removed is lost. A lock file that was removed is made and locked anew; only if Python
+    /// was faster is the grant lost.
+    async fn check_grant(&self, attempt: AttemptId) -> Result<()> {
+        let tree = &self.tree;
+        let describe =
+            |held: &session_state::Held| (held.grant.key.clone(), held.hash.clone(), held.record.clone());
+        let held = self.state().held.get(&attempt).map(describe);
+        let Some((key, hash, record)) = held else { return Ok(()) };
+        let failed = |cause| error::lock_records(&key, cause);
+        if matches!(tree.mutexes.stripe(hash.stripe()).map_err(failed)?.stat(&record), Ok(None)) {
+            // A release removes the grant from the state first, so a grant that is still there has lost its record.
+            return self.end_grant(attempt, LossReason::Vanished, None).await;
         }
+        let Some(path) = tree.python_path(&key) else { return Ok(()) };
+        let replaced = {
+            let state = self.state();
+            let Some(held) = state.held.get(&attempt) else { return Ok(()) };
+            let in_place = held.files.last().is_none_or(|file| python_lock::is_in_place(tree, &path, file));
+            (!in_place).then_some(held.grant.mode)
+        };
+        let Some(mode) = replaced else { return Ok(()) };
+        match python_lock::try_lock(tree, &path, python_lock::hold_for(mode), None)? {
+            Tried::Locked(file) => {
+                tracing::warn!(%key, "the lock's file was removed or replaced; made and locked anew");
+                // The old one stays locked: Python's waiters have it open.
+                if let Some(held) = self.state().held.get_mut(&attempt) {
+                    held.files.push(file);
+                }
+                Ok(())
+            }
+            Tried::Impossible => Ok(()),
+            Tried::Busy(_) => self.end_grant(attempt, LossReason::Vanished, Some(Previous::Expired)).await,
+        }
+    }
+
+    /// What a session does when something changed, and from time to time.
+    async fn look_after(&self, reap: Reap) -> Result<()> {
+        // A failure of one does not prevent the others.
+        let answered = self.answer_break_requests().await;
+        let inspected = self.inspect().await.map(|(_, groups)| {
+            for group in groups {
+                self.tell(Notice::Evicted(group));
+            }
+        });
+        match reap {
+            Reap::None => {}
+            Reap::InTurn => reaper::reap_in_turn(&self.client, &self.tree).await?,
+            Reap::Now => reaper::reap_all(&self.client, &self.tree).await?,
+        }
+        answered.and(inspected)
     }
 }
 
 /// Lives as long as the session: answers requests to break its locks, looks after its files, shows Python that its
 /// members live, and clears away other sessions that died.
-async fn watch(client: Arc<Client>, local: Arc<Local>) {
-    let site = local.site.clone();
-    let mut ours = site.hub.listen(vec![Topic::Session(local.session()), Topic::LockFileGone]);
-    let mut deaths = site.hub.listen(vec![Topic::Deaths]);
-    let own = (local.session().to_string(), Area::Own(local.session()));
-    let _watched = site.watch_file(&site.sessions, &own.0, own.1);
+async fn monitor(session: Arc<SessionState>) {
+    let (client, tree) = (&session.client, &session.tree);
+    let mut own = tree.topics.listen(vec![Topic::Session(session.id()), Topic::LockFileGone]);
+    let mut deaths = tree.topics.listen(vec![Topic::Deaths]);
+    let area = Area::OwnSession(session.id());
+    let _watched = tree.watch_file(&tree.sessions.directory, &session.id().to_string(), area);
     let clock = client.context.clock.clone();
     let mut touch = clock.now() + TOUCH;
-    // What was said between the session's opening and now, when nobody listened yet.
-    if let Err(error) = round(&client, &local, Reap::Nobody).await {
-        tracing::warn!(%error, session = %local.session(), "looking after the session failed");
+    // What was notified between the session's opening and now, without a listener.
+    if let Err(error) = session.look_after(Reap::None).await {
+        tracing::warn!(%error, session = %session.id(), "looking after the session failed");
     }
     loop {
         let left = touch.saturating_since(clock.now());
-        let pause = if site.hears() { left } else { left.min(SESSION_POLL) };
+        let pause = if tree.pushes_changes() { left } else { left.min(SESSION_POLL) };
         let died = tokio::select! {
-            biased; // what is about this session first: somebody may wait for an answer
-            () = ours.heard() => false,
+            biased; // what is about this session first: a process may wait for an answer
+            () = own.heard() => false,
             () = deaths.heard() => true,
             () = client.context.spawner.sleep(pause) => false,
         };
-        if local.is_over() {
+        if session.is_over() {
             break;
         }
-        let mut reap = if died { Reap::Now } else { Reap::Nobody };
+        let mut reap = if died { Reap::Now } else { Reap::None };
         if clock.now() >= touch {
             touch = clock.now() + TOUCH;
-            members::touch(&local, clock.wall());
+            session.touch_members(clock.wall());
             reap = if died { Reap::Now } else { Reap::InTurn };
         }
-        if let Err(error) = round(&client, &local, reap).await {
-            tracing::warn!(%error, session = %local.session(), "looking after the session failed");
+        if let Err(error) = session.look_after(reap).await {
+            tracing::warn!(%error, session = %session.id(), "looking after the session failed");
         }
-        if local.is_over() {
+        if session.is_over() {
             break;
         }
     }
-    // Whoever closes it clears it away itself.
-    let vanished = local.state().ended.as_ref() != Some(&LossReason::SessionClosed);
-    if vanished && let Err(error) = clear(&client, &local, Previous::Expired).await {
-        tracing::warn!(%error, session = %local.session(), "clearing away the ended session failed");
+    // A call that closes the session clears it away itself.
+    let vanished = session.ended() != Some(&LossReason::SessionClosed);
+    if vanished && let Err(error) = session.clear(Previous::Expired).await {
+        tracing::warn!(%error, session = %session.id(), "clearing away the ended session failed");
     }
 }
 
 /// Whether to clear away sessions that died.
 #[derive(Clone, Copy, Debug)]
 enum Reap {
-    Nobody,
+    None,
     /// Unless another process did a moment ago.
     InTurn,
     Now,
 }
 
-async fn round(client: &Client, local: &Arc<Local>, reap: Reap) -> Result<()> {
-    // One that fails does not keep the others from being done.
-    let answered = breaks::answer(client, local).await;
-    let inspected = inspect(client, local).await.map(|missing| {
-        for group in missing.groups {
-            local.tell(Notice::Evicted(group));
-        }
-    });
-    match reap {
-        Reap::Nobody => {}
-        Reap::InTurn => reaper::reap_in_turn(client, &local.site).await?,
-        Reap::Now => reaper::reap_all(client, &local.site).await?,
-    }
-    answered.and(inspected)
-}
-
 #[async_trait]
 impl Session for FileSession {
     fn id(&self) -> SessionId {
-        self.local.session()
+        self.state.id()
     }
 
     fn epoch(&self) -> Epoch {
-        self.local.site.stamp.epoch
+        self.state.tree.stamp.epoch
     }
 
     fn ttl(&self) -> Option<Duration> {
@@ -329,17 +264,17 @@ impl Session for FileSession {
     }
 
     async fn renew(&self, held: &Held) -> Result<Renewal> {
-        self.client.check_process()?;
-        let lost = || self.local.state().ended.clone().map(Renewal::lost);
+        self.state.client.check_process()?;
+        let lost = || self.state.ended().cloned().map(Renewal::lost);
         if let Some(renewal) = lost() {
             return Ok(renewal);
         }
-        let found = inspect(&self.client, &self.local).await;
+        let found = self.state.inspect().await;
         if let Some(renewal) = lost() {
             return Ok(renewal);
         }
-        let missing = found.map_err(|error| error.during("renew"))?;
-        let state = self.local.state();
+        let (unqueued, missing) = found.map_err(|error| error.during("renew"))?;
+        let state = self.state.state();
         let mut renewal = Renewal::confirmed();
         for (_, attempt) in &held.grants {
             if !state.held.contains_key(attempt) {
@@ -347,43 +282,44 @@ impl Session for FileSession {
             }
         }
         for (_, attempt) in &held.waiting {
-            let stands = state.waiting.contains_key(attempt) || state.held.contains_key(attempt);
-            if !stands || missing.waiting.contains(attempt) {
+            let known = state.waiting.contains_key(attempt) || state.held.contains_key(attempt);
+            if !known || unqueued.contains(attempt) {
                 renewal.unqueued.push(*attempt);
             }
         }
-        let joined = |group: &&GroupId| state.members.contains_key(*group) && !missing.groups.contains(group);
+        let joined = |group: &&GroupId| state.members.contains_key(*group) && !missing.contains(group);
         renewal.evicted = held.groups.iter().filter(|group| !joined(group)).cloned().collect();
         Ok(renewal)
     }
 
     async fn notice(&self) -> Notice {
-        self.local.notice().await
+        self.state.notice().await
     }
 
     fn groups(&self) -> &dyn SessionGroups {
-        &self.groups
+        &*self.state
     }
 
     fn locks(&self) -> &dyn SessionLocks {
-        &self.locks
+        &*self.state
     }
 
     async fn close(&self, end: End) -> Result<()> {
-        self.client.check_process()?;
+        self.state.client.check_process()?;
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
-        self.local.end(LossReason::SessionClosed);
+        self.state.end(LossReason::SessionClosed);
         self.stop();
-        let how = match &self.local.state().ended {
+        let how = match self.state.ended() {
             Some(LossReason::SessionClosed) | None => end.previous(),
             Some(_) => Previous::Expired,
         };
-        let limit = self.client.close_deadline().saturating_since(self.client.context.clock.now());
-        let cleared = self.client.context.spawner.timeout(limit, clear(&self.client, &self.local, how)).await;
-        // Whatever could not be removed in time ends as after a crash.
-        abandon(&self.local);
+        let limit =
+            self.state.client.close_deadline().saturating_since(self.state.client.context.clock.now());
+        let cleared = self.state.client.context.spawner.timeout(limit, self.state.clear(how)).await;
+        // What could not be removed in time ends as after a crash.
+        self.state.abandon();
         cleared
             .unwrap_or_else(|| {
                 Err(Error::new(
@@ -400,14 +336,14 @@ impl Drop for FileSession {
     /// As a crash: nothing is removed. In a forked child only the child's copies of the descriptors go, which
     /// unlocks nothing.
     fn drop(&mut self) {
-        if self.client.check_process().is_err() {
-            // The parent's task is none of ours.
-            return std::mem::forget(self.watchman.lock().unwrap_or_else(PoisonError::into_inner).take());
+        if self.state.client.check_process().is_err() {
+            // The task is the parent's.
+            return std::mem::forget(self.monitor.lock().unwrap_or_else(PoisonError::into_inner).take());
         }
         if !self.closed.load(Ordering::Acquire) {
             self.stop();
-            self.local.end(LossReason::SessionClosed);
-            abandon(&self.local);
+            self.state.end(LossReason::SessionClosed);
+            self.state.abandon();
         }
     }
 }

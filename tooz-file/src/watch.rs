@@ -1,4 +1,4 @@
-//! Watches: what stands is read again when the kernel tells of a change, and compared with what was read before.
+//! Watches: the present state is read again when the kernel tells of a change, and compared with what was read before.
 //!
 //! What happened between two readings is folded. A reader that is slow makes fewer readings, and costs no memory
 //! beyond one view of the group and the changes to the next.
@@ -15,21 +15,18 @@ use futures_core::Stream;
 use tooz_core::driver::{ChangeStream, GroupChange, HolderStream, Holders, LockKey, MemberRecord};
 use tooz_core::{ErrorKind, GroupId, MemberId, Result};
 
-use crate::breaks;
 use crate::client::Client;
-use crate::directory::Directory;
-use crate::ears::{Area, Watch};
 use crate::error;
-use crate::groups::{self, View};
-use crate::hub::{Listener, Topic};
-use crate::kernel::{FileId, Hold};
+use crate::host::os_lock::{FileId, Hold};
 use crate::keys::{self, KeyHash};
-use crate::oslock;
-use crate::portable::WATCH_POLL;
-use crate::site::Site;
+use crate::tree::{Area, Listener, Topic, Tree, Watch, members, python_lock};
+use crate::view::{GroupView, read_group, read_holders};
 
-/// How often a watcher looks although it heard nothing: for what makes no event, such as Python's members that stop
-/// beating and Python's lock holders that unlock without closing.
+/// How often a watcher of a group or of a leader looks where no event tells of a change: each look reads the whole
+/// group.
+const WATCH_POLL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(200));
+/// How often a watcher looks without an event: for what makes none, such as Python's members that stop beating and
+/// Python's lock holders that unlock without closing.
 const SAFETY_POLL: Duration = Duration::from_secs(1);
 
 /// Something that is read again and again.
@@ -78,10 +75,10 @@ impl<F: Follow> Stream for Following<F> {
 /// Follows one group.
 struct GroupFollower {
     client: Arc<Client>,
-    site: Arc<Site>,
+    tree: Arc<Tree>,
     group: GroupId,
     /// The group's metadata, open: another file there is another group of the same name.
-    metadata: Option<(File, FileId)>,
+    metadata: Option<(FileId, File)>,
     listener: Listener,
     watched: Vec<Watch>,
     seen: BTreeMap<MemberId, MemberRecord>,
@@ -91,27 +88,21 @@ struct GroupFollower {
     over: bool,
 }
 
-fn metadata(directory: &Directory) -> std::io::Result<(File, FileId)> {
-    let file = directory.open(keys::METADATA)?;
-    let id = FileId::of(&file)?;
-    Ok((file, id))
-}
-
-/// Of its own changes, and of every session's end: whoever dies is cleared away at once where somebody watches.
-fn hear(site: &Site, group: &GroupId) -> Vec<Watch> {
+/// Watches the group's files and every session's end, so that dead members are cleared away at once.
+fn watch_group(tree: &Tree, group: &GroupId) -> Vec<Watch> {
     let name = keys::group(group);
-    let own = site.groups.child(&name).ok();
-    let own = own.and_then(|directory| site.watch(&directory, Area::Group(name)));
-    own.into_iter().chain(site.watch(&site.sessions, Area::Sessions)).collect()
+    let own = tree.groups.child(&name).ok();
+    let own = own.and_then(|directory| tree.watch(&directory, Area::Group(name)));
+    own.into_iter().chain(tree.watch(&tree.sessions.directory, Area::Sessions)).collect()
 }
 
 pub(crate) async fn group(client: &Arc<Client>, group: &GroupId) -> Result<ChangeStream> {
-    let site = client.enter()?;
-    let listener = site.hub.listen(vec![Topic::Group(keys::group(group))]);
-    let watched = hear(&site, group);
+    let tree = client.enter()?;
+    let listener = tree.topics.listen(vec![Topic::Group(keys::group(group))]);
+    let watched = watch_group(&tree, group);
     let mut follower = GroupFollower {
         client: client.clone(),
-        site,
+        tree,
         group: group.clone(),
         metadata: None,
         listener,
@@ -129,29 +120,30 @@ pub(crate) async fn group(client: &Arc<Client>, group: &GroupId) -> Result<Chang
 impl GroupFollower {
     /// Reads the group and notes what changed.
     async fn look(&mut self) -> Result<()> {
-        let lock = self.client.driver_lock(&self.site, Hold::Together, self.client.deadline()).await?;
+        let lock = self.client.driver_lock(&self.tree, Hold::Together, self.client.deadline()).await?;
         let missed = self.listener.missed();
-        let read = groups::open(&self.site, &self.group).and_then(|directory| {
-            let view = groups::view(&self.client, &self.site, &self.group, &directory)?;
+        let read = members::open_group(&self.tree, &self.group).and_then(|directory| {
+            let view = read_group(&self.client, &self.tree, &self.group, &directory)?;
             Ok((directory, view))
         });
         drop(lock);
         match read {
             Ok((directory, view)) => {
-                let same = self.metadata.as_ref().is_none_or(|(_, id)| directory.has(keys::METADATA, *id));
+                let same = self.metadata.as_ref().is_none_or(|(id, _)| directory.has(keys::METADATA, *id));
                 if !same {
                     self.delete();
                     return Ok(());
                 }
                 if self.metadata.is_none() {
-                    self.metadata = metadata(&directory).ok();
+                    let metadata = directory.open(keys::METADATA);
+                    self.metadata = metadata.and_then(|file| Ok((FileId::of(&file)?, file))).ok();
                 }
-                self.note(view, missed);
+                self.compare(view, missed);
                 Ok(())
             }
-            // Not there yet after the loss of everything; else somebody deleted it.
+            // If the tree was lost, the group is not there yet; else it was deleted.
             Err(error) if error.kind() == ErrorKind::GroupNotFound && self.metadata.is_some() => {
-                if self.site.is_in_place() {
+                if self.tree.is_in_place() {
                     self.delete();
                 }
                 Ok(())
@@ -165,10 +157,10 @@ impl GroupFollower {
         self.over = true;
     }
 
-    /// The whole directory was lost: nobody deleted the group, and its members will create it again (S7).
+    /// The whole directory was lost: the group was not deleted, and its members will create it again (S7).
     fn start_anew(&mut self) -> Result<()> {
-        self.site = self.client.site()?;
-        self.listener = self.site.hub.listen(vec![Topic::Group(keys::group(&self.group))]);
+        self.tree = self.client.tree()?;
+        self.listener = self.tree.topics.listen(vec![Topic::Group(keys::group(&self.group))]);
         self.metadata = None;
         self.expires = None;
         self.seen.clear();
@@ -176,7 +168,8 @@ impl GroupFollower {
         Ok(())
     }
 
-    fn note(&mut self, view: View, missed: bool) {
+    /// Adds the changes since the last view.
+    fn compare(&mut self, view: GroupView, missed: bool) {
         self.expires = view.expires;
         let before = std::mem::replace(&mut self.seen, view.members);
         if !self.started || missed {
@@ -202,7 +195,7 @@ impl GroupFollower {
     }
 
     fn pause(&self) -> Duration {
-        let poll = if self.site.hears() {
+        let poll = if self.tree.pushes_changes() {
             SAFETY_POLL
         } else {
             self.client.context.entropy.between(WATCH_POLL.0, WATCH_POLL.1)
@@ -228,10 +221,10 @@ impl Follow for GroupFollower {
             if self.client.is_closed() {
                 return None;
             }
-            if !self.site.is_in_place() {
+            if !self.tree.is_in_place() {
                 match self.start_anew() {
                     Ok(()) => continue,
-                    // Nothing is there for a view yet.
+                    // For a view, while nothing is there.
                     Err(error)
                         if matches!(error.kind(), ErrorKind::GroupNotFound | ErrorKind::Unavailable) =>
                     {
@@ -242,10 +235,10 @@ impl Follow for GroupFollower {
             }
             // A group that was created again after the loss of everything is a new directory.
             if self.metadata.is_none() {
-                self.watched = hear(&self.site, &self.group);
+                self.watched = watch_group(&self.tree, &self.group);
             }
             match self.look().await {
-                // Not there yet, or something stopped under the lock: it stays as it was and is read again.
+                // Not there yet, or a process stands still under the lock: the group is read again later.
                 Err(error) if matches!(error.kind(), ErrorKind::GroupNotFound | ErrorKind::Unavailable) => {}
                 Err(error) => return Some(Err(error)),
                 Ok(()) => {}
@@ -258,40 +251,40 @@ impl Follow for GroupFollower {
 struct HolderFollower {
     client: Arc<Client>,
     key: LockKey,
-    /// `None`: for a view, where nothing is yet.
+    /// `None`: for a view, while nothing is there.
     listening: Option<Listening>,
     seen: Option<Holders>,
-    /// It looked, and next waits to hear something; also after an error, or whoever asks on would ask without end.
+    /// It looked, and next waits for a change; also after an error, so that a caller that asks on does not loop.
     waits: bool,
 }
 
-/// A directory, and what is heard of a lock there.
+/// A tree, and what is watched of a lock there.
 struct Listening {
-    site: Arc<Site>,
+    tree: Arc<Tree>,
     listener: Listener,
     _watched: Vec<Watch>,
     /// Whether there were records of the lock's stripe to watch.
     complete: bool,
 }
 
-fn listen(site: &Arc<Site>, key: &LockKey) -> Listening {
+fn listen(tree: &Arc<Tree>, key: &LockKey) -> Listening {
     let hash = KeyHash::new(key);
-    let complete = site.has_stripe(hash.stripe());
-    let mut watched = site.watch_lock(&hash);
+    let complete = tree.mutexes.has_stripe(hash.stripe());
+    let mut watched = tree.watch_lock(&hash);
     let mut topics = vec![Topic::Lock(hash), Topic::Deaths];
-    if let Some(path) = site.python_path(key) {
-        watched.extend(oslock::watch(site, &path));
+    if let Some(path) = tree.python_path(key) {
+        watched.extend(python_lock::watch(tree, &path));
         topics.push(Topic::LockFile(path.join("/")));
     }
-    let listener = site.hub.listen(topics);
-    Listening { site: site.clone(), listener, _watched: watched, complete }
+    let listener = tree.topics.listen(topics);
+    Listening { tree: tree.clone(), listener, _watched: watched, complete }
 }
 
-/// `None` for a view where nothing is yet.
+/// `None` for a view, while nothing is there.
 fn enter(client: &Client, key: &LockKey) -> Result<Option<Listening>> {
     match client.enter() {
         Err(error) if error::is_nothing_here(&error) => Ok(None),
-        site => Ok(Some(listen(&site?, key))),
+        tree => Ok(Some(listen(&tree?, key))),
     }
 }
 
@@ -310,7 +303,7 @@ impl Follow for HolderFollower {
             if self.client.is_closed() || self.client.check_process().is_err() {
                 return None;
             }
-            if self.listening.as_ref().is_none_or(|listening| !listening.site.is_in_place()) {
+            if self.listening.as_ref().is_none_or(|listening| !listening.tree.is_in_place()) {
                 match enter(&self.client, &self.key) {
                     Ok(listening) => self.listening = listening,
                     Err(error) => return Some(Err(error)),
@@ -322,7 +315,7 @@ impl Follow for HolderFollower {
                 match &mut self.listening {
                     None => spawner.sleep(poll).await,
                     Some(listening) => {
-                        let pause = if listening.site.hears() { SAFETY_POLL } else { poll };
+                        let pause = if listening.tree.pushes_changes() { SAFETY_POLL } else { poll };
                         spawner.timeout(pause, listening.listener.heard()).await;
                     }
                 }
@@ -331,16 +324,16 @@ impl Follow for HolderFollower {
             let stripe = KeyHash::new(&self.key).stripe();
             if let Some(listening) = &mut self.listening
                 && !listening.complete
-                && listening.site.has_stripe(stripe)
+                && listening.tree.mutexes.has_stripe(stripe)
             {
-                *listening = listen(&listening.site, &self.key);
+                *listening = listen(&listening.tree, &self.key);
             }
             let now = match &self.listening {
                 None => Ok(Holders::new(Vec::new(), Some(0))),
-                Some(listening) => breaks::holders(&self.client, &listening.site, &self.key).await,
+                Some(listening) => read_holders(&self.client, &listening.tree, &self.key).await,
             };
             match now {
-                // Who waits is of no interest here.
+                // Waiters are of no interest here.
                 Ok(now) if self.seen.as_ref().is_none_or(|seen| seen.holders != now.holders) => {
                     self.seen = Some(now.clone());
                     return Some(Ok(now));

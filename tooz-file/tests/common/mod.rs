@@ -262,16 +262,16 @@ pub(crate) fn is_helper() -> bool {
 }
 
 /// Exchanges what is made in a directory with another one there, and back, as fast as it can.
-pub(crate) fn steal(place: &Path) {
+pub(crate) fn steal(directory: &Path) {
     use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
-    let treasure = place.join("treasure");
+    let treasure = directory.join("treasure");
     println!("{SAYS}connected");
     std::thread::spawn(|| {
         std::io::stdin().lines().for_each(drop);
         std::process::exit(0);
     });
     loop {
-        let found = std::fs::read_dir(place).unwrap().filter_map(|entry| Some(entry.ok()?.path()));
+        let found = std::fs::read_dir(directory).unwrap().filter_map(|entry| Some(entry.ok()?.path()));
         for path in found.filter(|path| *path != treasure && path.is_dir()) {
             for _ in 0..2 {
                 let _ = renameat2(AT_FDCWD, &treasure, AT_FDCWD, &path, RenameFlags::RENAME_EXCHANGE);

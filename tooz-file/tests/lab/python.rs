@@ -26,14 +26,14 @@ const REQUIREMENTS: [&str; 1] = ["tooz==9.1.0"];
 
 /// The interpreter of an environment that has Python tooz.
 fn environment() -> Result<PathBuf, String> {
-    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python-tooz-9.1.0");
+    let environment = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python-tooz-9.1.0");
     // Another test binary may be about to install the same one.
-    let turn = File::create(place.with_extension("lock")).map_err(|error| error.to_string())?;
+    let turn = File::create(environment.with_extension("lock")).map_err(|error| error.to_string())?;
     turn.lock().map_err(|error| error.to_string())?;
-    let python = place.join("bin/python");
+    let python = environment.join("bin/python");
     let works = || run(Command::new(&python).args(["-c", "import tooz.drivers.file"])).is_ok();
     if !works() {
-        run(Command::new("python3").args(["-m", "venv"]).arg(&place))?;
+        run(Command::new("python3").args(["-m", "venv"]).arg(&environment))?;
         run(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(REQUIREMENTS))?;
         if !works() {
             return Err("Python tooz was installed and cannot be imported".into());

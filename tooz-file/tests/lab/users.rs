@@ -88,7 +88,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 /// A directory, and this program where everybody may start it.
 struct Scene {
     directory: tempfile::TempDir,
-    place: PathBuf,
+    target: PathBuf,
 }
 
 fn set_mode(path: &Path, mode: u32) {
@@ -101,22 +101,22 @@ impl Scene {
         set_mode(directory.path(), 0o755);
         let (here, program) = (std::env::current_exe().unwrap(), directory.path().join("program"));
         fs::hard_link(&here, &program).or_else(|_| fs::copy(&here, &program).map(drop)).unwrap();
-        let place = directory.path().join("place");
-        fs::create_dir(&place).unwrap();
-        chown(&place, Some(owner), Some(group)).unwrap();
-        set_mode(&place, mode);
-        Self { directory, place }
+        let target = directory.path().join("target");
+        fs::create_dir(&target).unwrap();
+        chown(&target, Some(owner), Some(group)).unwrap();
+        set_mode(&target, mode);
+        Self { directory, target }
     }
 
     fn helper(&self, mut command: Command, query: &str, name: &str) -> Helper {
         command.arg(self.directory.path().join("program"));
-        Helper::run(command, &url(&self.place, query), name)
+        Helper::run(command, &url(&self.target, query), name)
     }
 
     /// Everything that stands there, but for the directory itself. What is moved meanwhile is left out.
     fn everything(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
-        let mut left = vec![self.place.clone()];
+        let mut left = vec![self.target.clone()];
         while let Some(directory) = left.pop() {
             for entry in fs::read_dir(directory).into_iter().flatten() {
                 let path = entry.unwrap().path();
@@ -181,7 +181,7 @@ async fn a_living_holder_that_proc_hides_stays_the_holder() {
 
 async fn what_root_makes_belongs_to_the_owner_of_the_directory() {
     let scene = Scene::new(ALICE, ALICE, 0o700);
-    let (driver, root) = member(&url(&scene.place, ""), "root").await;
+    let (driver, root) = member(&url(&scene.target, ""), "root").await;
     let join = Join::new(group("g"), Capabilities::none()).create(true);
     root.groups().join(&join).await.unwrap();
     let grant = granted(&root, 1, "deep/er/x", Exclusive).await;
@@ -209,9 +209,9 @@ async fn what_root_makes_belongs_to_the_owner_of_the_directory() {
 
 async fn a_directory_that_root_makes_belongs_to_the_owner_of_the_one_above() {
     let scene = Scene::new(ALICE, ALICE, 0o700);
-    let driver = connect(&url(&scene.place.join("new/er"), "")).await.unwrap();
+    let driver = connect(&url(&scene.target.join("new/er"), "")).await.unwrap();
     driver.close().await.unwrap();
-    assert!(scene.place.join("new/er/.tooz-rs").is_dir());
+    assert!(scene.target.join("new/er/.tooz-rs").is_dir());
     scene.assert_all_belong_to(ALICE);
 }
 
@@ -236,7 +236,7 @@ async fn two_users_of_one_group_share_a_directory() {
     bob.kill();
     alice.hear().parse::<u64>().unwrap();
     // Root looks, and is no obstacle.
-    let driver = connect(&url(&scene.place, "?mode=0660")).await.unwrap();
+    let driver = connect(&url(&scene.target, "?mode=0660")).await.unwrap();
     eventually("bob has left", async || names(&driver, "g").await == ["alice"]).await;
     let mut bob = start(BOB, "bob");
     assert_eq!(bob.does("join g"), "Ok(())");
@@ -259,7 +259,7 @@ async fn a_umask_takes_nothing_away_from_somebody_without_privileges() {
 /// The owner of the directory puts a directory of root's in place of each that root makes, at once.
 async fn root_gives_nothing_away_that_it_did_not_make() {
     let scene = Scene::new(ALICE, ALICE, 0o700);
-    let path = scene.place.join("treasure");
+    let path = scene.target.join("treasure");
     // Open, so that its number is not used again.
     let hide = || loop {
         while fs::create_dir(&path).is_err() {
@@ -275,17 +275,17 @@ async fn root_gives_nothing_away_that_it_did_not_make() {
     let mut treasure = hide();
     let mut thief = as_user(ALICE, "");
     thief.arg(scene.directory.path().join("program"));
-    let _thief = Helper::run(thief, &scene.place.display().to_string(), THIEF);
+    let _thief = Helper::run(thief, &scene.target.display().to_string(), THIEF);
     let (mut made, mut removed) = (0, 0);
     for _ in 0..100 {
         // It may fail: the directories are not where they were made.
-        if let Ok(driver) = connect(&url(&scene.place, "")).await {
+        if let Ok(driver) = connect(&url(&scene.target, "")).await {
             made += 1;
             let _ = driver.close().await;
         }
         let data = treasure.metadata().unwrap();
         assert_eq!(data.uid(), 0, "it was given away");
-        for entry in fs::read_dir(&scene.place).unwrap() {
+        for entry in fs::read_dir(&scene.target).unwrap() {
             let found = entry.unwrap().path();
             if fs::symlink_metadata(&found).is_ok_and(|other| other.ino() != data.ino()) {
                 let _ = fs::remove_dir_all(&found).or_else(|_| fs::remove_file(&found));

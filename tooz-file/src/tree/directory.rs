@@ -16,10 +16,11 @@ use nix::sys::stat::{self, FileStat, Mode};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::error::unreadable;
-use crate::kernel::{FileId, Process};
-use crate::ownership::{self, Rights};
+use crate::host::os_lock::FileId;
+use crate::host::ownership::{self, Rights};
+use crate::host::process::Process;
 
-/// Nobody of ours writes more: 64 KiB of capabilities and some hundred bytes around them.
+/// This driver writes no more: 64 KiB of capabilities and some hundred bytes around them.
 const MOST_BYTES: u64 = 256 * 1024;
 
 /// What names of something that is being made begin with.
@@ -33,7 +34,7 @@ pub(crate) struct Directory {
     pub(crate) path: PathBuf,
 }
 
-// O_NONBLOCK: opening a FIFO that somebody put here must not wait for a writer.
+// O_NONBLOCK: opening a FIFO must not wait for a writer.
 const SAFE: OFlag = OFlag::O_NOFOLLOW.union(OFlag::O_CLOEXEC).union(OFlag::O_NONBLOCK);
 
 impl Directory {
@@ -76,7 +77,7 @@ impl Directory {
         }
     }
 
-    /// Opens a file for reading: closing it makes no event that wakes anybody.
+    /// Opens a file for reading: closing it makes no event.
     pub(crate) fn open(&self, name: &str) -> io::Result<File> {
         Ok(openat(&self.fd, name, OFlag::O_RDONLY | SAFE, Mode::empty())?.into())
     }
@@ -93,8 +94,8 @@ impl Directory {
                 answer => return answer,
             }
             let file = if Rights::within(&self.fd, mode)?.are_given_away() {
-                // Complete before it is seen: its owner may be about to open it. Opened again by its own name, its
-                // closing is heard of.
+                // Complete before it is visible: its owner may be about to open it. It is opened again by its own
+                // name, so that its closing makes an event for that name.
                 let temporary = unique(STAGING);
                 let published =
                     self.create(&temporary, mode).and_then(|_| self.publish(&temporary, self, name));
@@ -131,16 +132,16 @@ impl Directory {
         Ok(content)
     }
 
-    /// Replaces what stands there. Whoever has the file open goes on to be heard of under its new name when it
-    /// closes it, which is not so after a link.
-    pub(crate) fn rename(&self, from: &str, place: &Self, to: &str) -> io::Result<()> {
-        Ok(nix::fcntl::renameat(&self.fd, from, &place.fd, to)?)
+    /// Replaces what stands there. A process that has the file open makes an event for the new name when it closes the
+    /// file, which is not so after a link.
+    pub(crate) fn rename(&self, from: &str, target: &Self, to: &str) -> io::Result<()> {
+        Ok(nix::fcntl::renameat(&self.fd, from, &target.fd, to)?)
     }
 
-    /// As [`Directory::rename`], but never replaces anything; for files whose closing nobody listens to. By a link,
+    /// As [`Directory::rename`], but never replaces anything; for files whose closing is not listened for. It links,
     /// since renameat2 is missing from some C libraries.
-    pub(crate) fn publish(&self, from: &str, place: &Self, to: &str) -> io::Result<()> {
-        nix::unistd::linkat(&self.fd, from, &place.fd, to, AtFlags::empty())?;
+    pub(crate) fn publish(&self, from: &str, target: &Self, to: &str) -> io::Result<()> {
+        nix::unistd::linkat(&self.fd, from, &target.fd, to, AtFlags::empty())?;
         self.unlink(from)
     }
 
@@ -151,7 +152,7 @@ impl Directory {
         }
     }
 
-    /// As [`Directory::unlink`]; says whether there was something.
+    /// As [`Directory::unlink`]; `false` if there was no such file.
     pub(crate) fn remove(&self, name: &str) -> io::Result<bool> {
         match self.unlink(name) {
             Ok(()) => Ok(true),
@@ -178,7 +179,7 @@ impl Directory {
         matches!(self.stat(name), Ok(Some(data)) if FileId::from(&data) == id)
     }
 
-    /// The names in it, but for those that are not UTF-8: none of ours.
+    /// The names in it, but for those that are not UTF-8, which this driver never writes.
     pub(crate) fn names(&self) -> io::Result<Vec<String>> {
         // A descriptor of its own: copies of one share their position.
         let mut entries = Dir::openat(&self.fd, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
@@ -212,7 +213,7 @@ impl Directory {
     }
 }
 
-/// A name for a file that is not in place yet, used by nobody else.
+/// A name for a file that is not in place yet. No other call, in any process, gives the same.
 pub(crate) fn unique(what: &str) -> String {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);

@@ -1,21 +1,22 @@
 //! Fencing tokens that keep growing across a power cut.
 //!
 //! What was written may be lost when the machine loses power, and with it the last numbers that were given out. So
-//! the file holds `next`, `ceiling` and the id of the boot: no number at or above `ceiling` is given out before a
-//! higher ceiling was synced, and whoever finds the id of another boot continues at the ceiling. It stands in a file
-//! of its own: programs delete the files of locks.
+//! the file holds `next`, `ceiling` and the id of the boot. No number at or above `ceiling` is given out before a
+//! higher ceiling was synced, and a process that finds the id of another boot continues at the ceiling. The counter
+//! has a file of its own, since programs delete the files of locks.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use tooz_core::{Error, ErrorKind, FencingToken, Result};
+use tooz_core::{FencingToken, Result};
 
-use crate::directory::{self, Directory};
 use crate::error;
-use crate::kernel::{FileId, Flavor, Hold};
+use crate::host::os_lock::{FileId, Flavor, Hold, spin};
 use crate::keys;
+use crate::tree::directory::{self, Directory};
 
 /// How many tokens one sync covers: at the fastest rate of grants there is still less than one sync a second, and
 /// a reboot skips no more than this.
@@ -90,7 +91,7 @@ impl Fence {
         tmp: &Directory,
         wall: SystemTime,
     ) -> Result<Option<FencingToken>> {
-        let token = self.locked(home, tmp, wall, |file, floor| self.advance(file, home, floor))?;
+        let token = self.while_locked(home, tmp, wall, |file, floor| self.advance(file, home, floor))?;
         Ok(token.and_then(FencingToken::new))
     }
 
@@ -103,32 +104,24 @@ impl Fence {
         least: FencingToken,
     ) -> Result<Option<()>> {
         let least = least.get();
-        let raised = self.locked(home, tmp, wall, |file, floor| {
+        let raised = self.while_locked(home, tmp, wall, |file, floor| {
             self.advance_to(file, home, floor.max(least - 1)).map(|counter| counter.next - 1)
         })?;
         Ok(raised.map(drop))
     }
 
-    /// Does something with the counter while nobody else does; it answers the largest number that is not to be given out
-    /// again.
-    fn locked(
+    /// Does something with the counter while no other thread or process does. `work` returns the largest number that
+    /// is not to be given out again.
+    fn while_locked(
         &self,
         home: &Directory,
         tmp: &Directory,
         wall: SystemTime,
-        work: impl FnOnce(&File, u64) -> std::result::Result<u64, Fail>,
+        work: impl FnOnce(&File, u64) -> io::Result<u64>,
     ) -> Result<Option<u64>> {
-        let shown = || format!("the fencing counter {}", home.path.join(keys::FENCE).display());
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let answer = self.try_locked(&mut state, home, tmp, wall, work).map_err(|fail| match fail {
-            Fail::Io(cause) => error::io(shown(), cause),
-            Fail::Corrupt => Error::new(
-                ErrorKind::Corrupt,
-                format!(
-                    "{} cannot be read; if no token was ever above the microseconds since 1970, delete it",
-                    shown()
-                ),
-            ),
+        let answer = self.try_while_locked(&mut state, home, tmp, wall, work).map_err(|cause| {
+            error::io(format!("the fencing counter {}", home.path.join(keys::FENCE).display()), cause)
         })?;
         if let Some(last) = answer {
             state.floor = state.floor.max(last);
@@ -136,14 +129,14 @@ impl Fence {
         Ok(answer)
     }
 
-    fn try_locked(
+    fn try_while_locked(
         &self,
         state: &mut State,
         home: &Directory,
         tmp: &Directory,
         wall: SystemTime,
-        work: impl FnOnce(&File, u64) -> std::result::Result<u64, Fail>,
-    ) -> std::result::Result<Option<u64>, Fail> {
+        work: impl FnOnce(&File, u64) -> io::Result<u64>,
+    ) -> io::Result<Option<u64>> {
         let floor = state.floor;
         if !state.file.as_ref().is_some_and(|(_, id)| home.has(keys::FENCE, *id)) {
             state.file = None;
@@ -165,9 +158,9 @@ impl Fence {
         tmp: &Directory,
         floor: u64,
         wall: SystemTime,
-    ) -> std::io::Result<(File, FileId)> {
+    ) -> io::Result<(File, FileId)> {
         let file = match home.open_write(keys::FENCE) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 // If it replaces one that was deleted, clients have seen that one's tokens; microseconds since 1970
                 // are above all of them unless the clock was set back meanwhile.
                 let since = wall.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -178,7 +171,7 @@ impl Fence {
                 tmp.write_new(&name, &counter.encode(), self.mode)?.sync_all()?;
                 match tmp.publish(&name, home, keys::FENCE) {
                     Ok(()) => home.sync()?,
-                    Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                         tmp.remove(&name)?;
                     }
                     Err(error) => return Err(error),
@@ -191,21 +184,21 @@ impl Fence {
         Ok((file, id))
     }
 
-    fn advance(&self, file: &File, home: &Directory, floor: u64) -> std::result::Result<u64, Fail> {
+    fn advance(&self, file: &File, home: &Directory, floor: u64) -> io::Result<u64> {
         let token = self.advance_to(file, home, floor)?.next;
-        // Eight bytes in one write: nobody reads half of them.
+        // Eight bytes in one write, so that no process reads half of them.
         file.write_all_at(&(token + 1).to_be_bytes(), 8)?;
         Ok(token)
     }
 
     /// The counter, whose next number is above `floor` and below a ceiling that was synced.
-    fn advance_to(&self, file: &File, home: &Directory, floor: u64) -> std::result::Result<Counter, Fail> {
+    fn advance_to(&self, file: &File, home: &Directory, floor: u64) -> io::Result<Counter> {
         let mut bytes = [0; LENGTH];
         match file.read_exact_at(&mut bytes, 0) {
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Err(Fail::Corrupt),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(corrupt()),
             answer => answer?,
         }
-        let mut counter = Counter::decode(&bytes).ok_or(Fail::Corrupt)?;
+        let mut counter = Counter::decode(&bytes).ok_or_else(corrupt)?;
         let mut sync = false;
         if counter.boot != self.boot_id.as_bytes() {
             // The numbers below the ceiling may have been given out, whatever `next` says.
@@ -217,7 +210,7 @@ impl Fence {
         counter.next = counter.next.max(floor + 1); // an older copy was put back, or the tokens are raised
         if sync || counter.next >= counter.ceiling {
             let ceiling = counter.next.checked_add(STEP).filter(|ceiling| *ceiling <= MOST);
-            counter.ceiling = ceiling.ok_or(Fail::Corrupt)?;
+            counter.ceiling = ceiling.ok_or_else(corrupt)?;
             file.write_all_at(&counter.encode(), 0)?;
             // INVARIANT: synced before any token at or above the old ceiling is given out.
             file.sync_all()?;
@@ -229,48 +222,25 @@ impl Fence {
     }
 }
 
-enum Fail {
-    Io(std::io::Error),
-    Corrupt,
-}
-
-impl From<std::io::Error> for Fail {
-    fn from(error: std::io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-/// How often a lock that is only ever held for microseconds is tried before something else is done meanwhile.
-const TRIES: usize = 40;
-/// As many of these tries follow each other at once: one takes less than a µs.
-const AT_ONCE: usize = 16;
-/// The pause before each of the others lets the holder run if it has no processor. `sched_yield` would do so, too, but
-/// beside a busy process it gives a whole time slice away.
-const PAUSE: Duration = Duration::from_micros(20);
-
-/// Not `park_timeout`: the thread may be a foreign executor's, and parking would swallow the wake-up it waits for.
-#[allow(clippy::disallowed_methods)] // there is no event: the kernel tells nobody that a lock is free
-fn pause() {
-    std::thread::sleep(PAUSE);
-}
-
-pub(crate) fn spin(mut attempt: impl FnMut() -> std::io::Result<bool>) -> std::io::Result<bool> {
-    for tried in 1..=TRIES {
-        if attempt()? {
-            return Ok(true);
-        }
-        if tried < AT_ONCE {
-            std::hint::spin_loop();
-        } else if tried < TRIES {
-            pause();
-        }
-    }
-    Ok(false)
+fn corrupt() -> io::Error {
+    let what = "cannot be read; if no token was ever above the microseconds since 1970, delete it";
+    io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tempfile::TempDir;
+    use tooz_core::ErrorKind;
+
     use super::*;
+
+    fn home() -> (TempDir, Directory) {
+        let directory = tempfile::tempdir().unwrap();
+        let home = Directory::open_path(directory.path()).unwrap();
+        (directory, home)
+    }
 
     fn take(fence: &Fence, home: &Directory) -> u64 {
         fence.take(home, home, UNIX_EPOCH + Duration::from_millis(1)).unwrap().unwrap().get()
@@ -278,8 +248,7 @@ mod tests {
 
     #[test]
     fn tokens_grow_across_processes_reboots_and_deletion() {
-        let directory = tempfile::tempdir().unwrap();
-        let home = Directory::open_path(directory.path()).unwrap();
+        let (_directory, home) = home();
         let one = Fence::new(Flavor::OpenFile, "boot-1", 0o600);
         let other = Fence::new(Flavor::OpenFile, "boot-1", 0o600);
         assert_eq!((take(&one, &home), take(&other, &home), take(&one, &home)), (1_000, 1_001, 1_002));
@@ -291,8 +260,7 @@ mod tests {
 
     #[test]
     fn the_ceiling_moves_in_time() {
-        let directory = tempfile::tempdir().unwrap();
-        let home = Directory::open_path(directory.path()).unwrap();
+        let (_directory, home) = home();
         let fence = Fence::new(Flavor::OpenFile, "boot", 0o600);
         let counter = Counter { next: 9, ceiling: 10, boot: b"boot".to_vec() };
         home.write_new(keys::FENCE, &counter.encode(), 0o600).unwrap();
@@ -308,8 +276,7 @@ mod tests {
 
     #[test]
     fn a_raise_is_a_maximum_that_survives_reboots_and_deletion() {
-        let directory = tempfile::tempdir().unwrap();
-        let home = Directory::open_path(directory.path()).unwrap();
+        let (_directory, home) = home();
         let one = Fence::new(Flavor::OpenFile, "boot-1", 0o600);
         let other = Fence::new(Flavor::OpenFile, "boot-1", 0o600);
         raise(&one, &home, 5_000); // there is no counter yet
@@ -329,8 +296,7 @@ mod tests {
 
     #[test]
     fn a_counter_at_the_end_of_all_numbers_is_corrupt() {
-        let directory = tempfile::tempdir().unwrap();
-        let home = Directory::open_path(directory.path()).unwrap();
+        let (_directory, home) = home();
         let fence = Fence::new(Flavor::OpenFile, "boot", 0o600);
         let counter = Counter { next: MOST - 1, ceiling: MOST, boot: b"boot".to_vec() };
         home.write_new(keys::FENCE, &counter.encode(), 0o600).unwrap();
@@ -340,8 +306,7 @@ mod tests {
 
     #[test]
     fn a_counter_that_cannot_be_read_is_corrupt() {
-        let directory = tempfile::tempdir().unwrap();
-        let home = Directory::open_path(directory.path()).unwrap();
+        let (_directory, home) = home();
         for content in [&b""[..], b"toozfnc1", &[0; LENGTH], &[255; LENGTH]] {
             home.remove(keys::FENCE).unwrap();
             home.write_new(keys::FENCE, content, 0o600).unwrap();

@@ -9,8 +9,8 @@ use sha2::{Digest, Sha256};
 use tooz_core::driver::MemberRecord;
 use tooz_core::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
 
-use crate::msgpack::{Reader, Writer};
-use crate::owner::Owner;
+use crate::tree::msgpack::{Reader, Writer};
+use crate::tree::owner::Owner;
 
 const OWNER: &str = "tooz_rs_owner";
 const INCARNATION: &str = "tooz_rs_incarnation";
@@ -187,7 +187,7 @@ mod tests {
     use tooz_core::driver::SessionId;
 
     use super::*;
-    use crate::kernel::Process;
+    use crate::host::process::Process;
 
     #[test]
     fn dates() {

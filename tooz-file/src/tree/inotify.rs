@@ -1,10 +1,10 @@
-//! What the kernel tells about the directory: one inotify instance for each directory, namespace and process, read
-//! by a thread of its own, so that it outlives the runtime of whichever coordinator came first.
+//! What the kernel tells about the tree: one inotify instance for each directory, namespace and process. A thread of
+//! its own reads it, so that it outlives the runtime of the coordinator that came first.
 //!
-//! Who waits for a lock hears of those who are immediately before it, by watches on their very files, and of nobody
-//! else: were the directory watched, each acquisition would wake every process that waits. Directories are watched only
-//! by those who follow what stands in them. Every watch has the smallest mask that will do, and names that nobody asked
-//! for are dropped.
+//! A waiter for a lock watches the files of the holders or the waiter immediately before it, and no others. If it
+//! watched the directory, each acquisition would wake every process that waits. Only those who follow the content of
+//! a directory watch the directory. Every watch has the smallest mask that suffices, and events without a listener
+//! are dropped.
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;
@@ -21,28 +21,28 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use tooz_core::driver::SessionId;
 
-use crate::hub::{Hub, Topic};
 use crate::keys::{self, KeyHash};
+use crate::tree::topics::{Topic, Topics};
 
 /// What is watched: a directory, by what it holds, or a file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Area {
-    /// The record of somebody immediately before a waiter for this lock. `together`: the waiter may be granted beside it,
-    /// so that its turn is of interest, too, and not only its end.
+    /// The record of a holder or waiter immediately before a waiter for this lock. `together`: the waiter may be
+    /// granted beside it, so that its grant is of interest, too, and not only its end.
     Before {
         lock: KeyHash,
         together: bool,
     },
-    /// The file of the session of somebody immediately before a waiter for this lock.
-    Life(KeyHash),
-    /// The file of a session of ours.
-    Own(SessionId),
+    /// The file of the session that has such a record.
+    SessionBefore(KeyHash),
+    /// The file of a session of this process.
+    OwnSession(SessionId),
     Sessions,
-    Breaks,
+    BreakRequests,
     Stripe(usize),
-    /// The directory of these, where a lock's own is not there yet.
+    /// The directory of the stripes, while this lock's own is not there yet.
     FirstOf(KeyHash),
-    /// Files of locks; with the directory's path below ours, empty or ending in a slash.
+    /// Files of locks; with the path of their directory below the base, empty or ending in a slash.
     LockFiles(String),
     Group(String),
 }
@@ -52,7 +52,7 @@ impl Area {
         let gone = AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVED_FROM;
         let come = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
         let directory = match self {
-            Self::Before { .. } | Self::Life(_) | Self::Own(_) => AddWatchFlags::empty(),
+            Self::Before { .. } | Self::SessionBefore(_) | Self::OwnSession(_) => AddWatchFlags::empty(),
             _ => AddWatchFlags::IN_ONLYDIR,
         };
         directory
@@ -62,11 +62,11 @@ impl Area {
                 Self::Before { together: true, .. } => {
                     AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_MOVE_SELF
                 }
-                Self::Life(_) => AddWatchFlags::IN_CLOSE_WRITE,
+                Self::SessionBefore(_) => AddWatchFlags::IN_CLOSE_WRITE,
                 // It is open: what its removal changes at once is the number of its names.
-                Self::Own(_) => AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_MOVE_SELF,
+                Self::OwnSession(_) => AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_MOVE_SELF,
                 Self::Sessions => gone | AddWatchFlags::IN_CLOSE_WRITE,
-                Self::Breaks | Self::FirstOf(_) => come,
+                Self::BreakRequests | Self::FirstOf(_) => come,
                 Self::Stripe(_) => gone | come,
                 Self::LockFiles(_) => gone | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_CLOSE_WRITE,
                 Self::Group(_) => gone | come | AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_DELETE_SELF,
@@ -74,34 +74,35 @@ impl Area {
     }
 }
 
-/// The kernel tells of a file's closing a moment before it lets the file's locks go, so that whoever looks at once
-/// may find it locked. What was said is said again so often, with this between: the moment is mere microseconds
-/// unless the closing process is preempted in it.
-const ECHOES: u8 = 3;
-const ECHO: Duration = Duration::from_millis(4);
+/// The kernel reports a file's closing a moment before it releases the file's locks, so that a look at once may find
+/// the file locked. The moment is a few microseconds, unless the closing process is preempted in it. So the
+/// notification is repeated this often.
+const REPEATS: u8 = 3;
+/// The time between these repetitions.
+const REPEAT_AFTER: Duration = Duration::from_millis(4);
 
 #[derive(Debug)]
 struct Shared {
     inotify: Inotify,
-    echo: TimerFd,
+    repeat: TimerFd,
     stop: EventFd,
-    hub: Arc<Hub>,
-    /// Who watches what: one file may be watched for several reasons, and by several for the same.
+    topics: Arc<Topics>,
+    /// What each watch is for: one file may be watched for several reasons, and by several tasks for the same.
     areas: Mutex<HashMap<WatchDescriptor, Vec<Area>>>,
     pid: u32,
 }
 
-/// What became of a wish to watch.
+/// Whether the kernel watches a file.
 #[derive(Debug)]
 pub(crate) enum Watching {
-    Heard(Watch),
+    Watched(Watch),
     /// There is no such file any more.
     Gone,
-    /// The kernel refused, so it has to be polled.
+    /// The kernel refused, so the file has to be polled.
     Refused,
 }
 
-/// Something is watched as long as it lives.
+/// A file or directory is watched as long as this lives.
 #[derive(Debug)]
 pub(crate) struct Watch {
     shared: Arc<Shared>,
@@ -115,7 +116,7 @@ impl Drop for Watch {
             return; // a forked child's watches are its parent's
         }
         let mut areas = self.shared.areas();
-        // It may have gone with what it watched.
+        // The watch may have ended with the file.
         let Some(list) = areas.get_mut(&self.descriptor) else { return };
         if let Some(index) = list.iter().position(|area| *area == self.area) {
             list.swap_remove(index);
@@ -127,24 +128,24 @@ impl Drop for Watch {
     }
 }
 
-/// The kernel's events, as long as it lives.
+/// Turns the kernel's events into notifications, as long as it lives.
 #[derive(Debug)]
-pub(crate) struct Ears {
+pub(crate) struct Watcher {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Ears {
+impl Watcher {
     /// Fails where the user has too many inotify instances already.
-    pub(crate) fn new(hub: &Arc<Hub>) -> std::io::Result<Self> {
+    pub(crate) fn new(topics: &Arc<Topics>) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             inotify: Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?,
-            echo: TimerFd::new(
+            repeat: TimerFd::new(
                 ClockId::CLOCK_MONOTONIC,
                 TimerFlags::TFD_CLOEXEC.union(TimerFlags::TFD_NONBLOCK),
             )?,
             stop: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
-            hub: hub.clone(),
+            topics: topics.clone(),
             areas: Mutex::default(),
             pid: std::process::id(),
         });
@@ -161,7 +162,7 @@ impl Ears {
         match self.shared.inotify.add_watch(path, flags) {
             Ok(descriptor) => {
                 areas.entry(descriptor).or_default().push(area.clone());
-                Watching::Heard(Watch { shared: self.shared.clone(), descriptor, area })
+                Watching::Watched(Watch { shared: self.shared.clone(), descriptor, area })
             }
             Err(Errno::ENOENT) => Watching::Gone,
             Err(errno) => {
@@ -172,22 +173,22 @@ impl Ears {
     }
 }
 
-/// What is watched already for another reason stays so; nix 0.31 has no name for it.
+/// Adds to the mask of a file that is watched already for another reason; nix 0.31 has no name for it.
 const ADD: AddWatchFlags = AddWatchFlags::from_bits_retain(nix::libc::IN_MASK_ADD);
 
-impl Drop for Ears {
+impl Drop for Watcher {
     fn drop(&mut self) {
         if self.shared.pid != std::process::id() {
             // A forked child shares the descriptors and has no such thread.
             return std::mem::forget(self.thread.take());
         }
-        let told = self.shared.stop.write(1);
+        let stopped = self.shared.stop.write(1);
         let here = std::thread::current().id();
         if let Some(thread) = self.thread.take()
-            && told.is_ok()
+            && stopped.is_ok()
             && thread.thread().id() != here
         {
-            // It does nothing that takes long. A panic in it was reported by the panic hook.
+            // The thread does nothing that takes long. The panic hook reported a panic in it.
             let _ = thread.join();
         }
     }
@@ -199,12 +200,12 @@ impl Shared {
     }
 
     fn run(&self) {
-        let mut echoes: Vec<(Topic, u8)> = Vec::new();
+        let mut repeats: Vec<(Topic, u8)> = Vec::new();
         loop {
             let mut descriptors = [
                 PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN),
-                PollFd::new(self.echo.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.repeat.as_fd(), PollFlags::POLLIN),
             ];
             match poll(&mut descriptors, PollTimeout::NONE) {
                 Ok(_) | Err(Errno::EINTR) => {}
@@ -213,42 +214,42 @@ impl Shared {
                     return;
                 }
             }
-            let [stop, events, echo] = descriptors.map(|descriptor| descriptor.any().unwrap_or(false));
+            let [stop, events, repeat] = descriptors.map(|descriptor| descriptor.any().unwrap_or(false));
             if stop {
                 return;
             }
-            let armed = !echoes.is_empty();
+            let armed = !repeats.is_empty();
             if events {
-                self.listen(&mut echoes);
+                self.read_events(&mut repeats);
             }
-            if echo {
-                // Expired: reading it waits for nothing.
-                let _ = self.echo.wait();
-                for (topic, left) in &mut echoes {
-                    self.hub.say(topic);
+            if repeat {
+                // The timer expired, so reading it does not wait.
+                let _ = self.repeat.wait();
+                for (topic, left) in &mut repeats {
+                    self.topics.notify(topic);
                     *left -= 1;
                 }
-                echoes.retain(|(_, left)| *left > 0);
+                repeats.retain(|(_, left)| *left > 0);
             }
-            if !echoes.is_empty() && (echo || !armed) {
-                let soon = Expiration::OneShot(TimeSpec::from_duration(ECHO));
-                if let Err(errno) = self.echo.set(soon, TimerSetTimeFlags::empty()) {
-                    // Then it is found by the poll that everybody does for safety.
+            if !repeats.is_empty() && (repeat || !armed) {
+                let soon = Expiration::OneShot(TimeSpec::from_duration(REPEAT_AFTER));
+                if let Err(errno) = self.repeat.set(soon, TimerSetTimeFlags::empty()) {
+                    // Then the safety poll of each waiter and watcher finds the change.
                     tracing::debug!(%errno, "no timer");
-                    echoes.clear();
+                    repeats.clear();
                 }
             }
         }
     }
 
-    /// Says everything that was heard, each thing once for one reading.
-    fn listen(&self, echoes: &mut Vec<(Topic, u8)>) {
+    /// Notifies of all events that are there, of each topic once for one reading.
+    fn read_events(&self, repeats: &mut Vec<(Topic, u8)>) {
         while let Ok(events) = self.inotify.read_events() {
             let mut areas = self.areas();
-            let mut said: Vec<Topic> = Vec::new();
+            let mut notified: Vec<Topic> = Vec::new();
             for event in &events {
                 if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
-                    self.hub.say_all(true);
+                    self.topics.notify_all(true);
                     continue;
                 }
                 if event.mask.contains(AddWatchFlags::IN_IGNORED) {
@@ -256,17 +257,17 @@ impl Shared {
                     continue;
                 }
                 let Some(list) = areas.get(&event.wd) else { continue };
-                for topic in list.iter().flat_map(|area| topics(area, event)) {
-                    if !self.hub.wants(&topic) {
+                for topic in list.iter().flat_map(|area| topics_of(area, event)) {
+                    if !self.topics.has_listener(&topic) {
                         continue;
                     }
                     if event.mask.contains(AddWatchFlags::IN_CLOSE_WRITE) {
-                        echoes.retain(|(other, _)| *other != topic);
-                        echoes.push((topic.clone(), ECHOES));
+                        repeats.retain(|(other, _)| *other != topic);
+                        repeats.push((topic.clone(), REPEATS));
                     }
-                    if !said.contains(&topic) {
-                        self.hub.say(&topic);
-                        said.push(topic);
+                    if !notified.contains(&topic) {
+                        self.topics.notify(&topic);
+                        notified.push(topic);
                     }
                 }
             }
@@ -274,23 +275,23 @@ impl Shared {
     }
 }
 
-fn topics(area: &Area, event: &InotifyEvent) -> Vec<Topic> {
+fn topics_of(area: &Area, event: &InotifyEvent) -> Vec<Topic> {
     let name = event.name.as_ref().and_then(|name| name.to_str());
     let gone = AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVED_FROM;
     match (area, name) {
         (Area::Before { lock, .. }, _) => vec![Topic::Lock(lock.clone())],
-        (Area::Life(lock), _) if event.mask.contains(AddWatchFlags::IN_CLOSE_WRITE) => {
+        (Area::SessionBefore(lock), _) if event.mask.contains(AddWatchFlags::IN_CLOSE_WRITE) => {
             vec![Topic::Lock(lock.clone())]
         }
-        (Area::Own(id), _) => vec![Topic::Session(*id)],
+        (Area::OwnSession(id), _) => vec![Topic::Session(*id)],
         (Area::Sessions, Some(name)) => match SessionId::parse(name) {
             Some(id) => vec![Topic::Deaths, Topic::Session(id)],
             None => Vec::new(),
         },
-        (Area::Breaks, Some(name)) => {
+        (Area::BreakRequests, Some(name)) => {
             keys::parse_break_request(name).map(|(session, _)| Topic::Session(session)).into_iter().collect()
         }
-        // Somebody else's place at the end of the queue is of no interest to those before.
+        // A new waiter at the end of the queue is of no interest to those before it.
         (Area::Stripe(_), Some(name)) if !keys::is_waiter(name) || event.mask.intersects(gone) => {
             KeyHash::of_record(name).map(Topic::Lock).into_iter().collect()
         }

@@ -1,17 +1,17 @@
-//! What has to hold of whatever stands in the directory, whoever wrote it: one function for each parser, called by the
-//! property tests below with what proptest makes up and by the targets in `fuzz/` with what the fuzzer finds. No part
-//! of the interface.
+//! What has to hold of any bytes and names in the directory: one function for each parser. The property tests below
+//! call it with what proptest generates, the targets in `fuzz/` with what the fuzzer finds. No part of the interface.
 
 use sha2::{Digest, Sha256};
 use tooz_core::driver::LockKey;
 use tooz_core::{ErrorKind, GroupId, LockName, MemberId};
 
-use crate::fence::{Counter, LENGTH};
-use crate::keys::{self, KeyHash, Named};
-use crate::msgpack::{self, Reader};
-use crate::owner::Owner;
-use crate::reaper;
-use crate::record::{self, Member};
+use crate::keys::{self, KeyHash};
+use crate::tree::fence::{Counter, LENGTH};
+use crate::tree::liveness;
+use crate::tree::lock_records::{self, Named};
+use crate::tree::member_record::{self, Member};
+use crate::tree::msgpack::{self, Reader};
+use crate::tree::owner::Owner;
 
 /// The longest name of a file.
 const NAME_MAX: usize = 255;
@@ -39,8 +39,11 @@ fn read_again(member: &Member) -> Member {
 
 /// Any bytes are a group's record or corrupt.
 pub fn group(bytes: &[u8]) {
-    match record::read_group(bytes) {
-        Ok(group) => assert_eq!(record::read_group(&record::write_group(&group)).ok(), Some(group)),
+    match member_record::read_group(bytes) {
+        Ok(group) => {
+            let written = member_record::write_group(&group);
+            assert_eq!(member_record::read_group(&written).ok(), Some(group));
+        }
         Err(error) => assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}"),
     }
 }
@@ -55,7 +58,8 @@ pub fn value(bytes: &[u8]) {
     msgpack::python_can_read(bytes);
 }
 
-/// Any name in a directory of locks is a record of exactly one lock, in exactly one form, or stops everybody there.
+/// Any name in a directory of locks is a record of exactly one lock, in exactly one form, or unknown, which blocks
+/// that lock.
 pub fn lock_record(name: &str) {
     let _ = keys::is_waiter(name);
     if let Some((session, attempt)) = keys::parse_break_request(name) {
@@ -64,14 +68,14 @@ pub fn lock_record(name: &str) {
     let of = |name: &[u8]| LockName::new(name).map(|name| KeyHash::new(&LockKey::Named(name)));
     let (Ok(key), Ok(other)) = (of(b"x"), of(b"y")) else { return };
     for name in [name.to_owned(), format!("{key}.{name}")] {
-        match keys::parse(&key, &name) {
+        match lock_records::parse(&key, &name) {
             Some(Named::Record(record)) => assert_eq!(record.name(&key), Some(name.clone())),
             Some(Named::Mark(how)) => assert_eq!(key.mark(how), Some(name.clone())),
             Some(Named::Unknown) => assert!(name.starts_with(&format!("{key}."))),
             None => assert!(!name.starts_with(&format!("{key}."))),
         }
-        assert!(keys::parse(&key, &name).is_none() || keys::parse(&other, &name).is_none());
-        if keys::parse(&key, &name).is_some() {
+        assert!(lock_records::parse(&key, &name).is_none() || lock_records::parse(&other, &name).is_none());
+        if lock_records::parse(&key, &name).is_some() {
             assert_eq!(KeyHash::of_record(&name), Some(key.clone()));
         }
     }
@@ -82,13 +86,13 @@ pub fn owner(text: &str) {
     if let Some(owner) = Owner::parse(text) {
         assert_eq!(owner.to_string(), text);
         let member = MemberId::new(Sha256::digest(text)).expect("it is short enough");
-        let content = reaper::write_session(&member, &owner, 1);
-        assert_eq!(reaper::read_session(&content, "owner").as_deref(), Some(text));
-        let hex = reaper::read_session(&content, "member").expect("it is written there");
+        let content = liveness::write_session(&member, &owner, 1);
+        assert_eq!(liveness::read_field(&content, "owner").as_deref(), Some(text));
+        let hex = liveness::read_field(&content, "member").expect("it is written there");
         assert_eq!(keys::unhex(&hex).as_deref(), Some(member.as_bytes()));
     }
     for field in ["owner", "member", ""] {
-        let _ = reaper::read_session(text.as_bytes(), field);
+        let _ = liveness::read_field(text.as_bytes(), field);
     }
     if let Some(bytes) = keys::unhex(text) {
         assert_eq!(keys::hex(&bytes), text);
@@ -151,8 +155,8 @@ mod tests {
     use tooz_core::driver::{AttemptId, LockMode, MemberRecord, SessionId};
 
     use super::*;
-    use crate::kernel::Process;
-    use crate::keys::{Record, Role};
+    use crate::host::process::Process;
+    use crate::tree::lock_records::{Record, Role};
 
     /// The same cases on every run, unless `TOOZ_PROPTEST_SEED` names another seed or says `random`;
     /// `TOOZ_PROPTEST_CASES` says how many.
@@ -227,10 +231,10 @@ mod tests {
             member(&whole);
             member(&damaged(whole.clone(), at, with));
             prop_assert!(Member::read(&whole[..at.index(whole.len())]).is_err(), "a part is no record");
-            let whole = record::write_group(&GroupId::new(id).unwrap());
+            let whole = member_record::write_group(&GroupId::new(id).unwrap());
             group(&whole);
             group(&damaged(whole.clone(), at, with));
-            prop_assert!(record::read_group(&whole[..at.index(whole.len())]).is_err(), "a part is no record");
+            prop_assert!(member_record::read_group(&whole[..at.index(whole.len())]).is_err(), "a part is no record");
         }
 
         #[test]
@@ -253,7 +257,7 @@ mod tests {
             let name = written.name(&key).unwrap();
             prop_assert!(name.len() <= NAME_MAX);
             let owner = written.owner.to_string();
-            prop_assert_eq!(keys::parse(&key, &name), Some(Named::Record(written)));
+            prop_assert_eq!(lock_records::parse(&key, &name), Some(Named::Record(written)));
             let mut other = name.clone();
             let at = at.index(other.len());
             other.replace_range(at..=at, &with);

@@ -1,20 +1,20 @@
-//! Who wrote a record, in enough detail to judge whether it still lives.
+//! The session that wrote a record, in enough detail to judge whether it still lives.
 
 use std::fmt;
 
 use tooz_core::driver::SessionId;
 
-use crate::kernel::Process;
+use crate::host::process::Process;
 use crate::keys;
 
 /// A session, its file and its process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Owner {
     pub(crate) session: SessionId,
-    /// The inode of the session's file: a copy that a backup put there says nothing.
+    /// The inode of the session's file: a copy that a backup put there proves nothing.
     pub(crate) inode: u64,
     pub(crate) process: Process,
-    /// Of which boot of the machine.
+    /// The boot of the machine in which it runs.
     pub(crate) boot: u32,
 }
 

@@ -3,28 +3,16 @@
 use std::io;
 use std::path::Path;
 
-use nix::sys::statfs::{self, FsType};
 use tooz_core::{Error, ErrorKind, Result};
 
 use crate::config::Config;
-use crate::directory::Directory;
 use crate::error;
+use crate::host::filesystem::FileSystem;
+use crate::tree::directory::Directory;
 
-/// File systems on which locks, syncs and change events are known to work between the processes of one host.
-/// ZFS is not in the C headers.
-const LOCAL: &[FsType] = &[
-    statfs::EXT4_SUPER_MAGIC, // ext2, ext3 and ext4 share it
-    statfs::XFS_SUPER_MAGIC,
-    statfs::BTRFS_SUPER_MAGIC,
-    FsType(0x2fc1_2fc1), // zfs
-    statfs::F2FS_SUPER_MAGIC,
-    statfs::TMPFS_MAGIC,
-    statfs::OVERLAYFS_SUPER_MAGIC,
-];
-
-/// Creates the directory if it is missing, as Python does, unless for a view, and answers its path without symlinks, so that every
-/// process comes to the same names, and whether its file system is known to be local.
-pub(crate) fn prepare(config: &Config) -> Result<(Directory, bool)> {
+/// Opens the directory, and says whether its file system is known to be local. Creates a directory that is missing, as
+/// Python does, unless for a view. Its path has no symlinks, so that every process comes to the same names.
+pub(crate) fn open_base(config: &Config) -> Result<(Directory, bool)> {
     let shown = config.path.display();
     let there = if config.view { look(&config.path) } else { make(&config.path, config.directory_mode()) };
     match there {
@@ -42,7 +30,7 @@ pub(crate) fn prepare(config: &Config) -> Result<(Directory, bool)> {
     }
     let path =
         config.path.canonicalize().map_err(|error| error::io(format!("the directory {shown}"), error))?;
-    let local = is_local(&path)?;
+    let local = FileSystem::of(&path).map_err(|cause| error::file_system(&path, cause))?.is_local();
     if !local && !config.force_filesystem {
         return Err(Error::new(
             ErrorKind::Unsupported,
@@ -72,13 +60,6 @@ fn make(path: &Path, mode: u32) -> io::Result<()> {
     Ok(())
 }
 
-pub(crate) fn is_local(directory: &Path) -> Result<bool> {
-    let answer = statfs::statfs(directory);
-    let answer = answer
-        .map_err(|errno| error::io(format!("the file system of {}", directory.display()), errno.into()))?;
-    Ok(LOCAL.contains(&answer.filesystem_type()))
-}
-
 #[cfg(test)]
 mod tests {
     use tooz_core::BackendUrl;
@@ -86,12 +67,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn proc_is_no_place_for_it() {
+    fn proc_is_refused_unless_forced() {
         let read = |url| Config::read(&BackendUrl::parse(url).unwrap()).unwrap();
-        let error = prepare(&read("file:///proc")).unwrap_err();
+        let error = open_base(&read("file:///proc")).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
-        assert!(!prepare(&read("file:///proc?force_filesystem=true")).unwrap().1);
-        let error = prepare(&read("file:///proc/version")).unwrap_err();
+        assert!(!open_base(&read("file:///proc?force_filesystem=true")).unwrap().1);
+        let error = open_base(&read("file:///proc/version")).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidUrl);
     }
 }

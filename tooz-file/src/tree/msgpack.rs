@@ -64,7 +64,7 @@ impl Writer {
     }
 }
 
-/// Reads what anybody may have written; `None` at the first byte that makes no sense.
+/// Reads any bytes; `None` at the first byte that makes no sense.
 #[derive(Debug)]
 pub(crate) struct Reader<'a>(&'a [u8]);
 

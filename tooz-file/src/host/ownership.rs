@@ -1,9 +1,9 @@
-//! New files and directories: their permissions, and whose they are when root makes them in somebody else's place.
+//! New files and directories: their permissions, and whose they are when root makes them in another user's directory.
 //!
-//! Root would shut out the owner of the place, so it gives away what it makes. INVARIANT: nothing else is ever given
-//! away. Whoever owns a directory can put another object under a name of it at any moment, so a path proves nothing:
-//! what changes its owner is a descriptor from `O_CREAT | O_EXCL | O_NOFOLLOW`, or one that was opened in a directory
-//! that nobody else can write to.
+//! Root would shut out the directory's owner, so it gives away what it makes. INVARIANT: nothing else is ever given
+//! away. The owner of a directory can put another object under a name of it at any moment, so a path proves nothing.
+//! Only descriptors change their owner: those from `O_CREAT | O_EXCL | O_NOFOLLOW`, and those that were opened in a
+//! directory to which no other user can write.
 
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -24,7 +24,7 @@ const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_RDONLY);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rights {
     mode: Mode,
-    /// `None`: whoever makes it keeps it.
+    /// `None`: it stays with the user who makes it.
     owner: Option<(Uid, Gid)>,
 }
 
@@ -40,7 +40,7 @@ impl Rights {
         Ok(Self { mode, owner })
     }
 
-    /// Whether whoever makes it does not keep it.
+    /// Whether what is made changes its owner.
     pub(crate) fn are_given_away(self) -> bool {
         self.owner.is_some()
     }
@@ -88,7 +88,7 @@ pub(crate) fn make_directory(
     made
 }
 
-/// Opens what we have just made.
+/// Opens what this process has just made.
 fn open_made(directory: impl AsFd, name: &Path, flags: OFlag) -> io::Result<OwnedFd> {
     match openat(&directory, name, flags | SAFE, Mode::empty()) {
         // The umask took away even our own rights.
@@ -105,33 +105,33 @@ fn open_made(directory: impl AsFd, name: &Path, flags: OFlag) -> io::Result<Owne
     }
 }
 
-/// A directory of our own inside of another one, for a moment. Its names are ours alone, so that what is opened there
-/// is what was made there.
+/// A private directory inside of another one, for a moment. No other user can change its names, so that what is opened
+/// there is what was made there.
 struct Staging<'a> {
-    place: BorrowedFd<'a>,
+    parent: BorrowedFd<'a>,
     name: &'a str,
     inside: OwnedFd,
 }
 
 impl<'a> Staging<'a> {
-    fn new(place: BorrowedFd<'a>, name: &'a str) -> io::Result<Self> {
-        stat::mkdirat(place, name, Mode::S_IRWXU)?;
-        let inside = open_made(place, name.as_ref(), DIRECTORY)?;
-        // Another one, put there meanwhile, will do as well if nobody else can change what is in it.
+    fn new(parent: BorrowedFd<'a>, name: &'a str) -> io::Result<Self> {
+        stat::mkdirat(parent, name, Mode::S_IRWXU)?;
+        let inside = open_made(parent, name.as_ref(), DIRECTORY)?;
+        // Another directory, put there meanwhile, will do as well if no other user can change what is in it.
         if !is_private(&stat::fstat(&inside)?) {
             return Err(io::Error::other("somebody exchanges the directories in which files are made"));
         }
-        Ok(Self { place, name, inside })
+        Ok(Self { parent, name, inside })
     }
 }
 
 impl Drop for Staging<'_> {
     fn drop(&mut self) {
-        let _ = unlinkat(self.place, self.name, UnlinkatFlags::RemoveDir);
+        let _ = unlinkat(self.parent, self.name, UnlinkatFlags::RemoveDir);
     }
 }
 
-/// Whether nobody but us can change what is in this directory.
+/// Whether this user alone can change what is in this directory.
 fn is_private(data: &FileStat) -> bool {
     let others = Mode::S_IRWXG | Mode::S_IRWXO;
     data.st_uid == geteuid().as_raw() && !Mode::from_bits_truncate(data.st_mode).intersects(others)

@@ -1,0 +1,186 @@
+//! Locks of the operating system on open files.
+//!
+//! An open-file-description lock belongs to the open file. It conflicts inside one process too, and with the record
+//! locks that Python takes. It goes when the last copy of the descriptor is closed, and can be tested without being
+//! taken.
+//!
+//! `?backend=portable` uses the standard library's file locks instead, for systems without open-file-description locks. It
+//! can be chosen on Linux too, so that it is tested. There these are flock(2) locks, which Python's record locks do not
+//! see: locks are not shared with Python.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use nix::sys::stat::FileStat;
+
+/// Which file it is, whatever its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileId {
+    device: u64,
+    pub(crate) inode: u64,
+}
+
+impl FileId {
+    pub(crate) fn of(file: &File) -> io::Result<Self> {
+        file.metadata().map(|data| Self { device: data.dev(), inode: data.ino() })
+    }
+}
+
+impl From<&FileStat> for FileId {
+    fn from(data: &FileStat) -> Self {
+        Self { device: data.st_dev, inode: data.st_ino }
+    }
+}
+
+/// How a file is locked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    Alone,
+    Together,
+}
+
+/// What is in the way of a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum InTheWay {
+    /// A process that uses record locks, as Python does; 0 where it is not visible from our pid namespace.
+    Process(u32),
+    /// An open file, which names no process.
+    OpenFile,
+}
+
+/// Which locks of the operating system are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Flavor {
+    /// Open-file-description locks: they exclude Python.
+    OpenFile,
+    /// The standard library's, which exist on every system.
+    Portable,
+}
+
+#[allow(clippy::cast_possible_truncation)] // the constants of the C header are wider than its fields
+fn whole_file(kind: libc::c_int) -> libc::flock {
+    libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 }
+}
+
+fn kind(hold: Hold) -> libc::c_int {
+    match hold {
+        Hold::Alone => libc::F_WRLCK,
+        Hold::Together => libc::F_RDLCK,
+    }
+}
+
+impl Flavor {
+    /// Takes a lock on an open file; `false` if another open file or process is in the way.
+    pub(crate) fn try_lock(self, file: &File, hold: Hold) -> io::Result<bool> {
+        if self == Self::Portable {
+            return try_lock_portably(file, hold);
+        }
+        match fcntl(file, FcntlArg::F_OFD_SETLK(&whole_file(kind(hold)))) {
+            Ok(_) => Ok(true),
+            Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Unlocks without closing the file, which makes no event.
+    pub(crate) fn unlock(self, file: &File) -> io::Result<()> {
+        if self == Self::Portable {
+            return file.unlock();
+        }
+        fcntl(file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_UNLCK)))?;
+        Ok(())
+    }
+
+    /// What would be in the way; takes nothing, and a file opened for reading suffices.
+    pub(crate) fn in_the_way(self, file: &File, hold: Hold) -> io::Result<Option<InTheWay>> {
+        if self == Self::Portable {
+            return Ok(is_locked_portably(file)?.then_some(InTheWay::OpenFile));
+        }
+        let mut lock = whole_file(kind(hold));
+        fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock))?;
+        if i32::from(lock.l_type) == libc::F_UNLCK {
+            return Ok(None);
+        }
+        // The kernel writes -1 for a lock of an open file.
+        Ok(Some(u32::try_from(lock.l_pid).map_or(InTheWay::OpenFile, InTheWay::Process)))
+    }
+}
+
+fn try_lock_portably(file: &File, hold: Hold) -> io::Result<bool> {
+    let answer = match hold {
+        Hold::Alone => file.try_lock(),
+        Hold::Together => file.try_lock_shared(),
+    };
+    match answer {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// The standard library has no test that takes nothing: this holds the lock shared for a moment. A process that locks
+/// a dead session's file exclusively in that moment finds it locked and tries again later.
+fn is_locked_portably(file: &File) -> io::Result<bool> {
+    if try_lock_portably(file, Hold::Together)? {
+        file.unlock()?;
+        return Ok(false);
+    }
+    Ok(true)
+}
+
+/// How often a lock that is only ever held for microseconds is tried before something else is done meanwhile.
+const TRIES: usize = 40;
+/// As many of these tries follow each other at once: one takes less than a µs.
+const AT_ONCE: usize = 16;
+/// The pause before each of the others lets the holder run if it has no processor. `sched_yield` would do so, too, but
+/// beside a busy process it gives a whole time slice away.
+const PAUSE: Duration = Duration::from_micros(20);
+
+/// Not `park_timeout`: the thread may be another executor's, and parking would swallow the wake-up it waits for.
+#[allow(clippy::disallowed_methods)] // the kernel makes no event when a lock becomes free
+fn pause() {
+    std::thread::sleep(PAUSE);
+}
+
+/// Tries until the lock is taken; `false` after [`TRIES`] tries.
+pub(crate) fn spin(mut attempt: impl FnMut() -> io::Result<bool>) -> io::Result<bool> {
+    for tried in 1..=TRIES {
+        if attempt()? {
+            return Ok(true);
+        }
+        if tried < AT_ONCE {
+            std::hint::spin_loop();
+        } else if tried < TRIES {
+            pause();
+        }
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_flavors_exclude_and_can_be_looked_at_by_readers() {
+        for flavor in [Flavor::OpenFile, Flavor::Portable] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("file");
+            let owner = File::create(&path).unwrap();
+            let prober = File::open(&path).unwrap();
+            assert_eq!(flavor.in_the_way(&prober, Hold::Alone).unwrap(), None, "{flavor:?}");
+            assert!(flavor.try_lock(&owner, Hold::Alone).unwrap());
+            assert_eq!(flavor.in_the_way(&prober, Hold::Alone).unwrap(), Some(InTheWay::OpenFile));
+            let other = File::options().read(true).write(true).open(&path).unwrap();
+            assert!(!flavor.try_lock(&other, Hold::Alone).unwrap());
+            assert!(!flavor.try_lock(&other, Hold::Together).unwrap());
+            flavor.unlock(&owner).unwrap();
+            assert!(flavor.try_lock(&other, Hold::Together).unwrap());
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! A session of this process: what it holds, and the notices to its owner.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs::File;
+use std::io::{self, Write};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+
+use tokio::sync::Notify;
+use tooz_core::driver::{
+    AttemptId, Grant, InstanceId, LockKey, LockMode, Notice, OpenSession, Previous, SessionId,
+};
+use tooz_core::{Error, ErrorKind, GroupId, LossReason, MemberId, Result};
+
+use crate::client::Client;
+use crate::error;
+use crate::host::os_lock::{FileId, Hold};
+use crate::keys::KeyHash;
+use crate::tree::{
+    Access, Directory, LocalSession, Mark, Membership, Moment, Owner, Sessions, Topic, Tree, Watch,
+    directory, liveness, lock_records,
+};
+
+/// How many withdrawn attempts a session remembers. An attempt has to be remembered only from its withdrawal to
+/// the arrival of a request that was made earlier and comes late; no session has this many under way.
+const WITHDRAWN: usize = 4_096;
+
+/// How many lost grants are remembered. Notices have told of them already, but a beat that crossed one asks once more.
+const LOST: usize = 256;
+
+#[derive(Debug)]
+pub(crate) struct SessionState {
+    pub(crate) client: Arc<Client>,
+    pub(crate) tree: Arc<Tree>,
+    life: Arc<LocalSession>,
+    instance: InstanceId,
+    pub(crate) owner: Owner,
+    pub(crate) file_id: FileId,
+    state: Mutex<State>,
+    noticed: Notify,
+}
+
+/// The sessions of this process, for those that follow them.
+static SESSIONS: Mutex<BTreeMap<SessionId, Weak<SessionState>>> = Mutex::new(BTreeMap::new());
+
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    notices: VecDeque<Notice>,
+    /// As long as its lock is held, the session lives.
+    file: Option<File>,
+    pub(crate) held: BTreeMap<AttemptId, Held>,
+    pub(crate) waiting: BTreeMap<AttemptId, Waiting>,
+    pub(crate) members: BTreeMap<GroupId, Membership>,
+    /// Grants that were lost, and why, until the next beats have told of them.
+    lost: VecDeque<(AttemptId, LossReason)>,
+    /// Watches of the sessions before the last attempt that waited. Mostly the next one waits behind the same, and
+    /// then no watch has to be changed, which would wake the thread that reads events.
+    pub(crate) predecessors: Vec<Watch>,
+    withdrawn: BTreeSet<AttemptId>,
+    withdrawn_in_order: VecDeque<AttemptId>,
+}
+
+/// A lock that is held.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) grant: Grant,
+    pub(crate) hash: KeyHash,
+    /// The name of its record.
+    pub(crate) record: String,
+    /// The marks of which it was told.
+    pub(crate) told: Vec<Mark>,
+    /// The files that are locked against Python: the lock's own, and after it was deleted by hand also the new one.
+    pub(crate) files: Vec<File>,
+}
+
+/// An attempt that waits in a queue.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) key: LockKey,
+    pub(crate) hash: KeyHash,
+    pub(crate) record: String,
+    pub(crate) mode: LockMode,
+    /// The lock's file, open between two tries: closing it would wake all other waiters.
+    pub(crate) spare: Option<Arc<File>>,
+}
+
+fn sessions() -> MutexGuard<'static, BTreeMap<SessionId, Weak<SessionState>>> {
+    SESSIONS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl SessionState {
+    /// Creates a session and its file. The file is locked before it is visible under its name.
+    pub(crate) fn create(
+        client: &Arc<Client>,
+        tree: &Arc<Tree>,
+        id: SessionId,
+        request: &OpenSession,
+    ) -> io::Result<Arc<Self>> {
+        let temporary = directory::unique("session");
+        let file = tree.tmp.create(&temporary, tree.mode)?;
+        let file_id = FileId::of(&file)?;
+        let Sessions { process, boot, .. } = &tree.sessions;
+        let owner = Owner { session: id, inode: file_id.inode, process: process.clone(), boot: *boot };
+        (&file).write_all(&liveness::write_session(&request.member, &owner, tree.stamp.layout))?;
+        if !tree.flavor.try_lock(&file, Hold::Alone)? {
+            return Err(io::Error::other("a new session file is locked by somebody else"));
+        }
+        // The name is 128 random bits: there is nothing to replace.
+        tree.tmp.rename(&temporary, &tree.sessions.directory, &id.to_string())?;
+        let life = Arc::new(LocalSession { member: request.member.clone(), ended: OnceLock::new() });
+        tree.sessions.locals().insert(id, Arc::downgrade(&life));
+        let session = Arc::new(Self {
+            client: client.clone(),
+            tree: tree.clone(),
+            life,
+            instance: request.instance,
+            owner,
+            file_id,
+            state: Mutex::new(State { file: Some(file), ..State::default() }),
+            noticed: Notify::new(),
+        });
+        sessions().insert(id, Arc::downgrade(&session));
+        Ok(session)
+    }
+
+    /// The session of this process with this id, if it is in this tree and the coordinator's own.
+    pub(crate) fn find(tree: &Arc<Tree>, id: SessionId, request: &OpenSession) -> Option<Arc<Self>> {
+        let found =
+            sessions().get(&id).and_then(Weak::upgrade).filter(|found| Arc::ptr_eq(&found.tree, tree));
+        found.filter(|found| found.instance == request.instance && *found.member() == request.member)
+    }
+
+    pub(crate) fn id(&self) -> SessionId {
+        self.owner.session
+    }
+
+    pub(crate) fn member(&self) -> &MemberId {
+        &self.life.member
+    }
+
+    /// Why it ended, once it did.
+    pub(crate) fn ended(&self) -> Option<&LossReason> {
+        self.life.ended.get()
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.ended().is_some()
+    }
+
+    /// Fails if the session ended.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.ended() {
+            None => Ok(()),
+            Some(LossReason::SessionClosed) => Err(Error::new(ErrorKind::Closed, "the session was closed")),
+            Some(reason) => Err(Error::new(ErrorKind::SessionLost, reason.to_string())),
+        }
+    }
+
+    /// The state, to grant this attempt something.
+    ///
+    /// # Errors
+    /// The session ended, or the attempt was withdrawn.
+    pub(crate) fn state_for(&self, attempt: AttemptId) -> Result<MutexGuard<'_, State>> {
+        let state = self.state();
+        self.check()?;
+        if state.withdrawn.contains(&attempt) {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("attempt {attempt} was withdrawn or released; ask with a new attempt"),
+            ));
+        }
+        Ok(state)
+    }
+
+    /// Ends the session in this process. Its waiters look again, and its owner gets a notice, unless it closed the
+    /// session itself. What the session holds stays until it is cleared away.
+    pub(crate) fn end(&self, reason: LossReason) {
+        {
+            // INVARIANT: a session ends under the lock of its state, so that what is checked under it stays so.
+            let mut state = self.state();
+            if self.life.ended.set(reason.clone()).is_err() {
+                return;
+            }
+            if reason != LossReason::SessionClosed {
+                state.notices.clear(); // the end of the session says it all
+                state.notices.push_back(Notice::SessionLost(reason));
+            }
+        }
+        self.noticed.notify_waiters();
+        self.tree.notify(&Topic::Session(self.id()));
+    }
+
+    /// Drops all that the session has, as a crash would; the sessions that notice clear its records away.
+    pub(crate) fn abandon(&self) {
+        let mut state = self.state();
+        let held = std::mem::take(&mut state.held);
+        let waiting = std::mem::take(&mut state.waiting);
+        let members = std::mem::take(&mut state.members);
+        let file = state.file.take();
+        drop(state);
+        // The session's own file last: a process that notices its closing finds the others unlocked.
+        drop((held, waiting, members));
+        drop(file);
+        self.tree.sessions.locals().remove(&self.id());
+        sessions().remove(&self.id());
+        self.tree.notify(&Topic::Deaths);
+    }
+
+    pub(crate) fn tell(&self, notice: Notice) {
+        {
+            let mut state = self.state();
+            if let Notice::GrantLost(attempt, why) = &notice {
+                state.lost.push_back((*attempt, why.clone()));
+                if state.lost.len() > LOST {
+                    state.lost.pop_front();
+                }
+            }
+            if !self.is_over() {
+                state.notices.push_back(notice);
+            }
+        }
+        self.noticed.notify_waiters();
+    }
+
+    /// As a fork would make them.
+    #[cfg(test)]
+    pub(crate) fn copies_of_files(&self) -> Vec<File> {
+        let state = self.state();
+        let held = state.held.values().flat_map(|held| &held.files);
+        let files = state.file.iter().chain(held).map(|file| file.try_clone().unwrap());
+        files.chain(state.members.values().map(|member| member.file.try_clone().unwrap())).collect()
+    }
+
+    /// Cancel-safe: what is not returned stays.
+    pub(crate) async fn notice(&self) -> Notice {
+        loop {
+            let mut noticed = pin!(self.noticed.notified());
+            noticed.as_mut().enable(); // before the look, so that no notice is missed
+            let notice = self.state().notices.pop_front();
+            if let Some(notice) = notice {
+                return notice;
+            }
+            noticed.await;
+        }
+    }
+
+    /// From now on a request of this attempt fails, also one that is under way.
+    pub(crate) fn mark_withdrawn(&self, attempt: AttemptId) {
+        let mut state = self.state();
+        if state.withdrawn.insert(attempt) {
+            state.withdrawn_in_order.push_back(attempt);
+            if state.withdrawn_in_order.len() > WITHDRAWN
+                && let Some(oldest) = state.withdrawn_in_order.pop_front()
+            {
+                state.withdrawn.remove(&oldest);
+            }
+        }
+    }
+
+    /// Ends one grant of a living session, and tells its owner first.
+    pub(crate) async fn end_grant(
+        &self,
+        attempt: AttemptId,
+        reason: LossReason,
+        mark: Option<Previous>,
+    ) -> Result<()> {
+        let tree = &self.tree;
+        let Some(mut held) = self.state().held.remove(&attempt) else { return Ok(()) };
+        self.mark_withdrawn(attempt);
+        self.tell(Notice::GrantLost(attempt, reason));
+        let key = held.grant.key.clone();
+        // Before the record: a process that finds the record gone finds the file unlocked.
+        held.files.clear();
+        let work = |directory: &Directory| {
+            let failed = |cause| error::lock_records(&key, cause);
+            if let Some(how) = mark {
+                lock_records::write_mark(directory, &held.hash, how, attempt, tree.mode).map_err(failed)?;
+            }
+            directory.remove(&held.record).map_err(failed)?;
+            Ok(Moment::Done(()))
+        };
+        self.client.in_stripe(tree, held.hash.stripe(), Access::Change, self.client.deadline(), work).await?;
+        tree.notify(&Topic::Lock(held.hash));
+        Ok(())
+    }
+}
+
+impl State {
+    /// Why a grant that is not held any more is gone.
+    pub(crate) fn why_gone(&self, attempt: AttemptId) -> LossReason {
+        let known = self.lost.iter().find(|(lost, _)| *lost == attempt);
+        known.map_or(LossReason::Vanished, |(_, why)| why.clone())
+    }
+}
