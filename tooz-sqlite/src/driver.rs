@@ -9,14 +9,16 @@ use tooz_core::driver::{
 };
 use tooz_core::{Characteristics, Connecting, FencingToken, Result};
 
-use crate::client::{Level, User};
 use crate::config::{self, Config};
+use crate::engine::fence;
+use crate::engine::jobs::{Level, User};
+use crate::engine::tx::{Effect, Tx};
 use crate::groups::SqliteGroups;
 use crate::keys::Lock;
+use crate::locks;
+use crate::read_only;
 use crate::session::SqliteSession;
-use crate::tx::{Effect, Tx};
 use crate::watch::{HoldersStream, LockWatch};
-use crate::{fence, locks, view};
 
 /// Connects to the database that the URL names, creating it if it is missing.
 pub fn connect(request: Connect) -> Connecting {
@@ -24,7 +26,7 @@ pub fn connect(request: Connect) -> Connecting {
         let Connect { url, context, view, .. } = request;
         let config = Config::from_url(&url)?;
         if view {
-            return view::connect(&url, config, context).await;
+            return read_only::connect(&url, config, context).await;
         }
         let limit = config.connect_timeout;
         let user = Arc::new(User::new(config, &context)?);

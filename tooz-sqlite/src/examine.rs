@@ -11,11 +11,12 @@ use tooz_core::driver::{Connect, Context};
 use tooz_core::runtime::Spawner;
 use tooz_core::{Characteristics, Error, Examining, Finding, Result, Severity};
 
-use crate::client::{Level, User};
 use crate::config::{self, Config};
-use crate::kernel;
-use crate::place::Place;
-use crate::{reaper, schema};
+use crate::engine::jobs::{Level, User};
+use crate::engine::paths::Place;
+use crate::engine::schema;
+use crate::host::kernel;
+use crate::reaper;
 
 /// With less room than this a log that grows while somebody reads fills the disk.
 const LITTLE_SPACE: u64 = 16 << 20;

@@ -6,13 +6,13 @@ use async_trait::async_trait;
 use tooz_core::driver::{ChangeStream, GroupChange, Groups, Join, MemberRecord, SessionGroups};
 use tooz_core::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
 
-use crate::client::{Level, User};
+use crate::engine::jobs::{Level, User};
+use crate::engine::log::{self, Change, Event, MemberRow};
+use crate::engine::tx::{Effect, Tx};
 use crate::error::Work;
-use crate::events::{self, Change, Event, MemberRow};
 use crate::keys::Id;
-use crate::local::Local;
 use crate::reaper;
-use crate::tx::{Effect, Tx};
+use crate::session_state::Local;
 use crate::watch::{GroupStream, GroupWatch};
 
 pub(crate) fn not_found(group: &GroupId) -> Error {
@@ -59,7 +59,7 @@ fn delete(tx: &mut Tx<'_>, namespace: &str, group: &GroupId) -> Work<()> {
         }
     }
     tx.run("DELETE FROM groups WHERE id = ?1", [id])?;
-    events::log(tx, &Event::GroupDeleted(namespace, group.as_bytes()))
+    log::log(tx, &Event::GroupDeleted(namespace, group.as_bytes()))
 }
 
 pub(crate) fn members(tx: &mut Tx<'_>, namespace: &str, group: &GroupId) -> Work<Vec<MemberRecord>> {
@@ -110,7 +110,7 @@ pub(crate) fn member(
 
 /// The state for a watch that fell behind, and the event up to which it counts.
 pub(crate) fn view_again(tx: &mut Tx<'_>, watch: &GroupWatch) -> Work<(i64, GroupChange)> {
-    let seq = events::latest(tx)?;
+    let seq = log::latest(tx)?;
     let change = match members(tx, &watch.namespace, &watch.group) {
         Ok(members) => GroupChange::View(members),
         Err(crate::error::Fail::Tooz(error)) if error.kind() == ErrorKind::GroupNotFound => {
@@ -181,7 +181,7 @@ fn join(tx: &mut Tx<'_>, session: &Local, request: &Join) -> Work<()> {
         (id, &row.member, session.seq, &row.capabilities, Id(row.incarnation), now),
     )?;
     let event = Event::Member(Change::Joined, &session.namespace, request.group.as_bytes(), &row);
-    events::log(tx, &event)
+    log::log(tx, &event)
 }
 
 fn leave(tx: &mut Tx<'_>, session: &Local, group: &GroupId) -> Work<()> {
@@ -194,7 +194,7 @@ fn leave(tx: &mut Tx<'_>, session: &Local, group: &GroupId) -> Work<()> {
         |row| MemberRow::leaving(row, 0),
     )?;
     let row = row.ok_or_else(|| no_member(group, &session.member))?;
-    events::log(tx, &Event::Member(Change::Left, &session.namespace, group.as_bytes(), &row))
+    log::log(tx, &Event::Member(Change::Left, &session.namespace, group.as_bytes(), &row))
 }
 
 fn update(tx: &mut Tx<'_>, session: &Local, group: &GroupId, capabilities: &Capabilities) -> Work<()> {
@@ -208,7 +208,7 @@ fn update(tx: &mut Tx<'_>, session: &Local, group: &GroupId, capabilities: &Capa
         |row| MemberRow::read(row, 0),
     )?;
     let row = row.ok_or_else(|| no_member(group, &session.member))?;
-    events::log(tx, &Event::Member(Change::Updated, &session.namespace, group.as_bytes(), &row))
+    log::log(tx, &Event::Member(Change::Updated, &session.namespace, group.as_bytes(), &row))
 }
 
 /// Whether the session's record in a group still stands.
@@ -277,7 +277,7 @@ impl Groups for SqliteGroups {
         let work = {
             let watch = watch.clone();
             move |tx: &mut Tx<'_>| {
-                let seq = events::latest(tx)?;
+                let seq = log::latest(tx)?;
                 let view = GroupChange::View(members(tx, &watch.namespace, &watch.group)?);
                 tx.effect(Effect::WatchGroup(watch.clone(), seq, view));
                 Ok(())

@@ -7,13 +7,13 @@ use tooz_core::driver::{
 };
 use tooz_core::{Error, ErrorKind, FencingToken, LossReason, MemberId};
 
+use crate::engine::fence;
+use crate::engine::log::{self, Event};
+use crate::engine::tx::{Effect, Tx, from_micros};
 use crate::error::Work;
-use crate::events::{self, Event};
-use crate::fence;
 use crate::keys::{Id, Lock, Mode, mode_to_number, number_to_previous, previous_to_number};
-use crate::local::Local;
 use crate::reaper;
-use crate::tx::{Effect, Tx, from_micros};
+use crate::session_state::Local;
 
 /// How long a record of who broke a grant is kept.
 const BREAKS_KEPT_MICROS: i64 = 3_600_000_000;
@@ -107,7 +107,7 @@ pub(crate) fn ended(tx: &Tx<'_>, lock: &Lock, told: Previous, end: End) -> Work<
 
 /// Tells those who watch the lock.
 pub(crate) fn holders_changed(tx: &mut Tx<'_>, lock: &Lock) -> Work<()> {
-    events::leader_changed(tx, lock)?;
+    log::leader_changed(tx, lock)?;
     tx.effect(Effect::Holders(lock.clone()));
     Ok(())
 }
@@ -329,7 +329,7 @@ fn hand_on(tx: &mut Tx<'_>, lock: &Lock) -> Work<()> {
         if tx.local(waiter.session).is_some() {
             tx.effect(Effect::Granted(waiter.session, grant));
         } else {
-            events::log(tx, &Event::Granted(waiter.session, waiter.attempt))?;
+            log::log(tx, &Event::Granted(waiter.session, waiter.attempt))?;
             ring(tx, waiter.session)?;
         }
     }
@@ -485,7 +485,7 @@ pub(crate) fn break_lock(tx: &mut Tx<'_>, lock: &Lock, request: &BreakRequest) -
         if tx.local(session).is_some() {
             tx.effect(Effect::Broken(session, attempt));
         } else {
-            events::log(tx, &Event::Broken(session, attempt))?;
+            log::log(tx, &Event::Broken(session, attempt))?;
             ring(tx, session)?;
         }
         broken.push(record);

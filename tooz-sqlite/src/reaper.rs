@@ -11,13 +11,13 @@ use rusqlite::Row;
 use tooz_core::LossReason;
 use tooz_core::driver::{End, SessionId};
 
+use crate::engine::log::{self, Event};
+use crate::engine::session_file::{self, DeadFile, Look};
+use crate::engine::tx::{Effect, Site, Tx};
 use crate::error::{self, Fail, Work};
-use crate::events::{self, Event};
-use crate::kernel::{FileId, Process};
+use crate::host::kernel::{FileId, Process};
 use crate::keys::{Id, Lock, number_to_previous};
 use crate::locks;
-use crate::sessionfile::{self, DeadFile, Look};
-use crate::tx::{Effect, Site, Tx};
 
 /// A session as it is recorded.
 #[derive(Clone, Debug)]
@@ -102,8 +102,8 @@ pub(crate) fn looks_dead(site: &Site, session: &Recorded) -> bool {
         return true;
     }
     let Some(inode) = session.inode else { return process_is_gone(site, session) };
-    let path = sessionfile::path_of(&site.sessions, session.id);
-    match sessionfile::look(&path, inode) {
+    let path = session_file::path_of(&site.sessions, session.id);
+    match session_file::look(&path, inode) {
         Ok(Look::Free) => true,
         Ok(Look::Locked | Look::Missing) => process_is_gone(site, session),
         // Another user's, perhaps: where the file cannot be asked, the process is.
@@ -121,8 +121,8 @@ fn judge(site: &Site, session: &Recorded) -> Verdict {
     if !looks_dead(site, session) {
         return Verdict::Alive;
     }
-    let path = sessionfile::path_of(&site.sessions, session.id);
-    match sessionfile::claim(&path, session.inode) {
+    let path = session_file::path_of(&site.sessions, session.id);
+    match session_file::claim(&path, session.inode) {
         Ok(Some(file)) => Verdict::Dead(Some(file)),
         _ if session.is_of_another_boot(site) || process_is_gone(site, session) => Verdict::Dead(
             FileId::at(&path)
@@ -265,7 +265,7 @@ pub(crate) fn end(tx: &mut Tx<'_>, session: &Recorded, how: SessionEnd) -> Work<
     for (namespace, kind, name) in waited {
         tx.unsettled.extend(Lock::from_columns(&namespace, kind, &name));
     }
-    events::members_left(tx, seq)?;
+    log::members_left(tx, seq)?;
     tx.run("DELETE FROM members WHERE session = ?1", [seq])?;
     tx.run("DELETE FROM claims WHERE session = ?1", [seq])?;
     match tx.run("DELETE FROM sessions WHERE seq = ?1", [seq]) {
@@ -282,7 +282,7 @@ pub(crate) fn end(tx: &mut Tx<'_>, session: &Recorded, how: SessionEnd) -> Work<
         tx.effect(Effect::Ended(seq, reason));
     } else if how == SessionEnd::Dead && !session.is_of_another_boot(tx.site) {
         // It is dead as far as anybody can tell; should it live after all, it has to know.
-        events::log(tx, &Event::SessionEnded(seq))?;
+        log::log(tx, &Event::SessionEnded(seq))?;
         if let Some(bell) = session.bell {
             tx.effect(Effect::Ring(bell));
         }

@@ -13,17 +13,17 @@ use tooz_core::driver::{
 };
 use tooz_core::{LossReason, Result};
 
-use crate::client::{Client, Level, User};
+use crate::engine::jobs::{Client, Level, User};
+use crate::engine::schema;
+use crate::engine::session_file::{self, DeadFile};
+use crate::engine::tx::{Effect, Tx};
 use crate::error::{self, Work};
 use crate::groups::{self, SqliteSessionGroups};
-use crate::kernel::FileId;
+use crate::host::kernel::FileId;
 use crate::keys::{Id, Lock};
-use crate::local::Local;
 use crate::locks;
 use crate::reaper::{self, Recorded, SessionEnd};
-use crate::schema;
-use crate::sessionfile::{self, DeadFile};
-use crate::tx::{Effect, Tx};
+use crate::session_state::Local;
 
 /// The session's file and what goes with it, from the moment it is made.
 #[derive(Debug)]
@@ -113,9 +113,9 @@ fn open(
     let epoch = tx.first("SELECT epoch FROM tooz", [], |row| row.get::<_, Id>(0))?;
     let directory = &tx.site.sessions;
     // INVARIANT: locked and in place before its row is written.
-    let (file, file_id) = sessionfile::create(directory, id, client.place.mode)
+    let (file, file_id) = session_file::create(directory, id, client.place.mode)
         .map_err(|error| error::io(format!("a session file in {}", directory.display()), error))?;
-    let path = sessionfile::path_of(directory, id);
+    let path = session_file::path_of(directory, id);
     let process = &tx.site.process;
     // Undone with the transaction if anything below fails: the life is then dropped and removes its file.
     let life = |seq| Life {

@@ -9,7 +9,7 @@ use futures_core::Stream;
 use tooz_core::driver::{GroupChange, Holders};
 use tooz_core::{Error, GroupId, Result};
 
-use crate::client::User;
+use crate::engine::jobs::User;
 use crate::keys::Lock;
 
 /// How many changes wait for a slow reader before it gets a view instead (W3).

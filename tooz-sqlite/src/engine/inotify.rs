@@ -12,7 +12,7 @@ use nix::libc;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use tooz_core::driver::SessionId;
 
-use crate::place::Place;
+use crate::engine::paths::Place;
 
 /// What was heard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 use nix::libc;
 
-use crate::kernel::{self, FileId};
-use crate::ownership::{self, Rights, STAGING};
+use crate::host::kernel::{self, FileId};
+use crate::host::ownership::{self, Rights, STAGING};
 
 /// Their directory in that of the sessions; opening and closing them there wakes none who listens to the latter.
 pub(crate) const DIRECTORY: &str = ".bells";

@@ -6,14 +6,14 @@ use std::sync::{Arc, Weak};
 use tooz_core::LossReason;
 use tooz_core::driver::{AttemptId, GroupChange, LockKey, Notice, Turn};
 
-use crate::bell;
-use crate::client::Level;
+use crate::engine::jobs::Level;
+use crate::engine::log::{self, Entry};
+use crate::engine::tx::Effect;
+use crate::engine::wakeup;
 use crate::engine::{Engine, REAP_LIMIT};
-use crate::events::{self, Entry};
 use crate::keys::Lock;
-use crate::local::Local;
 use crate::locks;
-use crate::tx::Effect;
+use crate::session_state::Local;
 use crate::watch::{GroupWatch, LockWatch};
 
 /// What this process waits for.
@@ -88,11 +88,11 @@ impl Engine {
                 Effect::Logged => self.logged = true,
                 Effect::Ring(bell) => {
                     if !rung.contains(&bell) {
-                        bell::ring(&self.client.place.sessions(), bell);
+                        wakeup::ring(&self.client.place.sessions(), bell);
                         rung.push(bell);
                     }
                 }
-                Effect::Unhang(bell) => bell::remove_dead(&self.client.place.sessions(), bell),
+                Effect::Unhang(bell) => wakeup::remove_dead(&self.client.place.sessions(), bell),
                 Effect::LookAhead => self.ahead_changed = true,
             }
         }
@@ -125,7 +125,7 @@ impl Engine {
         self.logged = false;
         let cursor = self.cursor;
         let deadline = self.client.clock.now() + REAP_LIMIT;
-        let entries = match self.write(Level::Read, deadline, |tx| events::after(tx, cursor)) {
+        let entries = match self.write(Level::Read, deadline, |tx| log::after(tx, cursor)) {
             Ok(entries) => entries,
             Err(error) => {
                 tracing::debug!(%error, "the log of events is read later");
@@ -156,7 +156,7 @@ impl Engine {
         match entry {
             Entry::Member(change, namespace, name, row) => {
                 let Some(record) = row.record() else { return };
-                self.tell_group(seq, &namespace, &name, &events::to_change(change, record));
+                self.tell_group(seq, &namespace, &name, &log::to_change(change, record));
             }
             Entry::GroupDeleted(namespace, name) => {
                 self.tell_group(seq, &namespace, &name, &GroupChange::Deleted);

@@ -20,15 +20,15 @@ use tooz_core::driver::{Epoch, SessionId, earlier_layout_in_use, later_layout};
 use tooz_core::entropy::Entropy;
 use tooz_core::{Error, ErrorKind, MemberId, Result};
 
+use crate::engine::fence;
+use crate::engine::paths::Place;
+use crate::engine::presence::{self, First, Last};
+use crate::engine::session_file::{self, Look};
+use crate::engine::tx::Site;
 use crate::error::{self, native};
-use crate::fence;
-use crate::kernel::{self, FileId, Process};
+use crate::host::kernel::{self, FileId, Process};
+use crate::host::ownership;
 use crate::keys::Id;
-use crate::ownership;
-use crate::place::Place;
-use crate::presence::{self, First, Last};
-use crate::sessionfile::{self, Look};
-use crate::tx::Site;
 
 /// "tooz" in ASCII; the database says whose it is.
 const APPLICATION: i32 = 0x746f_6f7a;
@@ -329,9 +329,9 @@ fn sessions(
     let sql = "SELECT pid, started, pid_namespace, id, inode, seq FROM sessions WHERE boot_id = ?1";
     let is_wanted = |row: &Row<'_>| -> rusqlite::Result<bool> {
         let process = Process { pid: row.get(0)?, started: row.get(1)?, pid_namespace: row.get(2)? };
-        let path = sessionfile::path_of(&site.sessions, SessionId(row.get::<_, Id>(3)?.0));
+        let path = session_file::path_of(&site.sessions, SessionId(row.get::<_, Id>(3)?.0));
         let inode = row.get::<_, i64>(4)?.cast_unsigned();
-        Ok(!process.is_gone(&site.process) && wanted(&sessionfile::look(&path, inode)))
+        Ok(!process.is_gone(&site.process) && wanted(&session_file::look(&path, inode)))
     };
     let find = || -> rusqlite::Result<Vec<i64>> {
         let mut statement = connection.prepare(sql)?;
@@ -394,7 +394,7 @@ fn create(transaction: &Connection, site: &Site) -> Result<()> {
 
 /// What the directory of sessions says about whose it is; empty if it says nothing.
 fn mark(place: &Place) -> Result<String> {
-    let path = place.sessions().join(sessionfile::EPOCH);
+    let path = place.sessions().join(session_file::EPOCH);
     let failed = |error| error::io(format!("{}", path.display()), error);
     let mut text = String::new();
     match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(&path) {
@@ -421,14 +421,14 @@ fn is_marked(place: &Place, epoch: Epoch) -> Result<bool> {
 /// dead. Called inside the write transaction, so nobody else writes the file.
 fn belongs(place: &Place, epoch: Epoch, fresh: bool) -> Result<()> {
     let directory = place.sessions();
-    let path = directory.join(sessionfile::EPOCH);
+    let path = directory.join(session_file::EPOCH);
     let failed = |error| error::io(format!("{}", path.display()), error);
     let text = mark(place)?;
     if Epoch::parse(text.trim()) == Some(epoch) {
         return Ok(());
     }
     // A database that was deleted leaves its directory behind; a new one may have it once nobody lives there.
-    let abandoned = fresh && !sessionfile::any_locked(&directory).map_err(failed)?;
+    let abandoned = fresh && !session_file::any_locked(&directory).map_err(failed)?;
     if !text.is_empty() && !abandoned {
         return Err(Error::new(
             ErrorKind::Corrupt,
@@ -453,5 +453,5 @@ fn write_mark(directory: &Path, epoch: Epoch, mode: u32) -> io::Result<()> {
         ownership::create(&directory, TEMPORARY.as_ref(), ownership::Rights::within(&directory, mode)?)?;
     file.write_all(epoch.to_string().as_bytes())?;
     file.sync_all()?;
-    Ok(renameat(&directory, TEMPORARY, &directory, sessionfile::EPOCH)?)
+    Ok(renameat(&directory, TEMPORARY, &directory, session_file::EPOCH)?)
 }

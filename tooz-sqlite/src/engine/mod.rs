@@ -3,6 +3,22 @@
 //! One thread does it all, so that nothing of the database is ever looked at by two. It sleeps in one `ppoll` on
 //! the bell of the queue and on the kernel's file events; there is no timer while nobody waits for anything.
 
+pub(crate) mod batch;
+pub(crate) mod dispatch;
+pub(crate) mod fence;
+pub(crate) mod inotify;
+pub(crate) mod jobs;
+pub(crate) mod log;
+pub(crate) mod monitor;
+pub(crate) mod paths;
+pub(crate) mod predecessor;
+pub(crate) mod presence;
+pub(crate) mod schema;
+pub(crate) mod session_file;
+pub(crate) mod spin;
+pub(crate) mod tx;
+pub(crate) mod wakeup;
+
 use std::collections::{BTreeMap, HashSet};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Weak};
@@ -13,19 +29,19 @@ use nix::sys::time::TimeSpec;
 use tooz_core::clock::Instant;
 use tooz_core::{Error, ErrorKind, LossReason, Result};
 
-use crate::ahead::Ahead;
-use crate::batch::MOST;
-use crate::bell::Bell;
-use crate::client::{Client, Level};
-use crate::ears::Ears;
-use crate::hub::Hub;
-use crate::kernel::{self, FileId, Process};
+use crate::engine::batch::MOST;
+use crate::engine::dispatch::Hub;
+use crate::engine::inotify::Ears;
+use crate::engine::jobs::{Client, Level};
+use crate::engine::predecessor::Ahead;
+use crate::engine::schema::Database;
+use crate::engine::spin::Spin;
+use crate::engine::tx::{Probes, Site};
+use crate::engine::wakeup::Bell;
+use crate::error;
+use crate::host::kernel::{self, FileId, Process};
 use crate::keys::Lock;
 use crate::reaper::{self, Recorded};
-use crate::schema::Database;
-use crate::spin::Spin;
-use crate::tx::{Probes, Site};
-use crate::{bell, error, events, fence, schema, sessionfile};
 
 /// How long the thread looks for the next job before it sleeps: about what waking it costs, so that a caller who
 /// releases what it has just acquired does not pay for two wake-ups.
@@ -284,12 +300,12 @@ impl Engine {
         }
         let known = self.write(Level::Read, deadline, |tx| Recorded::all(tx))?;
         let (ids, bells): (HashSet<_>, HashSet<_>) = known.iter().map(|one| (one.id, one.bell)).unzip();
-        let strays = sessionfile::remove_strays(&site.sessions, |id| ids.contains(&id))
-            .and_then(|()| bell::remove_strays(&site.sessions, |bell| bells.contains(&Some(bell))));
+        let strays = session_file::remove_strays(&site.sessions, |id| ids.contains(&id))
+            .and_then(|()| wakeup::remove_strays(&site.sessions, |bell| bells.contains(&Some(bell))));
         if let Err(error) = strays {
             tracing::debug!(%error, "leftover session files stay");
         }
-        self.cursor = self.write(Level::Read, deadline, |tx| events::latest(tx))?;
+        self.cursor = self.write(Level::Read, deadline, |tx| log::latest(tx))?;
         Ok(())
     }
 }

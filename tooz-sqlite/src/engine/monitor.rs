@@ -6,13 +6,13 @@ use std::time::Duration;
 use tooz_core::LossReason;
 use tooz_core::driver::SessionId;
 
-use crate::bell::Bell;
-use crate::client::Level;
-use crate::ears::{Ears, Heard};
+use crate::engine::inotify::{Ears, Heard};
+use crate::engine::jobs::Level;
+use crate::engine::wakeup::Bell;
 use crate::engine::{Engine, POLL_HIGH, POLL_LOW, REAP_LIMIT, SAFETY};
-use crate::kernel::FileId;
-use crate::local::Local;
+use crate::host::kernel::FileId;
 use crate::reaper::{self, Recorded};
+use crate::session_state::Local;
 
 /// While another process is between writing the log and publishing its commit, it is looked at again after this,
 /// and then ever less often (a commit that syncs takes some 200 µs).

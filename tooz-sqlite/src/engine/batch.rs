@@ -5,12 +5,13 @@ use std::time::Duration;
 use tooz_core::clock::Instant;
 use tooz_core::{Error, ErrorKind, Result};
 
-use crate::client::{Job, Level};
 use crate::engine::Engine;
+use crate::engine::fence;
+use crate::engine::jobs::{Job, Level};
+use crate::engine::schema::Database;
+use crate::engine::tx::{Effect, Tx};
 use crate::error::{self, Fail, Work};
-use crate::schema::Database;
-use crate::tx::{Effect, Tx};
-use crate::{fence, locks};
+use crate::locks;
 
 /// The most jobs of one transaction: beyond this the first of them waits noticeably for the last.
 pub(crate) const MOST: usize = 256;

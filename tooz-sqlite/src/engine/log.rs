@@ -8,9 +8,9 @@ use rusqlite::Row;
 use tooz_core::driver::{AttemptId, GroupChange, MemberRecord};
 use tooz_core::{Capabilities, MemberId};
 
+use crate::engine::tx::{Effect, Tx, from_micros};
 use crate::error::Work;
 use crate::keys::{Id, Lock};
-use crate::tx::{Effect, Tx, from_micros};
 
 /// How many events are kept. A reader that is further behind reads the state instead; more would only cost space
 /// (at most 64 KiB each, with the largest capabilities).

@@ -7,14 +7,14 @@ use std::os::fd::AsFd;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::bell;
-use crate::client::Level;
+use crate::engine::jobs::Level;
+use crate::engine::tx::Tx;
+use crate::engine::wakeup;
 use crate::engine::{Engine, REAP_LIMIT};
 use crate::error::Work;
 use crate::keys::Lock;
 use crate::locks;
 use crate::reaper::{self, Recorded};
-use crate::tx::Tx;
 
 /// One process before ours.
 #[derive(Debug)]
@@ -126,7 +126,7 @@ impl Engine {
         for (id, seqs) in by_bell {
             let file = match known.remove(&id) {
                 Some(before) => Ok(Some(before.bell)),
-                None => bell::overhear(&sessions, id),
+                None => wakeup::overhear(&sessions, id),
             };
             match file {
                 Ok(Some(bell)) => {

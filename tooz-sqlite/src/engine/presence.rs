@@ -1,4 +1,4 @@
-//! Which databases this process has open for writing. A look at one of them (see [`view`](crate::view)) opens and closes files
+//! Which databases this process has open for writing. A look at one of them (see [`view`](crate::read_only)) opens and closes files
 //! of its own, and closing any descriptor of a file drops all POSIX locks that the process has on it. So a look and the opening
 //! or closing of a database take turns.
 

@@ -20,11 +20,11 @@ use tooz_core::{Error, ErrorKind, Result};
 
 use crate::config::Config;
 use crate::engine;
+use crate::engine::paths::Place;
+use crate::engine::spin::Spin;
+use crate::engine::tx::{Effect, Tx};
 use crate::error::{self, Work};
 use crate::groups;
-use crate::place::Place;
-use crate::spin::Spin;
-use crate::tx::{Effect, Tx};
 use crate::watch::GroupWatch;
 
 /// How long a caller looks for an answer before it sleeps; less than a task may keep its runtime from others.

@@ -34,12 +34,15 @@ use tooz_core::runtime::Task;
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, FencingToken, GroupId, MemberId, Result};
 
 use crate::config::{self, Config};
+use crate::engine::paths::Place;
+use crate::engine::presence;
+use crate::engine::schema;
+use crate::engine::tx::{Probes, Site, Tx};
 use crate::error::{self, Fail, Work, native};
-use crate::kernel::{self, Process};
+use crate::groups;
+use crate::host::kernel::{self, Process};
 use crate::keys::{Id, Lock};
-use crate::place::Place;
-use crate::tx::{Probes, Site, Tx};
-use crate::{groups, locks, presence, schema};
+use crate::locks;
 
 /// How often a stream of a group or a lock looks.
 const LOOK: Duration = Duration::from_millis(100);

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tooz_core::driver::{AttemptId, Grant, Notice, SessionId, Turn};
 use tooz_core::{Error, ErrorKind, LossReason, MemberId, Result};
 
-use crate::kernel::FileId;
+use crate::host::kernel::FileId;
 use crate::keys::Lock;
 
 /// How many withdrawn attempts a session remembers. An attempt has to be remembered only from its withdrawal to

@@ -18,7 +18,7 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{self, FileStat, Mode};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, geteuid, mkfifoat, unlinkat};
 
-use crate::kernel::Process;
+use crate::host::kernel::Process;
 
 /// Names of directories in which something is made begin with this.
 pub(crate) const STAGING: &str = ".staging-";

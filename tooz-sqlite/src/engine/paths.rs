@@ -12,11 +12,11 @@ use nix::sys::statfs::{self, FsType};
 use nix::unistd::geteuid;
 use tooz_core::{Error, ErrorKind, Result};
 
-use crate::bell;
 use crate::config;
+use crate::engine::wakeup;
 use crate::error;
-use crate::kernel::{self, FileId};
-use crate::ownership::{self, Rights};
+use crate::host::kernel::{self, FileId};
+use crate::host::ownership::{self, Rights};
 
 /// File systems on which locks, syncs and change events are known to work between the processes of one host.
 /// ZFS is not in the C headers.
@@ -174,7 +174,7 @@ impl Place {
         make_directory(&directory, &name, Rights::like(&database, self.directory_mode()), &sessions)?;
         let inside = ownership::open_directory(&sessions).map_err(failed)?;
         let rights = Rights::within(&inside, self.directory_mode()).map_err(failed)?;
-        make_directory(&inside, bell::DIRECTORY.as_ref(), rights, &sessions.join(bell::DIRECTORY))
+        make_directory(&inside, wakeup::DIRECTORY.as_ref(), rights, &sessions.join(wakeup::DIRECTORY))
     }
 
     /// The directory around the database, open, and the name there of a file beside it.

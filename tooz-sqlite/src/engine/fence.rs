@@ -10,8 +10,8 @@ use std::time::UNIX_EPOCH;
 use tooz_core::clock::Clock;
 use tooz_core::{Error, ErrorKind, FencingToken};
 
+use crate::engine::tx::Tx;
 use crate::error::{Fail, Work};
-use crate::tx::Tx;
 
 /// How many tokens one synced commit covers: at 300,000 grants a second still only three syncs a second, and a
 /// reboot skips no more than this.

@@ -12,8 +12,8 @@ use nix::libc;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use tooz_core::driver::SessionId;
 
-use crate::kernel::{self, FileId};
-use crate::ownership::{self, Rights};
+use crate::host::kernel::{self, FileId};
+use crate::host::ownership::{self, Rights};
 
 /// Names of files that are not in place yet begin with this.
 const TEMPORARY: &str = ".new-";

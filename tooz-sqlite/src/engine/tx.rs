@@ -11,12 +11,12 @@ use tooz_core::clock::{Clock, Instant};
 use tooz_core::driver::{AttemptId, Grant, GroupChange, Holders};
 use tooz_core::entropy::Entropy;
 
+use crate::engine::fence::Fence;
+use crate::engine::session_file::DeadFile;
 use crate::error::{self, Work};
-use crate::fence::Fence;
-use crate::kernel::{FileId, Process};
+use crate::host::kernel::{FileId, Process};
 use crate::keys::Lock;
-use crate::local::Local;
-use crate::sessionfile::DeadFile;
+use crate::session_state::Local;
 use crate::watch::{GroupWatch, LockWatch};
 
 /// What stays the same as long as the database is open.
