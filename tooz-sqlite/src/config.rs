@@ -130,13 +130,17 @@ impl Config {
     }
 }
 
-/// What the scheme keeps on a local file system: everything but several hosts.
+/// What the scheme guarantees on a local file system: everything but several hosts.
 pub(crate) fn characteristics(_url: &BackendUrl) -> Characteristics {
     Characteristics::all() - Characteristics::DISTRIBUTED_ACROSS_HOSTS
 }
 
-/// What is left on a file system that was forced: whether its locks, its syncs and its change events reach every
-/// process cannot be known.
+/// What the driver guarantees on this file system.
+pub(crate) fn characteristics_on(url: &BackendUrl, known_file_system: bool) -> Characteristics {
+    if known_file_system { characteristics(url) } else { on_unknown_file_system() }
+}
+
+/// What is left on a file system that was forced: its locks, its syncs and its change events may not reach every process.
 pub(crate) fn on_unknown_file_system() -> Characteristics {
     Characteristics::DISTRIBUTED_ACROSS_THREADS
         | Characteristics::DISTRIBUTED_ACROSS_PROCESSES

@@ -1,24 +1,18 @@
-//! The connected database: what needs no session.
+//! The connected database.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tooz_core::driver::{
-    BreakRequest, Connect, Driver, Groups, HolderRecord, HolderStream, Holders, LockKey, Locks, OpenSession,
-    Session,
-};
-use tooz_core::{Characteristics, Connecting, FencingToken, Result};
+use tooz_core::driver::{Connect, Driver, Groups, Locks, OpenSession, Session};
+use tooz_core::{Characteristics, Connecting, Result};
 
+use crate::client::Client;
 use crate::config::{self, Config};
-use crate::engine::fence;
-use crate::engine::jobs::{Level, User};
-use crate::engine::tx::{Effect, Tx};
+use crate::engine::jobs::Level;
 use crate::groups::SqliteGroups;
-use crate::keys::Lock;
-use crate::locks;
+use crate::holders::SqliteLocks;
 use crate::read_only;
 use crate::session::SqliteSession;
-use crate::watch::{HoldersStream, LockWatch};
 
 /// Connects to the database that the URL names, creating it if it is missing.
 pub fn connect(request: Connect) -> Connecting {
@@ -29,16 +23,14 @@ pub fn connect(request: Connect) -> Connecting {
             return read_only::connect(&url, config, context).await;
         }
         let limit = config.connect_timeout;
-        let user = Arc::new(User::new(config, &context)?);
-        // Opens the database, or says why not.
-        user.call_within(Level::Read, limit, |_| Ok(())).await.map_err(|error| error.during("connect"))?;
-        let known = user.client().place.known_file_system;
-        let characteristics =
-            if known { config::characteristics(&url) } else { config::on_unknown_file_system() };
+        let client = Arc::new(Client::new(config, &context)?);
+        // Opens the database, or fails with the reason.
+        client.call_within(Level::Read, limit, |_| Ok(())).await.map_err(|error| error.during("connect"))?;
+        let characteristics = config::characteristics_on(&url, client.jobs().paths.known_file_system);
         let driver = SqliteDriver {
-            groups: SqliteGroups { user: user.clone() },
-            locks: SqliteLocks { user: user.clone() },
-            user,
+            groups: SqliteGroups { client: client.clone() },
+            locks: SqliteLocks { client: client.clone() },
+            client,
             characteristics,
         };
         Ok(Arc::new(driver) as Arc<dyn Driver>)
@@ -47,7 +39,7 @@ pub fn connect(request: Connect) -> Connecting {
 
 #[derive(Debug)]
 struct SqliteDriver {
-    user: Arc<User>,
+    client: Arc<Client>,
     characteristics: Characteristics,
     groups: SqliteGroups,
     locks: SqliteLocks,
@@ -60,7 +52,7 @@ impl Driver for SqliteDriver {
     }
 
     async fn open_session(&self, request: &OpenSession) -> Result<Arc<dyn Session>> {
-        Ok(Arc::new(SqliteSession::open(&self.user, request).await?))
+        Ok(Arc::new(SqliteSession::open(&self.client, request).await?))
     }
 
     fn groups(&self) -> &dyn Groups {
@@ -72,57 +64,6 @@ impl Driver for SqliteDriver {
     }
 
     async fn close(&self) -> Result<()> {
-        self.user.close().await
-    }
-}
-
-#[derive(Debug)]
-struct SqliteLocks {
-    user: Arc<User>,
-}
-
-impl SqliteLocks {
-    fn lock(&self, key: &LockKey) -> Lock {
-        Lock::new(&self.user.config.namespace, key)
-    }
-}
-
-#[async_trait]
-impl Locks for SqliteLocks {
-    async fn holders(&self, key: &LockKey) -> Result<Holders> {
-        let lock = self.lock(key);
-        let work = move |tx: &mut Tx<'_>| locks::holders(tx, &lock);
-        self.user.call(Level::Read, work).await.map_err(|error| error.during("holders"))
-    }
-
-    async fn break_lock(&self, request: &BreakRequest) -> Result<Vec<HolderRecord>> {
-        let (lock, request) = (self.lock(&request.key), request.clone());
-        let (key, by, why) = (request.key.clone(), request.by.clone(), request.why.clone());
-        let work = move |tx: &mut Tx<'_>| locks::break_lock(tx, &lock, &request);
-        let broken = self.user.call(Level::Write, work).await.map_err(|error| error.during("break"))?;
-        for holder in &broken {
-            let token = holder.token.map(FencingToken::get);
-            tracing::warn!(%key, %by, why, ?token, "a lock was broken");
-        }
-        Ok(broken)
-    }
-
-    async fn raise_tokens(&self, least: FencingToken) -> Result<()> {
-        let work = move |tx: &mut Tx<'_>| fence::raise_to(tx, least);
-        self.user.call(Level::Durable, work).await.map_err(|error| error.during("raise tokens"))
-    }
-
-    async fn watch(&self, key: &LockKey) -> Result<HolderStream> {
-        let watch = Arc::new(LockWatch::new(self.lock(key)));
-        let work = {
-            let watch = watch.clone();
-            move |tx: &mut Tx<'_>| {
-                let holders = locks::holders(tx, &watch.lock)?;
-                tx.effect(Effect::WatchLock(watch.clone(), holders));
-                Ok(())
-            }
-        };
-        self.user.call(Level::Read, work).await.map_err(|error| error.during("watch lock"))?;
-        Ok(Box::pin(HoldersStream { watch, user: self.user.clone(), refused: false }))
+        self.client.close().await
     }
 }

@@ -4,12 +4,14 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("tooz-sqlite needs Linux: open-file-description locks and inotify tell who lives");
 
+mod client;
 mod config;
 mod driver;
 mod engine;
 mod error;
 mod examine;
 mod groups;
+mod holders;
 mod host;
 mod keys;
 mod locks;
@@ -17,6 +19,7 @@ mod read_only;
 mod reaper;
 mod session;
 mod session_state;
+mod view;
 mod watch;
 
 use tooz_core::Registration;

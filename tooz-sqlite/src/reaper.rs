@@ -11,13 +11,14 @@ use rusqlite::Row;
 use tooz_core::LossReason;
 use tooz_core::driver::{End, SessionId};
 
+use crate::engine::lock_rows;
 use crate::engine::log::{self, Event};
 use crate::engine::session_file::{self, DeadFile, Look};
 use crate::engine::tx::{Effect, Site, Tx};
 use crate::error::{self, Fail, Work};
-use crate::host::kernel::{FileId, Process};
+use crate::host::FileId;
+use crate::host::process::Process;
 use crate::keys::{Id, Lock, number_to_previous};
-use crate::locks;
 
 /// A session as it is recorded.
 #[derive(Clone, Debug)]
@@ -28,7 +29,7 @@ pub(crate) struct Recorded {
     inode: Option<u64>,
     process: Option<Process>,
     boot_id: Option<String>,
-    pub(crate) bell: Option<u128>,
+    pub(crate) wakeup: Option<u128>,
 }
 
 /// The columns that [`Recorded::read`] expects.
@@ -42,7 +43,7 @@ impl Recorded {
             inode: row.get::<_, i64>(2).ok().map(i64::cast_unsigned),
             process: process(row).ok(),
             boot_id: row.get(6).ok(),
-            bell: row.get::<_, Option<Id>>(7).ok().flatten().map(|bell| bell.0),
+            wakeup: row.get::<_, Option<Id>>(7).ok().flatten().map(|id| id.0),
         })
     }
 
@@ -142,7 +143,7 @@ fn judge(site: &Site, session: &Recorded) -> Verdict {
 /// Whether a session is dead, as far as a read may say; the dead are left to the thread to clear away.
 pub(crate) fn is_dead(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
     let now = tx.site.clock.now();
-    if let Some(local) = tx.local(seq) {
+    if let Some(local) = tx.own_session(seq) {
         return Ok(local.is_over());
     }
     if tx.probes.is_fresh(seq, now) {
@@ -177,7 +178,7 @@ pub(crate) fn reap_stale(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
 /// Ends a session if it is dead; whether it is gone now.
 pub(crate) fn reap(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
     let Some(session) = Recorded::by_seq(tx, seq)? else { return Ok(true) };
-    if let Some(local) = tx.local(seq) {
+    if let Some(local) = tx.own_session(seq) {
         // This process knows of its own sessions without asking the kernel.
         if !local.is_over() {
             return Ok(false);
@@ -200,20 +201,12 @@ pub(crate) fn reap(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
             if let Some(file) = file {
                 tx.effect(Effect::Clear(file));
             }
-            if let Some(bell) = session.bell {
-                tx.effect(Effect::Unhang(bell));
+            if let Some(id) = session.wakeup {
+                tx.effect(Effect::RemoveWakeup(id));
             }
             Ok(true)
         }
     }
-}
-
-/// Ends those of these sessions that are dead.
-pub(crate) fn reap_each(tx: &mut Tx<'_>, sessions: &[i64]) -> Work<()> {
-    for session in sessions {
-        reap(tx, *session)?;
-    }
-    Ok(())
 }
 
 /// Other processes' sessions that look dead.
@@ -221,10 +214,10 @@ pub(crate) fn find_dead(tx: &mut Tx<'_>) -> Work<Vec<i64>> {
     let now = tx.site.clock.now();
     let mut dead = Vec::new();
     for session in Recorded::all(tx)? {
-        if tx.local(session.seq).is_some_and(|local| !local.is_over()) {
+        if tx.own_session(session.seq).is_some_and(|local| !local.is_over()) {
             continue;
         }
-        if tx.local(session.seq).is_some() || looks_dead(tx.site, &session) {
+        if tx.own_session(session.seq).is_some() || looks_dead(tx.site, &session) {
             dead.push(session.seq);
         } else {
             tx.probes.alive(session.seq, now);
@@ -258,8 +251,8 @@ pub(crate) fn end(tx: &mut Tx<'_>, session: &Recorded, how: SessionEnd) -> Work<
             SessionEnd::Closed(end) => end,
             SessionEnd::Dead => End::Unclean,
         };
-        locks::ended(tx, &lock, number_to_previous(previous), end)?;
-        locks::holders_changed(tx, &lock)?;
+        lock_rows::record_end(tx, &lock, number_to_previous(previous), end)?;
+        lock_rows::holders_changed(tx, &lock)?;
         tx.unsettled.push(lock);
     }
     for (namespace, kind, name) in waited {
@@ -277,14 +270,14 @@ pub(crate) fn end(tx: &mut Tx<'_>, session: &Recorded, how: SessionEnd) -> Work<
         answer => drop(answer?),
     }
     tx.probes.doubt(seq);
-    if tx.local(seq).is_some() {
+    if tx.own_session(seq).is_some() {
         let reason = if how == SessionEnd::Dead { LossReason::Vanished } else { LossReason::SessionClosed };
         tx.effect(Effect::Ended(seq, reason));
     } else if how == SessionEnd::Dead && !session.is_of_another_boot(tx.site) {
         // It is dead as far as anybody can tell; should it live after all, it has to know.
-        log::log(tx, &Event::SessionEnded(seq))?;
-        if let Some(bell) = session.bell {
-            tx.effect(Effect::Ring(bell));
+        log::append(tx, &Event::SessionEnded(seq))?;
+        if let Some(id) = session.wakeup {
+            tx.effect(Effect::Wake(id));
         }
     }
     Ok(())

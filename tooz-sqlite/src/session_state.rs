@@ -10,49 +10,49 @@ use tokio::sync::Notify;
 use tooz_core::driver::{AttemptId, Grant, Notice, SessionId, Turn};
 use tooz_core::{Error, ErrorKind, LossReason, MemberId, Result};
 
-use crate::host::kernel::FileId;
+use crate::host::FileId;
 use crate::keys::Lock;
 
-/// How many withdrawn attempts a session remembers. An attempt has to be remembered only from its withdrawal to
-/// the arrival of a request that was made earlier and comes late. The one queue of the database thread keeps the
-/// order of calls, so such a request is one whose future was made but not polled before; nobody has this many.
+/// How many withdrawn attempts a session remembers. The memory of an attempt matters only from its withdrawal to the
+/// arrival of a request that was made earlier and comes late. The one queue of the database thread keeps the order of calls.
+/// So the future of such a request was made but not polled before, and no program has this many.
 const WITHDRAWN: usize = 4096;
 
 /// What the database thread knows of one session of this process.
 #[derive(Debug)]
-pub(crate) struct Local {
+pub(crate) struct SessionState {
     pub(crate) seq: i64,
     pub(crate) id: SessionId,
     pub(crate) namespace: Arc<str>,
     pub(crate) member: MemberId,
     pub(crate) path: PathBuf,
     pub(crate) file: FileId,
-    /// Its owner dropped it without closing it.
+    /// The owner dropped the session without closing it.
     dropped: AtomicBool,
-    /// Its row was committed.
+    /// The session's row was committed.
     recorded: AtomicBool,
-    state: Mutex<State>,
+    inner: Mutex<Inner>,
     noticed: Notify,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Inner {
     ended: Option<LossReason>,
     notices: VecDeque<Notice>,
-    slots: HashMap<AttemptId, Arc<Slot>>,
+    attempts: HashMap<AttemptId, Arc<Attempt>>,
     withdrawn: HashSet<AttemptId>,
     withdrawn_in_order: VecDeque<AttemptId>,
 }
 
 /// An attempt that waits.
 #[derive(Debug)]
-pub(crate) struct Slot {
+pub(crate) struct Attempt {
     pub(crate) lock: Lock,
     outcome: Mutex<Option<Turn>>,
     changed: Notify,
 }
 
-impl Slot {
+impl Attempt {
     fn new(lock: Lock) -> Self {
         Self { lock, outcome: Mutex::default(), changed: Notify::new() }
     }
@@ -79,7 +79,7 @@ impl Slot {
     }
 }
 
-impl Local {
+impl SessionState {
     pub(crate) fn new(
         seq: i64,
         id: SessionId,
@@ -97,13 +97,13 @@ impl Local {
             file,
             dropped: AtomicBool::new(false),
             recorded: AtomicBool::new(false),
-            state: Mutex::default(),
+            inner: Mutex::default(),
             noticed: Notify::new(),
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn abandon(&self) {
@@ -118,46 +118,46 @@ impl Local {
         self.recorded.load(Ordering::SeqCst)
     }
 
-    /// Whether this process itself knows that it is over.
+    /// Whether this process itself knows that the session is over.
     pub(crate) fn is_over(&self) -> bool {
-        self.dropped.load(Ordering::SeqCst) || self.state().ended.is_some()
+        self.dropped.load(Ordering::SeqCst) || self.inner().ended.is_some()
     }
 
     pub(crate) fn loss(&self) -> Option<LossReason> {
-        self.state().ended.clone()
+        self.inner().ended.clone()
     }
 
     /// Fails if the session ended.
     pub(crate) fn check(&self) -> Result<()> {
-        match &self.state().ended {
+        match &self.inner().ended {
             None => Ok(()),
             Some(LossReason::SessionClosed) => Err(Error::new(ErrorKind::Closed, "the session was closed")),
             Some(reason) => Err(Error::new(ErrorKind::SessionLost, reason.to_string())),
         }
     }
 
-    /// Ends it here: every waiter is told, and the owner unless it closed the session itself.
+    /// Ends the session in this process. Tells every waiter, and the owner unless it closed the session itself.
     pub(crate) fn end(&self, reason: LossReason) {
-        let slots = {
-            let mut state = self.state();
-            if state.ended.is_some() {
+        let attempts = {
+            let mut inner = self.inner();
+            if inner.ended.is_some() {
                 return;
             }
-            state.ended = Some(reason.clone());
+            inner.ended = Some(reason.clone());
             if reason != LossReason::SessionClosed {
-                state.notices.clear(); // the end of the session says it all
-                state.notices.push_back(Notice::SessionLost(reason));
+                inner.notices.clear(); // the end of the session includes them
+                inner.notices.push_back(Notice::SessionLost(reason));
             }
-            std::mem::take(&mut state.slots)
+            std::mem::take(&mut inner.attempts)
         };
-        for slot in slots.values() {
-            slot.settle(Turn::Gone);
+        for attempt in attempts.values() {
+            attempt.settle(Turn::Gone);
         }
         self.noticed.notify_waiters();
     }
 
     pub(crate) fn tell(&self, notice: Notice) {
-        self.state().notices.push_back(notice);
+        self.inner().notices.push_back(notice);
         self.noticed.notify_waiters();
     }
 
@@ -166,7 +166,7 @@ impl Local {
         loop {
             let mut noticed = pin!(self.noticed.notified());
             noticed.as_mut().enable(); // before the look, so that no notice falls between
-            let notice = self.state().notices.pop_front();
+            let notice = self.inner().notices.pop_front();
             if let Some(notice) = notice {
                 return notice;
             }
@@ -174,56 +174,56 @@ impl Local {
         }
     }
 
-    /// Asked again, it keeps what it knows.
-    pub(crate) fn queue(&self, attempt: AttemptId, lock: Lock) {
-        let mut state = self.state();
-        if state.ended.is_none() {
-            state.slots.entry(attempt).or_insert_with(|| Arc::new(Slot::new(lock)));
+    /// Adds an attempt that waits. An attempt that is known already stays as it is.
+    pub(crate) fn add(&self, attempt: AttemptId, lock: Lock) {
+        let mut inner = self.inner();
+        if inner.ended.is_none() {
+            inner.attempts.entry(attempt).or_insert_with(|| Arc::new(Attempt::new(lock)));
         }
     }
 
-    pub(crate) fn slot(&self, attempt: AttemptId) -> Option<Arc<Slot>> {
-        self.state().slots.get(&attempt).cloned()
+    pub(crate) fn attempt(&self, attempt: AttemptId) -> Option<Arc<Attempt>> {
+        self.inner().attempts.get(&attempt).cloned()
     }
 
-    pub(crate) fn granted(&self, grant: Grant) {
-        if let Some(slot) = self.slot(grant.attempt) {
-            slot.settle(Turn::Granted(grant));
+    pub(crate) fn grant(&self, grant: Grant) {
+        if let Some(attempt) = self.attempt(grant.attempt) {
+            attempt.settle(Turn::Granted(grant));
         }
     }
 
-    /// The attempt is over; whoever still waits for it hears that its place is gone.
+    /// Removes an attempt that is over. A caller that still waits for it gets [`Turn::Gone`].
     pub(crate) fn forget(&self, attempt: AttemptId) {
-        let slot = self.state().slots.remove(&attempt);
-        if let Some(slot) = slot {
-            slot.settle(Turn::Gone);
+        let attempt = self.inner().attempts.remove(&attempt);
+        if let Some(attempt) = attempt {
+            attempt.settle(Turn::Gone);
         }
     }
 
     /// Attempts that wait and were not granted yet.
-    pub(crate) fn waiting(&self) -> Vec<(AttemptId, Arc<Slot>)> {
-        let state = self.state();
-        let waits = state.slots.iter().filter(|(_, slot)| slot.outcome().is_none());
-        waits.map(|(attempt, slot)| (*attempt, slot.clone())).collect()
+    pub(crate) fn waiting(&self) -> Vec<(AttemptId, Arc<Attempt>)> {
+        let inner = self.inner();
+        let waits = inner.attempts.iter().filter(|(_, attempt)| attempt.outcome().is_none());
+        waits.map(|(id, attempt)| (*id, attempt.clone())).collect()
     }
 
     pub(crate) fn has_waiting(&self) -> bool {
-        self.state().slots.values().any(|slot| slot.outcome().is_none())
+        self.inner().attempts.values().any(|attempt| attempt.outcome().is_none())
     }
 
     pub(crate) fn withdraw(&self, attempt: AttemptId) {
-        let mut state = self.state();
-        if state.withdrawn.insert(attempt) {
-            state.withdrawn_in_order.push_back(attempt);
-            if state.withdrawn_in_order.len() > WITHDRAWN
-                && let Some(oldest) = state.withdrawn_in_order.pop_front()
+        let mut inner = self.inner();
+        if inner.withdrawn.insert(attempt) {
+            inner.withdrawn_in_order.push_back(attempt);
+            if inner.withdrawn_in_order.len() > WITHDRAWN
+                && let Some(oldest) = inner.withdrawn_in_order.pop_front()
             {
-                state.withdrawn.remove(&oldest);
+                inner.withdrawn.remove(&oldest);
             }
         }
     }
 
     pub(crate) fn is_withdrawn(&self, attempt: AttemptId) -> bool {
-        self.state().withdrawn.contains(&attempt)
+        self.inner().withdrawn.contains(&attempt)
     }
 }

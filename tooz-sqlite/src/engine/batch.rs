@@ -5,34 +5,33 @@ use std::time::Duration;
 use tooz_core::clock::Instant;
 use tooz_core::{Error, ErrorKind, Result};
 
-use crate::engine::Engine;
-use crate::engine::fence;
+use crate::engine::database::Database;
 use crate::engine::jobs::{Job, Level};
-use crate::engine::schema::Database;
+use crate::engine::state::Engine;
 use crate::engine::tx::{Effect, Tx};
+use crate::engine::{fence, queue};
 use crate::error::{self, Fail, Work};
-use crate::locks;
 
 /// The most jobs of one transaction: beyond this the first of them waits noticeably for the last.
-pub(crate) const MOST: usize = 256;
+pub(crate) const MOST_JOBS: usize = 256;
 /// How long one attempt waits for another process's transaction before reads are let past.
 const SLICE: Duration = Duration::from_millis(20);
 /// How long raising the ceiling may wait: whoever needs it has waited for the write lock already.
 const CEILING_LIMIT: Duration = Duration::from_secs(10);
 
-type Jobs = Vec<Box<dyn Job>>;
+type Batch = Vec<Box<dyn Job>>;
 
 /// How a transaction ended.
 enum Ended {
     /// Every job has its answer, except those that need a higher ceiling.
-    Done(Jobs),
+    Done(Batch),
     /// Nothing was done: another process writes.
-    Busy(Jobs),
+    Busy(Batch),
     /// Nothing was done: a job failed and must not undo the others, so each needs a savepoint.
-    Carefully(Jobs),
+    Carefully(Batch),
 }
 
-fn fail(jobs: Jobs, error: &Error) {
+fn fail(jobs: Batch, error: &Error) {
     for job in jobs {
         job.finish(Err(error.clone()));
     }
@@ -40,7 +39,7 @@ fn fail(jobs: Jobs, error: &Error) {
 
 impl Engine {
     /// Runs jobs; what has to wait is put back in front of the queue, and the answer is then `false`.
-    pub(crate) fn run(&mut self, jobs: Jobs) -> bool {
+    pub(crate) fn run(&mut self, jobs: Batch) -> bool {
         let Some(deadline) = jobs.iter().map(|job| job.deadline()).min() else { return true };
         if let Err(error) = self.open(deadline) {
             fail(jobs, &error);
@@ -54,11 +53,11 @@ impl Engine {
         match ended {
             Ended::Done(again) if again.is_empty() => {}
             Ended::Done(again) => match self.raise_ceiling() {
-                Ok(()) => self.client.put_back(again),
+                Ok(()) => self.jobs.put_back(again),
                 Err(error) => fail(again, &error),
             },
             Ended::Busy(jobs) | Ended::Carefully(jobs) => {
-                let (reads, writes): (Jobs, Jobs) =
+                let (reads, writes): (Batch, Batch) =
                     jobs.into_iter().partition(|job| job.level() == Level::Read);
                 // They do not wait for writers; what is still busy then is a recovery, and takes its turn below.
                 let mut waiting = Vec::new();
@@ -76,13 +75,13 @@ impl Engine {
     }
 
     /// Gives up the jobs whose time is over and puts the others back.
-    fn postpone(&mut self, jobs: Jobs) {
-        let now = self.client.clock.now();
-        let (late, waiting): (Jobs, Jobs) = jobs.into_iter().partition(|job| job.deadline() <= now);
+    fn postpone(&mut self, jobs: Batch) {
+        let now = self.now();
+        let (late, waiting): (Batch, Batch) = jobs.into_iter().partition(|job| job.deadline() <= now);
         if !late.is_empty() {
             fail(late, &self.busy_error());
         }
-        self.client.put_back(waiting);
+        self.jobs.put_back(waiting);
     }
 
     fn busy_error(&self) -> Error {
@@ -96,17 +95,18 @@ impl Engine {
             }
             None => "other processes held the write lock the whole time; try again".into(),
         };
-        Error::new(ErrorKind::Unavailable, format!("{}: {who}", self.client.place.database.display()))
+        Error::new(ErrorKind::Unavailable, format!("{}: {who}", self.jobs.paths.database.display()))
     }
 
-    fn transact(&mut self, mut jobs: Jobs, careful: bool) -> Ended {
-        let Self { database: Some(database), site, hub, probes, client, .. } = self else {
+    fn transact(&mut self, mut jobs: Batch, careful: bool) -> Ended {
+        let now = self.now();
+        let Self { database: Some(database), site, sessions, probes, .. } = self else {
             return Ended::Busy(jobs); // not reached: run() opens it
         };
         let Some(site) = site.as_deref() else { return Ended::Busy(jobs) };
         let level = jobs.iter().map(|job| job.level()).max().unwrap_or(Level::Read);
-        let deadline = jobs.iter().map(|job| job.deadline()).min().unwrap_or(client.clock.now());
-        database.wait_until(deadline.min(client.clock.now() + SLICE));
+        let deadline = jobs.iter().map(|job| job.deadline()).min().unwrap_or(now);
+        database.wait_until(deadline.min(now + SLICE));
         match begin(database, level) {
             Ok(()) => {}
             Err(error) if error::is_busy(&error) => return Ended::Busy(jobs),
@@ -118,7 +118,7 @@ impl Engine {
         // One failing job must not undo the others; a single one is undone with its transaction.
         let savepoints = careful && level != Level::Read;
         let optimistic = !careful && level != Level::Read && jobs.len() > 1;
-        let mut tx = Tx::new(&database.connection, site, &hub.locals, probes);
+        let mut tx = Tx::new(&database.connection, site, sessions, probes);
         let mut outcomes: Vec<Result<(), Fail>> = Vec::with_capacity(jobs.len());
         let mut broken = None;
         for job in &mut jobs {
@@ -188,7 +188,7 @@ impl Engine {
 
     /// INVARIANT: alone in its transaction and synced, before any token at or above the old ceiling is given out.
     fn raise_ceiling(&mut self) -> Result<()> {
-        self.write(Level::Durable, self.client.clock.now() + CEILING_LIMIT, |tx| fence::raise(tx))
+        self.write(Level::Durable, self.now() + CEILING_LIMIT, |tx| fence::raise_ceiling(tx))
     }
 
     /// A transaction of the thread itself.
@@ -206,9 +206,9 @@ impl Engine {
             if let Err(error) = begin(database, level) {
                 return Err(if error::is_busy(&error) { self.busy_error() } else { error::native(error) });
             }
-            let mut tx = Tx::new(&database.connection, site, &self.hub.locals, &mut self.probes);
+            let mut tx = Tx::new(&database.connection, site, &self.sessions, &mut self.probes);
             let outcome = work(&mut tx).and_then(|answer| {
-                locks::settle(&mut tx)?;
+                queue::settle(&mut tx)?;
                 fence::flush(&mut tx)?;
                 Ok(answer)
             });
@@ -255,7 +255,7 @@ fn begin(database: &mut Database, level: Level) -> rusqlite::Result<()> {
     }
     database.set_full(level == Level::Durable)?;
     statement(database, "BEGIN IMMEDIATE")?;
-    database.had_its_turn();
+    database.reset_wait();
     Ok(())
 }
 
@@ -275,7 +275,7 @@ fn run_one(tx: &mut Tx<'_>, job: &mut Box<dyn Job>, savepoint: bool) -> Result<R
     if savepoint {
         tx.run("SAVEPOINT job", [])?;
     }
-    let outcome = job.run(tx).and_then(|()| locks::settle(tx));
+    let outcome = job.run(tx).and_then(|()| queue::settle(tx));
     if outcome.is_err() {
         tx.unsettled.clear();
         // Suspicions stand on what the kernel said, not on what the transaction did.

@@ -1,6 +1,5 @@
-//! What this process waits for, and how it hears of it: effects of our own commits, the log after others'.
+//! Telling this process what has changed: by the effects of our own commits, and by the log after other processes' commits.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use tooz_core::LossReason;
@@ -8,102 +7,100 @@ use tooz_core::driver::{AttemptId, GroupChange, LockKey, Notice, Turn};
 
 use crate::engine::jobs::Level;
 use crate::engine::log::{self, Entry};
+use crate::engine::state::{Engine, REAP_LIMIT};
 use crate::engine::tx::Effect;
-use crate::engine::wakeup;
-use crate::engine::{Engine, REAP_LIMIT};
+use crate::engine::{lock_rows, wakeup};
 use crate::keys::Lock;
-use crate::locks;
-use crate::session_state::Local;
-use crate::watch::{GroupWatch, LockWatch};
-
-/// What this process waits for.
-#[derive(Debug, Default)]
-pub(crate) struct Hub {
-    pub(crate) locals: HashMap<i64, Arc<Local>>,
-    pub(crate) groups: Vec<Weak<GroupWatch>>,
-    pub(crate) locks: Vec<Weak<LockWatch>>,
-}
+use crate::session_state::SessionState;
+use crate::view;
 
 impl Engine {
     /// Does what follows from a commit.
     pub(crate) fn apply(&mut self, effects: Vec<Effect>) {
-        let mut rung = Vec::new();
+        let mut woken = Vec::new();
         for effect in effects {
             match effect {
-                Effect::Opened(local) => {
-                    local.record();
-                    if let Some(ears) = &mut self.ears {
-                        ears.watch_session(&local.path, local.id);
-                    }
-                    self.check_own_file(&local); // it may have gone before that
-                    self.hub.locals.insert(local.seq, local);
-                }
+                Effect::Opened(session) => self.add_session(session),
                 Effect::Ended(seq, reason) => {
                     self.suspects.remove(&seq);
-                    if let Some(local) = self.hub.locals.remove(&seq) {
-                        if let Some(ears) = &mut self.ears {
-                            ears.forget_session(local.id);
-                        }
-                        local.end(reason);
+                    if let Some(session) = self.remove_session(seq) {
+                        session.end(reason);
                     }
                 }
                 Effect::Queued(seq, attempt, lock) => {
-                    if let Some(local) = self.hub.locals.get(&seq) {
-                        local.queue(attempt, lock);
+                    if let Some(session) = self.sessions.get(&seq) {
+                        session.add(attempt, lock);
                     }
                 }
                 Effect::Granted(seq, grant) => {
-                    if let Some(local) = self.hub.locals.get(&seq) {
-                        local.granted(grant);
+                    if let Some(session) = self.sessions.get(&seq) {
+                        session.grant(grant);
                     }
                 }
                 Effect::Forgotten(seq, attempt) => {
-                    if let Some(local) = self.hub.locals.get(&seq) {
-                        local.forget(attempt);
+                    if let Some(session) = self.sessions.get(&seq) {
+                        session.forget(attempt);
                     }
                 }
-                Effect::Broken(seq, attempt) => self.broken(seq, attempt),
+                Effect::Broken(seq, attempt) => self.tell_broken(seq, attempt),
                 Effect::Clear(file) => file.remove(),
                 Effect::Suspect(seq) => self.suspect(seq),
                 Effect::WatchGroup(watch, seq, change) => {
-                    watch.view(seq, change);
-                    let known = self.hub.groups.iter().any(|known| known.as_ptr() == Arc::as_ptr(&watch));
+                    watch.set_view(seq, change);
+                    let known = self.group_watches.iter().any(|known| known.as_ptr() == Arc::as_ptr(&watch));
                     if !known {
-                        self.hub.groups.retain(|watch| watch.strong_count() > 0);
-                        self.hub.groups.push(Arc::downgrade(&watch));
-                        self.hear_commits();
+                        self.group_watches.retain(|watch| watch.strong_count() > 0);
+                        self.group_watches.push(Arc::downgrade(&watch));
+                        self.follow_commits();
                     }
                 }
                 Effect::WatchLock(watch, holders) => {
                     watch.set(holders);
-                    self.hub.locks.retain(|watch| watch.strong_count() > 0);
-                    self.hub.locks.push(Arc::downgrade(&watch));
-                    self.hear_commits();
+                    self.lock_watches.retain(|watch| watch.strong_count() > 0);
+                    self.lock_watches.push(Arc::downgrade(&watch));
+                    self.follow_commits();
                 }
                 Effect::Holders(lock) => {
-                    if !self.hub.locks.is_empty() {
-                        self.touched.push(lock);
+                    if !self.lock_watches.is_empty() {
+                        self.changed_locks.push(lock);
                     }
                 }
                 Effect::Logged => self.logged = true,
-                Effect::Ring(bell) => {
-                    if !rung.contains(&bell) {
-                        wakeup::ring(&self.client.place.sessions(), bell);
-                        rung.push(bell);
+                Effect::Wake(id) => {
+                    if !woken.contains(&id) {
+                        wakeup::wake(&self.jobs.paths.sessions(), id);
+                        woken.push(id);
                     }
                 }
-                Effect::Unhang(bell) => wakeup::remove_dead(&self.client.place.sessions(), bell),
-                Effect::LookAhead => self.ahead_changed = true,
+                Effect::RemoveWakeup(id) => wakeup::remove_dead(&self.jobs.paths.sessions(), id),
+                Effect::FollowPredecessors => self.predecessors_changed = true,
             }
         }
     }
 
-    pub(crate) fn broken(&mut self, seq: i64, attempt: AttemptId) {
-        let Some(local) = self.hub.locals.get(&seq).cloned() else { return };
-        let deadline = self.client.clock.now() + REAP_LIMIT;
-        let reason = self.write(Level::Read, deadline, |tx| locks::why_gone(tx, attempt));
-        local.forget(attempt);
-        local.tell(Notice::GrantLost(attempt, reason.unwrap_or(LossReason::Vanished)));
+    fn add_session(&mut self, session: Arc<SessionState>) {
+        session.record();
+        if let Some(events) = &mut self.events {
+            events.watch_session(&session.path, session.id);
+        }
+        self.check_own_file(&session); // the file may have gone before the thread listened to it
+        self.sessions.insert(session.seq, session);
+    }
+
+    fn remove_session(&mut self, seq: i64) -> Option<Arc<SessionState>> {
+        let session = self.sessions.remove(&seq)?;
+        if let Some(events) = &mut self.events {
+            events.forget_session(session.id);
+        }
+        Some(session)
+    }
+
+    fn tell_broken(&mut self, seq: i64, attempt: AttemptId) {
+        let Some(session) = self.sessions.get(&seq).cloned() else { return };
+        let deadline = self.now() + REAP_LIMIT;
+        let reason = self.write(Level::Read, deadline, |tx| lock_rows::why_gone(tx, attempt));
+        session.forget(attempt);
+        session.tell(Notice::GrantLost(attempt, reason.unwrap_or(LossReason::Vanished)));
     }
 
     /// Tells this process what its own commits changed.
@@ -111,12 +108,12 @@ impl Engine {
         if self.logged {
             self.dispatch(false);
         }
-        let touched = std::mem::take(&mut self.touched);
+        let touched = std::mem::take(&mut self.changed_locks);
         if !touched.is_empty() {
             self.refresh(|lock| touched.contains(lock));
         }
-        if self.ahead_changed {
-            self.look_ahead();
+        if self.predecessors_changed {
+            self.follow_predecessors();
         }
     }
 
@@ -124,8 +121,8 @@ impl Engine {
     pub(crate) fn dispatch(&mut self, foreign: bool) {
         self.logged = false;
         let cursor = self.cursor;
-        let deadline = self.client.clock.now() + REAP_LIMIT;
-        let entries = match self.write(Level::Read, deadline, |tx| log::after(tx, cursor)) {
+        let deadline = self.now() + REAP_LIMIT;
+        let entries = match self.write(Level::Read, deadline, |tx| log::read_after(tx, cursor)) {
             Ok(entries) => entries,
             Err(error) => {
                 tracing::debug!(%error, "the log of events is read later");
@@ -152,7 +149,7 @@ impl Engine {
         });
     }
 
-    pub(crate) fn tell(&mut self, seq: i64, entry: Entry, leaders: &mut Vec<(String, Vec<u8>)>) {
+    fn tell(&mut self, seq: i64, entry: Entry, leaders: &mut Vec<(String, Vec<u8>)>) {
         match entry {
             Entry::Member(change, namespace, name, row) => {
                 let Some(record) = row.record() else { return };
@@ -163,66 +160,62 @@ impl Engine {
             }
             Entry::LeaderChanged(namespace, name) => leaders.push((namespace, name)),
             Entry::Granted(session, attempt) => {
-                let local = self.hub.locals.get(&session).cloned();
-                if let Some((local, slot)) =
-                    local.and_then(|local| Some((local.clone(), local.slot(attempt)?)))
+                if let Some(session) = self.sessions.get(&session).cloned()
+                    && let Some(waiting) = session.attempt(attempt)
                 {
-                    self.settle(&local, attempt, &slot.lock);
+                    self.settle(&session, attempt, &waiting.lock);
                 }
             }
-            Entry::Broken(session, attempt) => self.broken(session, attempt),
+            Entry::Broken(session, attempt) => self.tell_broken(session, attempt),
             Entry::SessionEnded(session) => {
-                if let Some(local) = self.hub.locals.remove(&session) {
-                    if let Some(ears) = &mut self.ears {
-                        ears.forget_session(local.id);
-                    }
-                    tracing::warn!(session = %local.id, "another process took this session for dead");
-                    local.end(LossReason::Vanished);
+                if let Some(session) = self.remove_session(session) {
+                    tracing::warn!(session = %session.id, "another process took this session for dead");
+                    session.end(LossReason::Vanished);
                 }
             }
             Entry::Unknown => {}
         }
     }
 
-    pub(crate) fn tell_group(&self, seq: i64, namespace: &str, name: &[u8], change: &GroupChange) {
-        for watch in self.hub.groups.iter().filter_map(Weak::upgrade) {
+    fn tell_group(&self, seq: i64, namespace: &str, name: &[u8], change: &GroupChange) {
+        for watch in self.group_watches.iter().filter_map(Weak::upgrade) {
             if *watch.namespace == *namespace && watch.group.as_bytes() == name {
-                watch.change(seq, change.clone());
+                watch.push(seq, change.clone());
             }
         }
     }
 
-    /// Looks what stands for an attempt that waits.
-    pub(crate) fn settle(&mut self, local: &Arc<Local>, attempt: AttemptId, lock: &Lock) {
-        let deadline = self.client.clock.now() + REAP_LIMIT;
-        let seq = local.seq;
-        match self.write(Level::Read, deadline, |tx| locks::outcome(tx, seq, lock, attempt)) {
-            Ok(Some(Turn::Granted(grant))) => local.granted(grant),
-            Ok(Some(_)) => local.forget(attempt),
+    /// Reads the outcome of an attempt that waits.
+    fn settle(&mut self, session: &SessionState, attempt: AttemptId, lock: &Lock) {
+        let deadline = self.now() + REAP_LIMIT;
+        let seq = session.seq;
+        match self.write(Level::Read, deadline, |tx| lock_rows::outcome(tx, seq, lock, attempt)) {
+            Ok(Some(Turn::Granted(grant))) => session.grant(grant),
+            Ok(Some(_)) => session.forget(attempt),
             Ok(None) => {}
             Err(error) => tracing::debug!(%error, "a grant is looked at with the next beat"),
         }
     }
 
-    /// Events up to `missed` were cut off before they were read: looks at the state instead.
+    /// Reads the state itself, since events up to `missed` were cut off before this process has read them.
     pub(crate) fn resync(&mut self, missed: i64) {
-        for local in self.hub.locals.values().cloned().collect::<Vec<_>>() {
-            for (attempt, slot) in local.waiting() {
-                self.settle(&local, attempt, &slot.lock);
+        for session in self.sessions.values().cloned().collect::<Vec<_>>() {
+            for (id, attempt) in session.waiting() {
+                self.settle(&session, id, &attempt.lock);
             }
         }
-        for watch in self.hub.groups.iter().filter_map(Weak::upgrade) {
+        for watch in self.group_watches.iter().filter_map(Weak::upgrade) {
             watch.miss(missed);
         }
         self.refresh(|_| true);
     }
 
-    /// Shows the present holders to those who watch one of these locks.
-    pub(crate) fn refresh(&mut self, concerns: impl Fn(&Lock) -> bool) {
-        let watches: Vec<_> = self.hub.locks.iter().filter_map(Weak::upgrade).collect();
+    /// Gives the present holders to the watches of these locks.
+    fn refresh(&mut self, concerns: impl Fn(&Lock) -> bool) {
+        let watches: Vec<_> = self.lock_watches.iter().filter_map(Weak::upgrade).collect();
         for watch in watches.into_iter().filter(|watch| concerns(&watch.lock)) {
-            let deadline = self.client.clock.now() + REAP_LIMIT;
-            match self.write(Level::Read, deadline, |tx| locks::holders(tx, &watch.lock)) {
+            let deadline = self.now() + REAP_LIMIT;
+            match self.write(Level::Read, deadline, |tx| view::holders(tx, &watch.lock)) {
                 Ok(holders) => watch.set(holders),
                 Err(error) => tracing::debug!(%error, "the holders of a lock are shown later"),
             }

@@ -12,11 +12,11 @@ use nix::libc;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use tooz_core::driver::SessionId;
 
-use crate::engine::paths::Place;
+use crate::engine::paths::Paths;
 
 /// What was heard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Heard {
+pub(crate) enum FileEvent {
     /// Somebody, perhaps we ourselves, wrote to the write-ahead log.
     Written,
     /// The database or the directory of sessions was moved, deleted or replaced, perhaps.
@@ -30,7 +30,7 @@ pub(crate) enum Heard {
 }
 
 #[derive(Debug)]
-pub(crate) struct Ears {
+pub(crate) struct FileEvents {
     inotify: Inotify,
     database: WatchDescriptor,
     log: Option<WatchDescriptor>,
@@ -39,44 +39,44 @@ pub(crate) struct Ears {
     own: HashMap<WatchDescriptor, SessionId>,
 }
 
-impl Ears {
+impl FileEvents {
     /// Fails where the user has too many instances or watches already.
-    pub(crate) fn new(place: &Place) -> Result<Self, Errno> {
+    pub(crate) fn new(paths: &Paths) -> Result<Self, Errno> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
         let gone = AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_MOVE_SELF;
         // An unlinked file that is still open changes its attributes (the number of links) only.
-        let database = inotify.add_watch(&place.database, gone | AddWatchFlags::IN_ATTRIB)?;
-        let sessions = inotify.add_watch(&place.sessions(), gone | AddWatchFlags::IN_ONLYDIR)?;
+        let database = inotify.add_watch(&paths.database, gone | AddWatchFlags::IN_ATTRIB)?;
+        let sessions = inotify.add_watch(&paths.sessions(), gone | AddWatchFlags::IN_ONLYDIR)?;
         Ok(Self { inotify, database, log: None, sessions, own: HashMap::new() })
     }
 
     /// Whether every commit and every death is heard.
-    pub(crate) fn hears_everybody(&self) -> bool {
+    pub(crate) fn watches_all(&self) -> bool {
         self.log.is_some()
     }
 
     /// Listens for every commit and every death.
-    pub(crate) fn hear_everybody(&mut self, place: &Place) -> Result<(), Errno> {
+    pub(crate) fn watch_all(&mut self, paths: &Paths) -> Result<(), Errno> {
         // A session that is closed in order removes its file before it closes it; that is nobody's death. (nix 0.31
         // has no name for the flag.)
         let linked = AddWatchFlags::from_bits_retain(libc::IN_EXCL_UNLINK);
-        self.listen_to_sessions(place, AddWatchFlags::IN_CLOSE_WRITE | linked)?;
-        self.log = Some(self.inotify.add_watch(&place.beside("-wal"), AddWatchFlags::IN_MODIFY)?);
+        self.listen_to_sessions(paths, AddWatchFlags::IN_CLOSE_WRITE | linked)?;
+        self.log = Some(self.inotify.add_watch(&paths.beside("-wal"), AddWatchFlags::IN_MODIFY)?);
         Ok(())
     }
 
     /// Listens for what concerns this process only: else each death would wake every process.
-    pub(crate) fn hear_nobody(&mut self, place: &Place) {
+    pub(crate) fn watch_own(&mut self, paths: &Paths) {
         if let Some(log) = self.log.take() {
             let _ = self.inotify.rm_watch(log); // it is gone already if the file is
         }
-        let _ = self.listen_to_sessions(place, AddWatchFlags::empty()); // then it goes on hearing more
+        let _ = self.listen_to_sessions(paths, AddWatchFlags::empty()); // then it goes on hearing more
     }
 
     /// The same path again replaces what is listened for.
-    fn listen_to_sessions(&mut self, place: &Place, what: AddWatchFlags) -> Result<(), Errno> {
+    fn listen_to_sessions(&mut self, paths: &Paths, what: AddWatchFlags) -> Result<(), Errno> {
         let gone = AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_MOVE_SELF;
-        self.sessions = self.inotify.add_watch(&place.sessions(), gone | AddWatchFlags::IN_ONLYDIR | what)?;
+        self.sessions = self.inotify.add_watch(&paths.sessions(), gone | AddWatchFlags::IN_ONLYDIR | what)?;
         Ok(())
     }
 
@@ -103,29 +103,29 @@ impl Ears {
     }
 
     /// Everything that was heard since the last call, without waiting.
-    pub(crate) fn listen(&self) -> Vec<Heard> {
+    pub(crate) fn read(&self) -> Vec<FileEvent> {
         let mut heard = Vec::new();
         loop {
             match self.inotify.read_events() {
                 Ok(events) => {
                     for event in events {
                         let what = if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
-                            Some(Heard::Overflow)
+                            Some(FileEvent::Overflow)
                         } else if event.mask.contains(AddWatchFlags::IN_IGNORED) {
                             None // a watch ended; why, the event before it has told
                         } else if Some(event.wd) == self.log {
-                            Some(Heard::Written)
+                            Some(FileEvent::Written)
                         } else if let Some(id) = self.own.get(&event.wd) {
-                            Some(Heard::Touched(*id))
+                            Some(FileEvent::Touched(*id))
                         } else if event.wd == self.sessions {
                             let id = event.name.as_ref().and_then(|name| name.to_str());
                             match id.map(SessionId::parse) {
-                                None => Some(Heard::Moved), // about the directory itself
+                                None => Some(FileEvent::Moved), // about the directory itself
                                 Some(None) => None,
-                                Some(Some(id)) => Some(Heard::Closed(id)),
+                                Some(Some(id)) => Some(FileEvent::Closed(id)),
                             }
                         } else if event.wd == self.database {
-                            Some(Heard::Moved)
+                            Some(FileEvent::Moved)
                         } else {
                             None // of a watch that was given up meanwhile
                         };
@@ -143,7 +143,7 @@ impl Ears {
     }
 }
 
-impl AsFd for Ears {
+impl AsFd for FileEvents {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.inotify.as_fd()
     }

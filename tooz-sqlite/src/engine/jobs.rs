@@ -1,14 +1,8 @@
-//! One client per database and process: the queue in front of the database thread.
-//!
-//! Nothing else in a process may open and close the database file: closing any descriptor of a file drops the
-//! process's POSIX locks on it, and with them SQLite's. So all drivers on one database share a client, and a new
-//! client's thread waits for the end of its predecessor's.
+//! The queue of jobs in front of the database thread, and what else callers and the thread share.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -19,25 +13,22 @@ use tooz_core::entropy::Entropy;
 use tooz_core::{Error, ErrorKind, Result};
 
 use crate::config::Config;
-use crate::engine;
-use crate::engine::paths::Place;
+use crate::engine::paths::Paths;
 use crate::engine::spin::Spin;
-use crate::engine::tx::{Effect, Tx};
+use crate::engine::tx::Tx;
 use crate::error::{self, Work};
-use crate::groups;
-use crate::watch::GroupWatch;
 
-/// How long a caller looks for an answer before it sleeps; less than a task may keep its runtime from others.
-const PATIENCE: Duration = Duration::from_micros(50);
+/// How long a caller looks for an answer before it sleeps. Less than the time for which a task may block its runtime.
+const SPIN: Duration = Duration::from_micros(50);
 
 /// What a job does to the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Level {
-    /// It only reads, and does not wait for a writer.
+    /// The job only reads, and does not wait for a writer.
     Read,
-    /// It writes; a power cut may undo it.
+    /// The job writes; a power cut may undo it.
     Write,
-    /// It writes; a power cut does not undo it.
+    /// The job writes; a power cut does not undo it.
     Durable,
 }
 
@@ -45,13 +36,13 @@ pub(crate) enum Level {
 pub(crate) trait Job: Send {
     fn level(&self) -> Level;
     fn deadline(&self) -> Instant;
-    /// May be called again if the transaction could not be kept.
+    /// Runs again if the transaction was rolled back.
     fn run(&mut self, tx: &mut Tx<'_>) -> Work<()>;
     /// Called once: with the error of the whole transaction, if there was one.
     fn finish(self: Box<Self>, outcome: Result<()>);
 }
 
-/// Counts itself as long as it lives.
+/// Counts a caller as long as the call lasts.
 struct Caller<'a>(&'a AtomicUsize);
 
 impl<'a> Caller<'a> {
@@ -106,19 +97,20 @@ where
     }
 }
 
-pub(crate) struct Client {
-    pub(crate) place: Place,
+/// One database as the callers of this process and its thread share it.
+pub(crate) struct Jobs {
+    pub(crate) paths: Paths,
     pub(crate) clock: Clock,
     pub(crate) entropy: Entropy,
-    /// Pretended by a test.
+    /// A boot that a test pretends.
     pub(crate) boot_id: Option<String>,
     pub(crate) layout: u32,
     /// An operator adopts the database.
     adopt: AtomicBool,
-    /// The process that started the thread: neither it nor SQLite's locks come along in a fork.
+    /// The process that started the thread. Neither the thread nor SQLite's locks come along in a fork.
     pid: u32,
     queue: Mutex<Queue>,
-    bell: EventFd,
+    wakeup: EventFd,
     /// How many callers wait for an answer, or have one that they have not looked at yet.
     callers: AtomicUsize,
     /// Whether waiting for an answer without sleeping pays.
@@ -132,23 +124,23 @@ pub(crate) struct Client {
 #[allow(clippy::struct_excessive_bools)] // independent facts, not one state
 struct Queue {
     jobs: VecDeque<Box<dyn Job>>,
-    /// The thread sleeps, or is about to look once more and sleep: ring the bell.
+    /// The thread sleeps, or is about to look once more and sleep: a new job has to wake it.
     asleep: bool,
     /// The thread is running jobs that it took.
     working: bool,
-    /// No user is left: the thread ends when the jobs are done.
+    /// No client is left: the thread ends when the jobs are done.
     closing: bool,
     /// The thread takes no more jobs.
     ended: bool,
 }
 
-impl std::fmt::Debug for Client {
+impl std::fmt::Debug for Jobs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Client").field("database", &self.place.database).finish_non_exhaustive()
+        f.debug_struct("Jobs").field("database", &self.paths.database).finish_non_exhaustive()
     }
 }
 
-fn closed() -> Error {
+pub(crate) fn closed() -> Error {
     Error::new(ErrorKind::Closed, "the connection to the database was closed")
 }
 
@@ -165,7 +157,27 @@ fn check_process(connected: u32, here: u32) -> Result<()> {
     ))
 }
 
-impl Client {
+impl Jobs {
+    pub(crate) fn new(paths: Paths, config: &Config, context: &Context) -> Result<Self> {
+        let wakeup = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|errno| error::io("creating an event descriptor", errno.into()))?;
+        Ok(Self {
+            paths,
+            clock: context.clock.clone(),
+            entropy: context.entropy.clone(),
+            boot_id: config.boot_id.clone(),
+            layout: config.layout,
+            adopt: AtomicBool::new(config.adopt),
+            pid: std::process::id(),
+            queue: Mutex::default(),
+            wakeup,
+            callers: AtomicUsize::new(0),
+            spin: Spin::default(),
+            abandoned: AtomicBool::new(false),
+            ended: watch::Sender::new(false),
+        })
+    }
+
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -175,8 +187,17 @@ impl Client {
         check_process(self.pid, std::process::id())
     }
 
-    /// Whether the answer will come at once: the thread is awake and has nothing else to do.
-    fn submit(&self, job: Box<dyn Job>) -> bool {
+    /// Queues `work`; `reply` gets its outcome on the thread. Whether the outcome comes at once: the thread is awake and
+    /// has nothing else to do.
+    pub(crate) fn submit<T: Send + 'static>(
+        &self,
+        level: Level,
+        limit: Duration,
+        work: impl FnMut(&mut Tx<'_>) -> Work<T> + Send + 'static,
+        reply: impl FnOnce(Result<T>) + Send + 'static,
+    ) -> bool {
+        let deadline = self.clock.now() + limit;
+        let job = Box::new(Call { level, deadline, work, answer: None, reply });
         let mut queue = self.queue();
         if queue.ended {
             drop(queue);
@@ -188,15 +209,15 @@ impl Client {
         let next = !asleep && !queue.working && queue.jobs.len() == 1;
         drop(queue);
         if asleep {
-            self.ring();
+            self.wake();
         }
         next
     }
 
-    /// A session was dropped: the thread clears it away. Nothing is sent, this is a note in memory.
-    pub(crate) fn abandoned(&self) {
+    /// Notes that a session was dropped, for the thread to clear it away. The note is in memory; no job is queued.
+    pub(crate) fn note_abandoned(&self) {
         self.abandoned.store(true, Ordering::SeqCst);
-        self.ring();
+        self.wake();
     }
 
     pub(crate) fn take_abandoned(&self) -> bool {
@@ -204,9 +225,9 @@ impl Client {
     }
 
     /// Wakes the thread.
-    pub(crate) fn ring(&self) {
-        // It fails only when the counter is full: then the bell rings already.
-        let _ = self.bell.write(1);
+    pub(crate) fn wake(&self) {
+        // It fails only when the counter is full: then the thread wakes already.
+        let _ = self.wakeup.write(1);
     }
 
     /// Runs `work` in a transaction on the database thread.
@@ -219,14 +240,8 @@ impl Client {
         self.check_process()?;
         let caller = Caller::new(&self.callers);
         let (sender, mut receiver) = oneshot::channel();
-        let next = self.submit(Box::new(Call {
-            level,
-            deadline: self.clock.now() + limit,
-            work,
-            answer: None,
-            // Nobody waits any more: the job was done all the same.
-            reply: move |answer| drop(sender.send(answer)),
-        }));
+        // The reply may find no receiver: the caller has gone, and the job was done all the same.
+        let next = self.submit(level, limit, work, move |answer| drop(sender.send(answer)));
         if next && caller.is_alone() {
             // A transaction takes less time than a sleep and a wake-up, which would double the cost of an
             // uncontended acquire.
@@ -235,47 +250,46 @@ impl Client {
                 Err(oneshot::error::TryRecvError::Empty) => None,
                 Err(oneshot::error::TryRecvError::Closed) => Some(Err(closed())),
             };
-            if let Some(answer) = self.spin.wait(&self.clock, PATIENCE, look) {
+            if let Some(answer) = self.spin.wait(&self.clock, SPIN, look) {
                 return answer;
             }
         }
         receiver.await.unwrap_or_else(|_| Err(closed()))
     }
 
-    /// Asks for the present state of a group for a watch that fell behind.
-    pub(crate) fn view_again(&self, watch: Arc<GroupWatch>, failed: impl FnOnce(Error) + Send + 'static) {
-        /// The reader asks again when this fails, so it is no promise to anybody.
-        const LIMIT: Duration = Duration::from_secs(10);
-        self.submit(Box::new(Call {
-            level: Level::Read,
-            deadline: self.clock.now() + LIMIT,
-            work: move |tx: &mut Tx<'_>| {
-                let (seq, change) = groups::view_again(tx, &watch)?;
-                tx.effect(Effect::WatchGroup(watch.clone(), seq, change));
-                Ok(())
-            },
-            answer: None,
-            reply: move |answer: Result<()>| {
-                if let Err(error) = answer {
-                    failed(error);
-                }
-            },
-        }));
+    /// Lets the thread end when the jobs are done.
+    pub(crate) fn close(&self) {
+        self.queue().closing = true;
+        self.wake();
     }
 
-    // What follows is the thread's side.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.queue().closing
+    }
 
-    pub(crate) fn bell(&self) -> &EventFd {
-        &self.bell
+    /// Waits until the thread has closed the database.
+    pub(crate) async fn wait_for_end(&self) {
+        // The sender lives as long as `self`, so the channel cannot be closed.
+        let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
+    }
+
+    pub(crate) fn adopt(&self) {
+        self.adopt.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn adopts(&self) -> bool {
         self.adopt.load(Ordering::SeqCst)
     }
 
-    /// It was, or whoever wanted it has left.
-    pub(crate) fn adopted(&self) {
+    /// The database was adopted, or the client that wanted it has left.
+    pub(crate) fn end_adoption(&self) {
         self.adopt.store(false, Ordering::SeqCst);
+    }
+
+    // What follows is the thread's side.
+
+    pub(crate) fn wakeup(&self) -> &EventFd {
+        &self.wakeup
     }
 
     pub(crate) fn callers(&self) -> usize {
@@ -305,7 +319,7 @@ impl Client {
         queue.jobs.len()
     }
 
-    /// Whether the thread may sleep; from now on the bell is rung for new jobs.
+    /// Whether the thread may sleep; from now on a new job wakes it.
     pub(crate) fn fall_asleep(&self) -> bool {
         let mut queue = self.queue();
         queue.asleep = queue.jobs.is_empty() && !queue.closing;
@@ -316,13 +330,13 @@ impl Client {
         self.queue().asleep = false;
     }
 
-    /// Whether the thread is to end: nobody is left and nothing is to do.
+    /// Whether the thread is to end: no client is left, and no job.
     pub(crate) fn is_over(&self) -> bool {
         let queue = self.queue();
         queue.closing && queue.jobs.is_empty()
     }
 
-    /// The thread ends, on whatever way.
+    /// Fails the jobs that are left, and tells those who wait for the end of the thread.
     pub(crate) fn end(&self) {
         let jobs = {
             let mut queue = self.queue();
@@ -333,161 +347,6 @@ impl Client {
             job.finish(Err(closed()));
         }
         self.ended.send_replace(true);
-    }
-}
-
-struct Entry {
-    client: Arc<Client>,
-    users: usize,
-    thread: JoinHandle<()>,
-}
-
-/// The clients of this process, and the threads that are ending.
-#[derive(Default)]
-struct Clients {
-    open: Vec<Entry>,
-    ending: Vec<(PathBuf, JoinHandle<()>)>,
-}
-
-static CLIENTS: Mutex<Clients> = Mutex::new(Clients { open: Vec::new(), ending: Vec::new() });
-
-fn clients() -> MutexGuard<'static, Clients> {
-    CLIENTS.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// One driver's, or one session's, share in a client. The thread ends with the last one.
-#[derive(Debug)]
-pub(crate) struct User {
-    client: Arc<Client>,
-    pub(crate) config: Config,
-    done: AtomicBool,
-}
-
-impl User {
-    /// Finds the client of a database, or starts one.
-    pub(crate) fn new(config: Config, context: &Context) -> Result<Self> {
-        let place = Place { mode: config.mode, ..Place::find(&config.path, config.force_filesystem)? };
-        let mut clients = clients();
-        // Over only if it panicked; its users get errors and a new one starts.
-        clients.open.retain(|entry| !entry.thread.is_finished());
-        let found = clients.open.iter_mut().find(|entry| entry.client.place.database == place.database);
-        if let Some(entry) = found {
-            entry.client.check_process()?;
-            if entry.client.boot_id != config.boot_id || entry.client.layout != config.layout {
-                return Err(Error::new(
-                    ErrorKind::InvalidOption,
-                    "option \"boot_id\" or \"layout\": this process has the database open under another one",
-                ));
-            }
-            if entry.client.place.mode != config.mode {
-                return Err(Error::new(
-                    ErrorKind::InvalidOption,
-                    "option \"mode\": this process has the database open with another one",
-                ));
-            }
-            entry.users += 1;
-            entry.client.adopt.fetch_or(config.adopt, Ordering::SeqCst);
-            return Ok(Self { client: entry.client.clone(), config, done: AtomicBool::new(false) });
-        }
-        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(|errno| error::io("creating an event descriptor", errno.into()))?;
-        let client = Arc::new(Client {
-            place,
-            clock: context.clock.clone(),
-            entropy: context.entropy.clone(),
-            boot_id: config.boot_id.clone(),
-            layout: config.layout,
-            adopt: AtomicBool::new(config.adopt),
-            pid: std::process::id(),
-            queue: Mutex::default(),
-            bell,
-            callers: AtomicUsize::new(0),
-            spin: Spin::default(),
-            abandoned: AtomicBool::new(false),
-            ended: watch::Sender::new(false),
-        });
-        let ending = clients.ending.iter().position(|(database, _)| *database == client.place.database);
-        let predecessor = ending.map(|index| clients.ending.swap_remove(index).1);
-        clients.ending.retain(|(_, thread)| !thread.is_finished());
-        let thread = {
-            let client = client.clone();
-            std::thread::Builder::new().name("tooz-sqlite".into()).spawn(move || {
-                if let Some(thread) = predecessor {
-                    let _ = thread.join(); // it has no result; a panic there has been reported
-                }
-                engine::run(&client);
-            })
-        };
-        let thread = thread.map_err(|error| error::io("starting the database thread", error))?;
-        clients.open.push(Entry { client: client.clone(), users: 1, thread });
-        Ok(Self { client, config, done: AtomicBool::new(false) })
-    }
-
-    pub(crate) fn client(&self) -> &Arc<Client> {
-        &self.client
-    }
-
-    /// Runs `work` within the operation's time limit.
-    pub(crate) async fn call<T: Send + 'static>(
-        &self,
-        level: Level,
-        work: impl FnMut(&mut Tx<'_>) -> Work<T> + Send + 'static,
-    ) -> Result<T> {
-        self.call_within(level, self.config.operation_timeout, work).await
-    }
-
-    pub(crate) async fn call_within<T: Send + 'static>(
-        &self,
-        level: Level,
-        limit: Duration,
-        work: impl FnMut(&mut Tx<'_>) -> Work<T> + Send + 'static,
-    ) -> Result<T> {
-        if self.done.load(Ordering::SeqCst) {
-            return Err(closed());
-        }
-        let level = if self.config.durable && level == Level::Write { Level::Durable } else { level };
-        self.client.call(level, limit, work).await
-    }
-
-    /// Gives the share back. In a forked child nothing is touched: all of it is the parent's.
-    fn leave(&self) {
-        if self.client.check_process().is_err() || self.done.swap(true, Ordering::SeqCst) {
-            return;
-        }
-        if self.config.adopt {
-            self.client.adopted();
-        }
-        let mut clients = clients();
-        let Some(index) = clients.open.iter().position(|entry| Arc::ptr_eq(&entry.client, &self.client))
-        else {
-            return;
-        };
-        clients.open[index].users -= 1;
-        if clients.open[index].users == 0 {
-            let Entry { client, thread, .. } = clients.open.swap_remove(index);
-            client.queue().closing = true;
-            client.ring();
-            clients.ending.push((client.place.database.clone(), thread));
-        }
-    }
-
-    /// Gives the share back and, if it was the last one, waits until the thread has closed the database.
-    pub(crate) async fn close(&self) -> Result<()> {
-        self.client.check_process()?;
-        self.leave();
-        let last = self.client.queue().closing;
-        if last {
-            let mut ended = self.client.ended.subscribe();
-            // The sender lives in the client, which is held here: it cannot be gone.
-            let _ = ended.wait_for(|ended| *ended).await;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for User {
-    fn drop(&mut self) {
-        self.leave();
     }
 }
 

@@ -112,7 +112,7 @@ pub(crate) fn to_change(change: Change, record: MemberRecord) -> GroupChange {
 }
 
 /// Adds an entry.
-pub(crate) fn log(tx: &mut Tx<'_>, event: &Event<'_>) -> Work<()> {
+pub(crate) fn append(tx: &mut Tx<'_>, event: &Event<'_>) -> Work<()> {
     let seq = match event {
         Event::Member(change, namespace, name, row) => insert_member(tx, *change, namespace, name, row)?,
         Event::GroupDeleted(namespace, name) => insert(tx, 4, None, Some((*namespace, *name)), None)?,
@@ -180,7 +180,7 @@ pub(crate) fn members_left(tx: &mut Tx<'_>, session: i64) -> Work<()> {
         |row| Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?, MemberRow::leaving(row, 2)?)),
     )?;
     for (namespace, name, row) in rows {
-        log(tx, &Event::Member(Change::Left, &namespace, &name, &row))?;
+        append(tx, &Event::Member(Change::Left, &namespace, &name, &row))?;
     }
     Ok(())
 }
@@ -189,7 +189,7 @@ pub(crate) fn members_left(tx: &mut Tx<'_>, session: i64) -> Work<()> {
 pub(crate) fn leader_changed(tx: &mut Tx<'_>, lock: &Lock) -> Work<()> {
     let (namespace, kind, name) = lock.columns()?;
     if kind == 1 {
-        log(tx, &Event::LeaderChanged(namespace, name))?;
+        append(tx, &Event::LeaderChanged(namespace, name))?;
     }
     Ok(())
 }
@@ -201,7 +201,7 @@ pub(crate) fn latest(tx: &Tx<'_>) -> Work<i64> {
 }
 
 /// The entries after `cursor`, in order.
-pub(crate) fn after(tx: &Tx<'_>, cursor: i64) -> Work<Vec<(i64, Entry)>> {
+pub(crate) fn read_after(tx: &Tx<'_>, cursor: i64) -> Work<Vec<(i64, Entry)>> {
     tx.all(
         "SELECT seq, topic, session, namespace, name, attempt, \
          member, capabilities, incarnation, joined_at, updated_at \

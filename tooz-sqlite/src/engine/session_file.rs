@@ -12,8 +12,8 @@ use nix::libc;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use tooz_core::driver::SessionId;
 
-use crate::host::kernel::{self, FileId};
 use crate::host::ownership::{self, Rights};
+use crate::host::{FileId, os_lock};
 
 /// Names of files that are not in place yet begin with this.
 const TEMPORARY: &str = ".new-";
@@ -65,7 +65,7 @@ pub(crate) fn path_of(directory: &Path, id: SessionId) -> PathBuf {
 
 /// Creates, locks and places the file of a new session.
 pub(crate) fn create(directory: &Path, id: SessionId, mode: u32) -> io::Result<(File, FileId)> {
-    let place = path_of(directory, id);
+    let paths = path_of(directory, id);
     let directory = ownership::open_directory(directory)?;
     let rights = Rights::within(&directory, mode)?;
     let (temporary, name) = (format!("{TEMPORARY}{id}"), id.to_string());
@@ -81,8 +81,8 @@ pub(crate) fn create(directory: &Path, id: SessionId, mode: u32) -> io::Result<(
         let id = FileId::of(&file)?;
         // Both fail only if a cleaner took the file for a leftover between two of these lines.
         let placed = || ownership::rename(&directory, temporary.as_ref(), &directory, name.as_ref());
-        if kernel::try_lock(&file)? && placed().is_ok() {
-            if FileId::at(&place)? == id {
+        if os_lock::try_lock(&file)? && placed().is_ok() {
+            if FileId::at(&paths)? == id {
                 return Ok((file, id));
             }
             return Err(io::Error::other("another file stands under the session's name"));
@@ -101,7 +101,7 @@ pub(crate) fn look(path: &Path, inode: u64) -> io::Result<Look> {
     if FileId::of(&file)?.inode != inode {
         return Ok(Look::Missing);
     }
-    Ok(if kernel::is_locked(&file)? { Look::Locked } else { Look::Free })
+    Ok(if os_lock::is_locked(&file)? { Look::Locked } else { Look::Free })
 }
 
 /// Takes the lock of a dead session's file; `None` if its owner lives or somebody else is clearing it away.
@@ -111,7 +111,7 @@ pub(crate) fn claim(path: &Path, inode: Option<u64>) -> io::Result<Option<DeadFi
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    if !kernel::try_lock(&file)? {
+    if !os_lock::try_lock(&file)? {
         return Ok(None);
     }
     let id = FileId::of(&file)?;
@@ -128,7 +128,8 @@ pub(crate) fn remove_strays(directory: &Path, is_known: impl Fn(SessionId) -> bo
         let Some(id) = SessionId::parse(name.strip_prefix(TEMPORARY).unwrap_or(name)) else { continue };
         let path = directory.join(name);
         // A newcomer's is no stray, and its opening for writing would tell everybody of an end.
-        let free = || File::open(&path).and_then(|file| kernel::is_locked(&file)).is_ok_and(|locked| !locked);
+        let free =
+            || File::open(&path).and_then(|file| os_lock::is_locked(&file)).is_ok_and(|locked| !locked);
         if !is_known(id)
             && free()
             && let Some(dead) = claim(&path, None)?
@@ -147,7 +148,7 @@ pub(crate) fn any_locked(directory: &Path) -> io::Result<bool> {
             continue;
         }
         match File::open(entry.path()) {
-            Ok(file) if kernel::is_locked(&file)? => return Ok(true),
+            Ok(file) if os_lock::is_locked(&file)? => return Ok(true),
             _ => {}
         }
     }

@@ -1,10 +1,10 @@
-//! A process's bell: how others wake exactly the process that a commit concerns, and how those behind it hear of
-//! its death.
+//! The FIFO of a process: how other processes wake exactly the process that a commit concerns, and how those behind it in a
+//! queue learn of its death.
 //!
-//! It is a FIFO of its owner, who has it open for reading and writing. A byte written to it wakes the owner and
-//! nobody else, and whoever has it open for reading is told by the kernel when its last writer, the owner, is gone.
-//! Unlike inotify instances FIFOs are not counted, so any number of processes can wait. The owner's lock on it says
-//! whether there is an owner: an end that was there before the file was opened is not told.
+//! The owner has the FIFO open for reading and writing. A byte written to it wakes the owner and no other process. The kernel
+//! tells a process that has it open for reading when its last writer, the owner, is gone. FIFOs are not counted as inotify
+//! instances are, so any number of processes can wait. The owner's lock on the FIFO says whether there is an owner: the
+//! kernel does not report an end before the file was opened.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -13,23 +13,24 @@ use std::path::{Path, PathBuf};
 
 use nix::libc;
 
-use crate::host::kernel::{self, FileId};
 use crate::host::ownership::{self, Rights, STAGING};
+use crate::host::{FileId, os_lock};
 
-/// Their directory in that of the sessions; opening and closing them there wakes none who listens to the latter.
+/// The FIFOs' directory inside that of the sessions. Opening and closing FIFOs there wakes no process that listens to the
+/// sessions.
 pub(crate) const DIRECTORY: &str = ".bells";
 /// Nothing here may wait for another process, or leave the directory.
 const FLAGS: libc::c_int = libc::O_NONBLOCK | libc::O_NOFOLLOW;
 
-/// Our own bell.
+/// This process's own FIFO.
 #[derive(Debug)]
-pub(crate) struct Bell {
+pub(crate) struct Wakeup {
     pub(crate) id: u128,
     path: PathBuf,
     file: File,
 }
 
-/// How often a bell that a cleaner took for a leftover is made anew.
+/// How often a FIFO that a cleaner took for a leftover is made anew.
 const TRIES: usize = 8;
 
 fn name_of(id: u128) -> String {
@@ -40,17 +41,17 @@ fn path_of(sessions: &Path, id: u128) -> PathBuf {
     sessions.join(DIRECTORY).join(name_of(id))
 }
 
-impl Bell {
-    /// Hangs up a bell under a new random id.
-    pub(crate) fn hang(sessions: &Path, mode: u32, mut id: impl FnMut() -> u128) -> io::Result<Self> {
+impl Wakeup {
+    /// Makes a FIFO under a new random id.
+    pub(crate) fn create(sessions: &Path, mode: u32, mut id: impl FnMut() -> u128) -> io::Result<Self> {
         let directory = ownership::open_directory(&sessions.join(DIRECTORY))?;
         let rights = Rights::within(&directory, mode)?;
-        let mut tried = Err(io::Error::other("the bell was removed again and again while it was made"));
+        let mut tried = Err(io::Error::other("the FIFO was removed again and again while it was made"));
         for _ in 0..TRIES {
             let id = id();
             let path = path_of(sessions, id);
             let fifo = ownership::make_fifo(&directory, name_of(id).as_ref(), rights);
-            tried = fifo.and_then(|file| locked(file, &path)).map(|file| Self { id, path, file });
+            tried = fifo.and_then(|file| lock(file, &path)).map(|file| Self { id, path, file });
             if tried.is_ok() {
                 break;
             }
@@ -63,71 +64,71 @@ impl Bell {
         &self.file
     }
 
-    /// Whether it was rung since the last call.
-    pub(crate) fn was_rung(&self) -> bool {
-        let mut rung = false;
+    /// Whether another process has written to it since the last call.
+    pub(crate) fn was_woken(&self) -> bool {
+        let mut woken = false;
         let mut bytes = [0; 256];
         while (&self.file).read(&mut bytes).is_ok_and(|read| read > 0) {
-            rung = true;
+            woken = true;
         }
-        rung
+        woken
     }
 }
 
-impl Drop for Bell {
+impl Drop for Wakeup {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path); // else whoever clears away leftovers removes it
+        let _ = fs::remove_file(&self.path); // else the next process to open the database removes it
     }
 }
 
-/// Opens a bell and takes its lock; an error if somebody has it, or it is no longer in place.
+/// Opens a FIFO and takes its lock; fails if another process has the lock, or the FIFO is no longer in place.
 fn open_locked(path: &Path) -> io::Result<File> {
-    locked(OpenOptions::new().read(true).write(true).custom_flags(FLAGS).open(path)?, path)
+    lock(OpenOptions::new().read(true).write(true).custom_flags(FLAGS).open(path)?, path)
 }
 
-fn locked(file: File, path: &Path) -> io::Result<File> {
-    if kernel::try_lock(&file)? && FileId::at(path)? == FileId::of(&file)? {
+fn lock(file: File, path: &Path) -> io::Result<File> {
+    if os_lock::try_lock(&file)? && FileId::at(path)? == FileId::of(&file)? {
         Ok(file)
     } else {
-        Err(io::Error::other("the bell belongs to somebody else"))
+        Err(io::Error::other("the FIFO belongs to another process"))
     }
 }
 
-/// Rings somebody's bell. One that does not answer is full, and rings already, or its owner is gone.
-pub(crate) fn ring(sessions: &Path, id: u128) {
-    let bell = OpenOptions::new().write(true).custom_flags(FLAGS).open(path_of(sessions, id));
-    if let Err(error) = bell.and_then(|mut bell| bell.write_all(&[1])) {
-        tracing::trace!(%error, "a bell does not ring");
+/// Wakes another process. Writing fails if the FIFO is full, and then its owner wakes already, or if its owner is gone.
+pub(crate) fn wake(sessions: &Path, id: u128) {
+    let fifo = OpenOptions::new().write(true).custom_flags(FLAGS).open(path_of(sessions, id));
+    if let Err(error) = fifo.and_then(|mut fifo| fifo.write_all(&[1])) {
+        tracing::trace!(%error, "a process cannot be woken");
     }
 }
 
-/// Opens somebody's bell to hear of its owner's end; `None` if there is no owner any more.
-pub(crate) fn overhear(sessions: &Path, id: u128) -> io::Result<Option<File>> {
+/// Opens another process's FIFO to learn of the owner's end; `None` if there is no owner any more.
+pub(crate) fn watch_owner(sessions: &Path, id: u128) -> io::Result<Option<File>> {
     match OpenOptions::new().read(true).custom_flags(FLAGS).open(path_of(sessions, id)) {
-        Ok(file) => Ok(kernel::is_locked(&file)?.then_some(file)),
+        Ok(file) => Ok(os_lock::is_locked(&file)?.then_some(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// Removes a bell whose owner is gone.
+/// Removes a FIFO whose owner is gone.
 pub(crate) fn remove_dead(sessions: &Path, id: u128) {
     let path = path_of(sessions, id);
-    // Locked, so that nobody can take it into use while it is removed.
-    if overhear(sessions, id).is_ok_and(|owned| owned.is_none())
+    // Locked, so that no process can use the FIFO while it is removed.
+    if watch_owner(sessions, id).is_ok_and(|owned| owned.is_none())
         && let Ok(_lock) = open_locked(&path)
     {
         let _ = fs::remove_file(path); // what stays is removed by the next who looks
     }
 }
 
-/// Removes bells whose owners died before they had a session. `is_known` says which have one.
+/// Removes FIFOs whose owners died before they had a session. `is_known` says which have one.
 pub(crate) fn remove_strays(sessions: &Path, is_known: impl Fn(u128) -> bool) -> io::Result<()> {
     for entry in fs::read_dir(sessions.join(DIRECTORY))? {
         let name = entry?.file_name();
         let text = name.to_str().unwrap_or_default();
         if text.starts_with(STAGING) {
-            // Somebody died while a bell was made; whoever is making one there makes it anew.
+            // A process died while it made a FIFO. A process that is making one there makes it anew.
             let _ = fs::remove_dir_all(sessions.join(DIRECTORY).join(text));
         }
         let id = Some(text).filter(|name| name.len() == 32);
@@ -155,31 +156,31 @@ mod tests {
     }
 
     #[test]
-    fn it_rings_for_its_owner_and_tells_of_its_end() {
+    fn it_wakes_its_owner_and_tells_of_its_end() {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join(DIRECTORY)).unwrap();
-        let bell = Bell::hang(directory.path(), 0o600, || 7).unwrap();
-        let listener = overhear(directory.path(), 7).unwrap().unwrap();
-        assert!(!bell.was_rung());
-        ring(directory.path(), 7);
-        assert_eq!(told(bell.file(), PollFlags::POLLIN), PollFlags::POLLIN);
-        assert_eq!(told(&listener, PollFlags::empty()), PollFlags::empty(), "the ring was not for it");
-        assert!(bell.was_rung() && !bell.was_rung());
+        let wakeup = Wakeup::create(directory.path(), 0o600, || 7).unwrap();
+        let listener = watch_owner(directory.path(), 7).unwrap().unwrap();
+        assert!(!wakeup.was_woken());
+        wake(directory.path(), 7);
+        assert_eq!(told(wakeup.file(), PollFlags::POLLIN), PollFlags::POLLIN);
+        assert_eq!(told(&listener, PollFlags::empty()), PollFlags::empty(), "the byte was not for it");
+        assert!(wakeup.was_woken() && !wakeup.was_woken());
         remove_strays(directory.path(), |_| false).unwrap();
         assert!(path_of(directory.path(), 7).exists(), "it has an owner");
-        drop(bell);
+        drop(wakeup);
         assert_eq!(told(&listener, PollFlags::empty()), PollFlags::POLLHUP);
-        assert!(overhear(directory.path(), 7).unwrap().is_none());
-        ring(directory.path(), 7); // nobody hears it, and nobody is kept waiting
+        assert!(watch_owner(directory.path(), 7).unwrap().is_none());
+        wake(directory.path(), 7); // it wakes no process, and does not wait
     }
 
     #[test]
-    fn the_bell_of_a_dead_owner_is_removed() {
+    fn the_fifo_of_a_dead_owner_is_removed() {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join(DIRECTORY)).unwrap();
         let path = path_of(directory.path(), 7);
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert!(overhear(directory.path(), 7).unwrap().is_none());
+        assert!(watch_owner(directory.path(), 7).unwrap().is_none());
         remove_strays(directory.path(), |id| id == 7).unwrap();
         assert!(path.exists(), "its session will be cleared away");
         remove_strays(directory.path(), |_| false).unwrap();

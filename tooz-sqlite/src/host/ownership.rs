@@ -18,7 +18,7 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{self, FileStat, Mode};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, geteuid, mkfifoat, unlinkat};
 
-use crate::host::kernel::Process;
+use crate::host::process::Process;
 
 /// Names of directories in which something is made begin with this.
 pub(crate) const STAGING: &str = ".staging-";
@@ -125,32 +125,32 @@ fn open_made(directory: impl AsFd, name: &OsStr, flags: OFlag) -> io::Result<Own
 /// A directory of our own inside of another one, for a moment. Its names are ours alone, so that what is opened there
 /// is what was made there.
 struct Staging<'a> {
-    place: BorrowedFd<'a>,
+    parent: BorrowedFd<'a>,
     name: String,
     inside: OwnedFd,
 }
 
 impl<'a> Staging<'a> {
-    fn new(place: BorrowedFd<'a>) -> io::Result<Self> {
+    fn new(parent: BorrowedFd<'a>) -> io::Result<Self> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         // A pid is used again, and may be used in two containers at once.
         let Process { pid, started, pid_namespace } = Process::this();
         let (started, namespace) = (started.unwrap_or_default(), pid_namespace.unwrap_or_default());
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("{STAGING}{namespace:x}-{pid:x}-{started:x}-{number:x}");
-        stat::mkdirat(place, name.as_str(), Mode::S_IRWXU)?;
-        let inside = open_made(place, name.as_ref(), DIRECTORY)?;
+        stat::mkdirat(parent, name.as_str(), Mode::S_IRWXU)?;
+        let inside = open_made(parent, name.as_ref(), DIRECTORY)?;
         // Another one, put there meanwhile, will do as well if nobody else can change what is in it.
         if !is_private(&stat::fstat(&inside)?) {
             return Err(io::Error::other("somebody exchanges the directories in which files are made"));
         }
-        Ok(Self { place, name, inside })
+        Ok(Self { parent, name, inside })
     }
 }
 
 impl Drop for Staging<'_> {
     fn drop(&mut self) {
-        let _ = unlinkat(self.place, self.name.as_str(), UnlinkatFlags::RemoveDir);
+        let _ = unlinkat(self.parent, self.name.as_str(), UnlinkatFlags::RemoveDir);
     }
 }
 
