@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tooz_core::driver::Context;
+use tooz_core::driver::{Context, LockKey};
 use tooz_core::{Error, ErrorKind, Result};
 
 use crate::config::Config;
@@ -18,6 +18,7 @@ use crate::engine::jobs::{self, Jobs, Level};
 use crate::engine::paths::Paths;
 use crate::engine::tx::Tx;
 use crate::error::Work;
+use crate::keys::Lock;
 use crate::{engine, error};
 
 struct Entry {
@@ -70,9 +71,7 @@ impl Client {
                 ));
             }
             *clients += 1;
-            if config.adopt {
-                jobs.adopt();
-            }
+            jobs.adopt.fetch_or(config.adopt, Ordering::SeqCst);
             return Ok(Self { jobs: jobs.clone(), config, done: AtomicBool::new(false) });
         }
         let jobs = Arc::new(Jobs::new(paths, &config, context)?);
@@ -91,6 +90,14 @@ impl Client {
         let thread = thread.map_err(|error| error::io("starting the database thread", error))?;
         threads.open.push(Entry { jobs: jobs.clone(), clients: 1, thread });
         Ok(Self { jobs, config, done: AtomicBool::new(false) })
+    }
+
+    pub(crate) fn namespace(&self) -> Arc<str> {
+        self.config.namespace.clone()
+    }
+
+    pub(crate) fn lock(&self, key: &LockKey) -> Lock {
+        Lock::new(&self.config.namespace, key)
     }
 
     pub(crate) fn jobs(&self) -> &Arc<Jobs> {
@@ -125,7 +132,7 @@ impl Client {
             return;
         }
         if self.config.adopt {
-            self.jobs.end_adoption();
+            self.jobs.adopt.store(false, Ordering::SeqCst);
         }
         let mut threads = threads();
         let Some(index) = threads.open.iter().position(|entry| Arc::ptr_eq(&entry.jobs, &self.jobs)) else {

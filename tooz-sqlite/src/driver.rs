@@ -9,8 +9,6 @@ use tooz_core::{Characteristics, Connecting, Result};
 use crate::client::Client;
 use crate::config::{self, Config};
 use crate::engine::jobs::Level;
-use crate::groups::SqliteGroups;
-use crate::holders::SqliteLocks;
 use crate::read_only;
 use crate::session::SqliteSession;
 
@@ -27,22 +25,15 @@ pub fn connect(request: Connect) -> Connecting {
         // Opens the database, or fails with the reason.
         client.call_within(Level::Read, limit, |_| Ok(())).await.map_err(|error| error.during("connect"))?;
         let characteristics = config::characteristics_on(&url, client.jobs().paths.known_file_system);
-        let driver = SqliteDriver {
-            groups: SqliteGroups { client: client.clone() },
-            locks: SqliteLocks { client: client.clone() },
-            client,
-            characteristics,
-        };
-        Ok(Arc::new(driver) as Arc<dyn Driver>)
+        Ok(Arc::new(SqliteDriver { client, characteristics }) as Arc<dyn Driver>)
     })
 }
 
+/// A connected database. The files `groups` and `holders` implement its other two traits.
 #[derive(Debug)]
-struct SqliteDriver {
-    client: Arc<Client>,
+pub(crate) struct SqliteDriver {
+    pub(crate) client: Arc<Client>,
     characteristics: Characteristics,
-    groups: SqliteGroups,
-    locks: SqliteLocks,
 }
 
 #[async_trait]
@@ -56,11 +47,11 @@ impl Driver for SqliteDriver {
     }
 
     fn groups(&self) -> &dyn Groups {
-        &self.groups
+        self
     }
 
     fn locks(&self) -> &dyn Locks {
-        &self.locks
+        self
     }
 
     async fn close(&self) -> Result<()> {

@@ -1,17 +1,16 @@
 //! Groups and memberships.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use tooz_core::driver::{ChangeStream, Groups, Join, MemberRecord, SessionGroups};
 use tooz_core::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
 
-use crate::client::Client;
+use crate::driver::SqliteDriver;
 use crate::engine::jobs::Level;
 use crate::engine::log::{self, Change, Event, MemberRow};
 use crate::engine::tx::Tx;
 use crate::error::Work;
 use crate::keys::Id;
+use crate::session::SqliteSession;
 use crate::session_state::SessionState;
 use crate::view::{find, no_member};
 use crate::{reaper, view, watch};
@@ -128,22 +127,10 @@ fn update(tx: &mut Tx<'_>, session: &SessionState, group: &GroupId, capabilities
     log::append(tx, &Event::Member(Change::Updated, &session.namespace, group.as_bytes(), &row))
 }
 
-/// Groups as seen without a session.
-#[derive(Debug)]
-pub(crate) struct SqliteGroups {
-    pub(crate) client: Arc<Client>,
-}
-
-impl SqliteGroups {
-    fn namespace(&self) -> Arc<str> {
-        self.client.config.namespace.clone()
-    }
-}
-
 #[async_trait]
-impl Groups for SqliteGroups {
+impl Groups for SqliteDriver {
     async fn create(&self, group: &GroupId) -> Result<()> {
-        let (namespace, group) = (self.namespace(), group.clone());
+        let (namespace, group) = (self.client.namespace(), group.clone());
         // Durable: after a power cut members join again by themselves, but a group would be gone.
         let work = move |tx: &mut Tx<'_>| {
             if create(tx, &namespace, &group)? {
@@ -155,43 +142,36 @@ impl Groups for SqliteGroups {
     }
 
     async fn delete(&self, group: &GroupId) -> Result<()> {
-        let (namespace, group) = (self.namespace(), group.clone());
+        let (namespace, group) = (self.client.namespace(), group.clone());
         let work = move |tx: &mut Tx<'_>| delete(tx, &namespace, &group);
         self.client.call(Level::Durable, work).await.map_err(|error| error.during("delete group"))
     }
 
     async fn list(&self) -> Result<Vec<GroupId>> {
-        let namespace = self.namespace();
+        let namespace = self.client.namespace();
         let work = move |tx: &mut Tx<'_>| view::list(tx, &namespace);
         self.client.call(Level::Read, work).await.map_err(|error| error.during("list groups"))
     }
 
     async fn members(&self, group: &GroupId) -> Result<Vec<MemberRecord>> {
-        let (namespace, group) = (self.namespace(), group.clone());
+        let (namespace, group) = (self.client.namespace(), group.clone());
         let work = move |tx: &mut Tx<'_>| view::members(tx, &namespace, &group);
         self.client.call(Level::Read, work).await.map_err(|error| error.during("members"))
     }
 
     async fn member(&self, group: &GroupId, id: &MemberId) -> Result<MemberRecord> {
-        let (namespace, group, id) = (self.namespace(), group.clone(), id.clone());
+        let (namespace, group, id) = (self.client.namespace(), group.clone(), id.clone());
         let work = move |tx: &mut Tx<'_>| view::member(tx, &namespace, &group, &id);
         self.client.call(Level::Read, work).await.map_err(|error| error.during("member"))
     }
 
     async fn watch(&self, group: &GroupId) -> Result<ChangeStream> {
-        watch::group(&self.client, self.namespace(), group.clone()).await
+        watch::group(&self.client, self.client.namespace(), group.clone()).await
     }
 }
 
-/// Memberships of one session.
-#[derive(Debug)]
-pub(crate) struct SqliteSessionGroups {
-    pub(crate) client: Arc<Client>,
-    pub(crate) session: Arc<SessionState>,
-}
-
 #[async_trait]
-impl SessionGroups for SqliteSessionGroups {
+impl SessionGroups for SqliteSession {
     async fn join(&self, request: &Join) -> Result<()> {
         let (session, request) = (self.session.clone(), request.clone());
         // A group that a join creates has to be as durable as one from `create`.

@@ -1,12 +1,10 @@
 //! A lock as operators see it, without a session: who holds it, and breaking it.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use tooz_core::driver::{BreakRequest, HolderRecord, HolderStream, Holders, LockKey, Locks, Previous};
 use tooz_core::{FencingToken, Result};
 
-use crate::client::Client;
+use crate::driver::SqliteDriver;
 use crate::engine::jobs::Level;
 use crate::engine::lock_rows::{mark, remove_holder};
 use crate::engine::log::{self, Event};
@@ -20,27 +18,16 @@ use crate::watch;
 /// How long a record of who broke a grant is kept.
 const BREAKS_KEPT_MICROS: i64 = 3_600_000_000;
 
-#[derive(Debug)]
-pub(crate) struct SqliteLocks {
-    pub(crate) client: Arc<Client>,
-}
-
-impl SqliteLocks {
-    fn lock(&self, key: &LockKey) -> Lock {
-        Lock::new(&self.client.config.namespace, key)
-    }
-}
-
 #[async_trait]
-impl Locks for SqliteLocks {
+impl Locks for SqliteDriver {
     async fn holders(&self, key: &LockKey) -> Result<Holders> {
-        let lock = self.lock(key);
+        let lock = self.client.lock(key);
         let work = move |tx: &mut Tx<'_>| view::holders(tx, &lock);
         self.client.call(Level::Read, work).await.map_err(|error| error.during("holders"))
     }
 
     async fn break_lock(&self, request: &BreakRequest) -> Result<Vec<HolderRecord>> {
-        let (lock, request) = (self.lock(&request.key), request.clone());
+        let (lock, request) = (self.client.lock(&request.key), request.clone());
         let (key, by, why) = (request.key.clone(), request.by.clone(), request.why.clone());
         let work = move |tx: &mut Tx<'_>| break_lock(tx, &lock, &request);
         let broken = self.client.call(Level::Write, work).await.map_err(|error| error.during("break"))?;
@@ -57,7 +44,7 @@ impl Locks for SqliteLocks {
     }
 
     async fn watch(&self, key: &LockKey) -> Result<HolderStream> {
-        watch::holders(&self.client, self.lock(key)).await
+        watch::holders(&self.client, self.client.lock(key)).await
     }
 }
 

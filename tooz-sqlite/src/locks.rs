@@ -1,7 +1,5 @@
 //! A session's locks: request, wait, withdraw, release.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use tooz_core::driver::{
     Acquire, Acquired, Admission, AttemptId, End, Grant, LockKey, LockMode, Place, Released, SessionLocks,
@@ -9,7 +7,6 @@ use tooz_core::driver::{
 };
 use tooz_core::{Error, ErrorKind, Result};
 
-use crate::client::Client;
 use crate::engine::jobs::Level;
 use crate::engine::lock_rows::{self, Held, first_waiter, holders_of, is_waiting, record_end, remove_holder};
 use crate::engine::queue::{grant, settle, stands_behind_another_process};
@@ -17,25 +14,14 @@ use crate::engine::tx::{Effect, Tx};
 use crate::error::Work;
 use crate::keys::{Id, Lock, Mode, mode_to_number};
 use crate::reaper;
+use crate::session::SqliteSession;
 use crate::session_state::SessionState;
 
-/// Locks of one session.
-#[derive(Debug)]
-pub(crate) struct SqliteSessionLocks {
-    pub(crate) client: Arc<Client>,
-    pub(crate) session: Arc<SessionState>,
-}
-
-impl SqliteSessionLocks {
-    fn lock(&self, key: &LockKey) -> Lock {
-        Lock::new(&self.session.namespace, key)
-    }
-}
-
 #[async_trait]
-impl SessionLocks for SqliteSessionLocks {
+impl SessionLocks for SqliteSession {
     async fn request(&self, request: &Acquire) -> Result<Acquired> {
-        let (session, lock, request) = (self.session.clone(), self.lock(&request.key), request.clone());
+        let (session, lock, request) =
+            (self.session.clone(), self.client.lock(&request.key), request.clone());
         let work = move |tx: &mut Tx<'_>| request_lock(tx, &session, &request, &lock);
         self.client.call(Level::Write, work).await.map_err(|error| error.during("request"))
     }
@@ -49,7 +35,7 @@ impl SessionLocks for SqliteSessionLocks {
             }
             self.session.check()?;
             // This process does not know the attempt: read its outcome, and wait from then on.
-            let (session, lock) = (self.session.clone(), self.lock(&place.key));
+            let (session, lock) = (self.session.clone(), self.client.lock(&place.key));
             let work = move |tx: &mut Tx<'_>| {
                 session.check()?;
                 let outcome = lock_rows::outcome(tx, session.seq, &lock, attempt)?;
@@ -72,13 +58,13 @@ impl SessionLocks for SqliteSessionLocks {
             self.client.jobs().check_process()?;
             return Ok(()); // everything of an ended session is gone
         }
-        let (seq, lock) = (self.session.seq, self.lock(key));
+        let (seq, lock) = (self.session.seq, self.client.lock(key));
         let work = move |tx: &mut Tx<'_>| withdraw(tx, seq, &lock, attempt);
         self.client.call(Level::Write, work).await.map_err(|error| error.during("withdraw"))
     }
 
     async fn release(&self, grant: &Grant, end: End) -> Result<Released> {
-        let (seq, lock, attempt) = (self.session.seq, self.lock(&grant.key), grant.attempt);
+        let (seq, lock, attempt) = (self.session.seq, self.client.lock(&grant.key), grant.attempt);
         let work = move |tx: &mut Tx<'_>| release(tx, seq, &lock, attempt, end);
         self.client.call(Level::Write, work).await.map_err(|error| error.during("release"))
     }

@@ -18,10 +18,8 @@ use crate::engine::session_file::{self, DeadFile};
 use crate::engine::tx::{Effect, Tx};
 use crate::engine::{lock_rows, schema};
 use crate::error::{self, Work};
-use crate::groups::SqliteSessionGroups;
 use crate::host::FileId;
 use crate::keys::{Id, Lock};
-use crate::locks::SqliteSessionLocks;
 use crate::reaper::{self, Recorded, SessionEnd};
 use crate::session_state::SessionState;
 use crate::view;
@@ -59,23 +57,22 @@ impl Drop for AbandonOnDrop {
     }
 }
 
-/// A session in the database.
+/// A session in the database. The files `groups` and `locks` implement its other two traits.
 #[derive(Debug)]
 pub(crate) struct SqliteSession {
+    pub(crate) client: Arc<Client>,
+    pub(crate) session: Arc<SessionState>,
     owned: AbandonOnDrop,
-    client: Arc<Client>,
     epoch: Epoch,
     opened_at: Instant,
     closed: AtomicBool,
-    groups: SqliteSessionGroups,
-    locks: SqliteSessionLocks,
 }
 
 impl SqliteSession {
     pub(crate) async fn open(client: &Arc<Client>, request: &OpenSession) -> Result<Self> {
         let jobs = client.jobs().clone();
         let opened_at = jobs.clock.now();
-        let namespace = client.config.namespace.clone();
+        let namespace = client.namespace();
         let id = SessionId(jobs.entropy.id());
         let request = request.clone();
         let work = {
@@ -85,19 +82,7 @@ impl SqliteSession {
         let (owned, epoch) =
             client.call(Level::Write, work).await.map_err(|error| error.during("open session"))?;
         let (client, session) = (client.clone(), owned.session.clone());
-        Ok(Self {
-            groups: SqliteSessionGroups { client: client.clone(), session: session.clone() },
-            locks: SqliteSessionLocks { client: client.clone(), session },
-            owned,
-            client,
-            epoch,
-            opened_at,
-            closed: AtomicBool::new(false),
-        })
-    }
-
-    fn session(&self) -> &Arc<SessionState> {
-        &self.owned.session
+        Ok(Self { client, session, owned, epoch, opened_at, closed: AtomicBool::new(false) })
     }
 }
 
@@ -179,7 +164,7 @@ fn end_previous(tx: &mut Tx<'_>, previous: SessionId, request: &OpenSession) -> 
 #[async_trait]
 impl Session for SqliteSession {
     fn id(&self) -> SessionId {
-        self.session().id
+        self.session.id
     }
 
     fn epoch(&self) -> Epoch {
@@ -195,21 +180,21 @@ impl Session for SqliteSession {
     }
 
     async fn renew(&self, held: &Held) -> Result<Renewal> {
-        let (session, held) = (self.session().clone(), held.clone());
+        let (session, held) = (self.session.clone(), held.clone());
         let work = move |tx: &mut Tx<'_>| renew(tx, &session, &held);
         self.client.call(Level::Read, work).await.map_err(|error| error.during("renew"))
     }
 
     async fn notice(&self) -> Notice {
-        self.session().notice().await
+        self.session.notice().await
     }
 
     fn groups(&self) -> &dyn SessionGroups {
-        &self.groups
+        self
     }
 
     fn locks(&self) -> &dyn SessionLocks {
-        &self.locks
+        self
     }
 
     async fn close(&self, end: End) -> Result<()> {
@@ -217,7 +202,7 @@ impl Session for SqliteSession {
         if self.closed.swap(true, Ordering::SeqCst) {
             return Ok(());
         }
-        let session = self.session().clone();
+        let session = self.session.clone();
         let work = move |tx: &mut Tx<'_>| {
             // By id: the same number may mean another session in a database that replaced ours.
             if session.loss().is_none()
@@ -231,7 +216,7 @@ impl Session for SqliteSession {
         let outcome = self.client.call_within(Level::Write, self.client.config.close_timeout, work).await;
         // Also when the database could not be written. Then other processes find the file unlocked and clear the session
         // away, and so does the thread of this process as soon as it can.
-        self.session().end(LossReason::SessionClosed);
+        self.session.end(LossReason::SessionClosed);
         self.owned.end();
         self.client.jobs().note_abandoned();
         outcome.map_err(|error| error.during("close session"))

@@ -7,7 +7,7 @@ use tooz_core::{Error, ErrorKind, Result};
 
 use crate::engine::database::Database;
 use crate::engine::jobs::{Job, Level};
-use crate::engine::state::Engine;
+use crate::engine::state::{Engine, REAP_LIMIT};
 use crate::engine::tx::{Effect, Tx};
 use crate::engine::{fence, queue};
 use crate::error::{self, Fail, Work};
@@ -189,6 +189,11 @@ impl Engine {
     /// INVARIANT: alone in its transaction and synced, before any token at or above the old ceiling is given out.
     fn raise_ceiling(&mut self) -> Result<()> {
         self.write(Level::Durable, self.now() + CEILING_LIMIT, |tx| fence::raise_ceiling(tx))
+    }
+
+    /// A reading transaction of the thread itself.
+    pub(crate) fn read<T>(&mut self, work: impl FnMut(&mut Tx<'_>) -> Work<T>) -> Result<T> {
+        self.write(Level::Read, self.now() + REAP_LIMIT, work)
     }
 
     /// A transaction of the thread itself.

@@ -5,9 +5,8 @@ use std::sync::{Arc, Weak};
 use tooz_core::LossReason;
 use tooz_core::driver::{AttemptId, GroupChange, LockKey, Notice, Turn};
 
-use crate::engine::jobs::Level;
 use crate::engine::log::{self, Entry};
-use crate::engine::state::{Engine, REAP_LIMIT};
+use crate::engine::state::Engine;
 use crate::engine::tx::Effect;
 use crate::engine::{lock_rows, wakeup};
 use crate::keys::Lock;
@@ -97,8 +96,7 @@ impl Engine {
 
     fn tell_broken(&mut self, seq: i64, attempt: AttemptId) {
         let Some(session) = self.sessions.get(&seq).cloned() else { return };
-        let deadline = self.now() + REAP_LIMIT;
-        let reason = self.write(Level::Read, deadline, |tx| lock_rows::why_gone(tx, attempt));
+        let reason = self.read(|tx| lock_rows::why_gone(tx, attempt));
         session.forget(attempt);
         session.tell(Notice::GrantLost(attempt, reason.unwrap_or(LossReason::Vanished)));
     }
@@ -121,8 +119,7 @@ impl Engine {
     pub(crate) fn dispatch(&mut self, foreign: bool) {
         self.logged = false;
         let cursor = self.cursor;
-        let deadline = self.now() + REAP_LIMIT;
-        let entries = match self.write(Level::Read, deadline, |tx| log::read_after(tx, cursor)) {
+        let entries = match self.read(|tx| log::read_after(tx, cursor)) {
             Ok(entries) => entries,
             Err(error) => {
                 tracing::debug!(%error, "the log of events is read later");
@@ -187,9 +184,8 @@ impl Engine {
 
     /// Reads the outcome of an attempt that waits.
     fn settle(&mut self, session: &SessionState, attempt: AttemptId, lock: &Lock) {
-        let deadline = self.now() + REAP_LIMIT;
         let seq = session.seq;
-        match self.write(Level::Read, deadline, |tx| lock_rows::outcome(tx, seq, lock, attempt)) {
+        match self.read(|tx| lock_rows::outcome(tx, seq, lock, attempt)) {
             Ok(Some(Turn::Granted(grant))) => session.grant(grant),
             Ok(Some(_)) => session.forget(attempt),
             Ok(None) => {}
@@ -214,8 +210,7 @@ impl Engine {
     fn refresh(&mut self, concerns: impl Fn(&Lock) -> bool) {
         let watches: Vec<_> = self.lock_watches.iter().filter_map(Weak::upgrade).collect();
         for watch in watches.into_iter().filter(|watch| concerns(&watch.lock)) {
-            let deadline = self.now() + REAP_LIMIT;
-            match self.write(Level::Read, deadline, |tx| view::holders(tx, &watch.lock)) {
+            match self.read(|tx| view::holders(tx, &watch.lock)) {
                 Ok(holders) => watch.set(holders),
                 Err(error) => tracing::debug!(%error, "the holders of a lock are shown later"),
             }

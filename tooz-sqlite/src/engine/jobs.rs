@@ -105,12 +105,12 @@ pub(crate) struct Jobs {
     /// A boot that a test pretends.
     pub(crate) boot_id: Option<String>,
     pub(crate) layout: u32,
-    /// An operator adopts the database.
-    adopt: AtomicBool,
+    /// An operator adopts the database. False again when that is done, or the client that wanted it has left.
+    pub(crate) adopt: AtomicBool,
     /// The process that started the thread. Neither the thread nor SQLite's locks come along in a fork.
     pid: u32,
     queue: Mutex<Queue>,
-    wakeup: EventFd,
+    pub(crate) wakeup: EventFd,
     /// How many callers wait for an answer, or have one that they have not looked at yet.
     callers: AtomicUsize,
     /// Whether waiting for an answer without sleeping pays.
@@ -225,7 +225,7 @@ impl Jobs {
     }
 
     /// Wakes the thread.
-    pub(crate) fn wake(&self) {
+    fn wake(&self) {
         // It fails only when the counter is full: then the thread wakes already.
         let _ = self.wakeup.write(1);
     }
@@ -273,24 +273,7 @@ impl Jobs {
         let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
     }
 
-    pub(crate) fn adopt(&self) {
-        self.adopt.store(true, Ordering::SeqCst);
-    }
-
-    pub(crate) fn adopts(&self) -> bool {
-        self.adopt.load(Ordering::SeqCst)
-    }
-
-    /// The database was adopted, or the client that wanted it has left.
-    pub(crate) fn end_adoption(&self) {
-        self.adopt.store(false, Ordering::SeqCst);
-    }
-
     // What follows is the thread's side.
-
-    pub(crate) fn wakeup(&self) -> &EventFd {
-        &self.wakeup
-    }
 
     pub(crate) fn callers(&self) -> usize {
         self.callers.load(Ordering::Relaxed)

@@ -103,7 +103,9 @@ impl Engine {
     }
 
     fn on_kernel_events(&mut self) {
-        self.suspect_ended_predecessors();
+        for seq in self.predecessors.take_ended() {
+            self.suspect(seq);
+        }
         if self.wakeup.as_ref().is_some_and(Wakeup::was_woken) {
             self.check_commits(false);
             self.predecessors_changed = true;
@@ -159,7 +161,7 @@ impl Engine {
             return;
         }
         let timeout = until.map(|until| TimeSpec::from_duration(until.saturating_since(self.now())));
-        let mut files = vec![PollFd::new(self.jobs.wakeup().as_fd(), PollFlags::POLLIN)];
+        let mut files = vec![PollFd::new(self.jobs.wakeup.as_fd(), PollFlags::POLLIN)];
         if let Some(events) = &self.events {
             files.push(PollFd::new(events.as_fd(), PollFlags::POLLIN));
         }
@@ -174,7 +176,7 @@ impl Engine {
         drop(files);
         self.jobs.awake();
         if woken {
-            let _ = self.jobs.wakeup().read(); // it fails only when the descriptor was not written
+            let _ = self.jobs.wakeup.read(); // it fails only when the descriptor was not written
         }
     }
 

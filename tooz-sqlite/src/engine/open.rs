@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tooz_core::Result;
 use tooz_core::clock::Instant;
@@ -24,12 +25,12 @@ impl Engine {
         let jobs = self.jobs.clone();
         let mut site = Site {
             known: self.known,
-            adopt: jobs.adopts(),
+            adopt: jobs.adopt.load(Ordering::SeqCst),
             ..Site::new(&jobs.paths, jobs.boot_id.as_ref(), jobs.layout, &jobs.clock, &jobs.entropy)?
         };
         let database = Database::open(&jobs.paths, &site, deadline)?;
         self.known = Some(database.file);
-        jobs.end_adoption();
+        jobs.adopt.store(false, Ordering::SeqCst);
         // Before the first read, so that no event falls between the read and the listening.
         self.probes = Probes::default();
         self.open_file_events();

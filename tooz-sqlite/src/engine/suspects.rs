@@ -42,7 +42,7 @@ impl Engine {
             }
             return;
         }
-        let found = self.write(Level::Read, self.now() + REAP_LIMIT, |tx| {
+        let found = self.read(|tx| {
             let sessions = tx.first("SELECT count(*) FROM sessions", [], |row| row.get::<_, u32>(0))?;
             Ok(Recorded::by_id(tx, id)?.map(|session| (session.seq, sessions.unwrap_or(0))))
         });
@@ -69,7 +69,7 @@ impl Engine {
 
     pub(crate) fn check_all_sessions(&mut self) {
         self.check_own_files();
-        match self.write(Level::Read, self.now() + REAP_LIMIT, reaper::find_dead) {
+        match self.read(reaper::find_dead) {
             Ok(dead) => dead.into_iter().for_each(|seq| self.suspect(seq)),
             Err(error) => tracing::debug!(%error, "dead sessions are looked for later"),
         }
@@ -112,9 +112,8 @@ impl Engine {
 
     /// Ends those of these sessions that are dead; which of them have no record now.
     fn clear_dead(&mut self, suspects: &[i64]) -> Result<Vec<i64>> {
-        let deadline = self.now() + REAP_LIMIT;
         // First without the write lock: most suspects live, or another process was faster.
-        let (dead, gone) = self.write(Level::Read, deadline, |tx| {
+        let (dead, gone) = self.read(|tx| {
             let (mut dead, mut gone) = (Vec::new(), Vec::new());
             for seq in suspects {
                 let stands = tx.first("SELECT 1 FROM sessions WHERE seq = ?1", [*seq], |_| Ok(()))?.is_some();
@@ -131,7 +130,7 @@ impl Engine {
         if dead.is_empty() {
             return Ok(gone);
         }
-        self.write(Level::Write, deadline, |tx| {
+        self.write(Level::Write, self.now() + REAP_LIMIT, |tx| {
             let mut cleared = gone.clone();
             for seq in &dead {
                 if reaper::reap(tx, *seq)? {
@@ -151,7 +150,7 @@ impl Engine {
             self.predecessors.0.clear();
             return;
         }
-        let found = self.write(Level::Read, self.now() + REAP_LIMIT, |tx| predecessor::find(tx, &locks));
+        let found = self.read(|tx| predecessor::find(tx, &locks));
         let (found, overdue) = match found {
             Ok(found) => found,
             Err(error) => {
@@ -192,13 +191,6 @@ impl Engine {
                 Ok(None) => seqs.into_iter().for_each(|seq| self.suspect(seq)),
                 Err(error) => tracing::debug!(%error, "a process before us is looked at every second"),
             }
-        }
-    }
-
-    /// Suspects the sessions before our waiters whose processes ended.
-    pub(crate) fn suspect_ended_predecessors(&mut self) {
-        for seq in self.predecessors.take_ended() {
-            self.suspect(seq);
         }
     }
 }
