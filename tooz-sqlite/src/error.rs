@@ -146,6 +146,11 @@ pub(crate) fn commit(error: rusqlite::Error) -> Error {
     if unknown { error.indeterminate() } else { error }
 }
 
+/// The error of a record or file that makes no sense.
+pub(crate) fn corrupt(what: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Corrupt, what)
+}
+
 /// An error of the operating system about `what`.
 pub(crate) fn io(what: impl Into<String>, error: std::io::Error) -> Error {
     use std::io::ErrorKind as Io;

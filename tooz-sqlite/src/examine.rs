@@ -14,10 +14,10 @@ use tooz_core::{Characteristics, Error, Examining, Finding, Result, Severity};
 use crate::client::Client;
 use crate::config::{self, Config};
 use crate::engine::jobs::Level;
-use crate::engine::paths::Paths;
+use crate::engine::paths::{self, Paths};
 use crate::engine::schema;
 use crate::host::{filesystem, process};
-use crate::{error, reaper};
+use crate::reaper;
 
 /// With less room than this, a log that grows during a read fills the disk.
 const LITTLE_SPACE: u64 = 16 << 20;
@@ -69,27 +69,21 @@ fn examine_outside(config: &Config, best: Characteristics) -> Result<(Vec<Findin
     }
     let directory = paths.database.parent().unwrap_or(Path::new("/"));
     let lost = best - config::on_unknown_file_system();
-    let system = file_system(directory, paths.known_file_system, config.force_filesystem, lost)?;
-    let refused = system.severity() == Severity::Bad;
-    found.push(system);
-    let unwritable = unwritable(&paths, directory);
-    let closed = unwritable.is_some();
-    found.extend(unwritable);
+    found.push(file_system(directory, paths.known_file_system, config.force_filesystem, lost)?);
+    found.extend(unwritable(&paths, directory));
     found.extend(space(directory));
-    let stopped = stopped_writer(&paths);
-    let stuck = stopped.is_some();
-    found.extend(stopped);
+    found.extend(stopped_writer(&paths));
+    let usable = found.iter().all(|finding| finding.severity() != Severity::Bad);
     // Examining must not create the database.
     let exists = paths.database.is_file();
     if !exists {
         found.push(Finding::good("journal", "the database does not exist yet; connecting makes it"));
     }
-    Ok((found, exists && !refused && !closed && !stuck))
+    Ok((found, exists && usable))
 }
 
 fn file_system(directory: &Path, known: bool, forced: bool, lost: Characteristics) -> Result<Finding> {
-    let system = filesystem::type_of(directory)
-        .map_err(|error| error::io(format!("the file system of {}", directory.display()), error))?;
+    let system = paths::file_system_of(directory)?;
     let (name, topic) = (filesystem::name_of(system), "file-system");
     if known && system == TMPFS_MAGIC {
         return Ok(Finding::warning(

@@ -70,12 +70,11 @@ fn join(tx: &mut Tx<'_>, session: &SessionState, request: &Join) -> Work<()> {
     }
     let id = find(tx, &session.namespace, &request.group)?;
     claim(tx, session)?;
-    let exists = tx.first(
+    let exists = tx.exists(
         "SELECT 1 FROM members WHERE group_id = ?1 AND member = ?2",
         (id, session.member.as_bytes()),
-        |_| Ok(()),
     )?;
-    if exists.is_some() {
+    if exists {
         // It is our own record: an earlier owner of the id lost its records together with the claim.
         return Err(Error::new(
             ErrorKind::MemberExists,

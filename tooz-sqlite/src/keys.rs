@@ -7,7 +7,7 @@ use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, 
 use tooz_core::driver::{LockKey, LockMode, Previous};
 use tooz_core::{Error, ErrorKind, GroupId, LockName};
 
-use crate::error::{Fail, Work};
+use crate::error::{self, Fail, Work};
 
 /// A lock in its namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,7 +41,7 @@ impl Lock {
             _ => None,
         };
         let key = key.ok_or_else(|| {
-            Error::new(ErrorKind::Corrupt, "a record of the database is of a lock that cannot be; delete it")
+            error::corrupt("a record of the database is of a lock that cannot be; delete it")
         })?;
         Ok(Self { namespace: namespace.into(), key })
     }

@@ -11,7 +11,7 @@ use crate::engine::jobs::Level;
 use crate::engine::lock_rows::{self, Held, first_waiter, holders_of, is_waiting, record_end, remove_holder};
 use crate::engine::queue::{grant, settle, stands_behind_another_process};
 use crate::engine::tx::{Effect, Tx};
-use crate::error::Work;
+use crate::error::{self, Work};
 use crate::keys::{Id, Lock, Mode, mode_to_number};
 use crate::reaper;
 use crate::session::SqliteSession;
@@ -101,14 +101,11 @@ fn request_lock(tx: &mut Tx<'_>, session: &SessionState, request: &Acquire, lock
         queue = first_waiter(tx, lock)?;
         let stands = holders.iter().map(|held| held.session).chain(queue.iter().map(|waiter| waiter.session));
         if let Some(orphan) = stands.into_iter().find(|session| gone.contains(session)) {
-            return Err(Error::new(
-                ErrorKind::Corrupt,
-                format!(
+            return Err(error::corrupt(format!(
                     "{}: a record in table holders or waiters of the database belongs to session {orphan}, of which \
                      there is no record; look at it, then delete it",
                     lock.key
-                ),
-            )
+                ))
             .into());
         }
     }

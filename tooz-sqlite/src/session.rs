@@ -97,26 +97,13 @@ fn open(
     if let Some(previous) = request.previous {
         end_previous(tx, previous, request)?;
     }
-    let epoch = tx.first("SELECT epoch FROM tooz", [], |row| row.get::<_, Id>(0))?;
+    let epoch = Epoch(tx.epoch()?);
     let directory = &tx.site.sessions;
     // INVARIANT: the file is locked and in place before the session's row is written.
     let (file, file_id) = session_file::create(directory, id, jobs.paths.mode)
         .map_err(|error| error::io(format!("a session file in {}", directory.display()), error))?;
     let path = session_file::path_of(directory, id);
     let process = &tx.site.process;
-    // If anything below fails, this is dropped like the transaction, and removes the file.
-    let owned = |seq| AbandonOnDrop {
-        session: Arc::new(SessionState::new(
-            seq,
-            id,
-            namespace.clone(),
-            request.member.clone(),
-            path.clone(),
-            file_id,
-        )),
-        jobs: jobs.clone(),
-        file: Mutex::new(Some(file)),
-    };
     let inserted = tx.first(
         "INSERT INTO sessions \
          (id, namespace, member, instance, inode, pid, started, pid_namespace, boot_id, opened_at, bell) \
@@ -136,20 +123,23 @@ fn open(
         ),
         |row| row.get::<_, i64>(0),
     );
-    let owned = owned(*inserted.as_ref().ok().and_then(Option::as_ref).unwrap_or(&0));
+    // If the insertion failed, this is dropped like the transaction, and removes the file.
+    let seq = *inserted.as_ref().ok().and_then(Option::as_ref).unwrap_or(&0);
+    let session = SessionState::new(seq, id, namespace.clone(), request.member.clone(), path, file_id);
+    let owned =
+        AbandonOnDrop { session: Arc::new(session), jobs: jobs.clone(), file: Mutex::new(Some(file)) };
     inserted?;
     tx.effect(Effect::Opened(owned.session.clone()));
-    Ok((owned, Epoch(epoch.map_or(0, |epoch| epoch.0))))
+    Ok((owned, epoch))
 }
 
 /// Ends the coordinator's earlier session (S7), if there is one and it really belongs to this coordinator.
 fn end_previous(tx: &mut Tx<'_>, previous: SessionId, request: &OpenSession) -> Work<()> {
-    let own = tx.first(
+    let own = tx.exists(
         "SELECT 1 FROM sessions WHERE id = ?1 AND instance = ?2 AND member = ?3",
         (Id(previous.0), Id(request.instance.0), request.member.as_bytes()),
-        |_| Ok(()),
     )?;
-    if own.is_none() {
+    if !own {
         return Ok(());
     }
     let Some(session) = Recorded::by_id(tx, previous)? else { return Ok(()) };

@@ -68,14 +68,19 @@ impl Attempt {
 
     /// Cancel-safe: the outcome stays.
     pub(crate) async fn wait(&self) -> Turn {
-        loop {
-            let mut changed = pin!(self.changed.notified());
-            changed.as_mut().enable(); // before the look, so that no change falls between
-            if let Some(outcome) = self.outcome() {
-                return outcome;
-            }
-            changed.await;
+        wait_for(&self.changed, || self.outcome()).await
+    }
+}
+
+/// Looks now and after every notification, until there is something.
+async fn wait_for<T>(notify: &Notify, mut look: impl FnMut() -> Option<T>) -> T {
+    loop {
+        let mut notified = pin!(notify.notified());
+        notified.as_mut().enable(); // before the look, so that no notification falls between
+        if let Some(found) = look() {
+            return found;
         }
+        notified.await;
     }
 }
 
@@ -163,15 +168,7 @@ impl SessionState {
 
     /// Cancel-safe: what is not returned stays.
     pub(crate) async fn notice(&self) -> Notice {
-        loop {
-            let mut noticed = pin!(self.noticed.notified());
-            noticed.as_mut().enable(); // before the look, so that no notice falls between
-            let notice = self.inner().notices.pop_front();
-            if let Some(notice) = notice {
-                return notice;
-            }
-            noticed.await;
-        }
+        wait_for(&self.noticed, || self.inner().notices.pop_front()).await
     }
 
     /// Adds an attempt that waits. An attempt that is known already stays as it is.

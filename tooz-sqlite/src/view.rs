@@ -7,7 +7,7 @@ use tooz_core::{Error, ErrorKind, FencingToken, GroupId, MemberId};
 use crate::engine::log::{self, MemberRow};
 use crate::engine::tx::{Tx, from_micros};
 use crate::engine::watches::GroupWatch;
-use crate::error::{Fail, Work};
+use crate::error::{self, Fail, Work};
 use crate::keys::{Id, Lock, Mode};
 use crate::reaper;
 use crate::session_state::SessionState;
@@ -72,29 +72,22 @@ pub(crate) fn member(
     if reaper::is_dead(tx, session)? {
         return Err(no_member(group, member).into());
     }
-    Ok(row.record().ok_or_else(|| {
-        Error::new(
-            ErrorKind::Corrupt,
-            format!(
-                "member \"{member}\" of group \"{group}\": its record in table members of the database cannot be \
-                 understood; look at it, then correct or delete it"
-            ),
-        )
-    })?)
+    let damaged = || {
+        error::corrupt(format!(
+            "member \"{member}\" of group \"{group}\": its record in table members of the database cannot be \
+             understood; look at it, then correct or delete it"
+        ))
+    };
+    Ok(row.record().ok_or_else(damaged)?)
 }
 
 /// The present state for a watch that fell behind, and the last event that it includes.
 pub(crate) fn view_again(tx: &mut Tx<'_>, watch: &GroupWatch) -> Work<(i64, GroupChange)> {
     let seq = log::latest(tx)?;
+    let missing = if watch.was_replaced() { GroupChange::View(Vec::new()) } else { GroupChange::Deleted };
     let change = match members(tx, &watch.namespace, &watch.group) {
         Ok(members) => GroupChange::View(members),
-        Err(Fail::Tooz(error)) if error.kind() == ErrorKind::GroupNotFound => {
-            if watch.was_replaced() {
-                GroupChange::View(Vec::new())
-            } else {
-                GroupChange::Deleted
-            }
-        }
+        Err(Fail::Tooz(error)) if error.kind() == ErrorKind::GroupNotFound => missing,
         Err(fail) => return Err(fail),
     };
     Ok((seq, change))
@@ -102,13 +95,11 @@ pub(crate) fn view_again(tx: &mut Tx<'_>, watch: &GroupWatch) -> Work<(i64, Grou
 
 /// Whether the session is a member of a group.
 pub(crate) fn is_member(tx: &Tx<'_>, session: &SessionState, group: &GroupId) -> Work<bool> {
-    let found = tx.first(
+    tx.exists(
         "SELECT 1 FROM members m JOIN groups g ON g.id = m.group_id \
          WHERE g.namespace = ?1 AND g.name = ?2 AND m.member = ?3 AND m.session = ?4",
         (&*session.namespace, group.as_bytes(), session.member.as_bytes(), session.seq),
-        |_| Ok(()),
-    )?;
-    Ok(found.is_some())
+    )
 }
 
 pub(crate) struct HolderRow {

@@ -76,12 +76,14 @@ fn poll_group(
     })
 }
 
+type PollWatch<W, T> = fn(&Arc<W>, &Client, &mut Context<'_>) -> Poll<Option<Result<T>>>;
+
 /// The stream of a watch.
 #[derive(Debug)]
 struct WatchStream<W, T> {
     watch: Arc<W>,
     client: Arc<Client>,
-    poll: fn(&Arc<W>, &Client, &mut Context<'_>) -> Poll<Option<Result<T>>>,
+    poll: PollWatch<W, T>,
     /// The stream has ended since it is in a forked child.
     refused: bool,
 }

@@ -85,7 +85,7 @@ impl Database {
 
     fn try_open(paths: &Paths, site: &Site, deadline: Instant) -> Result<Self> {
         let opening = presence::enter(&paths.database);
-        let file = paths.prepare()?.file;
+        let file = paths.prepare()?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX // one thread only
             | OpenFlags::SQLITE_OPEN_NOFOLLOW;

@@ -26,21 +26,9 @@ impl Engine {
                         session.end(reason);
                     }
                 }
-                Effect::Queued(seq, attempt, lock) => {
-                    if let Some(session) = self.sessions.get(&seq) {
-                        session.add(attempt, lock);
-                    }
-                }
-                Effect::Granted(seq, grant) => {
-                    if let Some(session) = self.sessions.get(&seq) {
-                        session.grant(grant);
-                    }
-                }
-                Effect::Forgotten(seq, attempt) => {
-                    if let Some(session) = self.sessions.get(&seq) {
-                        session.forget(attempt);
-                    }
-                }
+                Effect::Queued(seq, id, lock) => self.tell_session(seq, |session| session.add(id, lock)),
+                Effect::Granted(seq, grant) => self.tell_session(seq, |session| session.grant(grant)),
+                Effect::Forgotten(seq, id) => self.tell_session(seq, |session| session.forget(id)),
                 Effect::Broken(seq, attempt) => self.tell_broken(seq, attempt),
                 Effect::Clear(file) => file.remove(),
                 Effect::Suspect(seq) => self.suspect(seq),
@@ -84,6 +72,12 @@ impl Engine {
         }
         self.check_own_file(&session); // the file may have gone before the thread listened to it
         self.sessions.insert(session.seq, session);
+    }
+
+    fn tell_session(&self, seq: i64, tell: impl FnOnce(&SessionState)) {
+        if let Some(session) = self.sessions.get(&seq) {
+            tell(session);
+        }
     }
 
     fn remove_session(&mut self, seq: i64) -> Option<Arc<SessionState>> {

@@ -5,13 +5,11 @@
 //! or above `ceiling` is given out before a higher ceiling was committed alone at `synchronous=full`. A process that finds
 //! the id of another boot continues at the ceiling.
 
-use std::time::UNIX_EPOCH;
-
+use tooz_core::FencingToken;
 use tooz_core::clock::Clock;
-use tooz_core::{Error, ErrorKind, FencingToken};
 
-use crate::engine::tx::{Fence, Tx};
-use crate::error::{Fail, Work};
+use crate::engine::tx::{Fence, Tx, to_micros};
+use crate::error::{self, Fail, Work};
 
 /// How many tokens one synced commit covers: at 300,000 grants a second still only three syncs a second, and a
 /// reboot skips no more than this.
@@ -21,7 +19,7 @@ pub(crate) const STEP: i64 = 100_000;
 const MOST: i64 = i64::MAX - 2 * STEP;
 
 fn corrupt(what: &str) -> Fail {
-    Error::new(ErrorKind::Corrupt, format!("the fencing counter, table fence of the database, {what}")).into()
+    error::corrupt(format!("the fencing counter, table fence of the database, {what}")).into()
 }
 
 fn missing() -> Fail {
@@ -31,8 +29,7 @@ fn missing() -> Fail {
 /// The first token of a new database. If it replaces one that was deleted, clients have seen that one's tokens;
 /// microseconds since 1970 are above all of them unless the clock was set back meanwhile.
 pub(crate) fn first_token(clock: &Clock) -> i64 {
-    let since = clock.wall().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(1).max(1)
+    to_micros(clock.wall()).max(1)
 }
 
 /// Takes the next token.

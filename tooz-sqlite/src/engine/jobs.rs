@@ -1,8 +1,8 @@
 //! The queue of jobs in front of the database thread, and what else callers and the thread share.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -32,58 +32,32 @@ pub(crate) enum Level {
     Durable,
 }
 
-/// Work for the database thread.
-pub(crate) trait Job: Send {
-    fn level(&self) -> Level;
-    fn deadline(&self) -> Instant;
+/// A job for the database thread.
+pub(crate) struct Job {
+    pub(crate) level: Level,
+    pub(crate) deadline: Instant,
+    pub(crate) call: Box<dyn Run>,
+}
+
+pub(crate) trait Run: Send {
     /// Runs again if the transaction was rolled back.
     fn run(&mut self, tx: &mut Tx<'_>) -> Work<()>;
-    /// Called once: with the error of the whole transaction, if there was one.
+    /// Ends the job; `outcome` is the error of the whole transaction, if there was one.
     fn finish(self: Box<Self>, outcome: Result<()>);
 }
 
-/// Counts a caller as long as the call lasts.
-struct Caller<'a>(&'a AtomicUsize);
-
-impl<'a> Caller<'a> {
-    fn new(callers: &'a AtomicUsize) -> Self {
-        callers.fetch_add(1, Ordering::Relaxed);
-        Self(callers)
-    }
-
-    fn is_alone(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == 1
-    }
-}
-
-impl Drop for Caller<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 struct Call<T, W, R> {
-    level: Level,
-    deadline: Instant,
     work: W,
     answer: Option<T>,
     reply: R,
 }
 
-impl<T, W, R> Job for Call<T, W, R>
+impl<T, W, R> Run for Call<T, W, R>
 where
     T: Send,
     W: FnMut(&mut Tx<'_>) -> Work<T> + Send,
     R: FnOnce(Result<T>) + Send,
 {
-    fn level(&self) -> Level {
-        self.level
-    }
-
-    fn deadline(&self) -> Instant {
-        self.deadline
-    }
-
     fn run(&mut self, tx: &mut Tx<'_>) -> Work<()> {
         self.answer = None;
         self.answer = Some((self.work)(tx)?);
@@ -111,8 +85,8 @@ pub(crate) struct Jobs {
     pid: u32,
     queue: Mutex<Queue>,
     pub(crate) wakeup: EventFd,
-    /// How many callers wait for an answer, or have one that they have not looked at yet.
-    callers: AtomicUsize,
+    /// A copy is with each caller that waits for an answer, or has one that it has not looked at yet.
+    callers: Arc<()>,
     /// Whether waiting for an answer without sleeping pays.
     spin: Spin,
     /// A session was dropped without being closed.
@@ -123,7 +97,7 @@ pub(crate) struct Jobs {
 #[derive(Default)]
 #[allow(clippy::struct_excessive_bools)] // independent facts, not one state
 struct Queue {
-    jobs: VecDeque<Box<dyn Job>>,
+    jobs: VecDeque<Job>,
     /// The thread sleeps, or is about to look once more and sleep: a new job has to wake it.
     asleep: bool,
     /// The thread is running jobs that it took.
@@ -171,7 +145,7 @@ impl Jobs {
             pid: std::process::id(),
             queue: Mutex::default(),
             wakeup,
-            callers: AtomicUsize::new(0),
+            callers: Arc::default(),
             spin: Spin::default(),
             abandoned: AtomicBool::new(false),
             ended: watch::Sender::new(false),
@@ -197,11 +171,11 @@ impl Jobs {
         reply: impl FnOnce(Result<T>) + Send + 'static,
     ) -> bool {
         let deadline = self.clock.now() + limit;
-        let job = Box::new(Call { level, deadline, work, answer: None, reply });
+        let job = Job { level, deadline, call: Box::new(Call { work, answer: None, reply }) };
         let mut queue = self.queue();
         if queue.ended {
             drop(queue);
-            job.finish(Err(closed()));
+            job.call.finish(Err(closed()));
             return true;
         }
         queue.jobs.push_back(job);
@@ -238,11 +212,11 @@ impl Jobs {
         work: impl FnMut(&mut Tx<'_>) -> Work<T> + Send + 'static,
     ) -> Result<T> {
         self.check_process()?;
-        let caller = Caller::new(&self.callers);
+        let _caller = self.callers.clone();
         let (sender, mut receiver) = oneshot::channel();
         // The reply may find no receiver: the caller has gone, and the job was done all the same.
         let next = self.submit(level, limit, work, move |answer| drop(sender.send(answer)));
-        if next && caller.is_alone() {
+        if next && self.callers() == 1 {
             // A transaction takes less time than a sleep and a wake-up, which would double the cost of an
             // uncontended acquire.
             let look = || match receiver.try_recv() {
@@ -276,11 +250,11 @@ impl Jobs {
     // What follows is the thread's side.
 
     pub(crate) fn callers(&self) -> usize {
-        self.callers.load(Ordering::Relaxed)
+        Arc::strong_count(&self.callers) - 1
     }
 
     /// Takes at most `most` jobs.
-    pub(crate) fn take(&self, most: usize) -> Vec<Box<dyn Job>> {
+    pub(crate) fn take(&self, most: usize) -> Vec<Job> {
         let mut queue = self.queue();
         let count = queue.jobs.len().min(most);
         queue.working = count > 0;
@@ -288,7 +262,7 @@ impl Jobs {
     }
 
     /// Puts jobs back in front, in their order.
-    pub(crate) fn put_back(&self, jobs: Vec<Box<dyn Job>>) {
+    pub(crate) fn put_back(&self, jobs: Vec<Job>) {
         let mut queue = self.queue();
         for job in jobs.into_iter().rev() {
             queue.jobs.push_front(job);
@@ -327,7 +301,7 @@ impl Jobs {
             std::mem::take(&mut queue.jobs)
         };
         for job in jobs {
-            job.finish(Err(closed()));
+            job.call.finish(Err(closed()));
         }
         self.ended.send_replace(true);
     }

@@ -1,11 +1,11 @@
 //! The records of one lock: its holders, its first waiters, and the mark that an unclean end leaves.
 
 use tooz_core::driver::{AttemptId, End, Grant, LockMode, Previous, Turn};
-use tooz_core::{Error, ErrorKind, FencingToken, LossReason, MemberId};
+use tooz_core::{FencingToken, LossReason, MemberId};
 
 use crate::engine::log;
 use crate::engine::tx::{Effect, Tx};
-use crate::error::Work;
+use crate::error::{self, Work};
 use crate::keys::{Id, Lock, Mode, number_to_previous, previous_to_number};
 
 pub(crate) struct Held {
@@ -19,7 +19,7 @@ pub(crate) struct Held {
 impl Held {
     pub(crate) fn grant(&self, lock: &Lock) -> Work<Grant> {
         let token = FencingToken::new(self.token);
-        let token = token.ok_or_else(|| Error::new(ErrorKind::Corrupt, "a holder's token is 0"))?;
+        let token = token.ok_or_else(|| error::corrupt("a holder's token is 0"))?;
         let previous = number_to_previous(self.previous);
         Ok(Grant::new(self.attempt, lock.key.clone(), self.mode, token, previous))
     }
@@ -68,12 +68,7 @@ pub(crate) fn first_waiter(tx: &Tx<'_>, lock: &Lock) -> Work<Option<Waiter>> {
 }
 
 pub(crate) fn is_waiting(tx: &Tx<'_>, session: i64, attempt: AttemptId) -> Work<bool> {
-    let found = tx.first(
-        "SELECT 1 FROM waiters WHERE attempt = ?1 AND session = ?2",
-        (Id(attempt.0), session),
-        |_| Ok(()),
-    )?;
-    Ok(found.is_some())
+    tx.exists("SELECT 1 FROM waiters WHERE attempt = ?1 AND session = ?2", (Id(attempt.0), session))
 }
 
 /// Records that a holder ended uncleanly (L12); of several ends the one that says most. A holder beside it was told
@@ -149,12 +144,9 @@ pub(crate) fn outcome(tx: &Tx<'_>, session: i64, lock: &Lock, attempt: AttemptId
 /// Whether an attempt of this session holds the lock.
 pub(crate) fn is_held(tx: &Tx<'_>, session: i64, lock: &Lock, attempt: AttemptId) -> Work<bool> {
     let (namespace, kind, name) = lock.columns()?;
-    let found = tx.first(
+    tx.exists(
         "SELECT 1 FROM holders WHERE namespace = ?1 AND kind = ?2 AND name = ?3 AND attempt = ?4 AND session = ?5",
-        (namespace, kind, name, Id(attempt.0), session),
-        |_| Ok(()),
-    )?;
-    Ok(found.is_some())
+        (namespace, kind, name, Id(attempt.0), session))
 }
 
 /// Why a grant is gone.

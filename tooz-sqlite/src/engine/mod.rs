@@ -99,7 +99,7 @@ impl Engine {
         let done = self.run(batch);
         self.dispatch_own();
         *batches = batches.wrapping_add(1);
-        done && *batches % BATCHES != 0 && self.linger(one_caller)
+        done && !batches.is_multiple_of(BATCHES) && self.linger(one_caller)
     }
 
     fn on_kernel_events(&mut self) {
@@ -166,7 +166,7 @@ impl Engine {
             files.push(PollFd::new(events.as_fd(), PollFlags::POLLIN));
         }
         if let Some(wakeup) = &self.wakeup {
-            files.push(PollFd::new(wakeup.file().as_fd(), PollFlags::POLLIN));
+            files.push(PollFd::new(wakeup.file.as_fd(), PollFlags::POLLIN));
         }
         // Only their ends, which the kernel reports without being asked.
         files.extend(self.predecessors.files().map(|file| PollFd::new(file.as_fd(), PollFlags::empty())));

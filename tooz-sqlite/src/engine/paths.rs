@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::lstat;
+use nix::sys::statfs::FsType;
 use nix::unistd::geteuid;
 use tooz_core::{Error, ErrorKind, Result};
 
@@ -26,12 +27,6 @@ pub(crate) struct Paths {
     pub(crate) known_file_system: bool,
     /// The permissions of new files.
     pub(crate) mode: u32,
-}
-
-/// A database file that exists.
-#[derive(Debug)]
-pub(crate) struct Prepared {
-    pub(crate) file: FileId,
 }
 
 impl Paths {
@@ -56,9 +51,8 @@ impl Paths {
         };
         let name = path.file_name().ok_or_else(|| invalid(format!("{shown} is no file")))?;
         let database = follow_symlink(&directory, &directory.join(name))?;
-        let system = filesystem::type_of(&directory)
-            .map_err(|error| error::io(format!("the file system of {}", directory.display()), error))?;
-        let paths = Self { known_file_system: filesystem::is_local(system), database, mode: config::MODE };
+        let known_file_system = filesystem::is_local(file_system_of(&directory)?);
+        let paths = Self { database, known_file_system, mode: config::MODE };
         if !paths.known_file_system && !force_filesystem {
             return Err(Error::new(
                 ErrorKind::Unsupported,
@@ -86,7 +80,7 @@ impl Paths {
 
     /// Creates the database file if it is missing. SQLite gives the files beside it the same permissions and, if root
     /// makes them, the same owner.
-    pub(crate) fn prepare(&self) -> Result<Prepared> {
+    pub(crate) fn prepare(&self) -> Result<FileId> {
         let shown = self.database.display();
         let creating = |error| error::io(format!("creating {shown}"), error);
         if fs::symlink_metadata(&self.database).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
@@ -101,7 +95,7 @@ impl Paths {
     }
 
     /// Checks the database file as it is.
-    pub(crate) fn check(&self) -> Result<Prepared> {
+    pub(crate) fn check(&self) -> Result<FileId> {
         let shown = self.database.display();
         let data =
             fs::symlink_metadata(&self.database).map_err(|error| error::io(format!("{shown}"), error))?;
@@ -134,7 +128,7 @@ impl Paths {
                 return refuse("does not belong to the owner of the database");
             }
         }
-        Ok(Prepared { file: FileId::from(&data) })
+        Ok(FileId::from(&data))
     }
 
     /// Refuses a database file that is a mount point itself. Its log and its sessions are beside it, and a process that uses
@@ -170,9 +164,7 @@ impl Paths {
     /// The directory around the database, open, and the name there of a file beside it.
     fn names(&self, suffix: &str) -> io::Result<(OwnedFd, OsString)> {
         let directory = ownership::open_directory(self.database.parent().unwrap_or(Path::new("/")))?;
-        let mut name = self.database.file_name().unwrap_or_default().to_owned();
-        name.push(suffix);
-        Ok((directory, name))
+        Ok((directory, self.beside(suffix).file_name().unwrap_or_default().to_owned()))
     }
 
     /// The mode of new directories: a user who may read one may also search it.
@@ -187,6 +179,12 @@ impl Paths {
             .and_then(|directory| directory.sync_all())
             .map_err(|error| error::io(format!("syncing {}", parent.display()), error))
     }
+}
+
+/// The type of the file system that a directory is on.
+pub(crate) fn file_system_of(directory: &Path) -> Result<FsType> {
+    filesystem::type_of(directory)
+        .map_err(|error| error::io(format!("the file system of {}", directory.display()), error))
 }
 
 /// Makes a directory if it is missing.

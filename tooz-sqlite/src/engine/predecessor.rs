@@ -1,7 +1,7 @@
 //! The processes that stand before this process's waiters. This process listens for exactly their ends, so that a death
 //! wakes the one process that comes next, however many wait.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::os::fd::AsFd;
 
@@ -45,34 +45,40 @@ impl Predecessors {
     }
 }
 
-/// A session before ours, and whether it looks dead already.
+/// What stands before our waiters.
+#[derive(Default)]
 pub(crate) struct Found {
-    pub(crate) seq: i64,
-    pub(crate) wakeup: Option<u128>,
-    pub(crate) dead: bool,
+    /// Sessions that look dead already.
+    pub(crate) dead: Vec<i64>,
+    /// The other sessions, by their processes' FIFOs.
+    pub(crate) by_wakeup: BTreeMap<u128, BTreeSet<i64>>,
+    /// Locks that should have been handed on.
+    pub(crate) overdue: Vec<Lock>,
 }
 
-/// The sessions before our waiters, and the locks that should have been handed on. Leaves out damaged records.
-pub(crate) fn find(tx: &mut Tx<'_>, locks: &BTreeSet<Lock>) -> Work<(Vec<Found>, Vec<Lock>)> {
+/// Reads what stands before our waiters, leaving out damaged records.
+pub(crate) fn find(tx: &mut Tx<'_>, locks: &BTreeSet<Lock>) -> Work<Found> {
     fn skip<T: Default>(answer: Work<T>) -> Work<T> {
         match answer {
             Err(fail) if fail.is_unreadable() => Ok(T::default()),
             answer => answer,
         }
     }
-    let (mut before, mut overdue) = (BTreeSet::new(), Vec::new());
+    let (mut found, mut before) = (Found::default(), BTreeSet::new());
     for lock in locks {
         let those = skip(queue::immediately_before(tx, lock))?;
         if those.is_empty() && skip(queue::is_overdue(tx, lock))? {
-            overdue.push(lock.clone());
+            found.overdue.push(lock.clone());
         }
         before.extend(those);
     }
-    let mut found = Vec::new();
     for seq in before {
-        if let Some(session) = skip(Recorded::by_seq(tx, seq))? {
-            found.push(Found { seq, wakeup: session.wakeup, dead: reaper::looks_dead(tx.site, &session) });
+        let Some(session) = skip(Recorded::by_seq(tx, seq))? else { continue };
+        if reaper::looks_dead(tx.site, &session) {
+            found.dead.push(seq);
+        } else if let Some(id) = session.wakeup {
+            found.by_wakeup.entry(id).or_default().insert(seq);
         }
     }
-    Ok((found, overdue))
+    Ok(found)
 }

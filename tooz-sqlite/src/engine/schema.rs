@@ -20,7 +20,7 @@ use crate::engine::session_file::{self, Look};
 use crate::engine::tx::Site;
 use crate::error::{self, native};
 use crate::host::process::Process;
-use crate::host::{FileId, ownership};
+use crate::host::{self, FileId, ownership};
 use crate::keys::Id;
 
 /// "tooz" in ASCII, for the database to say which program it belongs to.
@@ -39,10 +39,7 @@ pub(crate) fn check(connection: &Connection, shown: &dyn std::fmt::Display, ours
         (0, 0) if tables == 0 => Ok(0),
         (APPLICATION, 1..) if layout <= ours => Ok(layout),
         (APPLICATION, later) if later > ours => Err(later_layout(shown, later, ours)),
-        _ => Err(Error::new(
-            ErrorKind::Corrupt,
-            format!("{shown} is a database of another program; give another path"),
-        )),
+        _ => Err(error::corrupt(format!("{shown} is a database of another program; give another path"))),
     }
 }
 
@@ -93,14 +90,11 @@ pub(crate) fn prepare(connection: &mut Connection, paths: &Paths, site: &Site, f
     let epoch = read_epoch(&transaction, paths)?;
     let ours = fresh || site.known == Some(file);
     if !ours && is_unmarked(paths)? && !find_elsewhere(&transaction, site)?.is_empty() {
-        return Err(Error::new(
-            ErrorKind::Corrupt,
-            format!(
-                "{shown} has sessions that may live, and {} does not know them: it is in use at another place, or was \
+        return Err(error::corrupt(format!(
+            "{shown} has sessions that may live, and {} does not know them: it is in use at another place, or was \
                  moved; mount the directory and not the file, or stop all its users and run `tooz doctor --adopt`",
-                paths.sessions().display()
-            ),
-        ));
+            paths.sessions().display()
+        )));
     }
     if !fresh && found < site.layout {
         bring_up(&transaction, paths, site, found)?;
@@ -204,9 +198,9 @@ fn read_epoch(connection: &Connection, paths: &Paths) -> Result<Epoch> {
         .query_row("SELECT epoch FROM tooz", [], |row| row.get::<_, Id>(0))
         .optional()
         .map_err(native)?;
-    epoch.map(|epoch| Epoch(epoch.0)).ok_or_else(|| {
-        Error::new(ErrorKind::Corrupt, format!("{} has no epoch; restore it", paths.database.display()))
-    })
+    epoch
+        .map(|epoch| Epoch(epoch.0))
+        .ok_or_else(|| error::corrupt(format!("{} has no epoch; restore it", paths.database.display())))
 }
 
 fn create(transaction: &Connection, site: &Site) -> Result<()> {
@@ -229,13 +223,10 @@ fn read_mark(paths: &Paths) -> Result<String> {
     let path = paths.sessions().join(session_file::EPOCH);
     let failed = |error| error::io(format!("{}", path.display()), error);
     let mut text = String::new();
-    match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(&path) {
-        Ok(file) => {
-            // A text longer than an id is no id.
-            file.take(64).read_to_string(&mut text).map_err(failed)?;
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(error)),
+    let file = host::open_existing(OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW), &path);
+    if let Some(file) = file.map_err(failed)? {
+        // A text longer than an id is no id.
+        file.take(64).read_to_string(&mut text).map_err(failed)?;
     }
     Ok(text)
 }
@@ -262,14 +253,11 @@ fn claim_directory(paths: &Paths, epoch: Epoch, fresh: bool) -> Result<()> {
     // A deleted database leaves its directory behind. A new database may have it once no session there lives.
     let abandoned = fresh && !session_file::any_locked(&directory).map_err(failed)?;
     if !text.is_empty() && !abandoned {
-        return Err(Error::new(
-            ErrorKind::Corrupt,
-            format!(
-                "{} belongs to another database than {}; stop all users of both, then remove the directory",
-                directory.display(),
-                paths.database.display()
-            ),
-        ));
+        return Err(error::corrupt(format!(
+            "{} belongs to another database than {}; stop all users of both, then remove the directory",
+            directory.display(),
+            paths.database.display()
+        )));
     }
     write_mark(&directory, epoch, paths.mode).map_err(failed)
 }

@@ -1,6 +1,6 @@
 //! Sessions that may be dead: from the first hint to clearing them away.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tooz_core::Result;
@@ -116,7 +116,7 @@ impl Engine {
         let (dead, gone) = self.read(|tx| {
             let (mut dead, mut gone) = (Vec::new(), Vec::new());
             for seq in suspects {
-                let stands = tx.first("SELECT 1 FROM sessions WHERE seq = ?1", [*seq], |_| Ok(()))?.is_some();
+                let stands = tx.exists("SELECT 1 FROM sessions WHERE seq = ?1", [*seq])?;
                 if !stands {
                     gone.push(*seq);
                 } else if reaper::is_dead(tx, *seq)? {
@@ -151,7 +151,7 @@ impl Engine {
             return;
         }
         let found = self.read(|tx| predecessor::find(tx, &locks));
-        let (found, overdue) = match found {
+        let Found { dead, by_wakeup, overdue } = match found {
             Ok(found) => found,
             Err(error) => {
                 tracing::debug!(%error, "who stands before us is looked at with the next beat");
@@ -170,13 +170,8 @@ impl Engine {
         }
         let sessions = self.jobs.paths.sessions();
         let mut known = std::mem::take(&mut self.predecessors.0);
-        let mut by_wakeup: BTreeMap<u128, BTreeSet<i64>> = BTreeMap::new();
-        for Found { seq, wakeup, dead } in found {
-            if dead {
-                self.suspect(seq);
-            } else if let Some(id) = wakeup {
-                by_wakeup.entry(id).or_default().insert(seq);
-            }
+        for seq in dead {
+            self.suspect(seq);
         }
         for (id, seqs) in by_wakeup {
             let file = match known.remove(&id) {

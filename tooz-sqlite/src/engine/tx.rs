@@ -17,7 +17,7 @@ use crate::engine::watches::{GroupWatch, LockWatch};
 use crate::error::{self, Work};
 use crate::host::process::Process;
 use crate::host::{self, FileId};
-use crate::keys::Lock;
+use crate::keys::{Id, Lock};
 use crate::session_state::SessionState;
 
 /// What stays the same as long as the database is open.
@@ -185,6 +185,17 @@ impl<'a> Tx<'a> {
     ) -> Work<Option<T>> {
         let row = self.connection.prepare_cached(sql)?.query_row(params, read).optional();
         row.map_err(|error| error::reading(error, sql))
+    }
+
+    /// Whether there is a row.
+    pub(crate) fn exists(&self, sql: &str, params: impl Params) -> Work<bool> {
+        Ok(self.first(sql, params, |_| Ok(()))?.is_some())
+    }
+
+    /// The epoch of the data; 0 if there is none.
+    pub(crate) fn epoch(&self) -> Work<u128> {
+        let epoch = self.first("SELECT epoch FROM tooz", [], |row| row.get::<_, Id>(0))?;
+        Ok(epoch.map_or(0, |epoch| epoch.0))
     }
 
     /// Every row.

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use nix::libc;
 
 use crate::host::ownership::{self, Rights, STAGING};
-use crate::host::{FileId, os_lock};
+use crate::host::{self, FileId, os_lock};
 
 /// The FIFOs' directory inside that of the sessions. Opening and closing FIFOs there wakes no process that listens to the
 /// sessions.
@@ -27,7 +27,8 @@ const FLAGS: libc::c_int = libc::O_NONBLOCK | libc::O_NOFOLLOW;
 pub(crate) struct Wakeup {
     pub(crate) id: u128,
     path: PathBuf,
-    file: File,
+    /// The descriptor to wait on.
+    pub(crate) file: File,
 }
 
 /// How often a FIFO that a cleaner took for a leftover is made anew.
@@ -57,11 +58,6 @@ impl Wakeup {
             }
         }
         tried
-    }
-
-    /// The descriptor to wait on.
-    pub(crate) fn file(&self) -> &File {
-        &self.file
     }
 
     /// Whether another process has written to it since the last call.
@@ -104,11 +100,9 @@ pub(crate) fn wake(sessions: &Path, id: u128) {
 
 /// Opens another process's FIFO to learn of the owner's end; `None` if there is no owner any more.
 pub(crate) fn watch_owner(sessions: &Path, id: u128) -> io::Result<Option<File>> {
-    match OpenOptions::new().read(true).custom_flags(FLAGS).open(path_of(sessions, id)) {
-        Ok(file) => Ok(os_lock::is_locked(&file)?.then_some(file)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+    let file =
+        host::open_existing(OpenOptions::new().read(true).custom_flags(FLAGS), &path_of(sessions, id))?;
+    file.map_or(Ok(None), |file| Ok(os_lock::is_locked(&file)?.then_some(file)))
 }
 
 /// Removes a FIFO whose owner is gone.
@@ -163,7 +157,7 @@ mod tests {
         let listener = watch_owner(directory.path(), 7).unwrap().unwrap();
         assert!(!wakeup.was_woken());
         wake(directory.path(), 7);
-        assert_eq!(told(wakeup.file(), PollFlags::POLLIN), PollFlags::POLLIN);
+        assert_eq!(told(&wakeup.file, PollFlags::POLLIN), PollFlags::POLLIN);
         assert_eq!(told(&listener, PollFlags::empty()), PollFlags::empty(), "the byte was not for it");
         assert!(wakeup.was_woken() && !wakeup.was_woken());
         remove_strays(directory.path(), |_| false).unwrap();

@@ -6,7 +6,7 @@ pub(crate) mod os_lock;
 pub(crate) mod ownership;
 pub(crate) mod process;
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -38,4 +38,12 @@ impl From<&fs::Metadata> for FileId {
 /// The id of this boot of the machine.
 pub(crate) fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+/// Opens a file; `None` if there is none.
+pub(crate) fn open_existing(options: &OpenOptions, path: &Path) -> io::Result<Option<File>> {
+    match options.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        answer => answer.map(Some),
+    }
 }

@@ -10,7 +10,6 @@ use tooz_core::{ErrorKind, GroupId, MemberId, Result};
 
 use crate::engine::tx::Tx;
 use crate::error::Fail;
-use crate::keys::Id;
 use crate::read_only::driver::{Feed, LOOK, ReadOnly, refuse};
 use crate::read_only::reader::Reader;
 use crate::view;
@@ -69,8 +68,7 @@ async fn read_group(
 ) -> Result<Option<(Which, Option<Vec<MemberRecord>>)>> {
     let (namespace, group) = (reader.config.namespace.clone(), group.clone());
     let work = move |tx: &mut Tx<'_>| {
-        let epoch = tx.first("SELECT epoch FROM tooz", [], |row| row.get::<_, Id>(0))?;
-        let epoch = epoch.map_or(0, |epoch| epoch.0);
+        let epoch = tx.epoch()?;
         match view::find(tx, &namespace, &group) {
             Ok(id) => Ok((Which { epoch, id }, Some(view::members(tx, &namespace, &group)?))),
             Err(Fail::Tooz(error)) if error.kind() == ErrorKind::GroupNotFound => {

@@ -88,7 +88,7 @@ impl Reader {
         }
         self.paths.check()?;
         let look = presence::look();
-        if look.has(&self.paths.database) {
+        if look.contains(&self.paths.database) {
             // The log stays as long as this process has the database open.
             return self.read(false, &mut work);
         }
