@@ -108,7 +108,7 @@ pub(crate) fn previous_to_number(previous: Previous) -> i64 {
     match previous {
         Previous::Expired => 1,
         Previous::Broken => 2,
-        // A foreign holder cannot come between: nobody else writes here.
+        // A foreign holder cannot come between: no other program writes here.
         _ => 0,
     }
 }

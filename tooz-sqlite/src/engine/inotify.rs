@@ -1,7 +1,7 @@
-//! What the kernel tells about the database's files: one inotify instance per database and process.
+//! The kernel's events about the database's files: one inotify instance per database and process.
 //!
-//! Every watch has the smallest mask that will do, and events of names that are no session's are dropped: an
-//! unfiltered watcher is woken by every look of every other process.
+//! Every watch has the smallest mask that will do, and events of names that are no session's are dropped. Otherwise every look
+//! of every other process would wake this one.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,18 +14,18 @@ use tooz_core::driver::SessionId;
 
 use crate::engine::paths::Paths;
 
-/// What was heard.
+/// One event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FileEvent {
-    /// Somebody, perhaps we ourselves, wrote to the write-ahead log.
+    /// A process, perhaps this one, wrote to the write-ahead log.
     Written,
-    /// The database or the directory of sessions was moved, deleted or replaced, perhaps.
+    /// The database or the directory of sessions may have been moved, deleted or replaced.
     Moved,
-    /// The file of a session was closed by somebody who could write to it: its owner died, perhaps.
+    /// A process that could write to a session's file closed it: the owner may have died.
     Closed(SessionId),
-    /// Something happened to the file of a session of this process: it was removed, perhaps.
+    /// The file of a session of this process may have been removed.
     Touched(SessionId),
-    /// Events were lost: look at everything.
+    /// Events were lost: everything has to be checked.
     Overflow,
 }
 
@@ -50,37 +50,37 @@ impl FileEvents {
         Ok(Self { inotify, database, log: None, sessions, own: HashMap::new() })
     }
 
-    /// Whether every commit and every death is heard.
+    /// Whether every commit and every death makes an event.
     pub(crate) fn watches_all(&self) -> bool {
         self.log.is_some()
     }
 
     /// Listens for every commit and every death.
     pub(crate) fn watch_all(&mut self, paths: &Paths) -> Result<(), Errno> {
-        // A session that is closed in order removes its file before it closes it; that is nobody's death. (nix 0.31
-        // has no name for the flag.)
+        // A session that is closed in order removes its file before it closes the file, and must not look like a death.
+        // (nix 0.31 has no name for the flag.)
         let linked = AddWatchFlags::from_bits_retain(libc::IN_EXCL_UNLINK);
         self.listen_to_sessions(paths, AddWatchFlags::IN_CLOSE_WRITE | linked)?;
         self.log = Some(self.inotify.add_watch(&paths.beside("-wal"), AddWatchFlags::IN_MODIFY)?);
         Ok(())
     }
 
-    /// Listens for what concerns this process only: else each death would wake every process.
+    /// Listens only for what concerns this process: otherwise each death would wake every process.
     pub(crate) fn watch_own(&mut self, paths: &Paths) {
         if let Some(log) = self.log.take() {
-            let _ = self.inotify.rm_watch(log); // it is gone already if the file is
+            let _ = self.inotify.rm_watch(log); // the watch is gone already if the file is
         }
-        let _ = self.listen_to_sessions(paths, AddWatchFlags::empty()); // then it goes on hearing more
+        let _ = self.listen_to_sessions(paths, AddWatchFlags::empty()); // if it fails, more events than needed go on
     }
 
-    /// The same path again replaces what is listened for.
+    /// Adding the same path again replaces the mask of its watch.
     fn listen_to_sessions(&mut self, paths: &Paths, what: AddWatchFlags) -> Result<(), Errno> {
         let gone = AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_MOVE_SELF;
         self.sessions = self.inotify.add_watch(&paths.sessions(), gone | AddWatchFlags::IN_ONLYDIR | what)?;
         Ok(())
     }
 
-    /// Listens for the loss of a file of our own. Where that cannot be had, the look every second must do.
+    /// Listens for the loss of a session's file. Where that fails, the check every second has to do.
     pub(crate) fn watch_session(&mut self, path: &Path, id: SessionId) {
         let lost = AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_MOVE_SELF | AddWatchFlags::IN_DELETE_SELF;
         match self.inotify.add_watch(path, lost) {
@@ -93,18 +93,18 @@ impl FileEvents {
         }
     }
 
-    /// The session has ended.
+    /// Stops listening: the session has ended.
     pub(crate) fn forget_session(&mut self, id: SessionId) {
         let watch = self.own.iter().find(|(_, own)| **own == id).map(|(watch, _)| *watch);
         if let Some(watch) = watch {
             self.own.remove(&watch);
-            let _ = self.inotify.rm_watch(watch); // it is gone already if the file is
+            let _ = self.inotify.rm_watch(watch); // the watch is gone already if the file is
         }
     }
 
-    /// Everything that was heard since the last call, without waiting.
+    /// The events since the last call, without waiting.
     pub(crate) fn read(&self) -> Vec<FileEvent> {
-        let mut heard = Vec::new();
+        let mut found = Vec::new();
         loop {
             match self.inotify.read_events() {
                 Ok(events) => {
@@ -112,7 +112,7 @@ impl FileEvents {
                         let what = if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
                             Some(FileEvent::Overflow)
                         } else if event.mask.contains(AddWatchFlags::IN_IGNORED) {
-                            None // a watch ended; why, the event before it has told
+                            None // a watch ended; the event before it said why
                         } else if Some(event.wd) == self.log {
                             Some(FileEvent::Written)
                         } else if let Some(id) = self.own.get(&event.wd) {
@@ -127,17 +127,17 @@ impl FileEvents {
                         } else if event.wd == self.database {
                             Some(FileEvent::Moved)
                         } else {
-                            None // of a watch that was given up meanwhile
+                            None // of a watch that has ended meanwhile
                         };
                         if let Some(what) = what
-                            && heard.last() != Some(&what)
+                            && found.last() != Some(&what)
                         {
-                            heard.push(what);
+                            found.push(what);
                         }
                     }
                 }
                 Err(Errno::EINTR) => {}
-                Err(_) => return heard, // nothing more (EAGAIN)
+                Err(_) => return found, // nothing more (EAGAIN)
             }
         }
     }

@@ -52,7 +52,7 @@ fn hand_on(tx: &mut Tx<'_>, lock: &Lock) -> Work<()> {
         }
         // A dead session never gets the lock: this looks now, whatever an earlier look has seen.
         let alive = match tx.own_session(waiter.session) {
-            Some(local) if !local.is_over() => true,
+            Some(own) if !own.is_over() => true,
             _ => !reaper::reap(tx, waiter.session)?,
         };
         let granted =

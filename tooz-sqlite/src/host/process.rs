@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Process {
     pub(crate) pid: u32,
-    /// Its start in clock ticks since boot: a pid is used again, this pair is not.
+    /// Its start in clock ticks since boot: a pid is used again, the pair of both is not.
     pub(crate) started: Option<u64>,
     /// In another namespace the same pid is another process.
     pub(crate) pid_namespace: Option<u64>,
@@ -28,7 +28,7 @@ impl Process {
         }
     }
 
-    /// Whether it certainly no longer runs, judged from `here`.
+    /// Whether the process certainly no longer runs, judged from the process `here`.
     pub(crate) fn is_gone(&self, here: &Self) -> bool {
         let (Some(namespace), Some(started), Some(_)) = (self.pid_namespace, self.started, here.started)
         else {
@@ -44,7 +44,7 @@ impl Process {
         }
     }
 
-    /// Whether it stands still (SIGSTOP, or a debugger), judged from this process.
+    /// Whether the process is stopped (SIGSTOP, or a debugger), judged from this process.
     pub(crate) fn is_stopped(&self) -> bool {
         let here = Self::this();
         let known = self.pid_namespace.is_some() && here.pid_namespace == self.pid_namespace;
@@ -52,7 +52,7 @@ impl Process {
     }
 }
 
-/// Whether the process of this number stands still.
+/// Whether the process of this number is stopped.
 pub(crate) fn is_stopped(pid: u32) -> bool {
     stat(pid).is_some_and(|stat| stat.stopped)
 }
