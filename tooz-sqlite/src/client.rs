@@ -150,9 +150,7 @@ impl Client {
     pub(crate) async fn close(&self) -> Result<()> {
         self.jobs.check_process()?;
         self.leave();
-        if self.jobs.is_closing() {
-            self.jobs.wait_for_end().await;
-        }
+        self.jobs.wait_for_end().await;
         Ok(())
     }
 }

@@ -18,7 +18,7 @@ pub fn connect(request: Connect) -> Connecting {
         let Connect { url, context, view, .. } = request;
         let config = Config::from_url(&url)?;
         if view {
-            return read_only::connect(&url, config, context).await;
+            return read_only::driver::connect(&url, config, context).await;
         }
         let limit = config.connect_timeout;
         let client = Arc::new(Client::new(config, &context)?);

@@ -183,10 +183,9 @@ pub(crate) fn reap(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
         if !own.is_over() {
             return Ok(false);
         }
-        let file = own.file;
-        let path = own.path.clone();
+        let file = DeadFile::inherited(own.path.clone(), own.file);
         end(tx, &session, SessionEnd::Dead)?;
-        tx.effect(Effect::Clear(DeadFile::inherited(path, file)));
+        tx.effect(Effect::Clear(file));
         return Ok(true);
     }
     match judge(tx.site, &session) {

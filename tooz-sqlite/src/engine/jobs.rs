@@ -39,8 +39,9 @@ pub(crate) struct Job {
     pub(crate) call: Box<dyn Run>,
 }
 
+/// The work of a job and its reply.
 pub(crate) trait Run: Send {
-    /// Runs again if the transaction was rolled back.
+    /// May run again if the transaction was rolled back.
     fn run(&mut self, tx: &mut Tx<'_>) -> Work<()>;
     /// Ends the job; `outcome` is the error of the whole transaction, if there was one.
     fn finish(self: Box<Self>, outcome: Result<()>);
@@ -237,14 +238,13 @@ impl Jobs {
         self.wake();
     }
 
-    pub(crate) fn is_closing(&self) -> bool {
-        self.queue().closing
-    }
-
-    /// Waits until the thread has closed the database.
+    /// If the thread is to end, waits until it has closed the database.
     pub(crate) async fn wait_for_end(&self) {
-        // The sender lives as long as `self`, so the channel cannot be closed.
-        let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
+        let closing = self.queue().closing;
+        if closing {
+            // The sender lives as long as `self`, so the channel cannot be closed.
+            let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
+        }
     }
 
     // What follows is the thread's side.
