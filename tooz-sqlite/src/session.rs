@@ -60,9 +60,10 @@ impl Drop for AbandonOnDrop {
 /// A session in the database. The files `groups` and `locks` implement its other two traits.
 #[derive(Debug)]
 pub(crate) struct SqliteSession {
+    /// The first field: the session is left before the last client ends the thread, which clears the session away.
+    owned: AbandonOnDrop,
     pub(crate) client: Arc<Client>,
     pub(crate) session: Arc<SessionState>,
-    owned: AbandonOnDrop,
     epoch: Epoch,
     opened_at: Instant,
     closed: AtomicBool,
@@ -82,7 +83,7 @@ impl SqliteSession {
         let (owned, epoch) =
             client.call(Level::Write, work).await.map_err(|error| error.during("open session"))?;
         let (client, session) = (client.clone(), owned.session.clone());
-        Ok(Self { client, session, owned, epoch, opened_at, closed: AtomicBool::new(false) })
+        Ok(Self { owned, client, session, epoch, opened_at, closed: AtomicBool::new(false) })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The databases that this process has open for writing.
 //!
-//! A look without a session (see [`read_only`](crate::read_only)) opens and closes files of its own, and closing any descriptor
-//! of a file drops all POSIX locks that the process has on the file. So a look and the opening or closing of a database take turns.
+//! A look without a session (see [`read_only`](crate::read_only)) opens and closes files of its own. Closing any descriptor of a
+//! file drops all POSIX locks that the process has on the file. So a look and the opening or closing of a database take turns.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
