@@ -68,36 +68,30 @@ pub(crate) struct Config {
 
 impl Config {
     pub(crate) fn from_url(url: &BackendUrl) -> Result<Self> {
+        let invalid = |what: &'static str| Err(Error::new(ErrorKind::InvalidUrl, what));
+        let invalid_option = |what: &'static str| Error::new(ErrorKind::InvalidOption, what);
         let in_memory = url.hosts().iter().any(|host| host.name.starts_with(":memory"))
             || url.path().starts_with(b"/:memory:")
             || url.option("mode") == Some("memory");
         if in_memory {
-            return Err(Error::new(
-                ErrorKind::InvalidUrl,
+            return invalid(
                 "an SQLite database in memory is seen by nobody else; write memory://name instead",
-            ));
+            );
         }
         if url.user().is_some() || url.password().is_some() {
-            return Err(Error::new(
-                ErrorKind::InvalidUrl,
-                "sqlite:// takes no user and no password: the file's permissions decide",
-            ));
+            return invalid("sqlite:// takes no user and no password: the file's permissions decide");
         }
         let path = url.file_path()?;
         if path.file_name().is_none() || url.path().ends_with(b"/") {
-            return Err(Error::new(
-                ErrorKind::InvalidUrl,
+            return invalid(
                 "sqlite:// names a file, not a directory; write for example sqlite:///var/lib/app/tooz.db",
-            ));
+            );
         }
         let durable = match url.option("synchronous") {
             None | Some("normal") => false,
             Some("full") => true,
             Some(_) => {
-                return Err(Error::new(
-                    ErrorKind::InvalidOption,
-                    "option \"synchronous\": it must be normal or full",
-                ));
+                return Err(invalid_option("option \"synchronous\": it must be normal or full"));
             }
         };
         let mode = match url.option("mode") {
@@ -107,10 +101,7 @@ impl Config {
                 // Without the owner's own rights nothing would work, and nothing here is to be run.
                 .filter(|mode| mode & 0o600 == 0o600 && mode & !0o666 == 0)
                 .ok_or_else(|| {
-                    Error::new(
-                        ErrorKind::InvalidOption,
-                        "option \"mode\": it must be an octal number from 600 to 666, such as 660",
-                    )
+                    invalid_option("option \"mode\": it must be an octal number from 600 to 666, such as 660")
                 })?,
         };
         let limit = |name, default| url.duration(name).map(|given| given.unwrap_or(default));
@@ -130,13 +121,17 @@ impl Config {
     }
 }
 
-/// What the scheme keeps on a local file system: everything but several hosts.
+/// What the scheme guarantees on a local file system: everything but several hosts.
 pub(crate) fn characteristics(_url: &BackendUrl) -> Characteristics {
     Characteristics::all() - Characteristics::DISTRIBUTED_ACROSS_HOSTS
 }
 
-/// What is left on a file system that was forced: whether its locks, its syncs and its change events reach every
-/// process cannot be known.
+/// What the driver guarantees on this file system.
+pub(crate) fn characteristics_on(url: &BackendUrl, known_file_system: bool) -> Characteristics {
+    if known_file_system { characteristics(url) } else { on_unknown_file_system() }
+}
+
+/// What is left on a file system that was forced: its locks, its syncs and its change events may not reach every process.
 pub(crate) fn on_unknown_file_system() -> Characteristics {
     Characteristics::DISTRIBUTED_ACROSS_THREADS
         | Characteristics::DISTRIBUTED_ACROSS_PROCESSES

@@ -4,7 +4,7 @@ use rusqlite::ErrorCode;
 use rusqlite::ffi;
 use tooz_core::{Error, ErrorKind};
 
-/// Why a piece of work inside a transaction did not succeed.
+/// Why work inside a transaction failed.
 #[derive(Debug)]
 pub(crate) enum Fail {
     /// SQLite refused.
@@ -31,7 +31,7 @@ impl From<Error> for Fail {
 }
 
 impl Fail {
-    /// Whether it is about one record that somebody damaged, and not about the whole transaction.
+    /// Whether one damaged record has failed, and not the whole transaction.
     pub(crate) fn is_unreadable(&self) -> bool {
         match self {
             Self::Sql(error) => is_unreadable(error),
@@ -62,7 +62,7 @@ impl Fail {
     }
 }
 
-/// Whether somebody else holds the database's write lock, or recovers it.
+/// Whether another process holds the database's write lock, or recovers the database.
 pub(crate) fn is_busy(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
 }
@@ -72,7 +72,7 @@ pub(crate) fn is_foreign_key(error: &rusqlite::Error) -> bool {
     error.sqlite_error().is_some_and(|error| error.extended_code == ffi::SQLITE_CONSTRAINT_FOREIGNKEY)
 }
 
-/// Whether a record was read that cannot be understood: somebody else wrote it.
+/// Whether the record that was read is damaged.
 pub(crate) fn is_unreadable(error: &rusqlite::Error) -> bool {
     use rusqlite::Error as Sql;
     matches!(
@@ -144,6 +144,11 @@ pub(crate) fn commit(error: rusqlite::Error) -> Error {
     let unknown = error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure);
     let error = native(error);
     if unknown { error.indeterminate() } else { error }
+}
+
+/// The error of a record or file that makes no sense.
+pub(crate) fn corrupt(what: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Corrupt, what)
 }
 
 /// An error of the operating system about `what`.

@@ -1,42 +1,30 @@
-//! What a look at the database and its directory finds, for operators: also where connecting fails.
+//! What is wrong with the database and its directory, for operators. This also works where connecting fails.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use nix::sys::statfs::{self, FsType};
+use nix::sys::statfs::TMPFS_MAGIC;
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
 use tooz_core::driver::{Connect, Context};
 use tooz_core::runtime::Spawner;
 use tooz_core::{Characteristics, Error, Examining, Finding, Result, Severity};
 
-use crate::client::{Level, User};
+use crate::client::Client;
 use crate::config::{self, Config};
-use crate::kernel;
-use crate::place::Place;
-use crate::{reaper, schema};
+use crate::engine::jobs::Level;
+use crate::engine::paths::{self, Paths};
+use crate::engine::schema;
+use crate::host::{filesystem, process};
+use crate::reaper;
 
-/// With less room than this a log that grows while somebody reads fills the disk.
+/// With less room than this, a log that grows during a read fills the disk.
 const LITTLE_SPACE: u64 = 16 << 20;
 
 const ADOPTED: &str =
     "adopted: the database belongs to this place, and what was recorded at another has ended";
 const NOTHING_TO_ADOPT: &str = "nothing to adopt: the database belongs to this place";
-
-/// File systems by what `statfs(2)` calls them.
-const NAMES: &[(FsType, &str)] = &[
-    (statfs::EXT4_SUPER_MAGIC, "ext4"),
-    (statfs::XFS_SUPER_MAGIC, "xfs"),
-    (statfs::BTRFS_SUPER_MAGIC, "btrfs"),
-    (FsType(0x2fc1_2fc1), "zfs"),
-    (statfs::F2FS_SUPER_MAGIC, "f2fs"),
-    (statfs::TMPFS_MAGIC, "tmpfs"),
-    (statfs::OVERLAYFS_SUPER_MAGIC, "overlay"),
-    (statfs::NFS_SUPER_MAGIC, "nfs"),
-    (FsType(0xff53_4d42), "smb"),
-    (statfs::FUSE_SUPER_MAGIC, "fuse"),
-];
 
 /// Looks at the database that the URL names.
 pub(crate) fn examine(request: Connect) -> Examining {
@@ -45,10 +33,10 @@ pub(crate) fn examine(request: Connect) -> Examining {
         let config = Config { adopt, ..Config::from_url(&url)? };
         let spawner = context.spawner.clone();
         let (looked, best) = (config.clone(), config::characteristics(&url));
-        let (mut found, usable) = spawner.blocking(move || outside(&looked, best)).await??;
+        let (mut found, usable) = spawner.blocking(move || examine_outside(&looked, best)).await??;
         if usable {
             let unmarked = adopt && is_unmarked(&spawner, &config).await?;
-            found.extend(inside(config.clone(), &context).await?);
+            found.extend(examine_inside(config.clone(), &context).await?);
             if adopt {
                 let adopted = unmarked && !is_unmarked(&spawner, &config).await?;
                 found.push(Finding::good("adopt", if adopted { ADOPTED } else { NOTHING_TO_ADOPT }));
@@ -60,57 +48,44 @@ pub(crate) fn examine(request: Connect) -> Examining {
 
 async fn is_unmarked(spawner: &Spawner, config: &Config) -> Result<bool> {
     let (path, force) = (config.path.clone(), config.force_filesystem);
-    spawner.blocking(move || schema::is_unmarked(&Place::find(&path, force)?)).await?
+    spawner.blocking(move || schema::is_unmarked(&Paths::find(&path, force)?)).await?
 }
 
-/// What can be seen without opening the database, and whether it is worth being opened.
-fn outside(config: &Config, best: Characteristics) -> Result<(Vec<Finding>, bool)> {
+/// Examines what can be seen without opening the database; also returns whether opening it is worth the try.
+fn examine_outside(config: &Config, best: Characteristics) -> Result<(Vec<Finding>, bool)> {
     let mut found = vec![Finding::good("version", format!("SQLite {}", rusqlite::version()))];
-    let place = match Place::find(&config.path, true) {
-        Ok(place) => place,
+    let paths = match Paths::find(&config.path, true) {
+        Ok(paths) => paths,
         Err(error) => {
             found.push(Finding::bad("place", error.context(), "correct the path or what stands there"));
             return Ok((found, false));
         }
     };
-    if place.database.exists()
-        && let Err(error) = place.check_mount()
+    if paths.database.exists()
+        && let Err(error) = paths.check_mount()
     {
         found.push(Finding::bad("place", error.context(), "mount the directory, not the file"));
         return Ok((found, false));
     }
-    let directory = place.database.parent().unwrap_or(Path::new("/"));
+    let directory = paths.database.parent().unwrap_or(Path::new("/"));
     let lost = best - config::on_unknown_file_system();
-    let system = file_system(directory, place.known_file_system, config.force_filesystem, lost)?;
-    let refused = system.severity() == Severity::Bad;
-    found.push(system);
-    let unwritable = unwritable(&place, directory);
-    let closed = unwritable.is_some();
-    found.extend(unwritable);
+    found.push(file_system(directory, paths.known_file_system, config.force_filesystem, lost)?);
+    found.extend(unwritable(&paths, directory));
     found.extend(space(directory));
-    let stopped = stopped_writer(&place);
-    let stuck = stopped.is_some();
-    found.extend(stopped);
-    // Looking must not make one.
-    let exists = place.database.is_file();
+    found.extend(stopped_writer(&paths));
+    let usable = found.iter().all(|finding| finding.severity() != Severity::Bad);
+    // Examining must not create the database.
+    let exists = paths.database.is_file();
     if !exists {
         found.push(Finding::good("journal", "the database does not exist yet; connecting makes it"));
     }
-    Ok((found, exists && !refused && !closed && !stuck))
-}
-
-fn name_of(system: FsType) -> String {
-    let known = NAMES.iter().find(|(number, _)| *number == system);
-    known.map_or_else(|| format!("file system {:#x}", system.0), |(_, name)| (*name).to_owned())
+    Ok((found, exists && usable))
 }
 
 fn file_system(directory: &Path, known: bool, forced: bool, lost: Characteristics) -> Result<Finding> {
-    let answer = statfs::statfs(directory).map_err(|errno| {
-        crate::error::io(format!("the file system of {}", directory.display()), errno.into())
-    })?;
-    let (system, topic) = (answer.filesystem_type(), "file-system");
-    let name = name_of(system);
-    if known && system == statfs::TMPFS_MAGIC {
+    let system = paths::file_system_of(directory)?;
+    let (name, topic) = (filesystem::name_of(system), "file-system");
+    if known && system == TMPFS_MAGIC {
         return Ok(Finding::warning(
             topic,
             format!("{name}: it is in memory, so after a restart of the machine tokens may begin anew"),
@@ -126,8 +101,8 @@ fn file_system(directory: &Path, known: bool, forced: bool, lost: Characteristic
         .lowers(lost))
 }
 
-fn unwritable(place: &Place, directory: &Path) -> Option<Finding> {
-    let paths = [directory.to_owned(), place.database.clone(), place.sessions()];
+fn unwritable(paths: &Paths, directory: &Path) -> Option<Finding> {
+    let paths = [directory.to_owned(), paths.database.clone(), paths.sessions()];
     let closed =
         paths.iter().find(|path| path.exists() && access(path.as_path(), AccessFlags::W_OK).is_err())?;
     Some(Finding::bad(
@@ -153,12 +128,12 @@ fn space(directory: &Path) -> Option<Finding> {
     })
 }
 
-/// Whether whoever has the write lock stands still: then nobody else gets anything.
-fn stopped_writer(place: &Place) -> Option<Finding> {
+/// Whether the process that has the write lock is stopped: then no other process can write.
+fn stopped_writer(paths: &Paths) -> Option<Finding> {
     // Not by opening the file: closing it again would drop SQLite's own locks in this process.
-    let shared_memory = fs::metadata(place.beside("-shm")).ok()?;
+    let shared_memory = fs::metadata(paths.beside("-shm")).ok()?;
     let locks = fs::read_to_string("/proc/locks").ok()?;
-    let pid = writers(&locks, shared_memory.ino()).find(|pid| kernel::is_stopped(*pid))?;
+    let pid = writers(&locks, shared_memory.ino()).find(|pid| process::is_stopped(*pid))?;
     Some(Finding::bad(
         "stopped",
         format!("process {pid} stands still and has the database locked: everybody waits for it"),
@@ -177,19 +152,19 @@ fn writers(locks: &str, inode: u64) -> impl Iterator<Item = u32> {
     })
 }
 
-/// What the database itself says.
-async fn inside(config: Config, context: &Context) -> Result<Vec<Finding>> {
-    // Half of what there is, so that what was found so far is told in time.
+/// Examines what the database itself says.
+async fn examine_inside(config: Config, context: &Context) -> Result<Vec<Finding>> {
+    // Half of the time there is, so that the findings so far arrive in time.
     let limit = config.connect_timeout / 2;
     let durable = config.durable;
-    let user = User::new(config, context)?;
-    let asked = user
+    let client = Client::new(config, context)?;
+    let asked = client
         .call_within(Level::Read, limit, |tx| {
             let mode: String = tx.connection.pragma_query_value(None, "journal_mode", |row| row.get(0))?;
             Ok((mode, reaper::holding(tx)?))
         })
         .await;
-    let closed = user.close().await;
+    let closed = client.close().await;
     let (mode, holding) = match asked {
         Ok(asked) => asked,
         Err(error) => return Ok(vec![cannot_be_read(&error)]),

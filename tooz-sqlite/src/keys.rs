@@ -7,7 +7,7 @@ use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, 
 use tooz_core::driver::{LockKey, LockMode, Previous};
 use tooz_core::{Error, ErrorKind, GroupId, LockName};
 
-use crate::error::{Fail, Work};
+use crate::error::{self, Fail, Work};
 
 /// A lock in its namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,7 +41,7 @@ impl Lock {
             _ => None,
         };
         let key = key.ok_or_else(|| {
-            Error::new(ErrorKind::Corrupt, "a record of the database is of a lock that cannot be; delete it")
+            error::corrupt("a record of the database is of a lock that cannot be; delete it")
         })?;
         Ok(Self { namespace: namespace.into(), key })
     }
@@ -108,7 +108,7 @@ pub(crate) fn previous_to_number(previous: Previous) -> i64 {
     match previous {
         Previous::Expired => 1,
         Previous::Broken => 2,
-        // A foreign holder cannot come between: nobody else writes here.
+        // A foreign holder cannot come between: no other program writes here.
         _ => 0,
     }
 }

@@ -4,35 +4,22 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("tooz-sqlite needs Linux: open-file-description locks and inotify tell who lives");
 
-mod ahead;
-mod batch;
-mod bell;
 mod client;
 mod config;
 mod driver;
-mod ears;
 mod engine;
 mod error;
-mod events;
 mod examine;
-mod fence;
 mod groups;
-mod hub;
-mod kernel;
+mod holders;
+mod host;
 mod keys;
-mod local;
 mod locks;
-mod ownership;
-mod place;
-mod presence;
+mod read_only;
 mod reaper;
-mod schema;
 mod session;
-mod sessionfile;
-mod spin;
-mod tx;
+mod session_state;
 mod view;
-mod vigil;
 mod watch;
 
 use tooz_core::Registration;

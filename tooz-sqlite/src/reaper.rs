@@ -1,9 +1,9 @@
-//! Whether a session lives, and clearing away one that does not.
+//! Whether a session is alive, and clearing away a dead one.
 //!
-//! A session is dead only if (a) its file is at its path, is the recorded inode, and its lock is free; or (b) its
-//! recorded process lies in our pid namespace and boot and no longer exists, although a child that inherited the
-//! descriptor still has the lock, or the file may not be read; or it was recorded under another boot. A missing file is
-//! not death: its owner notices and ends the session itself.
+//! A session is dead only in three cases. (a) Its file is at its path, has the recorded inode, and is not locked. (b) Its
+//! recorded process is of our pid namespace and boot and no longer exists, although a child that inherited the descriptor
+//! still has the lock, or the file may not be read. (c) The session was recorded under another boot. A session whose file is
+//! missing is not dead: its owner notices and ends the session itself.
 
 use std::io;
 
@@ -11,24 +11,25 @@ use rusqlite::Row;
 use tooz_core::LossReason;
 use tooz_core::driver::{End, SessionId};
 
+use crate::engine::lock_rows;
+use crate::engine::log::{self, Event};
+use crate::engine::session_file::{self, DeadFile, Look};
+use crate::engine::tx::{Effect, Site, Tx};
 use crate::error::{self, Fail, Work};
-use crate::events::{self, Event};
-use crate::kernel::{FileId, Process};
+use crate::host::FileId;
+use crate::host::process::Process;
 use crate::keys::{Id, Lock, number_to_previous};
-use crate::locks;
-use crate::sessionfile::{self, DeadFile, Look};
-use crate::tx::{Effect, Site, Tx};
 
 /// A session as it is recorded.
 #[derive(Clone, Debug)]
 pub(crate) struct Recorded {
     pub(crate) seq: i64,
     pub(crate) id: SessionId,
-    // What somebody damaged is `None`, and then says nothing against the session's life.
+    // A damaged column is `None`, and then says nothing against the session's life.
     inode: Option<u64>,
     process: Option<Process>,
     boot_id: Option<String>,
-    pub(crate) bell: Option<u128>,
+    pub(crate) wakeup: Option<u128>,
 }
 
 /// The columns that [`Recorded::read`] expects.
@@ -42,11 +43,11 @@ impl Recorded {
             inode: row.get::<_, i64>(2).ok().map(i64::cast_unsigned),
             process: process(row).ok(),
             boot_id: row.get(6).ok(),
-            bell: row.get::<_, Option<Id>>(7).ok().flatten().map(|bell| bell.0),
+            wakeup: row.get::<_, Option<Id>>(7).ok().flatten().map(|id| id.0),
         })
     }
 
-    /// Whether it was recorded under another boot.
+    /// Whether the session was recorded under another boot.
     fn is_of_another_boot(&self, site: &Site) -> bool {
         self.boot_id.as_ref().is_some_and(|boot_id| *boot_id != site.boot_id)
     }
@@ -59,7 +60,7 @@ impl Recorded {
         tx.first(&format!("SELECT {COLUMNS} FROM sessions WHERE id = ?1"), [Id(id.0)], Self::read)
     }
 
-    /// Every one that can be understood.
+    /// Every readable one.
     pub(crate) fn all(tx: &Tx<'_>) -> Work<Vec<Self>> {
         tx.readable(&format!("SELECT {COLUMNS} FROM sessions"), [], Self::read)
     }
@@ -79,9 +80,9 @@ fn process(row: &Row<'_>) -> rusqlite::Result<Process> {
 /// How a session ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SessionEnd {
-    /// Its owner closed it.
+    /// Its owner closed the session.
     Closed(End),
-    /// It died.
+    /// Its owner died.
     Dead,
 }
 
@@ -91,38 +92,38 @@ enum Verdict {
     Dead(Option<DeadFile>),
 }
 
-/// Whether the recorded process is gone although the lock is held or the file missing: rule (b).
+/// Whether the recorded process is gone although the file is locked or missing: case (b).
 fn process_is_gone(site: &Site, session: &Recorded) -> bool {
     session.process.as_ref().is_some_and(|process| process.is_gone(&site.process))
 }
 
-/// A look that takes nothing.
+/// Whether a session looks dead. This look takes no lock.
 pub(crate) fn looks_dead(site: &Site, session: &Recorded) -> bool {
     if session.is_of_another_boot(site) {
         return true;
     }
     let Some(inode) = session.inode else { return process_is_gone(site, session) };
-    let path = sessionfile::path_of(&site.sessions, session.id);
-    match sessionfile::look(&path, inode) {
+    let path = session_file::path_of(&site.sessions, session.id);
+    match session_file::look(&path, inode) {
         Ok(Look::Free) => true,
         Ok(Look::Locked | Look::Missing) => process_is_gone(site, session),
-        // Another user's, perhaps: where the file cannot be asked, the process is.
+        // Another user's file, perhaps: where the file may not be read, the process decides.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => process_is_gone(site, session),
         Err(error) => {
-            // What cannot be looked at is not dead.
+            // A session that cannot be examined is not dead.
             tracing::warn!(session = %session.id, %error, "a session's file cannot be examined");
             false
         }
     }
 }
 
-/// A look that takes the dead one's lock, so that only one process clears it away.
+/// Judges a session. Takes the lock of a dead one's file, so that only one process clears the session away.
 fn judge(site: &Site, session: &Recorded) -> Verdict {
     if !looks_dead(site, session) {
         return Verdict::Alive;
     }
-    let path = sessionfile::path_of(&site.sessions, session.id);
-    match sessionfile::claim(&path, session.inode) {
+    let path = session_file::path_of(&site.sessions, session.id);
+    match session_file::claim(&path, session.inode) {
         Ok(Some(file)) => Verdict::Dead(Some(file)),
         _ if session.is_of_another_boot(site) || process_is_gone(site, session) => Verdict::Dead(
             FileId::at(&path)
@@ -130,7 +131,7 @@ fn judge(site: &Site, session: &Recorded) -> Verdict {
                 .filter(|id| Some(id.inode) == session.inode)
                 .map(|id| DeadFile::inherited(path, id)),
         ),
-        // Somebody took it for a leftover; its row is looked at again later.
+        // Another process took the file for a leftover; the thread looks at the session again later.
         Ok(None) => Verdict::Alive,
         Err(error) => {
             tracing::warn!(session = %session.id, %error, "a dead session's file cannot be locked");
@@ -139,11 +140,11 @@ fn judge(site: &Site, session: &Recorded) -> Verdict {
     }
 }
 
-/// Whether a session is dead, as far as a read may say; the dead are left to the thread to clear away.
+/// Whether a session is dead, as far as a read may say. Leaves the dead for the thread to clear away.
 pub(crate) fn is_dead(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
     let now = tx.site.clock.now();
-    if let Some(local) = tx.local(seq) {
-        return Ok(local.is_over());
+    if let Some(own) = tx.own_session(seq) {
+        return Ok(own.is_over());
     }
     if tx.probes.is_fresh(seq, now) {
         return Ok(false);
@@ -151,7 +152,7 @@ pub(crate) fn is_dead(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
     let dead = match Recorded::by_seq(tx, seq) {
         Ok(Some(session)) => looks_dead(tx.site, &session),
         Ok(None) => return Ok(true),
-        // What cannot be looked at is not dead.
+        // A session that cannot be examined is not dead.
         Err(fail) if fail.is_unreadable() => {
             tracing::warn!(seq, ?fail, "a session's record cannot be understood");
             return Ok(false);
@@ -166,7 +167,7 @@ pub(crate) fn is_dead(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
     Ok(dead)
 }
 
-/// Ends a session of another process if it is dead; whether it is gone now. Believes a recent look.
+/// Ends a session of another process if it is dead; returns whether it is gone now. Relies on a recent look.
 pub(crate) fn reap_stale(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
     if tx.probes.is_fresh(seq, tx.site.clock.now()) {
         return Ok(false);
@@ -174,18 +175,17 @@ pub(crate) fn reap_stale(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
     reap(tx, seq)
 }
 
-/// Ends a session if it is dead; whether it is gone now.
+/// Ends a session if it is dead; returns whether it is gone now.
 pub(crate) fn reap(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
     let Some(session) = Recorded::by_seq(tx, seq)? else { return Ok(true) };
-    if let Some(local) = tx.local(seq) {
-        // This process knows of its own sessions without asking the kernel.
-        if !local.is_over() {
+    if let Some(own) = tx.own_session(seq) {
+        // This process knows its own sessions without asking the kernel.
+        if !own.is_over() {
             return Ok(false);
         }
-        let file = local.file;
-        let path = local.path.clone();
+        let file = DeadFile::inherited(own.path.clone(), own.file);
         end(tx, &session, SessionEnd::Dead)?;
-        tx.effect(Effect::Clear(DeadFile::inherited(path, file)));
+        tx.effect(Effect::Clear(file));
         return Ok(true);
     }
     match judge(tx.site, &session) {
@@ -200,20 +200,12 @@ pub(crate) fn reap(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
             if let Some(file) = file {
                 tx.effect(Effect::Clear(file));
             }
-            if let Some(bell) = session.bell {
-                tx.effect(Effect::Unhang(bell));
+            if let Some(id) = session.wakeup {
+                tx.effect(Effect::RemoveWakeup(id));
             }
             Ok(true)
         }
     }
-}
-
-/// Ends those of these sessions that are dead.
-pub(crate) fn reap_each(tx: &mut Tx<'_>, sessions: &[i64]) -> Work<()> {
-    for session in sessions {
-        reap(tx, *session)?;
-    }
-    Ok(())
 }
 
 /// Other processes' sessions that look dead.
@@ -221,10 +213,10 @@ pub(crate) fn find_dead(tx: &mut Tx<'_>) -> Work<Vec<i64>> {
     let now = tx.site.clock.now();
     let mut dead = Vec::new();
     for session in Recorded::all(tx)? {
-        if tx.local(session.seq).is_some_and(|local| !local.is_over()) {
+        if tx.own_session(session.seq).is_some_and(|own| !own.is_over()) {
             continue;
         }
-        if tx.local(session.seq).is_some() || looks_dead(tx.site, &session) {
+        if tx.own_session(session.seq).is_some() || looks_dead(tx.site, &session) {
             dead.push(session.seq);
         } else {
             tx.probes.alive(session.seq, now);
@@ -236,8 +228,8 @@ pub(crate) fn find_dead(tx: &mut Tx<'_>) -> Work<Vec<i64>> {
 /// The columns of a lock's key.
 type Columns = (String, i64, Vec<u8>);
 
-/// Deletes everything of a session and tells its owner if that is another process. What it held is handed on when
-/// the job settles.
+/// Deletes all records of a session, and tells its owner if that is another process. Its locks are handed on when the job
+/// settles.
 pub(crate) fn end(tx: &mut Tx<'_>, session: &Recorded, how: SessionEnd) -> Work<()> {
     let seq = session.seq;
     let columns =
@@ -258,33 +250,33 @@ pub(crate) fn end(tx: &mut Tx<'_>, session: &Recorded, how: SessionEnd) -> Work<
             SessionEnd::Closed(end) => end,
             SessionEnd::Dead => End::Unclean,
         };
-        locks::ended(tx, &lock, number_to_previous(previous), end)?;
-        locks::holders_changed(tx, &lock)?;
+        lock_rows::record_end(tx, &lock, number_to_previous(previous), end)?;
+        lock_rows::holders_changed(tx, &lock)?;
         tx.unsettled.push(lock);
     }
     for (namespace, kind, name) in waited {
         tx.unsettled.extend(Lock::from_columns(&namespace, kind, &name));
     }
-    events::members_left(tx, seq)?;
+    log::members_left(tx, seq)?;
     tx.run("DELETE FROM members WHERE session = ?1", [seq])?;
     tx.run("DELETE FROM claims WHERE session = ?1", [seq])?;
     match tx.run("DELETE FROM sessions WHERE seq = ?1", [seq]) {
-        // SQLite does not find a row again whose key somebody gave another type. What it names stays, and the rest is
-        // freed.
+        // SQLite does not find a damaged row whose key has another type. The record that such a row refers to stays, and
+        // the rest is freed.
         Err(Fail::Sql(error)) if error::is_foreign_key(&error) => {
             tracing::warn!(session = %session.id, "a record of an ended session cannot be deleted; run PRAGMA integrity_check");
         }
         answer => drop(answer?),
     }
     tx.probes.doubt(seq);
-    if tx.local(seq).is_some() {
+    if tx.own_session(seq).is_some() {
         let reason = if how == SessionEnd::Dead { LossReason::Vanished } else { LossReason::SessionClosed };
         tx.effect(Effect::Ended(seq, reason));
     } else if how == SessionEnd::Dead && !session.is_of_another_boot(tx.site) {
-        // It is dead as far as anybody can tell; should it live after all, it has to know.
-        events::log(tx, &Event::SessionEnded(seq))?;
-        if let Some(bell) = session.bell {
-            tx.effect(Effect::Ring(bell));
+        // The session looks dead; should it be alive after all, it has to know.
+        log::append(tx, &Event::SessionEnded(seq))?;
+        if let Some(id) = session.wakeup {
+            tx.effect(Effect::Wake(id));
         }
     }
     Ok(())

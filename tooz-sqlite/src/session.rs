@@ -1,4 +1,4 @@
-//! A coordinator's life in the database.
+//! A coordinator's session in the database.
 
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,128 +8,103 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tooz_core::clock::Instant;
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, End, Epoch, Grant, Held, LockKey, Notice, OpenSession, Place, Released,
-    Renewal, Session, SessionGroups, SessionId, SessionLocks, Turn,
+    End, Epoch, Held, Notice, OpenSession, Renewal, Session, SessionGroups, SessionId, SessionLocks, Turn,
 };
 use tooz_core::{LossReason, Result};
 
-use crate::client::{Client, Level, User};
+use crate::client::Client;
+use crate::engine::jobs::{Jobs, Level};
+use crate::engine::session_file::{self, DeadFile};
+use crate::engine::tx::{Effect, Tx};
+use crate::engine::{lock_rows, schema};
 use crate::error::{self, Work};
-use crate::groups::{self, SqliteSessionGroups};
-use crate::kernel::FileId;
+use crate::host::FileId;
 use crate::keys::{Id, Lock};
-use crate::local::Local;
-use crate::locks;
 use crate::reaper::{self, Recorded, SessionEnd};
-use crate::schema;
-use crate::sessionfile::{self, DeadFile};
-use crate::tx::{Effect, Tx};
+use crate::session_state::SessionState;
+use crate::view;
 
-/// The session's file and what goes with it, from the moment it is made.
+/// The session's locked file, from the moment it is made. Dropping it leaves the session as a crash would.
 #[derive(Debug)]
-struct Life {
-    local: Arc<Local>,
-    client: Arc<Client>,
-    /// Its lock is our life; dropping it is our death.
+struct AbandonOnDrop {
+    session: Arc<SessionState>,
+    jobs: Arc<Jobs>,
+    /// The session lives as long as this file is locked.
     file: Mutex<Option<File>>,
 }
 
-impl Life {
+impl AbandonOnDrop {
     fn end(&self) {
         drop(self.file.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 
-impl Drop for Life {
-    /// Leaves the session as a crash would. In a forked child only the child's copy of the descriptor goes, which
-    /// does not unlock the parent's file.
+impl Drop for AbandonOnDrop {
+    /// In a forked child, this closes only the child's copy of the descriptor, which does not unlock the parent's file.
     fn drop(&mut self) {
-        if self.client.check_process().is_err() {
+        if self.jobs.check_process().is_err() {
             return;
         }
-        self.local.abandon();
+        self.session.abandon();
         self.end();
-        if !self.local.is_recorded() && FileId::at(&self.local.path).is_ok_and(|id| id == self.local.file) {
-            // Its row was never committed, so nobody will ever look for it.
-            let _ = std::fs::remove_file(&self.local.path);
+        if !self.session.is_recorded()
+            && FileId::at(&self.session.path).is_ok_and(|id| id == self.session.file)
+        {
+            // The session's row was never committed, so no process will look for the file.
+            let _ = std::fs::remove_file(&self.session.path);
         }
-        self.client.abandoned();
+        self.jobs.note_abandoned();
     }
 }
 
-/// A session in the database.
+/// A session in the database. The files `groups` and `locks` implement its other two traits.
 #[derive(Debug)]
 pub(crate) struct SqliteSession {
-    life: Life,
-    user: Arc<User>,
+    /// The first field: the session is left before the last client ends the thread, which clears the session away.
+    owned: AbandonOnDrop,
+    pub(crate) client: Arc<Client>,
+    pub(crate) session: Arc<SessionState>,
     epoch: Epoch,
     opened_at: Instant,
     closed: AtomicBool,
-    groups: SqliteSessionGroups,
-    locks: SqliteSessionLocks,
 }
 
 impl SqliteSession {
-    pub(crate) async fn open(user: &Arc<User>, request: &OpenSession) -> Result<Self> {
-        let client = user.client().clone();
-        let opened_at = client.clock.now();
-        let namespace = user.config.namespace.clone();
-        let id = SessionId(client.entropy.id());
+    pub(crate) async fn open(client: &Arc<Client>, request: &OpenSession) -> Result<Self> {
+        let jobs = client.jobs().clone();
+        let opened_at = jobs.clock.now();
+        let namespace = client.namespace();
+        let id = SessionId(jobs.entropy.id());
         let request = request.clone();
         let work = {
-            let client = client.clone();
-            move |tx: &mut Tx<'_>| open(tx, &client, &namespace, id, &request)
+            let jobs = jobs.clone();
+            move |tx: &mut Tx<'_>| open(tx, &jobs, &namespace, id, &request)
         };
-        let (life, epoch) =
-            user.call(Level::Write, work).await.map_err(|error| error.during("open session"))?;
-        let (user, local) = (user.clone(), life.local.clone());
-        Ok(Self {
-            groups: SqliteSessionGroups { user: user.clone(), local: local.clone() },
-            locks: SqliteSessionLocks { user: user.clone(), local },
-            life,
-            user,
-            epoch,
-            opened_at,
-            closed: AtomicBool::new(false),
-        })
-    }
-
-    fn local(&self) -> &Arc<Local> {
-        &self.life.local
+        let (owned, epoch) =
+            client.call(Level::Write, work).await.map_err(|error| error.during("open session"))?;
+        let (client, session) = (client.clone(), owned.session.clone());
+        Ok(Self { owned, client, session, epoch, opened_at, closed: AtomicBool::new(false) })
     }
 }
 
 fn open(
     tx: &mut Tx<'_>,
-    client: &Arc<Client>,
+    jobs: &Arc<Jobs>,
     namespace: &Arc<str>,
     id: SessionId,
     request: &OpenSession,
-) -> Work<(Life, Epoch)> {
+) -> Work<(AbandonOnDrop, Epoch)> {
     schema::check_layout(tx.connection, tx.site)?;
     if let Some(previous) = request.previous {
         end_previous(tx, previous, request)?;
     }
-    let epoch = tx.first("SELECT epoch FROM tooz", [], |row| row.get::<_, Id>(0))?;
+    let epoch = Epoch(tx.epoch()?);
     let directory = &tx.site.sessions;
-    // INVARIANT: locked and in place before its row is written.
-    let (file, file_id) = sessionfile::create(directory, id, client.place.mode)
+    // INVARIANT: the file is locked and in place before the session's row is written.
+    let (file, file_id) = session_file::create(directory, id, jobs.paths.mode)
         .map_err(|error| error::io(format!("a session file in {}", directory.display()), error))?;
-    let path = sessionfile::path_of(directory, id);
+    let path = session_file::path_of(directory, id);
     let process = &tx.site.process;
-    // Undone with the transaction if anything below fails: the life is then dropped and removes its file.
-    let life = |seq| Life {
-        local: Arc::new(Local::new(
-            seq,
-            id,
-            namespace.clone(),
-            request.member.clone(),
-            path.clone(),
-            file_id,
-        )),
-        client: client.clone(),
-        file: Mutex::new(Some(file)),
-    };
     let inserted = tx.first(
         "INSERT INTO sessions \
          (id, namespace, member, instance, inode, pid, started, pid_namespace, boot_id, opened_at, bell) \
@@ -145,28 +120,31 @@ fn open(
             process.pid_namespace,
             &tx.site.boot_id,
             tx.wall(),
-            tx.site.bell.map(Id),
+            tx.site.wakeup.map(Id),
         ),
         |row| row.get::<_, i64>(0),
     );
-    let life = life(*inserted.as_ref().ok().and_then(Option::as_ref).unwrap_or(&0));
+    // If the insertion failed, this is dropped like the transaction, and removes the file.
+    let seq = *inserted.as_ref().ok().and_then(Option::as_ref).unwrap_or(&0);
+    let session = SessionState::new(seq, id, namespace.clone(), request.member.clone(), path, file_id);
+    let owned =
+        AbandonOnDrop { session: Arc::new(session), jobs: jobs.clone(), file: Mutex::new(Some(file)) };
     inserted?;
-    tx.effect(Effect::Opened(life.local.clone()));
-    Ok((life, Epoch(epoch.map_or(0, |epoch| epoch.0))))
+    tx.effect(Effect::Opened(owned.session.clone()));
+    Ok((owned, epoch))
 }
 
-/// S7: ends the coordinator's earlier session, if it still stands and really is its own.
+/// Ends the coordinator's earlier session (S7), if there is one and it really belongs to this coordinator.
 fn end_previous(tx: &mut Tx<'_>, previous: SessionId, request: &OpenSession) -> Work<()> {
-    let own = tx.first(
+    let own = tx.exists(
         "SELECT 1 FROM sessions WHERE id = ?1 AND instance = ?2 AND member = ?3",
         (Id(previous.0), Id(request.instance.0), request.member.as_bytes()),
-        |_| Ok(()),
     )?;
-    if own.is_none() {
+    if !own {
         return Ok(());
     }
     let Some(session) = Recorded::by_id(tx, previous)? else { return Ok(()) };
-    let file = tx.local(session.seq).map(|local| DeadFile::inherited(local.path.clone(), local.file));
+    let file = tx.own_session(session.seq).map(|own| DeadFile::inherited(own.path.clone(), own.file));
     reaper::end(tx, &session, SessionEnd::Dead)?;
     if let Some(file) = file {
         tx.effect(Effect::Clear(file));
@@ -177,7 +155,7 @@ fn end_previous(tx: &mut Tx<'_>, previous: SessionId, request: &OpenSession) -> 
 #[async_trait]
 impl Session for SqliteSession {
     fn id(&self) -> SessionId {
-        self.local().id
+        self.session.id
     }
 
     fn epoch(&self) -> Epoch {
@@ -193,71 +171,72 @@ impl Session for SqliteSession {
     }
 
     async fn renew(&self, held: &Held) -> Result<Renewal> {
-        let (local, held) = (self.local().clone(), held.clone());
-        let work = move |tx: &mut Tx<'_>| renew(tx, &local, &held);
-        self.user.call(Level::Read, work).await.map_err(|error| error.during("renew"))
+        let (session, held) = (self.session.clone(), held.clone());
+        let work = move |tx: &mut Tx<'_>| renew(tx, &session, &held);
+        self.client.call(Level::Read, work).await.map_err(|error| error.during("renew"))
     }
 
     async fn notice(&self) -> Notice {
-        self.local().notice().await
+        self.session.notice().await
     }
 
     fn groups(&self) -> &dyn SessionGroups {
-        &self.groups
+        self
     }
 
     fn locks(&self) -> &dyn SessionLocks {
-        &self.locks
+        self
     }
 
     async fn close(&self, end: End) -> Result<()> {
-        self.user.client().check_process()?;
+        self.client.jobs().check_process()?;
         if self.closed.swap(true, Ordering::SeqCst) {
             return Ok(());
         }
-        let local = self.local().clone();
+        let session = self.session.clone();
         let work = move |tx: &mut Tx<'_>| {
-            // A number may mean another session in a database that replaced ours.
-            if local.loss().is_none()
-                && let Some(session) = Recorded::by_id(tx, local.id)?
+            // By id: the same number may mean another session in a database that replaced ours.
+            if session.loss().is_none()
+                && let Some(recorded) = Recorded::by_id(tx, session.id)?
             {
-                reaper::end(tx, &session, SessionEnd::Closed(end))?;
-                tx.effect(Effect::Clear(DeadFile::inherited(local.path.clone(), local.file)));
+                reaper::end(tx, &recorded, SessionEnd::Closed(end))?;
+                tx.effect(Effect::Clear(DeadFile::inherited(session.path.clone(), session.file)));
             }
             Ok(())
         };
-        let outcome = self.user.call_within(Level::Write, self.user.config.close_timeout, work).await;
-        // Also when the database could not be written: others then find the lock free and clear the session away,
-        // and so does the thread of this process as soon as it can.
-        self.local().end(LossReason::SessionClosed);
-        self.life.end();
-        self.user.client().abandoned();
+        let outcome = self.client.call_within(Level::Write, self.client.config.close_timeout, work).await;
+        // Also when the database could not be written. Then other processes find the file unlocked and clear the session
+        // away, and so does the thread of this process as soon as it can.
+        self.session.end(LossReason::SessionClosed);
+        self.owned.end();
+        self.client.jobs().note_abandoned();
         outcome.map_err(|error| error.during("close session"))
     }
 }
 
-fn renew(tx: &mut Tx<'_>, local: &Local, held: &Held) -> Work<Renewal> {
-    if let Some(reason) = local.loss() {
+fn renew(tx: &mut Tx<'_>, session: &SessionState, held: &Held) -> Work<Renewal> {
+    if let Some(reason) = session.loss() {
         return Ok(Renewal::lost(reason));
     }
-    // Whoever unlinked or replaced the file has taken away the proof of our life.
-    let in_place = FileId::at(&local.path).is_ok_and(|id| id == local.file);
+    // Other processes judge our life by the file: when it was unlinked or replaced, they can no longer see it.
+    let in_place = FileId::at(&session.path).is_ok_and(|id| id == session.file);
     let recorded =
-        tx.first("SELECT seq FROM sessions WHERE id = ?1", [Id(local.id.0)], |row| row.get::<_, i64>(0))?;
-    if !in_place || recorded != Some(local.seq) {
-        local.end(LossReason::Vanished);
-        tx.effect(Effect::Suspect(local.seq));
+        tx.first("SELECT seq FROM sessions WHERE id = ?1", [Id(session.id.0)], |row| row.get::<_, i64>(0))?;
+    if !in_place || recorded != Some(session.seq) {
+        session.end(LossReason::Vanished);
+        tx.effect(Effect::Suspect(session.seq));
         return Ok(Renewal::lost(LossReason::Vanished));
     }
     let mut renewal = Renewal::confirmed();
     for (key, attempt) in &held.grants {
-        if !locks::is_held(tx, local.seq, &Lock::new(&local.namespace, key), *attempt)? {
-            renewal.gone.push((*attempt, locks::why_gone(tx, *attempt)?));
+        if !lock_rows::is_held(tx, session.seq, &Lock::new(&session.namespace, key), *attempt)? {
+            renewal.gone.push((*attempt, lock_rows::why_gone(tx, *attempt)?));
         }
     }
     for (key, attempt) in &held.waiting {
-        let outcome = match locks::outcome(tx, local.seq, &Lock::new(&local.namespace, key), *attempt) {
-            // One lock that somebody damaged does not concern the session's life.
+        let outcome = match lock_rows::outcome(tx, session.seq, &Lock::new(&session.namespace, key), *attempt)
+        {
+            // The damaged record of one lock does not end the session.
             Err(fail) if fail.is_unreadable() => {
                 tracing::warn!(%key, ?fail, "what became of a wish cannot be seen");
                 continue;
@@ -266,83 +245,18 @@ fn renew(tx: &mut Tx<'_>, local: &Local, held: &Held) -> Work<Renewal> {
         };
         match outcome {
             None => {}
-            // Told again, in case the first word was lost.
-            Some(Turn::Granted(grant)) => tx.effect(Effect::Granted(local.seq, grant)),
+            // Sent again, in case the first message was lost.
+            Some(Turn::Granted(grant)) => tx.effect(Effect::Granted(session.seq, grant)),
             Some(_) => {
-                tx.effect(Effect::Forgotten(local.seq, *attempt));
+                tx.effect(Effect::Forgotten(session.seq, *attempt));
                 renewal.unqueued.push(*attempt);
             }
         }
     }
     for group in &held.groups {
-        if !groups::is_member(tx, local, group)? {
+        if !view::is_member(tx, session, group)? {
             renewal.evicted.push(group.clone());
         }
     }
     Ok(renewal)
-}
-
-/// Locks of one session.
-#[derive(Debug)]
-struct SqliteSessionLocks {
-    user: Arc<User>,
-    local: Arc<Local>,
-}
-
-impl SqliteSessionLocks {
-    fn lock(&self, key: &LockKey) -> Lock {
-        Lock::new(&self.local.namespace, key)
-    }
-}
-
-#[async_trait]
-impl SessionLocks for SqliteSessionLocks {
-    async fn request(&self, request: &Acquire) -> Result<Acquired> {
-        let (local, lock, request) = (self.local.clone(), self.lock(&request.key), request.clone());
-        let work = move |tx: &mut Tx<'_>| locks::request(tx, &local, &request, &lock);
-        self.user.call(Level::Write, work).await.map_err(|error| error.during("request"))
-    }
-
-    async fn turn(&self, place: &Place) -> Result<Turn> {
-        self.user.client().check_process()?;
-        let attempt = place.attempt;
-        loop {
-            if let Some(slot) = self.local.slot(attempt) {
-                return Ok(slot.wait().await);
-            }
-            self.local.check()?;
-            // A place that this process has not seen granted or taken: ask what stands, and wait from then on.
-            let (local, lock) = (self.local.clone(), self.lock(&place.key));
-            let work = move |tx: &mut Tx<'_>| {
-                local.check()?;
-                let outcome = locks::outcome(tx, local.seq, &lock, attempt)?;
-                if outcome.is_none() {
-                    tx.effect(Effect::Queued(local.seq, attempt, lock.clone()));
-                }
-                Ok(outcome)
-            };
-            let outcome = self.user.call(Level::Read, work).await.map_err(|error| error.during("turn"))?;
-            if let Some(turn) = outcome {
-                return Ok(turn);
-            }
-        }
-    }
-
-    async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
-        // Before the job is queued: a request that comes later is refused even if it overtakes the job.
-        self.local.withdraw(attempt);
-        if self.local.loss().is_some() {
-            self.user.client().check_process()?;
-            return Ok(()); // everything of an ended session is gone
-        }
-        let (seq, lock) = (self.local.seq, self.lock(key));
-        let work = move |tx: &mut Tx<'_>| locks::withdraw(tx, seq, &lock, attempt);
-        self.user.call(Level::Write, work).await.map_err(|error| error.during("withdraw"))
-    }
-
-    async fn release(&self, grant: &Grant, end: End) -> Result<Released> {
-        let (seq, lock, attempt) = (self.local.seq, self.lock(&grant.key), grant.attempt);
-        let work = move |tx: &mut Tx<'_>| locks::release(tx, seq, &lock, attempt, end);
-        self.user.call(Level::Write, work).await.map_err(|error| error.during("release"))
-    }
 }

@@ -1,249 +1,104 @@
-//! Streams of changes, fed by the database thread.
+//! Streams of changes. The database thread feeds them; dropping a stream ends its watch.
 
-use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_core::Stream;
-use tooz_core::driver::{GroupChange, Holders};
-use tooz_core::{Error, GroupId, Result};
+use tooz_core::driver::{ChangeStream, GroupChange, HolderStream};
+use tooz_core::{GroupId, Result};
 
-use crate::client::User;
+use crate::client::Client;
+use crate::engine::jobs::Level;
+use crate::engine::log;
+use crate::engine::tx::{Effect, Tx};
+use crate::engine::watches::{GroupWatch, LockWatch};
 use crate::keys::Lock;
+use crate::view;
 
-/// How many changes wait for a slow reader before it gets a view instead (W3).
-pub(crate) const BACKLOG: usize = 256;
+/// How long a new view of a group may take. The stream asks again when this fails, so no caller depends on it.
+const VIEW_LIMIT: Duration = Duration::from_secs(10);
 
-/// One watch of a group, as the database thread and the stream share it.
-#[derive(Debug)]
-pub(crate) struct GroupWatch {
-    pub(crate) namespace: Arc<str>,
-    pub(crate) group: GroupId,
-    state: Mutex<GroupState>,
+/// Watches a group.
+pub(crate) async fn group(client: &Arc<Client>, namespace: Arc<str>, group: GroupId) -> Result<ChangeStream> {
+    let watch = Arc::new(GroupWatch::new(namespace, group));
+    let work = {
+        let watch = watch.clone();
+        move |tx: &mut Tx<'_>| {
+            let seq = log::latest(tx)?;
+            let view = GroupChange::View(view::members(tx, &watch.namespace, &watch.group)?);
+            tx.effect(Effect::WatchGroup(watch.clone(), seq, view));
+            Ok(())
+        }
+    };
+    client.call(Level::Read, work).await.map_err(|error| error.during("watch group"))?;
+    Ok(Box::pin(WatchStream { watch, client: client.clone(), poll: poll_group, refused: false }))
 }
 
-#[derive(Debug, Default)]
-#[allow(clippy::struct_excessive_bools)] // independent facts, not one state
-struct GroupState {
-    changes: VecDeque<Result<GroupChange>>,
-    /// Events up to this one are in the last view.
-    seen: i64,
-    /// Changes were dropped, or the database was replaced: a view is due.
-    behind: bool,
-    /// The view was asked for.
-    asked: bool,
-    /// The group may be gone because the whole database is.
-    replaced: bool,
-    ended: bool,
-    waker: Option<Waker>,
+/// Watches the holders of a lock.
+pub(crate) async fn holders(client: &Arc<Client>, lock: Lock) -> Result<HolderStream> {
+    let watch = Arc::new(LockWatch::new(lock));
+    let work = {
+        let watch = watch.clone();
+        move |tx: &mut Tx<'_>| {
+            let holders = view::holders(tx, &watch.lock)?;
+            tx.effect(Effect::WatchLock(watch.clone(), holders));
+            Ok(())
+        }
+    };
+    client.call(Level::Read, work).await.map_err(|error| error.during("watch lock"))?;
+    Ok(Box::pin(WatchStream {
+        watch,
+        client: client.clone(),
+        poll: |watch, _, cx| watch.poll(cx),
+        refused: false,
+    }))
 }
 
-impl GroupWatch {
-    pub(crate) fn new(namespace: Arc<str>, group: GroupId) -> Self {
-        Self { namespace, group, state: Mutex::default() }
-    }
-
-    fn state(&self) -> MutexGuard<'_, GroupState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The state as of event `seq`.
-    pub(crate) fn view(&self, seq: i64, view: GroupChange) {
-        let mut state = self.state();
-        let ended = matches!(view, GroupChange::Deleted);
-        *state = GroupState {
-            changes: VecDeque::from([Ok(view)]),
-            seen: seq,
-            ended,
-            waker: state.waker.take(),
-            ..GroupState::default()
+fn poll_group(
+    watch: &Arc<GroupWatch>,
+    client: &Client,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<GroupChange>>> {
+    watch.poll(cx, || {
+        let (again, failed) = (watch.clone(), watch.clone());
+        let work = move |tx: &mut Tx<'_>| {
+            let (seq, change) = view::view_again(tx, &again)?;
+            tx.effect(Effect::WatchGroup(again.clone(), seq, change));
+            Ok(())
         };
-        wake(state.waker.take());
-    }
-
-    /// Event `seq` changed the group.
-    pub(crate) fn change(&self, seq: i64, change: GroupChange) {
-        let mut state = self.state();
-        if seq <= state.seen || state.behind || state.ended {
-            return;
-        }
-        if state.changes.len() >= BACKLOG {
-            state.changes.clear();
-            state.behind = true;
-        } else {
-            state.seen = seq;
-            state.ended = matches!(change, GroupChange::Deleted);
-            state.changes.push_back(Ok(change));
-        }
-        wake(state.waker.take());
-    }
-
-    /// Events up to `missed` cannot be told any more.
-    pub(crate) fn miss(&self, missed: i64) {
-        if self.state().seen < missed {
-            self.fall_behind(false);
-        }
-    }
-
-    /// What was delivered so far may have a gap; `replaced`: since the database was deleted or replaced.
-    pub(crate) fn fall_behind(&self, replaced: bool) {
-        let mut state = self.state();
-        if !state.ended {
-            state.replaced |= replaced;
-            state.changes.clear();
-            state.behind = true;
-            state.asked = false;
-            wake(state.waker.take());
-        }
-    }
-
-    /// Whether a missing group was lost rather than deleted: it may come back, so the watch goes on.
-    pub(crate) fn was_replaced(&self) -> bool {
-        self.state().replaced
-    }
-
-    /// The view that was asked for could not be had.
-    fn failed(&self, error: Error) {
-        let mut state = self.state();
-        state.asked = false;
-        state.changes.push_back(Err(error));
-        wake(state.waker.take());
-    }
-
-    pub(crate) fn end(&self, error: Error) {
-        let mut state = self.state();
-        if !state.ended {
-            state.ended = true;
-            state.behind = false;
-            state.changes.push_back(Err(error));
-            wake(state.waker.take());
-        }
-    }
-}
-
-fn wake(waker: Option<Waker>) {
-    if let Some(waker) = waker {
-        waker.wake();
-    }
-}
-
-/// What the caller of `watch` holds; dropping it ends the watch.
-#[derive(Debug)]
-pub(crate) struct GroupStream {
-    pub(crate) watch: Arc<GroupWatch>,
-    pub(crate) user: Arc<User>,
-    pub(crate) refused: bool,
-}
-
-impl Stream for GroupStream {
-    type Item = Result<GroupChange>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.refused {
-            return Poll::Ready(None);
-        }
-        if let Err(error) = self.user.client().check_process() {
-            self.refused = true;
-            return Poll::Ready(Some(Err(error)));
-        }
-        let mut state = self.watch.state();
-        if let Some(change) = state.changes.pop_front() {
-            return Poll::Ready(Some(change));
-        }
-        if state.ended {
-            return Poll::Ready(None);
-        }
-        state.waker = Some(cx.waker().clone());
-        let ask = state.behind && !state.asked;
-        state.asked |= ask;
-        drop(state);
-        if ask {
-            let watch = self.watch.clone();
-            let failed = self.watch.clone();
-            self.user.client().view_again(watch, move |error| failed.failed(error));
-        }
-        Poll::Pending
-    }
-}
-
-/// One watch of a lock's holders, as the database thread and the stream share it.
-#[derive(Debug)]
-pub(crate) struct LockWatch {
-    pub(crate) lock: Lock,
-    state: Mutex<LockState>,
-}
-
-#[derive(Debug, Default)]
-struct LockState {
-    latest: Option<Holders>,
-    delivered: Option<Holders>,
-    error: Option<Error>,
-    ended: bool,
-    waker: Option<Waker>,
-}
-
-impl LockWatch {
-    pub(crate) fn new(lock: Lock) -> Self {
-        Self { lock, state: Mutex::default() }
-    }
-
-    fn state(&self) -> MutexGuard<'_, LockState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn set(&self, holders: Holders) {
-        let mut state = self.state();
-        if state.latest.as_ref().is_none_or(|latest| latest.holders != holders.holders) {
-            state.latest = Some(holders);
-            wake(state.waker.take());
-        }
-    }
-
-    pub(crate) fn end(&self, error: Error) {
-        let mut state = self.state();
-        if !state.ended {
-            state.ended = true;
-            state.error = Some(error);
-            wake(state.waker.take());
-        }
-    }
-}
-
-/// What the caller of `watch` holds; dropping it ends the watch.
-#[derive(Debug)]
-pub(crate) struct HoldersStream {
-    pub(crate) watch: Arc<LockWatch>,
-    pub(crate) user: Arc<User>,
-    pub(crate) refused: bool,
-}
-
-impl Stream for HoldersStream {
-    type Item = Result<Holders>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.refused {
-            return Poll::Ready(None);
-        }
-        if let Err(error) = self.user.client().check_process() {
-            self.refused = true;
-            return Poll::Ready(Some(Err(error)));
-        }
-        let mut state = self.watch.state();
-        if state.latest != state.delivered {
-            let latest = state.latest.clone();
-            state.delivered.clone_from(&latest);
-            if let Some(latest) = latest {
-                return Poll::Ready(Some(Ok(latest)));
+        client.jobs().submit(Level::Read, VIEW_LIMIT, work, move |answer| {
+            if let Err(error) = answer {
+                failed.fail_view(error);
             }
-        }
-        if let Some(error) = state.error.take() {
-            return Poll::Ready(Some(Err(error)));
-        }
-        if state.ended {
+        });
+    })
+}
+
+type PollWatch<W, T> = fn(&Arc<W>, &Client, &mut Context<'_>) -> Poll<Option<Result<T>>>;
+
+/// The stream of a watch.
+#[derive(Debug)]
+struct WatchStream<W, T> {
+    watch: Arc<W>,
+    client: Arc<Client>,
+    poll: PollWatch<W, T>,
+    /// The stream has ended since it is in a forked child.
+    refused: bool,
+}
+
+impl<W, T> Stream for WatchStream<W, T> {
+    type Item = Result<T>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.refused {
             return Poll::Ready(None);
         }
-        state.waker = Some(cx.waker().clone());
-        Poll::Pending
+        if let Err(error) = self.client.jobs().check_process() {
+            self.refused = true;
+            return Poll::Ready(Some(Err(error)));
+        }
+        (self.poll)(&self.watch, &self.client, cx)
     }
 }

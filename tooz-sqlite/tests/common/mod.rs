@@ -143,7 +143,7 @@ impl Actor {
     }
 
     /// The same in a user namespace in which no inotify instance can be had.
-    pub(crate) fn start_deaf(part: &str, arguments: &[&str]) -> (Self, String) {
+    pub(crate) fn start_without_events(part: &str, arguments: &[&str]) -> (Self, String) {
         let mut command = Command::new("unshare");
         let script = "echo 0 > /proc/sys/user/max_inotify_instances && exec \"$0\" \"$@\"";
         command.args(["--user", "--map-root-user", "sh", "-c", script]);

@@ -195,21 +195,21 @@ async fn without_file_events_changes_are_looked_for() {
     let driver = connect(&url).await;
     let us = session(&driver, "us").await;
     let first = granted(&us, &ask("x", Exclusive)).await;
-    let (mut deaf, _) = Actor::start_deaf("member", &[&url, "deaf"]);
-    deaf.tell("acquire x");
-    assert_eq!(deaf.hear(), "queued");
+    let (mut actor, _) = Actor::start_without_events("member", &[&url, "deaf"]);
+    actor.tell("acquire x");
+    assert_eq!(actor.hear(), "queued");
     us.locks().release(&first, End::Clean).await.unwrap();
-    assert!(deaf.hear().parse::<u64>().unwrap() > first.token.get());
-    deaf.tell("notice");
+    assert!(actor.hear().parse::<u64>().unwrap() > first.token.get());
+    actor.tell("notice");
     driver.locks().break_lock(&BreakRequest::new(key("x"), id("op"), "stuck")).await.unwrap();
-    assert!(deaf.hear().contains("Broken"));
+    assert!(actor.hear().contains("Broken"));
     let (mut holder, _) = Actor::start("member", &[&url, "holder"]);
     holder.tell("acquire x");
     holder.hear();
-    deaf.tell("acquire x");
-    assert_eq!(deaf.hear(), "queued");
+    actor.tell("acquire x");
+    assert_eq!(actor.hear(), "queued");
     holder.kill();
-    deaf.hear().parse::<u64>().unwrap();
+    actor.hear().parse::<u64>().unwrap();
 }
 
 /// Makes `there` another name of `here`.

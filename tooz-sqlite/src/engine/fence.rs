@@ -1,63 +1,35 @@
 //! Fencing tokens that keep growing across a power cut.
 //!
-//! A commit at `synchronous=normal` may be lost when the machine loses power, and with it the last numbers that
-//! were given out. So one row holds `next`, `ceiling` and the id of the boot: the granting transaction itself takes
-//! `next`, no number at or above `ceiling` is given out before a higher ceiling was committed alone at
-//! `synchronous=full`, and whoever finds the id of another boot continues at the ceiling.
+//! A commit at `synchronous=normal` may be lost when the machine loses power, and with it the last numbers that were given
+//! out. So one row holds `next`, `ceiling` and the id of the boot. The granting transaction itself takes `next`. No number at
+//! or above `ceiling` is given out before a higher ceiling was committed alone at `synchronous=full`. A process that finds
+//! the id of another boot continues at the ceiling.
 
-use std::time::UNIX_EPOCH;
-
+use tooz_core::FencingToken;
 use tooz_core::clock::Clock;
-use tooz_core::{Error, ErrorKind, FencingToken};
 
-use crate::error::{Fail, Work};
-use crate::tx::Tx;
+use crate::engine::tx::{Fence, Tx, to_micros};
+use crate::error::{self, Fail, Work};
 
 /// How many tokens one synced commit covers: at 300,000 grants a second still only three syncs a second, and a
 /// reboot skips no more than this.
 pub(crate) const STEP: i64 = 100_000;
 
-/// What lies above was not counted but written by somebody: the largest token that another reboot could follow.
+/// The largest token after which another reboot still fits. A number above was not counted but written by hand.
 const MOST: i64 = i64::MAX - 2 * STEP;
 
-fn exhausted() -> Fail {
-    Error::new(
-        ErrorKind::Corrupt,
-        "the fencing counter, table fence of the database, is close to the largest number there is; correct it to what \
-         the tokens that were given out have reached",
-    )
-    .into()
+fn corrupt(what: &str) -> Fail {
+    error::corrupt(format!("the fencing counter, table fence of the database, {what}")).into()
 }
 
 fn missing() -> Fail {
-    Error::new(
-        ErrorKind::Corrupt,
-        "the fencing counter, table fence of the database, is missing; restore the database",
-    )
-    .into()
-}
-
-fn no_counter() -> Fail {
-    Error::new(
-        ErrorKind::Corrupt,
-        "the fencing counter, table fence of the database, makes no sense; correct it to what the tokens that were \
-         given out have reached",
-    )
-    .into()
-}
-
-/// The counter as this transaction has it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Fence {
-    next: i64,
-    ceiling: i64,
+    corrupt("is missing; restore the database")
 }
 
 /// The first token of a new database. If it replaces one that was deleted, clients have seen that one's tokens;
 /// microseconds since 1970 are above all of them unless the clock was set back meanwhile.
-pub(crate) fn first(clock: &Clock) -> i64 {
-    let since = clock.wall().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(1).max(1)
+pub(crate) fn first_token(clock: &Clock) -> i64 {
+    to_micros(clock.wall()).max(1)
 }
 
 /// Takes the next token.
@@ -71,16 +43,17 @@ pub(crate) fn take(tx: &mut Tx<'_>) -> Work<FencingToken> {
             .ok_or_else(missing)?,
     };
     if fence.next > MOST || fence.ceiling > MOST {
-        return Err(exhausted());
+        let what = "is close to the largest number there is; correct it to what the tokens that were given out have reached";
+        return Err(corrupt(what));
     }
-    if fence.next < 1 || fence.ceiling < fence.next {
-        return Err(no_counter());
-    }
+    let token = u64::try_from(fence.next).ok().and_then(FencingToken::new);
+    let Some(token) = token.filter(|_| fence.ceiling >= fence.next) else {
+        let what = "makes no sense; correct it to what the tokens that were given out have reached";
+        return Err(corrupt(what));
+    };
     if fence.next >= fence.ceiling {
         return Err(Fail::NeedCeiling);
     }
-    let token = u64::try_from(fence.next).ok().and_then(FencingToken::new);
-    let token = token.ok_or_else(no_counter)?;
     fence.next += 1;
     // Kept over the jobs of one transaction and written once before its commit. A job that is rolled back leaves
     // a gap, which is allowed.
@@ -96,8 +69,8 @@ pub(crate) fn flush(tx: &mut Tx<'_>) -> Work<()> {
     Ok(())
 }
 
-/// Raises the ceiling; alone in its transaction, at `synchronous=full`. Does nothing if somebody else did it.
-pub(crate) fn raise(tx: &Tx<'_>) -> Work<()> {
+/// Raises the ceiling; alone in its transaction, at `synchronous=full`. Does nothing if another process did it.
+pub(crate) fn raise_ceiling(tx: &Tx<'_>) -> Work<()> {
     tx.run("UPDATE fence SET ceiling = ceiling + ?1 WHERE next >= ceiling AND ceiling <= ?2", [STEP, MOST])?;
     Ok(())
 }
@@ -116,7 +89,7 @@ pub(crate) fn raise_to(tx: &mut Tx<'_>, least: FencingToken) -> Work<()> {
 }
 
 /// After a reboot: the numbers below the ceiling may have been given out, whatever `next` says.
-pub(crate) fn rebooted(tx: &Tx<'_>) -> Work<()> {
+pub(crate) fn skip_after_reboot(tx: &Tx<'_>) -> Work<()> {
     // The right-hand sides see the row as it was.
     tx.run(
         "UPDATE fence SET next = ceiling, ceiling = ceiling + ?1, boot_id = ?2 WHERE boot_id <> ?2 AND ceiling <= ?3",

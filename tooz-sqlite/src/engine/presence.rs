@@ -1,18 +1,19 @@
-//! Which databases this process has open for writing. A look at one of them (see [`view`](crate::view)) opens and closes files
-//! of its own, and closing any descriptor of a file drops all POSIX locks that the process has on it. So a look and the opening
-//! or closing of a database take turns.
+//! The databases that this process has open for writing.
+//!
+//! A look without a session (see [`read_only`](crate::read_only)) opens and closes files of its own. Closing any descriptor of a
+//! file drops all POSIX locks that the process has on the file. So a look and the opening or closing of a database take turns.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-type Open = BTreeSet<PathBuf>;
+pub(crate) type Open = BTreeSet<PathBuf>;
 
 static OPEN: RwLock<Open> = RwLock::new(Open::new());
 
 thread_local! {
-    /// From before the connection is closed until the last of its files is.
+    /// Held from before the connection is closed until the last of its files is closed.
     static CLOSING: RefCell<Option<RwLockWriteGuard<'static, Open>>> = const { RefCell::new(None) };
 }
 
@@ -24,22 +25,22 @@ fn alone() -> RwLockWriteGuard<'static, Open> {
 #[derive(Debug)]
 pub(crate) struct Opening(PathBuf);
 
-/// Stands first in what holds an open database: from its drop on no look is under way.
+/// The first field of an open database: from its drop on, no look is under way.
 #[derive(Debug)]
 pub(crate) struct First(());
 
-/// Stands last: it is closed when this is dropped.
+/// The last field: when it is dropped, the database is closed.
 #[derive(Debug)]
 pub(crate) struct Last(PathBuf);
 
-/// Once no look is under way.
+/// Announces a database, once no look is under way.
 pub(crate) fn enter(database: &Path) -> Opening {
     alone().insert(database.to_owned());
     Opening(database.to_owned())
 }
 
 impl Opening {
-    /// It is open.
+    /// The database is open.
     pub(crate) fn done(mut self) -> (First, Last) {
         (First(()), Last(std::mem::take(&mut self.0)))
     }
@@ -66,16 +67,7 @@ impl Drop for Last {
     }
 }
 
-/// As long as it is kept no database is opened or closed by this process.
-pub(crate) struct Look(RwLockReadGuard<'static, Open>);
-
-pub(crate) fn look() -> Look {
-    Look(OPEN.read().unwrap_or_else(PoisonError::into_inner))
-}
-
-impl Look {
-    /// Whether this process has it open.
-    pub(crate) fn has(&self, database: &Path) -> bool {
-        self.0.contains(database)
-    }
+/// As long as the guard lives, this process opens or closes no database. The guard names the open ones.
+pub(crate) fn look() -> RwLockReadGuard<'static, Open> {
+    OPEN.read().unwrap_or_else(PoisonError::into_inner)
 }

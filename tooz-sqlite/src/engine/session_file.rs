@@ -1,7 +1,7 @@
-//! A session's file: its lock is the session's life.
+//! A session's file: the session lives as long as the file is locked.
 //!
-//! It is created under a temporary name, locked, and renamed in place before its row is written, so a file under
-//! its final name was never seen unlocked while its owner lives.
+//! The file is created under a temporary name, locked, and renamed into place before the session's row is written. So no
+//! process sees a file under its final name unlocked while its owner lives.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -12,17 +12,17 @@ use nix::libc;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use tooz_core::driver::SessionId;
 
-use crate::kernel::{self, FileId};
-use crate::ownership::{self, Rights};
+use crate::host::ownership::{self, Rights};
+use crate::host::{self, FileId, os_lock};
 
-/// Names of files that are not in place yet begin with this.
+/// The names of files that are not in place yet begin with this.
 const TEMPORARY: &str = ".new-";
-/// The file that says to which database the directory belongs.
+/// The name of the file that says to which database the directory belongs.
 pub(crate) const EPOCH: &str = ".epoch";
 /// How often a temporary file that a cleaner took for a leftover is made anew.
 const TRIES: usize = 8;
 
-/// The file of a session that is dead, locked by us so that nobody else clears it away.
+/// The file of a dead session, locked by this process so that no other process clears it away.
 #[derive(Debug)]
 pub(crate) struct DeadFile {
     path: PathBuf,
@@ -37,8 +37,8 @@ impl DeadFile {
         Self { path, id, _lock: None }
     }
 
-    /// Removes it, then lets go of the lock. Session ids are never used again, so nobody else can have put
-    /// another file there; it is compared all the same.
+    /// Removes the file, then unlocks it. Session ids are never used again, so no other file can be there; this compares the
+    /// files all the same.
     pub(crate) fn remove(self) {
         if FileId::at(&self.path).is_ok_and(|id| id == self.id)
             && let Err(error) = fs::remove_file(&self.path)
@@ -48,14 +48,14 @@ impl DeadFile {
     }
 }
 
-/// What a look at a session's file says.
+/// The state of a session's file.
 #[derive(Debug)]
 pub(crate) enum Look {
     /// Its owner has the lock.
     Locked,
-    /// Nobody has the lock.
+    /// No process has the lock.
     Free,
-    /// It is not there, or it is another file: this says nothing about the owner.
+    /// The file is not there, or it is another file: this says nothing about the owner.
     Missing,
 }
 
@@ -65,12 +65,12 @@ pub(crate) fn path_of(directory: &Path, id: SessionId) -> PathBuf {
 
 /// Creates, locks and places the file of a new session.
 pub(crate) fn create(directory: &Path, id: SessionId, mode: u32) -> io::Result<(File, FileId)> {
-    let place = path_of(directory, id);
+    let path = path_of(directory, id);
     let directory = ownership::open_directory(directory)?;
     let rights = Rights::within(&directory, mode)?;
     let (temporary, name) = (format!("{TEMPORARY}{id}"), id.to_string());
     for _ in 0..TRIES {
-        // Opened for writing: only then does its closing make the event that tells of our death.
+        // Opened for writing: only then does closing it make the event that tells of our death.
         let file = match ownership::create(&directory, temporary.as_ref(), rights) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 unlinkat(&directory, temporary.as_str(), UnlinkatFlags::NoRemoveDir)?;
@@ -81,8 +81,8 @@ pub(crate) fn create(directory: &Path, id: SessionId, mode: u32) -> io::Result<(
         let id = FileId::of(&file)?;
         // Both fail only if a cleaner took the file for a leftover between two of these lines.
         let placed = || ownership::rename(&directory, temporary.as_ref(), &directory, name.as_ref());
-        if kernel::try_lock(&file)? && placed().is_ok() {
-            if FileId::at(&place)? == id {
+        if os_lock::try_lock(&file)? && placed().is_ok() {
+            if FileId::at(&path)? == id {
                 return Ok((file, id));
             }
             return Err(io::Error::other("another file stands under the session's name"));
@@ -91,27 +91,22 @@ pub(crate) fn create(directory: &Path, id: SessionId, mode: u32) -> io::Result<(
     Err(io::Error::other("the session's file was removed again and again while it was made"))
 }
 
-/// Looks without touching: opened for reading, so that closing it makes no event that wakes everybody.
+/// Looks at a file. Opens it for reading, so that closing it makes no event that wakes every process.
 pub(crate) fn look(path: &Path, inode: u64) -> io::Result<Look> {
-    let file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Look::Missing),
-        Err(error) => return Err(error),
-    };
+    let file = host::open_existing(OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW), path)?;
+    let Some(file) = file else { return Ok(Look::Missing) };
     if FileId::of(&file)?.inode != inode {
         return Ok(Look::Missing);
     }
-    Ok(if kernel::is_locked(&file)? { Look::Locked } else { Look::Free })
+    Ok(if os_lock::is_locked(&file)? { Look::Locked } else { Look::Free })
 }
 
-/// Takes the lock of a dead session's file; `None` if its owner lives or somebody else is clearing it away.
+/// Takes the lock of a dead session's file; `None` if its owner lives, or another process is clearing it away.
 pub(crate) fn claim(path: &Path, inode: Option<u64>) -> io::Result<Option<DeadFile>> {
-    let file = match OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    if !kernel::try_lock(&file)? {
+    let mut options = OpenOptions::new();
+    let options = options.read(true).write(true).custom_flags(libc::O_NOFOLLOW);
+    let Some(file) = host::open_existing(options, path)? else { return Ok(None) };
+    if !os_lock::try_lock(&file)? {
         return Ok(None);
     }
     let id = FileId::of(&file)?;
@@ -119,7 +114,7 @@ pub(crate) fn claim(path: &Path, inode: Option<u64>) -> io::Result<Option<DeadFi
     Ok(in_place.then(|| DeadFile { path: path.to_owned(), id, _lock: Some(file) }))
 }
 
-/// Removes files that belong to no session: their makers died before their rows were written, or after they were
+/// Removes files that belong to no session: their owners died before the sessions' rows were written, or after the rows were
 /// deleted. `is_known` says which ids have a row.
 pub(crate) fn remove_strays(directory: &Path, is_known: impl Fn(SessionId) -> bool) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
@@ -127,8 +122,9 @@ pub(crate) fn remove_strays(directory: &Path, is_known: impl Fn(SessionId) -> bo
         let Some(name) = name.to_str() else { continue };
         let Some(id) = SessionId::parse(name.strip_prefix(TEMPORARY).unwrap_or(name)) else { continue };
         let path = directory.join(name);
-        // A newcomer's is no stray, and its opening for writing would tell everybody of an end.
-        let free = || File::open(&path).and_then(|file| kernel::is_locked(&file)).is_ok_and(|locked| !locked);
+        // A locked file is a newcomer's. Opening it for writing would tell every process of an end.
+        let free =
+            || File::open(&path).and_then(|file| os_lock::is_locked(&file)).is_ok_and(|locked| !locked);
         if !is_known(id)
             && free()
             && let Some(dead) = claim(&path, None)?
@@ -147,7 +143,7 @@ pub(crate) fn any_locked(directory: &Path) -> io::Result<bool> {
             continue;
         }
         match File::open(entry.path()) {
-            Ok(file) if kernel::is_locked(&file)? => return Ok(true),
+            Ok(file) if os_lock::is_locked(&file)? => return Ok(true),
             _ => {}
         }
     }
@@ -170,7 +166,7 @@ mod tests {
         assert!(matches!(look(&path, made.inode).unwrap(), Look::Free));
         let first = claim(&path, Some(made.inode)).unwrap().unwrap();
         assert!(claim(&path, Some(made.inode)).unwrap().is_none(), "only one clears away");
-        // The first was slow: somebody removed the file and a newcomer stands there.
+        // The first was slow: another process removed the file, and there is a newcomer's file now.
         fs::remove_file(&path).unwrap();
         let (_newcomer, new) = create(directory.path(), id, 0o600).unwrap();
         first.remove();

@@ -1,51 +1,51 @@
-//! Running jobs: the queue becomes one transaction, so that one sync and one lock serve many.
+//! Running jobs: a batch of jobs becomes one transaction, so that one sync and one lock serve many callers.
 
 use std::time::Duration;
 
 use tooz_core::clock::Instant;
 use tooz_core::{Error, ErrorKind, Result};
 
-use crate::client::{Job, Level};
-use crate::engine::Engine;
+use crate::engine::database::Database;
+use crate::engine::jobs::{Job, Level};
+use crate::engine::state::{Engine, REAP_LIMIT};
+use crate::engine::tx::{Effect, Tx};
+use crate::engine::{fence, queue};
 use crate::error::{self, Fail, Work};
-use crate::schema::Database;
-use crate::tx::{Effect, Tx};
-use crate::{fence, locks};
 
 /// The most jobs of one transaction: beyond this the first of them waits noticeably for the last.
-pub(crate) const MOST: usize = 256;
-/// How long one attempt waits for another process's transaction before reads are let past.
+pub(crate) const MOST_JOBS: usize = 256;
+/// How long one attempt waits for another process's transaction before the reads of the batch run.
 const SLICE: Duration = Duration::from_millis(20);
-/// How long raising the ceiling may wait: whoever needs it has waited for the write lock already.
+/// How long raising the ceiling may wait: the jobs that need it have waited for the write lock already.
 const CEILING_LIMIT: Duration = Duration::from_secs(10);
 
-type Jobs = Vec<Box<dyn Job>>;
+type Batch = Vec<Job>;
 
 /// How a transaction ended.
 enum Ended {
-    /// Every job has its answer, except those that need a higher ceiling.
-    Done(Jobs),
+    /// Every job has its answer, except those here, which need a higher ceiling.
+    Done(Batch),
     /// Nothing was done: another process writes.
-    Busy(Jobs),
+    Busy(Batch),
     /// Nothing was done: a job failed and must not undo the others, so each needs a savepoint.
-    Carefully(Jobs),
+    Carefully(Batch),
 }
 
-fn fail(jobs: Jobs, error: &Error) {
+fn fail(jobs: Batch, error: &Error) {
     for job in jobs {
-        job.finish(Err(error.clone()));
+        job.call.finish(Err(error.clone()));
     }
 }
 
 impl Engine {
-    /// Runs jobs; what has to wait is put back in front of the queue, and the answer is then `false`.
-    pub(crate) fn run(&mut self, jobs: Jobs) -> bool {
-        let Some(deadline) = jobs.iter().map(|job| job.deadline()).min() else { return true };
+    /// Runs jobs; returns `false` if it has put jobs back in front of the queue since they have to wait.
+    pub(crate) fn run(&mut self, jobs: Batch) -> bool {
+        let Some(deadline) = jobs.iter().map(|job| job.deadline).min() else { return true };
         if let Err(error) = self.open(deadline) {
             fail(jobs, &error);
             return true;
         }
-        // Savepoints would be a third of the statements, and jobs hardly ever fail.
+        // First without savepoints: they would be a third of the statements, and jobs hardly ever fail.
         let ended = match self.transact(jobs, false) {
             Ended::Carefully(jobs) => self.transact(jobs, true),
             ended => ended,
@@ -53,13 +53,13 @@ impl Engine {
         match ended {
             Ended::Done(again) if again.is_empty() => {}
             Ended::Done(again) => match self.raise_ceiling() {
-                Ok(()) => self.client.put_back(again),
+                Ok(()) => self.jobs.put_back(again),
                 Err(error) => fail(again, &error),
             },
             Ended::Busy(jobs) | Ended::Carefully(jobs) => {
-                let (reads, writes): (Jobs, Jobs) =
-                    jobs.into_iter().partition(|job| job.level() == Level::Read);
-                // They do not wait for writers; what is still busy then is a recovery, and takes its turn below.
+                let (reads, writes): (Batch, Batch) =
+                    jobs.into_iter().partition(|job| job.level == Level::Read);
+                // Reads do not wait for writers. A read that is still busy meets a recovery, and waits with the writes.
                 let mut waiting = Vec::new();
                 if !reads.is_empty() {
                     match self.transact(reads, false) {
@@ -75,13 +75,13 @@ impl Engine {
     }
 
     /// Gives up the jobs whose time is over and puts the others back.
-    fn postpone(&mut self, jobs: Jobs) {
-        let now = self.client.clock.now();
-        let (late, waiting): (Jobs, Jobs) = jobs.into_iter().partition(|job| job.deadline() <= now);
+    fn postpone(&mut self, jobs: Batch) {
+        let now = self.now();
+        let (late, waiting): (Batch, Batch) = jobs.into_iter().partition(|job| job.deadline <= now);
         if !late.is_empty() {
             fail(late, &self.busy_error());
         }
-        self.client.put_back(waiting);
+        self.jobs.put_back(waiting);
     }
 
     fn busy_error(&self) -> Error {
@@ -95,17 +95,18 @@ impl Engine {
             }
             None => "other processes held the write lock the whole time; try again".into(),
         };
-        Error::new(ErrorKind::Unavailable, format!("{}: {who}", self.client.place.database.display()))
+        Error::new(ErrorKind::Unavailable, format!("{}: {who}", self.jobs.paths.database.display()))
     }
 
-    fn transact(&mut self, mut jobs: Jobs, careful: bool) -> Ended {
-        let Self { database: Some(database), site, hub, probes, client, .. } = self else {
+    fn transact(&mut self, mut jobs: Batch, careful: bool) -> Ended {
+        let now = self.now();
+        let Self { database: Some(database), site, sessions, probes, .. } = self else {
             return Ended::Busy(jobs); // not reached: run() opens it
         };
         let Some(site) = site.as_deref() else { return Ended::Busy(jobs) };
-        let level = jobs.iter().map(|job| job.level()).max().unwrap_or(Level::Read);
-        let deadline = jobs.iter().map(|job| job.deadline()).min().unwrap_or(client.clock.now());
-        database.wait_until(deadline.min(client.clock.now() + SLICE));
+        let level = jobs.iter().map(|job| job.level).max().unwrap_or(Level::Read);
+        let deadline = jobs.iter().map(|job| job.deadline).min().unwrap_or(now);
+        database.wait_until(deadline.min(now + SLICE));
         match begin(database, level) {
             Ok(()) => {}
             Err(error) if error::is_busy(&error) => return Ended::Busy(jobs),
@@ -114,10 +115,10 @@ impl Engine {
                 return Ended::Done(Vec::new());
             }
         }
-        // One failing job must not undo the others; a single one is undone with its transaction.
+        // One failing job must not undo the others; a single job is undone with its transaction.
         let savepoints = careful && level != Level::Read;
         let optimistic = !careful && level != Level::Read && jobs.len() > 1;
-        let mut tx = Tx::new(&database.connection, site, &hub.locals, probes);
+        let mut tx = Tx::new(&database.connection, site, sessions, probes);
         let mut outcomes: Vec<Result<(), Fail>> = Vec::with_capacity(jobs.len());
         let mut broken = None;
         for job in &mut jobs {
@@ -139,7 +140,7 @@ impl Engine {
         // While another process recovers the log, or closes it as the last, even reads have to wait.
         let locked = level == Level::Read && outcomes.iter().any(is_locked_out);
         let single_failed = !savepoints && level != Level::Read && outcomes.iter().any(Result::is_err);
-        let effects = std::mem::take(&mut tx.effects);
+        let mut effects = std::mem::take(&mut tx.effects);
         let committed = match broken {
             Some(error) => Err(error.into_error()),
             None if single_failed => Ok(false),
@@ -162,18 +163,16 @@ impl Engine {
         }
         match committed {
             Ok(committed) => {
-                if committed {
-                    self.apply(effects);
-                } else {
-                    // What a read of a failed job found out is still worth having.
-                    self.suspects(&effects);
+                if !committed {
+                    effects.retain(is_suspicion);
                 }
+                self.apply(effects);
                 let mut again = Vec::new();
                 for (job, outcome) in jobs.into_iter().zip(outcomes) {
                     match outcome {
-                        Ok(()) => job.finish(Ok(())),
+                        Ok(()) => job.call.finish(Ok(())),
                         Err(Fail::NeedCeiling) => again.push(job),
-                        Err(fail) => job.finish(Err(fail.into_error())),
+                        Err(fail) => job.call.finish(Err(fail.into_error())),
                     }
                 }
                 Ended::Done(again)
@@ -187,7 +186,12 @@ impl Engine {
 
     /// INVARIANT: alone in its transaction and synced, before any token at or above the old ceiling is given out.
     fn raise_ceiling(&mut self) -> Result<()> {
-        self.write(Level::Durable, self.client.clock.now() + CEILING_LIMIT, |tx| fence::raise(tx))
+        self.write(Level::Durable, self.now() + CEILING_LIMIT, |tx| fence::raise_ceiling(tx))
+    }
+
+    /// A reading transaction of the thread itself.
+    pub(crate) fn read<T>(&mut self, work: impl FnMut(&mut Tx<'_>) -> Work<T>) -> Result<T> {
+        self.write(Level::Read, self.now() + REAP_LIMIT, work)
     }
 
     /// A transaction of the thread itself.
@@ -205,9 +209,9 @@ impl Engine {
             if let Err(error) = begin(database, level) {
                 return Err(if error::is_busy(&error) { self.busy_error() } else { error::native(error) });
             }
-            let mut tx = Tx::new(&database.connection, site, &self.hub.locals, &mut self.probes);
+            let mut tx = Tx::new(&database.connection, site, &self.sessions, &mut self.probes);
             let outcome = work(&mut tx).and_then(|answer| {
-                locks::settle(&mut tx)?;
+                queue::settle(&mut tx)?;
                 fence::flush(&mut tx)?;
                 Ok(answer)
             });
@@ -236,25 +240,17 @@ impl Engine {
             "the range of fencing tokens is too small for one transaction",
         ))
     }
-
-    fn suspects(&mut self, effects: &[Effect]) {
-        for effect in effects {
-            if let Effect::Suspect(seq) = effect {
-                self.suspect(*seq);
-            }
-        }
-    }
 }
 
-/// Reads see a snapshot and wait for nobody; a write that begins as a read would fail at once if somebody committed
-/// in between.
+/// Begins a transaction. A read sees a snapshot and waits for no other process. A write begins as one, since a write that
+/// began as a read would fail at once if another process committed in between.
 fn begin(database: &mut Database, level: Level) -> rusqlite::Result<()> {
     if level == Level::Read {
         return statement(database, "BEGIN");
     }
     database.set_full(level == Level::Durable)?;
     statement(database, "BEGIN IMMEDIATE")?;
-    database.had_its_turn();
+    database.reset_wait();
     Ok(())
 }
 
@@ -267,22 +263,25 @@ fn is_locked_out(outcome: &Result<(), Fail>) -> bool {
     matches!(outcome, Err(Fail::Sql(error)) if error::is_busy(error))
 }
 
+/// Whether an effect outlives a rollback: a suspicion comes from what the kernel said, not from what the transaction did.
+fn is_suspicion(effect: &Effect) -> bool {
+    matches!(effect, Effect::Suspect(_))
+}
+
 /// Runs one job. The outer error is that of the whole transaction.
-fn run_one(tx: &mut Tx<'_>, job: &mut Box<dyn Job>, savepoint: bool) -> Result<Result<(), Fail>, Fail> {
-    let savepoint = savepoint && job.level() != Level::Read;
+fn run_one(tx: &mut Tx<'_>, job: &mut Job, savepoint: bool) -> Result<Result<(), Fail>, Fail> {
+    let savepoint = savepoint && job.level != Level::Read;
     let (effects, fence) = (tx.effects.len(), tx.fence);
     if savepoint {
         tx.run("SAVEPOINT job", [])?;
     }
-    let outcome = job.run(tx).and_then(|()| locks::settle(tx));
+    let outcome = job.call.run(tx).and_then(|()| queue::settle(tx));
     if outcome.is_err() {
         tx.unsettled.clear();
-        // Suspicions stand on what the kernel said, not on what the transaction did.
-        let kept: Vec<_> =
-            tx.effects.drain(effects..).filter(|effect| matches!(effect, Effect::Suspect(_))).collect();
+        let kept: Vec<_> = tx.effects.drain(effects..).filter(is_suspicion).collect();
         tx.effects.extend(kept);
         tx.fence = fence;
-        if tx.connection.is_autocommit() && job.level() != Level::Read {
+        if tx.connection.is_autocommit() && job.level != Level::Read {
             return Err(outcome.err().unwrap_or(Fail::NeedCeiling));
         }
     }

@@ -1,4 +1,4 @@
-//! Where the database lives: the checks before it is opened, and the names of the files beside it.
+//! The paths of the database and of the files beside it, and the checks before they are used.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -8,32 +8,20 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::lstat;
-use nix::sys::statfs::{self, FsType};
+use nix::sys::statfs::FsType;
 use nix::unistd::geteuid;
 use tooz_core::{Error, ErrorKind, Result};
 
-use crate::bell;
 use crate::config;
+use crate::engine::wakeup;
 use crate::error;
-use crate::kernel::{self, FileId};
-use crate::ownership::{self, Rights};
+use crate::host::ownership::{self, Rights};
+use crate::host::{FileId, filesystem};
 
-/// File systems on which locks, syncs and change events are known to work between the processes of one host.
-/// ZFS is not in the C headers.
-const LOCAL: &[FsType] = &[
-    statfs::EXT4_SUPER_MAGIC, // ext2, ext3 and ext4 share it
-    statfs::XFS_SUPER_MAGIC,
-    statfs::BTRFS_SUPER_MAGIC,
-    FsType(0x2fc1_2fc1), // zfs
-    statfs::F2FS_SUPER_MAGIC,
-    statfs::TMPFS_MAGIC,
-    statfs::OVERLAYFS_SUPER_MAGIC,
-];
-
-/// The database file and what stands beside it.
+/// The database file and the files beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
-    /// Without symlinks: every process must come to the same names beside it.
+pub(crate) struct Paths {
+    /// Without symlinks: every process must find the same names beside it.
     pub(crate) database: PathBuf,
     /// Whether the file system is known to be local.
     pub(crate) known_file_system: bool,
@@ -41,13 +29,7 @@ pub(crate) struct Place {
     pub(crate) mode: u32,
 }
 
-/// A database file that exists.
-#[derive(Debug)]
-pub(crate) struct Prepared {
-    pub(crate) file: FileId,
-}
-
-impl Place {
+impl Paths {
     /// Checks the directory and resolves the name.
     pub(crate) fn find(path: &Path, force_filesystem: bool) -> Result<Self> {
         let shown = path.display();
@@ -68,9 +50,10 @@ impl Place {
             Err(error) => return Err(error::io(format!("the directory {}", parent.display()), error)),
         };
         let name = path.file_name().ok_or_else(|| invalid(format!("{shown} is no file")))?;
-        let database = inside(&directory, &directory.join(name))?;
-        let place = Self { known_file_system: is_local(&directory)?, database, mode: config::MODE };
-        if !place.known_file_system && !force_filesystem {
+        let database = follow_symlink(&directory, &directory.join(name))?;
+        let known_file_system = filesystem::is_local(file_system_of(&directory)?);
+        let paths = Self { database, known_file_system, mode: config::MODE };
+        if !paths.known_file_system && !force_filesystem {
             return Err(Error::new(
                 ErrorKind::Unsupported,
                 format!(
@@ -80,7 +63,7 @@ impl Place {
                 ),
             ));
         }
-        Ok(place)
+        Ok(paths)
     }
 
     /// A file beside the database.
@@ -97,7 +80,7 @@ impl Place {
 
     /// Creates the database file if it is missing. SQLite gives the files beside it the same permissions and, if root
     /// makes them, the same owner.
-    pub(crate) fn prepare(&self) -> Result<Prepared> {
+    pub(crate) fn prepare(&self) -> Result<FileId> {
         let shown = self.database.display();
         let creating = |error| error::io(format!("creating {shown}"), error);
         if fs::symlink_metadata(&self.database).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
@@ -112,7 +95,7 @@ impl Place {
     }
 
     /// Checks the database file as it is.
-    pub(crate) fn check(&self) -> Result<Prepared> {
+    pub(crate) fn check(&self) -> Result<FileId> {
         let shown = self.database.display();
         let data =
             fs::symlink_metadata(&self.database).map_err(|error| error::io(format!("{shown}"), error))?;
@@ -140,19 +123,19 @@ impl Place {
             if !found.is_file() || found.nlink() > 1 {
                 return refuse("is no file of SQLite");
             }
-            // SQLite, as root, gives it to the owner of the database whosever it is.
+            // SQLite, as root, gives the file to the owner of the database.
             if geteuid().is_root() && found.uid() != data.uid() {
                 return refuse("does not belong to the owner of the database");
             }
         }
-        Ok(Prepared { file: FileId::from(&data) })
+        Ok(FileId::from(&data))
     }
 
-    /// Refuses a database file that is a mount point itself: its log and its sessions lie beside it, and whoever uses it
-    /// under its other name has others.
+    /// Refuses a database file that is a mount point itself. Its log and its sessions are beside it, and a process that uses
+    /// the file under its other name has others.
     pub(crate) fn check_mount(&self) -> Result<()> {
         let shown = self.database.display();
-        if kernel::is_mount_point(&self.database).map_err(|error| error::io(format!("{shown}"), error))? {
+        if filesystem::is_mount_point(&self.database).map_err(|error| error::io(format!("{shown}"), error))? {
             return Err(Error::new(
                 ErrorKind::Invalid,
                 format!(
@@ -164,28 +147,27 @@ impl Place {
         Ok(())
     }
 
-    /// Creates the directories of session files and of bells if they are missing.
+    /// Creates the directories of session files and of FIFOs if they are missing.
     pub(crate) fn make_sessions(&self) -> Result<()> {
         let sessions = self.sessions();
         let failed = |error| error::io(format!("creating {}", sessions.display()), error);
         let (directory, name) = self.names("-sessions").map_err(failed)?;
-        // Whoever may use the database is to find its sessions, whoever owns the directory around both.
+        // With the rights of the database, since a user of the database needs its sessions. The owner of the directory
+        // around both does not matter.
         let database = lstat(&self.database).map_err(|errno| failed(errno.into()))?;
         make_directory(&directory, &name, Rights::like(&database, self.directory_mode()), &sessions)?;
         let inside = ownership::open_directory(&sessions).map_err(failed)?;
         let rights = Rights::within(&inside, self.directory_mode()).map_err(failed)?;
-        make_directory(&inside, bell::DIRECTORY.as_ref(), rights, &sessions.join(bell::DIRECTORY))
+        make_directory(&inside, wakeup::DIRECTORY.as_ref(), rights, &sessions.join(wakeup::DIRECTORY))
     }
 
     /// The directory around the database, open, and the name there of a file beside it.
     fn names(&self, suffix: &str) -> io::Result<(OwnedFd, OsString)> {
         let directory = ownership::open_directory(self.database.parent().unwrap_or(Path::new("/")))?;
-        let mut name = self.database.file_name().unwrap_or_default().to_owned();
-        name.push(suffix);
-        Ok((directory, name))
+        Ok((directory, self.beside(suffix).file_name().unwrap_or_default().to_owned()))
     }
 
-    /// Whoever may read a directory may look into it.
+    /// The mode of new directories: a user who may read one may also search it.
     fn directory_mode(&self) -> u32 {
         self.mode | (self.mode & 0o444) >> 2
     }
@@ -199,12 +181,18 @@ impl Place {
     }
 }
 
+/// The type of the file system that a directory is on.
+pub(crate) fn file_system_of(directory: &Path) -> Result<FsType> {
+    filesystem::type_of(directory)
+        .map_err(|error| error::io(format!("the file system of {}", directory.display()), error))
+}
+
 /// Makes a directory if it is missing.
-fn make_directory(place: impl AsFd, name: &OsStr, rights: Rights, path: &Path) -> Result<()> {
+fn make_directory(paths: impl AsFd, name: &OsStr, rights: Rights, path: &Path) -> Result<()> {
     let shown = path.display();
     let made = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            ownership::make_directory(place, name, rights).map(drop)
+            ownership::make_directory(paths, name, rights).map(drop)
         }
         _ => Err(io::ErrorKind::AlreadyExists.into()),
     };
@@ -218,7 +206,7 @@ fn make_directory(place: impl AsFd, name: &OsStr, rights: Rights, path: &Path) -
 }
 
 /// Follows symlinks of the last name as long as they stay in the directory (X5).
-fn inside(directory: &Path, path: &Path) -> Result<PathBuf> {
+fn follow_symlink(directory: &Path, path: &Path) -> Result<PathBuf> {
     if !fs::symlink_metadata(path).is_ok_and(|data| data.is_symlink()) {
         return Ok(path.to_owned());
     }
@@ -237,13 +225,6 @@ fn inside(directory: &Path, path: &Path) -> Result<PathBuf> {
     ))
 }
 
-fn is_local(directory: &Path) -> Result<bool> {
-    let answer = statfs::statfs(directory);
-    let answer = answer
-        .map_err(|errno| error::io(format!("the file system of {}", directory.display()), errno.into()))?;
-    Ok(LOCAL.contains(&answer.filesystem_type()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -254,32 +235,32 @@ mod tests {
         let target = elsewhere.path().join("victim");
         File::create(&target).unwrap();
         std::os::unix::fs::symlink(&target, here.path().join("out.db")).unwrap();
-        let error = Place::find(&here.path().join("out.db"), false).unwrap_err();
+        let error = Paths::find(&here.path().join("out.db"), false).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Denied);
         File::create(here.path().join("real.db")).unwrap();
         std::os::unix::fs::symlink("real.db", here.path().join("in.db")).unwrap();
-        let place = Place::find(&here.path().join("in.db"), false).unwrap();
-        assert!(place.database.ends_with("real.db"));
+        let paths = Paths::find(&here.path().join("in.db"), false).unwrap();
+        assert!(paths.database.ends_with("real.db"));
     }
 
     #[test]
     fn proc_is_no_place_for_a_database() {
-        let error = Place::find(Path::new("/proc/tooz.db"), false).unwrap_err();
+        let error = Paths::find(Path::new("/proc/tooz.db"), false).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
-        assert!(!Place::find(Path::new("/proc/tooz.db"), true).unwrap().known_file_system);
+        assert!(!Paths::find(Path::new("/proc/tooz.db"), true).unwrap().known_file_system);
     }
 
     #[test]
     fn what_cannot_be_a_database_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let missing = directory.path().join("none/tooz.db");
-        assert!(Place::find(&missing, false).unwrap_err().to_string().contains("create it first"));
-        let place = Place::find(directory.path(), false).unwrap();
-        assert_eq!(place.prepare().unwrap_err().kind(), ErrorKind::InvalidUrl);
+        assert!(Paths::find(&missing, false).unwrap_err().to_string().contains("create it first"));
+        let paths = Paths::find(directory.path(), false).unwrap();
+        assert_eq!(paths.prepare().unwrap_err().kind(), ErrorKind::InvalidUrl);
         let linked = directory.path().join("tooz.db");
         File::create(&linked).unwrap();
         fs::hard_link(&linked, directory.path().join("other.db")).unwrap();
-        let error = Place::find(&linked, false).unwrap().prepare().unwrap_err();
+        let error = Paths::find(&linked, false).unwrap().prepare().unwrap_err();
         assert!(error.to_string().contains("hard links"), "{error}");
     }
 }

@@ -1,9 +1,9 @@
-//! New files and directories: their permissions, and whose they are when root makes them in somebody else's place.
+//! New files and directories: their permissions, and their owners when root makes them in another user's directory.
 //!
-//! Root would shut out the owner of the place, so it gives away what it makes. INVARIANT: nothing else is ever given
-//! away. Whoever owns a directory can put another object under a name of it at any moment, so a path proves nothing:
-//! what changes its owner is a descriptor from `O_CREAT | O_EXCL | O_NOFOLLOW`, or one that was opened in a directory
-//! that nobody else can write to.
+//! Root would shut out the owner of the directory, so root gives away what it makes. INVARIANT: nothing else is ever given
+//! away. The owner of a directory can put another object under one of its names at any moment, so a path proves nothing. What
+//! changes its owner is a descriptor from `O_CREAT | O_EXCL | O_NOFOLLOW`, or one that was opened in a directory that no other
+//! user can write to.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
@@ -18,9 +18,9 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{self, FileStat, Mode};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, geteuid, mkfifoat, unlinkat};
 
-use crate::kernel::Process;
+use crate::host::process::Process;
 
-/// Names of directories in which something is made begin with this.
+/// The names of directories in which files are made begin with this.
 pub(crate) const STAGING: &str = ".staging-";
 /// Nothing here may wait for another process, or leave the directory.
 const SAFE: OFlag = OFlag::O_NOFOLLOW.union(OFlag::O_CLOEXEC).union(OFlag::O_NONBLOCK);
@@ -30,7 +30,7 @@ const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_RDONLY);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rights {
     mode: Mode,
-    /// `None`: whoever makes it keeps it.
+    /// `None`: the object stays with the user who makes it.
     owner: Option<(Uid, Gid)>,
 }
 
@@ -55,7 +55,7 @@ impl Rights {
         if let Some((user, group)) = self.owner
             && let Err(error) = fchown(&made, Some(user), Some(group))
         {
-            // Root of a container that may not, or that does not know this user.
+            // Root of a container that may not do this, or that does not know this user.
             tracing::debug!(%user, %error, "what root makes for another user stays root's");
         }
         Ok(())
@@ -122,39 +122,39 @@ fn open_made(directory: impl AsFd, name: &OsStr, flags: OFlag) -> io::Result<Own
     }
 }
 
-/// A directory of our own inside of another one, for a moment. Its names are ours alone, so that what is opened there
-/// is what was made there.
+/// A directory of our own inside another one, for a moment. No other user can change its names, so an object that is opened
+/// there is the one that was made there.
 struct Staging<'a> {
-    place: BorrowedFd<'a>,
+    parent: BorrowedFd<'a>,
     name: String,
     inside: OwnedFd,
 }
 
 impl<'a> Staging<'a> {
-    fn new(place: BorrowedFd<'a>) -> io::Result<Self> {
+    fn new(parent: BorrowedFd<'a>) -> io::Result<Self> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         // A pid is used again, and may be used in two containers at once.
         let Process { pid, started, pid_namespace } = Process::this();
         let (started, namespace) = (started.unwrap_or_default(), pid_namespace.unwrap_or_default());
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("{STAGING}{namespace:x}-{pid:x}-{started:x}-{number:x}");
-        stat::mkdirat(place, name.as_str(), Mode::S_IRWXU)?;
-        let inside = open_made(place, name.as_ref(), DIRECTORY)?;
-        // Another one, put there meanwhile, will do as well if nobody else can change what is in it.
+        stat::mkdirat(parent, name.as_str(), Mode::S_IRWXU)?;
+        let inside = open_made(parent, name.as_ref(), DIRECTORY)?;
+        // Another directory, put there meanwhile, will do as well if no other user can change its names.
         if !is_private(&stat::fstat(&inside)?) {
             return Err(io::Error::other("somebody exchanges the directories in which files are made"));
         }
-        Ok(Self { place, name, inside })
+        Ok(Self { parent, name, inside })
     }
 }
 
 impl Drop for Staging<'_> {
     fn drop(&mut self) {
-        let _ = unlinkat(self.place, self.name.as_str(), UnlinkatFlags::RemoveDir);
+        let _ = unlinkat(self.parent, self.name.as_str(), UnlinkatFlags::RemoveDir);
     }
 }
 
-/// Whether nobody but us can change what is in this directory.
+/// Whether no other user can change the names in this directory.
 fn is_private(data: &FileStat) -> bool {
     let others = Mode::S_IRWXG | Mode::S_IRWXO;
     data.st_uid == geteuid().as_raw() && !Mode::from_bits_truncate(data.st_mode).intersects(others)
@@ -170,8 +170,8 @@ pub(crate) fn rename(from: impl AsFd, name: &OsStr, to: impl AsFd, new: &OsStr) 
     }
 }
 
-/// Without renameat2 in the C library. Random names have nothing to replace; of two who make one directory at the same
-/// moment the slower may replace the other's, as long as it is empty.
+/// Without renameat2 in the C library. Random names have nothing to replace. If two processes make one directory at the same
+/// moment, the slower may replace the other's directory, as long as that is empty.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub(crate) fn rename(from: impl AsFd, name: &OsStr, to: impl AsFd, new: &OsStr) -> io::Result<()> {
     Ok(nix::fcntl::renameat(from, name, to, new)?)

@@ -6,18 +6,19 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, OptionalExtension, Params, Row};
-use tooz_core::LossReason;
 use tooz_core::clock::{Clock, Instant};
 use tooz_core::driver::{AttemptId, Grant, GroupChange, Holders};
 use tooz_core::entropy::Entropy;
+use tooz_core::{LossReason, Result};
 
+use crate::engine::paths::Paths;
+use crate::engine::session_file::DeadFile;
+use crate::engine::watches::{GroupWatch, LockWatch};
 use crate::error::{self, Work};
-use crate::fence::Fence;
-use crate::kernel::{FileId, Process};
-use crate::keys::Lock;
-use crate::local::Local;
-use crate::sessionfile::DeadFile;
-use crate::watch::{GroupWatch, LockWatch};
+use crate::host::process::Process;
+use crate::host::{self, FileId};
+use crate::keys::{Id, Lock};
+use crate::session_state::SessionState;
 
 /// What stays the same as long as the database is open.
 #[derive(Debug)]
@@ -26,21 +27,47 @@ pub(crate) struct Site {
     pub(crate) process: Process,
     pub(crate) boot_id: String,
     pub(crate) layout: u32,
-    /// What others ring to wake this process.
-    pub(crate) bell: Option<u128>,
-    /// The database that this process had open at this place before.
+    /// Where other processes wake this one.
+    pub(crate) wakeup: Option<u128>,
+    /// The database that this process had open at this path before.
     pub(crate) known: Option<FileId>,
-    /// An operator says that whoever used the database at another place is gone.
+    /// An operator says that no process uses the database at another path any more.
     pub(crate) adopt: bool,
     pub(crate) clock: Clock,
     pub(crate) entropy: Entropy,
+}
+
+impl Site {
+    pub(crate) fn new(
+        paths: &Paths,
+        boot_id: Option<&String>,
+        layout: u32,
+        clock: &Clock,
+        entropy: &Entropy,
+    ) -> Result<Self> {
+        let boot_id = match boot_id {
+            Some(boot_id) => boot_id.clone(),
+            None => host::boot_id().map_err(|error| error::io("/proc/sys/kernel/random/boot_id", error))?,
+        };
+        Ok(Self {
+            sessions: paths.sessions(),
+            process: Process::this(),
+            boot_id,
+            layout,
+            wakeup: None,
+            known: None,
+            adopt: false,
+            clock: clock.clone(),
+            entropy: entropy.clone(),
+        })
+    }
 }
 
 /// What is done outside the database after the commit, and not at all after a rollback.
 #[derive(Debug)]
 pub(crate) enum Effect {
     /// A session of this process was opened.
-    Opened(Arc<Local>),
+    Opened(Arc<SessionState>),
     /// A session of this process has no rows any more.
     Ended(i64, LossReason),
     /// An attempt of this process waits.
@@ -63,17 +90,17 @@ pub(crate) enum Effect {
     Holders(Lock),
     /// Rows were added to the log of events.
     Logged,
-    /// The commit concerns a process that has to be woken.
-    Ring(u128),
-    /// The bell of a session that was cleared away can be removed if its owner is gone, too.
-    Unhang(u128),
-    /// Who stands before a waiter of this process may have changed.
-    LookAhead,
+    /// The commit concerns another process, which has to be woken.
+    Wake(u128),
+    /// The FIFO of a session that was cleared away can be removed if its process is gone, too.
+    RemoveWakeup(u128),
+    /// The sessions before a waiter of this process may have changed.
+    FollowPredecessors,
 }
 
-/// How long a session that was seen alive is believed to live without another look, as long as events tell of
-/// deaths. What makes no event (a dead owner whose child inherited the file) is noticed after this time; it is
-/// half of the second that the contract grants.
+/// How long a session that was seen alive counts as alive without another look, as long as events tell of deaths. A death
+/// without an event (a child of the dead owner inherited the file) is noticed after this time, which is half of the second
+/// that the contract grants.
 const BELIEVED: Duration = Duration::from_millis(500);
 
 /// When other processes' sessions were last seen alive.
@@ -90,7 +117,7 @@ impl Probes {
     }
 
     pub(crate) fn alive(&mut self, session: i64, now: Instant) {
-        // Sessions come and go; what is no longer fresh is worth nothing.
+        // Sessions come and go; an entry that is no longer fresh has no use.
         if self.seen.len() >= 1024 {
             self.seen.retain(|_, seen| now.saturating_since(*seen) < BELIEVED);
         }
@@ -106,16 +133,23 @@ impl Probes {
     }
 }
 
+/// The counter of fencing tokens as a transaction has it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fence {
+    pub(crate) next: i64,
+    pub(crate) ceiling: i64,
+}
+
 /// A transaction, what it knows of this process, and what follows from it.
 pub(crate) struct Tx<'a> {
     pub(crate) connection: &'a Connection,
     pub(crate) site: &'a Site,
     /// The sessions of this process by number.
-    pub(crate) locals: &'a HashMap<i64, Arc<Local>>,
+    pub(crate) own_sessions: &'a HashMap<i64, Arc<SessionState>>,
     pub(crate) probes: &'a mut Probes,
     pub(crate) fence: Option<Fence>,
     pub(crate) effects: Vec<Effect>,
-    /// Locks that may have become free for those who wait.
+    /// Locks that may have become free for waiters.
     pub(crate) unsettled: Vec<Lock>,
 }
 
@@ -123,13 +157,21 @@ impl<'a> Tx<'a> {
     pub(crate) fn new(
         connection: &'a Connection,
         site: &'a Site,
-        locals: &'a HashMap<i64, Arc<Local>>,
+        own_sessions: &'a HashMap<i64, Arc<SessionState>>,
         probes: &'a mut Probes,
     ) -> Self {
-        Self { connection, site, locals, probes, fence: None, effects: Vec::new(), unsettled: Vec::new() }
+        Self {
+            connection,
+            site,
+            own_sessions,
+            probes,
+            fence: None,
+            effects: Vec::new(),
+            unsettled: Vec::new(),
+        }
     }
 
-    /// Runs a statement that returns nothing; answers how many rows it changed.
+    /// Runs a statement that returns nothing; returns how many rows it changed.
     pub(crate) fn run(&self, sql: &str, params: impl Params) -> Work<usize> {
         Ok(self.connection.prepare_cached(sql)?.execute(params)?)
     }
@@ -145,6 +187,17 @@ impl<'a> Tx<'a> {
         row.map_err(|error| error::reading(error, sql))
     }
 
+    /// Whether there is a row.
+    pub(crate) fn exists(&self, sql: &str, params: impl Params) -> Work<bool> {
+        Ok(self.first(sql, params, |_| Ok(()))?.is_some())
+    }
+
+    /// The epoch of the data; 0 if there is none.
+    pub(crate) fn epoch(&self) -> Work<u128> {
+        let epoch = self.first("SELECT epoch FROM tooz", [], |row| row.get::<_, Id>(0))?;
+        Ok(epoch.map_or(0, |epoch| epoch.0))
+    }
+
     /// Every row.
     pub(crate) fn all<T>(
         &self,
@@ -157,7 +210,7 @@ impl<'a> Tx<'a> {
         rows.map_err(|error| error::reading(error, sql))
     }
 
-    /// Every row that can be understood; the others are skipped and logged.
+    /// Every readable row; the others are skipped and logged.
     pub(crate) fn readable<T>(
         &self,
         sql: &str,
@@ -178,9 +231,9 @@ impl<'a> Tx<'a> {
         self.effects.push(effect);
     }
 
-    /// A session of this process that is still its own.
-    pub(crate) fn local(&self, session: i64) -> Option<&Arc<Local>> {
-        self.locals.get(&session)
+    /// A session of this process that has not ended.
+    pub(crate) fn own_session(&self, session: i64) -> Option<&Arc<SessionState>> {
+        self.own_sessions.get(&session)
     }
 
     /// Now, for people to read.

@@ -1,16 +1,16 @@
-//! A short busy wait before a sleep, for as long as that pays.
+//! A short busy wait before a sleep, as long as that pays.
 //!
 //! With a processor to spare, an answer comes sooner than a sleep and a wake-up take. Without one, the waiting thread
 //! only keeps the processor from the thread that it waits for. Which of the two is the case shows in the outcome: each
-//! wait in vain doubles how many of the next waits sleep at once. A wait never gives its processor away by
-//! `sched_yield`: beside a busy process that costs a whole time slice.
+//! failed busy wait doubles how many of the next waits sleep at once. A wait never calls `sched_yield`: beside a busy process
+//! that costs a whole time slice.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tooz_core::clock::Clock;
 
-/// A busy wait in vain is tried again after at most this many sleeps; it then costs less than a µs of each.
+/// After a failed busy wait, at most this many waits sleep before the next try. A try then costs each of them less than a µs.
 const MOST_SLEEPS: u32 = 64;
 
 /// How well busy waiting has paid. It is a hint, so a race between two threads costs time and nothing else.
@@ -18,7 +18,7 @@ const MOST_SLEEPS: u32 = 64;
 pub(crate) struct Spin {
     /// How many waits sleep at once, from now on.
     sleeps: AtomicU32,
-    /// How many did after the last wait in vain.
+    /// How many did after the last failed busy wait.
     last: AtomicU32,
 }
 

@@ -1,16 +1,16 @@
-//! The log of events: what other processes, and the watches of this one, must hear of.
+//! The log of events, for other processes and for the watches of this one.
 //!
-//! Every process remembers how far it has read. After a commit of its own or of somebody else it reads on from
-//! there: the cost is that of the changes, however many wait. Numbers have no holes, so a missing one means that
-//! the reader was too slow and the rows were cut off; then it looks at the state itself.
+//! Every process remembers how far it has read. After its own commit or another process's, it reads on from there. So the
+//! cost is that of the changes, however many callers wait. The numbers have no holes. A missing number means that the reader
+//! was too slow and the rows were cut off; then it reads the state itself.
 
 use rusqlite::Row;
 use tooz_core::driver::{AttemptId, GroupChange, MemberRecord};
 use tooz_core::{Capabilities, MemberId};
 
+use crate::engine::tx::{Effect, Tx, from_micros};
 use crate::error::Work;
 use crate::keys::{Id, Lock};
-use crate::tx::{Effect, Tx, from_micros};
 
 /// How many events are kept. A reader that is further behind reads the state instead; more would only cost space
 /// (at most 64 KiB each, with the largest capabilities).
@@ -65,7 +65,7 @@ impl MemberRow {
         })
     }
 
-    /// As [`MemberRow::read`], of a member that is leaving: its id is enough for those who see it go.
+    /// As [`MemberRow::read`], of a member that is leaving: the watches need only its id.
     pub(crate) fn leaving(row: &Row<'_>, at: usize) -> rusqlite::Result<Self> {
         let capabilities =
             row.get::<_, Vec<u8>>(at + 1).ok().and_then(|c| Capabilities::from_msgpack(&c).ok());
@@ -78,7 +78,7 @@ impl MemberRow {
         })
     }
 
-    /// `None`, and a line in the log, if somebody else wrote what cannot be understood.
+    /// `None`, and a warning, if the row is damaged.
     pub(crate) fn record(&self) -> Option<MemberRecord> {
         let record = MemberId::new(&self.member).and_then(|member| {
             let capabilities = Capabilities::from_msgpack(&self.capabilities)?;
@@ -98,7 +98,7 @@ pub(crate) enum Entry {
     Granted(i64, AttemptId),
     Broken(i64, AttemptId),
     SessionEnded(i64),
-    /// Of a newer version, or written by hand.
+    /// An entry of a newer version, or written by hand.
     Unknown,
 }
 
@@ -112,7 +112,7 @@ pub(crate) fn to_change(change: Change, record: MemberRecord) -> GroupChange {
 }
 
 /// Adds an entry.
-pub(crate) fn log(tx: &mut Tx<'_>, event: &Event<'_>) -> Work<()> {
+pub(crate) fn append(tx: &mut Tx<'_>, event: &Event<'_>) -> Work<()> {
     let seq = match event {
         Event::Member(change, namespace, name, row) => insert_member(tx, *change, namespace, name, row)?,
         Event::GroupDeleted(namespace, name) => insert(tx, 4, None, Some((*namespace, *name)), None)?,
@@ -180,7 +180,7 @@ pub(crate) fn members_left(tx: &mut Tx<'_>, session: i64) -> Work<()> {
         |row| Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?, MemberRow::leaving(row, 2)?)),
     )?;
     for (namespace, name, row) in rows {
-        log(tx, &Event::Member(Change::Left, &namespace, &name, &row))?;
+        append(tx, &Event::Member(Change::Left, &namespace, &name, &row))?;
     }
     Ok(())
 }
@@ -189,7 +189,7 @@ pub(crate) fn members_left(tx: &mut Tx<'_>, session: i64) -> Work<()> {
 pub(crate) fn leader_changed(tx: &mut Tx<'_>, lock: &Lock) -> Work<()> {
     let (namespace, kind, name) = lock.columns()?;
     if kind == 1 {
-        log(tx, &Event::LeaderChanged(namespace, name))?;
+        append(tx, &Event::LeaderChanged(namespace, name))?;
     }
     Ok(())
 }
@@ -201,7 +201,7 @@ pub(crate) fn latest(tx: &Tx<'_>) -> Work<i64> {
 }
 
 /// The entries after `cursor`, in order.
-pub(crate) fn after(tx: &Tx<'_>, cursor: i64) -> Work<Vec<(i64, Entry)>> {
+pub(crate) fn read_after(tx: &Tx<'_>, cursor: i64) -> Work<Vec<(i64, Entry)>> {
     tx.all(
         "SELECT seq, topic, session, namespace, name, attempt, \
          member, capabilities, incarnation, joined_at, updated_at \
@@ -209,7 +209,7 @@ pub(crate) fn after(tx: &Tx<'_>, cursor: i64) -> Work<Vec<(i64, Entry)>> {
         [cursor],
         |row| {
             let seq = row.get(0)?;
-            // What somebody wrote by hand is skipped, not trusted.
+            // A damaged entry is skipped, not trusted.
             Ok((seq, read(row).unwrap_or(Entry::Unknown)))
         },
     )

@@ -1,0 +1,80 @@
+//! The driver without sessions, and what its watches share.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{self, Poll};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_core::Stream;
+use tokio::sync::mpsc;
+use tooz_core::driver::{Context, Driver, Groups, Locks, OpenSession, Session};
+use tooz_core::runtime::Task;
+use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
+
+use crate::config::{self, Config};
+use crate::engine::paths::Paths;
+use crate::engine::tx::Site;
+use crate::read_only::Reader;
+
+/// How often the watch of a group or a lock looks.
+pub(crate) const LOOK: Duration = Duration::from_millis(100);
+/// Connects for looking.
+pub(crate) async fn connect(url: &BackendUrl, config: Config, context: Context) -> Result<Arc<dyn Driver>> {
+    let paths = Paths::find(&config.path, config.force_filesystem)?;
+    let site = Site::new(&paths, config.boot_id.as_ref(), config.layout, &context.clock, &context.entropy)?;
+    let best = config::characteristics_on(url, paths.known_file_system);
+    let reader = Arc::new(Reader { paths, site, config, context, closed: AtomicBool::new(false) });
+    // If there is a database, this fails with what is wrong with it.
+    reader.look("connect", |_| Ok(())).await?;
+    Ok(Arc::new(ReadOnly { reader, characteristics: best - Characteristics::PUSH_WATCHES }))
+}
+
+#[derive(Debug)]
+pub(crate) struct ReadOnly {
+    pub(crate) reader: Arc<Reader>,
+    pub(crate) characteristics: Characteristics,
+}
+
+pub(crate) fn refuse() -> Error {
+    Error::new(ErrorKind::Unsupported, "a view changes nothing; connect a coordinator")
+}
+
+#[async_trait]
+impl Driver for ReadOnly {
+    fn characteristics(&self) -> Characteristics {
+        self.characteristics
+    }
+
+    async fn open_session(&self, _: &OpenSession) -> Result<Arc<dyn Session>> {
+        Err(refuse())
+    }
+
+    fn groups(&self) -> &dyn Groups {
+        self
+    }
+
+    fn locks(&self) -> &dyn Locks {
+        self
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.reader.closed.store(true, Ordering::Release);
+        Ok(())
+    }
+}
+
+/// The stream that a task feeds; dropping the stream ends the task.
+pub(crate) struct Feed<T> {
+    pub(crate) stream: mpsc::Receiver<T>,
+    pub(crate) _task: Task<()>,
+}
+
+impl<T> Stream for Feed<T> {
+    type Item = T;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Option<T>> {
+        self.stream.poll_recv(cx)
+    }
+}

@@ -1,0 +1,180 @@
+//! Looking without a session: a database that is read and never written. The user may only have read permission, and the disk
+//! may be full.
+//!
+//! Each look opens the database, reads in one transaction and closes it. So nothing stays open that could keep other processes
+//! from removing the log, and a database that is deleted or comes later needs no care. A look takes turns with the
+//! opening and closing of the database by this process ([`presence`]). A watch looks again and again, since a FIFO to wake it
+//! would have to be written.
+//!
+//! SQLite creates a log where there is none, also for a reader. So a look locks the database as a reader does before it looks
+//! for the log. Then the last writer to close the database leaves the log, and the changes in it, where they are.
+
+pub(crate) mod driver;
+mod groups;
+mod holders;
+
+use std::collections::HashMap;
+use std::fmt::{self, Write};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nix::libc;
+use rusqlite::{Connection, OpenFlags};
+use tooz_core::driver::{Context, earlier_layout};
+use tooz_core::{Error, ErrorKind, Result};
+
+use crate::config::Config;
+use crate::engine::database::{BUSY_HIGH, BUSY_LOW};
+use crate::engine::paths::Paths;
+use crate::engine::tx::{Probes, Site, Tx};
+use crate::engine::{presence, schema};
+use crate::error::{self, Fail, Work, native};
+use crate::host::os_lock;
+
+/// How long a look waits for a process that recovers the log or closes the database as the last.
+const BUSY: Duration = Duration::from_secs(5);
+
+/// The database for looks.
+pub(crate) struct Reader {
+    pub(crate) paths: Paths,
+    pub(crate) site: Site,
+    pub(crate) config: Config,
+    pub(crate) context: Context,
+    pub(crate) closed: AtomicBool,
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader").field("database", &self.paths.database).finish_non_exhaustive()
+    }
+}
+
+/// The database as a URI with parameters for SQLite, for a database that no process changes meanwhile.
+fn immutable(path: &Path) -> PathBuf {
+    let mut uri = String::from("file:");
+    for byte in path.as_os_str().as_bytes() {
+        if byte.is_ascii_alphanumeric() || b"/._-".contains(byte) {
+            uri.push(char::from(*byte));
+        } else {
+            // Writing to a string does not fail.
+            let _ = write!(uri, "%{byte:02X}");
+        }
+    }
+    uri.push_str("?immutable=1");
+    PathBuf::from(uri)
+}
+
+impl Reader {
+    /// Reads in one transaction; `None`: there is no database, or nothing in it.
+    pub(crate) async fn look<T: Send + 'static>(
+        self: &Arc<Self>,
+        what: &'static str,
+        work: impl FnMut(&mut Tx<'_>) -> Work<T> + Send + 'static,
+    ) -> Result<Option<T>> {
+        if self.is_closed() {
+            return Err(Error::new(ErrorKind::Closed, "connect a new view"));
+        }
+        let reader = Arc::clone(self);
+        let looked = self.context.spawner.blocking(move || reader.look_here(work)).await;
+        looked.and_then(|looked| looked).map_err(|error| error.during(what))
+    }
+
+    fn look_here<T>(&self, mut work: impl FnMut(&mut Tx<'_>) -> Work<T>) -> Result<Option<T>> {
+        let missing =
+            |path: &Path| path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        if missing(&self.paths.database) {
+            return Ok(None);
+        }
+        self.paths.check()?;
+        let look = presence::look();
+        if look.contains(&self.paths.database) {
+            // The log stays as long as this process has the database open.
+            return self.read(false, &mut work);
+        }
+        let reader = self.lock()?;
+        let (log, shared_memory) = (self.paths.beside("-wal"), self.paths.beside("-shm"));
+        let mut looked = None;
+        if missing(&log) {
+            // No process has the database open.
+            looked = Some(self.read(true, &mut work));
+        }
+        // Otherwise a writer has opened the database meanwhile, and its changes are in the log.
+        if !missing(&log) {
+            if missing(&shared_memory) {
+                let what = format!(
+                    "{} is missing beside {}; connect once with a program that may write",
+                    shared_memory.display(),
+                    log.display()
+                );
+                return Err(Error::new(ErrorKind::Unavailable, what));
+            }
+            looked = Some(self.read(false, &mut work));
+        }
+        drop(reader);
+        looked.unwrap_or_else(|| Err(Error::new(ErrorKind::Unavailable, "the log came and went; look again")))
+    }
+
+    /// Locks the database as a reader does. INVARIANT: this process has the database open in no other way than by looks, since
+    /// closing the file drops all POSIX locks of the process on it.
+    fn lock(&self) -> Result<File> {
+        let path = &self.paths.database;
+        let failed = |error| error::io(path.display().to_string(), error);
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path).map_err(failed)?;
+        let limit = self.context.clock.now() + BUSY.min(self.config.operation_timeout);
+        while !os_lock::try_lock_as_reader(&file).map_err(failed)? {
+            if self.context.clock.now() >= limit {
+                let what =
+                    format!("{} is being closed or recovered by another process; look again", path.display());
+                return Err(Error::new(ErrorKind::Unavailable, what));
+            }
+            std::thread::park_timeout(self.context.entropy.between(BUSY_LOW, BUSY_HIGH));
+        }
+        Ok(file)
+    }
+
+    fn read<T>(&self, alone: bool, work: &mut impl FnMut(&mut Tx<'_>) -> Work<T>) -> Result<Option<T>> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX // one thread only
+            | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+        let connection = if alone {
+            let uri = immutable(&self.paths.database);
+            Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_URI)
+        } else {
+            Connection::open_with_flags(&self.paths.database, flags)
+        };
+        let connection = connection.map_err(native)?;
+        connection.busy_timeout(BUSY.min(self.config.operation_timeout)).map_err(native)?;
+        let transaction = connection.unchecked_transaction().map_err(native)?;
+        let (shown, ours) = (self.paths.database.display(), self.site.layout);
+        match schema::check(&transaction, &shown, ours)? {
+            0 => return Ok(None),
+            earlier if earlier < ours => return Err(earlier_layout(&shown, earlier, ours)),
+            _ => {}
+        }
+        let (own_sessions, mut probes) = (HashMap::new(), Probes::default());
+        // Leaves out sessions that look dead, and leaves them for others to clear away.
+        let found = work(&mut Tx::new(&transaction, &self.site, &own_sessions, &mut probes));
+        found.map(Some).map_err(Fail::into_error)
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_byte_of_a_path_is_a_parameter() {
+        let uri = immutable(Path::new("/a b/c?mode=rw#%25.db"));
+        assert_eq!(uri, Path::new("file:/a%20b/c%3Fmode%3Drw%23%2525.db?immutable=1"));
+    }
+}

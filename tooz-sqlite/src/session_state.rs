@@ -1,0 +1,226 @@
+//! A session of this process, as the database thread and the caller share it.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+use tooz_core::driver::{AttemptId, Grant, Notice, SessionId, Turn};
+use tooz_core::{Error, ErrorKind, LossReason, MemberId, Result};
+
+use crate::host::FileId;
+use crate::keys::Lock;
+
+/// How many withdrawn attempts a session remembers. The memory of an attempt matters only from its withdrawal to the
+/// arrival of a request that was made earlier and comes late. The one queue of the database thread keeps the order of calls.
+/// So the future of such a request was made but not polled before, and no program has this many.
+const WITHDRAWN: usize = 4096;
+
+/// What the database thread knows of one session of this process.
+#[derive(Debug)]
+pub(crate) struct SessionState {
+    pub(crate) seq: i64,
+    pub(crate) id: SessionId,
+    pub(crate) namespace: Arc<str>,
+    pub(crate) member: MemberId,
+    pub(crate) path: PathBuf,
+    pub(crate) file: FileId,
+    /// The owner dropped the session without closing it.
+    dropped: AtomicBool,
+    /// The session's row was committed.
+    recorded: AtomicBool,
+    inner: Mutex<Inner>,
+    noticed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    ended: Option<LossReason>,
+    notices: VecDeque<Notice>,
+    attempts: HashMap<AttemptId, Arc<Attempt>>,
+    withdrawn: HashSet<AttemptId>,
+    withdrawn_in_order: VecDeque<AttemptId>,
+}
+
+/// An attempt that waits.
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    pub(crate) lock: Lock,
+    outcome: Mutex<Option<Turn>>,
+    changed: Notify,
+}
+
+impl Attempt {
+    fn new(lock: Lock) -> Self {
+        Self { lock, outcome: Mutex::default(), changed: Notify::new() }
+    }
+
+    pub(crate) fn settle(&self, outcome: Turn) {
+        *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+        self.changed.notify_waiters();
+    }
+
+    fn outcome(&self) -> Option<Turn> {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Cancel-safe: the outcome stays.
+    pub(crate) async fn wait(&self) -> Turn {
+        wait_for(&self.changed, || self.outcome()).await
+    }
+}
+
+/// Looks now and after every notification, until there is something.
+async fn wait_for<T>(notify: &Notify, mut look: impl FnMut() -> Option<T>) -> T {
+    loop {
+        let mut notified = pin!(notify.notified());
+        notified.as_mut().enable(); // before the look, so that no notification falls between
+        if let Some(found) = look() {
+            return found;
+        }
+        notified.await;
+    }
+}
+
+impl SessionState {
+    pub(crate) fn new(
+        seq: i64,
+        id: SessionId,
+        namespace: Arc<str>,
+        member: MemberId,
+        path: PathBuf,
+        file: FileId,
+    ) -> Self {
+        Self {
+            seq,
+            id,
+            namespace,
+            member,
+            path,
+            file,
+            dropped: AtomicBool::new(false),
+            recorded: AtomicBool::new(false),
+            inner: Mutex::default(),
+            noticed: Notify::new(),
+        }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn abandon(&self) {
+        self.dropped.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn record(&self) {
+        self.recorded.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_recorded(&self) -> bool {
+        self.recorded.load(Ordering::SeqCst)
+    }
+
+    /// Whether this process itself knows that the session is over.
+    pub(crate) fn is_over(&self) -> bool {
+        self.dropped.load(Ordering::SeqCst) || self.inner().ended.is_some()
+    }
+
+    pub(crate) fn loss(&self) -> Option<LossReason> {
+        self.inner().ended.clone()
+    }
+
+    /// Fails if the session ended.
+    pub(crate) fn check(&self) -> Result<()> {
+        match &self.inner().ended {
+            None => Ok(()),
+            Some(LossReason::SessionClosed) => Err(Error::new(ErrorKind::Closed, "the session was closed")),
+            Some(reason) => Err(Error::new(ErrorKind::SessionLost, reason.to_string())),
+        }
+    }
+
+    /// Ends the session in this process. Tells every waiter, and the owner unless it closed the session itself.
+    pub(crate) fn end(&self, reason: LossReason) {
+        let attempts = {
+            let mut inner = self.inner();
+            if inner.ended.is_some() {
+                return;
+            }
+            inner.ended = Some(reason.clone());
+            if reason != LossReason::SessionClosed {
+                inner.notices.clear(); // the end of the session includes them
+                inner.notices.push_back(Notice::SessionLost(reason));
+            }
+            std::mem::take(&mut inner.attempts)
+        };
+        for attempt in attempts.values() {
+            attempt.settle(Turn::Gone);
+        }
+        self.noticed.notify_waiters();
+    }
+
+    pub(crate) fn tell(&self, notice: Notice) {
+        self.inner().notices.push_back(notice);
+        self.noticed.notify_waiters();
+    }
+
+    /// Cancel-safe: what is not returned stays.
+    pub(crate) async fn notice(&self) -> Notice {
+        wait_for(&self.noticed, || self.inner().notices.pop_front()).await
+    }
+
+    /// Adds an attempt that waits. An attempt that is known already stays as it is.
+    pub(crate) fn add(&self, attempt: AttemptId, lock: Lock) {
+        let mut inner = self.inner();
+        if inner.ended.is_none() {
+            inner.attempts.entry(attempt).or_insert_with(|| Arc::new(Attempt::new(lock)));
+        }
+    }
+
+    pub(crate) fn attempt(&self, attempt: AttemptId) -> Option<Arc<Attempt>> {
+        self.inner().attempts.get(&attempt).cloned()
+    }
+
+    pub(crate) fn grant(&self, grant: Grant) {
+        if let Some(attempt) = self.attempt(grant.attempt) {
+            attempt.settle(Turn::Granted(grant));
+        }
+    }
+
+    /// Removes an attempt that is over. A caller that still waits for it gets [`Turn::Gone`].
+    pub(crate) fn forget(&self, attempt: AttemptId) {
+        let attempt = self.inner().attempts.remove(&attempt);
+        if let Some(attempt) = attempt {
+            attempt.settle(Turn::Gone);
+        }
+    }
+
+    /// Attempts that wait and were not granted yet.
+    pub(crate) fn waiting(&self) -> Vec<(AttemptId, Arc<Attempt>)> {
+        let inner = self.inner();
+        let waits = inner.attempts.iter().filter(|(_, attempt)| attempt.outcome().is_none());
+        waits.map(|(id, attempt)| (*id, attempt.clone())).collect()
+    }
+
+    pub(crate) fn has_waiting(&self) -> bool {
+        self.inner().attempts.values().any(|attempt| attempt.outcome().is_none())
+    }
+
+    pub(crate) fn withdraw(&self, attempt: AttemptId) {
+        let mut inner = self.inner();
+        if inner.withdrawn.insert(attempt) {
+            inner.withdrawn_in_order.push_back(attempt);
+            if inner.withdrawn_in_order.len() > WITHDRAWN
+                && let Some(oldest) = inner.withdrawn_in_order.pop_front()
+            {
+                inner.withdrawn.remove(&oldest);
+            }
+        }
+    }
+
+    pub(crate) fn is_withdrawn(&self, attempt: AttemptId) -> bool {
+        self.inner().withdrawn.contains(&attempt)
+    }
+}
