@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tooz::clock::{Clock, Instant};
+use tooz::driver::{Clock, Instant};
 use tooz::{
     BackendUrl, Capabilities, Characteristics, Coordinator, Error, ErrorKind, Finding, Group, Severity,
     drivers,

@@ -1,7 +1,8 @@
 //! `tooz drivers`: what is compiled in.
 
 use serde_json::json;
-use tooz::{BackendUrl, Registration, drivers};
+use tooz::driver::Registration;
+use tooz::{BackendUrl, drivers};
 
 use crate::args::List;
 use crate::exit::Failure;

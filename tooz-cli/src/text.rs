@@ -4,8 +4,7 @@ use std::io::{self, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
-use tooz::clock::Clock;
-use tooz::driver::{HolderRecord, LockMode, MemberRecord};
+use tooz::driver::{Clock, HolderRecord, LockMode, MemberRecord};
 use tooz::{Capabilities, MemberId};
 
 use crate::exit::Failure;

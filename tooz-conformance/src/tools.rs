@@ -8,8 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::Duration;
-
-use tooz_core::entropy::Entropy;
+use tooz_core::driver::Entropy;
 
 /// Why a case failed, in one line.
 pub type Failure = Box<dyn std::error::Error>;

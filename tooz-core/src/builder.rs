@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
 
-use crate::driver::{Connect, Context, Driver, InstanceId, OpenSession};
+use crate::driver::{Connect, Context, Driver, InstanceId, OpenSession, Registration};
 use crate::options::{self, OptionKind, OptionSpec};
 use crate::platform::clock::Clock;
 use crate::platform::entropy::Entropy;
@@ -21,8 +21,8 @@ use crate::session::limits::Config;
 use crate::session::live::SessionLease;
 use crate::session::state::Shared;
 use crate::{
-    BackendUrl, Characteristics, Coordinator, Error, ErrorKind, Finding, MemberId, Registration, Result,
-    Runtime, Viewer, driver,
+    BackendUrl, Characteristics, Coordinator, Error, ErrorKind, Finding, MemberId, Result, Runtime, Viewer,
+    driver,
 };
 
 const SECOND: Duration = Duration::from_secs(1);

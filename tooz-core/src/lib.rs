@@ -77,7 +77,7 @@ mod lock;
 mod lock_set;
 mod loss;
 mod names;
-pub mod options;
+mod options;
 mod platform;
 mod session;
 mod token;
@@ -94,8 +94,7 @@ pub use coordinator::Coordinator;
 #[doc(hidden)]
 pub use driver::FEATURES;
 pub use driver::{
-    Connecting, Examining, Finding, HolderRecord, Holders, LockMode, MemberRecord, Previous, Registration,
-    Released, Severity, drivers,
+    Finding, HolderRecord, Holders, LockMode, MemberRecord, Previous, Released, Severity, drivers,
 };
 pub use election::{Election, Leader, Leadership, Observer};
 pub use error::{Error, ErrorKind, Result};
@@ -111,7 +110,6 @@ pub use names::{GroupId, LockName, MAX_NAME_BYTES, MemberId};
 pub use platform::await_point::AWAIT_TARGET;
 pub use platform::clock::Deadline;
 pub use platform::runtime::Runtime;
-pub use platform::{clock, entropy, runtime};
 pub use session::events::{Event, Events};
 pub use session::hook_registry::{BoxError, HookEvent, HookId};
 pub use token::{FencingToken, Term};

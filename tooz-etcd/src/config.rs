@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
-use tooz_core::driver::{Context, LAYOUT_OPTION, layout_of};
-use tooz_core::options::{OptionKind, OptionSpec};
+use tooz_core::driver::{Context, LAYOUT_OPTION, OptionKind, OptionSpec, layout_of};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
 /// Ours, and the names that Python tooz gave them.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use etcd_client::{AlarmAction, AlarmType, Client, ConnectOptions, StatusResponse};
-use tooz_core::driver::{Connect, Context};
-use tooz_core::{Characteristics, Error, ErrorKind, Examining, Finding, Result};
+use tooz_core::driver::{Connect, Context, Examining};
+use tooz_core::{Characteristics, Error, ErrorKind, Finding, Result};
 
 use crate::config::Config;
 use crate::connection::version::{self, Version};

@@ -20,8 +20,7 @@ mod watch;
 
 use std::sync::Arc;
 
-use tooz_core::driver::{Connect, Driver};
-use tooz_core::{Connecting, Registration};
+use tooz_core::driver::{Connect, Connecting, Driver, Registration};
 
 /// This driver. It registers itself when the crate is linked; pass it by hand where constructors do not run.
 pub const REGISTRATION: Registration =
@@ -58,7 +57,7 @@ mod tests {
         let drivers = tooz_core::drivers();
         let ours = drivers.iter().find(|driver| driver.crate_name() == "tooz-etcd").unwrap();
         assert_eq!(ours.schemes(), ["etcd", "etcds", "etcd3", "etcd3+http", "etcd3+https"]);
-        let options: Vec<_> = ours.own_options().iter().map(tooz_core::options::OptionSpec::name).collect();
+        let options: Vec<_> = ours.own_options().iter().map(tooz_core::driver::OptionSpec::name).collect();
         assert_eq!(options, ["ca_cert", "cert_cert", "cert_key", "layout"]);
     }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, End, Grant, LockKey, LockMode, Place, Previous, Released, SessionLocks,
-    Turn,
+    Acquire, Acquired, AttemptId, End, Grant, LockKey, LockMode, Previous, QueueEntry, Released,
+    SessionLocks, Turn,
 };
 use tooz_core::{Error, ErrorKind, Result};
 
@@ -72,7 +72,7 @@ impl SessionState {
             }
         }
         if request.wait {
-            return Ok(Acquired::Queued(Place::new(attempt.id, attempt.key)));
+            return Ok(Acquired::Queued(QueueEntry::new(attempt.id, attempt.key)));
         }
         // Other sessions took the lock at every try.
         Ok(Acquired::Held)
@@ -130,11 +130,11 @@ impl SessionLocks for EtcdSession {
         self.state.request(request).await.map_err(|error| error.during("acquire"))
     }
 
-    async fn turn(&self, place: &Place) -> Result<Turn> {
+    async fn turn(&self, entry: &QueueEntry) -> Result<Turn> {
         // A task, so that waiting does not depend on how often it is polled. Dropped, it leaves the queue as it was.
-        let (session, place) = (Arc::clone(&self.state), place.clone());
+        let (session, entry) = (Arc::clone(&self.state), entry.clone());
         let spawner = self.state.client.connection.context.spawner.clone();
-        let waiting = spawner.spawn(async move { turn::wait(&session, &place).await });
+        let waiting = spawner.spawn(async move { turn::wait(&session, &entry).await });
         let turn = waiting.await.unwrap_or_else(|| Err(closed()));
         turn.map_err(|error| error.during("acquire"))
     }

@@ -8,12 +8,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, ResponseHeader, Txn, TxnOp};
 use tokio::sync::mpsc;
-use tooz_core::clock::Instant;
 use tooz_core::driver::{
-    AttemptId, End, Epoch, Held, LockMode, Notice, OpenSession, Renewal, Session, SessionGroups, SessionId,
-    SessionLocks, Stamp, earlier_layout_in_use,
+    AttemptId, End, Epoch, Held, Instant, LockMode, Notice, OpenSession, Renewal, Session, SessionGroups,
+    SessionId, SessionLocks, Stamp, Task, earlier_layout_in_use,
 };
-use tooz_core::runtime::Task;
 use tooz_core::{Error, ErrorKind, LossReason, Result};
 
 use crate::client::Client;

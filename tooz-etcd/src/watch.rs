@@ -10,8 +10,7 @@ use std::task::{Context, Poll, Waker};
 
 use etcd_client::{Event, EventType, KeyValue};
 use futures_core::Stream;
-use tooz_core::driver::{ChangeStream, GroupChange, HolderStream, Holders, MemberRecord};
-use tooz_core::runtime::Task;
+use tooz_core::driver::{ChangeStream, GroupChange, HolderStream, Holders, MemberRecord, Task};
 use tooz_core::{ErrorKind, GroupId, MemberId, Result};
 
 use crate::client::Client;

@@ -12,12 +12,10 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
-use tooz_core::clock::Clock;
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, Connect, Context, InstanceId, LockKey, LockMode, OpenSession, Session,
+    Acquire, Acquired, AttemptId, Clock, Connect, Context, Entropy, InstanceId, LockKey, LockMode,
+    OpenSession, Session, Spawner,
 };
-use tooz_core::entropy::Entropy;
-use tooz_core::runtime::Spawner;
 use tooz_core::{BackendUrl, Coordinator, LockName, MemberId, Runtime};
 
 #[allow(clippy::cast_possible_truncation)] // the constants of the C header are wider than its fields

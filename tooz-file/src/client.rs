@@ -8,8 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tooz_core::clock::Instant;
-use tooz_core::driver::{Connect, Context, Epoch};
+use tooz_core::driver::{Connect, Context, Epoch, Instant};
 use tooz_core::{Characteristics, Error, ErrorKind, Result};
 
 use crate::config::{self, Config};

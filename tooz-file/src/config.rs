@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tooz_core::driver::{LAYOUT_OPTION, layout_of};
-use tooz_core::options::{OptionKind, OptionSpec};
+use tooz_core::driver::{LAYOUT_OPTION, OptionKind, OptionSpec, layout_of};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
 use crate::host::os_lock::Flavor;

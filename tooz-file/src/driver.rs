@@ -58,13 +58,14 @@ mod tests {
 
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::Pid;
-    use tooz_core::clock::Clock;
+    use tooz_core::driver::Clock;
+    use tooz_core::driver::Entropy;
     use tooz_core::driver::{
         Acquire, Acquired, AttemptId, Connect, Context, InstanceId, Join, LockKey, LockMode, OpenSession,
-        Place, Session, Turn,
+        QueueEntry, Session, Turn,
     };
-    use tooz_core::entropy::Entropy;
-    use tooz_core::runtime::{Runtime, Spawner};
+    use tooz_core::Runtime;
+    use tooz_core::driver::Spawner;
     use tooz_core::{BackendUrl, Capabilities, GroupId, LockName, MemberId, Previous};
 
     use super::*;
@@ -122,9 +123,9 @@ mod tests {
         }
     }
 
-    async fn turn(session: &FileSession, place: &Place) -> Previous {
+    async fn turn(session: &FileSession, entry: &QueueEntry) -> Previous {
         let turn =
-            tokio::time::timeout(LONG, session.locks().turn(place)).await.expect("its turn did not come");
+            tokio::time::timeout(LONG, session.locks().turn(entry)).await.expect("its turn did not come");
         match turn.unwrap() {
             Turn::Granted(grant) => grant.previous,
             other => panic!("{other:?}"),

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
-use tooz_core::driver::Connect;
-use tooz_core::{Characteristics, Examining, Finding, Result};
+use tooz_core::driver::{Connect, Examining};
+use tooz_core::{Characteristics, Finding, Result};
 
 use crate::config::{self, Config};
 use crate::error;

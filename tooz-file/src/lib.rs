@@ -20,8 +20,7 @@ mod watch;
 
 use std::sync::Arc;
 
-use tooz_core::driver::{Connect, Driver};
-use tooz_core::{Connecting, Registration};
+use tooz_core::driver::{Connect, Connecting, Driver, Registration};
 
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]

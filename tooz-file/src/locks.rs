@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, End, Grant, LockKey, LockMode, Place, Previous, Released, SessionLocks,
-    Turn,
+    Acquire, Acquired, AttemptId, End, Grant, LockKey, LockMode, Previous, QueueEntry, Released,
+    SessionLocks, Turn,
 };
 use tooz_core::{Error, ErrorKind, LossReason, Result};
 
@@ -80,7 +80,7 @@ impl SessionState {
             }
             if state.waiting.contains_key(attempt) {
                 if records.is_queued(*attempt) {
-                    return Ok(Moment::Done(Acquired::Queued(Place::new(*attempt, key.clone()))));
+                    return Ok(Moment::Done(Acquired::Queued(QueueEntry::new(*attempt, key.clone()))));
                 }
                 state.waiting.remove(attempt); // its record was removed: it gets a new one
             }
@@ -108,7 +108,7 @@ impl SessionState {
             }
         };
         state.waiting.insert(*attempt, waiting);
-        Ok(Moment::Done(Acquired::Queued(Place::new(*attempt, key.clone()))))
+        Ok(Moment::Done(Acquired::Queued(QueueEntry::new(*attempt, key.clone()))))
     }
 
     fn name_record(&self, role: Role, contender: &Contender<'_>) -> Result<String> {
@@ -239,17 +239,17 @@ impl SessionState {
         self.client.in_stripe(tree, hash.stripe(), Access::Change, deadline, work).await
     }
 
-    async fn take_turn(&self, place: &Place) -> Result<Turn> {
+    async fn take_turn(&self, entry: &QueueEntry) -> Result<Turn> {
         self.client.check()?;
         let tree = &self.tree;
-        let hash = KeyHash::new(&place.key);
+        let hash = KeyHash::new(&entry.key);
         let mut topics = vec![Topic::Lock(hash.clone()), Topic::Deaths, Topic::Session(self.id())];
-        let path = tree.python_path(&place.key);
+        let path = tree.python_path(&entry.key);
         topics.extend(path.iter().map(|path| Topic::LockFile(path.join("/"))));
         let mut listener = tree.topics.listen(topics);
         let mut predecessors = Predecessors::default();
         loop {
-            let before = match self.look(place.attempt).await? {
+            let before = match self.look(entry.attempt).await? {
                 Outcome::Granted(grant) => {
                     let old = mem::replace(&mut self.state().predecessors, predecessors.sessions);
                     drop(old); // without the lock of the state
@@ -275,7 +275,7 @@ impl SessionState {
                 // A poll does not read the whole queue: where many wait, most have to poll, since the kernel gives a
                 // user 128 inotify instances. A process that holds the file without a record cannot be polled like
                 // this.
-                let recorded = !before.is_empty() && self.has_record(&hash, place.attempt);
+                let recorded = !before.is_empty() && self.has_record(&hash, entry.attempt);
                 if !(recorded && Predecessors::are_unchanged(tree, &hash, &before)) {
                     break;
                 }
@@ -383,8 +383,8 @@ impl SessionLocks for SessionState {
         asked.await.map_err(|error| error.during("request"))
     }
 
-    async fn turn(&self, place: &Place) -> Result<Turn> {
-        self.take_turn(place).await.map_err(|error| error.during("turn"))
+    async fn turn(&self, entry: &QueueEntry) -> Result<Turn> {
+        self.take_turn(entry).await.map_err(|error| error.during("turn"))
     }
 
     async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {

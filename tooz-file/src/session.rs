@@ -5,12 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tooz_core::clock::Instant;
 use tooz_core::driver::{
-    AttemptId, End, Epoch, Held, Notice, OpenSession, Previous, Renewal, Session, SessionGroups, SessionId,
-    SessionLocks,
+    AttemptId, End, Epoch, Held, Instant, Notice, OpenSession, Previous, Renewal, Session, SessionGroups,
+    SessionId, SessionLocks, Task,
 };
-use tooz_core::runtime::Task;
 use tooz_core::{Error, ErrorKind, GroupId, LossReason, Result};
 
 use crate::client::Client;

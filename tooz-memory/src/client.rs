@@ -7,8 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::Duration;
 
-use tooz_core::driver::{Connect, Context};
-use tooz_core::entropy::Entropy;
+use tooz_core::driver::{Connect, Context, Entropy};
 use tooz_core::{Characteristics, Error, ErrorKind, MemberId, Result};
 
 use crate::config::{self, Config};

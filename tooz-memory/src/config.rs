@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use tooz_core::options::{OptionKind, OptionSpec};
+use tooz_core::driver::{OptionKind, OptionSpec};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
 use crate::faults::planted::Fault;

@@ -14,8 +14,8 @@ mod watch;
 
 use std::sync::Arc;
 
-use tooz_core::driver::{Connect, Driver};
-use tooz_core::{Connecting, Examining, Finding, Registration};
+use tooz_core::Finding;
+use tooz_core::driver::{Connect, Connecting, Driver, Examining, Registration};
 
 use client::Client;
 use driver::Memory;
@@ -54,7 +54,7 @@ mod tests {
         let drivers = tooz_core::drivers();
         let ours = drivers.iter().find(|driver| driver.crate_name() == "tooz-memory").unwrap();
         assert_eq!(ours.schemes(), ["memory", "zake"]);
-        let options: Vec<_> = ours.own_options().iter().map(tooz_core::options::OptionSpec::name).collect();
+        let options: Vec<_> = ours.own_options().iter().map(tooz_core::driver::OptionSpec::name).collect();
         assert_eq!(options, ["fault", "yield_seed"]);
     }
 }

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use tooz_core::Result;
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, End, Grant, LockKey, Place, Released, SessionLocks, Turn,
+    Acquire, Acquired, AttemptId, End, Grant, LockKey, QueueEntry, Released, SessionLocks, Turn,
 };
 
 use crate::faults::gate::{Operation, Outcome, refused};
@@ -15,7 +15,7 @@ impl SessionLocks for MemorySession {
         self.client.call(Operation::Request, |state| state.request(&self.fate, request)).await
     }
 
-    async fn turn(&self, place: &Place) -> Result<Turn> {
+    async fn turn(&self, entry: &QueueEntry) -> Result<Turn> {
         let name = Operation::Turn.name();
         let outcome = self.client.gate(Operation::Turn).await.map_err(|error| error.during(name))?;
         match outcome {
@@ -23,7 +23,7 @@ impl SessionLocks for MemorySession {
             Some(Outcome::Lost) => return Err(self.client.lost_answer().during(name)),
             Some(Outcome::Indeterminate) | None => {}
         }
-        let turn = self.client.wait(|state| state.turn(&self.fate, place)).await;
+        let turn = self.client.wait(|state| state.turn(&self.fate, entry)).await;
         if outcome.is_some() {
             return Err(self.client.lost_answer().during(name));
         }

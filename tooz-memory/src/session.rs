@@ -5,9 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tooz_core::clock::Instant;
 use tooz_core::driver::{
-    End, Epoch, Held, Notice, Previous, Renewal, Session, SessionGroups, SessionId, SessionLocks,
+    End, Epoch, Held, Instant, Notice, Previous, Renewal, Session, SessionGroups, SessionId, SessionLocks,
 };
 use tooz_core::{LossReason, Result};
 

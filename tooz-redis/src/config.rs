@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo};
-use tooz_core::driver::{LAYOUT_OPTION, layout_of};
-use tooz_core::options::{OptionKind, OptionSpec};
+use tooz_core::driver::{LAYOUT_OPTION, OptionKind, OptionSpec, layout_of};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
 use crate::connection::address::{self, Address, Topology};

@@ -3,9 +3,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use tooz_core::driver::{Connect, Driver, Groups, Locks, OpenSession, Session};
-use tooz_core::runtime::Task;
-use tooz_core::{Characteristics, Connecting, Result};
+use tooz_core::driver::{Connect, Connecting, Driver, Groups, Locks, OpenSession, Session, Task};
+use tooz_core::{Characteristics, Result};
 
 use crate::client::Client;
 use crate::config::{self, Config};

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tooz_core::driver::Connect;
-use tooz_core::{Characteristics, Error, ErrorKind, Examining, Finding, Result};
+use tooz_core::driver::{Connect, Examining};
+use tooz_core::{Characteristics, Error, ErrorKind, Finding, Result};
 
 use crate::client::Client;
 use crate::config::Config;

@@ -18,7 +18,7 @@ pub mod shared_with_python;
 mod view;
 mod watch;
 
-use tooz_core::Registration;
+use tooz_core::driver::Registration;
 
 /// This driver. A program that links this crate finds it by its schemes.
 pub const REGISTRATION: Registration =

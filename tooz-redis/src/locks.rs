@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tooz_core::clock::Instant;
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, End, Grant, LockKey, LockMode, Place, Released, SessionLocks, Turn,
+    Acquire, Acquired, AttemptId, End, Grant, Instant, LockKey, LockMode, QueueEntry, Released, SessionLocks,
+    Turn,
 };
 use tooz_core::{Error, ErrorKind, FencingToken, Result};
 
@@ -70,7 +70,7 @@ impl RedisSession {
                 let life = Duration::from_millis(u64::try_from(answer.number("for how long")?).unwrap_or(0));
                 let before = u32::try_from(answer.number("the place")?).unwrap_or(0);
                 state.attempts.set_waiting(attempt, self.recheck_after(foreign, life, before));
-                Ok(Some(Acquired::Queued(Place::new(attempt, request.key.clone()))))
+                Ok(Some(Acquired::Queued(QueueEntry::new(attempt, request.key.clone()))))
             }
             "held" => {
                 state.attempts.forget(attempt);
@@ -171,10 +171,10 @@ impl SessionLocks for RedisSession {
         }
     }
 
-    async fn turn(&self, place: &Place) -> Result<Turn> {
+    async fn turn(&self, entry: &QueueEntry) -> Result<Turn> {
         let (attempts, spawner) = (&self.state.attempts, &self.state.client.context().spawner);
         loop {
-            match attempts.state(place.attempt) {
+            match attempts.state(entry.attempt) {
                 AttemptState::Granted(grant) => return Ok(Turn::Granted(grant)),
                 AttemptState::Unknown => return Ok(Turn::Gone),
                 // Replicas confirm the answer to a look.
@@ -184,7 +184,7 @@ impl SessionLocks for RedisSession {
                     tokio::pin!(woken);
                     // Registered before the second check, or a grant in between would be missed.
                     woken.as_mut().enable();
-                    let state = attempts.state(place.attempt);
+                    let state = attempts.state(entry.attempt);
                     if !matches!(state, AttemptState::Waiting(again, _) if again == recheck) {
                         continue;
                     }
@@ -197,7 +197,7 @@ impl SessionLocks for RedisSession {
                     }
                 }
             }
-            let Some(request) = attempts.request(place.attempt) else { return Ok(Turn::Gone) };
+            let Some(request) = attempts.request(entry.attempt) else { return Ok(Turn::Gone) };
             // Dropping this future loses nothing: what the server grants, it also sends as a message.
             match self.call_request(&request, "look").await? {
                 Some(Acquired::Queued(_) | Acquired::Granted(_)) => {}

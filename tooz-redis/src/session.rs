@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use redis::Value;
-use tooz_core::clock::Instant;
 use tooz_core::driver::{
-    AttemptId, End, Epoch, Held, Notice, OpenSession, Renewal, Session, SessionGroups, SessionId,
+    AttemptId, End, Epoch, Held, Instant, Notice, OpenSession, Renewal, Session, SessionGroups, SessionId,
     SessionLocks, Stamp, earlier_layout_in_use,
 };
 use tooz_core::{Error, FencingToken, LossReason, Result};

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tooz_core::clock::Instant;
-use tooz_core::driver::{Acquire, AttemptId, Grant, Notice, OpenSession, Previous, SessionId, Stamp};
+use tooz_core::driver::{
+    Acquire, AttemptId, Grant, Instant, Notice, OpenSession, Previous, SessionId, Stamp,
+};
 use tooz_core::{Error, ErrorKind, FencingToken, LossReason, MemberId, Result};
 
 use crate::client::Client;

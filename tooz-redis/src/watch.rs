@@ -10,8 +10,7 @@ use std::time::Duration;
 use futures_core::Stream;
 use sha1::{Digest, Sha1};
 use tokio::sync::mpsc;
-use tooz_core::driver::{ChangeStream, GroupChange, MemberRecord};
-use tooz_core::runtime::Task;
+use tooz_core::driver::{ChangeStream, GroupChange, MemberRecord, Task};
 use tooz_core::{ErrorKind, GroupId, Result};
 
 use crate::client::Client;

@@ -6,13 +6,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tooz_core::clock::Clock;
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, Connect, Context, InstanceId, LockKey, LockMode, OpenSession, Session,
+    Acquire, Acquired, AttemptId, Clock, Connect, Context, Entropy, InstanceId, LockKey, LockMode,
+    OpenSession, Session, Spawner,
 };
-use tooz_core::entropy::Entropy;
-use tooz_core::runtime::{Runtime, Spawner};
-use tooz_core::{BackendUrl, Coordinator, LockName, MemberId};
+use tooz_core::{BackendUrl, Coordinator, LockName, MemberId, Runtime};
 
 fn by_hand(directory: &std::path::Path, rounds: u32) -> Duration {
     let mut connection = rusqlite::Connection::open(directory.join("hand.db")).unwrap();

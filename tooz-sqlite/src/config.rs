@@ -4,8 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tooz_core::driver::{LAYOUT_OPTION, layout_of};
-use tooz_core::options::{OptionKind, OptionSpec};
+use tooz_core::driver::{LAYOUT_OPTION, OptionKind, OptionSpec, layout_of};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
 /// The options that only this driver knows.

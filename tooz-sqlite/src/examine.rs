@@ -7,9 +7,8 @@ use std::path::Path;
 use nix::sys::statfs::TMPFS_MAGIC;
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
-use tooz_core::driver::{Connect, Context};
-use tooz_core::runtime::Spawner;
-use tooz_core::{Characteristics, Error, Examining, Finding, Result, Severity};
+use tooz_core::driver::{Connect, Context, Examining, Spawner};
+use tooz_core::{Characteristics, Error, Finding, Result, Severity};
 
 use crate::client::Client;
 use crate::config::{self, Config};

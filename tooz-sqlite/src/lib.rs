@@ -22,7 +22,7 @@ mod session_state;
 mod view;
 mod watch;
 
-use tooz_core::Registration;
+use tooz_core::driver::Registration;
 
 /// This driver; also linked programs find it by the scheme `sqlite://`.
 pub const REGISTRATION: Registration =

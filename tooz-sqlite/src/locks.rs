@@ -2,8 +2,8 @@
 
 use async_trait::async_trait;
 use tooz_core::driver::{
-    Acquire, Acquired, Admission, AttemptId, End, Grant, LockKey, LockMode, Place, Released, SessionLocks,
-    Turn, admits,
+    Acquire, Acquired, Admission, AttemptId, End, Grant, LockKey, LockMode, QueueEntry, Released,
+    SessionLocks, Turn, admits,
 };
 use tooz_core::{Error, ErrorKind, Result};
 
@@ -26,16 +26,16 @@ impl SessionLocks for SqliteSession {
         self.client.call(Level::Write, work).await.map_err(|error| error.during("request"))
     }
 
-    async fn turn(&self, place: &Place) -> Result<Turn> {
+    async fn turn(&self, entry: &QueueEntry) -> Result<Turn> {
         self.client.jobs().check_process()?;
-        let attempt = place.attempt;
+        let attempt = entry.attempt;
         loop {
             if let Some(attempt) = self.session.attempt(attempt) {
                 return Ok(attempt.wait().await);
             }
             self.session.check()?;
             // This process does not know the attempt: read its outcome, and wait from then on.
-            let (session, lock) = (self.session.clone(), self.client.lock(&place.key));
+            let (session, lock) = (self.session.clone(), self.client.lock(&entry.key));
             let work = move |tx: &mut Tx<'_>| {
                 session.check()?;
                 let outcome = lock_rows::outcome(tx, session.seq, &lock, attempt)?;
@@ -132,7 +132,7 @@ fn request_lock(tx: &mut Tx<'_>, session: &SessionState, request: &Acquire, lock
 
 fn enqueue(tx: &mut Tx<'_>, session: &SessionState, request: &Acquire, lock: &Lock) -> Acquired {
     tx.effect(Effect::Queued(session.seq, request.attempt, lock.clone()));
-    Acquired::Queued(Place::new(request.attempt, request.key.clone()))
+    Acquired::Queued(QueueEntry::new(request.attempt, request.key.clone()))
 }
 
 /// Refuses a permit whose limit differs from that of a waiting permit (L15). The grant rule compares the holders.

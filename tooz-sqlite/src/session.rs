@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tooz_core::clock::Instant;
 use tooz_core::driver::{
-    End, Epoch, Held, Notice, OpenSession, Renewal, Session, SessionGroups, SessionId, SessionLocks, Turn,
+    End, Epoch, Held, Instant, Notice, OpenSession, Renewal, Session, SessionGroups, SessionId, SessionLocks,
+    Turn,
 };
 use tooz_core::{LossReason, Result};
 

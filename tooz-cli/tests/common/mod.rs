@@ -51,7 +51,7 @@ pub(crate) fn process(program: impl AsRef<OsStr>) -> Command {
 
 /// A directory with a backend of its own, and the processes of one test, killed at its end whatever happens.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct TestBackend {
     directory: tempfile::TempDir,
     backend: Backend,
 }
@@ -63,7 +63,7 @@ pub(crate) enum Backend {
     File,
 }
 
-impl Place {
+impl TestBackend {
     pub(crate) fn new() -> Self {
         Self::on(Backend::Sqlite)
     }
@@ -213,7 +213,7 @@ pub(crate) fn is_empty(path: &Path) -> bool {
 
 /// The processes that carry this place's URL in their environment: `tooz`, what stands below it, and every command
 /// that it started. Zombies are none.
-pub(crate) fn below(place: &Place) -> Vec<i32> {
+pub(crate) fn below(place: &TestBackend) -> Vec<i32> {
     let marked = format!("TOOZ_URL={}", place.url());
     let processes = fs::read_dir("/proc").unwrap().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::common::{Backend, Place, Running, eventually, finding, is_stopped, worse_than_good};
+use crate::common::{Backend, Running, TestBackend, eventually, finding, is_stopped, worse_than_good};
 use nix::sys::signal::Signal;
 use nix::sys::statfs;
 
@@ -15,7 +15,7 @@ fn of_the_disk(path: &Path) -> (Option<i32>, Vec<String>) {
 #[test]
 fn a_backend_that_is_well_is_good_and_nothing_of_ours_stays() {
     for backend in [Backend::Sqlite, Backend::File] {
-        let place = Place::on(backend);
+        let place = TestBackend::on(backend);
         let finished = place.run(&["doctor", "--json", "--rounds", "3"]);
         let (code, worse) = of_the_disk(&place.path("."));
         assert_eq!((finished.code, worse_than_good(&finished)), (code, worse), "{finished:?}");
@@ -32,7 +32,7 @@ fn a_backend_that_is_well_is_good_and_nothing_of_ours_stays() {
 
 #[test]
 fn the_url_may_be_an_argument_and_people_get_text() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let finished = place.run(&["doctor", "memory://x"]);
     assert_eq!(finished.code, Some(0), "{finished:?}");
     let lines: Vec<_> = finished.stdout.lines().collect();
@@ -43,7 +43,7 @@ fn the_url_may_be_an_argument_and_people_get_text() {
 
 #[test]
 fn what_a_usage_error_is_stays_one() {
-    let place = Place::new();
+    let place = TestBackend::new();
     for url in ["nonsense://x", "redis://a,b", "sqlite://"] {
         let finished = place.run(&["doctor", url]);
         assert_eq!((finished.code, finished.stdout.as_str()), (Some(64), ""), "{url}: {finished:?}");
@@ -53,7 +53,7 @@ fn what_a_usage_error_is_stays_one() {
 
 #[test]
 fn a_database_that_was_moved_is_adopted_by_order() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let holder =
         Running::start(place.tooz(&["lock", "x", "--", "sh", "-c", "echo >up; while :; do sleep 60; done"]));
     place.wait_for("up");
@@ -83,7 +83,7 @@ fn a_database_that_was_moved_is_adopted_by_order() {
 #[test]
 fn a_process_that_stands_still_with_a_lock_is_named() {
     for backend in [Backend::Sqlite, Backend::File] {
-        let place = Place::on(backend);
+        let place = TestBackend::on(backend);
         let script = "echo $PPID >up; while :; do sleep 60; done";
         let holder = Running::start(place.tooz(&["lock", "x", "--", "sh", "-c", script]));
         place.wait_for("up");

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
-use crate::common::{Place, Running, eventually, group_runs, in_time, parent, process, runs};
+use crate::common::{Running, TestBackend, eventually, group_runs, in_time, parent, process, runs};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::time::{ClockId, clock_gettime};
@@ -31,21 +31,21 @@ struct Guard {
 
 impl Guard {
     /// With a command that has begun.
-    fn start(place: &Place, grace: u32, first: &str, script: &str) -> Self {
+    fn start(place: &TestBackend, grace: u32, first: &str, script: &str) -> Self {
         let mut guard = Self::prepare(place, grace, first, script);
         guard.order("begin");
         guard
     }
 
     /// With a command that waits for the word to begin.
-    fn prepare(place: &Place, grace: u32, first: &str, script: &str) -> Self {
+    fn prepare(place: &TestBackend, grace: u32, first: &str, script: &str) -> Self {
         let mut guard = Self::unprepared(place, grace, first, script);
         let report = guard.report();
         guard.group = report.strip_prefix("started ").unwrap().parse().unwrap();
         guard
     }
 
-    fn unprepared(place: &Place, grace: u32, first: &str, script: &str) -> Self {
+    fn unprepared(place: &TestBackend, grace: u32, first: &str, script: &str) -> Self {
         let (their_input, orders) = std::io::pipe().unwrap();
         let (reports, their_output) = std::io::pipe().unwrap();
         let mut command = process(env!("CARGO_BIN_EXE_tooz"));
@@ -84,7 +84,7 @@ fn deadline(at: Duration) -> String {
 }
 
 /// Waits until the group has got its SIGTERM. `false`: it was killed before it could say so.
-fn asked(place: &Place, group: i32) -> bool {
+fn asked(place: &TestBackend, group: i32) -> bool {
     let said = || place.read("terms") == "term\n";
     eventually("SIGTERM came", || said() || !group_runs(group));
     said()
@@ -97,7 +97,7 @@ fn the_group_is_asked_and_then_killed_before_the_deadline() {
 
 /// Whether the group was gone before the deadline.
 fn asked_and_then_killed() -> bool {
-    let place = Place::new();
+    let place = TestBackend::new();
     let end = now() + Duration::from_secs(6);
     let mut guard = Guard::start(&place, 2_000, &deadline(end), STUBBORN);
     let (command, child) = (place.number("command"), place.number("child"));
@@ -127,7 +127,7 @@ fn a_renewal_puts_the_end_off_until_sigterm_was_sent_and_not_afterwards() {
 
 /// Whether the group was gone before the second deadline, and the third, which came too late, counted for nothing.
 fn renewed_before_and_after_sigterm() -> bool {
-    let place = Place::new();
+    let place = TestBackend::new();
     let first = now() + Duration::from_secs(5);
     let mut guard = Guard::start(&place, 500, &deadline(first), STUBBORN);
     let command = place.number("command");
@@ -145,7 +145,7 @@ fn renewed_before_and_after_sigterm() -> bool {
 
 #[test]
 fn without_a_deadline_the_command_ends_by_itself() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let mut guard = Guard::start(&place, 100, "deadline none", "exit 7");
     assert_eq!(guard.report(), "exited 7");
     assert_eq!(guard.process.code(), 0);
@@ -153,7 +153,7 @@ fn without_a_deadline_the_command_ends_by_itself() {
 
 #[test]
 fn the_end_of_the_pipe_is_the_end_of_the_group() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let mut guard = Guard::start(&place, 100, "deadline none", STUBBORN);
     let (command, child) = (place.number("command"), place.number("child"));
     guard.orders = None;
@@ -164,7 +164,7 @@ fn the_end_of_the_pipe_is_the_end_of_the_group() {
 
 #[test]
 fn an_order_to_end_ends_the_group_at_once() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let mut guard = Guard::start(&place, 100, "deadline none", STUBBORN);
     let command = place.number("command");
     place.number("child");
@@ -180,7 +180,7 @@ fn a_stopped_guard_is_stood_in_for_by_the_launcher() {
 }
 
 fn stood_in_for() -> bool {
-    let place = Place::new();
+    let place = TestBackend::new();
     let end = now() + Duration::from_secs(5);
     let guard = Guard::start(&place, 400, &deadline(end), STUBBORN);
     let command = place.number("command");
@@ -194,7 +194,7 @@ fn stood_in_for() -> bool {
 
 #[test]
 fn a_command_whose_deadline_has_passed_is_not_started() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let mut guard = Guard::unprepared(&place, 400, &deadline(now()), "echo 1 > $DIR/ran");
     let mut last = guard.report();
     while last == "expired" {
@@ -208,7 +208,7 @@ fn a_command_whose_deadline_has_passed_is_not_started() {
 /// A command that nobody above it knows of cannot be ended by them: it begins when `tooz` has heard of it.
 #[test]
 fn a_command_begins_when_it_is_known() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let mut guard = Guard::prepare(&place, 100, "deadline none", "echo 1 > $DIR/ran; exit 7");
     let mut first = String::new();
     eventually("it is a program, not on the way to one", || {
@@ -224,7 +224,7 @@ fn a_command_begins_when_it_is_known() {
 #[test]
 fn a_command_that_never_began_ends_with_those_above_it() {
     for also_the_launcher in [false, true] {
-        let place = Place::new();
+        let place = TestBackend::new();
         let guard = Guard::prepare(&place, 100, "deadline none", "echo 1 > $DIR/ran; sleep 60");
         // None may act upon the end of the other, as if both ended in one moment.
         let launcher = parent(guard.group);
@@ -241,7 +241,7 @@ fn a_command_that_never_began_ends_with_those_above_it() {
 
 #[test]
 fn a_mangled_order_changes_nothing() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let mut guard = Guard::start(&place, 100, "deadline none", STUBBORN);
     let command = place.number("command");
     for line in ["deadline", "deadline -5", "", "kill", &"x".repeat(5_000)] {
@@ -254,7 +254,7 @@ fn a_mangled_order_changes_nothing() {
 
 #[test]
 fn ordinary_signals_do_not_reach_guard_or_launcher() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let mut guard = Guard::start(&place, 100, "deadline none", STUBBORN);
     let command = place.number("command");
     let launcher = Pid::from_raw(parent(command));

@@ -3,7 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::common::{self, LIMIT, Place, Running, below, children, group, is_stopped, parent, runs, within};
+use crate::common::{
+    self, LIMIT, Running, TestBackend, below, children, group, is_stopped, parent, runs, within,
+};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -14,7 +16,7 @@ const FAMILY: &str = "trap '' TERM INT HUP QUIT; \
 
 /// `tooz lock` in the middle of its work.
 struct Scene {
-    place: Place,
+    place: TestBackend,
     tooz: Running,
     guard: i32,
     launcher: i32,
@@ -23,7 +25,7 @@ struct Scene {
 
 impl Scene {
     fn set(url: Option<&str>) -> Self {
-        let place = Place::new();
+        let place = TestBackend::new();
         let mut arguments = vec!["lock", "x", "--", "sh", "-c", FAMILY];
         if let Some(url) = url {
             arguments.splice(0..0, ["--url", url]);
@@ -97,7 +99,7 @@ fn nobody_survives_any_two_of_the_three() {
 #[test]
 fn nobody_survives_a_kill_during_the_start() {
     for round in 0..48 {
-        let place = Place::new();
+        let place = TestBackend::new();
         let tooz = Running::start(place.tooz(&["lock", "x", "--", "sh", "-c", FAMILY]));
         let mut chain = [tooz.pid().as_raw(); 3];
         for depth in 1..3 {
@@ -181,7 +183,7 @@ fn acts_while_tooz_is_stopped() -> bool {
 
 #[test]
 fn a_beating_heart_keeps_the_command_alive_past_many_ttls() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let finished = place.run(&["--url", "memory://x?ttl=6s", "lock", "x", "--", "sleep", "14"]);
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);
 }

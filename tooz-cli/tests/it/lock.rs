@@ -2,11 +2,11 @@
 
 use std::process::Stdio;
 
-use crate::common::{Place, Running, eventually, process, runs};
+use crate::common::{Running, TestBackend, eventually, process, runs};
 use nix::sys::signal::Signal;
 
 /// Holds `name` until the file `go` is there.
-fn holder(place: &Place, name: &str) -> Running {
+fn holder(place: &TestBackend, name: &str) -> Running {
     let script = "echo $TOOZ_MEMBER > held; until [ -e go ]; do sleep 0.02; done";
     let running = Running::start(place.tooz(&["--member", "first", "lock", name, "--", "sh", "-c", script]));
     place.wait_for("held");
@@ -15,7 +15,7 @@ fn holder(place: &Place, name: &str) -> Running {
 
 #[test]
 fn the_exit_code_is_the_commands_own() {
-    let place = Place::new();
+    let place = TestBackend::new();
     for (script, code) in [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143), ("kill -KILL $$", 137)] {
         assert_eq!(place.run(&["lock", "x", "--", "sh", "-c", script]).code, Some(code), "{script}");
     }
@@ -23,7 +23,7 @@ fn the_exit_code_is_the_commands_own() {
 
 #[test]
 fn a_command_that_cannot_run_is_reported_as_by_a_shell() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let missing = place.run(&["lock", "x", "--", "no-such-command-anywhere"]);
     assert_eq!(missing.code, Some(127));
     assert!(missing.stderr.contains("no-such-command-anywhere: command not found"), "{}", missing.stderr);
@@ -33,7 +33,7 @@ fn a_command_that_cannot_run_is_reported_as_by_a_shell() {
 
 #[test]
 fn wrong_usage_is_64_and_says_what_to_do() {
-    let place = Place::new();
+    let place = TestBackend::new();
     for arguments in [
         &["lock"][..],
         &["lock", "x"],
@@ -54,7 +54,7 @@ fn wrong_usage_is_64_and_says_what_to_do() {
 
 #[test]
 fn a_backend_that_cannot_be_used_is_69() {
-    let place = Place::new();
+    let place = TestBackend::new();
     std::fs::write(place.path("file"), "").unwrap();
     let url = format!("sqlite://{}/tooz.db", place.path("file").display());
     let finished = place.run(&["--url", &url, "lock", "x", "--", "true"]);
@@ -64,7 +64,7 @@ fn a_backend_that_cannot_be_used_is_69() {
 
 #[test]
 fn the_command_finds_name_token_and_member_in_its_environment() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let script = "echo $TOOZ_LOCK_NAME $TOOZ_FENCING_TOKEN $TOOZ_MEMBER";
     let run = || {
         let finished = place.run(&["--member", "me", "lock", "a b", "--", "sh", "-c", script]);
@@ -78,7 +78,7 @@ fn the_command_finds_name_token_and_member_in_its_environment() {
 #[test]
 fn standard_input_and_output_are_the_commands() {
     use std::io::Write;
-    let place = Place::new();
+    let place = TestBackend::new();
     let mut command = place.tooz(&["lock", "x", "--", "cat"]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"through").unwrap();
@@ -88,7 +88,7 @@ fn standard_input_and_output_are_the_commands() {
 
 #[test]
 fn nothing_of_ours_is_left_open_in_the_command() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let list = ["sh", "-c", "ls /proc/$$/fd"];
     // What the test itself was started with is inherited either way.
     let plain = std::process::Command::new(list[0]).args(&list[1..]).stdin(Stdio::null()).output().unwrap();
@@ -98,7 +98,7 @@ fn nothing_of_ours_is_left_open_in_the_command() {
 
 #[test]
 fn try_gives_up_at_once_and_names_the_holder() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let mut first = holder(&place, "x");
     let second = place.run(&["lock", "--try", "x", "--", "touch", "ran"]);
     assert_eq!(second.code, Some(75), "{}", second.stderr);
@@ -114,7 +114,7 @@ fn try_gives_up_at_once_and_names_the_holder() {
 
 #[test]
 fn wait_gives_up_after_its_time_and_succeeds_before() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let mut first = holder(&place, "x");
     assert_eq!(place.run(&["lock", "--wait", "200ms", "x", "--", "true"]).code, Some(75));
     let mut second = Running::start(place.tooz(&["lock", "--wait", "1m", "x", "--", "touch", "ran"]));
@@ -127,7 +127,7 @@ fn wait_gives_up_after_its_time_and_succeeds_before() {
 
 #[test]
 fn shared_holders_stand_together_and_keep_a_writer_out() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let script = "echo 1 > held-$0; until [ -e go ]; do sleep 0.02; done";
     let mut readers: Vec<_> = ["a", "b"]
         .map(|name| Running::start(place.tooz(&["lock", "--shared", "x", "--", "sh", "-c", script, name])))
@@ -150,7 +150,7 @@ fn signals_are_passed_on_to_the_whole_group() {
         Signal::SIGUSR2,
         Signal::SIGWINCH,
     ] {
-        let place = Place::new();
+        let place = TestBackend::new();
         let name = signal.as_str().trim_start_matches("SIG");
         // The child traps it, too: a shell in the background ignores INT and QUIT only until it says otherwise.
         let child = format!(
@@ -180,7 +180,7 @@ fn signals_are_passed_on_to_the_whole_group() {
 
 #[test]
 fn what_is_ignored_for_tooz_stays_ignored_for_the_command() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let script = "trap '' HUP; exec \"$0\" lock x -- sh -c 'kill -HUP $$; kill -HUP $PPID; echo 1 > alive'";
     let mut shell = process("sh");
     shell.args(["-c", script, env!("CARGO_BIN_EXE_tooz")]);
@@ -191,10 +191,10 @@ fn what_is_ignored_for_tooz_stays_ignored_for_the_command() {
 
 #[test]
 fn a_signal_while_waiting_ends_tooz_and_leaves_no_place_in_the_queue() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let mut first = holder(&place, "x");
     let mut second = Running::start(place.tooz(&["lock", "x", "--", "touch", "ran"]));
-    let waits = |place: &Place| place.run(&["holders", "x"]).stdout.contains("waiting: 1");
+    let waits = |place: &TestBackend| place.run(&["holders", "x"]).stdout.contains("waiting: 1");
     eventually("the second one waits", || waits(&place));
     second.signal(Signal::SIGTERM);
     assert_eq!(second.code(), 143);
@@ -206,7 +206,7 @@ fn a_signal_while_waiting_ends_tooz_and_leaves_no_place_in_the_queue() {
 
 #[test]
 fn a_broken_lock_ends_the_group_at_once() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let script = "trap '' TERM INT HUP; echo $$ > command; while :; do sleep 0.05; done";
     let mut command = place.tooz(&["--member", "first", "lock", "x", "--", "sh", "-c", script]);
     let mut tooz = Running::start({
@@ -225,7 +225,7 @@ fn a_broken_lock_ends_the_group_at_once() {
 
 #[test]
 fn the_exit_code_for_a_loss_can_be_chosen() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let script = "echo $$ > command; while :; do sleep 0.05; done";
     let mut tooz = Running::start(place.tooz(&["lock", "--exit-lost", "5", "x", "--", "sh", "-c", script]));
     place.number("command");
@@ -235,7 +235,7 @@ fn the_exit_code_for_a_loss_can_be_chosen() {
 
 #[test]
 fn a_signal_that_ends_the_command_ends_the_rest_of_its_group_before_the_lock_moves() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let script = "sh -c 'echo $$ > child; while :; do sleep 0.05; done' & \
                   until [ -s child ]; do sleep 0.02; done; kill -KILL $$";
     assert_eq!(place.run(&["lock", "x", "--", "sh", "-c", script]).code, Some(137));
@@ -244,7 +244,7 @@ fn a_signal_that_ends_the_command_ends_the_rest_of_its_group_before_the_lock_mov
 
 #[test]
 fn what_a_command_leaves_behind_when_it_exits_by_itself_goes_on() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let script = "sh -c 'echo $$ > child; until [ -e go ]; do sleep 0.02; done; echo 1 > done' \
                   >/dev/null 2>&1 & until [ -s child ]; do sleep 0.02; done";
     assert_eq!(place.run(&["lock", "x", "--", "sh", "-c", script]).code, Some(0));

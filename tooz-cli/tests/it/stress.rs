@@ -4,7 +4,7 @@
 
 use std::fs;
 
-use crate::common::{Backend, Place, Running, eventually};
+use crate::common::{Backend, Running, TestBackend, eventually};
 use nix::sys::signal::Signal;
 
 /// Says who is at work, reads the counter, waits a little so that an overlap would show, writes it back by rename, and only then logs
@@ -33,7 +33,7 @@ fn no_update_is_lost_or_done_twice_on_file() {
 fn no_update_is_lost_or_done_twice(backend: Backend) {
     let size: usize =
         std::env::var("TOOZ_STRESS").map_or(45, |text| text.parse().expect("TOOZ_STRESS: a number"));
-    let place = Place::on(backend);
+    let place = TestBackend::on(backend);
     fs::write(place.path("counter"), "0\n").unwrap();
     let mut all: Vec<_> = (0..size)
         .map(|_| Running::start(place.tooz(&["lock", "counter", "--", "sh", "-c", INCREMENT])))
@@ -97,13 +97,13 @@ fn no_update_is_lost_or_done_twice(backend: Backend) {
 }
 
 /// The process of `tooz` whose command began last: the default member's name is `host-pid-random`.
-fn holder(place: &Place) -> Option<i32> {
+fn holder(place: &TestBackend) -> Option<i32> {
     let text = place.read("holder");
     let (_, member) = text.trim().split_once(' ')?;
     member.rsplit('-').nth(1)?.parse().ok()
 }
 
-fn value(place: &Place) -> usize {
+fn value(place: &TestBackend) -> usize {
     place.read("counter").trim().parse().unwrap_or(0)
 }
 

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
-use crate::common::{Backend, Place, Running, eventually, runs};
+use crate::common::{Backend, Running, TestBackend, eventually, runs};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -20,7 +20,7 @@ struct Following {
 }
 
 impl Following {
-    fn start(place: &Place, arguments: &[&str]) -> Self {
+    fn start(place: &TestBackend, arguments: &[&str]) -> Self {
         let mut command = place.tooz(arguments);
         let mut running = Running::start({
             command.stdout(Stdio::piped());
@@ -39,7 +39,7 @@ impl Following {
 
 #[test]
 fn holders_are_listed_as_text_and_as_json() {
-    let place = Place::new();
+    let place = TestBackend::new();
     assert_eq!(place.run(&["holders", "x"]).stdout, "");
     let script = "$TOOZ holders x; $TOOZ holders --json x; $TOOZ --namespace other holders x";
     let mut command = place.tooz(&["--member", "me", "lock", "x", "--", "sh", "-c", script]);
@@ -55,13 +55,13 @@ fn holders_are_listed_as_text_and_as_json() {
 
 #[test]
 fn breaking_what_nobody_holds_says_so() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let finished = place.run(&["break", "x", "--reason", "test"]);
     assert_eq!((finished.code, finished.stdout.as_str()), (Some(0), ""));
     assert_eq!(finished.stderr, "tooz: nobody held lock \"x\"\n");
 }
 
-fn next_token(place: &Place) -> u64 {
+fn next_token(place: &TestBackend) -> u64 {
     let run = place.run(&["lock", "x", "--", "sh", "-c", "echo $TOOZ_FENCING_TOKEN"]);
     run.stdout.trim().parse().unwrap_or_else(|_| panic!("{run:?}"))
 }
@@ -69,7 +69,7 @@ fn next_token(place: &Place) -> u64 {
 #[test]
 fn tokens_are_raised_and_never_lowered() {
     for backend in [Backend::Sqlite, Backend::File] {
-        let place = Place::on(backend);
+        let place = TestBackend::on(backend);
         let least = next_token(&place) + 1_000_000;
         let raise = |to: &str| place.run(&["tokens", "raise", "--to", to]);
         let raised = raise(&least.to_string());
@@ -85,7 +85,7 @@ fn tokens_are_raised_and_never_lowered() {
         assert_eq!(raise("-1").code, Some(64));
         assert_eq!(next_token(&place), least + 1);
     }
-    let place = Place::new();
+    let place = TestBackend::new();
     let help = place.run(&["tokens", "raise", "--help"]).stdout;
     let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
     for word in ["restored from a backup", "another backend", "it can be repeated"] {
@@ -95,7 +95,7 @@ fn tokens_are_raised_and_never_lowered() {
 
 #[test]
 fn members_come_and_go() {
-    let place = Place::new();
+    let place = TestBackend::new();
     assert_eq!(place.run(&["members", "g"]).code, Some(1), "no such group yet");
     let join = ["--member", "one", "join", "g", "--capabilities", r#"{"weight": 3}"#];
     let mut one = Running::start(place.tooz(&join));
@@ -132,7 +132,7 @@ fn members_come_and_go() {
 
 #[test]
 fn a_taken_member_id_is_refused() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let mut one = Running::start(place.tooz(&["--member", "one", "join", "g"]));
     eventually("one is listed", || place.run(&["members", "g"]).stdout == "one\n");
     let second = place.run(&["--member", "one", "join", "g", "--", "true"]);
@@ -144,7 +144,7 @@ fn a_taken_member_id_is_refused() {
 
 #[test]
 fn whoever_is_listed_runs() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let script = "echo $$ > command; while :; do sleep 60; done";
     let one = Running::start(place.tooz(&["--member", "one", "join", "g", "--", "sh", "-c", script]));
     let command = place.number("command");
@@ -155,7 +155,7 @@ fn whoever_is_listed_runs() {
 
 #[test]
 fn one_leads_at_a_time_and_observers_see_it() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let vacant = place.run(&["leader", "g"]);
     assert_eq!((vacant.code, vacant.stdout.as_str()), (Some(1), ""));
     assert_eq!(place.run(&["leader", "--json", "g"]).stdout, "null\n");
@@ -192,7 +192,7 @@ fn one_leads_at_a_time_and_observers_see_it() {
 
 #[test]
 fn drivers_are_listed_with_what_they_promise() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let text = place.run(&["drivers"]).stdout;
     assert!(text.contains("memory://") && text.contains("sqlite://"), "{text}");
     let records = json_lines(&place.run(&["drivers", "--json"]).stdout);
@@ -204,7 +204,7 @@ fn drivers_are_listed_with_what_they_promise() {
 
 #[test]
 fn completions_know_the_verbs_and_not_the_hidden_roles() {
-    let place = Place::new();
+    let place = TestBackend::new();
     for shell in ["bash", "zsh", "fish"] {
         let script = place.run(&["completions", shell]).stdout;
         assert!(script.contains("holders") && !script.contains("__guard"), "{shell}");
@@ -213,7 +213,7 @@ fn completions_know_the_verbs_and_not_the_hidden_roles() {
 
 #[test]
 fn a_reader_that_goes_away_ends_a_listing_silently() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let mut watch = Following::start(&place, &["leader", "--watch", "g"]);
     assert_eq!(watch.line(), "nobody");
     drop(watch.lines);
@@ -227,7 +227,7 @@ fn a_reader_that_goes_away_ends_a_listing_silently() {
 
 #[test]
 fn without_a_url_the_database_of_the_user_is_used() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let mut command = place.tooz(&["lock", "x", "--", "true"]);
     let status =
         command.env_remove("TOOZ_URL").env("XDG_STATE_HOME", place.path("state #1")).status().unwrap();
@@ -241,7 +241,7 @@ fn without_a_url_the_database_of_the_user_is_used() {
 
 #[test]
 fn help_tells_the_exit_codes_and_what_escapes() {
-    let place = Place::new();
+    let place = TestBackend::new();
     let help = place.run(&["--help"]);
     assert_eq!(help.code, Some(0));
     assert!(help.stdout.contains("75 not acquired"));

@@ -1,6 +1,6 @@
 //! `tooz doctor` on a Redis that is well and on such that are not.
 
-use crate::common::{Place, finding, worse_than_good};
+use crate::common::{TestBackend, finding, worse_than_good};
 use tooz_conformance::servers::free_port;
 use tooz_conformance::servers::redis::Redis;
 
@@ -13,7 +13,7 @@ pub(crate) const TESTS: [(&str, fn()); 4] = tests![
 
 fn a_redis_as_it_is_delivered_endangers_locks() {
     let redis = Redis::start_with(&["--appendonly", "no", "--maxmemory-policy", "allkeys-lru"]).unwrap();
-    let place = Place::new();
+    let place = TestBackend::new();
     let finished = place.run(&["doctor", "--json", &format!("redis://{}", redis.address())]);
     assert_eq!(finished.code, Some(78), "{finished:?}");
     assert_eq!(worse_than_good(&finished), ["persistence", "eviction", "not-kept"]);
@@ -26,14 +26,14 @@ fn a_redis_as_it_is_delivered_endangers_locks() {
 
 fn a_redis_that_keeps_everything_is_good() {
     let redis = Redis::start().unwrap();
-    let place = Place::new();
+    let place = TestBackend::new();
     let finished = place.run(&["doctor", "--json", &format!("redis://{}", redis.address())]);
     assert_eq!((finished.code, worse_than_good(&finished)), (Some(0), Vec::new()), "{finished:?}");
 }
 
 fn who_is_refused_gets_another_code_than_who_finds_nobody() {
     let redis = Redis::start_with(&["--requirepass", "s3cret"]).unwrap();
-    let place = Place::new();
+    let place = TestBackend::new();
     for (user, code, severity) in [(":s3cret@", 0, "good"), (":wr0ng@", 77, "bad"), ("", 77, "bad")] {
         let finished = place.run(&["doctor", "--json", &format!("redis://{user}{}", redis.address())]);
         assert_eq!(finished.code, Some(code), "{finished:?}");
@@ -55,7 +55,7 @@ fn what_may_not_be_asked_counts_as_not_kept() {
     let user = "asker on >word ~_tooz_* resetchannels &_tooz_* -@all +@read +@write +@pubsub +@scripting +@connection +time -@dangerous";
     let arguments: Vec<_> = ["--user"].into_iter().chain(user.split(' ')).collect();
     let redis = Redis::start_with(&arguments).unwrap();
-    let place = Place::new();
+    let place = TestBackend::new();
     let finished = place.run(&["doctor", "--json", &format!("redis://asker:word@{}", redis.address())]);
     assert_eq!(finished.code, Some(78), "{finished:?}");
     assert_eq!(worse_than_good(&finished), ["permissions", "not-kept", "not-kept"], "{finished:?}");

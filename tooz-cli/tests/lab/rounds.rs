@@ -13,7 +13,7 @@ use std::sync::Mutex;
 use std::thread::{scope, sleep};
 use std::time::Duration;
 
-use crate::common::{Place, Running, eventually, runs};
+use crate::common::{Running, TestBackend, eventually, runs};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
@@ -97,7 +97,7 @@ enum Fault {
 /// One round: the first holder, who is at work, and the next, who waits.
 struct Round<'a> {
     backend: &'a Backend,
-    place: &'a Place,
+    place: &'a TestBackend,
     name: String,
     way: Proxy,
     first: Running,
@@ -116,11 +116,16 @@ struct Went {
 
 impl<'a> Round<'a> {
     /// On a machine that stands still for a ttl, a holder is lost before anything is done to it; then there is no round.
-    fn set(backend: &'a Backend, place: &'a Place, eye: &Coordinator, name: &str) -> Self {
+    fn set(backend: &'a Backend, place: &'a TestBackend, eye: &Coordinator, name: &str) -> Self {
         (0..10).find_map(|n| Self::try_set(backend, place, eye, format!("{name}-{n}"))).expect("a round")
     }
 
-    fn try_set(backend: &'a Backend, place: &'a Place, eye: &Coordinator, name: String) -> Option<Self> {
+    fn try_set(
+        backend: &'a Backend,
+        place: &'a TestBackend,
+        eye: &Coordinator,
+        name: String,
+    ) -> Option<Self> {
         let way = backend.proxy();
         let mut first = start(place, &backend.url(way.address()), "first", &name);
         let mut command = None;
@@ -211,7 +216,7 @@ impl<'a> Round<'a> {
     }
 }
 
-fn start(place: &Place, url: &str, role: &str, name: &str) -> Running {
+fn start(place: &TestBackend, url: &str, role: &str, name: &str) -> Running {
     Running::start(place.tooz(&["--url", url, "lock", name, "--", "sh", "-c", WORK, role, name]))
 }
 
@@ -229,7 +234,7 @@ fn boot_time() -> f64 {
 }
 
 /// The command's process, and when the kernel started it, in its ticks of 10 ms since boot.
-fn at_work(place: &Place, name: &str, role: &str) -> Option<(i32, f64)> {
+fn at_work(place: &TestBackend, name: &str, role: &str) -> Option<(i32, f64)> {
     let text = place.read(&format!("{name}.{role}"));
     let (head, tail) = text.strip_suffix('\n')?.rsplit_once(')')?;
     let ticks: f64 = tail.split_whitespace().nth(19)?.parse().ok()?;
@@ -239,7 +244,7 @@ fn at_work(place: &Place, name: &str, role: &str) -> Option<(i32, f64)> {
 fn rounds(backend: &Backend, fault: Fault) {
     let count: usize =
         std::env::var("TOOZ_ROUNDS").map_or(4, |text| text.parse().expect("TOOZ_ROUNDS: a number"));
-    let place = Place::new();
+    let place = TestBackend::new();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let eye =
         runtime.block_on(Coordinator::builder(backend.url(backend.address()), "eye").connect()).unwrap();

@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use crate::common::{self, Place, Running, eventually, process};
+use crate::common::{self, Running, TestBackend, eventually, process};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 /// Names the terminal to the session leader.
@@ -47,7 +47,7 @@ fn lead(terminal: &std::ffi::OsStr) -> ! {
 
 /// A session on a terminal of its own, and the keyboard and screen of it.
 struct Session {
-    place: Place,
+    place: TestBackend,
     leader: Running,
     master: File,
     screen: String,
@@ -56,7 +56,7 @@ struct Session {
 impl Session {
     /// Runs `sh -c SCRIPT` or the like; `$TOOZ` is the command under test.
     fn start(command: &[&str]) -> Self {
-        let place = Place::new();
+        let place = TestBackend::new();
         let pty = nix::pty::openpty(None, None).unwrap();
         let terminal = nix::unistd::ttyname(&pty.slave).unwrap();
         let mut leader = process(std::env::current_exe().unwrap());

@@ -5,7 +5,7 @@ pub(super) use std::time::Duration;
 use std::sync::Arc;
 
 use tooz_core::LockName;
-use tooz_core::driver::{Acquire, Acquired, AttemptId, Grant, LockKey, Place, Session};
+use tooz_core::driver::{Acquire, Acquired, AttemptId, Grant, LockKey, QueueEntry, Session};
 pub(super) use tooz_core::driver::{End, LockMode, Previous, Released};
 pub(super) use tooz_core::{
     Capabilities, Characteristics, Coordinator, Error, ErrorKind, Event, GroupEvent, Liveness, LockGuard,
@@ -98,7 +98,7 @@ pub(super) async fn granted(session: &Arc<dyn Session>, name: &str, shared: bool
 }
 
 /// A place in the queue.
-pub(super) async fn queued(session: &Arc<dyn Session>, name: &str, shared: bool) -> Outcome<Place> {
+pub(super) async fn queued(session: &Arc<dyn Session>, name: &str, shared: bool) -> Outcome<QueueEntry> {
     match session.locks().request(&request(name, shared)?).await? {
         Acquired::Queued(place) => Ok(place),
         other => Err(format!("not queued, but {other:?}").into()),

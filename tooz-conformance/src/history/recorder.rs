@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-
-use tooz_core::clock::{Clock, Instant};
+use tooz_core::driver::{Clock, Instant};
 
 use super::records::{
     Answer, Asked, Fact, History, Hold, Left, Moment, Name, Operation, OperationId, Outcome, Seen, Watch,

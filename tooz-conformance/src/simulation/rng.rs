@@ -1,8 +1,7 @@
 //! The random numbers of a run. Every choice of a run comes from here, and all of them from one seed.
 
 use std::time::Duration;
-
-use tooz_core::entropy::Entropy;
+use tooz_core::driver::Entropy;
 
 /// A sequence of choices.
 #[derive(Clone, Debug)]

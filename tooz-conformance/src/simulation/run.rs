@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Once};
 use std::time::{Duration, SystemTime};
 
-use tooz_core::clock::Clock;
+use tooz_core::driver::Clock;
 use tooz_core::{Error, ErrorKind, Result};
 use tooz_memory::Kit;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tooz_core::runtime::Spawner;
+use tooz_core::driver::Spawner;
 use tooz_core::{Coordinator, ErrorKind, Liveness, Runtime};
 
 use super::call::{Called, LATENCY};

@@ -83,7 +83,7 @@ mod tests {
     #[test]
     fn a_wait_of_the_core_is_heard() {
         let sleep = std::pin::pin!(async {
-            let spawner = tooz_core::runtime::Spawner::new(tooz_core::Runtime::Library).unwrap();
+            let spawner = tooz_core::driver::Spawner::new(tooz_core::Runtime::Library).unwrap();
             spawner.sleep(std::time::Duration::from_secs(1)).await;
         });
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tooz_conformance::{Target, TestBackend, random};
-use tooz_core::driver::{Connect, Driver, Groups, Locks, OpenSession, Session};
-use tooz_core::{BackendUrl, Characteristics, Connecting, Registration, Result};
+use tooz_core::driver::{Connect, Connecting, Driver, Groups, Locks, OpenSession, Registration, Session};
+use tooz_core::{BackendUrl, Characteristics, Result};
 
 /// What it keeps: less than what it stands on, so that the twins of the suite have something to do.
 const CHARACTERISTICS: Characteristics = Characteristics::DISTRIBUTED_ACROSS_THREADS

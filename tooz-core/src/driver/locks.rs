@@ -118,7 +118,7 @@ pub enum Acquired {
     /// It is held.
     Granted(Grant),
     /// It waits at this place.
-    Queued(Place),
+    Queued(QueueEntry),
     /// Somebody else holds it or is before us, and the request did not want to wait. Nothing was left behind.
     Held,
 }
@@ -193,14 +193,14 @@ impl End {
 /// A place in a lock's queue.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Place {
+pub struct QueueEntry {
     /// The wish that waits.
     pub attempt: AttemptId,
     /// The lock.
     pub key: LockKey,
 }
 
-impl Place {
+impl QueueEntry {
     /// The place of `attempt` in the queue of `key`.
     pub fn new(attempt: AttemptId, key: LockKey) -> Self {
         Self { attempt, key }
@@ -238,7 +238,7 @@ pub trait SessionLocks: Send + Sync {
     /// Waits until the place is granted. Dropping it leaves the place as it was, also when it was just granted.
     ///
     /// **Contract** L14: the grant re-checked atomically that this session lives.
-    async fn turn(&self, place: &Place) -> Result<Turn>;
+    async fn turn(&self, entry: &QueueEntry) -> Result<Turn>;
 
     /// `Ok`: this attempt neither holds, nor waits, nor ever will; a late request of it fails. Safe to repeat.
     ///

@@ -33,7 +33,7 @@ pub use groups::{ChangeStream, GroupChange, Groups, Join, MemberRecord, SessionG
 pub use ids::{AttemptId, Epoch, InstanceId, SessionId};
 pub use locks::{
     Acquire, Acquired, Admission, BreakRequest, End, Grant, HolderRecord, HolderStream, Holders, LockKey,
-    LockMode, Locks, Place, Previous, Released, SessionLocks, Turn, admits,
+    LockMode, Locks, Previous, QueueEntry, Released, SessionLocks, Turn, admits,
 };
 #[doc(hidden)]
 pub use registry::FEATURES;
@@ -41,3 +41,8 @@ pub(crate) use registry::find;
 pub use registry::{Connecting, Registration, drivers};
 pub use session::{Held, Notice, Renewal, Session};
 pub use stamp::{LAYOUT_OPTION, Stamp, earlier_layout, earlier_layout_in_use, later_layout, layout_of};
+
+pub use crate::options::{OptionKind, OptionSpec, parse_duration};
+pub use crate::platform::clock::{Clock, Instant};
+pub use crate::platform::entropy::Entropy;
+pub use crate::platform::runtime::{Sleep, Spawner, Task};

@@ -11,7 +11,7 @@ use super::live::{GrantState, SessionLease};
 use super::queue::{Stage, Ticket};
 use super::state::{Command, Shared};
 use crate::driver::support::backoff::Backoff;
-use crate::driver::{Acquire, Acquired, AttemptId, Grant, LockKey, LockMode, Place, Session, Turn};
+use crate::driver::{Acquire, Acquired, AttemptId, Grant, LockKey, LockMode, QueueEntry, Session, Turn};
 use crate::platform::clock::Instant;
 use crate::{Error, ErrorKind, Result};
 
@@ -151,43 +151,43 @@ impl<'a> Contender<'a> {
         let Some(session) = lease.session() else { return Ok(Outcome::Again(ticket)) };
         let request = Acquire::new(self.shared.attempt(), self.key.clone(), self.mode);
         let request = request.wait(!matches!(self.patience, Patience::None));
-        let mut entry = Entry::new(self.shared, &lease, session, ticket, request);
+        let mut attempt = Attempt::new(self.shared, &lease, session, ticket, request);
         let asked = match limit {
             None => tokio::select! {
                 biased; // an answer says more than the news that the session ended
-                asked = entry.ask() => asked,
+                asked = attempt.ask() => asked,
                 reason = lease.lost() => Err(Error::new(ErrorKind::SessionLost, reason.to_string())),
             },
-            Some(limit) => match self.shared.limited(limit, entry.ask()).await {
+            Some(limit) => match self.shared.limited(limit, attempt.ask()).await {
                 Some(asked) => asked,
                 None => return Err(self.shared.timed_out()),
             },
         };
         let granted = match asked {
             Ok(Acquired::Granted(grant)) => Ok(Some(grant)),
-            Ok(Acquired::Queued(place)) => {
+            Ok(Acquired::Queued(entry)) => {
                 self.answered = true;
-                entry.turn(&place).await
+                attempt.turn(&entry).await
             }
             Ok(Acquired::Held) => {
-                entry.done();
+                attempt.done();
                 return Ok(Outcome::Taken);
             }
             Err(error) if !error.is_retryable() && !error.is_indeterminate() => {
-                entry.done(); // refused: nothing was written
+                attempt.done(); // refused: nothing was written
                 return Err(error);
             }
             Err(error) => Err(error),
         };
         match granted {
-            Ok(Some(grant)) => entry.accept(grant).await,
-            Ok(None) => entry.withdraw().await.map(Outcome::Again),
-            Err(error) => self.failed(entry, error).await,
+            Ok(Some(grant)) => attempt.accept(grant).await,
+            Ok(None) => attempt.withdraw().await.map(Outcome::Again),
+            Err(error) => self.failed(attempt, error).await,
         }
     }
 
     /// Withdraws an attempt that failed, and pauses before the next; or fails, if the caller does not wait for that.
-    async fn failed(&mut self, entry: Entry<'_>, error: Error) -> Result<Outcome> {
+    async fn failed(&mut self, attempt: Attempt<'_>, error: Error) -> Result<Outcome> {
         if error.kind() == ErrorKind::SessionLost {
             self.shared.command(Command::Suspect);
         }
@@ -203,7 +203,7 @@ impl<'a> Contender<'a> {
             return Err(error);
         }
         tracing::debug!(%error, key = %self.key, "asking for the lock again");
-        let ticket = entry.withdraw().await?;
+        let ticket = attempt.withdraw().await?;
         self.shared.spawner.sleep(self.pause.next(&self.shared.entropy)).await;
         Ok(Outcome::Again(ticket))
     }
@@ -211,7 +211,7 @@ impl<'a> Contender<'a> {
 
 /// One attempt from before it is sent. Dropping it hands the unfinished request over to the keeper, which drives
 /// it to its end and withdraws what it left; the ticket is freed only then, so that no sibling asks meanwhile.
-struct Entry<'a> {
+struct Attempt<'a> {
     shared: &'a Arc<Shared>,
     lease: &'a Arc<SessionLease>,
     key: LockKey,
@@ -221,7 +221,7 @@ struct Entry<'a> {
     ticket: Option<Ticket>,
 }
 
-impl<'a> Entry<'a> {
+impl<'a> Attempt<'a> {
     fn new(
         shared: &'a Arc<Shared>,
         lease: &'a Arc<SessionLease>,
@@ -253,13 +253,13 @@ impl<'a> Entry<'a> {
     }
 
     /// Waits for the grant; `None`: the place or the session is gone.
-    async fn turn(&mut self, place: &Place) -> Result<Option<Grant>> {
+    async fn turn(&mut self, entry: &QueueEntry) -> Result<Option<Grant>> {
         let gone = self.lease.wait(self.attempt, self.key.clone());
         let mut pause = self.shared.config.backoff();
         loop {
             let turn = tokio::select! {
                 biased; // a grant that has come counts, even if the news of a loss has come too: accept() decides
-                turn = self.session.locks().turn(place) => turn,
+                turn = self.session.locks().turn(entry) => turn,
                 _ = self.lease.lost() => return Ok(None),
                 () = gone.notified() => return Ok(None),
             };
@@ -323,7 +323,7 @@ impl<'a> Entry<'a> {
     }
 }
 
-impl Drop for Entry<'_> {
+impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         let Some(ticket) = self.ticket.take() else { return };
         let (shared, lease) = (Arc::clone(self.shared), Arc::clone(self.lease));

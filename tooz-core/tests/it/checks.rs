@@ -4,8 +4,7 @@
 
 use std::time::Duration;
 
-use tooz_core::driver::{AttemptId, SessionId};
-use tooz_core::options::parse_duration;
+use tooz_core::driver::{AttemptId, SessionId, parse_duration};
 use tooz_core::{BackendUrl, Capabilities, ErrorKind, GroupId, LockName, MAX_NAME_BYTES, MemberId};
 
 /// What a secret holds; it is looked for in everything that is shown.

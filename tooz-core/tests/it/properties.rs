@@ -9,8 +9,7 @@ use std::collections::BTreeMap;
 use crate::checks;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
-use tooz_core::driver::SessionId;
-use tooz_core::options::parse_duration;
+use tooz_core::driver::{SessionId, parse_duration};
 use tooz_core::{BackendUrl, Capabilities, FencingToken, Term};
 
 fn config() -> ProptestConfig {

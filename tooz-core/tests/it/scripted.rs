@@ -10,16 +10,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_core::Stream;
-use tooz_core::clock::{Clock, Instant};
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, BreakRequest, ChangeStream, Connect, Driver, End, Epoch, Grant,
-    GroupChange, Groups, Held, HolderRecord, HolderStream, Holders, LockKey, Locks, MemberRecord, Notice,
-    OpenSession, Place, Released, Renewal, Session, SessionGroups, SessionId, SessionLocks, Turn,
+    Acquire, Acquired, AttemptId, BreakRequest, ChangeStream, Clock, Connect, Connecting, Driver, End, Epoch,
+    Grant, GroupChange, Groups, Held, HolderRecord, HolderStream, Holders, Instant, LockKey, Locks,
+    MemberRecord, Notice, OpenSession, QueueEntry, Registration, Released, Renewal, Session, SessionGroups,
+    SessionId, SessionLocks, Turn,
 };
-use tooz_core::{
-    BackendUrl, Characteristics, Connecting, Coordinator, Error, FencingToken, GroupId, MemberId,
-    Registration, Result,
-};
+use tooz_core::{BackendUrl, Characteristics, Coordinator, Error, FencingToken, GroupId, MemberId, Result};
 use tooz_memory::Kit;
 
 const REGISTRATION: Registration = Registration::new("scripted", &["scripted"], characteristics, connect);
@@ -445,14 +442,14 @@ impl SessionLocks for Bent<Arc<dyn Session>> {
         })
     }
 
-    async fn turn(&self, place: &Place) -> Result<Turn> {
+    async fn turn(&self, entry: &QueueEntry) -> Result<Turn> {
         let wait = self.1.plan().waits.pop_front();
         match wait {
             Some(Wait::Fails(error)) => return Err(error),
             Some(Wait::Never) => std::future::pending().await,
             _ => {}
         }
-        let turn = self.0.locks().turn(place).await?;
+        let turn = self.0.locks().turn(entry).await?;
         let granted_at = self.1.now();
         if let Some(Wait::Late(late)) = wait {
             tokio::time::sleep(late).await;

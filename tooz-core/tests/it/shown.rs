@@ -48,9 +48,9 @@ async fn every_handle_shows_which_one_it_is_and_how_it_stands() {
 
     shows(&c.heart(), &["Heart", "is_alive: true", "beats"]);
     shows(&c.events(), &["Events"]);
-    shows(&tooz_core::clock::Clock::boot(), &["Clock(boot)"]);
-    shows(&tooz_core::clock::Clock::tokio(std::time::SystemTime::UNIX_EPOCH), &["Clock(tokio)"]);
-    shows(&tooz_core::clock::Clock::boot().now(), &["Instant("]);
+    shows(&tooz_core::driver::Clock::boot(), &["Clock(boot)"]);
+    shows(&tooz_core::driver::Clock::tokio(std::time::SystemTime::UNIX_EPOCH), &["Clock(tokio)"]);
+    shows(&tooz_core::driver::Clock::boot().now(), &["Instant("]);
 }
 
 #[test]

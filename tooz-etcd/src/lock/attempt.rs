@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp, TxnResponse};
-use tooz_core::clock::Instant;
-use tooz_core::driver::{AttemptId, End, Grant, LockKey, LockMode, Previous};
+use tooz_core::driver::{AttemptId, End, Grant, Instant, LockKey, LockMode, Previous};
 use tooz_core::{Error, ErrorKind, FencingToken, Result};
 
 use crate::connection::answer;

@@ -7,7 +7,7 @@
 use std::time::UNIX_EPOCH;
 
 use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, Txn, TxnOp, TxnResponse};
-use tooz_core::clock::Clock;
+use tooz_core::driver::Clock;
 use tooz_core::{Error, FencingToken};
 
 use crate::connection::answer;

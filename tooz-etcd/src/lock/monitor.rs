@@ -12,8 +12,7 @@ use std::time::Duration;
 
 use etcd_client::{Event, EventType};
 use tokio::sync::mpsc;
-use tooz_core::driver::{AttemptId, Notice};
-use tooz_core::runtime::Sleep;
+use tooz_core::driver::{AttemptId, Notice, Sleep};
 use tooz_core::{ErrorKind, LossReason};
 
 use crate::connection::watcher::{News, Watcher};

@@ -3,7 +3,7 @@
 //! So a release wakes one waiter, or all readers up to the next writer, and no waiter polls.
 
 use etcd_client::{Event, EventType};
-use tooz_core::driver::{LockMode, Place, Turn};
+use tooz_core::driver::{LockMode, QueueEntry, Turn};
 use tooz_core::{ErrorKind, Result};
 
 use crate::connection::watcher::News;
@@ -13,13 +13,13 @@ use crate::lock::state::{State, Verdict, ranges};
 use crate::session_state::SessionState;
 
 /// Waits until the attempt is granted, or is no longer in the queue.
-pub(crate) async fn wait(session: &SessionState, place: &Place) -> Result<Turn> {
+pub(crate) async fn wait(session: &SessionState, entry: &QueueEntry) -> Result<Turn> {
     loop {
-        match once(session, place).await {
+        match once(session, entry).await {
             Ok(turn) => return Ok(turn),
             // A waiter waits for the server, too. Asking twice does no harm: a position can be used only once.
             Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => {
-                tracing::debug!(%error, key = %place.key, "waiting goes on");
+                tracing::debug!(%error, key = %entry.key, "waiting goes on");
                 session.client.connection.pause().await;
             }
             Err(error) => return Err(error),
@@ -27,10 +27,10 @@ pub(crate) async fn wait(session: &SessionState, place: &Place) -> Result<Turn> 
     }
 }
 
-async fn once(session: &SessionState, place: &Place) -> Result<Turn> {
-    let known = session.position(place.attempt);
+async fn once(session: &SessionState, entry: &QueueEntry) -> Result<Turn> {
+    let known = session.position(entry.attempt);
     let mut attempt =
-        Attempt::new(session, place.attempt, &place.key, known.map_or(LockMode::Exclusive, |known| known.0));
+        Attempt::new(session, entry.attempt, &entry.key, known.map_or(LockMode::Exclusive, |known| known.0));
     attempt.position = known.map(|known| known.1);
     let mut state = session.look(&attempt).await?;
     loop {

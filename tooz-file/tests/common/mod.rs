@@ -16,14 +16,13 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tooz_core::clock::Clock;
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, Connect, Context, Driver, End, Grant, GroupChange, Held, InstanceId,
-    LockKey, LockMode, OpenSession, Place, Session, Turn,
+    Acquire, Acquired, AttemptId, Clock, Connect, Context, Driver, End, Entropy, Grant, GroupChange, Held,
+    InstanceId, LockKey, LockMode, OpenSession, QueueEntry, Session, Spawner, Turn,
 };
-use tooz_core::entropy::Entropy;
-use tooz_core::runtime::{Runtime, Spawner};
-use tooz_core::{BackendUrl, Capabilities, Coordinator, ErrorKind, GroupId, LockName, MemberId, Result};
+use tooz_core::{
+    BackendUrl, Capabilities, Coordinator, ErrorKind, GroupId, LockName, MemberId, Result, Runtime,
+};
 use tooz_file as _;
 
 pub(crate) use tooz_core::driver::LockMode::{Exclusive, Shared};
@@ -91,7 +90,12 @@ pub(crate) async fn granted(session: &Arc<dyn Session>, attempt: u128, name: &st
     }
 }
 
-pub(crate) async fn queued(session: &Arc<dyn Session>, attempt: u128, name: &str, mode: LockMode) -> Place {
+pub(crate) async fn queued(
+    session: &Arc<dyn Session>,
+    attempt: u128,
+    name: &str,
+    mode: LockMode,
+) -> QueueEntry {
     match request(session, attempt, name, mode).await {
         Acquired::Queued(place) => place,
         other => panic!("{attempt} is not in the queue: {other:?}"),
@@ -111,15 +115,15 @@ pub(crate) async fn held(session: &Arc<dyn Session>, name: &str, mode: LockMode)
     }
 }
 
-pub(crate) async fn turn(session: &Arc<dyn Session>, place: &Place) -> Grant {
-    match soon(session.locks().turn(place)).await.unwrap() {
+pub(crate) async fn turn(session: &Arc<dyn Session>, entry: &QueueEntry) -> Grant {
+    match soon(session.locks().turn(entry)).await.unwrap() {
         Turn::Granted(grant) => grant,
-        other => panic!("{place:?}: {other:?}"),
+        other => panic!("{entry:?}: {other:?}"),
     }
 }
 
-pub(crate) async fn still_waits(session: &Arc<dyn Session>, place: &Place) -> bool {
-    tokio::time::timeout(QUIET, session.locks().turn(place)).await.is_err()
+pub(crate) async fn still_waits(session: &Arc<dyn Session>, entry: &QueueEntry) -> bool {
+    tokio::time::timeout(QUIET, session.locks().turn(entry)).await.is_err()
 }
 
 pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
@@ -135,7 +139,7 @@ pub(crate) async fn eventually(what: &str, mut look: impl AsyncFnMut() -> bool) 
     }
 }
 
-pub(crate) fn holding(grants: &[&Grant], waiting: &[&Place], groups: &[&str]) -> Held {
+pub(crate) fn holding(grants: &[&Grant], waiting: &[&QueueEntry], groups: &[&str]) -> Held {
     let mut held = Held::default();
     held.grants = grants.iter().map(|grant| (grant.key.clone(), grant.attempt)).collect();
     held.waiting = waiting.iter().map(|place| (place.key.clone(), place.attempt)).collect();

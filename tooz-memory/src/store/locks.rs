@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tooz_core::driver::{
     Acquire, Acquired, Admission, AttemptId, End, Grant, HolderRecord, Holders, LockKey, LockMode, Notice,
-    Place, Previous, Released, Turn, admits,
+    Previous, QueueEntry, Released, Turn, admits,
 };
 use tooz_core::{Error, ErrorKind, FencingToken, LossReason, MemberId, Result};
 
@@ -96,7 +96,7 @@ impl State {
     fn report_attempt(&self, space: &str, key: &LockKey, attempt: AttemptId) -> Acquired {
         match self.lock(space, key).and_then(|lock| lock.holder(attempt)) {
             Some(holder) => Acquired::Granted(holder.grant(key)),
-            None => Acquired::Queued(Place::new(attempt, key.clone())),
+            None => Acquired::Queued(QueueEntry::new(attempt, key.clone())),
         }
     }
 
@@ -260,17 +260,17 @@ impl State {
     }
 
     /// Whether the waiter of this queue entry has been granted.
-    pub(crate) fn turn(&self, fate: &Fate, place: &Place) -> Step<Result<Turn>> {
+    pub(crate) fn turn(&self, fate: &Fate, entry: &QueueEntry) -> Step<Result<Turn>> {
         let Some(session) = self.sessions.get(&fate.id) else { return Step::Done(Err(fate.error())) };
-        if let Some(lock) = self.lock(&session.space, &place.key) {
-            if let Some(waiter) = lock.waiter(place.attempt) {
+        if let Some(lock) = self.lock(&session.space, &entry.key) {
+            if let Some(waiter) = lock.waiter(entry.attempt) {
                 return Step::Wait(waiter.granted.clone());
             }
-            if let Some(holder) = lock.holder(place.attempt) {
+            if let Some(holder) = lock.holder(entry.attempt) {
                 if holder.unseen {
                     return Step::Wait(Arc::default());
                 }
-                return Step::Done(Ok(Turn::Granted(holder.grant(&place.key))));
+                return Step::Done(Ok(Turn::Granted(holder.grant(&entry.key))));
             }
         }
         if self.has(Fault::PlaceLost) {

@@ -15,8 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::Poll;
 use std::time::{Duration, UNIX_EPOCH};
 
-use tooz_core::driver::{Context, Epoch};
-use tooz_core::runtime::Spawner;
+use tooz_core::driver::{Context, Epoch, Spawner};
 
 use crate::config::Config;
 use state::{State, Step};

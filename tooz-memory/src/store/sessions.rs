@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tooz_core::clock::Clock;
-use tooz_core::driver::{AttemptId, Epoch, Held, LockKey, OpenSession, Previous, Renewal, SessionId};
+use tooz_core::driver::{AttemptId, Clock, Epoch, Held, LockKey, OpenSession, Previous, Renewal, SessionId};
 use tooz_core::{GroupId, LossReason};
 
 use super::state::{Ended, EndedAttempts, Fate, LiveSession, State};

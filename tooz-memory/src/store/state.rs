@@ -10,10 +10,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
-use tooz_core::clock::{Clock, Instant};
 use tooz_core::driver::{
-    AttemptId, Epoch, Grant, GroupChange, HolderRecord, LockKey, LockMode, MemberRecord, Notice, Previous,
-    SessionId,
+    AttemptId, Clock, Epoch, Grant, GroupChange, HolderRecord, Instant, LockKey, LockMode, MemberRecord,
+    Notice, Previous, SessionId,
 };
 use tooz_core::{Capabilities, Error, ErrorKind, FencingToken, GroupId, LossReason, MemberId};
 

@@ -7,19 +7,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use futures_core::Stream;
-use tooz_core::clock::Clock;
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, Connect, Context, Driver, Grant, GroupChange, Held, InstanceId, LockKey,
-    LockMode, OpenSession, Place, Session, Turn,
+    Acquire, Acquired, AttemptId, Clock, Connect, Context, Driver, Entropy, Grant, GroupChange, Held,
+    InstanceId, LockKey, LockMode, OpenSession, QueueEntry, Session, Spawner, Turn,
 };
-use tooz_core::entropy::Entropy;
-use tooz_core::runtime::{Runtime, Spawner};
-use tooz_core::{BackendUrl, ErrorKind, GroupId, LockName, MemberId, Result};
+use tooz_core::{BackendUrl, ErrorKind, GroupId, LockName, MemberId, Result, Runtime};
 
 pub(crate) use tooz_core::driver::LockMode::{Exclusive, Shared};
 
 /// Measures virtual time from when it is made.
-pub(crate) struct Stopwatch(Clock, tooz_core::clock::Instant);
+pub(crate) struct Stopwatch(Clock, tooz_core::driver::Instant);
 
 impl Stopwatch {
     pub(crate) fn start() -> Self {
@@ -91,23 +88,23 @@ pub(crate) async fn granted(session: &Arc<dyn Session>, attempt: u128, mode: Loc
     }
 }
 
-pub(crate) async fn queued(session: &Arc<dyn Session>, attempt: u128, mode: LockMode) -> Place {
+pub(crate) async fn queued(session: &Arc<dyn Session>, attempt: u128, mode: LockMode) -> QueueEntry {
     match request(session, attempt, mode).await {
         Acquired::Queued(place) => place,
         other => panic!("{attempt} is not in the queue: {other:?}"),
     }
 }
 
-pub(crate) async fn turn(session: &Arc<dyn Session>, place: &Place) -> Grant {
-    match soon(session.locks().turn(place)).await.unwrap() {
+pub(crate) async fn turn(session: &Arc<dyn Session>, entry: &QueueEntry) -> Grant {
+    match soon(session.locks().turn(entry)).await.unwrap() {
         Turn::Granted(grant) => grant,
-        other => panic!("{place:?}: {other:?}"),
+        other => panic!("{entry:?}: {other:?}"),
     }
 }
 
 /// Whether the place is not granted however long one waits.
-pub(crate) async fn still_waits(session: &Arc<dyn Session>, place: &Place) -> bool {
-    never(session.locks().turn(place)).await
+pub(crate) async fn still_waits(session: &Arc<dyn Session>, entry: &QueueEntry) -> bool {
+    never(session.locks().turn(entry)).await
 }
 
 pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
@@ -118,7 +115,7 @@ pub(crate) async fn never<T>(future: impl Future<Output = T>) -> bool {
     tokio::time::timeout(LONG, future).await.is_err()
 }
 
-pub(crate) fn held(grants: &[&Grant], waiting: &[&Place], groups: &[&str]) -> Held {
+pub(crate) fn held(grants: &[&Grant], waiting: &[&QueueEntry], groups: &[&str]) -> Held {
     let mut held = Held::default();
     held.grants = grants.iter().map(|grant| (grant.key.clone(), grant.attempt)).collect();
     held.waiting = waiting.iter().map(|place| (place.key.clone(), place.attempt)).collect();

@@ -3,9 +3,8 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use crate::common::*;
-use tooz_core::clock::Clock;
 use tooz_core::driver::{
-    Acquired, AttemptId, BreakRequest, End, LockKey, LockMode, Notice, Previous, Released, Turn,
+    Acquired, AttemptId, BreakRequest, Clock, End, LockKey, LockMode, Notice, Previous, Released, Turn,
 };
 use tooz_core::{ErrorKind, LossReason};
 use tooz_memory::Kit;

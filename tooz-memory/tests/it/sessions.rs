@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use crate::common::*;
-use tooz_core::clock::Clock;
-use tooz_core::driver::{Context, End, Notice, Previous, Released, SessionId};
-use tooz_core::entropy::Entropy;
+use tooz_core::driver::{Clock, Context, End, Entropy, Notice, Previous, Released, SessionId};
 use tooz_core::{Characteristics, ErrorKind, LossReason};
 use tooz_memory::Kit;
 
@@ -257,7 +255,8 @@ fn waits_end_without_a_runtime_around_them() {
             }
         }
     }
-    use tooz_core::runtime::{Runtime, Spawner};
+    use tooz_core::Runtime;
+    use tooz_core::driver::Spawner;
     let clock = Clock::boot();
     let context = Context::new(clock.clone(), Entropy::system(), Spawner::new(Runtime::Library).unwrap());
     block_on(async {

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::common::*;
-use tooz_core::driver::{Acquired, AttemptId, Driver, End, Grant, LockMode, Released, Session, Turn};
-use tooz_core::entropy::Entropy;
+use tooz_core::driver::{
+    Acquired, AttemptId, Driver, End, Entropy, Grant, LockMode, Released, Session, Turn,
+};
 use tooz_core::{ErrorKind, FencingToken};
 use tooz_memory::{Kit, Operation, Outcome};
 

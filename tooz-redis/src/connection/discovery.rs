@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Cmd, RedisError, Value};
-use tooz_core::runtime::Spawner;
+use tooz_core::driver::Spawner;
 use tooz_core::{Error, ErrorKind, Result};
 
 use super::address::{Address, Topology};

@@ -15,8 +15,7 @@ pub(crate) mod tls;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
-use tooz_core::driver::Context;
-use tooz_core::runtime::Task;
+use tooz_core::driver::{Context, Task};
 use tooz_core::{Error, ErrorKind, Result};
 
 use self::server_info::ServerInfo;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tooz_core::clock::Instant;
+use tooz_core::driver::Instant;
 use tooz_core::{Error, ErrorKind, Result};
 
 use crate::engine::database::Database;

@@ -9,8 +9,7 @@ use std::time::Duration;
 use nix::libc;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
-use tooz_core::clock::{Clock, Instant};
-use tooz_core::entropy::Entropy;
+use tooz_core::driver::{Clock, Entropy, Instant};
 use tooz_core::{Error, ErrorKind, Result};
 
 use crate::engine::paths::Paths;

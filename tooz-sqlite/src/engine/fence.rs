@@ -6,7 +6,7 @@
 //! the id of another boot continues at the ceiling.
 
 use tooz_core::FencingToken;
-use tooz_core::clock::Clock;
+use tooz_core::driver::Clock;
 
 use crate::engine::tx::{Fence, Tx, to_micros};
 use crate::error::{self, Fail, Work};

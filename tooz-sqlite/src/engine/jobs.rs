@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{oneshot, watch};
-use tooz_core::clock::{Clock, Instant};
-use tooz_core::driver::Context;
-use tooz_core::entropy::Entropy;
+use tooz_core::driver::{Clock, Context, Entropy, Instant};
 use tooz_core::{Error, ErrorKind, Result};
 
 use crate::config::Config;

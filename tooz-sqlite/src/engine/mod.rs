@@ -33,7 +33,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use tooz_core::LossReason;
-use tooz_core::clock::Instant;
+use tooz_core::driver::Instant;
 
 use self::batch::MOST_JOBS;
 use self::inotify::{FileEvent, FileEvents};

@@ -4,8 +4,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tooz_core::LossReason;
-use tooz_core::clock::Instant;
-use tooz_core::driver::SessionId;
+use tooz_core::driver::{Instant, SessionId};
 
 use crate::engine::inotify::FileEvents;
 use crate::engine::state::{CHECK_EVERY, Engine, POLL_HIGH, POLL_LOW, REAP_LIMIT};

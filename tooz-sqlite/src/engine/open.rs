@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tooz_core::Result;
-use tooz_core::clock::Instant;
+use tooz_core::driver::Instant;
 
 use crate::engine::database::{self, BUSY_HIGH, BUSY_LOW, Database};
 use crate::engine::jobs::Level;

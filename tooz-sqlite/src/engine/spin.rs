@@ -7,8 +7,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
-
-use tooz_core::clock::Clock;
+use tooz_core::driver::Clock;
 
 /// After a failed busy wait, at most this many waits sleep before the next try. A try then costs each of them less than a µs.
 const MOST_SLEEPS: u32 = 64;

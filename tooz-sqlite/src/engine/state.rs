@@ -3,8 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-
-use tooz_core::clock::Instant;
+use tooz_core::driver::Instant;
 
 use crate::engine::database::Database;
 use crate::engine::inotify::FileEvents;

@@ -6,9 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, OptionalExtension, Params, Row};
-use tooz_core::clock::{Clock, Instant};
-use tooz_core::driver::{AttemptId, Grant, GroupChange, Holders};
-use tooz_core::entropy::Entropy;
+use tooz_core::driver::{AttemptId, Clock, Entropy, Grant, GroupChange, Holders, Instant};
 use tooz_core::{LossReason, Result};
 
 use crate::engine::paths::Paths;

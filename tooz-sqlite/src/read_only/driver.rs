@@ -9,8 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_core::Stream;
 use tokio::sync::mpsc;
-use tooz_core::driver::{Context, Driver, Groups, Locks, OpenSession, Session};
-use tooz_core::runtime::Task;
+use tooz_core::driver::{Context, Driver, Groups, Locks, OpenSession, Session, Task};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
 use crate::config::{self, Config};

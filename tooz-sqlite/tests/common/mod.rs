@@ -10,15 +10,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_core::Stream;
-use tooz_core::clock::Clock;
 pub(crate) use tooz_core::driver::LockMode::{Exclusive, Shared};
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, Connect, Context, Driver, End, Grant, GroupChange, Held, InstanceId, Join,
-    LockKey, LockMode, MemberRecord, OpenSession, Place, Session, Turn,
+    Acquire, Acquired, AttemptId, Clock, Connect, Context, Driver, End, Entropy, Grant, GroupChange, Held,
+    InstanceId, Join, LockKey, LockMode, MemberRecord, OpenSession, QueueEntry, Session, Spawner, Turn,
 };
-use tooz_core::entropy::Entropy;
-use tooz_core::runtime::{Runtime, Spawner};
-use tooz_core::{BackendUrl, Capabilities, ErrorKind, GroupId, LockName, MemberId, Result};
+use tooz_core::{BackendUrl, Capabilities, ErrorKind, GroupId, LockName, MemberId, Result, Runtime};
 
 /// Longer than anything here takes on a busy machine; whoever waits this long has failed.
 pub(crate) const LONG: Duration = Duration::from_secs(20);
@@ -71,21 +68,21 @@ pub(crate) async fn granted(session: &Arc<dyn Session>, request: &Acquire) -> Gr
     }
 }
 
-pub(crate) async fn queued(session: &Arc<dyn Session>, request: &Acquire) -> Place {
+pub(crate) async fn queued(session: &Arc<dyn Session>, request: &Acquire) -> QueueEntry {
     match session.locks().request(request).await.unwrap() {
         Acquired::Queued(place) => place,
         other => panic!("not queued: {other:?}"),
     }
 }
 
-pub(crate) async fn turn(session: &Arc<dyn Session>, place: &Place) -> Grant {
-    match soon(session.locks().turn(place)).await.unwrap() {
+pub(crate) async fn turn(session: &Arc<dyn Session>, entry: &QueueEntry) -> Grant {
+    match soon(session.locks().turn(entry)).await.unwrap() {
         Turn::Granted(grant) => grant,
         other => panic!("not granted: {other:?}"),
     }
 }
 
-pub(crate) fn held(grants: &[&Grant], waiting: &[&Place], groups: &[&str]) -> Held {
+pub(crate) fn held(grants: &[&Grant], waiting: &[&QueueEntry], groups: &[&str]) -> Held {
     let mut held = Held::default();
     held.grants = grants.iter().map(|grant| (grant.key.clone(), grant.attempt)).collect();
     held.waiting = waiting.iter().map(|place| (place.key.clone(), place.attempt)).collect();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::common::*;
-use tooz_core::driver::{Acquired, BreakRequest, Driver, End, Grant, LockKey, Place, Session, Turn};
+use tooz_core::driver::{Acquired, BreakRequest, Driver, End, Grant, LockKey, QueueEntry, Session, Turn};
 use tooz_core::{Capabilities, Error, ErrorKind, Result};
 
 const VALUES: [&str; 7] = ["NULL", "''", "'diary'", "x''", "x'ff00'", "-7", "9223372036854775807"];
@@ -37,7 +37,7 @@ struct Scene {
     two: Arc<dyn Session>,
     three: Arc<dyn Session>,
     x: Grant,
-    places: [Place; 2],
+    places: [QueueEntry; 2],
 }
 
 async fn scene(others: &mut Others) -> Scene {

@@ -3,7 +3,7 @@
 use tooz::{BackendUrl, drivers};
 
 fn schemes() -> Vec<&'static str> {
-    drivers().iter().flat_map(tooz::Registration::schemes).copied().collect()
+    drivers().iter().flat_map(tooz::driver::Registration::schemes).copied().collect()
 }
 
 /// The scheme of every enabled feature is found.
