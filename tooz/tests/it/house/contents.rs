@@ -20,6 +20,8 @@ const IMPLEMENTED_IN: &[(&str, &str)] = &[
 ];
 /// A smaller file is not worth opening.
 const LEAST: usize = 25;
+/// The exceptions: the index of a folder, and a module whose path is public.
+const SMALL: &[&str] = &["mod", "shared_with_python"];
 
 /// The name of a file without folder and ending.
 fn stem(file: &str) -> &str {
@@ -59,7 +61,7 @@ fn wrong(texts: &Texts) -> Vec<String> {
             }
         }
         let lines = code_lines(text);
-        if lines < LEAST && stem(file) != "mod" {
+        if lines < LEAST && !SMALL.contains(&stem(file)) {
             wrong.push(format!("{file} has {lines} lines of code: fold it into another"));
         }
     }

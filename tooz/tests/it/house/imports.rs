@@ -11,6 +11,9 @@ use syn::{Item, UseTree};
 
 use super::source::{Texts, is_test, items};
 
+/// What a path may begin with besides a name.
+const KEYWORDS: &[&str] = &["crate", "self", "super"];
+
 /// A path of a module or of an item, from the crate's root.
 type Names = Vec<String>;
 
@@ -191,8 +194,9 @@ pub(super) fn arrows(texts: &Texts) -> Arrows {
     let modules = Modules::read(texts);
     let mut arrows = Arrows::new();
     for (here, module) in &modules.0 {
-        // A name by itself may be a variable's, never a module's.
-        let plain = |path: &&Names| path.len() > 1 || !module.children.contains(&path[0]);
+        // A name by itself may be a variable's, never a module's; and `crate` by itself is a visibility in a macro.
+        let alone = |name: &String| module.children.contains(name) || KEYWORDS.contains(&name.as_str());
+        let plain = |path: &&Names| path.len() > 1 || !alone(&path[0]);
         let written = module.paths.iter().filter(plain).chain(module.imported.values()).chain(&module.globs);
         for path in written {
             if let Some(to) = modules.file_of(here, path, 0).filter(|to| *to != module.file) {
