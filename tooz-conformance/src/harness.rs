@@ -94,7 +94,7 @@ impl Harness {
         self.0.backend.directory().ok_or_else(|| "this target has no files".into())
     }
 
-    /// A builder of a coordinator in the case's namespace. Nobody closes what it connects but its last handle.
+    /// A builder of a coordinator in the case's namespace. Only the last handle closes what it connects.
     pub fn builder(&self, member: impl AsRef<[u8]>) -> Builder {
         self.builder_at(&self.0.backend.url_of(member.as_ref()), member)
     }

@@ -143,7 +143,7 @@ impl Oracle {
     }
 
     /// Whether a record that was written between these moments stands for one that its member lost against its will:
-    /// its session ended, or somebody removed it.
+    /// its session ended, or it was removed.
     fn rejoined(&self, key: (Name, Name), value: u64, from: Moment, to: Moment) -> bool {
         let written =
             self.published.get(&(key.0, key.1, value)).and_then(|all| all.iter().find(|at| **at >= from));

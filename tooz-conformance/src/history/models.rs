@@ -22,7 +22,7 @@ pub enum LockOperation {
     Released(u64),
     /// It may have been given back.
     PerhapsReleased(u64),
-    /// The backend ended the holding with this token, whether anybody heard of it or not.
+    /// The backend ended the holding with this token, whether its caller was told of it or not.
     Ended(u64),
 }
 
@@ -59,7 +59,7 @@ impl Model for FencedLock {
             (LockOperation::Ended(token), Holding::Held(held)) if token == held => {
                 next.push((Holding::Free, largest));
             }
-            // A holding that nobody heard of, or one that a release whose answer is still to come has ended.
+            // A holding that no caller was told of, or one that a release whose answer is still to come has ended.
             (LockOperation::Ended(token), Holding::Unheard) if token > largest => {
                 next.push((Holding::Free, token));
             }

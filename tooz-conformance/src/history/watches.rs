@@ -135,7 +135,7 @@ fn follow(watch: &Watch, timeline: &Timeline, every_change: bool) -> Option<(usi
     wrong.map(|wrong| (watch.seen.len(), wrong))
 }
 
-/// What is wrong with a view when everybody is at rest.
+/// What is wrong with a view when all members are at rest.
 fn not_at_rest(timeline: &Timeline, rest: Moment, view: &BTreeMap<Name, Record>) -> Option<String> {
     let place = timeline.moments.partition_point(|moment| *moment <= rest);
     let now = view.values().fold(0u128, |sum, record| sum.wrapping_add(print(record)));

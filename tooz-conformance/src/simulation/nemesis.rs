@@ -104,7 +104,7 @@ impl Nemesis<'_> {
             14 | 15 => participants.crash(world, rng, index).await,
             16 => participants.close(world, rng, index).await,
             _ => {
-                // Two at once: whoever holds is cut off, and whoever waits loses his answer.
+                // Two at once: the holder is cut off, and the waiter loses its answer.
                 world.cut_off(member, Cut::Hang);
                 self.lose_answers(member);
                 self.meanwhile(self.a_while()).await;
@@ -113,7 +113,7 @@ impl Nemesis<'_> {
         }
     }
 
-    /// Waits, and asks everybody from time to time whether he still believes.
+    /// Waits, and asks all holders from time to time whether they still believe that they hold.
     async fn meanwhile(&self, time: Duration) {
         for _ in 0..4 {
             tokio::time::sleep(time / 4).await;

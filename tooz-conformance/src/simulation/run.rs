@@ -181,7 +181,7 @@ async fn live(plan: &Plan) -> Result<Run> {
     let connector = Connector { url, ttl, tasks: rng.below(3) + 1, clocks_stop };
     let clock = Clock::tokio(SystemTime::UNIX_EPOCH);
     let members = (0..rng.below(3) + 2).map(|number| format!("m{number}")).collect();
-    // The first to connect brings the backend's clock. It must outlive everybody, and no fault is aimed at it.
+    // The first to connect brings the backend's clock. It must outlive all members, and no fault is aimed at it.
     let observer = connector.connect("observer", rng.seed()).await?;
     let world = World::new(Recorder::new(clock), kit, members);
     world.note("", format_args!("seed {} ttl {ttl:?} fault {:?}", plan.seed, plan.fault));
@@ -213,14 +213,14 @@ async fn live(plan: &Plan) -> Result<Run> {
     Ok(judge(plan, &world))
 }
 
-/// Everything is healed, everybody finishes; then the groups must be as everybody believes.
+/// Everything is healed, and all members finish. Then the groups must be as the members believe.
 async fn rest(world: &Arc<World>, participants: &mut Participants, ttl: Option<Duration>) -> Result<()> {
     world.note("", format_args!("the end: everything is healed"));
     world.over.store(true, Ordering::Relaxed);
     participants.come_to_rest(world).await;
     // Longer than the longest beat and what follows from it.
     tokio::time::sleep(Duration::from_secs(15)).await;
-    // Nobody holds anything or waits any more, and all sessions live: nothing excuses what still stands.
+    // No member holds or waits any more, and all sessions live: nothing excuses a grant or waiter that is left.
     world.recorder.left("grants at rest", world.kit.held());
     world.recorder.left("places in queues at rest", world.kit.queued());
     let observer = participants.observer().clone();
@@ -267,7 +267,7 @@ thread_local! {
     static PANICS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Runs `act` and answers what panicked in it: a task's panic ends that task alone, and nobody would hear of it.
+/// Runs `act` and answers what panicked in it: a task's panic ends that task alone, and would go unnoticed.
 /// Everything that `act` does must happen on this thread.
 fn panics_in<T>(act: impl FnOnce() -> T) -> (Option<T>, u64) {
     static HOOK: Once = Once::new();

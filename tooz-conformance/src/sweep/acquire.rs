@@ -79,13 +79,13 @@ fn of(what: What, how: How) -> Vec<Scene> {
     scenes
 }
 
-/// Nobody has it.
+/// It is free.
 async fn free(p: Point, what: What, how: How) -> Outcome {
     let taken = p.sweep(take(p.a(), what, how, p.name())).await?;
     over(&p, what, how, taken).await
 }
 
-/// Somebody else has it, and gives it back.
+/// Another coordinator has it, and gives it back.
 async fn handed_over(p: Point, what: What, how: How) -> Outcome {
     let held = held_by(p.b(), what, p.name()).await?;
     let back = async {
@@ -107,7 +107,7 @@ async fn after_a_sibling(p: Point, what: What, how: How) -> Outcome {
     over(&p, what, how, taken).await
 }
 
-/// Somebody else has it and keeps it.
+/// Another coordinator has it, and does not give it back.
 async fn until_its_limit(p: Point, what: What, how: How) -> Outcome {
     let held = held_by(p.b(), what, p.name()).await?;
     let taken = p.sweep(take(p.a(), what, how, p.name())).await?;
@@ -117,7 +117,7 @@ async fn until_its_limit(p: Point, what: What, how: How) -> Outcome {
     over(&p, what, how, taken).await
 }
 
-/// It ended, or was dropped: nothing is left, and whoever comes next has it at once.
+/// It ended, or was dropped: nothing is left, and the next caller has it at once.
 async fn over(p: &Point, what: What, how: How, taken: Option<Result<Option<Held>>>) -> Outcome {
     match taken {
         None => {}

@@ -15,7 +15,7 @@ pub(super) enum Conditions {
     Normal,
     /// The call is done, and its answer is lost.
     AnswerLost(Called),
-    /// The call is not done, and nobody says so.
+    /// The call is not done, and its caller is not told.
     RequestLost(Called),
     /// The call fails.
     Fails(Called),

@@ -17,12 +17,7 @@ use crate::tools::{Outcome, ensure, within};
 
 pub(super) fn scenes() -> Vec<Scene> {
     let mut scenes = under_all_conditions("Builder::connect", "alone", Called::Open, run!(connected));
-    scenes.extend(under_all_conditions(
-        "Coordinator::scope",
-        "it acquire a lock",
-        Called::Open,
-        run!(scoped),
-    ));
+    scenes.extend(under_all_conditions("Coordinator::scope", "it takes a lock", Called::Open, run!(scoped)));
     scenes.push(Scene::new("Builder::connect_driver", "alone", run!(driver_connected)));
     scenes.push(Scene::new("Builder::examine", "the backend answers", run!(examined)));
     scenes.extend(under_all_conditions(
@@ -50,7 +45,7 @@ pub(super) fn scenes() -> Vec<Scene> {
     scenes
 }
 
-/// A session that nobody acquire is closed; the same member connects again at once.
+/// A session that no caller takes is closed; the same member connects again at once.
 async fn connected(p: Point) -> Outcome {
     let before = p.world().sessions()?;
     let member = format!("own-{}", p.name());

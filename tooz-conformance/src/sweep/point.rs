@@ -214,7 +214,7 @@ const REAL: Duration = Duration::from_millis(20);
 /// On the virtual clock longer than anything takes; on a real one a future that hangs.
 const LIMIT: Duration = Duration::from_mins(2);
 
-/// Wakes whoever polls, and remembers that the future was meant.
+/// Wakes the polling task, and remembers that the future was meant.
 struct Alarm {
     rung: AtomicBool,
     outer: Mutex<Option<Waker>>,

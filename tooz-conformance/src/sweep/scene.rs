@@ -33,6 +33,8 @@ pub struct Swept {
     pub points: usize,
     /// The lines of the core at which it was suspended then, with the number of points.
     pub lines: BTreeMap<Line, usize>,
+    /// Whether its stacks were looked at.
+    pub looks: bool,
     /// What was left behind, or was not as promised.
     pub failure: Option<String>,
 }
@@ -112,6 +114,7 @@ impl Scene {
             scene: self.title(),
             points: 0,
             lines: BTreeMap::new(),
+            looks: self.looks && !abandons,
             failure: None,
         };
         let outcome =

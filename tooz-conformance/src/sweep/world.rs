@@ -73,7 +73,7 @@ impl World {
         }
     }
 
-    /// Nothing is held, nobody waits, nothing is watched and no call hangs, so far as the backend can be asked.
+    /// Checks that nothing is held, waited for or watched and that no call hangs, so far as the backend can be asked.
     pub(super) fn nothing_stands(&self) -> Outcome {
         if let Some(kit) = self.kit() {
             let stands = [

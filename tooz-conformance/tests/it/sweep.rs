@@ -162,7 +162,7 @@ fn nothing_is_left_behind_in_memory() {
 #[test]
 fn nothing_is_left_behind_in_memory_with_a_ttl() {
     is_clean(&WITH_TTL);
-    let blind = WITH_TTL.iter().filter(|scene| scene.points > 1 && scene.lines.is_empty());
+    let blind = WITH_TTL.iter().filter(|scene| scene.looks && scene.points > 1 && scene.lines.is_empty());
     let blind: Vec<_> = blind.map(|scene| format!("{}, {}", scene.operation, scene.scene)).collect();
     assert!(blind.is_empty(), "scenes that show no await: {}", blind.join("; "));
     let points: usize = WITH_TTL.iter().map(|scene| scene.points).sum();

@@ -25,7 +25,7 @@ pub(super) async fn asks(h: &Harness, lock: Lock) -> JoinHandle<Result<LockGuard
     h.started(async move { lock.acquire().await }).await
 }
 
-/// Waits until nobody holds the lock and nobody waits for it.
+/// Waits until the lock is free and no attempt waits for it.
 pub(super) async fn free(h: &Harness, c: &Coordinator, name: &str) -> Outcome {
     let lock = c.lock(name)?;
     eventually(&format!("{name} is free and nobody waits"), h.gone(), async || {
