@@ -65,7 +65,7 @@ impl fmt::Debug for Coordinator {
             .field("url", &self.shared.config.url)
             .field("member", &self.shared.config.member)
             .field("liveness", &self.liveness())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 

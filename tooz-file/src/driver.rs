@@ -58,14 +58,14 @@ mod tests {
 
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::Pid;
+    use tooz_core::Runtime;
     use tooz_core::driver::Clock;
     use tooz_core::driver::Entropy;
+    use tooz_core::driver::Spawner;
     use tooz_core::driver::{
         Acquire, Acquired, AttemptId, Connect, Context, InstanceId, Join, LockKey, LockMode, OpenSession,
         QueueEntry, Session, Turn,
     };
-    use tooz_core::Runtime;
-    use tooz_core::driver::Spawner;
     use tooz_core::{BackendUrl, Capabilities, GroupId, LockName, MemberId, Previous};
 
     use super::*;

@@ -215,7 +215,7 @@ struct Attempt<'a> {
     shared: &'a Arc<Shared>,
     lease: &'a Arc<SessionLease>,
     key: LockKey,
-    attempt: AttemptId,
+    id: AttemptId,
     asking: Option<Owned<Result<Acquired>>>,
     session: Arc<dyn Session>,
     ticket: Option<Ticket>,
@@ -229,10 +229,10 @@ impl<'a> Attempt<'a> {
         ticket: Ticket,
         request: Acquire,
     ) -> Self {
-        let (key, attempt) = (request.key.clone(), request.attempt);
+        let (key, id) = (request.key.clone(), request.attempt);
         let asked = Arc::clone(&session);
         let asking: Owned<_> = Box::pin(async move { asked.locks().request(&request).await });
-        Self { shared, lease, key, attempt, asking: Some(asking), session, ticket: Some(ticket) }
+        Self { shared, lease, key, id, asking: Some(asking), session, ticket: Some(ticket) }
     }
 
     async fn ask(&mut self) -> Result<Acquired> {
@@ -254,7 +254,7 @@ impl<'a> Attempt<'a> {
 
     /// Waits for the grant; `None`: the place or the session is gone.
     async fn turn(&mut self, entry: &QueueEntry) -> Result<Option<Grant>> {
-        let gone = self.lease.wait(self.attempt, self.key.clone());
+        let gone = self.lease.wait(self.id, self.key.clone());
         let mut pause = self.shared.config.backoff();
         loop {
             let turn = tokio::select! {
@@ -312,7 +312,7 @@ impl<'a> Attempt<'a> {
                 _ = lease.lost() => {}
             }
         }
-        withdraw(self.shared, self.lease, &self.key, self.attempt).await;
+        withdraw(self.shared, self.lease, &self.key, self.id).await;
         // Only accept() and withdraw() take the ticket, and both consume the entry.
         self.ticket.take().ok_or_else(|| Error::from(ErrorKind::Closed))
     }
@@ -327,15 +327,15 @@ impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         let Some(ticket) = self.ticket.take() else { return };
         let (shared, lease) = (Arc::clone(self.shared), Arc::clone(self.lease));
-        let (key, attempt, unfinished) = (self.key.clone(), self.attempt, self.asking.take());
-        lease.stop_waiting(attempt);
+        let (key, id, unfinished) = (self.key.clone(), self.id, self.asking.take());
+        lease.stop_waiting(id);
         ticket.set_leaving();
         self.shared.settle(Box::pin(async move {
             if let Some(unfinished) = unfinished {
                 // A request that never returns must not keep the name longer than its session lives.
                 lease.or_lost(unfinished).await;
             }
-            withdraw(&shared, &lease, &key, attempt).await;
+            withdraw(&shared, &lease, &key, id).await;
             drop(ticket);
         }));
     }

@@ -141,7 +141,9 @@ impl Shared {
     pub(crate) fn ended(&self) {
         drop(self.events().take());
         let then = std::mem::take(&mut *self.at_end.lock().unwrap_or_else(PoisonError::into_inner));
-        then.into_iter().for_each(|then| then());
+        for then in then {
+            then();
+        }
     }
 
     pub(crate) fn command(&self, command: Command) {
