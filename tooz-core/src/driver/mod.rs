@@ -1,6 +1,6 @@
 //! What a backend implements: the narrow waist between the core and the drivers.
 //!
-//! Words. A **driver** is the code for one backend, reached through its [`Registration`](crate::Registration). A
+//! Words. A **driver** is the code for one backend, reached through its [`Registration`]. A
 //! **session** is the backend's record that a coordinator lives; everything a coordinator holds hangs on it. An
 //! **attempt** is one wish for one lock: it is asked for with [`SessionLocks::request`], may wait, may become a
 //! [`Grant`], and ends with [`SessionLocks::release`] or [`SessionLocks::withdraw`].

@@ -45,7 +45,7 @@ pub trait Session: fmt::Debug + Send + Sync + 'static {
 
     /// Ends every membership, grant and waiting attempt of this session, and the session. Can be called twice.
     ///
-    /// **Contract** L12: after [`End::Unclean`] the next holders of what it held are told [`Previous::Expired`]. It frees
+    /// **Contract** L12: after [`End::Unclean`] the next holders of what it held are told [`Previous::Expired`](super::Previous::Expired). It frees
     /// them as fast as a clean end does: a session that was lost is never left to its ttl.
     ///
     /// Dropping a session without closing it must leave it as a crash would: nothing explicit is sent, and

@@ -8,7 +8,7 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::Poll;
 
-/// The target of the events that [`traced`] and [`traced_poll`] emit.
+/// The target of the events that `traced` and `traced_poll` emit.
 pub const AWAIT_TARGET: &str = "tooz_core::await_point";
 
 /// Awaits `future`, which stays where the caller pinned it: moved in here it would take its room twice.

@@ -20,8 +20,8 @@ use crate::store::state::{Lock, State};
 /// never waits, and what it does to others does not delay it.
 ///
 /// ```
-/// use tooz_core::driver::{Connect, Context, Notice, OpenSession, InstanceId};
-/// use tooz_core::{BackendUrl, LossReason, MemberId, clock::Clock, entropy::Entropy, runtime::{Runtime, Spawner}};
+/// use tooz_core::driver::{Clock, Connect, Context, Entropy, InstanceId, Notice, OpenSession, Spawner};
+/// use tooz_core::{BackendUrl, LossReason, MemberId, Runtime};
 /// use tooz_memory::{Kit, Operation, Outcome};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
