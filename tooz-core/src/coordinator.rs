@@ -55,8 +55,8 @@ use crate::{
 /// ```
 #[derive(Clone)]
 pub struct Coordinator {
-    shared: Arc<CloseOnDrop>,
     hooks: Hooks,
+    shared: Arc<CloseOnDrop>,
 }
 
 impl fmt::Debug for Coordinator {

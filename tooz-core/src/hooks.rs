@@ -14,8 +14,9 @@ use crate::{GroupId, Result};
 /// Hooks run inside [`Hooks::run_watchers`] and nowhere else. The clones of a coordinator share them.
 #[derive(Clone)]
 pub struct Hooks {
-    shared: Arc<CloseOnDrop>,
+    /// Dropped before the last handle sends the close.
     watchers: Arc<Watchers>,
+    shared: Arc<CloseOnDrop>,
 }
 
 impl fmt::Debug for Hooks {
@@ -40,6 +41,7 @@ impl Hooks {
     where
         F: Fn(&HookEvent) -> Result<(), BoxError> + Send + Sync + 'static,
     {
+        self.shared.check()?;
         self.watchers.register(&self.shared, kind, GroupId::new(group)?, Arc::new(hook)).await
     }
 

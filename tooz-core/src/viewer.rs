@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::driver::support::fork::Owner;
+use crate::driver::support::fork::OwnerProcess;
 use crate::driver::{Driver, Holders, LockKey, MemberRecord};
 use crate::election::{self, Leader, Observer};
 use crate::platform::runtime::Spawner;
@@ -63,7 +63,7 @@ impl Viewer {
             operation_timeout: config.operation_timeout,
             close_timeout: config.close_timeout,
             closed: AtomicBool::new(false),
-            owner: Owner::current(),
+            owner: OwnerProcess::current(),
         };
         Self { view: Arc::new(view) }
     }
@@ -166,7 +166,7 @@ struct View {
     operation_timeout: Duration,
     close_timeout: Duration,
     closed: AtomicBool,
-    owner: Owner,
+    owner: OwnerProcess,
 }
 
 impl View {

@@ -4,6 +4,9 @@ use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp, TxnResponse};
+use tooz_core::driver::support::errors::{
+    group_exists, group_not_empty, group_not_found, joined_before, member_id_taken, member_not_found,
+};
 use tooz_core::driver::{ChangeStream, Groups, Join, MemberRecord, SessionGroups};
 use tooz_core::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
 
@@ -12,7 +15,7 @@ use crate::driver::Etcd;
 use crate::keys::below;
 use crate::session::EtcdSession;
 use crate::session_state::SessionState;
-use crate::view::{get_range, member_record, no_group, no_member};
+use crate::view::{get_range, member_record};
 use crate::watch;
 
 #[async_trait]
@@ -25,7 +28,7 @@ impl Groups for Etcd {
         if self.client.connection.send(false, txn).await?.succeeded() {
             Ok(())
         } else {
-            Err(Error::new(ErrorKind::GroupExists, format!("group \"{group}\"")))
+            Err(group_exists(group))
         }
     }
 
@@ -52,15 +55,12 @@ impl Groups for Etcd {
                 return Ok(());
             }
             if answer::found(&response, 0).is_empty() {
-                return Err(no_group(group));
+                return Err(group_not_found(group));
             }
             let found = answer::found_from(&response, 1);
             let members = found.iter().filter(|kv| keys.parse_member(kv.key()).is_some()).count();
             if members > 0 {
-                return Err(Error::new(
-                    ErrorKind::GroupNotEmpty,
-                    format!("group \"{group}\" has {members} members; let them leave first"),
-                ));
+                return Err(group_not_empty(group, members as u64));
             }
             // The keys found are no members: they are of a group of Python's whose name begins with this one's and a
             // slash. No key may have come since.
@@ -90,16 +90,16 @@ impl Groups for Etcd {
         let looks = [TxnOp::get(keys.group(), None), TxnOp::get(keys.member(member), None)];
         let response = self.client.connection.send(true, Txn::new().and_then(looks)).await?;
         if answer::found(&response, 0).is_empty() {
-            return Err(no_group(group));
+            return Err(group_not_found(group));
         }
-        let kv = answer::one(&response, 1).ok_or_else(|| no_member(group, member))?;
+        let kv = answer::one(&response, 1).ok_or_else(|| member_not_found(group, member))?;
         // A member that is asked for by name is not left out: the caller learns why it cannot be read.
         Capabilities::from_msgpack(kv.value())?;
-        member_record(&keys, &kv).ok_or_else(|| no_member(group, member))
+        member_record(&keys, &kv).ok_or_else(|| member_not_found(group, member))
     }
 
     async fn members(&self, group: &GroupId) -> Result<Vec<MemberRecord>> {
-        self.client.snapshot(group).await?.members.ok_or_else(|| no_group(group))
+        self.client.snapshot(group).await?.members.ok_or_else(|| group_not_found(group))
     }
 
     async fn watch(&self, group: &GroupId) -> Result<ChangeStream> {
@@ -192,19 +192,15 @@ impl SessionState {
             }
             self.read_session_epoch(&response, 0)?;
             if !request.create && answer::found(&response, 1).is_empty() {
-                return Err(no_group(&request.group));
+                return Err(group_not_found(&request.group));
             }
             let member = &self.member;
             let Some(of_claim) = Expected::of(self, answer::found(&response, 2).first()) else {
-                return Err(Error::new(
-                    ErrorKind::MemberExists,
-                    format!("member id \"{member}\" belongs to another live coordinator; use another id"),
-                ));
+                return Err(member_id_taken(member));
             };
             expected = match Expected::of(self, answer::found(&response, 3).first()) {
                 Some(Expected::Ours) => {
-                    let what = format!("member \"{member}\" joined group \"{}\" before", request.group);
-                    return Err(Error::new(ErrorKind::MemberExists, what));
+                    return Err(joined_before(&request.group, member));
                 }
                 Some(of_member) => (of_claim, of_member),
                 None => {
@@ -235,10 +231,10 @@ impl SessionState {
             }
             self.read_session_epoch(&response, 0)?;
             if answer::found(&response, 1).is_empty() {
-                return Err(no_group(group));
+                return Err(group_not_found(group));
             }
             if answer::found(&response, 2).first().is_none_or(|kv| kv.lease() != self.opened.lease) {
-                return Err(no_member(group, &self.member));
+                return Err(member_not_found(group, &self.member));
             }
             // A withdrawal of this session moved its epoch meanwhile: again.
         }

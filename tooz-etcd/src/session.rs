@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, ResponseHeader, Txn, TxnOp};
-use tokio::sync::mpsc;
 use tooz_core::driver::{
     AttemptId, End, Epoch, Held, Instant, LockMode, Notice, OpenSession, Renewal, Session, SessionGroups,
     SessionId, SessionLocks, Stamp, Task, earlier_layout_in_use,
@@ -32,7 +31,6 @@ const STAMPINGS: u32 = 5;
 pub(crate) struct EtcdSession {
     pub(crate) state: Arc<SessionState>,
     opened_at: Instant,
-    notices: tokio::sync::Mutex<mpsc::Receiver<Notice>>,
     monitor: Mutex<Option<Task<()>>>,
     closed: AtomicBool,
 }
@@ -78,10 +76,8 @@ impl EtcdSession {
             tracing::debug!(%error, "the earlier session could not be ended; it ends by its ttl");
         }
         let state = Arc::new(SessionState::new(client, request.member.clone(), opened, ttl));
-        let (sender, notices) = mpsc::channel(monitor::MOST_NOTICES);
-        let monitor = client.connection.context.spawner.spawn(monitor::run(Arc::clone(&state), sender));
-        let (notices, monitor) = (tokio::sync::Mutex::new(notices), Mutex::new(Some(monitor)));
-        Ok(Self { state, opened_at, notices, monitor, closed: AtomicBool::new(false) })
+        let monitor = client.connection.context.spawner.spawn(monitor::run(Arc::clone(&state)));
+        Ok(Self { state, opened_at, monitor: Mutex::new(Some(monitor)), closed: AtomicBool::new(false) })
     }
 }
 
@@ -263,10 +259,7 @@ impl Session for EtcdSession {
     }
 
     async fn notice(&self) -> Notice {
-        match self.notices.lock().await.recv().await {
-            Some(notice) => notice,
-            None => std::future::pending().await,
-        }
+        self.state.notices.next().await
     }
 
     fn groups(&self) -> &dyn SessionGroups {

@@ -4,13 +4,15 @@
 //! the key and so begins a new epoch: an earlier request that is still on its way fails when it arrives, through any member
 //! of the cluster. To find no key of an attempt would prove nothing: a member that stood still executes a request later.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use etcd_client::{Compare, CompareOp, PutOptions, TxnOp, TxnResponse};
 use tokio::sync::Notify;
+use tooz_core::driver::support::attempts::EndedAttempts;
+use tooz_core::driver::support::notices::Notices;
 use tooz_core::driver::{AttemptId, Grant, LockKey, LockMode, SessionId, Stamp};
 use tooz_core::{Error, ErrorKind, MemberId, Result};
 
@@ -46,6 +48,7 @@ pub(crate) struct SessionState {
     pub(crate) claimed: AtomicBool,
     /// A write to a group may still be on its way: the next write begins a new session epoch, so that the late one fails.
     pub(crate) write_in_doubt: AtomicBool,
+    pub(crate) notices: Notices,
     grants: Mutex<Grants>,
     /// Notified when a grant comes or goes.
     pub(crate) grants_changed: Notify,
@@ -60,6 +63,7 @@ impl SessionState {
             session_epoch: AtomicI64::new(opened.revision),
             claimed: AtomicBool::new(opened.claimed),
             write_in_doubt: AtomicBool::new(false),
+            notices: Notices::default(),
             grants: Mutex::default(),
             grants_changed: Notify::new(),
             opened,
@@ -143,10 +147,6 @@ impl SessionState {
     }
 }
 
-/// How many ended attempts a session remembers, to refuse a request for one of them. The server needs no memory for that:
-/// it compares the session epoch.
-const ENDED_ATTEMPTS: usize = 1_024;
-
 /// One grant of this session.
 #[derive(Clone, Debug)]
 pub(crate) struct KnownGrant {
@@ -190,12 +190,13 @@ pub(crate) struct Grants {
     granted: BTreeMap<AttemptId, KnownGrant>,
     /// Waiting attempts, with their mode and position.
     queued: BTreeMap<AttemptId, (LockMode, i64)>,
-    ended: VecDeque<AttemptId>,
+    /// A request for one of them is refused. The server needs no memory for that: it compares the session epoch.
+    ended: EndedAttempts<()>,
 }
 
 impl SessionState {
     pub(crate) fn is_ended(&self, attempt: AttemptId) -> bool {
-        self.grants().ended.contains(&attempt)
+        self.grants().ended.contains(attempt)
     }
 
     pub(crate) fn granted(&self, grant: &Grant, created: i64, gate: Option<i64>) {
@@ -212,7 +213,7 @@ impl SessionState {
         let mut grants = self.grants();
         match at {
             // A turn that is being dropped may still set the position after the withdrawal.
-            Some(at) if !grants.ended.contains(&attempt) => drop(grants.queued.insert(attempt, at)),
+            Some(at) if !grants.ended.contains(attempt) => drop(grants.queued.insert(attempt, at)),
             _ => drop(grants.queued.remove(&attempt)),
         }
     }
@@ -257,12 +258,7 @@ impl SessionState {
         let mut grants = self.grants();
         grants.granted.remove(&attempt);
         grants.queued.remove(&attempt);
-        if !grants.ended.contains(&attempt) {
-            grants.ended.push_back(attempt);
-            if grants.ended.len() > ENDED_ATTEMPTS {
-                grants.ended.pop_front();
-            }
-        }
+        grants.ended.put(attempt, ());
         drop(grants);
         self.grants_changed.notify_one();
     }

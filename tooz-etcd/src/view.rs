@@ -2,7 +2,7 @@
 
 use etcd_client::{GetOptions, KeyValue, Txn, TxnOp};
 use tooz_core::driver::{HolderRecord, Holders, LockMode, MemberRecord};
-use tooz_core::{Capabilities, Error, ErrorKind, FencingToken, GroupId, MemberId, Result};
+use tooz_core::{Capabilities, FencingToken, GroupId, Result};
 
 use crate::client::Client;
 use crate::connection::answer;
@@ -21,14 +21,6 @@ pub(crate) struct Snapshot {
     pub(crate) born: i64,
     /// `None`: there is no such group, and so no member in it.
     pub(crate) members: Option<Vec<MemberRecord>>,
-}
-
-pub(crate) fn no_group(group: &GroupId) -> Error {
-    Error::new(ErrorKind::GroupNotFound, format!("group \"{group}\"; create it first"))
-}
-
-pub(crate) fn no_member(group: &GroupId, member: &MemberId) -> Error {
-    Error::new(ErrorKind::MemberNotFound, format!("member \"{member}\" in group \"{group}\""))
 }
 
 /// The member of a key. A key that another session put has another lease, and one that was deleted meanwhile has another

@@ -1,6 +1,6 @@
 //! A connected driver: every call to the directory goes through it.
 //!
-//! Calls to the file system are made where the call is polled: on a session file system each takes microseconds, less
+//! Calls to the file system are made where the call is polled: on a local file system each takes microseconds, less
 //! than handing it to another thread. Waiting for other processes may take long, and is asynchronous.
 
 use std::fmt;
@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tooz_core::driver::support::fork::OwnerProcess;
 use tooz_core::driver::{Connect, Context, Epoch, Instant};
 use tooz_core::{Characteristics, Error, ErrorKind, Result};
 
@@ -25,7 +26,7 @@ pub(crate) struct Client {
     pub(crate) config: Config,
     pub(crate) context: Context,
     pub(crate) characteristics: Characteristics,
-    pid: u32,
+    owner: OwnerProcess,
     /// `None`: for a view, while nothing is there.
     tree: Mutex<Option<Arc<Tree>>>,
     closed: AtomicBool,
@@ -60,7 +61,7 @@ impl Client {
             config,
             context,
             characteristics,
-            pid: std::process::id(),
+            owner: OwnerProcess::current(),
             tree: Mutex::new(tree),
             closed: AtomicBool::new(false),
         }))
@@ -68,7 +69,7 @@ impl Client {
 
     /// Fails in a forked child, whose copies of descriptors are not its own.
     pub(crate) fn check_process(&self) -> Result<()> {
-        if std::process::id() == self.pid { Ok(()) } else { Err(error::forked(self.pid)) }
+        self.owner.check("connection")
     }
 
     pub(crate) fn check(&self) -> Result<()> {

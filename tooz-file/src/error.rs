@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use tooz_core::driver::LockKey;
-use tooz_core::{Error, ErrorKind, GroupId, MemberId};
+use tooz_core::{Error, ErrorKind, GroupId};
 
 /// A record that cannot be understood, or something else in its place: [`io`] makes it `Corrupt`.
 pub(crate) fn unreadable(path: &Path, why: &str) -> io::Error {
@@ -66,16 +66,6 @@ pub(crate) fn is_nothing_here(error: &Error) -> bool {
     error.kind() == ErrorKind::GroupNotFound
 }
 
-/// What a handle of the parent returns in a forked child.
-pub(crate) fn forked(owner: u32) -> Error {
-    Error::new(
-        ErrorKind::Invalid,
-        format!(
-            "this process was forked from process {owner}, which owns this handle; connect anew after exec"
-        ),
-    )
-}
-
 /// `None`, and a line in the log, for what cannot be understood: one such file must not keep the others from being cleared
 /// away.
 pub(crate) fn skip_unreadable<T>(answer: io::Result<T>) -> io::Result<Option<T>> {
@@ -94,14 +84,6 @@ pub(crate) fn lock_records(key: &LockKey, cause: io::Error) -> Error {
 
 pub(crate) fn group_files(group: &GroupId, cause: io::Error) -> Error {
     io(format!("the files of group \"{group}\""), cause)
-}
-
-pub(crate) fn no_group(group: &GroupId) -> Error {
-    Error::new(ErrorKind::GroupNotFound, format!("group \"{group}\"; create it first"))
-}
-
-pub(crate) fn no_member(group: &GroupId, member: &MemberId) -> Error {
-    Error::new(ErrorKind::MemberNotFound, format!("member \"{member}\" in group \"{group}\""))
 }
 
 pub(crate) fn closed() -> Error {

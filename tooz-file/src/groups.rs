@@ -7,6 +7,9 @@ use std::io;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
+use tooz_core::driver::support::errors::{
+    group_exists, group_not_empty, joined_before, member_id_taken, member_not_found,
+};
 use tooz_core::driver::{ChangeStream, Groups, Join, MemberRecord, SessionGroups};
 use tooz_core::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
 
@@ -36,7 +39,7 @@ fn create(tree: &Tree, group: &GroupId) -> Result<Directory> {
         Err(error) => {
             let _ = tree.tmp.remove(&temporary);
             if error.kind() == io::ErrorKind::AlreadyExists {
-                return Err(Error::new(ErrorKind::GroupExists, format!("group \"{group}\"")));
+                return Err(group_exists(group));
             }
             Err(failed(error))
         }
@@ -62,11 +65,12 @@ impl SessionState {
             match Member::read(&directory.read(&name).map_err(failed)?) {
                 Ok(known) if is_alive(&self.client, tree, &data, &known) => {
                     let ours = known.owner.is_some_and(|owner| owner.session == self.id());
-                    let who = if ours { "joined before" } else { "belongs to another live process" };
-                    return Err(Error::new(
-                        ErrorKind::MemberExists,
-                        format!("member \"{}\" {who} in group \"{group}\"", self.member()),
-                    ));
+                    let error = if ours {
+                        joined_before(group, self.member())
+                    } else {
+                        member_id_taken(self.member())
+                    };
+                    return Err(error);
                 }
                 Ok(_) => {}
                 Err(error) if may_live(&self.client, tree, directory, &name).map_err(failed)? => {
@@ -109,7 +113,7 @@ impl SessionState {
         let directory = members::open_group(tree, group);
         let membership = self.state().members.remove(group);
         let directory = directory?;
-        let Some(membership) = membership else { return Err(error::no_member(group, self.member())) };
+        let Some(membership) = membership else { return Err(member_not_found(group, self.member())) };
         membership.remove(tree, group, &directory)
     }
 
@@ -123,7 +127,7 @@ impl SessionState {
         let member = {
             let state = self.state();
             let known = state.members.get(group).filter(|known| known.is_in_place(&directory));
-            known.ok_or_else(|| error::no_member(group, self.member()))?.member.clone()
+            known.ok_or_else(|| member_not_found(group, self.member()))?.member.clone()
         };
         let MemberRecord { member: id, incarnation, joined_at, .. } = member.record;
         let record = MemberRecord::new(id, capabilities.clone(), incarnation)
@@ -225,17 +229,14 @@ fn delete(client: &Client, tree: &Tree, group: &GroupId) -> Result<()> {
         }
         let Some(data) = directory.stat(name).map_err(failed)? else { continue };
         let member = Member::read(&directory.read(name).map_err(failed)?);
-        living += u32::from(match member {
+        living += u64::from(match member {
             Ok(member) => is_alive(client, tree, &data, &member),
             // Half written by a process that died, perhaps.
             Err(_) => may_live(client, tree, &directory, name).map_err(failed)?,
         });
     }
     if living > 0 {
-        return Err(Error::new(
-            ErrorKind::GroupNotEmpty,
-            format!("group \"{group}\" has {living} members; let them leave first"),
-        ));
+        return Err(group_not_empty(group, living));
     }
     for name in names {
         directory.remove(&name).map_err(failed)?;
@@ -325,14 +326,14 @@ impl Groups for FileDriver {
             let name = keys::member(member);
             let failed = |cause| error::group_files(group, cause);
             let Some(data) = directory.stat(&name).map_err(failed)? else {
-                return Err(error::no_member(group, member));
+                return Err(member_not_found(group, member));
             };
             let known = Member::read(&directory.read(&name).map_err(failed)?)
                 .map_err(|error| members::corrupt(&directory, &name, &error))?;
             if known.record.member == *member && is_alive(client, tree, &data, &known) {
                 Ok(known.record)
             } else {
-                Err(error::no_member(group, member))
+                Err(member_not_found(group, member))
             }
         };
         self.locked("member", Hold::Together, found).await

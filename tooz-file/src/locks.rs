@@ -113,9 +113,10 @@ impl SessionState {
 
     fn name_record(&self, role: Role, contender: &Contender<'_>) -> Result<String> {
         let Contender { attempt, key, hash, mode, .. } = *contender;
-        let unknown = format!("{key}: tooz-file does not know this mode");
+        let unknown =
+            || Error::new(ErrorKind::Unsupported, format!("{key}: tooz-file does not know this mode"));
         let record = Record { role, mode, attempt, owner: self.owner.clone() };
-        record.name(hash).ok_or_else(|| Error::new(ErrorKind::Unsupported, unknown))
+        record.name(hash).ok_or_else(unknown)
     }
 
     /// Grants if it can; under the mutex, with the dead removed from the records.

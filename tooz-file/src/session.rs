@@ -22,8 +22,7 @@ use crate::tree::{Area, Topic, Tried, layout, members, python_lock};
 /// second for which the process that breaks waits.
 const SESSION_POLL: Duration = Duration::from_millis(200);
 /// How often members' files are touched and everything is inspected. Python takes a member for dead after its own
-/// option
-/// `timeout`, 10 s by default, so that two touches may fail or come late.
+/// option `timeout`, 10 s by default, so that two touches may fail or come late.
 const TOUCH: Duration = reaper::ROUND;
 
 /// A session.
@@ -176,7 +175,7 @@ impl SessionState {
         let answered = self.answer_break_requests().await;
         let inspected = self.inspect().await.map(|(_, groups)| {
             for group in groups {
-                self.tell(Notice::Evicted(group));
+                self.notices.add(Notice::Evicted(group));
             }
         });
         match reap {
@@ -291,7 +290,7 @@ impl Session for FileSession {
     }
 
     async fn notice(&self) -> Notice {
-        self.state.notice().await
+        self.state.notices.next().await
     }
 
     fn groups(&self) -> &dyn SessionGroups {

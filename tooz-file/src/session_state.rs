@@ -1,12 +1,13 @@
 //! A session of this process: what it holds, and the notices to its owner.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
-use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
-use tokio::sync::Notify;
+use tooz_core::driver::support::attempts::EndedAttempts;
+use tooz_core::driver::support::errors::session_ended;
+use tooz_core::driver::support::notices::Notices;
 use tooz_core::driver::{
     AttemptId, Grant, InstanceId, LockKey, LockMode, Notice, OpenSession, Previous, SessionId,
 };
@@ -21,13 +22,6 @@ use crate::tree::{
     directory, liveness, lock_records,
 };
 
-/// How many withdrawn attempts a session remembers. An attempt has to be remembered only from its withdrawal to
-/// the arrival of a request that was made earlier and comes late; no session has this many under way.
-const WITHDRAWN: usize = 4_096;
-
-/// How many lost grants are remembered. Notices have told of them already, but a beat that crossed one asks once more.
-const LOST: usize = 256;
-
 #[derive(Debug)]
 pub(crate) struct SessionState {
     pub(crate) client: Arc<Client>,
@@ -37,27 +31,25 @@ pub(crate) struct SessionState {
     pub(crate) owner: Owner,
     pub(crate) file_id: FileId,
     state: Mutex<State>,
-    noticed: Notify,
+    pub(crate) notices: Notices,
 }
 
 /// The sessions of this process, for those that follow them.
-static SESSIONS: Mutex<BTreeMap<SessionId, Weak<SessionState>>> = Mutex::new(BTreeMap::new());
+static SESSIONS: Mutex<Vec<Weak<SessionState>>> = Mutex::new(Vec::new());
 
 #[derive(Debug, Default)]
 pub(crate) struct State {
-    notices: VecDeque<Notice>,
     /// As long as its lock is held, the session lives.
     file: Option<File>,
     pub(crate) held: BTreeMap<AttemptId, Held>,
     pub(crate) waiting: BTreeMap<AttemptId, Waiting>,
     pub(crate) members: BTreeMap<GroupId, Membership>,
-    /// Grants that were lost, and why, until the next beats have told of them.
-    lost: VecDeque<(AttemptId, LossReason)>,
+    /// Grants that were lost, and why. Notices have told of them already, but a beat that crossed one asks once more.
+    lost: EndedAttempts<LossReason>,
     /// Watches of the sessions before the last attempt that waited. Mostly the next one waits behind the same, and
     /// then no watch has to be changed, which would wake the thread that reads events.
     pub(crate) predecessors: Vec<Watch>,
-    withdrawn: BTreeSet<AttemptId>,
-    withdrawn_in_order: VecDeque<AttemptId>,
+    withdrawn: EndedAttempts<()>,
 }
 
 /// A lock that is held.
@@ -84,7 +76,7 @@ pub(crate) struct Waiting {
     pub(crate) spare: Option<Arc<File>>,
 }
 
-fn sessions() -> MutexGuard<'static, BTreeMap<SessionId, Weak<SessionState>>> {
+fn sessions() -> MutexGuard<'static, Vec<Weak<SessionState>>> {
     SESSIONS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -117,17 +109,20 @@ impl SessionState {
             owner,
             file_id,
             state: Mutex::new(State { file: Some(file), ..State::default() }),
-            noticed: Notify::new(),
+            notices: Notices::default(),
         });
-        sessions().insert(id, Arc::downgrade(&session));
+        let mut sessions = sessions();
+        sessions.retain(|known| known.strong_count() > 0);
+        sessions.push(Arc::downgrade(&session));
+        drop(sessions);
         Ok(session)
     }
 
     /// The session of this process with this id, if it is in this tree and the coordinator's own.
     pub(crate) fn find(tree: &Arc<Tree>, id: SessionId, request: &OpenSession) -> Option<Arc<Self>> {
-        let found =
-            sessions().get(&id).and_then(Weak::upgrade).filter(|found| Arc::ptr_eq(&found.tree, tree));
-        found.filter(|found| found.instance == request.instance && *found.member() == request.member)
+        let known: Vec<_> = sessions().iter().filter_map(Weak::upgrade).collect();
+        let own = |found: &Arc<Self>| found.instance == request.instance && *found.member() == request.member;
+        known.into_iter().find(|found| found.id() == id && Arc::ptr_eq(&found.tree, tree) && own(found))
     }
 
     pub(crate) fn id(&self) -> SessionId {
@@ -155,8 +150,7 @@ impl SessionState {
     pub(crate) fn check(&self) -> Result<()> {
         match self.ended() {
             None => Ok(()),
-            Some(LossReason::SessionClosed) => Err(Error::new(ErrorKind::Closed, "the session was closed")),
-            Some(reason) => Err(Error::new(ErrorKind::SessionLost, reason.to_string())),
+            Some(reason) => Err(session_ended(reason)),
         }
     }
 
@@ -167,7 +161,7 @@ impl SessionState {
     pub(crate) fn state_for(&self, attempt: AttemptId) -> Result<MutexGuard<'_, State>> {
         let state = self.state();
         self.check()?;
-        if state.withdrawn.contains(&attempt) {
+        if state.withdrawn.contains(attempt) {
             return Err(Error::new(
                 ErrorKind::Invalid,
                 format!("attempt {attempt} was withdrawn or released; ask with a new attempt"),
@@ -181,16 +175,12 @@ impl SessionState {
     pub(crate) fn end(&self, reason: LossReason) {
         {
             // INVARIANT: a session ends under the lock of its state, so that what is checked under it stays so.
-            let mut state = self.state();
+            let _state = self.state();
             if self.life.ended.set(reason.clone()).is_err() {
                 return;
             }
-            if reason != LossReason::SessionClosed {
-                state.notices.clear(); // the end of the session says it all
-                state.notices.push_back(Notice::SessionLost(reason));
-            }
         }
-        self.noticed.notify_waiters();
+        self.notices.end(reason);
         self.tree.notify(&Topic::Session(self.id()));
     }
 
@@ -206,24 +196,14 @@ impl SessionState {
         drop((held, waiting, members));
         drop(file);
         self.tree.sessions.locals().remove(&self.id());
-        sessions().remove(&self.id());
+        sessions().retain(|known| !std::ptr::eq(known.as_ptr(), self));
         self.tree.notify(&Topic::Deaths);
     }
 
-    pub(crate) fn tell(&self, notice: Notice) {
-        {
-            let mut state = self.state();
-            if let Notice::GrantLost(attempt, why) = &notice {
-                state.lost.push_back((*attempt, why.clone()));
-                if state.lost.len() > LOST {
-                    state.lost.pop_front();
-                }
-            }
-            if !self.is_over() {
-                state.notices.push_back(notice);
-            }
-        }
-        self.noticed.notify_waiters();
+    /// One grant is lost.
+    pub(crate) fn lose(&self, attempt: AttemptId, why: LossReason) {
+        self.state().lost.put(attempt, why.clone());
+        self.notices.add(Notice::GrantLost(attempt, why));
     }
 
     /// As a fork would make them.
@@ -235,30 +215,9 @@ impl SessionState {
         files.chain(state.members.values().map(|member| member.file.try_clone().unwrap())).collect()
     }
 
-    /// Cancel-safe: what is not returned stays.
-    pub(crate) async fn notice(&self) -> Notice {
-        loop {
-            let mut noticed = pin!(self.noticed.notified());
-            noticed.as_mut().enable(); // before the look, so that no notice is missed
-            let notice = self.state().notices.pop_front();
-            if let Some(notice) = notice {
-                return notice;
-            }
-            noticed.await;
-        }
-    }
-
     /// From now on a request of this attempt fails, also one that is under way.
     pub(crate) fn mark_withdrawn(&self, attempt: AttemptId) {
-        let mut state = self.state();
-        if state.withdrawn.insert(attempt) {
-            state.withdrawn_in_order.push_back(attempt);
-            if state.withdrawn_in_order.len() > WITHDRAWN
-                && let Some(oldest) = state.withdrawn_in_order.pop_front()
-            {
-                state.withdrawn.remove(&oldest);
-            }
-        }
+        self.state().withdrawn.put(attempt, ());
     }
 
     /// Ends one grant of a living session, and tells its owner first.
@@ -271,7 +230,7 @@ impl SessionState {
         let tree = &self.tree;
         let Some(mut held) = self.state().held.remove(&attempt) else { return Ok(()) };
         self.mark_withdrawn(attempt);
-        self.tell(Notice::GrantLost(attempt, reason));
+        self.lose(attempt, reason);
         let key = held.grant.key.clone();
         // Before the record: a process that finds the record gone finds the file unlocked.
         held.files.clear();
@@ -292,7 +251,6 @@ impl SessionState {
 impl State {
     /// Why a grant that is not held any more is gone.
     pub(crate) fn why_gone(&self, attempt: AttemptId) -> LossReason {
-        let known = self.lost.iter().find(|(lost, _)| *lost == attempt);
-        known.map_or(LossReason::Vanished, |(_, why)| why.clone())
+        self.lost.get(attempt).cloned().unwrap_or(LossReason::Vanished)
     }
 }

@@ -3,24 +3,24 @@
 //! What happened between two readings is folded. A reader that is slow makes fewer readings, and costs no memory
 //! beyond one view of the group and the changes to the next.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_core::Stream;
-use tooz_core::driver::{ChangeStream, GroupChange, HolderStream, Holders, LockKey, MemberRecord};
-use tooz_core::{ErrorKind, GroupId, MemberId, Result};
+use tooz_core::driver::support::feed::GroupFeed;
+use tooz_core::driver::{ChangeStream, GroupChange, HolderStream, Holders, LockKey};
+use tooz_core::{ErrorKind, GroupId, Result};
 
 use crate::client::Client;
 use crate::error;
 use crate::host::os_lock::{FileId, Hold};
 use crate::keys::{self, KeyHash};
 use crate::tree::{Area, Listener, Topic, Tree, Watch, members, python_lock};
-use crate::view::{GroupView, read_group, read_holders};
+use crate::view::{read_group, read_holders};
 
 /// How often a watcher of a group or of a leader looks where no event tells of a change: each look reads the whole
 /// group.
@@ -81,11 +81,8 @@ struct GroupFollower {
     metadata: Option<(FileId, File)>,
     listener: Listener,
     watched: Vec<Watch>,
-    seen: BTreeMap<MemberId, MemberRecord>,
+    feed: GroupFeed,
     expires: Option<Duration>,
-    started: bool,
-    pending: VecDeque<GroupChange>,
-    over: bool,
 }
 
 /// Watches the group's files and every session's end, so that dead members are cleared away at once.
@@ -107,21 +104,18 @@ pub(crate) async fn group(client: &Arc<Client>, group: &GroupId) -> Result<Chang
         metadata: None,
         listener,
         watched,
-        seen: BTreeMap::new(),
+        feed: GroupFeed::default(),
         expires: None,
-        started: false,
-        pending: VecDeque::new(),
-        over: false,
     };
-    follower.look().await?;
+    follower.look(true).await?;
     Ok(Box::pin(Following::Idle(follower)))
 }
 
 impl GroupFollower {
-    /// Reads the group and notes what changed.
-    async fn look(&mut self) -> Result<()> {
+    /// Reads the group and notes what changed; `whole`: the reader gets a view.
+    async fn look(&mut self, whole: bool) -> Result<()> {
         let lock = self.client.driver_lock(&self.tree, Hold::Together, self.client.deadline()).await?;
-        let missed = self.listener.missed();
+        let whole = self.listener.missed() || whole;
         let read = members::open_group(&self.tree, &self.group).and_then(|directory| {
             let view = read_group(&self.client, &self.tree, &self.group, &directory)?;
             Ok((directory, view))
@@ -131,30 +125,31 @@ impl GroupFollower {
             Ok((directory, view)) => {
                 let same = self.metadata.as_ref().is_none_or(|(id, _)| directory.has(keys::METADATA, *id));
                 if !same {
-                    self.delete();
+                    self.feed.deleted();
                     return Ok(());
                 }
                 if self.metadata.is_none() {
                     let metadata = directory.open(keys::METADATA);
                     self.metadata = metadata.and_then(|file| Ok((FileId::of(&file)?, file))).ok();
                 }
-                self.compare(view, missed);
+                self.expires = view.expires;
+                let members = view.members.into_values();
+                if whole {
+                    self.feed.reset(members);
+                } else {
+                    self.feed.update(members);
+                }
                 Ok(())
             }
             // If the tree was lost, the group is not there yet; else it was deleted.
             Err(error) if error.kind() == ErrorKind::GroupNotFound && self.metadata.is_some() => {
                 if self.tree.is_in_place() {
-                    self.delete();
+                    self.feed.deleted();
                 }
                 Ok(())
             }
             Err(error) => Err(error),
         }
-    }
-
-    fn delete(&mut self) {
-        self.pending.push_back(GroupChange::Deleted);
-        self.over = true;
     }
 
     /// The whole directory was lost: the group was not deleted, and its members will create it again (S7).
@@ -163,35 +158,8 @@ impl GroupFollower {
         self.listener = self.tree.topics.listen(vec![Topic::Group(keys::group(&self.group))]);
         self.metadata = None;
         self.expires = None;
-        self.seen.clear();
-        self.pending.push_back(GroupChange::View(Vec::new()));
+        self.feed.reset([]);
         Ok(())
-    }
-
-    /// Adds the changes since the last view.
-    fn compare(&mut self, view: GroupView, missed: bool) {
-        self.expires = view.expires;
-        let before = std::mem::replace(&mut self.seen, view.members);
-        if !self.started || missed {
-            self.started = true;
-            self.pending.push_back(GroupChange::View(self.seen.values().cloned().collect()));
-            return;
-        }
-        for (id, old) in &before {
-            if self.seen.get(id).is_none_or(|new| new.incarnation != old.incarnation) {
-                self.pending.push_back(GroupChange::Left(old.clone()));
-            }
-        }
-        for (id, new) in &self.seen {
-            match before.get(id) {
-                Some(old) if old.incarnation == new.incarnation => {
-                    if old.capabilities != new.capabilities || old.updated_at != new.updated_at {
-                        self.pending.push_back(GroupChange::Updated(new.clone()));
-                    }
-                }
-                _ => self.pending.push_back(GroupChange::Joined(new.clone())),
-            }
-        }
     }
 
     fn pause(&self) -> Duration {
@@ -210,10 +178,10 @@ impl Follow for GroupFollower {
 
     async fn next(&mut self) -> Option<Result<GroupChange>> {
         loop {
-            if let Some(change) = self.pending.pop_front() {
-                return Some(Ok(change));
+            if let Poll::Ready(next) = poll_fn(|cx| Poll::Ready(self.feed.poll(cx))).await {
+                return next;
             }
-            if self.over || self.client.is_closed() || self.client.check_process().is_err() {
+            if self.client.is_closed() || self.client.check_process().is_err() {
                 return None;
             }
             let pause = self.pause();
@@ -237,7 +205,7 @@ impl Follow for GroupFollower {
             if self.metadata.is_none() {
                 self.watched = watch_group(&self.tree, &self.group);
             }
-            match self.look().await {
+            match self.look(false).await {
                 // Not there yet, or a process stands still under the lock: the group is read again later.
                 Err(error) if matches!(error.kind(), ErrorKind::GroupNotFound | ErrorKind::Unavailable) => {}
                 Err(error) => return Some(Err(error)),

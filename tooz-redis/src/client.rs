@@ -81,7 +81,7 @@ impl Client {
     }
 
     /// Calls a script until the server answers or refuses, or the time is over. A script that is run twice finds what it did
-    /// the first time, and its answer says so.
+    /// the first time. Where its answer cannot say so, `repeated` does.
     pub(crate) async fn call(&self, call: &Call) -> Result<Answer> {
         let unsure = |error: Error, repeated| if repeated { error.indeterminate() } else { error };
         let (mut links, mut repeated) = (self.links(), false);

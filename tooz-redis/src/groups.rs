@@ -4,6 +4,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use redis::Value;
+use tooz_core::driver::support::errors::{
+    group_exists, group_not_empty, group_not_found, joined_before, member_id_taken, member_not_found,
+};
 use tooz_core::driver::{ChangeStream, Groups, Join, MemberRecord, SessionGroups};
 use tooz_core::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
 
@@ -11,12 +14,8 @@ use crate::client::Client;
 use crate::connection::reply::{Parts, bytes};
 use crate::scripts;
 use crate::session::RedisSession;
-use crate::view::{Seen, no_group, read_group};
+use crate::view::{Seen, read_group};
 use crate::watch;
-
-fn no_member(group: &GroupId, member: &MemberId) -> Error {
-    Error::new(ErrorKind::MemberNotFound, format!("member \"{member}\" of group \"{group}\""))
-}
 
 fn unknown_end(what: &str) -> Error {
     Error::new(ErrorKind::Unavailable, format!("the answer was lost, and {what}")).indeterminate()
@@ -24,7 +23,7 @@ fn unknown_end(what: &str) -> Error {
 
 async fn records(client: &Client, group: &GroupId, only: &[u8]) -> Result<Vec<MemberRecord>> {
     match read_group(client, group, only).await? {
-        Seen::Missing(_) => Err(no_group(group)),
+        Seen::Missing(_) => Err(group_not_found(group)),
         Seen::There(view) => {
             let mut records: Vec<_> = view.members.into_iter().filter_map(|(_, _, record)| record).collect();
             records.sort_by(|a, b| a.member.cmp(&b.member));
@@ -52,7 +51,7 @@ impl Groups for RedisGroups {
         if parts.text("its outcome")? == "ok" || (answer.repeated && parts.text("the group's id")? == fresh) {
             return Ok(());
         }
-        Err(Error::new(ErrorKind::GroupExists, format!("group \"{group}\"")))
+        Err(group_exists(group))
     }
 
     async fn delete(&self, group: &GroupId) -> Result<()> {
@@ -66,13 +65,9 @@ impl Groups for RedisGroups {
         let mut parts = Parts::of(answer.value)?;
         match parts.text("its outcome")?.as_str() {
             "ok" => Ok(()),
-            "members" => {
-                let count = parts.number("how many")?;
-                let why = format!("group \"{group}\" has {count} members; let them leave first");
-                Err(Error::new(ErrorKind::GroupNotEmpty, why))
-            }
+            "members" => Err(group_not_empty(group, parts.number("how many")?.unsigned_abs())),
             _ if answer.repeated => Err(unknown_end("the group is gone")),
-            _ => Err(no_group(group)),
+            _ => Err(group_not_found(group)),
         }
     }
 
@@ -94,7 +89,7 @@ impl Groups for RedisGroups {
     }
 
     async fn member(&self, group: &GroupId, member: &MemberId) -> Result<MemberRecord> {
-        records(&self.0, group, member.as_bytes()).await?.pop().ok_or_else(|| no_member(group, member))
+        records(&self.0, group, member.as_bytes()).await?.pop().ok_or_else(|| member_not_found(group, member))
     }
 
     async fn watch(&self, group: &GroupId) -> Result<ChangeStream> {
@@ -124,17 +119,11 @@ impl SessionGroups for RedisSession {
         let mut answer = Parts::of(client.call(&call).await?.value)?;
         match answer.text("its outcome")?.as_str() {
             "ok" => Ok(()),
-            "nogroup" => Err(no_group(group)),
-            "taken" => Err(Error::new(
-                ErrorKind::MemberExists,
-                format!("member id \"{}\" belongs to another live coordinator; use another id", state.member),
-            )),
+            "nogroup" => Err(group_not_found(group)),
+            "taken" => Err(member_id_taken(&state.member)),
             // Sent twice, and done the first time.
             "joined" if answer.text("an incarnation")? == incarnation => Ok(()),
-            "joined" => Err(Error::new(
-                ErrorKind::MemberExists,
-                format!("member \"{}\" joined group \"{group}\" before", state.member),
-            )),
+            "joined" => Err(joined_before(group, &state.member)),
             _ => Err(state.lost()),
         }
     }
@@ -153,8 +142,8 @@ impl SessionGroups for RedisSession {
         match Parts::of(answer.value)?.text("its outcome")?.as_str() {
             "ok" => Ok(()),
             "nomember" | "nogroup" if answer.repeated => Err(unknown_end("the member is out")),
-            "nogroup" => Err(no_group(group)),
-            "nomember" => Err(no_member(group, &state.member)),
+            "nogroup" => Err(group_not_found(group)),
+            "nomember" => Err(member_not_found(group, &state.member)),
             _ => Err(state.lost()),
         }
     }
@@ -171,8 +160,8 @@ impl SessionGroups for RedisSession {
             .arg(capabilities.as_msgpack());
         match Parts::of(client.call(&call).await?.value)?.text("its outcome")?.as_str() {
             "ok" => Ok(()),
-            "nogroup" => Err(no_group(group)),
-            "nomember" => Err(no_member(group, &state.member)),
+            "nogroup" => Err(group_not_found(group)),
+            "nomember" => Err(member_not_found(group, &state.member)),
             _ => Err(state.lost()),
         }
     }

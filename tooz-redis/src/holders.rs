@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::Notify;
+use tooz_core::driver::support::feed::HolderFeed;
 use tooz_core::driver::{BreakRequest, HolderRecord, HolderStream, Holders, LockKey, Locks};
 use tooz_core::{Error, ErrorKind, FencingToken, Result};
 
@@ -15,7 +16,6 @@ use crate::connection::reply::Parts;
 use crate::connection::subscription::Subscription;
 use crate::scripts;
 use crate::view::{holder_records, read_holders};
-use crate::watch::{Outlet, Tap};
 
 /// How often a watch reads the holders without a message: a Python holder publishes nothing, nor does a holder that dies.
 const LOOK: Duration = Duration::from_secs(1);
@@ -67,13 +67,10 @@ impl Locks for RedisLocks {
         let listener = move |_: Received<'_>| notify.notify_one();
         let subscription =
             Subscription::start(&client, client.keys.lock(&key).channel, Arc::new(listener)).await?;
-        let first = read_holders(&client, &key).await?;
-        let outlet = Arc::new(Outlet::default());
-        outlet.put_only(Ok(first.clone()));
-        let (feed, spawner) = (Arc::clone(&outlet), client.context().spawner.clone());
+        let feed = HolderFeed::new(read_holders(&client, &key).await?);
+        let (told, spawner) = (feed.clone(), client.context().spawner.clone());
         let task = spawner.spawn(async move {
             let _subscription = subscription;
-            let mut last = first;
             loop {
                 tokio::select! {
                     biased; // a change that was published is read at once
@@ -81,26 +78,15 @@ impl Locks for RedisLocks {
                     () = client.context().spawner.sleep(LOOK) => {}
                 }
                 match read_holders(&client, &key).await {
-                    // A different number of waiters is no change of holders.
-                    Ok(now) if now.holders == last.holders => {}
-                    Ok(now) => {
-                        last = now.clone();
-                        feed.put_only(Ok(now));
-                    }
+                    Ok(now) => told.set(now),
                     Err(error) if error.is_retryable() => {
                         tracing::debug!(%error, "the holders could not be read");
                     }
-                    Err(error) => {
-                        let over = error.kind() == ErrorKind::Closed;
-                        feed.put_only(Err(error));
-                        if over {
-                            feed.end();
-                            return;
-                        }
-                    }
+                    Err(error) if error.kind() == ErrorKind::Closed => return told.fail(error),
+                    Err(error) => told.report(error),
                 }
             }
         });
-        Ok(Box::pin(Tap::new(outlet, task)))
+        Ok(feed.stream(task))
     }
 }

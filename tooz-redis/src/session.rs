@@ -196,6 +196,7 @@ impl Session for RedisSession {
             let group = client.keys.group(group);
             call = call.keys([group.key, group.own]);
         }
+        // Not call(): the core sends another beat instead of repeating one, and none waits behind other confirmations.
         let value = match client.exchange(&link, &call).await {
             Outcome::Answered(value) => value,
             // What is not confirmed has not happened, except a loss: a session that is gone here is gone.
@@ -214,7 +215,7 @@ impl Session for RedisSession {
     }
 
     async fn notice(&self) -> Notice {
-        self.state.next_notice().await
+        self.state.notices.next().await
     }
 
     fn groups(&self) -> &dyn SessionGroups {

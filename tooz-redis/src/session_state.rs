@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tooz_core::driver::support::notices::Notices;
 use tooz_core::driver::{
     Acquire, AttemptId, Grant, Instant, Notice, OpenSession, Previous, SessionId, Stamp,
 };
@@ -38,8 +39,7 @@ pub(crate) struct SessionState {
     beats: Mutex<Beats>,
     /// The number of the last beat whose echo came over the connection for messages.
     echoed: AtomicU64,
-    notices: Mutex<VecDeque<Notice>>,
-    noticed: Notify,
+    pub(crate) notices: Notices,
 }
 
 #[derive(Debug, Default)]
@@ -67,8 +67,7 @@ impl SessionState {
             opened_at: client.context().clock.now(),
             beats: Mutex::default(),
             echoed: AtomicU64::new(0),
-            notices: Mutex::default(),
-            noticed: Notify::new(),
+            notices: Notices::default(),
         }
     }
 
@@ -85,26 +84,11 @@ impl SessionState {
         Error::new(ErrorKind::SessionLost, format!("session {} is gone from the server", self.id))
     }
 
-    fn notify(&self, notice: Notice) {
-        self.notices.lock().unwrap_or_else(PoisonError::into_inner).push_back(notice);
-        self.noticed.notify_one();
-    }
-
-    pub(crate) async fn next_notice(&self) -> Notice {
-        loop {
-            let noticed = self.noticed.notified();
-            if let Some(notice) = self.notices.lock().unwrap_or_else(PoisonError::into_inner).pop_front() {
-                return notice;
-            }
-            noticed.await;
-        }
-    }
-
     /// Receives the epoch of the server's data, which is another one if ours were lost.
     pub(crate) fn receive_epoch(&self, epoch: &[u8]) {
         let ours = self.stamp.get().map(ToString::to_string);
         if ours.is_some_and(|ours| ours.as_bytes() != epoch) {
-            self.notify(Notice::SessionLost(LossReason::Vanished));
+            self.notices.end(LossReason::Vanished);
         }
     }
 
@@ -139,11 +123,11 @@ impl SessionState {
             b'X' => {
                 let (attempt, why) = std::str::from_utf8(rest).ok()?.split_once(' ')?;
                 let why = if why == "E" { LossReason::Expired } else { LossReason::Vanished };
-                self.notify(Notice::GrantLost(AttemptId::parse(attempt)?, why));
+                self.notices.add(Notice::GrantLost(AttemptId::parse(attempt)?, why));
             }
             b'B' => {
                 let attempt = AttemptId::parse(std::str::from_utf8(rest.get(..32)?).ok()?)?;
-                self.notify(Notice::GrantLost(attempt, parse_broken(rest.get(33..)?)));
+                self.notices.add(Notice::GrantLost(attempt, parse_broken(rest.get(33..)?)));
             }
             _ => return None,
         }

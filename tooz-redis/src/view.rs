@@ -1,17 +1,13 @@
 //! The state of a group or a lock, as listings and watches read it.
 
 use tooz_core::driver::{HolderRecord, Holders, LockKey, LockMode, MemberRecord};
-use tooz_core::{Capabilities, Error, ErrorKind, FencingToken, GroupId, MemberId, Result};
+use tooz_core::{Capabilities, Error, FencingToken, GroupId, MemberId, Result};
 
 use crate::client::Client;
 use crate::config;
 use crate::connection::reply::Parts;
 use crate::scripts;
 use crate::scripts::codes::{parse_mode, parse_time};
-
-pub(crate) fn no_group(group: &GroupId) -> Error {
-    Error::new(ErrorKind::GroupNotFound, format!("group \"{group}\""))
-}
 
 /// A group that was read.
 #[derive(Debug)]

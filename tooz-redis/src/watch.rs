@@ -2,111 +2,28 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures_core::Stream;
 use sha1::{Digest, Sha1};
 use tokio::sync::mpsc;
-use tooz_core::driver::{ChangeStream, GroupChange, MemberRecord, Task};
+use tooz_core::driver::support::errors::group_not_found;
+use tooz_core::driver::support::feed::GroupFeed;
+use tooz_core::driver::{ChangeStream, MemberRecord};
 use tooz_core::{ErrorKind, GroupId, Result};
 
 use crate::client::Client;
 use crate::connection::channels::Received;
 use crate::connection::subscription::Subscription;
-use crate::view::{Seen, Tick, View, member_record, no_group, read_group, read_tick};
+use crate::view::{Seen, Tick, View, member_record, read_group, read_tick};
 
 /// How often the server looks for dead members, and for what Python changed.
 const TICK: Duration = Duration::from_secs(1);
-/// A reader that is further behind gets a view instead.
-const BACKLOG: usize = 512;
 /// Digests are sums of 48 bits, which a Lua number holds exactly.
 const DIGEST: u64 = 1 << 48;
 /// How many versions are remembered with their digest. A server's digest is at most a second old. More changes than this in
 /// that time delay the search for Python's changes, and cost no more memory.
 const VERSIONS: usize = 4_096;
-
-/// What is to be delivered and was not read yet.
-pub(crate) struct Outlet<T>(Mutex<Waiting<T>>);
-
-struct Waiting<T> {
-    items: VecDeque<T>,
-    waker: Option<Waker>,
-    ended: bool,
-}
-
-impl<T> Default for Outlet<T> {
-    fn default() -> Self {
-        Self(Mutex::new(Waiting { items: VecDeque::new(), waker: None, ended: false }))
-    }
-}
-
-impl<T> Outlet<T> {
-    fn waiting(&self) -> MutexGuard<'_, Waiting<T>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Waiting<T>)) {
-        let waker = {
-            let mut waiting = self.waiting();
-            change(&mut waiting);
-            waiting.waker.take()
-        };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-
-    fn put(&self, item: T) {
-        self.change(|waiting| waiting.items.push_back(item));
-    }
-
-    /// Only the newest counts.
-    pub(crate) fn put_only(&self, item: T) {
-        self.change(|waiting| {
-            waiting.items.clear();
-            waiting.items.push_back(item);
-        });
-    }
-
-    pub(crate) fn end(&self) {
-        self.change(|waiting| waiting.ended = true);
-    }
-
-    fn len(&self) -> usize {
-        self.waiting().items.len()
-    }
-}
-
-/// The reader's end; dropping it ends the task that fills it.
-pub(crate) struct Tap<T> {
-    outlet: Arc<Outlet<T>>,
-    _task: Task<()>,
-}
-
-impl<T> Tap<T> {
-    pub(crate) fn new(outlet: Arc<Outlet<T>>, task: Task<()>) -> Self {
-        Self { outlet, _task: task }
-    }
-}
-
-impl<T> Stream for Tap<T> {
-    type Item = T;
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
-        let mut waiting = self.outlet.waiting();
-        match waiting.items.pop_front() {
-            Some(item) => Poll::Ready(Some(item)),
-            None if waiting.ended => Poll::Ready(None),
-            None => {
-                waiting.waker = Some(cx.waker().clone());
-                Poll::Pending
-            }
-        }
-    }
-}
 
 /// A member as it is on the server, with its part of the digest.
 type Known = (Option<MemberRecord>, u64);
@@ -114,7 +31,7 @@ type Known = (Option<MemberRecord>, u64);
 struct Follower {
     client: Arc<Client>,
     group: GroupId,
-    outlet: Arc<Outlet<Result<GroupChange>>>,
+    feed: GroupFeed,
     epoch: String,
     instance: String,
     version: u64,
@@ -154,12 +71,12 @@ pub(crate) async fn follow(client: &Arc<Client>, group: &GroupId) -> Result<Chan
     // The subscription comes before the first read: what changes in between comes as a message, too, whose version tells.
     let subscription =
         Subscription::start(client, client.keys.group(group).channel, Arc::new(listener)).await?;
-    let Seen::There(view) = read_group(client, group, b"").await? else { return Err(no_group(group)) };
-    let outlet = Arc::new(Outlet::default());
+    let Seen::There(view) = read_group(client, group, b"").await? else { return Err(group_not_found(group)) };
+    let feed = GroupFeed::new([]);
     let mut follower = Follower {
         client: Arc::clone(client),
         group: group.clone(),
-        outlet: Arc::clone(&outlet),
+        feed: feed.clone(),
         epoch: view.epoch.clone(),
         instance: view.instance.clone(),
         version: 0,
@@ -171,7 +88,7 @@ pub(crate) async fn follow(client: &Arc<Client>, group: &GroupId) -> Result<Chan
         behind: None,
     };
     follower.take(view);
-    follower.deliver_view();
+    follower.feed.reset(follower.records());
     let spawner = client.context().spawner.clone();
     let task = spawner.clone().spawn(async move {
         let _subscription = subscription;
@@ -187,16 +104,18 @@ pub(crate) async fn follow(client: &Arc<Client>, group: &GroupId) -> Result<Chan
                 message = messages.recv() => match message {
                     Some(Some(message)) => follower.receive(&message).await,
                     Some(None) => follower.read_again(true).await,
-                    None => Goes::Ended,
+                    None => {
+                        follower.feed.end();
+                        Goes::Ended
+                    }
                 },
             };
             if goes == Goes::Ended {
-                follower.outlet.end();
                 return;
             }
         }
     });
-    Ok(Box::pin(Tap::new(outlet, task)))
+    Ok(feed.stream(task))
 }
 
 /// A member's part of the digest: 48 bits of SHA-1.
@@ -211,21 +130,12 @@ fn part(member: &[u8], caps: &[u8]) -> u64 {
 }
 
 impl Follower {
-    fn deliver(&self, change: GroupChange) {
-        if self.outlet.len() >= BACKLOG {
-            self.deliver_view();
-        } else {
-            self.outlet.put(Ok(change));
-        }
-    }
-
-    fn deliver_view(&self) {
-        let members = self.members.values().filter_map(|(record, _)| record.clone()).collect();
-        self.outlet.put_only(Ok(GroupChange::View(members)));
+    fn records(&self) -> impl Iterator<Item = MemberRecord> {
+        self.members.values().filter_map(|(record, _)| record.clone())
     }
 
     fn end(&self) -> Goes {
-        self.outlet.put(Ok(GroupChange::Deleted));
+        self.feed.deleted();
         Goes::Ended
     }
 
@@ -283,7 +193,7 @@ impl Follower {
                 Goes::On
             }
             Err(error) => {
-                self.outlet.put(Err(error));
+                self.feed.fail(error);
                 Goes::Ended
             }
         }
@@ -304,12 +214,11 @@ impl Follower {
                 self.epoch.clone_from(&view.epoch);
                 self.instance.clone_from(&view.instance);
                 self.lost = false;
-                let before = std::mem::take(&mut self.members);
                 self.take(view);
                 if missed || another {
-                    self.deliver_view();
+                    self.feed.reset(self.records());
                 } else {
-                    self.differ(&before);
+                    self.feed.update(self.records());
                 }
             }
         }
@@ -322,29 +231,7 @@ impl Follower {
             self.lost = true;
             self.version = 0;
             self.clear();
-            self.deliver_view();
-        }
-    }
-
-    /// Delivers what changed between two reads.
-    fn differ(&self, before: &BTreeMap<Vec<u8>, Known>) {
-        for (id, (old, _)) in before {
-            let new = self.members.get(id).and_then(|(record, _)| record.as_ref());
-            if let Some(old) = old
-                && new.is_none_or(|new| new.incarnation != old.incarnation)
-            {
-                self.deliver(GroupChange::Left(old.clone()));
-            }
-        }
-        for (id, (new, _)) in &self.members {
-            let Some(new) = new else { continue };
-            match before.get(id).and_then(|(record, _)| record.as_ref()) {
-                Some(old) if old == new => {}
-                Some(old) if old.incarnation == new.incarnation => {
-                    self.deliver(GroupChange::Updated(new.clone()));
-                }
-                _ => self.deliver(GroupChange::Joined(new.clone())),
-            }
+            self.feed.reset(self.records());
         }
     }
 
@@ -375,7 +262,7 @@ impl Follower {
             b'L' => {
                 let known = self.members.remove(rest)?;
                 if let Some(old) = self.without(known) {
-                    self.deliver(GroupChange::Left(old));
+                    self.feed.remove(&old.member);
                 }
             }
             b'J' | b'U' => {
@@ -390,17 +277,9 @@ impl Follower {
                 let new = member_record(id, caps, incarnation, joined, updated);
                 let old = self.put(id.to_vec(), caps, new.clone());
                 match (old, new) {
-                    (Some(old), Some(new)) if old.incarnation == new.incarnation => {
-                        self.deliver(GroupChange::Updated(new));
-                    }
-                    (old, new) => {
-                        if let Some(old) = old {
-                            self.deliver(GroupChange::Left(old));
-                        }
-                        if let Some(new) = new {
-                            self.deliver(GroupChange::Joined(new));
-                        }
-                    }
+                    (_, Some(new)) => self.feed.put(new),
+                    (Some(old), None) => self.feed.remove(&old.member),
+                    (None, None) => {}
                 }
             }
             _ => return None,
@@ -412,7 +291,7 @@ impl Follower {
         match read_tick(&self.client, &self.group).await {
             Ok(tick) => self.compare(tick).await,
             Err(error) if error.kind() == ErrorKind::Closed => {
-                self.outlet.put(Err(error));
+                self.feed.fail(error);
                 Goes::Ended
             }
             Err(error) => {

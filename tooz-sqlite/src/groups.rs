@@ -1,8 +1,11 @@
 //! Groups and memberships.
 
 use async_trait::async_trait;
+use tooz_core::driver::support::errors::{
+    group_exists, group_not_empty, joined_before, member_id_taken, member_not_found,
+};
 use tooz_core::driver::{ChangeStream, Groups, Join, MemberRecord, SessionGroups};
-use tooz_core::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
+use tooz_core::{Capabilities, GroupId, MemberId, Result};
 
 use crate::driver::SqliteDriver;
 use crate::engine::jobs::Level;
@@ -12,7 +15,7 @@ use crate::error::Work;
 use crate::keys::Id;
 use crate::session::SqliteSession;
 use crate::session_state::SessionState;
-use crate::view::{find, no_member};
+use crate::view::find;
 use crate::{reaper, view, watch};
 
 /// Creates a group; returns whether it was missing.
@@ -28,10 +31,12 @@ fn delete(tx: &mut Tx<'_>, namespace: &str, group: &GroupId) -> Work<()> {
     let id = find(tx, namespace, group)?;
     let sessions =
         tx.all("SELECT DISTINCT session FROM members WHERE group_id = ?1", [id], |row| row.get::<_, i64>(0))?;
+    let mut living = 0;
     for session in sessions {
-        if !reaper::reap(tx, session)? {
-            return Err(Error::new(ErrorKind::GroupNotEmpty, format!("group \"{group}\"")).into());
-        }
+        living += u64::from(!reaper::reap(tx, session)?);
+    }
+    if living > 0 {
+        return Err(group_not_empty(group, living).into());
     }
     tx.run("DELETE FROM groups WHERE id = ?1", [id])?;
     log::append(tx, &Event::GroupDeleted(namespace, group.as_bytes()))
@@ -49,11 +54,7 @@ fn claim(tx: &mut Tx<'_>, session: &SessionState) -> Work<()> {
             return Ok(());
         }
         if !reaper::reap(tx, owner)? {
-            return Err(Error::new(
-                ErrorKind::MemberExists,
-                format!("member \"{}\" belongs to another live session; use another id", session.member),
-            )
-            .into());
+            return Err(member_id_taken(&session.member).into());
         }
     }
     tx.run(
@@ -76,11 +77,7 @@ fn join(tx: &mut Tx<'_>, session: &SessionState, request: &Join) -> Work<()> {
     )?;
     if exists {
         // It is our own record: an earlier owner of the id lost its records together with the claim.
-        return Err(Error::new(
-            ErrorKind::MemberExists,
-            format!("member \"{}\" has joined group \"{}\" already", session.member, request.group),
-        )
-        .into());
+        return Err(joined_before(&request.group, &session.member).into());
     }
     let now = tx.wall();
     let row = MemberRow {
@@ -108,7 +105,7 @@ fn leave(tx: &mut Tx<'_>, session: &SessionState, group: &GroupId) -> Work<()> {
         (id, session.member.as_bytes(), session.seq),
         |row| MemberRow::leaving(row, 0),
     )?;
-    let row = row.ok_or_else(|| no_member(group, &session.member))?;
+    let row = row.ok_or_else(|| member_not_found(group, &session.member))?;
     log::append(tx, &Event::Member(Change::Left, &session.namespace, group.as_bytes(), &row))
 }
 
@@ -122,7 +119,7 @@ fn update(tx: &mut Tx<'_>, session: &SessionState, group: &GroupId, capabilities
         (id, session.member.as_bytes(), session.seq, capabilities.as_msgpack(), tx.wall()),
         |row| MemberRow::read(row, 0),
     )?;
-    let row = row.ok_or_else(|| no_member(group, &session.member))?;
+    let row = row.ok_or_else(|| member_not_found(group, &session.member))?;
     log::append(tx, &Event::Member(Change::Updated, &session.namespace, group.as_bytes(), &row))
 }
 
@@ -135,7 +132,7 @@ impl Groups for SqliteDriver {
             if create(tx, &namespace, &group)? {
                 return Ok(());
             }
-            Err(Error::new(ErrorKind::GroupExists, format!("group \"{group}\"")).into())
+            Err(group_exists(&group).into())
         };
         self.client.call(Level::Durable, work).await.map_err(|error| error.during("create group"))
     }

@@ -177,7 +177,7 @@ impl Session for SqliteSession {
     }
 
     async fn notice(&self) -> Notice {
-        self.session.notice().await
+        self.session.notices.next().await
     }
 
     fn groups(&self) -> &dyn SessionGroups {

@@ -1,22 +1,20 @@
 //! A session of this process, as the database thread and the caller share it.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
-use tooz_core::driver::{AttemptId, Grant, Notice, SessionId, Turn};
-use tooz_core::{Error, ErrorKind, LossReason, MemberId, Result};
+use tooz_core::driver::support::attempts::EndedAttempts;
+use tooz_core::driver::support::errors::session_ended;
+use tooz_core::driver::support::notices::Notices;
+use tooz_core::driver::{AttemptId, Grant, SessionId, Turn};
+use tooz_core::{LossReason, MemberId, Result};
 
 use crate::host::FileId;
 use crate::keys::Lock;
-
-/// How many withdrawn attempts a session remembers. The memory of an attempt matters only from its withdrawal to the
-/// arrival of a request that was made earlier and comes late. The one queue of the database thread keeps the order of calls.
-/// So the future of such a request was made but not polled before, and no program has this many.
-const WITHDRAWN: usize = 4096;
 
 /// What the database thread knows of one session of this process.
 #[derive(Debug)]
@@ -32,16 +30,14 @@ pub(crate) struct SessionState {
     /// The session's row was committed.
     recorded: AtomicBool,
     inner: Mutex<Inner>,
-    noticed: Notify,
+    pub(crate) notices: Notices,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     ended: Option<LossReason>,
-    notices: VecDeque<Notice>,
     attempts: HashMap<AttemptId, Arc<Attempt>>,
-    withdrawn: HashSet<AttemptId>,
-    withdrawn_in_order: VecDeque<AttemptId>,
+    withdrawn: EndedAttempts<()>,
 }
 
 /// An attempt that waits.
@@ -103,7 +99,7 @@ impl SessionState {
             dropped: AtomicBool::new(false),
             recorded: AtomicBool::new(false),
             inner: Mutex::default(),
-            noticed: Notify::new(),
+            notices: Notices::default(),
         }
     }
 
@@ -136,8 +132,7 @@ impl SessionState {
     pub(crate) fn check(&self) -> Result<()> {
         match &self.inner().ended {
             None => Ok(()),
-            Some(LossReason::SessionClosed) => Err(Error::new(ErrorKind::Closed, "the session was closed")),
-            Some(reason) => Err(Error::new(ErrorKind::SessionLost, reason.to_string())),
+            Some(reason) => Err(session_ended(reason)),
         }
     }
 
@@ -149,26 +144,12 @@ impl SessionState {
                 return;
             }
             inner.ended = Some(reason.clone());
-            if reason != LossReason::SessionClosed {
-                inner.notices.clear(); // the end of the session includes them
-                inner.notices.push_back(Notice::SessionLost(reason));
-            }
             std::mem::take(&mut inner.attempts)
         };
         for attempt in attempts.values() {
             attempt.settle(Turn::Gone);
         }
-        self.noticed.notify_waiters();
-    }
-
-    pub(crate) fn tell(&self, notice: Notice) {
-        self.inner().notices.push_back(notice);
-        self.noticed.notify_waiters();
-    }
-
-    /// Cancel-safe: what is not returned stays.
-    pub(crate) async fn notice(&self) -> Notice {
-        wait_for(&self.noticed, || self.inner().notices.pop_front()).await
+        self.notices.end(reason);
     }
 
     /// Adds an attempt that waits. An attempt that is known already stays as it is.
@@ -209,18 +190,10 @@ impl SessionState {
     }
 
     pub(crate) fn withdraw(&self, attempt: AttemptId) {
-        let mut inner = self.inner();
-        if inner.withdrawn.insert(attempt) {
-            inner.withdrawn_in_order.push_back(attempt);
-            if inner.withdrawn_in_order.len() > WITHDRAWN
-                && let Some(oldest) = inner.withdrawn_in_order.pop_front()
-            {
-                inner.withdrawn.remove(&oldest);
-            }
-        }
+        self.inner().withdrawn.put(attempt, ());
     }
 
     pub(crate) fn is_withdrawn(&self, attempt: AttemptId) -> bool {
-        self.inner().withdrawn.contains(&attempt)
+        self.inner().withdrawn.contains(attempt)
     }
 }

@@ -1,8 +1,9 @@
 //! The present state of groups and locks, as listings and watches read it.
 
 use rusqlite::Row;
+use tooz_core::driver::support::errors::{group_not_found, member_not_found};
 use tooz_core::driver::{AttemptId, GroupChange, HolderRecord, Holders, MemberRecord};
-use tooz_core::{Error, ErrorKind, FencingToken, GroupId, MemberId};
+use tooz_core::{ErrorKind, FencingToken, GroupId, MemberId};
 
 use crate::engine::log::{self, MemberRow};
 use crate::engine::tx::{Tx, from_micros};
@@ -12,21 +13,13 @@ use crate::keys::{Id, Lock, Mode};
 use crate::reaper;
 use crate::session_state::SessionState;
 
-pub(crate) fn not_found(group: &GroupId) -> Error {
-    Error::new(ErrorKind::GroupNotFound, format!("group \"{group}\""))
-}
-
-pub(crate) fn no_member(group: &GroupId, member: &MemberId) -> Error {
-    Error::new(ErrorKind::MemberNotFound, format!("member \"{member}\" of group \"{group}\""))
-}
-
 pub(crate) fn find(tx: &Tx<'_>, namespace: &str, group: &GroupId) -> Work<i64> {
     let id = tx.first(
         "SELECT id FROM groups WHERE namespace = ?1 AND name = ?2",
         (namespace, group.as_bytes()),
         |row| row.get(0),
     )?;
-    Ok(id.ok_or_else(|| not_found(group))?)
+    Ok(id.ok_or_else(|| group_not_found(group))?)
 }
 
 pub(crate) fn list(tx: &Tx<'_>, namespace: &str) -> Work<Vec<GroupId>> {
@@ -68,9 +61,9 @@ pub(crate) fn member(
         |row| Ok((row.get::<_, i64>(0)?, MemberRow::read(row, 1)?)),
     );
     let found = found.map_err(|fail| fail.about(format!("member \"{member}\" of group \"{group}\"")))?;
-    let (session, row) = found.ok_or_else(|| no_member(group, member))?;
+    let (session, row) = found.ok_or_else(|| member_not_found(group, member))?;
     if reaper::is_dead(tx, session)? {
-        return Err(no_member(group, member).into());
+        return Err(member_not_found(group, member).into());
     }
     let damaged = || {
         error::corrupt(format!(

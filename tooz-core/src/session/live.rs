@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::driver::support::fork::Owner;
+use crate::driver::support::fork::OwnerProcess;
 use crate::driver::{AttemptId, End, Grant, Held, LockKey, Session, SessionId};
 use crate::platform::clock::{Clock, Deadline, Instant};
 use crate::session::latch::Latch;
@@ -25,7 +25,7 @@ pub(crate) struct SessionLease {
     ttl: Option<Duration>,
     clock: Clock,
     /// The process that opened it: a forked child holds nothing.
-    owner: Owner,
+    owner: OwnerProcess,
     /// The sending of the request that last proved it, in nanoseconds of the clock. Written under `inner`.
     proved: AtomicU64,
     /// Whether the last beat failed.
@@ -71,7 +71,7 @@ impl SessionLease {
             id: session.id(),
             ttl: session.ttl(),
             clock,
-            owner: Owner::current(),
+            owner: OwnerProcess::current(),
             proved: AtomicU64::new(session.opened_at().nanos()),
             suspended: AtomicBool::new(false),
             ended: Latch::default(),

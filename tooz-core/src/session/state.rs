@@ -13,7 +13,7 @@ use super::events::{EVENTS_KEPT, Event};
 use super::limits::Config;
 use super::live::SessionLease;
 use super::queue::Contention;
-use crate::driver::support::fork::Owner;
+use crate::driver::support::fork::OwnerProcess;
 use crate::driver::{AttemptId, Driver, InstanceId, Session, SessionId};
 use crate::platform::clock::Clock;
 use crate::platform::entropy::Entropy;
@@ -44,7 +44,7 @@ pub(crate) struct Shared {
     pub(crate) beats: AtomicU64,
     /// See [`Coordinator::simulate_abandon`](crate::Coordinator::simulate_abandon).
     pub(crate) abandoning: AtomicBool,
-    owner: Owner,
+    owner: OwnerProcess,
 }
 
 /// What the program wants to be a member of.
@@ -107,7 +107,7 @@ impl Shared {
             beating: AtomicBool::new(beating),
             beats: AtomicU64::new(0),
             abandoning: AtomicBool::new(false),
-            owner: Owner::current(),
+            owner: OwnerProcess::current(),
         });
         (shared, commands)
     }
@@ -132,8 +132,13 @@ impl Shared {
         self.events().as_ref().map_or_else(|| broadcast::channel(1).1, broadcast::Sender::subscribe)
     }
 
-    /// Calls `then` once when everything has ended.
+    /// Calls `then` once when everything has ended; at once if that was before.
     pub(crate) fn at_end(&self, then: impl FnOnce() + Send + 'static) {
+        let events = self.events();
+        if events.is_none() {
+            drop(events);
+            return then();
+        }
         self.at_end.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(then));
     }
 

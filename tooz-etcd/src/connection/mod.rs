@@ -170,7 +170,12 @@ impl Connection {
                     self.give_up(generation);
                 }
                 // Connecting changes nothing: it may always be tried elsewhere.
-                let then = if then == Then::Unknown { Then::Elsewhere } else { then };
+                let then = match then {
+                    Then::Unknown => Then::Elsewhere,
+                    // No request was refused, so there is none to send again.
+                    Then::Anew => Then::Nothing,
+                    then => then,
+                };
                 return Err((error, then));
             }
             None => {

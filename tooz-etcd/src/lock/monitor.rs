@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{Event, EventType};
-use tokio::sync::mpsc;
 use tooz_core::driver::{AttemptId, Notice, Sleep};
 use tooz_core::{ErrorKind, LossReason};
 
@@ -21,26 +20,22 @@ use crate::lock::record;
 use crate::lock::verify::Verified;
 use crate::session_state::{KnownGrant, SessionState};
 
-/// How many notices may wait for the core. The next beat finds what a dropped notice would have said.
-pub(crate) const MOST_NOTICES: usize = 256;
-
 /// The monitor does not watch a lock that is held for less, as most are. It misses nothing: a watch begins at the revision
 /// of the grant.
 const FOLLOW_AFTER: Duration = Duration::from_millis(100);
 
 /// Runs until the session or the driver ends.
-pub(crate) async fn run(session: Arc<SessionState>, notices: mpsc::Sender<Notice>) {
+pub(crate) async fn run(session: Arc<SessionState>) {
     let ranges = vec![below(&session.key())];
     let watcher = session.watch(ranges, session.opened.revision).tell_resumptions();
-    let mut monitor = Monitor { session, notices, followed: BTreeMap::new(), waiting: None };
+    let mut monitor = Monitor { session: Arc::clone(&session), followed: BTreeMap::new(), waiting: None };
     if let Some(reason) = monitor.run(watcher).await {
-        monitor.say(Notice::SessionLost(reason));
+        session.notices.end(reason);
     }
 }
 
 struct Monitor {
     session: Arc<SessionState>,
-    notices: mpsc::Sender<Notice>,
     /// The numbers of the ranges that are watched for each grant.
     followed: BTreeMap<AttemptId, Vec<i64>>,
     /// Until the watched keys are brought up to the present grants.
@@ -48,11 +43,6 @@ struct Monitor {
 }
 
 impl Monitor {
-    /// Drops the notice if the queue is full: the next beat says the same.
-    fn say(&self, notice: Notice) {
-        let _ = self.notices.try_send(notice);
-    }
-
     /// Why the session ended; `None`: the driver did.
     async fn run(&mut self, mut watcher: Watcher) -> Option<LossReason> {
         loop {
@@ -154,7 +144,7 @@ impl Monitor {
         for (attempt, reason) in gone {
             if self.session.mark_lost(attempt) {
                 any = true;
-                self.say(Notice::GrantLost(attempt, reason));
+                self.session.notices.add(Notice::GrantLost(attempt, reason));
             }
         }
         if any {

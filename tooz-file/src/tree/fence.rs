@@ -223,7 +223,7 @@ impl Fence {
 }
 
 fn corrupt() -> io::Error {
-    let what = "cannot be read; if no token was ever above the microseconds since 1970, delete it";
+    let what = "it cannot be read; if no token was ever above the microseconds since 1970, delete it";
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 

@@ -20,6 +20,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDe
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use tooz_core::driver::SessionId;
+use tooz_core::driver::support::fork::OwnerProcess;
 
 use crate::keys::{self, KeyHash};
 use crate::tree::topics::{Topic, Topics};
@@ -89,7 +90,7 @@ struct Shared {
     topics: Arc<Topics>,
     /// What each watch is for: one file may be watched for several reasons, and by several tasks for the same.
     areas: Mutex<HashMap<WatchDescriptor, Vec<Area>>>,
-    pid: u32,
+    owner: OwnerProcess,
 }
 
 /// Whether the kernel watches a file.
@@ -112,7 +113,7 @@ pub(crate) struct Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        if self.shared.pid != std::process::id() {
+        if !self.shared.owner.is_current() {
             return; // a forked child's watches are its parent's
         }
         let mut areas = self.shared.areas();
@@ -147,7 +148,7 @@ impl Watcher {
             stop: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             topics: topics.clone(),
             areas: Mutex::default(),
-            pid: std::process::id(),
+            owner: OwnerProcess::current(),
         });
         let thread = {
             let shared = shared.clone();
@@ -178,7 +179,7 @@ const ADD: AddWatchFlags = AddWatchFlags::from_bits_retain(nix::libc::IN_MASK_AD
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        if self.shared.pid != std::process::id() {
+        if !self.shared.owner.is_current() {
             // A forked child shares the descriptors and has no such thread.
             return std::mem::forget(self.thread.take());
         }

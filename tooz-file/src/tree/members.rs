@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 
 use tooz_core::driver::SessionId;
+use tooz_core::driver::support::errors::{group_not_found, member_id_taken, member_not_found};
 use tooz_core::{Error, ErrorKind, GroupId, MemberId, Result};
 
 use crate::error;
@@ -51,10 +52,7 @@ pub(crate) fn claim(tree: &Tree, member: &MemberId, session: &Owner) -> Result<(
     match read_claim(tree, &name) {
         Ok(Some(owner)) if owner.session == session.session => return Ok(()),
         Ok(Some(owner)) if !tree.sessions.is_dead(&owner) => {
-            return Err(Error::new(
-                ErrorKind::MemberExists,
-                format!("member id \"{member}\" belongs to another live coordinator; use another id"),
-            ));
+            return Err(member_id_taken(member));
         }
         // A live session may have written it. If there is none that could be this member's, a crash has left it.
         Err(error) if error::is_unreadable(&error) => {
@@ -99,7 +97,7 @@ pub(crate) fn remove_claim(tree: &Tree, member: &MemberId, session: SessionId) -
 /// The directory of an existing group.
 pub(crate) fn open_group(tree: &Tree, group: &GroupId) -> Result<Directory> {
     let failed = |cause: io::Error| match cause.kind() {
-        io::ErrorKind::NotFound => error::no_group(group),
+        io::ErrorKind::NotFound => group_not_found(group),
         _ => error::group_files(group, cause),
     };
     let directory = tree.groups.child(&keys::group(group)).map_err(failed)?;
@@ -154,7 +152,7 @@ impl Membership {
         let member = &self.member.record.member;
         let failed = |cause| error::group_files(group, cause);
         if !self.is_in_place(directory) || !directory.remove(&keys::member(member)).map_err(failed)? {
-            return Err(error::no_member(group, member));
+            return Err(member_not_found(group, member));
         }
         tree.notify(&Topic::Group(keys::group(group)));
         Ok(())

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
+use tooz_core::driver::support::fork::OwnerProcess;
 use tooz_core::driver::{LockKey, Stamp};
 use tooz_core::{Error, FencingToken, Result};
 
@@ -30,7 +31,7 @@ use crate::tree::topics::{Topic, Topics};
 #[derive(Debug)]
 pub(crate) struct Tree {
     /// The process that opened it.
-    pub(crate) pid: u32,
+    pub(crate) owner: OwnerProcess,
     pub(crate) flavor: Flavor,
     pub(crate) mode: u32,
     pub(crate) directory_mode: u32,
@@ -106,7 +107,7 @@ impl Tree {
         let driver_pid =
             if view { home.open(keys::DRIVER_PID) } else { home.open_or_create(keys::DRIVER_PID, mode) };
         let tree = Self {
-            pid: std::process::id(),
+            owner: OwnerProcess::current(),
             flavor,
             mode,
             directory_mode,

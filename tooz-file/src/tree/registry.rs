@@ -34,7 +34,7 @@ pub(crate) fn open(config: &Config, epoch: Epoch) -> Result<Arc<Tree>> {
     );
     let mut trees = TREES.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(tree) = trees.get(&identity).and_then(Weak::upgrade)
-        && tree.pid == std::process::id()
+        && tree.owner.is_current()
         && tree.is_in_place()
     {
         let failed = |cause| cannot_open(&base.path, cause);

@@ -2,20 +2,15 @@
 
 use std::sync::Arc;
 
+use tooz_core::driver::support::errors::{
+    group_exists, group_not_empty, group_not_found, joined_before, member_id_taken, member_not_found,
+};
 use tooz_core::driver::{GroupChange, Join, MemberRecord, Notice, SessionId};
-use tooz_core::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
+use tooz_core::{Capabilities, GroupId, MemberId, Result};
 
 use super::state::{Fate, Group, LogId, Member, State};
 use crate::faults::oracle::Happened;
 use crate::faults::planted::Fault;
-
-fn no_group(group: &GroupId) -> Error {
-    Error::new(ErrorKind::GroupNotFound, format!("group \"{group}\"; create it first"))
-}
-
-fn no_member(group: &GroupId, member: &MemberId) -> Error {
-    Error::new(ErrorKind::MemberNotFound, format!("member \"{member}\" in group \"{group}\""))
-}
 
 impl State {
     /// The id as it is compared: itself, unless the planted fault folds it.
@@ -30,25 +25,25 @@ impl State {
 
     pub(crate) fn group(&self, space: &str, group: &GroupId) -> Result<&Group> {
         let found = self.spaces.get(space).and_then(|space| space.groups.get(&self.folded(group)));
-        found.ok_or_else(|| no_group(group))
+        found.ok_or_else(|| group_not_found(group))
     }
 
     pub(crate) fn member(&self, space: &str, group: &GroupId, member: &MemberId) -> Result<MemberRecord> {
         let known = self.group(space, group)?.members.get(member);
-        Ok(known.ok_or_else(|| no_member(group, member))?.record.clone())
+        Ok(known.ok_or_else(|| member_not_found(group, member))?.record.clone())
     }
 
     fn group_mut(&mut self, space: &str, group: &GroupId) -> Result<&mut Group> {
         let folded = self.folded(group);
         let found = self.spaces.get_mut(space).and_then(|space| space.groups.get_mut(&folded));
-        found.ok_or_else(|| no_group(group))
+        found.ok_or_else(|| group_not_found(group))
     }
 
     pub(crate) fn create_group(&mut self, space: &Arc<str>, group: &GroupId) -> Result<()> {
         let folded = self.folded(group);
         let known = self.spaces.entry(space.clone()).or_default();
         if known.groups.contains_key(&folded) {
-            return Err(Error::new(ErrorKind::GroupExists, format!("group \"{group}\"")));
+            return Err(group_exists(group));
         }
         let log = known.orphans.remove(&folded);
         known.groups.insert(folded.clone(), Group { log, ..Group::default() });
@@ -59,10 +54,7 @@ impl State {
     pub(crate) fn delete_group(&mut self, space: &str, group: &GroupId) -> Result<()> {
         let found = self.group(space, group)?;
         if !found.members.is_empty() {
-            return Err(Error::new(
-                ErrorKind::GroupNotEmpty,
-                format!("group \"{group}\" has {} members; let them leave first", found.members.len()),
-            ));
+            return Err(group_not_empty(group, found.members.len() as u64));
         }
         let log = found.log;
         let folded = self.folded(group);
@@ -90,21 +82,15 @@ impl State {
         let group = self.folded(&request.group);
         let known = self.spaces.get(&space).is_some_and(|space| space.groups.contains_key(&group));
         if !known && !request.create {
-            return Err(no_group(&request.group));
+            return Err(group_not_found(&request.group));
         }
         // Claims of dead sessions do not exist: they go with the session.
         let owner = self.spaces.get(&space).and_then(|space| space.claims.get(&member)).copied();
         if owner.is_some_and(|owner| owner != fate.id) {
-            return Err(Error::new(
-                ErrorKind::MemberExists,
-                format!("member id \"{member}\" belongs to another live coordinator; use another id"),
-            ));
+            return Err(member_id_taken(&member));
         }
         if session.groups.contains(&group) {
-            return Err(Error::new(
-                ErrorKind::MemberExists,
-                format!("member \"{member}\" joined group \"{}\" before", request.group),
-            ));
+            return Err(joined_before(&request.group, &member));
         }
         if !known {
             self.create_group(&space, &request.group)?;
@@ -167,7 +153,7 @@ impl State {
         if joined && self.remove_member(&space, &folded, &member) {
             Ok(())
         } else {
-            Err(no_member(group, &member))
+            Err(member_not_found(group, &member))
         }
     }
 
@@ -183,7 +169,7 @@ impl State {
             if resurrects {
                 return self.put_member(&space, group, &member, fate.id, capabilities.clone());
             }
-            return Err(no_member(group, &member));
+            return Err(member_not_found(group, &member));
         };
         known.record.capabilities = capabilities.clone();
         known.record.updated_at = now;

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tooz_core::driver::support::attempts::EndedAttempts;
 use tooz_core::driver::{AttemptId, Clock, Epoch, Held, LockKey, OpenSession, Previous, Renewal, SessionId};
 use tooz_core::{GroupId, LossReason};
 
-use super::state::{Ended, EndedAttempts, Fate, LiveSession, State};
+use super::state::{Ended, Fate, LiveSession, State};
 use crate::faults::oracle::Happened;
 use crate::faults::planted::Fault;
 

@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
+use tooz_core::driver::support::attempts::EndedAttempts;
 use tooz_core::driver::{
     AttemptId, Clock, Epoch, Grant, GroupChange, HolderRecord, Instant, LockKey, LockMode, MemberRecord,
     Notice, Previous, SessionId,
@@ -105,7 +106,8 @@ pub(crate) struct LiveSession {
     pub(super) expires: Option<Instant>,
     /// The attempts that hold a lock or wait for one.
     pub(super) attempts: BTreeMap<AttemptId, LockKey>,
-    pub(super) ended: EndedAttempts,
+    /// A late request of one of them fails.
+    pub(super) ended: EndedAttempts<Ended>,
     /// The groups that its member joined.
     pub(super) groups: BTreeSet<GroupId>,
     pub(super) notices: VecDeque<Notice>,
@@ -165,36 +167,6 @@ pub(super) enum Ended {
     Broken(LossReason),
     /// Broken, and the planted fault hides it.
     Silenced,
-}
-
-/// How many ended attempts a session remembers. A request can only be late while it hangs at the gate, where the
-/// test kit held it. So many attempts of one session ending meanwhile is beyond any test, and 4096 cost 100 KiB.
-const ENDED_ATTEMPTS: usize = 4_096;
-
-/// Attempts of one session that are over: a late request of theirs must fail.
-#[derive(Debug, Default)]
-pub(super) struct EndedAttempts {
-    how: BTreeMap<AttemptId, Ended>,
-    order: VecDeque<AttemptId>,
-}
-
-impl EndedAttempts {
-    pub(super) fn get(&self, attempt: AttemptId) -> Option<&Ended> {
-        self.how.get(&attempt)
-    }
-
-    pub(super) fn put(&mut self, attempt: AttemptId, how: Ended) {
-        if self.how.contains_key(&attempt) {
-            return; // the first end is the one that counts: a withdrawal after a break does not hide the break
-        }
-        self.how.insert(attempt, how);
-        self.order.push_back(attempt);
-        if self.order.len() > ENDED_ATTEMPTS
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.how.remove(&oldest);
-        }
-    }
 }
 
 /// One lock; it exists while it is held, waited for, or remembers an unclean end.

@@ -92,7 +92,7 @@ impl Engine {
         let Some(session) = self.sessions.get(&seq).cloned() else { return };
         let reason = self.read(|tx| lock_rows::why_gone(tx, attempt));
         session.forget(attempt);
-        session.tell(Notice::GrantLost(attempt, reason.unwrap_or(LossReason::Vanished)));
+        session.notices.add(Notice::GrantLost(attempt, reason.unwrap_or(LossReason::Vanished)));
     }
 
     /// Tells this process what its own commits changed.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{oneshot, watch};
+use tooz_core::driver::support::fork::OwnerProcess;
 use tooz_core::driver::{Clock, Context, Entropy, Instant};
 use tooz_core::{Error, ErrorKind, Result};
 
@@ -80,8 +81,8 @@ pub(crate) struct Jobs {
     pub(crate) layout: u32,
     /// An operator adopts the database. False again when that is done, or the client that wanted it has left.
     pub(crate) adopt: AtomicBool,
-    /// The process that started the thread. Neither the thread nor SQLite's locks come along in a fork.
-    pid: u32,
+    /// Neither the thread nor SQLite's locks come along in a fork.
+    owner: OwnerProcess,
     queue: Mutex<Queue>,
     pub(crate) wakeup: EventFd,
     /// A copy is with each caller that waits for an answer, or has one that it has not looked at yet.
@@ -117,19 +118,6 @@ pub(crate) fn closed() -> Error {
     Error::new(ErrorKind::Closed, "the connection to the database was closed")
 }
 
-fn check_process(connected: u32, here: u32) -> Result<()> {
-    if here == connected {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::Invalid,
-        format!(
-            "this process was forked from process {connected}, which connected; nothing it holds is ours: start \
-             processes with exec, and connect in each"
-        ),
-    ))
-}
-
 impl Jobs {
     pub(crate) fn new(paths: Paths, config: &Config, context: &Context) -> Result<Self> {
         let wakeup = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
@@ -141,7 +129,7 @@ impl Jobs {
             boot_id: config.boot_id.clone(),
             layout: config.layout,
             adopt: AtomicBool::new(config.adopt),
-            pid: std::process::id(),
+            owner: OwnerProcess::current(),
             queue: Mutex::default(),
             wakeup,
             callers: Arc::default(),
@@ -157,7 +145,7 @@ impl Jobs {
 
     /// Fails in a process that was forked from the one that connected.
     pub(crate) fn check_process(&self) -> Result<()> {
-        check_process(self.pid, std::process::id())
+        self.owner.check("connection")
     }
 
     /// Queues `work`; `reply` gets its outcome on the thread. Whether the outcome comes at once: the thread is awake and
@@ -302,18 +290,5 @@ impl Jobs {
             job.call.finish(Err(closed()));
         }
         self.ended.send_replace(true);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_forked_child_is_told_why_it_is_refused() {
-        check_process(7, 7).unwrap();
-        let error = check_process(7, 8).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Invalid);
-        assert!(error.to_string().contains("forked from process 7"), "{error}");
     }
 }

@@ -188,11 +188,11 @@ pub(crate) fn file_system_of(directory: &Path) -> Result<FsType> {
 }
 
 /// Makes a directory if it is missing.
-fn make_directory(paths: impl AsFd, name: &OsStr, rights: Rights, path: &Path) -> Result<()> {
+fn make_directory(parent: impl AsFd, name: &OsStr, rights: Rights, path: &Path) -> Result<()> {
     let shown = path.display();
     let made = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            ownership::make_directory(paths, name, rights).map(drop)
+            ownership::make_directory(parent, name, rights).map(drop)
         }
         _ => Err(io::ErrorKind::AlreadyExists.into()),
     };

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tooz_core::Result;
-use tooz_core::driver::SessionId;
+use tooz_core::driver::{Instant, SessionId};
 
 use crate::engine::jobs::Level;
 use crate::engine::predecessor::{self, Found, Predecessor};
@@ -86,7 +86,7 @@ impl Engine {
         for seq in &due {
             self.probes.doubt(*seq);
         }
-        let cleared = self.clear_dead(&due);
+        let cleared = self.clear_dead(&due, now + REAP_LIMIT);
         let now = self.now();
         match cleared {
             Ok(cleared) => {
@@ -111,7 +111,7 @@ impl Engine {
     }
 
     /// Ends those of these sessions that are dead; which of them have no record now.
-    fn clear_dead(&mut self, suspects: &[i64]) -> Result<Vec<i64>> {
+    fn clear_dead(&mut self, suspects: &[i64], limit: Instant) -> Result<Vec<i64>> {
         // First without the write lock: most suspects live, or another process was faster.
         let (dead, gone) = self.read(|tx| {
             let (mut dead, mut gone) = (Vec::new(), Vec::new());
@@ -130,7 +130,7 @@ impl Engine {
         if dead.is_empty() {
             return Ok(gone);
         }
-        self.write(Level::Write, self.now() + REAP_LIMIT, |tx| {
+        self.write(Level::Write, limit, |tx| {
             let mut cleared = gone.clone();
             for seq in &dead {
                 if reaper::reap(tx, *seq)? {

@@ -1,44 +1,38 @@
 //! Watches as the database thread and their streams share them.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
+use tooz_core::driver::support::feed::{GroupFeed, HolderFeed};
 use tooz_core::driver::{GroupChange, Holders};
 use tooz_core::{Error, GroupId, Result};
 
 use crate::keys::Lock;
-
-/// How many changes wait for a slow reader before it gets a view instead (W3).
-const BACKLOG: usize = 256;
 
 /// One watch of a group, as the database thread and the stream share it.
 #[derive(Debug)]
 pub(crate) struct GroupWatch {
     pub(crate) namespace: Arc<str>,
     pub(crate) group: GroupId,
+    feed: GroupFeed,
     state: Mutex<GroupState>,
 }
 
 #[derive(Debug, Default)]
-#[allow(clippy::struct_excessive_bools)] // independent facts, not one state
 struct GroupState {
-    changes: VecDeque<Result<GroupChange>>,
-    /// Events up to this one are in the last view.
+    /// The feed has the changes up to this event.
     seen: i64,
-    /// Changes were dropped, or the database was replaced: a view is due.
+    /// Events were missed, or the database was replaced: the group has to be read.
     behind: bool,
-    /// A job for the view is queued.
+    /// A job for that is queued.
     asked: bool,
     /// The group may be gone because the whole database is.
     replaced: bool,
-    ended: bool,
-    waker: Option<Waker>,
 }
 
 impl GroupWatch {
     pub(crate) fn new(namespace: Arc<str>, group: GroupId) -> Self {
-        Self { namespace, group, state: Mutex::default() }
+        Self { namespace, group, feed: GroupFeed::default(), state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, GroupState> {
@@ -47,33 +41,18 @@ impl GroupWatch {
 
     /// Sets the state as of event `seq`.
     pub(crate) fn set_view(&self, seq: i64, view: GroupChange) {
-        let mut state = self.state();
-        let ended = matches!(view, GroupChange::Deleted);
-        *state = GroupState {
-            changes: VecDeque::from([Ok(view)]),
-            seen: seq,
-            ended,
-            waker: state.waker.take(),
-            ..GroupState::default()
-        };
-        wake(&mut state.waker);
+        *self.state() = GroupState { seen: seq, ..GroupState::default() };
+        self.feed.apply(view);
     }
 
     /// Adds a change, which is event `seq`.
     pub(crate) fn push(&self, seq: i64, change: GroupChange) {
         let mut state = self.state();
-        if seq <= state.seen || state.behind || state.ended {
-            return;
-        }
-        if state.changes.len() >= BACKLOG {
-            state.changes.clear();
-            state.behind = true;
-        } else {
+        if seq > state.seen && !state.behind {
             state.seen = seq;
-            state.ended = matches!(change, GroupChange::Deleted);
-            state.changes.push_back(Ok(change));
+            drop(state);
+            self.feed.apply(change);
         }
-        wake(&mut state.waker);
     }
 
     /// Events up to `missed` are lost.
@@ -85,14 +64,13 @@ impl GroupWatch {
 
     /// The changes so far may have a gap; `replaced`: since the database was deleted or replaced.
     pub(crate) fn fall_behind(&self, replaced: bool) {
-        let mut state = self.state();
-        if !state.ended {
+        {
+            let mut state = self.state();
             state.replaced |= replaced;
-            state.changes.clear();
             state.behind = true;
             state.asked = false;
-            wake(&mut state.waker);
         }
+        self.feed.wake();
     }
 
     /// Whether a missing group was lost rather than deleted: it may come back, so the watch goes on.
@@ -100,47 +78,30 @@ impl GroupWatch {
         self.state().replaced
     }
 
-    /// The next change for the stream. `ask` runs if the stream needs a new view.
+    /// The next change for the stream. `ask` runs if the group has to be read for it.
     pub(crate) fn poll(&self, cx: &mut Context<'_>, ask: impl FnOnce()) -> Poll<Option<Result<GroupChange>>> {
-        let mut state = self.state();
-        if let Some(change) = state.changes.pop_front() {
-            return Poll::Ready(Some(change));
+        let next = self.feed.poll(cx);
+        if next.is_pending() {
+            // After the feed has the waker: what is set later wakes it.
+            let mut state = self.state();
+            let asks = state.behind && !state.asked;
+            state.asked |= asks;
+            drop(state);
+            if asks {
+                ask();
+            }
         }
-        if state.ended {
-            return Poll::Ready(None);
-        }
-        state.waker = Some(cx.waker().clone());
-        let asks = state.behind && !state.asked;
-        state.asked |= asks;
-        drop(state);
-        if asks {
-            ask();
-        }
-        Poll::Pending
+        next
     }
 
     /// The job for a new view has failed.
     pub(crate) fn fail_view(&self, error: Error) {
-        let mut state = self.state();
-        state.asked = false;
-        state.changes.push_back(Err(error));
-        wake(&mut state.waker);
+        self.state().asked = false;
+        self.feed.report(error);
     }
 
     pub(crate) fn end(&self, error: Error) {
-        let mut state = self.state();
-        if !state.ended {
-            state.ended = true;
-            state.behind = false;
-            state.changes.push_back(Err(error));
-            wake(&mut state.waker);
-        }
-    }
-}
-
-fn wake(waker: &mut Option<Waker>) {
-    if let Some(waker) = waker.take() {
-        waker.wake();
+        self.feed.fail(error);
     }
 }
 
@@ -148,61 +109,24 @@ fn wake(waker: &mut Option<Waker>) {
 #[derive(Debug)]
 pub(crate) struct LockWatch {
     pub(crate) lock: Lock,
-    state: Mutex<LockState>,
-}
-
-#[derive(Debug, Default)]
-struct LockState {
-    latest: Option<Holders>,
-    delivered: Option<Holders>,
-    error: Option<Error>,
-    ended: bool,
-    waker: Option<Waker>,
+    feed: HolderFeed,
 }
 
 impl LockWatch {
     pub(crate) fn new(lock: Lock) -> Self {
-        Self { lock, state: Mutex::default() }
-    }
-
-    fn state(&self) -> MutexGuard<'_, LockState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        Self { lock, feed: HolderFeed::default() }
     }
 
     /// The next state for the stream.
     pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Holders>>> {
-        let mut state = self.state();
-        if state.latest != state.delivered {
-            let latest = state.latest.clone();
-            state.delivered.clone_from(&latest);
-            if let Some(latest) = latest {
-                return Poll::Ready(Some(Ok(latest)));
-            }
-        }
-        if let Some(error) = state.error.take() {
-            return Poll::Ready(Some(Err(error)));
-        }
-        if state.ended {
-            return Poll::Ready(None);
-        }
-        state.waker = Some(cx.waker().clone());
-        Poll::Pending
+        self.feed.poll(cx)
     }
 
     pub(crate) fn set(&self, holders: Holders) {
-        let mut state = self.state();
-        if state.latest.as_ref().is_none_or(|latest| latest.holders != holders.holders) {
-            state.latest = Some(holders);
-            wake(&mut state.waker);
-        }
+        self.feed.set(holders);
     }
 
     pub(crate) fn end(&self, error: Error) {
-        let mut state = self.state();
-        if !state.ended {
-            state.ended = true;
-            state.error = Some(error);
-            wake(&mut state.waker);
-        }
+        self.feed.fail(error);
     }
 }

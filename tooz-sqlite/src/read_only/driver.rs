@@ -1,15 +1,11 @@
 //! The driver without sessions, and what its watches share.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{self, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_core::Stream;
-use tokio::sync::mpsc;
-use tooz_core::driver::{Context, Driver, Groups, Locks, OpenSession, Session, Task};
+use tooz_core::driver::{Context, Driver, Groups, Locks, OpenSession, Session};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
 use crate::config::{self, Config};
@@ -61,19 +57,5 @@ impl Driver for ReadOnly {
     async fn close(&self) -> Result<()> {
         self.reader.closed.store(true, Ordering::Release);
         Ok(())
-    }
-}
-
-/// The stream that a task feeds; dropping the stream ends the task.
-pub(crate) struct Feed<T> {
-    pub(crate) stream: mpsc::Receiver<T>,
-    pub(crate) _task: Task<()>,
-}
-
-impl<T> Stream for Feed<T> {
-    type Item = T;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Option<T>> {
-        self.stream.poll_recv(cx)
     }
 }

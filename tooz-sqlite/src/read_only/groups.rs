@@ -1,17 +1,17 @@
 //! Groups without a session: listings, and a watch that compares what it reads.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tokio::sync::mpsc;
-use tooz_core::driver::{ChangeStream, GroupChange, Groups, MemberRecord};
+use tooz_core::driver::support::errors::group_not_found;
+use tooz_core::driver::support::feed::GroupFeed;
+use tooz_core::driver::{ChangeStream, Groups, MemberRecord};
 use tooz_core::{ErrorKind, GroupId, MemberId, Result};
 
 use crate::engine::tx::Tx;
 use crate::error::Fail;
 use crate::read_only::Reader;
-use crate::read_only::driver::{Feed, LOOK, ReadOnly, refuse};
+use crate::read_only::driver::{LOOK, ReadOnly, refuse};
 use crate::view;
 
 #[async_trait]
@@ -33,23 +33,23 @@ impl Groups for ReadOnly {
     async fn members(&self, group: &GroupId) -> Result<Vec<MemberRecord>> {
         let (namespace, id) = (self.reader.config.namespace.clone(), group.clone());
         let found = self.reader.look("members", move |tx| view::members(tx, &namespace, &id)).await?;
-        found.ok_or_else(|| view::not_found(group))
+        found.ok_or_else(|| group_not_found(group))
     }
 
     async fn member(&self, group: &GroupId, member: &MemberId) -> Result<MemberRecord> {
         let (namespace, id, name) = (self.reader.config.namespace.clone(), group.clone(), member.clone());
         let found = self.reader.look("member", move |tx| view::member(tx, &namespace, &id, &name)).await?;
-        found.ok_or_else(|| view::not_found(group))
+        found.ok_or_else(|| group_not_found(group))
     }
 
     async fn watch(&self, group: &GroupId) -> Result<ChangeStream> {
         let reader = Arc::clone(&self.reader);
         let first = read_group(&reader, group).await?;
-        let Some((known, Some(members))) = first else { return Err(view::not_found(group)) };
-        let (changes, stream) = mpsc::channel(1);
-        let follower = Follower { reader, group: group.clone(), known, members: by_id(members), changes };
+        let Some((known, Some(members))) = first else { return Err(group_not_found(group)) };
+        let feed = GroupFeed::new(members);
+        let follower = Follower { reader, group: group.clone(), known, feed: feed.clone() };
         let task = self.reader.context.spawner.spawn(follower.run());
-        Ok(Box::pin(Feed { stream, _task: task }))
+        Ok(feed.stream(task))
     }
 }
 
@@ -80,74 +80,46 @@ async fn read_group(
     reader.look("watch group", work).await
 }
 
-type Members = BTreeMap<MemberId, MemberRecord>;
-
-fn by_id(members: Vec<MemberRecord>) -> Members {
-    members.into_iter().map(|record| (record.member.clone(), record)).collect()
-}
-
-/// Looks at a group again and again, and sends the differences. Waits for a slow receiver before the next look.
+/// Looks at a group again and again.
 struct Follower {
     reader: Arc<Reader>,
     group: GroupId,
     known: Which,
-    members: Members,
-    changes: mpsc::Sender<Result<GroupChange>>,
+    feed: GroupFeed,
 }
 
 impl Follower {
     async fn run(mut self) {
-        let mut next = vec![Ok(self.view())];
         loop {
-            for change in next {
-                let over = matches!(change, Ok(GroupChange::Deleted));
-                if self.changes.send(change).await.is_err() || over {
-                    return;
-                }
-            }
             self.reader.context.spawner.sleep(LOOK).await;
-            next = match read_group(&self.reader, &self.group).await {
-                Ok(found) => self.compare(found).into_iter().map(Ok).collect(),
-                Err(_) if self.reader.is_closed() => return,
-                Err(error) if error.is_retryable() => Vec::new(),
-                Err(error) => vec![Err(error)],
-            };
+            match read_group(&self.reader, &self.group).await {
+                Ok(found) => {
+                    if self.see(found) {
+                        return;
+                    }
+                }
+                Err(_) if self.reader.is_closed() => return self.feed.end(),
+                Err(error) if error.is_retryable() => {}
+                Err(error) => self.feed.report(error),
+            }
         }
     }
 
-    fn view(&self) -> GroupChange {
-        GroupChange::View(self.members.values().cloned().collect())
-    }
-
-    fn compare(&mut self, found: Option<(Which, Option<Vec<MemberRecord>>)>) -> Vec<GroupChange> {
+    /// Whether the group was deleted.
+    fn see(&mut self, found: Option<(Which, Option<Vec<MemberRecord>>)>) -> bool {
         let (which, members) = found.unwrap_or((Which { epoch: 0, id: 0 }, None));
         let lost = which.epoch != self.known.epoch || self.known.id == 0;
         if !lost && which.id != self.known.id {
-            return vec![GroupChange::Deleted];
+            self.feed.deleted();
+            return true;
         }
-        let now = by_id(members.unwrap_or_default());
-        let before = std::mem::replace(&mut self.members, now);
-        let known = std::mem::replace(&mut self.known, which);
-        if lost {
+        let same = std::mem::replace(&mut self.known, which) == which;
+        if same {
+            self.feed.update(members.unwrap_or_default());
+        } else {
             // The data was lost, and the group with it. The group was not deleted and may come back.
-            let same = known == which && before == self.members;
-            return if same { Vec::new() } else { vec![self.view()] };
+            self.feed.reset(members.unwrap_or_default());
         }
-        let mut changes = Vec::new();
-        for (id, old) in &before {
-            if self.members.get(id).is_none_or(|new| new.incarnation != old.incarnation) {
-                changes.push(GroupChange::Left(old.clone()));
-            }
-        }
-        for (id, new) in &self.members {
-            match before.get(id) {
-                Some(old) if old == new => {}
-                Some(old) if old.incarnation == new.incarnation => {
-                    changes.push(GroupChange::Updated(new.clone()));
-                }
-                _ => changes.push(GroupChange::Joined(new.clone())),
-            }
-        }
-        changes
+        false
     }
 }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tokio::sync::mpsc;
+use tooz_core::driver::support::feed::HolderFeed;
 use tooz_core::driver::{BreakRequest, HolderRecord, HolderStream, Holders, LockKey, Locks};
 use tooz_core::{FencingToken, Result};
 
 use crate::keys::Lock;
 use crate::read_only::Reader;
-use crate::read_only::driver::{Feed, LOOK, ReadOnly, refuse};
+use crate::read_only::driver::{LOOK, ReadOnly, refuse};
 use crate::view;
 
 #[async_trait]
@@ -28,31 +28,20 @@ impl Locks for ReadOnly {
 
     async fn watch(&self, key: &LockKey) -> Result<HolderStream> {
         let (reader, key) = (Arc::clone(&self.reader), key.clone());
-        let mut seen = read_holders(&reader, &key).await?;
-        let (changes, stream) = mpsc::channel(1);
+        let feed = HolderFeed::new(read_holders(&reader, &key).await?);
+        let told = feed.clone();
         let task = self.reader.context.spawner.spawn(async move {
-            let mut next = Some(Ok(seen.clone()));
             loop {
-                if let Some(next) = next.take()
-                    && changes.send(next).await.is_err()
-                {
-                    return; // the stream was dropped
-                }
                 reader.context.spawner.sleep(LOOK).await;
-                next = match read_holders(&reader, &key).await {
-                    // A change of the number of waiters is no change of holders.
-                    Ok(now) if now.holders == seen.holders => None,
-                    Ok(now) => {
-                        seen = now.clone();
-                        Some(Ok(now))
-                    }
-                    Err(_) if reader.is_closed() => return,
-                    Err(error) if error.is_retryable() => None,
-                    Err(error) => Some(Err(error)),
-                };
+                match read_holders(&reader, &key).await {
+                    Ok(now) => told.set(now),
+                    Err(_) if reader.is_closed() => return told.end(),
+                    Err(error) if error.is_retryable() => {}
+                    Err(error) => told.report(error),
+                }
             }
         });
-        Ok(Box::pin(Feed { stream, _task: task }))
+        Ok(feed.stream(task))
     }
 }
 

@@ -21,7 +21,7 @@ impl Backoff {
 
     /// The next pause.
     pub fn next(&mut self, entropy: &Entropy) -> Duration {
-        self.last = entropy.between(self.initial, self.last * 3).min(self.most);
+        self.last = entropy.between(self.initial, self.last.saturating_mul(3)).min(self.most);
         self.last
     }
 }

@@ -4,9 +4,9 @@ use crate::{Error, ErrorKind, Result};
 
 /// The process that made something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Owner(u32);
+pub struct OwnerProcess(u32);
 
-impl Owner {
+impl OwnerProcess {
     /// This process.
     pub fn current() -> Self {
         Self(std::process::id())
@@ -40,8 +40,8 @@ mod tests {
 
     #[test]
     fn only_the_owner_may_use_it() {
-        assert!(Owner::current().check("coordinator").is_ok());
-        let error = Owner(u32::MAX).check("coordinator").unwrap_err();
+        assert!(OwnerProcess::current().check("coordinator").is_ok());
+        let error = OwnerProcess(u32::MAX).check("coordinator").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid);
         assert!(error.to_string().contains("forked"), "{error}");
     }

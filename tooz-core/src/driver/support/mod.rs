@@ -3,5 +3,6 @@
 pub mod attempts;
 pub mod backoff;
 pub mod errors;
+pub mod feed;
 pub mod fork;
 pub mod notices;

@@ -15,34 +15,50 @@ const MOST: usize = 4_096;
 /// Notices of one session, in their order.
 #[derive(Debug, Default)]
 pub struct Notices {
-    queue: Mutex<VecDeque<Notice>>,
+    queue: Mutex<Queue>,
     added: Notify,
 }
 
+#[derive(Debug, Default)]
+struct Queue {
+    notices: VecDeque<Notice>,
+    ended: bool,
+}
+
 impl Notices {
-    fn queue(&self) -> MutexGuard<'_, VecDeque<Notice>> {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a notice; the oldest gives way in a queue that is full.
+    /// Adds a notice, unless the session has ended. In a queue that is full the oldest gives way.
     pub fn add(&self, notice: Notice) {
         {
             let mut queue = self.queue();
-            if queue.len() == MOST {
-                queue.pop_front();
+            if queue.ended {
+                return;
             }
-            queue.push_back(notice);
+            if queue.notices.len() == MOST {
+                queue.notices.pop_front();
+            }
+            queue.notices.push_back(notice);
         }
-        self.added.notify_one();
+        self.added.notify_waiters();
     }
 
-    /// The session has ended. That says it all, so it replaces every earlier notice; an owner that closed the session
-    /// itself is told nothing.
+    /// The session has ended. That says it all, so it replaces every earlier notice, and none comes after it. An owner
+    /// that closed the session itself is told nothing. Only the first end counts.
     pub fn end(&self, reason: LossReason) {
-        self.queue().clear();
-        if reason != LossReason::SessionClosed {
-            self.add(Notice::SessionLost(reason));
+        {
+            let mut queue = self.queue();
+            if std::mem::replace(&mut queue.ended, true) {
+                return;
+            }
+            queue.notices.clear();
+            if reason != LossReason::SessionClosed {
+                queue.notices.push_back(Notice::SessionLost(reason));
+            }
         }
+        self.added.notify_waiters();
     }
 
     /// Takes the next notice, and waits for one. Cancel-safe: what is not returned stays.
@@ -50,7 +66,7 @@ impl Notices {
         loop {
             let mut added = pin!(self.added.notified());
             added.as_mut().enable(); // before the look, so that no notice falls between
-            let notice = self.queue().pop_front();
+            let notice = self.queue().notices.pop_front();
             if let Some(notice) = notice {
                 return notice;
             }
@@ -77,8 +93,12 @@ mod tests {
         notices.end(LossReason::Expired);
         assert!(matches!(notices.next().await, Notice::SessionLost(LossReason::Expired)));
         notices.add(lost(3));
-        notices.end(LossReason::SessionClosed);
-        assert!(notices.queue().is_empty());
+        notices.end(LossReason::Vanished);
+        assert!(notices.queue().notices.is_empty(), "nothing comes after the end");
+        let closed = Notices::default();
+        closed.add(lost(1));
+        closed.end(LossReason::SessionClosed);
+        assert!(closed.queue().notices.is_empty(), "the owner knows");
     }
 
     #[tokio::test]
@@ -97,6 +117,6 @@ mod tests {
         let notices = Notices::default();
         (0..=MOST as u128).for_each(|attempt| notices.add(lost(attempt)));
         assert!(matches!(notices.next().await, Notice::GrantLost(AttemptId(1), _)));
-        assert_eq!(notices.queue().len(), MOST - 1);
+        assert_eq!(notices.queue().notices.len(), MOST - 1);
     }
 }

@@ -5,6 +5,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use super::source::{CRATES, DRIVERS};
+
 /// May name drivers, each behind a feature of its own.
 const ABOVE_THE_DRIVERS: [&str; 3] = ["tooz", "tooz-cli", "tooz-conformance"];
 /// Neither drivers nor above them.
@@ -64,4 +66,13 @@ fn every_driver_depends_on_the_core_and_the_facade_has_a_feature_for_it() {
         assert_eq!(arrows[driver], [("tooz-core".to_owned(), false)], "{driver}");
         assert!(arrows["tooz"].contains(&(driver.clone(), true)), "the facade lacks {driver}");
     }
+}
+
+#[test]
+fn the_source_of_every_crate_is_read() {
+    let all = arrows();
+    let names: Vec<_> = all.keys().map(String::as_str).collect();
+    assert_eq!(names, CRATES);
+    let drivers: Vec<_> = names.into_iter().filter(|name| is_driver(name)).collect();
+    assert_eq!(drivers, DRIVERS);
 }

@@ -91,6 +91,19 @@ fn a_circle_over_a_re_export_is_found() {
 }
 
 #[test]
+fn a_circle_over_a_name_that_a_macro_makes_is_found() {
+    let found = planted(&[
+        ("lib.rs", "mod a; mod names; pub use names::Id;"),
+        ("a.rs", "use std::fmt; pub fn f() { use crate::Id as _; }"),
+        (
+            "names.rs",
+            "macro_rules! id { ($name:ident) => { pub struct $name; } } id!(Id); fn g() { crate::a::f() }",
+        ),
+    ]);
+    assert_eq!(found, ["a.rs, names.rs\n  a.rs -> names.rs: Id\n  names.rs -> a.rs: f"]);
+}
+
+#[test]
 fn what_is_no_circle_is_none() {
     let found = planted(&[
         ("lib.rs", "mod a; mod inner; pub use inner::B;"),

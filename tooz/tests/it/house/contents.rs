@@ -53,6 +53,12 @@ fn wrong(texts: &Texts) -> Vec<String> {
             wrong.push(format!("{name}.rs belongs into a folder"));
         }
     }
+    for (name, home) in IMPLEMENTED_IN {
+        let text = texts.get(&format!("{home}.rs"));
+        if text.is_some_and(|text| !implemented(home, text).iter().any(|of| of == name)) {
+            wrong.push(format!("{home}.rs does not implement {name}"));
+        }
+    }
     for (file, text) in texts {
         for name in implemented(file, text) {
             let of = IMPLEMENTED_IN.iter().find(|(of, _)| name == *of);
@@ -85,8 +91,17 @@ fn every_driver_has_the_same_table_of_contents() {
 #[test]
 fn what_stands_in_the_wrong_place_is_found() {
     let long = "pub struct A;\n".repeat(LEAST);
-    let mut texts: Texts = REQUIRED.iter().map(|name| (format!("{name}.rs"), long.clone())).collect();
-    assert!(wrong(&texts).is_empty());
+    let required = REQUIRED.iter().map(|file| {
+        let here = IMPLEMENTED_IN.iter().filter(|(_, home)| home == file);
+        let blocks: Vec<_> = here.map(|(name, _)| format!("impl {name} for A {{}}")).collect();
+        (format!("{file}.rs"), format!("{long}{}", blocks.join("\n")))
+    });
+    let mut texts: Texts = required.collect();
+    assert_eq!(wrong(&texts), [""; 0]);
+    texts.insert("groups.rs".into(), format!("{long}impl Groups for A {{}}"));
+    for folder in ["a", "b", "c", "d"] {
+        texts.insert(format!("{folder}/e.rs"), long.clone());
+    }
     texts.insert("client.rs".into(), format!("{long}impl Driver for A {{}}"));
     texts.insert("more.rs".into(), long.clone());
     texts.insert("parts/small.rs".into(), "pub struct B;".into());
@@ -97,8 +112,10 @@ fn what_stands_in_the_wrong_place_is_found() {
         [
             "watch.rs is missing",
             "more.rs belongs into a folder",
+            "groups.rs does not implement SessionGroups",
             "client.rs implements Driver, which belongs into driver.rs",
             "parts/small.rs has 1 lines of code: fold it into another",
+            "too many folders: {\"a\", \"b\", \"c\", \"d\", \"parts\"}",
         ]
     );
 }

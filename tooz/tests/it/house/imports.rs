@@ -26,12 +26,18 @@ struct Module {
     children: BTreeSet<String>,
     /// What is defined in it.
     defined: BTreeSet<String>,
-    /// What is imported into it: the name here, and the path as it is written.
-    imported: BTreeMap<String, Names>,
+    /// What is imported into it: the name here, and the paths as they are written. Names of types and of functions differ.
+    imported: BTreeMap<String, Vec<Names>>,
     /// Paths of `use path::*`.
     globs: Vec<Names>,
     /// Every path in its code, as it is written.
     paths: BTreeSet<Names>,
+}
+
+impl Module {
+    fn import(&mut self, name: String, path: Names) {
+        self.imported.entry(name).or_default().push(path);
+    }
 }
 
 /// The modules of a crate.
@@ -42,6 +48,13 @@ struct Modules(BTreeMap<Names, Module>);
 struct Paths<'a>(&'a mut BTreeSet<Names>);
 
 impl Visit<'_> for Paths<'_> {
+    /// One inside of a function.
+    fn visit_item_use(&mut self, import: &syn::ItemUse) {
+        let mut module = Module::default();
+        imports(&import.tree, &[], &mut module);
+        self.0.extend(module.imported.into_values().flatten().chain(module.globs));
+    }
+
     fn visit_path(&mut self, path: &syn::Path) {
         if path.leading_colon.is_none() {
             self.0.insert(path.segments.iter().map(|segment| segment.ident.to_string()).collect());
@@ -93,13 +106,13 @@ fn imports(tree: &UseTree, before: &[String], module: &mut Module) {
     match tree {
         UseTree::Path(path) => imports(&path.tree, &with(&path.ident), module),
         UseTree::Name(name) if name.ident == "self" => {
-            module.imported.insert(before.last().cloned().unwrap_or_default(), before.to_vec());
+            module.import(before.last().cloned().unwrap_or_default(), before.to_vec());
         }
         UseTree::Name(name) => {
-            module.imported.insert(name.ident.to_string(), with(&name.ident));
+            module.import(name.ident.to_string(), with(&name.ident));
         }
         UseTree::Rename(rename) => {
-            module.imported.insert(rename.rename.to_string(), with(&rename.ident));
+            module.import(rename.rename.to_string(), with(&rename.ident));
         }
         UseTree::Glob(_) => module.globs.push(before.to_vec()),
         UseTree::Group(group) => group.items.iter().for_each(|tree| imports(tree, before, module)),
@@ -156,8 +169,9 @@ impl Modules {
         self.0.insert(path, module);
     }
 
-    /// The file that defines what `path` means in the module `here`; `None` where that is in no file of the crate.
-    fn file_of(&self, here: &[String], path: &[String], depth: u32) -> Option<&str> {
+    /// The file that defines what `path` means in the module `here`; `None` where that is in no file of the crate. `inside`:
+    /// the path has led to this module, so a name that is not known here is one that a macro makes here.
+    fn file_of(&self, here: &[String], path: &[String], inside: bool, depth: u32) -> Option<&str> {
         let module = self.0.get(here)?;
         let Some((first, rest)) = path.split_first() else { return Some(&module.file) };
         if depth > 16 {
@@ -165,9 +179,9 @@ impl Modules {
         }
         let (parent, depth) = (here.split_last().map(|(_, parent)| parent), depth + 1);
         match first.as_str() {
-            "crate" => return self.file_of(&[], rest, depth),
-            "self" => return self.file_of(here, rest, depth),
-            "super" => return self.file_of(parent?, rest, depth),
+            "crate" => return self.file_of(&[], rest, true, depth),
+            "self" => return self.file_of(here, rest, true, depth),
+            "super" => return self.file_of(parent?, rest, true, depth),
             _ => {}
         }
         if module.defined.contains(first) {
@@ -175,17 +189,23 @@ impl Modules {
         }
         if module.children.contains(first) {
             let child: Names = here.iter().cloned().chain([first.clone()]).collect();
-            return self.file_of(&child, rest, depth);
+            return self.file_of(&child, rest, true, depth);
         }
-        if let Some(import) = module.imported.get(first).filter(|import| import.first() != Some(first)) {
+        let imported = module.imported.get(first).into_iter().flatten();
+        let mut imported = imported.filter(|import| import.first() != Some(first));
+        let found = imported.find_map(|import| {
             let whole: Names = import.iter().chain(rest).cloned().collect();
-            return self.file_of(here, &whole, depth);
-        }
+            self.file_of(here, &whole, false, depth)
+        });
         let mut globs = module.globs.iter().filter(|glob| glob.first() != Some(first));
-        globs.find_map(|glob| {
-            let whole: Names = glob.iter().chain(path).cloned().collect();
-            self.file_of(here, &whole, depth)
-        })
+        let found = found.or_else(|| {
+            globs.find_map(|glob| {
+                let whole: Names = glob.iter().chain(path).cloned().collect();
+                self.file_of(here, &whole, false, depth)
+            })
+        });
+        let external = module.imported.contains_key(first);
+        found.or_else(|| (inside && !external).then_some(module.file.as_str()))
     }
 }
 
@@ -197,9 +217,10 @@ pub(super) fn arrows(texts: &Texts) -> Arrows {
         // A name by itself may be a variable's, never a module's; and `crate` by itself is a visibility in a macro.
         let alone = |name: &String| module.children.contains(name) || KEYWORDS.contains(&name.as_str());
         let plain = |path: &&Names| path.len() > 1 || !alone(&path[0]);
-        let written = module.paths.iter().filter(plain).chain(module.imported.values()).chain(&module.globs);
+        let written =
+            module.paths.iter().filter(plain).chain(module.imported.values().flatten()).chain(&module.globs);
         for path in written {
-            if let Some(to) = modules.file_of(here, path, 0).filter(|to| *to != module.file) {
+            if let Some(to) = modules.file_of(here, path, false, 0).filter(|to| *to != module.file) {
                 let names = arrows.entry(module.file.clone()).or_default().entry(to.to_owned()).or_default();
                 names.insert(path.last().cloned().unwrap_or_default());
             }

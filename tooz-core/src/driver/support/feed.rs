@@ -1,0 +1,417 @@
+//! What a driver's task tells the reader of a watch.
+//!
+//! The task never waits for the reader: it keeps the newest state, and a bounded number of changes. A reader that falls
+//! behind gets a view of the whole instead (W3).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use futures_core::Stream;
+
+use crate::driver::{ChangeStream, GroupChange, HolderStream, Holders, MemberRecord};
+use crate::{Error, MemberId, Result};
+
+/// How many changes wait for a slow reader before it gets a view instead.
+const MOST_CHANGES: usize = 256;
+
+/// What a task has for a reader.
+trait Source: Send + 'static {
+    type Item;
+
+    /// What comes next, if there is something.
+    fn take(&mut self) -> Option<Result<Self::Item>>;
+}
+
+/// A source, and what the reader and the task need to meet at it.
+#[derive(Debug)]
+struct Shared<S> {
+    source: S,
+    ended: bool,
+    waker: Option<Waker>,
+}
+
+#[derive(Debug)]
+struct Feed<S>(Arc<Mutex<Shared<S>>>);
+
+impl<S: Source + Default> Default for Feed<S> {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Shared { source: S::default(), ended: false, waker: None })))
+    }
+}
+
+impl<S: Source> Feed<S> {
+    fn shared(&self) -> MutexGuard<'_, Shared<S>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the source and wakes the reader. After the end nothing changes any more.
+    fn change<T>(&self, change: impl FnOnce(&mut Shared<S>) -> T) -> Option<T> {
+        let mut shared = self.shared();
+        if shared.ended {
+            return None;
+        }
+        let answer = change(&mut shared);
+        let waker = shared.waker.take();
+        drop(shared);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Some(answer)
+    }
+}
+
+impl<S> Clone for Feed<S> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<S: Source> Feed<S> {
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<S::Item>>> {
+        let mut shared = self.shared();
+        if let Some(item) = shared.source.take() {
+            return Poll::Ready(Some(item));
+        }
+        if shared.ended {
+            return Poll::Ready(None);
+        }
+        shared.waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+/// The reader's end. Dropping it drops `kept`: the task that fills the feed, or what else the watch needs.
+struct Reader<S, K> {
+    feed: Feed<S>,
+    _kept: K,
+}
+
+impl<S, K> Unpin for Reader<S, K> {}
+
+impl<S: Source, K> Stream for Reader<S, K> {
+    type Item = Result<S::Item>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.feed.poll(cx)
+    }
+}
+
+/// A group's members and the changes that the reader has not taken. A cheap clone. Empty until it is told something.
+#[derive(Clone, Debug, Default)]
+pub struct GroupFeed(Feed<Group>);
+
+#[derive(Debug, Default)]
+struct Group {
+    members: BTreeMap<MemberId, MemberRecord>,
+    changes: VecDeque<GroupChange>,
+    /// The reader gets the whole view before the changes.
+    whole: bool,
+    error: Option<Error>,
+}
+
+impl Group {
+    fn push(&mut self, change: GroupChange) {
+        if self.whole {
+            return; // the view shows it
+        }
+        if self.changes.len() >= MOST_CHANGES {
+            self.changes.clear();
+            self.whole = true;
+        } else {
+            self.changes.push_back(change);
+        }
+    }
+
+    fn put(&mut self, record: MemberRecord) {
+        match self.members.insert(record.member.clone(), record.clone()) {
+            Some(before) if before == record => {}
+            Some(before) if before.incarnation == record.incarnation => {
+                self.push(GroupChange::Updated(record));
+            }
+            Some(before) => {
+                self.push(GroupChange::Left(before));
+                self.push(GroupChange::Joined(record));
+            }
+            None => self.push(GroupChange::Joined(record)),
+        }
+    }
+
+    fn remove(&mut self, member: &MemberId) {
+        if let Some(record) = self.members.remove(member) {
+            self.push(GroupChange::Left(record));
+        }
+    }
+}
+
+impl Source for Group {
+    type Item = GroupChange;
+
+    fn take(&mut self) -> Option<Result<GroupChange>> {
+        if std::mem::take(&mut self.whole) {
+            return Some(Ok(GroupChange::View(self.members.values().cloned().collect())));
+        }
+        self.changes.pop_front().map(Ok).or_else(|| self.error.take().map(Err))
+    }
+}
+
+impl GroupFeed {
+    /// A feed that begins with a view of these members.
+    pub fn new(members: impl IntoIterator<Item = MemberRecord>) -> Self {
+        let feed = Self::default();
+        feed.reset(members);
+        feed
+    }
+
+    /// The stream. It drops `kept` when it is dropped.
+    pub fn stream(&self, kept: impl Send + 'static) -> ChangeStream {
+        Box::pin(Reader { feed: self.0.clone(), _kept: kept })
+    }
+
+    /// What the stream has for its reader, for a driver with a stream of its own.
+    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<GroupChange>>> {
+        self.0.poll(cx)
+    }
+
+    /// After a gap: these are the members now, and the reader gets a view.
+    pub fn reset(&self, members: impl IntoIterator<Item = MemberRecord>) {
+        self.0.change(|shared| {
+            let group = &mut shared.source;
+            group.members = members.into_iter().map(|record| (record.member.clone(), record)).collect();
+            group.changes.clear();
+            group.whole = true;
+        });
+    }
+
+    /// The group was read again: the reader gets the differences, by incarnation.
+    pub fn update(&self, members: impl IntoIterator<Item = MemberRecord>) {
+        self.0.change(|shared| {
+            let group = &mut shared.source;
+            let now: BTreeMap<_, _> =
+                members.into_iter().map(|record| (record.member.clone(), record)).collect();
+            let gone: Vec<_> =
+                group.members.keys().filter(|member| !now.contains_key(*member)).cloned().collect();
+            for member in gone {
+                group.remove(&member);
+            }
+            for record in now.into_values() {
+                group.put(record);
+            }
+        });
+    }
+
+    /// A member joined, or published other capabilities. An equal record changes nothing.
+    pub fn put(&self, record: MemberRecord) {
+        self.0.change(|shared| shared.source.put(record));
+    }
+
+    /// A member left.
+    pub fn remove(&self, member: &MemberId) {
+        self.0.change(|shared| shared.source.remove(member));
+    }
+
+    /// What a log says of the group.
+    pub fn apply(&self, change: GroupChange) {
+        match change {
+            GroupChange::View(members) => self.reset(members),
+            GroupChange::Joined(record) | GroupChange::Updated(record) => self.put(record),
+            GroupChange::Left(record) => self.remove(&record.member),
+            GroupChange::Deleted => self.deleted(),
+        }
+    }
+
+    /// Lets the reader poll again.
+    pub fn wake(&self) {
+        self.0.change(|_| ());
+    }
+
+    /// The group was deleted: its members leave, and the watch ends.
+    pub fn deleted(&self) {
+        self.0.change(|shared| {
+            let group = &mut shared.source;
+            let members: Vec<_> = group.members.keys().cloned().collect();
+            for member in members {
+                group.remove(&member);
+            }
+            // After all others, also where the reader gets a view first.
+            group.changes.push_back(GroupChange::Deleted);
+            shared.ended = true;
+        });
+    }
+
+    /// The reader gets this error after the changes so far, and the watch goes on.
+    pub fn report(&self, error: Error) {
+        self.0.change(|shared| shared.source.error = Some(error));
+    }
+
+    /// The watch ends with this error.
+    pub fn fail(&self, error: Error) {
+        self.0.change(|shared| {
+            shared.source.error = Some(error);
+            shared.ended = true;
+        });
+    }
+
+    /// The watch ends.
+    pub fn end(&self) {
+        self.0.change(|shared| shared.ended = true);
+    }
+}
+
+/// The holders of a lock, of which the reader gets the newest. A cheap clone. Empty until it is told something.
+#[derive(Clone, Debug, Default)]
+pub struct HolderFeed(Feed<Newest>);
+
+#[derive(Debug, Default)]
+struct Newest {
+    latest: Option<Holders>,
+    delivered: Option<Holders>,
+    error: Option<Error>,
+}
+
+impl Source for Newest {
+    type Item = Holders;
+
+    fn take(&mut self) -> Option<Result<Holders>> {
+        // Who waits is of no interest to a watch of holders.
+        let news = self.latest.take().filter(|latest| {
+            self.delivered.as_ref().is_none_or(|delivered| delivered.holders != latest.holders)
+        });
+        if let Some(latest) = news {
+            self.delivered = Some(latest.clone());
+            return Some(Ok(latest));
+        }
+        self.error.take().map(Err)
+    }
+}
+
+impl HolderFeed {
+    /// A feed that begins with these holders.
+    pub fn new(holders: Holders) -> Self {
+        let feed = Self::default();
+        feed.set(holders);
+        feed
+    }
+
+    /// The stream. It drops `kept` when it is dropped.
+    pub fn stream(&self, kept: impl Send + 'static) -> HolderStream {
+        Box::pin(Reader { feed: self.0.clone(), _kept: kept })
+    }
+
+    /// What the stream has for its reader, for a driver with a stream of its own.
+    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Holders>>> {
+        self.0.poll(cx)
+    }
+
+    /// These are the holders now.
+    pub fn set(&self, holders: Holders) {
+        self.0.change(|shared| shared.source.latest = Some(holders));
+    }
+
+    /// The reader gets this error, and the watch goes on.
+    pub fn report(&self, error: Error) {
+        self.0.change(|shared| shared.source.error = Some(error));
+    }
+
+    /// The watch ends with this error.
+    pub fn fail(&self, error: Error) {
+        self.0.change(|shared| {
+            shared.source.error = Some(error);
+            shared.ended = true;
+        });
+    }
+
+    /// The watch ends.
+    pub fn end(&self) {
+        self.0.change(|shared| shared.ended = true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::{HolderRecord, LockMode};
+    use crate::{Capabilities, ErrorKind};
+
+    fn record(name: &str, incarnation: u128, gpus: u32) -> MemberRecord {
+        let member = MemberId::new(name).unwrap();
+        MemberRecord::new(member, Capabilities::new(&gpus).unwrap(), incarnation)
+    }
+
+    fn next<T>(stream: &mut Pin<Box<dyn Stream<Item = T> + Send>>) -> Poll<Option<T>> {
+        stream.as_mut().poll_next(&mut Context::from_waker(Waker::noop()))
+    }
+
+    fn shown(stream: &mut ChangeStream) -> Vec<String> {
+        let mut all = Vec::new();
+        while let Poll::Ready(Some(change)) = next(stream) {
+            all.push(match change {
+                Ok(GroupChange::View(members)) => format!("{} members", members.len()),
+                Ok(GroupChange::Joined(member)) => format!("+{}", member.member),
+                Ok(GroupChange::Updated(member)) => format!("~{}", member.member),
+                Ok(GroupChange::Left(member)) => format!("-{}", member.member),
+                Ok(GroupChange::Deleted) => "deleted".into(),
+                Err(error) => error.to_string(),
+            });
+        }
+        all
+    }
+
+    #[test]
+    fn each_change_once_and_in_order() {
+        let feed = GroupFeed::new([record("a", 1, 0)]);
+        let mut stream = feed.stream(());
+        feed.put(record("b", 2, 0));
+        assert_eq!(shown(&mut stream), ["2 members"], "what came before the first look is in the view");
+        feed.put(record("b", 2, 0));
+        feed.put(record("b", 2, 1));
+        feed.put(record("a", 3, 0));
+        feed.remove(&MemberId::new("b").unwrap());
+        feed.remove(&MemberId::new("nobody").unwrap());
+        assert_eq!(shown(&mut stream), ["~b", "-a", "+a", "-b"]);
+        feed.update([record("c", 5, 0)]);
+        assert_eq!(shown(&mut stream), ["-a", "+c"]);
+        feed.reset([record("c", 5, 0), record("d", 6, 0)]);
+        assert_eq!(shown(&mut stream), ["2 members"]);
+        feed.deleted();
+        feed.put(record("e", 7, 0));
+        assert_eq!(shown(&mut stream), ["-c", "-d", "deleted"]);
+        assert!(matches!(next(&mut stream), Poll::Ready(None)));
+    }
+
+    #[test]
+    fn a_slow_reader_gets_a_view() {
+        let feed = GroupFeed::new([]);
+        let mut stream = feed.stream(());
+        assert_eq!(shown(&mut stream), ["0 members"]);
+        for number in 0..=MOST_CHANGES as u128 {
+            feed.put(record("a", number, 0));
+        }
+        assert!(feed.0.shared().source.changes.len() <= MOST_CHANGES);
+        assert_eq!(shown(&mut stream), ["1 members"]);
+        feed.fail(Error::new(ErrorKind::Corrupt, "unreadable"));
+        assert_eq!(shown(&mut stream).len(), 1);
+        assert!(matches!(next(&mut stream), Poll::Ready(None)));
+    }
+
+    #[test]
+    fn of_holders_the_newest_counts() {
+        let holder =
+            |name| HolderRecord::new(Some(MemberId::new(name).unwrap()), None, LockMode::Exclusive, None);
+        let held = |name, waiters| Holders::new(vec![holder(name)], Some(waiters));
+        let feed = HolderFeed::new(Holders::default());
+        let kept = Arc::new(());
+        let mut stream = feed.stream(Arc::clone(&kept));
+        feed.set(held("a", 0));
+        feed.set(held("b", 0));
+        assert!(matches!(next(&mut stream), Poll::Ready(Some(Ok(now))) if now == held("b", 0)));
+        feed.set(held("b", 3));
+        assert!(next(&mut stream).is_pending(), "only the waiters changed");
+        feed.end();
+        feed.set(held("c", 0));
+        assert!(matches!(next(&mut stream), Poll::Ready(None)));
+        drop(stream);
+        assert_eq!(Arc::strong_count(&kept), 1);
+    }
+}
