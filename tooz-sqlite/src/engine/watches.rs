@@ -70,7 +70,7 @@ impl GroupWatch {
             state.behind = true;
             state.asked = false;
         }
-        self.feed.wake();
+        self.feed.gap();
     }
 
     /// Whether a missing group was lost rather than deleted: it may come back, so the watch goes on.

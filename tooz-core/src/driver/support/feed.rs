@@ -221,9 +221,13 @@ impl GroupFeed {
         }
     }
 
-    /// Lets the reader poll again.
-    pub fn wake(&self) {
-        self.0.change(|_| ());
+    /// Changes may be missing from here on: drops those that were not read, and lets the reader poll again. A
+    /// [`reset`](Self::reset) has to follow.
+    pub fn gap(&self) {
+        self.0.change(|shared| {
+            shared.source.changes.clear();
+            shared.source.whole = false;
+        });
     }
 
     /// The group was deleted: its members leave, and the watch ends.
@@ -372,6 +376,9 @@ mod tests {
         assert_eq!(shown(&mut stream), ["~b", "-a", "+a", "-b"]);
         feed.update([record("c", 5, 0)]);
         assert_eq!(shown(&mut stream), ["-a", "+c"]);
+        feed.put(record("d", 6, 0));
+        feed.gap();
+        assert!(shown(&mut stream).is_empty());
         feed.reset([record("c", 5, 0), record("d", 6, 0)]);
         assert_eq!(shown(&mut stream), ["2 members"]);
         feed.deleted();
