@@ -279,7 +279,7 @@ impl Builder {
     ///
     /// Nothing is written to the backend, neither now nor later. So this works where [`Builder::connect`] cannot: on a
     /// full store, and for a user who may only read; the driver's README says what that user needs. A backend or a
-    /// namespace that nobody has used yet stays as it is: there are no groups and no holders in it. The member id plays no
+    /// namespace that was never used stays as it is: there are no groups and no holders in it. The member id plays no
     /// part, except that it must be one; nor do the ttl, the heart and `rejoin`.
     ///
     /// # Errors
@@ -299,7 +299,7 @@ impl Builder {
     }
 
     /// Lets [`Builder::examine`] adopt a backend that was moved: where its driver says that the sessions recorded there
-    /// live elsewhere, they end, and the backend belongs to its new place. Nobody may use it at its former place any more.
+    /// live elsewhere, they end, and the backend belongs to its new place. No process may use it at its former place any more.
     ///
     /// It has no effect on connecting, and none where there is nothing to adopt.
     pub fn adopt(mut self) -> Self {
@@ -407,7 +407,7 @@ fn check_characteristics(url: &BackendUrl, missing: Characteristics) -> Result<(
     ))
 }
 
-/// Connects on the coordinator's runtime, and to its end: what nobody takes closes itself.
+/// Connects on the coordinator's runtime, and to its end: a coordinator whose caller is gone closes itself.
 async fn in_time<T: Send + 'static>(
     spawner: &Spawner,
     limit: Duration,

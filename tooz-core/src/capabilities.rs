@@ -66,7 +66,7 @@ impl Capabilities {
         Self::new(&Bin(bytes.as_ref()))
     }
 
-    /// What a backend holds, which anybody may have written.
+    /// What a backend holds, which any program may have written.
     ///
     /// # Errors
     /// [`ErrorKind::Corrupt`] if it is not exactly one MessagePack value of at most 64 KiB.

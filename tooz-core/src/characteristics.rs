@@ -22,7 +22,7 @@ bitflags::bitflags! {
         const LINEARIZABLE = 1 << 4;
         /// The operations of each client take effect in the order in which it made them.
         const SEQUENTIAL = 1 << 5;
-        /// Whoever sees an effect also sees its causes.
+        /// A client that sees an effect also sees its causes.
         const CAUSAL = 1 << 6;
         /// Operations behave as if they ran one after the other.
         const SERIALIZABLE = 1 << 7;

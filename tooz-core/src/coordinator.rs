@@ -211,7 +211,7 @@ impl Coordinator {
     /// locked there, pass one more than the largest token that they hold. `tooz tokens raise --to N` does the same.
     ///
     /// # Guarantees
-    /// Once this has returned, every grant has a token of at least `n`, whoever asked for it and since whenever it was
+    /// Once this has returned, every grant has a token of at least `n`, whichever coordinator asks for it and however long it was
     /// waited for. Guards from before stay valid, with the smaller tokens that they have. Tokens never go back: an `n` that
     /// the counter has passed changes nothing, and the call can be repeated. Namespaces may share a counter; then it rises
     /// for all of them. The raise is kept as long as the counter is ([`Characteristics::DURABLE_FENCING`]).

@@ -108,7 +108,7 @@ impl Election {
         self.run_for(Patience::Forever).await?.ok_or_else(|| Error::from(ErrorKind::Backend))
     }
 
-    /// Becomes leader if nobody leads and nobody runs before us; answers at once.
+    /// Becomes leader if the group has no leader and no earlier candidate; answers at once.
     ///
     /// # Errors
     /// As [`Election::campaign`].
@@ -131,7 +131,7 @@ impl Election {
         self.run_for(Patience::For(limit)).await
     }
 
-    /// Who leads now; `None`: nobody.
+    /// The present leader; `None` while there is none.
     ///
     /// # Errors
     /// `Unavailable`, `Timeout`.

@@ -48,7 +48,7 @@ impl Heart {
     /// [`Coordinator::heartbeat`](crate::Coordinator::heartbeat) is called in time.
     pub fn stop(&self) {
         self.0.beating.store(false, Ordering::Release);
-        // Whoever waits for the heart, or for a session that only the heart would open, looks again.
+        // Waits for the heart, and for a session that only the heart would open, look again.
         self.0.phase.send_modify(|_| {});
     }
 

@@ -45,7 +45,7 @@ impl Hooks {
         self.watchers.register(&self.shared, kind, GroupId::new(group)?, Arc::new(hook)).await
     }
 
-    /// Runs `hook` inside [`Hooks::run_watchers`] for everybody who joins `group` from now on.
+    /// Runs `hook` inside [`Hooks::run_watchers`] for every member that joins `group` from now on.
     ///
     /// # Errors
     /// `GroupNotFound`; `Unavailable`, `Timeout`.
@@ -67,7 +67,7 @@ impl Hooks {
         self.watchers.unregister(HookKind::Join, &GroupId::new(group)?, hook)
     }
 
-    /// Runs `hook` inside [`Hooks::run_watchers`] for everybody who leaves `group` from now on.
+    /// Runs `hook` inside [`Hooks::run_watchers`] for every member that leaves `group` from now on.
     ///
     /// # Errors
     /// `GroupNotFound`; `Unavailable`, `Timeout`.

@@ -108,7 +108,7 @@ impl Lock {
         Ok(LockGuard::new(Arc::clone(&self.shared), self.name.clone(), state))
     }
 
-    /// Acquires the lock if nobody holds it or is before us; answers at once.
+    /// Acquires the lock if it is free and no waiter is before this one; answers at once.
     ///
     /// # Errors
     /// As [`Lock::acquire`]. `None` is never an error in disguise: the backend said that it is held.
@@ -119,8 +119,8 @@ impl Lock {
         self.acquire_by(Patience::None).await
     }
 
-    /// Acquires the lock within `limit`. `None` only if the backend said that somebody else holds it or is
-    /// before us.
+    /// Acquires the lock within `limit`. `None` only if the backend said that another holds it or is before
+    /// this one.
     ///
     /// # Errors
     /// As [`Lock::acquire`]; `Unavailable`, indeterminate, if the backend's last word is missing when the time
@@ -148,7 +148,7 @@ impl Lock {
         holders(self.shared.reader(), self.key()).await
     }
 
-    /// Frees the lock from outside and answers whom it was taken from; empty if nobody held it.
+    /// Frees the lock from outside and returns the holders that lost it; none if it was free.
     ///
     /// The holder is told (`Broken`, with who and `why`) by push or at its next beat. Until then two guards may
     /// be valid: only the fencing token tells them apart.

@@ -56,7 +56,7 @@ impl LockSet {
     /// Dropping the future releases what was taken.
     pub async fn acquire(&self) -> Result<LockSetGuard> {
         loop {
-            // Without a limit it is never told that somebody else has them.
+            // Without a limit the answer is never that another has them.
             if let Some(guard) = self.take(|_| Patience::Forever).await? {
                 return Ok(guard);
             }

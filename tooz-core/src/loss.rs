@@ -14,7 +14,7 @@ pub enum LossReason {
     /// The backend did not answer until the deadline.
     #[error("the backend did not answer until the deadline")]
     Unreachable,
-    /// Somebody broke the lock.
+    /// An operator broke the lock.
     #[error("broken{}: {why}", by.as_ref().map(|by| format!(" by \"{by}\"")).unwrap_or_default())]
     Broken {
         /// Who broke it, where it is known.
@@ -22,7 +22,7 @@ pub enum LossReason {
         /// Why, in the operator's words.
         why: String,
     },
-    /// The record is gone and nobody says why: a flush, an eviction, deleted by hand.
+    /// The record is gone for no known reason: a flush, an eviction, deleted by hand.
     #[error("its record is gone from the backend")]
     Vanished,
     /// The coordinator was closed, its runtime ended, or this is a forked child.

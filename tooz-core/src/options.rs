@@ -1,4 +1,4 @@
-//! Typed options. An option that nobody knows is an error: a typing mistake must not weaken a lock silently.
+//! Typed options. An unknown option is an error: a typing mistake must not weaken a lock silently.
 
 use std::time::Duration;
 

@@ -34,7 +34,7 @@ fn invalid(what: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidUrl, what)
 }
 
-/// Characters that nobody sees, and that no part of a backend URL begins, ends or holds as they are: controls, spaces, and
+/// Invisible characters, which no part of a backend URL begins, ends or holds as they are: controls, spaces, and
 /// what has no width. Most often they are the end of a line of the file from which a URL was read.
 fn is_invisible(c: char) -> bool {
     c <= ' ' || matches!(c, '\u{7f}' | '\u{a0}' | '\u{200b}' | '\u{2028}' | '\u{2029}' | '\u{feff}')

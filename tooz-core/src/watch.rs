@@ -16,7 +16,7 @@ use crate::{GroupId, Result};
 pub enum GroupEvent {
     /// The members at the start.
     Snapshot(Vec<MemberRecord>),
-    /// Somebody joined.
+    /// A member joined.
     Joined(MemberRecord),
     /// A member left, was removed, or died.
     Left(MemberRecord),
@@ -31,7 +31,7 @@ pub enum GroupEvent {
 /// The changes of a group as a stream: a snapshot first, then each change. Dropping it ends the watch.
 ///
 /// After a gap (a reconnect, a reader that is too slow) the stream delivers a [`GroupEvent::Resync`] with all members.
-/// Whoever applies one event after the other therefore always has the group's real membership.
+/// Applying one event after the other therefore always gives the group's real membership.
 ///
 /// # Examples
 /// ```

@@ -45,7 +45,7 @@ impl MemberRecord {
 pub enum GroupChange {
     /// The whole group: first at the start, then after every gap.
     View(Vec<MemberRecord>),
-    /// Somebody joined.
+    /// A member joined.
     Joined(MemberRecord),
     /// A member published other capabilities.
     Updated(MemberRecord),
@@ -59,7 +59,7 @@ pub enum GroupChange {
 /// delivers a [`GroupChange::View`]. It costs bounded memory: a reader that fell behind gets a view, too.
 pub type ChangeStream = Pin<Box<dyn Stream<Item = Result<GroupChange>> + Send>>;
 
-/// Groups, as anybody sees them.
+/// Groups, for every client.
 #[async_trait]
 pub trait Groups: Send + Sync {
     /// Creates a group; `GroupExists` (G1).

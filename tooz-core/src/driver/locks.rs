@@ -56,7 +56,7 @@ pub enum Admission {
 
 /// The grant rule, one function for every driver: whether `mode` may be held beside `holders`.
 ///
-/// Who is before it in the queue is the caller's business: in a fair driver nobody is admitted past a waiter,
+/// The caller checks who is before it in the queue: in a fair driver no request is admitted past a waiter,
 /// and one release admits waiters from the front while this says [`Admission::Yes`].
 ///
 /// # Errors
@@ -119,7 +119,7 @@ pub enum Acquired {
     Granted(Grant),
     /// It waits at this place.
     Queued(QueueEntry),
-    /// Somebody else holds it or is before us, and the request did not want to wait. Nothing was left behind.
+    /// Another attempt holds it or is before this one, and the request did not want to wait. Nothing was left behind.
     Held,
 }
 
@@ -165,7 +165,7 @@ pub enum Previous {
     /// It was cut off while it held: its session ended, or its work was dropped before it was done or panicked. What the
     /// lock protects may be half done.
     Expired,
-    /// Somebody broke the lock.
+    /// An operator broke the lock.
     Broken,
     /// A foreign holder may have come between.
     Unknown,
@@ -222,7 +222,7 @@ pub enum Turn {
 pub enum Released {
     /// The grant was there and is gone.
     Released,
-    /// Somebody else holds the lock now, or nobody: the grant had ended before.
+    /// The grant had ended before. Another may hold the lock now.
     WasNotHolder,
 }
 
@@ -245,7 +245,7 @@ pub trait SessionLocks: Send + Sync {
     /// **Contract** L6.
     async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()>;
 
-    /// Gives a grant back, compared on its attempt in one atomic step; wakes whoever is next (L4, L8). After
+    /// Gives a grant back, compared on its attempt in one atomic step; wakes the next waiter (L4, L8). After
     /// [`End::Unclean`] the next holder is told [`Previous::Expired`] (L12). Safe to repeat.
     async fn release(&self, grant: &Grant, end: End) -> Result<Released>;
 }
@@ -331,7 +331,7 @@ pub trait Locks: Send + Sync {
     async fn holders(&self, key: &LockKey) -> Result<Holders>;
 
     /// Frees the lock before it returns, records who and why for the victim, and answers whom it broke; an empty
-    /// answer means that nobody held it (L10).
+    /// answer means that it was free (L10).
     async fn break_lock(&self, request: &BreakRequest) -> Result<Vec<HolderRecord>>;
 
     /// Raises the counter of tokens to `least - 1`, if it is below. Safe to repeat.

@@ -15,7 +15,7 @@
 //! - A driver never decides from its own memory alone that a lock is held.
 //! - Clocks, randomness, tasks and timers come from the [`Context`] only. No task outlives [`Driver::close`].
 //! - An error whose effect may have happened is marked [`Error::indeterminate`](crate::Error::indeterminate).
-//! - A record that somebody else wrote never panics: it is a `Corrupt` error, or skipped and logged in listings.
+//! - A record that another program wrote never panics: it is a `Corrupt` error, or skipped and logged in listings.
 
 mod connect;
 mod examine;

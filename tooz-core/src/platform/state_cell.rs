@@ -45,7 +45,7 @@ impl<T> StateCell<T> {
         Ref(self.read())
     }
 
-    /// Changes the value and wakes everybody, also when it is the same afterwards.
+    /// Changes the value and wakes every waiter, also when it is the same afterwards.
     pub(crate) fn send_modify(&self, change: impl FnOnce(&mut T)) {
         let mut value = self.write();
         value.0 += 1;

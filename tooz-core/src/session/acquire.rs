@@ -72,7 +72,7 @@ async fn acquire_key(
     // Asked while the contender still has its place: once it is dropped the keeper clears up after it.
     let answered = || match shared.contention.in_the_way(key, id) {
         Some(Stage::Granted) => true,
-        // A place in a queue is as old as the last beat that was answered; somebody may have left since.
+        // A place in a queue is as old as the last beat that was answered; others may have left since.
         Some(Stage::Queued) => !shared.is_suspended(),
         Some(Stage::Asking) | None => false,
     };

@@ -15,10 +15,10 @@ use crate::{Error, ErrorKind, Result};
 pub(crate) type Owned<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// What has to be done with a call that outlives its caller. Boxed: a closure's own type in the futures of the
-/// API would hide from rustc that they are `Send`, and nobody could spawn them (rust-lang/rust#110338).
+/// API would hide from rustc that they are `Send`, and no program could spawn them (rust-lang/rust#110338).
 pub(crate) type Settle<T> = Box<dyn FnOnce(Owned<Result<T>>) -> Owned<()> + Send>;
 
-/// What a stream keeps alive while somebody reads it.
+/// What a stream keeps alive while it is read.
 pub(crate) type Kept = Arc<dyn Any + Send + Sync>;
 
 /// Who can read from the backend: a coordinator, and a view.
@@ -72,7 +72,7 @@ pub(crate) async fn poll_once<F: Future + ?Sized>(mut future: Pin<&mut F>) -> Po
     std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
 }
 
-/// A call to the backend that is handed over to somebody who drives it to its end when its caller goes away.
+/// A call to the backend that is handed over when its caller goes away, and driven to its end.
 pub(crate) struct Call<'a, T: Send + 'static> {
     call: Option<(Owned<Result<T>>, Settle<T>)>,
     reader: &'a dyn Reads,

@@ -28,7 +28,7 @@ pub enum Event {
     Lost(LossReason),
     /// A new session stands, and these groups were joined again.
     Rejoined(Vec<GroupId>),
-    /// Somebody removed our record from this group; it is joined again unless `rejoin` is off.
+    /// Our record was removed from this group; it is joined again unless `rejoin` is off.
     Evicted(GroupId),
     /// A group that we were a member of was deleted while we were away.
     GroupDeleted(GroupId),

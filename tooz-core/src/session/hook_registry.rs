@@ -13,14 +13,14 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HookEvent {
-    /// Somebody joined a watched group; our own join counts.
+    /// A member joined a watched group; our own join counts.
     Joined {
         /// The group.
         group: GroupId,
         /// Who.
         member: MemberRecord,
     },
-    /// Somebody left a watched group.
+    /// A member left a watched group.
     Left {
         /// The group.
         group: GroupId,

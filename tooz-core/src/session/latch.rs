@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 use crate::LossReason;
 use crate::platform::await_point::traced;
 
-/// A loss that happens once: set by whoever notices first, heard by everybody who waits.
+/// A loss that happens once: set by the first that notices, seen by all that wait.
 #[derive(Debug, Default)]
 pub(crate) struct Latch {
     reason: OnceLock<LossReason>,

@@ -1,7 +1,7 @@
 //! One session of ours from its opening to its end: what it holds, and until when that may be believed.
 //!
-//! INVARIANT: nothing comes back from lost. Whoever sees that the deadline has passed latches the loss under the
-//! same mutex under which a renewal moves the deadline, so a late answer cannot revive what somebody was told
+//! INVARIANT: nothing comes back from lost. The first to see that the deadline has passed latches the loss under the
+//! same mutex under which a renewal moves the deadline, so a late answer cannot revive what a caller was told
 //! is gone.
 
 use std::collections::BTreeMap;
@@ -360,7 +360,7 @@ impl GrantState {
         if cut_short { End::Unclean } else { End::Clean }
     }
 
-    /// Begins a release: from now on it is not held. The ticket is freed by whoever sees the release through.
+    /// Begins a release: from now on it is not held. The release frees the ticket when it is answered.
     /// `None`: it had ended before.
     pub(crate) fn begin_release(&self, end: End) -> Option<Release> {
         let lost = self.loss().is_some();
@@ -377,7 +377,7 @@ impl GrantState {
             return None;
         }
         // A guard that was lost by its deadline may still stand on the backend: it is released all the same, so
-        // that the next holder need not wait for the session's end, but nobody is told that it was ours.
+        // that the next holder need not wait for the session's end, but the answer is not that it was ours.
         if !lost {
             self.ended.set(LossReason::Released);
         }

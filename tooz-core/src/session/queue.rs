@@ -15,7 +15,7 @@ use crate::driver::{Admission, Grant, LockKey, LockMode, admits};
 use crate::platform::await_point::traced;
 use crate::{Error, ErrorKind, FencingToken, Result};
 
-/// Names that nobody uses any more are kept with their last tokens until there are this many; it is what a token that
+/// Names that are no longer in use are kept with their last tokens until there are this many; it is what a token that
 /// goes back is noticed by, and 4096 names cost less than a megabyte.
 const REMEMBERED: usize = 4096;
 
@@ -62,7 +62,7 @@ struct Passed {
 pub(crate) enum Stage {
     /// The backend has not answered yet.
     Asking,
-    /// The backend said that somebody is before us.
+    /// The backend said that others are before this one.
     Queued,
     /// It is held.
     Granted,
@@ -84,7 +84,7 @@ impl Queue {
     }
 
     fn let_pass(&mut self) {
-        // At most one: nobody may pass beside one that asks.
+        // At most one: none may pass beside one that asks.
         if self.waiting.front().is_some_and(|first| self.may_pass(first.mode))
             && let Some(first) = self.waiting.pop_front()
         {
@@ -145,7 +145,7 @@ impl Ticket {
         self.id
     }
 
-    /// Whether nobody of this coordinator is before it.
+    /// Whether no task of this coordinator is before it.
     fn has_passed(&self) -> bool {
         let queues = self.contention.queues();
         queues.keys.get(&self.key).is_some_and(|queue| queue.passed.iter().any(|passed| passed.id == self.id))

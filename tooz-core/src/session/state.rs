@@ -34,7 +34,7 @@ pub(crate) struct Shared {
     /// Taken at the end, so that readers hear of it although handles still stand about.
     events: Mutex<Option<broadcast::Sender<Event>>>,
     pub(crate) contention: Arc<Contention>,
-    /// One membership change at a time: a rejoin and a leave that cross would leave a member nobody wants.
+    /// One membership change at a time: a rejoin and a leave that cross would leave an unwanted member.
     pub(crate) membership: Arc<tokio::sync::Mutex<()>>,
     joined: Mutex<BTreeMap<GroupId, Membership>>,
     /// Called once when everything has ended.
@@ -118,7 +118,7 @@ impl Shared {
 
     pub(crate) fn publish(&self, event: Event) {
         if let Some(events) = &*self.events() {
-            // No receiver is no error: nobody wants to know.
+            // No receiver is no error: no reader wants to know.
             let _ = events.send(event);
         }
     }

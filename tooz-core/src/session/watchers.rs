@@ -111,13 +111,13 @@ impl Watchers {
     ) -> Result<Vec<HookEvent>> {
         let reads = groups.iter().map(|group| async move {
             match members(shared.reader(), group).await {
-                // It was deleted. Whoever is in it when it exists again has joined since.
+                // It was deleted. Its members, when it exists again, have joined since.
                 Err(error) if error.kind() == ErrorKind::GroupNotFound => Ok(Vec::new()),
                 read => read,
             }
         });
         let read = together(reads).await.into_iter().collect::<Result<Vec<_>>>()?;
-        // INVARIANT: nothing is awaited from here on. What is known was told, whoever drops the run.
+        // INVARIANT: nothing is awaited from here on. What is known was told, even if the run is dropped.
         let mut events = Vec::new();
         for (group, members) in groups.iter().zip(read) {
             if let Some(watched) = running.watched.get_mut(group) {
@@ -263,7 +263,7 @@ impl WatchedGroup {
         left.chain(joined).collect()
     }
 
-    /// Takes everything that was pushed; answers whether it may be that somebody joined or left.
+    /// Takes all that was pushed; returns whether members may have joined or left.
     fn hear(&mut self, cx: &mut Context<'_>) -> Result<bool> {
         let mut news = false;
         while let Some(watch) = &mut self.watch {
@@ -271,7 +271,7 @@ impl WatchedGroup {
                 Poll::Pending => break,
                 Poll::Ready(Some(Ok(GroupEvent::Updated(member)))) => {
                     let known = self.known.get_mut(&member.member);
-                    // Not worth reading the group for; whoever leaves is shown with what it published last.
+                    // Not worth reading the group for: a member that leaves is shown with what it published last.
                     if let Some(known) = known.filter(|known| known.incarnation == member.incarnation) {
                         *known = member;
                     }
@@ -326,7 +326,7 @@ async fn open(shared: &Arc<Shared>, running: &mut Running) -> Result<Vec<GroupId
     Ok(opened.into_iter().flatten().collect())
 }
 
-/// Waits until it may be that somebody joined or left; answers in which groups.
+/// Waits until members may have joined or left; returns the groups.
 async fn hear(running: &mut Running) -> Result<Vec<GroupId>> {
     poll_fn(|cx| {
         let mut groups = Vec::new();

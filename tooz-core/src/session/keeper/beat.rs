@@ -113,7 +113,7 @@ impl Keeper {
             if !up.lease.set_suspended(true) {
                 self.shared.publish(Event::Suspended);
             }
-            // Soon again, but not in step with everybody else whose beat failed.
+            // Soon again, but not in step with all others whose beat failed.
             let pause = self.shared.entropy.between(ttl / 24, ttl / 12);
             let at = self.shared.clock.now() + pause;
             up.next = up.next.min(at).max(self.shared.clock.now());
@@ -131,7 +131,7 @@ impl Keeper {
             State::Down(_) => None,
         };
         for answer in self.asked.drain(..) {
-            // Whoever asked may be gone.
+            // The caller may be gone.
             let _ = answer.send(outcome.clone().map(|()| until));
         }
     }

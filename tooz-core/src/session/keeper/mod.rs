@@ -248,7 +248,7 @@ impl Keeper {
         });
     }
 
-    /// Somebody was told that the session is gone: the next beat is due at once.
+    /// A caller was told that the session is gone: the next beat is due at once.
     fn suspect(&mut self) {
         if let State::Up(up) = &mut self.state {
             up.next = self.shared.clock.now();
@@ -289,7 +289,7 @@ impl Keeper {
         let (driver, mut jobs, mut commands) = (Arc::clone(&self.shared.driver), self.jobs, self.commands);
         let beats = self.beats;
         // When the time is over it is dropped, and the session with it: its operating-system locks must not stay
-        // as long as this process does, and what it has on a network ends because nobody renews it.
+        // as long as this process does, and what it has on a network ends because it is not renewed.
         let (limit, spawner) = (self.shared.config.close_timeout, self.shared.spawner.clone());
         let closing = self.shared.spawner.spawn(async move {
             // What callers left unfinished goes first: it may hold what the session's end would not.

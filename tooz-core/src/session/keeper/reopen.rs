@@ -1,4 +1,4 @@
-//! After a loss: everybody is told, a new session is opened, and the groups are joined again.
+//! After a loss: handles and events tell the program, a new session is opened, and the groups are joined again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::session::state::Phase;
 use crate::{Error, ErrorKind, GroupId, LossReason, Result};
 
 impl Keeper {
-    /// The session is gone: everybody is told, then a new one is opened.
+    /// The session is gone: tells the program, then opens a new one.
     pub(super) fn lose(&mut self, reason: &LossReason) {
         let State::Up(up) = &mut self.state else { return };
         let lease = Arc::clone(&up.lease);
