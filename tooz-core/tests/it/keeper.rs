@@ -364,7 +364,7 @@ async fn hooks_that_hold_the_coordinator_end_with_it() {
     c.group("g").unwrap().create().await.unwrap();
     let held = c.clone();
     c.hooks().watch_join_group("g", move |_| held.group("g").map(drop).map_err(Into::into)).await.unwrap();
-    c.hooks().run_watchers(Duration::from_millis(1)).await.unwrap(); // whoever waits watches
+    c.hooks().run_watchers(Duration::from_millis(1)).await.unwrap(); // a run that waits opens the watches
     assert_eq!(kit.watchers(), 1);
     c.close().await.unwrap();
     eventually("its watch is gone", || kit.watchers() == 0).await;

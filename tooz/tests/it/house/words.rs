@@ -109,7 +109,7 @@ fn each_retired_word_is_found() {
             let found = if word.contains('.') {
                 plant((*word).to_owned(), "fn f() {}".to_owned())
             } else {
-                // In prose and within a longer name it is nobody's business.
+                // In prose and within a longer name the word is allowed.
                 let prose = format!("//! The {word}.\nfn not_{word}() {{ print(\"{word}\") }}");
                 assert!(plant("lib.rs".to_owned(), prose).is_empty(), "{word}");
                 assert_eq!(plant(format!("{word}.rs"), String::new()).len(), 1, "{word} as a file");
