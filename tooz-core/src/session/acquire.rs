@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::call::Owned;
 use super::cleanup::withdraw;
+use super::limits::LAST_WORD;
 use super::live::{GrantState, SessionLease};
 use super::queue::{Stage, Ticket};
 use super::state::{Command, Shared};
@@ -14,10 +15,6 @@ use crate::driver::support::backoff::Backoff;
 use crate::driver::{Acquire, Acquired, AttemptId, Grant, LockKey, LockMode, QueueEntry, Session, Turn};
 use crate::platform::clock::Instant;
 use crate::{Error, ErrorKind, Result};
-
-/// How long an answer that is on its way is still waited for when a caller's limit is over: half of the 100 ms
-/// that the contract allows beyond the limit, so that a limit shorter than a round trip gets an answer too.
-const LAST_WORD: Duration = Duration::from_millis(50);
 
 /// How long a caller waits for a lock.
 #[derive(Clone, Copy, Debug)]

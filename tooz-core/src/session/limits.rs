@@ -26,6 +26,10 @@ impl Config {
     }
 }
 
+/// How long an answer that is on its way is still waited for when a caller's limit is over: half of the 100 ms
+/// that the contract allows beyond the limit, so that a limit shorter than a round trip gets an answer too.
+pub(crate) const LAST_WORD: Duration = Duration::from_millis(50);
+
 /// A session whose life does not depend on time is still asked after this often: whether its file was deleted, a
 /// lock broken, a member record removed.
 const BEAT_WITHOUT_TTL: Duration = Duration::from_secs(5);

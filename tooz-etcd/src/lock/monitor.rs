@@ -42,6 +42,15 @@ struct Monitor {
     waiting: Option<Sleep>,
 }
 
+/// What the server says of the session.
+enum Answer {
+    /// It lives, as of this revision.
+    Lives(i64),
+    SessionGone,
+    /// The server was not asked to the end.
+    DriverClosed,
+}
+
 impl Monitor {
     /// Why the session ended; `None`: the driver did.
     async fn run(&mut self, mut watcher: Watcher) -> Option<LossReason> {
@@ -61,20 +70,25 @@ impl Monitor {
                             None => {}
                         }
                     }
-                    if !suspects.is_empty() && self.verify(suspects).await?.is_none() {
-                        return Some(LossReason::Expired);
+                    if !suspects.is_empty() {
+                        match self.verify(suspects).await {
+                            Answer::Lives(_) => {}
+                            Answer::SessionGone => return Some(LossReason::Expired),
+                            Answer::DriverClosed => return None,
+                        }
                     }
                 }
                 // Servers before 3.4.24 may lose events of the interruption.
-                News::Resumed => {
-                    if self.verify(self.session.held()).await?.is_none() {
-                        return Some(LossReason::Expired);
-                    }
-                }
+                News::Resumed => match self.verify(self.session.held()).await {
+                    Answer::Lives(_) => {}
+                    Answer::SessionGone => return Some(LossReason::Expired),
+                    Answer::DriverClosed => return None,
+                },
                 // The history is gone, or the data.
-                News::Gap => match self.verify(self.session.held()).await? {
-                    Some(revision) => watcher.restart(self.session.data_epoch(), revision),
-                    None => return Some(LossReason::Vanished),
+                News::Gap => match self.verify(self.session.held()).await {
+                    Answer::Lives(revision) => watcher.restart(self.session.data_epoch(), revision),
+                    Answer::SessionGone => return Some(LossReason::Vanished),
+                    Answer::DriverClosed => return None,
                 },
             }
         }
@@ -119,18 +133,16 @@ impl Monitor {
         Some(Read::Suspect(held))
     }
 
-    /// Verifies these grants until the server answers; those that are not there are lost. The outer `None`: the driver was
-    /// closed; the inner: the session is over.
-    #[allow(clippy::option_option)] // two ends, and the caller leaves at the first
-    async fn verify(&self, held: Vec<KnownGrant>) -> Option<Option<i64>> {
+    /// Verifies these grants until the server answers; those that are not there are lost.
+    async fn verify(&self, held: Vec<KnownGrant>) -> Answer {
         loop {
             match self.session.verify(&held).await {
                 Ok(Some(Verified { revision, gone })) => {
                     self.lose(gone).await;
-                    return Some(Some(revision));
+                    return Answer::Lives(revision);
                 }
-                Ok(None) => return Some(None),
-                Err(error) if error.kind() == ErrorKind::Closed => return None,
+                Ok(None) => return Answer::SessionGone,
+                Err(error) if error.kind() == ErrorKind::Closed => return Answer::DriverClosed,
                 Err(error) => {
                     tracing::debug!(%error, "whether what is held is there cannot be asked; it is asked again");
                     self.session.client.connection.pause().await;

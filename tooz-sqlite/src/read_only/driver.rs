@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use tooz_core::driver::{Context, Driver, Groups, Locks, OpenSession, Session};
@@ -13,8 +12,6 @@ use crate::engine::paths::Paths;
 use crate::engine::tx::Site;
 use crate::read_only::Reader;
 
-/// How often the watch of a group or a lock looks.
-pub(crate) const LOOK: Duration = Duration::from_millis(100);
 /// Connects for looking.
 pub(crate) async fn connect(url: &BackendUrl, config: Config, context: Context) -> Result<Arc<dyn Driver>> {
     let paths = Paths::find(&config.path, config.force_filesystem)?;

@@ -10,8 +10,8 @@ use tooz_core::{ErrorKind, GroupId, MemberId, Result};
 
 use crate::engine::tx::Tx;
 use crate::error::Fail;
-use crate::read_only::Reader;
-use crate::read_only::driver::{LOOK, ReadOnly, refuse};
+use crate::read_only::driver::{ReadOnly, refuse};
+use crate::read_only::{LOOK, Reader};
 use crate::view;
 
 #[async_trait]

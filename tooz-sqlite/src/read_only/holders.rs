@@ -8,8 +8,8 @@ use tooz_core::driver::{BreakRequest, HolderRecord, HolderStream, Holders, LockK
 use tooz_core::{FencingToken, Result};
 
 use crate::keys::Lock;
-use crate::read_only::Reader;
-use crate::read_only::driver::{LOOK, ReadOnly, refuse};
+use crate::read_only::driver::{ReadOnly, refuse};
+use crate::read_only::{LOOK, Reader};
 use crate::view;
 
 #[async_trait]

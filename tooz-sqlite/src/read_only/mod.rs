@@ -37,6 +37,9 @@ use crate::engine::{presence, schema};
 use crate::error::{self, Fail, Work, native};
 use crate::host::os_lock;
 
+/// How often the watch of a group or a lock looks.
+pub(crate) const LOOK: Duration = Duration::from_millis(100);
+
 /// How long a look waits for a process that recovers the log or closes the database as the last.
 const BUSY: Duration = Duration::from_secs(5);
 
