@@ -11,10 +11,11 @@ use std::time::Duration;
 use tooz_core::driver::support::fork::OwnerProcess;
 use tooz_core::driver::{Connect, Context, Epoch, Instant};
 use tooz_core::{Characteristics, Error, ErrorKind, Result};
+use tooz_local::filesystem;
+use tooz_local::os_lock::Hold;
 
 use crate::config::{self, Config};
 use crate::error;
-use crate::host::os_lock::Hold;
 use crate::tree::{Access, Directory, DriverLock, Moment, Tree, registry};
 
 /// Between two tries for what another process holds for a moment: a little longer than that moment, at random, so that
@@ -52,8 +53,7 @@ impl Client {
             opened => Some(opened?),
         };
         let known = tree.as_ref().is_none_or(|tree| tree.known_file_system);
-        let mut characteristics =
-            if known { config::characteristics(&url) } else { config::on_unknown_file_system() };
+        let mut characteristics = filesystem::guarantees(config::characteristics(&url), known);
         if tree.as_ref().is_some_and(|tree| !tree.pushes_changes()) {
             characteristics -= Characteristics::PUSH_WATCHES;
         }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tooz_core::driver::{LAYOUT_OPTION, OptionKind, OptionSpec, layout_of};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
-
-use crate::host::os_lock::Flavor;
+use tooz_local::options::{BOOT_ID_OPTION, FORCE_FILESYSTEM_OPTION, MODE_OPTION, directory_mode, mode_of};
+use tooz_local::os_lock::Flavor;
 
 /// The options that only this driver knows.
 pub(crate) const OPTIONS: &[OptionSpec] = &[
@@ -20,21 +20,9 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         OptionKind::Duration { min: Duration::from_secs(1), max: Duration::from_hours(24) },
         "how long a Python member lives after its last heartbeat; give what the Python processes use (default: 10s)",
     ),
-    OptionSpec::new(
-        "mode",
-        OptionKind::Text,
-        "permissions of new files in octal; directories get the x that goes with each r (default: 600)",
-    ),
-    OptionSpec::new(
-        "force_filesystem",
-        OptionKind::Flag,
-        "accept a file system that is not known to be local (default: false)",
-    ),
-    OptionSpec::new(
-        "boot_id",
-        OptionKind::Text,
-        "for tests only: pretend that the machine was booted under this id (default: the kernel's)",
-    ),
+    MODE_OPTION,
+    FORCE_FILESYSTEM_OPTION,
+    BOOT_ID_OPTION,
     LAYOUT_OPTION,
 ];
 
@@ -76,20 +64,13 @@ impl Config {
                 "file:// takes no user and no password: the directory's permissions decide",
             ));
         }
-        let refuse =
-            |name, why| Error::new(ErrorKind::InvalidOption, format!("option \"{name}\": it must be {why}"));
         let flavor = match url.option("backend") {
             None | Some("ofd") => Flavor::OpenFile,
             Some("portable") => Flavor::Portable,
-            Some(_) => return Err(refuse("backend", "ofd or portable")),
-        };
-        let mode = match url.option("mode") {
-            None => 0o600,
-            Some(text) => u32::from_str_radix(text, 8)
-                .ok()
-                // Without the owner's own rights nothing would work, and nothing here is to be run.
-                .filter(|mode| mode & 0o600 == 0o600 && mode & !0o666 == 0)
-                .ok_or_else(|| refuse("mode", "an octal number from 600 to 666, such as 660"))?,
+            Some(_) => {
+                let what = "option \"backend\": it must be ofd or portable";
+                return Err(Error::new(ErrorKind::InvalidOption, what));
+            }
         };
         let limit = |name, default| url.duration(name).map(|given| given.unwrap_or(default));
         Ok(Self {
@@ -98,7 +79,7 @@ impl Config {
             flavor,
             force_filesystem: url.flag("force_filesystem")?.unwrap_or(false),
             python_timeout: limit("timeout", PYTHON_TIMEOUT)?,
-            mode,
+            mode: mode_of(url)?,
             boot_id: url.option("boot_id").map(str::to_owned),
             layout: layout_of(url, LAYOUT)?,
             operation_timeout: limit("operation_timeout", OPERATION_TIMEOUT)?,
@@ -107,9 +88,8 @@ impl Config {
         })
     }
 
-    /// A user who may read a directory may look into it.
     pub(crate) fn directory_mode(&self) -> u32 {
-        self.mode | (self.mode & 0o444) >> 2
+        directory_mode(self.mode)
     }
 }
 
@@ -118,15 +98,6 @@ pub(crate) fn characteristics(url: &BackendUrl) -> Characteristics {
     let all =
         Characteristics::all() - Characteristics::DISTRIBUTED_ACROSS_HOSTS - Characteristics::FAIR_LOCKS;
     if url.option("backend") == Some("portable") { all - Characteristics::PUSH_WATCHES } else { all }
-}
-
-/// What is left on a file system that was forced: whether its locks, its syncs and its change events reach every
-/// process cannot be known.
-pub(crate) fn on_unknown_file_system() -> Characteristics {
-    Characteristics::DISTRIBUTED_ACROSS_THREADS
-        | Characteristics::DISTRIBUTED_ACROSS_PROCESSES
-        | Characteristics::SEQUENTIAL
-        | Characteristics::SHARED_LOCKS
 }
 
 #[cfg(test)]

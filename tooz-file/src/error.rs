@@ -29,31 +29,16 @@ pub(crate) fn io(what: impl Into<String>, error: io::Error) -> Error {
         return Error::new(ErrorKind::Corrupt, format!("{}: {error}", what.into()));
     }
     let (kind, remedy) = match error.kind() {
-        Io::PermissionDenied => (ErrorKind::Denied, ": permission denied; give read and write permission"),
-        Io::ReadOnlyFilesystem => (ErrorKind::Denied, ": the file system is read-only"),
         Io::NotADirectory => {
             (ErrorKind::Denied, ": something that is not a directory is in the way; remove it")
         }
         Io::IsADirectory => {
             (ErrorKind::Corrupt, ": a directory stands where a file belongs; look at it, then remove it")
         }
-        Io::StorageFull | Io::QuotaExceeded => {
-            (ErrorKind::Unavailable, ": the disk is full; free some space")
-        }
-        Io::NotFound => (ErrorKind::Unavailable, ": it is missing"),
-        _ => (ErrorKind::Unavailable, ""),
-    };
-    let (kind, remedy) = if is_symlink(&error) {
-        (ErrorKind::Denied, ": it is a symlink, which is not followed; remove it")
-    } else {
-        (kind, remedy)
+        _ if is_symlink(&error) => (ErrorKind::Denied, ": it is a symlink, which is not followed; remove it"),
+        _ => return tooz_local::error::io(what, error),
     };
     Error::new(kind, what.into() + remedy).caused_by(error)
-}
-
-/// The kernel does not say which file system this directory is on.
-pub(crate) fn file_system(directory: &Path, error: io::Error) -> Error {
-    io(format!("the file system of {}", directory.display()), error)
 }
 
 /// What a view finds where no session ever was: no group, and no lock that is held.
@@ -98,11 +83,7 @@ mod tests {
     fn what_the_caller_can_do() {
         for (errno, kind, word) in [
             (nix::libc::EACCES, ErrorKind::Denied, "permission"),
-            (nix::libc::EROFS, ErrorKind::Denied, "read-only"),
             (nix::libc::ELOOP, ErrorKind::Denied, "symlink"),
-            (nix::libc::ENOSPC, ErrorKind::Unavailable, "full"),
-            (nix::libc::EDQUOT, ErrorKind::Unavailable, "full"),
-            (nix::libc::EIO, ErrorKind::Unavailable, "x"),
             (nix::libc::EISDIR, ErrorKind::Corrupt, "remove it"),
         ] {
             let error = io("x", io::Error::from_raw_os_error(errno));

@@ -3,21 +3,17 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use nix::sys::statvfs::statvfs;
-use nix::unistd::{AccessFlags, access};
 use tooz_core::driver::{Connect, Examining};
 use tooz_core::{Characteristics, Finding, Result};
+use tooz_local::examine::{
+    check_space, find_stopped_writer, find_unwritable, judge_file_system, stopped_holder,
+};
+use tooz_local::filesystem::FileSystem;
+use tooz_local::os_lock::{Flavor, Hold, InTheWay};
 
 use crate::config::{self, Config};
-use crate::error;
-use crate::host::filesystem::FileSystem;
-use crate::host::os_lock::{Flavor, Hold, InTheWay};
-use crate::host::process;
 use crate::keys::{self, KeyHash};
 use crate::tree::{Directory, Named, Role, lock_records, mutex};
-
-/// A lock or a member is a small file, and so is everything else here; but a full disk grants nothing.
-const LITTLE_SPACE: u64 = 16 << 20;
 
 /// Looks at the directory that the URL names.
 pub(crate) fn examine(request: Connect) -> Examining {
@@ -38,32 +34,17 @@ fn look(config: &Config, best: Characteristics) -> Result<Vec<Finding>> {
             format!("{} does not exist; connecting makes it", path.display()),
         )]);
     };
-    let system = FileSystem::of(&path).map_err(|cause| error::file_system(&path, cause))?;
-    let mut found =
-        vec![judge_file_system(system, config.force_filesystem, best), describe_locks(config.flavor)];
-    found.extend(find_unwritable(&path));
+    let system = FileSystem::of(&path)?;
+    let mut found = vec![
+        judge_file_system(system, "directory", config.force_filesystem, best),
+        describe_locks(config.flavor),
+    ];
+    let ours = path.join(keys::OURS);
+    let written = [path.clone(), ours.join("locks"), ours, path.join(keys::GROUPS)];
+    found.extend(find_unwritable(&written, "the directory and everything in it"));
     found.extend(check_space(&path));
     found.extend(find_stopped(&path, config));
     Ok(found)
-}
-
-fn judge_file_system(system: FileSystem, forced: bool, best: Characteristics) -> Finding {
-    let (name, topic) = (system.name(), "file-system");
-    if system.is_in_memory() {
-        return Finding::warning(
-            topic,
-            format!("{name}: it is in memory, so after a restart of the machine tokens may begin anew"),
-            "put the directory on a disk, unless what the locks protect is gone then, too",
-        );
-    }
-    if system.is_local() {
-        return Finding::good(topic, format!("{name}, where locks between processes work"));
-    }
-    let what = format!("{name}: not known to be local; locks between processes are not to be relied on");
-    let advice = "move the directory to a local disk (ext, xfs, btrfs, zfs, f2fs)";
-    let finding =
-        if forced { Finding::warning(topic, what, advice) } else { Finding::bad(topic, what, advice) };
-    finding.lowers(best - config::on_unknown_file_system())
 }
 
 fn describe_locks(flavor: Flavor) -> Finding {
@@ -72,30 +53,6 @@ fn describe_locks(flavor: Flavor) -> Finding {
         Flavor::Portable => "the standard library's locks, which do not exclude Python's (backend=portable)",
     };
     Finding::good("locks", what)
-}
-
-fn find_unwritable(path: &Path) -> Option<Finding> {
-    let ours = path.join(keys::OURS);
-    let paths = [path.to_owned(), ours.join("locks"), ours, path.join(keys::GROUPS)];
-    let closed =
-        paths.iter().find(|path| path.exists() && access(path.as_path(), AccessFlags::W_OK).is_err())?;
-    Some(Finding::bad(
-        "writable",
-        format!("{} cannot be written to by this user, or is mounted read-only", closed.display()),
-        "give write permission for the directory and everything in it, to every user of it",
-    ))
-}
-
-fn check_space(path: &Path) -> Option<Finding> {
-    let answer = statvfs(path).ok()?;
-    let free = answer.blocks_available().saturating_mul(answer.fragment_size());
-    (free < LITTLE_SPACE).then(|| {
-        Finding::warning(
-            "space",
-            format!("{} KiB are free for {}; on a full disk nothing is granted", free / 1024, path.display()),
-            "make room",
-        )
-    })
 }
 
 /// Processes that stand still. One in the middle of a change blocks all others, one that holds locks does not release
@@ -111,23 +68,10 @@ fn find_stopped(path: &Path, config: &Config) -> Vec<Finding> {
     };
     // No session was here yet, or this user may not look, which connecting reports.
     let Ok((base, home)) = open() else { return Vec::new() };
-    let mut found = Vec::new();
     let directory = if config.namespace.is_none() { &base } else { &home };
-    if let Some(pid) = find_changing(directory, &home, config.flavor).filter(|pid| process::is_stopped(*pid))
-    {
-        found.push(Finding::bad(
-            "stopped",
-            format!("process {pid} stands still in the middle of a change: everybody waits for it"),
-            format!("let it go on (kill -CONT {pid}) or end it"),
-        ));
-    }
-    for (pid, locks) in find_stopped_holders(&home) {
-        found.push(Finding::warning(
-            "stopped",
-            format!("process {pid} stands still and keeps its locks, which are {locks}"),
-            format!("let it go on (kill -CONT {pid}) or end it, which frees them at once"),
-        ));
-    }
+    let changing = find_changing(directory, &home, config.flavor);
+    let mut found = Vec::from_iter(find_stopped_writer(changing, "in the middle of a change"));
+    found.extend(find_stopped_holders(&home).into_iter().map(|(pid, locks)| stopped_holder(pid, locks)));
     found
 }
 

@@ -12,10 +12,10 @@ use tooz_core::driver::support::errors::{
 };
 use tooz_core::driver::{ChangeStream, Groups, Join, MemberRecord, SessionGroups};
 use tooz_core::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
+use tooz_local::os_lock::Hold;
 
 use crate::client::{Client, FileDriver};
 use crate::error;
-use crate::host::os_lock::Hold;
 use crate::keys;
 use crate::session_state::SessionState;
 use crate::tree::{Directory, Member, Membership, Topic, Tree, directory, member_record, members, msgpack};

@@ -11,10 +11,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tooz_core::driver::{BreakRequest, HolderRecord, HolderStream, Holders, LockKey, Locks, Previous};
 use tooz_core::{Error, ErrorKind, FencingToken, LossReason, MemberId, Result};
+use tooz_local::os_lock::InTheWay;
 
 use crate::client::{Client, FileDriver};
 use crate::error;
-use crate::host::os_lock::InTheWay;
 use crate::keys::{self, KeyHash};
 use crate::session_state::SessionState;
 use crate::tree::{Access, Entry, Moment, Topic, Tree, directory};

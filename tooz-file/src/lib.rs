@@ -8,7 +8,6 @@ mod error;
 mod examine;
 mod groups;
 mod holders;
-mod host;
 mod keys;
 mod locks;
 mod reaper;

@@ -5,10 +5,10 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use tooz_core::Result;
 use tooz_core::driver::SessionId;
+use tooz_local::os_lock::Hold;
 
 use crate::client::Client;
 use crate::error;
-use crate::host::os_lock::Hold;
 use crate::keys::{self, KeyHash};
 use crate::tree::{Access, Directory, Entry, Moment, Named, Topic, Tree, lock_records, members};
 

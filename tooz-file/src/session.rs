@@ -10,10 +10,10 @@ use tooz_core::driver::{
     SessionId, SessionLocks, Task,
 };
 use tooz_core::{Error, ErrorKind, GroupId, LossReason, Result};
+use tooz_local::os_lock::Hold;
 
 use crate::client::Client;
 use crate::error;
-use crate::host::os_lock::Hold;
 use crate::reaper;
 use crate::session_state::{self, SessionState, Waiting};
 use crate::tree::{Area, Topic, Tried, layout, members, python_lock};

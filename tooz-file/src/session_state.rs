@@ -12,10 +12,11 @@ use tooz_core::driver::{
     AttemptId, Grant, InstanceId, LockKey, LockMode, Notice, OpenSession, Previous, SessionId,
 };
 use tooz_core::{Error, ErrorKind, GroupId, LossReason, MemberId, Result};
+use tooz_local::file_id::FileId;
+use tooz_local::os_lock::Hold;
 
 use crate::client::Client;
 use crate::error;
-use crate::host::os_lock::{FileId, Hold};
 use crate::keys::KeyHash;
 use crate::tree::{
     Access, Directory, LocalSession, Mark, Membership, Moment, Owner, Sessions, Topic, Tree, Watch,

@@ -10,10 +10,10 @@ use std::time::{Duration, UNIX_EPOCH};
 use nix::sys::stat::FileStat;
 use tooz_core::driver::{HolderRecord, Holders, LockKey, LockMode, MemberRecord};
 use tooz_core::{FencingToken, GroupId, MemberId, Result};
+use tooz_local::os_lock::InTheWay;
 
 use crate::client::Client;
 use crate::error;
-use crate::host::os_lock::{Hold, InTheWay};
 use crate::keys::{self, KeyHash};
 use crate::tree::{Access, Directory, Entry, LivenessMemo, LockRecords, Member, Moment, Tree, python_lock};
 
@@ -87,7 +87,7 @@ pub(crate) fn is_alive(client: &Client, tree: &Tree, data: &FileStat, member: &M
 /// touch it.
 pub(crate) fn may_live(client: &Client, tree: &Tree, directory: &Directory, name: &str) -> io::Result<bool> {
     let Some(data) = directory.stat(name)? else { return Ok(false) };
-    let locked = tree.flavor.in_the_way(&directory.open(name)?, Hold::Alone)?.is_some();
+    let locked = tree.flavor.is_locked(&directory.open(name)?)?;
     Ok(locked || remaining_python_life(client, &data).is_some())
 }
 

@@ -14,10 +14,11 @@ use futures_core::Stream;
 use tooz_core::driver::support::feed::GroupFeed;
 use tooz_core::driver::{ChangeStream, GroupChange, HolderStream, Holders, LockKey};
 use tooz_core::{ErrorKind, GroupId, Result};
+use tooz_local::file_id::FileId;
+use tooz_local::os_lock::Hold;
 
 use crate::client::Client;
 use crate::error;
-use crate::host::os_lock::{FileId, Hold};
 use crate::keys::{self, KeyHash};
 use crate::tree::{Area, Listener, Topic, Tree, Watch, members, python_lock};
 use crate::view::{read_group, read_holders};

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tooz_core::driver::{LAYOUT_OPTION, OptionKind, OptionSpec, layout_of};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
+use tooz_local::options::{BOOT_ID_OPTION, FORCE_FILESYSTEM_OPTION, MODE_OPTION, mode_of};
 
 /// The options that only this driver knows.
 pub(crate) const OPTIONS: &[OptionSpec] = &[
@@ -15,21 +16,9 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "full: every commit survives a power cut, at the price of one sync each (default: normal; groups and the \
          fencing counter are always written at full)",
     ),
-    OptionSpec::new(
-        "mode",
-        OptionKind::Text,
-        "permissions of new files in octal; directories get the x that goes with each r (default: 600)",
-    ),
-    OptionSpec::new(
-        "force_filesystem",
-        OptionKind::Flag,
-        "accept a file system that is not known to be local (default: false)",
-    ),
-    OptionSpec::new(
-        "boot_id",
-        OptionKind::Text,
-        "for tests only: pretend that the machine was booted under this id (default: the kernel's)",
-    ),
+    MODE_OPTION,
+    FORCE_FILESYSTEM_OPTION,
+    BOOT_ID_OPTION,
     LAYOUT_OPTION,
 ];
 
@@ -42,9 +31,6 @@ const OPERATION_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same for closing.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The permissions of new files if the URL names none.
-pub(crate) const MODE: u32 = 0o600;
 
 /// What a URL says.
 #[derive(Clone, Debug)]
@@ -68,7 +54,6 @@ pub(crate) struct Config {
 impl Config {
     pub(crate) fn from_url(url: &BackendUrl) -> Result<Self> {
         let invalid = |what: &'static str| Err(Error::new(ErrorKind::InvalidUrl, what));
-        let invalid_option = |what: &'static str| Error::new(ErrorKind::InvalidOption, what);
         let in_memory = url.hosts().iter().any(|host| host.name.starts_with(":memory"))
             || url.path().starts_with(b"/:memory:")
             || url.option("mode") == Some("memory");
@@ -90,18 +75,9 @@ impl Config {
             None | Some("normal") => false,
             Some("full") => true,
             Some(_) => {
-                return Err(invalid_option("option \"synchronous\": it must be normal or full"));
+                let what = "option \"synchronous\": it must be normal or full";
+                return Err(Error::new(ErrorKind::InvalidOption, what));
             }
-        };
-        let mode = match url.option("mode") {
-            None => MODE,
-            Some(text) => u32::from_str_radix(text, 8)
-                .ok()
-                // Without the owner's own rights nothing would work, and nothing here is to be run.
-                .filter(|mode| mode & 0o600 == 0o600 && mode & !0o666 == 0)
-                .ok_or_else(|| {
-                    invalid_option("option \"mode\": it must be an octal number from 600 to 666, such as 660")
-                })?,
         };
         let limit = |name, default| url.duration(name).map(|given| given.unwrap_or(default));
         Ok(Self {
@@ -109,7 +85,7 @@ impl Config {
             namespace: url.option("namespace").unwrap_or("tooz").into(),
             durable,
             force_filesystem: url.flag("force_filesystem")?.unwrap_or(false),
-            mode,
+            mode: mode_of(url)?,
             boot_id: url.option("boot_id").map(str::to_owned),
             layout: layout_of(url, LAYOUT)?,
             adopt: false,
@@ -123,20 +99,6 @@ impl Config {
 /// What the scheme guarantees on a local file system: everything but several hosts.
 pub(crate) fn characteristics(_url: &BackendUrl) -> Characteristics {
     Characteristics::all() - Characteristics::DISTRIBUTED_ACROSS_HOSTS
-}
-
-/// What the driver guarantees on this file system.
-pub(crate) fn characteristics_on(url: &BackendUrl, known_file_system: bool) -> Characteristics {
-    if known_file_system { characteristics(url) } else { on_unknown_file_system() }
-}
-
-/// What is left on a file system that was forced: its locks, its syncs and its change events may not reach every process.
-pub(crate) fn on_unknown_file_system() -> Characteristics {
-    Characteristics::DISTRIBUTED_ACROSS_THREADS
-        | Characteristics::DISTRIBUTED_ACROSS_PROCESSES
-        | Characteristics::SEQUENTIAL
-        | Characteristics::SHARED_LOCKS
-        | Characteristics::FAIR_LOCKS
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tooz_core::driver::{Connect, Connecting, Driver, Groups, Locks, OpenSession, Session};
 use tooz_core::{Characteristics, Result};
+use tooz_local::filesystem::guarantees;
 
 use crate::client::Client;
 use crate::config::{self, Config};
@@ -24,7 +25,8 @@ pub fn connect(request: Connect) -> Connecting {
         let client = Arc::new(Client::new(config, &context)?);
         // Opens the database, or fails with the reason.
         client.call_within(Level::Read, limit, |_| Ok(())).await.map_err(|error| error.during("connect"))?;
-        let characteristics = config::characteristics_on(&url, client.jobs().paths.known_file_system);
+        let characteristics =
+            guarantees(config::characteristics(&url), client.jobs().paths.known_file_system);
         Ok(Arc::new(SqliteDriver { client, characteristics }) as Arc<dyn Driver>)
     })
 }

@@ -3,6 +3,7 @@
 use rusqlite::ErrorCode;
 use rusqlite::ffi;
 use tooz_core::{Error, ErrorKind};
+pub(crate) use tooz_local::error::io;
 
 /// Why work inside a transaction failed.
 #[derive(Debug)]
@@ -149,23 +150,6 @@ pub(crate) fn commit(error: rusqlite::Error) -> Error {
 /// The error of a record or file that makes no sense.
 pub(crate) fn corrupt(what: impl Into<String>) -> Error {
     Error::new(ErrorKind::Corrupt, what)
-}
-
-/// An error of the operating system about `what`.
-pub(crate) fn io(what: impl Into<String>, error: std::io::Error) -> Error {
-    use std::io::ErrorKind as Io;
-    let kind = match error.kind() {
-        Io::PermissionDenied | Io::ReadOnlyFilesystem => ErrorKind::Denied,
-        _ => ErrorKind::Unavailable,
-    };
-    let remedy = match error.kind() {
-        Io::PermissionDenied => ": permission denied; give read and write permission",
-        Io::ReadOnlyFilesystem => ": the file system is read-only",
-        Io::StorageFull | Io::QuotaExceeded => ": the disk is full; free some space",
-        Io::NotFound => ": it is missing",
-        _ => "",
-    };
-    Error::new(kind, what.into() + remedy).caused_by(error)
 }
 
 #[cfg(test)]

@@ -4,22 +4,19 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use nix::sys::statfs::TMPFS_MAGIC;
-use nix::sys::statvfs::statvfs;
-use nix::unistd::{AccessFlags, access};
 use tooz_core::driver::{Connect, Context, Examining, Spawner};
 use tooz_core::{Characteristics, Error, Finding, Result, Severity};
+use tooz_local::examine::{
+    check_space, find_stopped_writer, find_unwritable, judge_file_system, stopped_holder,
+};
+use tooz_local::filesystem::FileSystem;
 
 use crate::client::Client;
 use crate::config::{self, Config};
 use crate::engine::jobs::Level;
-use crate::engine::paths::{self, Paths};
+use crate::engine::paths::Paths;
 use crate::engine::schema;
-use crate::host::{filesystem, process};
 use crate::reaper;
-
-/// With less room than this, a log that grows during a read fills the disk.
-const LITTLE_SPACE: u64 = 16 << 20;
 
 const ADOPTED: &str =
     "adopted: the database belongs to this place, and what was recorded at another has ended";
@@ -67,10 +64,10 @@ fn examine_outside(config: &Config, best: Characteristics) -> Result<(Vec<Findin
         return Ok((found, false));
     }
     let directory = paths.database.parent().unwrap_or(Path::new("/"));
-    let lost = best - config::on_unknown_file_system();
-    found.push(file_system(directory, paths.known_file_system, config.force_filesystem, lost)?);
-    found.extend(unwritable(&paths, directory));
-    found.extend(space(directory));
+    found.push(judge_file_system(FileSystem::of(directory)?, "database", config.force_filesystem, best));
+    let written = [directory.to_owned(), paths.database.clone(), paths.sessions()];
+    found.extend(find_unwritable(&written, "the directory, the database and what stands beside it"));
+    found.extend(check_space(directory));
     found.extend(stopped_writer(&paths));
     let usable = found.iter().all(|finding| finding.severity() != Severity::Bad);
     // Examining must not create the database.
@@ -81,63 +78,12 @@ fn examine_outside(config: &Config, best: Characteristics) -> Result<(Vec<Findin
     Ok((found, exists && usable))
 }
 
-fn file_system(directory: &Path, known: bool, forced: bool, lost: Characteristics) -> Result<Finding> {
-    let system = paths::file_system_of(directory)?;
-    let (name, topic) = (filesystem::name_of(system), "file-system");
-    if known && system == TMPFS_MAGIC {
-        return Ok(Finding::warning(
-            topic,
-            format!("{name}: it is in memory, so after a restart of the machine tokens may begin anew"),
-            "put the database on a disk, unless what the locks protect is gone then, too",
-        ));
-    }
-    if known {
-        return Ok(Finding::good(topic, format!("{name}, where locks between processes work")));
-    }
-    let what = format!("{name}: not known to be local; locks between processes are not to be relied on");
-    let advice = "move the database to a local disk (ext, xfs, btrfs, zfs, f2fs)";
-    Ok(if forced { Finding::warning(topic, what, advice) } else { Finding::bad(topic, what, advice) }
-        .lowers(lost))
-}
-
-fn unwritable(paths: &Paths, directory: &Path) -> Option<Finding> {
-    let paths = [directory.to_owned(), paths.database.clone(), paths.sessions()];
-    let closed =
-        paths.iter().find(|path| path.exists() && access(path.as_path(), AccessFlags::W_OK).is_err())?;
-    Some(Finding::bad(
-        "writable",
-        format!("{} cannot be written to by this user, or is mounted read-only", closed.display()),
-        "give write permission for the directory, the database and what stands beside it, to every user of it",
-    ))
-}
-
-fn space(directory: &Path) -> Option<Finding> {
-    let answer = statvfs(directory).ok()?;
-    let free = answer.blocks_available().saturating_mul(answer.fragment_size());
-    (free < LITTLE_SPACE).then(|| {
-        Finding::warning(
-            "space",
-            format!(
-                "{} KiB are free for {}; on a full disk nothing is granted",
-                free / 1024,
-                directory.display()
-            ),
-            "make room",
-        )
-    })
-}
-
 /// Whether the process that has the write lock is stopped: then no other process can write.
 fn stopped_writer(paths: &Paths) -> Option<Finding> {
     // Not by opening the file: closing it again would drop SQLite's own locks in this process.
     let shared_memory = fs::metadata(paths.beside("-shm")).ok()?;
     let locks = fs::read_to_string("/proc/locks").ok()?;
-    let pid = writers(&locks, shared_memory.ino()).find(|pid| process::is_stopped(*pid))?;
-    Some(Finding::bad(
-        "stopped",
-        format!("process {pid} stands still and has the database locked: everybody waits for it"),
-        format!("let it go on (kill -CONT {pid}) or end it"),
-    ))
+    find_stopped_writer(writers(&locks, shared_memory.ino()), "and has the database locked")
 }
 
 /// The processes that have a lock for writing on this file, as `/proc/locks` lists them.
@@ -171,15 +117,8 @@ async fn examine_inside(config: Config, context: &Context) -> Result<Vec<Finding
     closed?;
     let synced = if durable { "full" } else { "normal; tokens and groups are written at full" };
     let mut found = vec![Finding::good("journal", format!("journal mode {mode}, synchronous {synced}"))];
-    let stopped: Vec<_> = holding.into_iter().filter(|(process, _)| process.is_stopped()).collect();
-    for (process, locks) in stopped {
-        let pid = process.pid;
-        found.push(Finding::warning(
-            "stopped",
-            format!("process {pid} stands still and keeps its locks, which are {locks}"),
-            format!("let it go on (kill -CONT {pid}) or end it, which frees them at once"),
-        ));
-    }
+    let stopped = holding.into_iter().filter(|(process, _)| process.is_stopped());
+    found.extend(stopped.map(|(process, locks)| stopped_holder(process.pid, locks)));
     Ok(found)
 }
 
@@ -203,15 +142,5 @@ mod tests {
                      4: POSIX  ADVISORY  WRITE 79 fd:00:13 120 120\n\
                      4: -> POSIX  ADVISORY  WRITE 80 fd:00:12 120 120\nnonsense\n";
         assert_eq!(writers(locks, 12).collect::<Vec<_>>(), [77, 80]);
-    }
-
-    #[test]
-    fn an_unknown_file_system_is_bad_and_forcing_it_lowers() {
-        let (proc, lost) = (Path::new("/proc"), Characteristics::DURABLE_FENCING);
-        let refused = file_system(proc, false, false, lost).unwrap();
-        assert_eq!(refused.severity(), Severity::Bad);
-        let forced = file_system(proc, false, true, lost).unwrap();
-        assert_eq!(forced.severity(), Severity::Warning);
-        assert_eq!(forced.lowered(), lost);
     }
 }

@@ -12,7 +12,6 @@ mod error;
 mod examine;
 mod groups;
 mod holders;
-mod host;
 mod keys;
 mod locks;
 mod read_only;

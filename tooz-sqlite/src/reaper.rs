@@ -1,23 +1,17 @@
-//! Whether a session is alive, and clearing away a dead one.
-//!
-//! A session is dead only in three cases. (a) Its file is at its path, has the recorded inode, and is not locked. (b) Its
-//! recorded process is of our pid namespace and boot and no longer exists, although a child that inherited the descriptor
-//! still has the lock, or the file may not be read. (c) The session was recorded under another boot. A session whose file is
-//! missing is not dead: its owner notices and ends the session itself.
-
-use std::io;
+//! Whether a session is alive, by the rule of [`tooz_local::liveness`], and clearing away a dead one.
 
 use rusqlite::Row;
 use tooz_core::LossReason;
 use tooz_core::driver::{End, SessionId};
+use tooz_local::file_id::FileId;
+use tooz_local::liveness;
+use tooz_local::process::Process;
 
 use crate::engine::lock_rows;
 use crate::engine::log::{self, Event};
-use crate::engine::session_file::{self, DeadFile, Look};
+use crate::engine::session_file::{self, DeadFile};
 use crate::engine::tx::{Effect, Site, Tx};
 use crate::error::{self, Fail, Work};
-use crate::host::FileId;
-use crate::host::process::Process;
 use crate::keys::{Id, Lock, number_to_previous};
 
 /// A session as it is recorded.
@@ -104,17 +98,8 @@ pub(crate) fn looks_dead(site: &Site, session: &Recorded) -> bool {
     }
     let Some(inode) = session.inode else { return process_is_gone(site, session) };
     let path = session_file::path_of(&site.sessions, session.id);
-    match session_file::look(&path, inode) {
-        Ok(Look::Free) => true,
-        Ok(Look::Locked | Look::Missing) => process_is_gone(site, session),
-        // Another user's file, perhaps: where the file may not be read, the process decides.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => process_is_gone(site, session),
-        Err(error) => {
-            // A session that cannot be examined is not dead.
-            tracing::warn!(session = %session.id, %error, "a session's file cannot be examined");
-            false
-        }
-    }
+    let look = session_file::look(&path, inode);
+    liveness::is_dead(look, session.id, || process_is_gone(site, session))
 }
 
 /// Judges a session. Takes the lock of a dead one's file, so that only one process clears the session away.

@@ -11,6 +11,7 @@ use tooz_core::driver::{
     Turn,
 };
 use tooz_core::{LossReason, Result};
+use tooz_local::file_id::FileId;
 
 use crate::client::Client;
 use crate::engine::jobs::{Jobs, Level};
@@ -18,7 +19,6 @@ use crate::engine::session_file::{self, DeadFile};
 use crate::engine::tx::{Effect, Tx};
 use crate::engine::{lock_rows, schema};
 use crate::error::{self, Work};
-use crate::host::FileId;
 use crate::keys::{Id, Lock};
 use crate::reaper::{self, Recorded, SessionEnd};
 use crate::session_state::SessionState;

@@ -12,8 +12,8 @@ use tooz_core::driver::support::errors::session_ended;
 use tooz_core::driver::support::notices::Notices;
 use tooz_core::driver::{AttemptId, Grant, SessionId, Turn};
 use tooz_core::{LossReason, MemberId, Result};
+use tooz_local::file_id::FileId;
 
-use crate::host::FileId;
 use crate::keys::Lock;
 
 /// What the database thread knows of one session of this process.

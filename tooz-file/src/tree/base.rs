@@ -4,10 +4,10 @@ use std::io;
 use std::path::Path;
 
 use tooz_core::{Error, ErrorKind, Result};
+use tooz_local::filesystem;
 
 use crate::config::Config;
 use crate::error;
-use crate::host::filesystem::FileSystem;
 use crate::tree::directory::Directory;
 
 /// Opens the directory, and says whether its file system is known to be local. Creates a directory that is missing, as
@@ -30,16 +30,7 @@ pub(crate) fn open_base(config: &Config) -> Result<(Directory, bool)> {
     }
     let path =
         config.path.canonicalize().map_err(|error| error::io(format!("the directory {shown}"), error))?;
-    let local = FileSystem::of(&path).map_err(|cause| error::file_system(&path, cause))?.is_local();
-    if !local && !config.force_filesystem {
-        return Err(Error::new(
-            ErrorKind::Unsupported,
-            format!(
-                "{shown} is not on a known local file system (ext, xfs, btrfs, zfs, f2fs, tmpfs, overlay), where \
-                 locks between processes are not to be relied on; move it, or add force_filesystem=true"
-            ),
-        ));
-    }
+    let local = filesystem::check_local(&path, config.force_filesystem)?;
     let base =
         Directory::open_path(&path).map_err(|error| error::io(format!("the directory {shown}"), error))?;
     Ok((base, local))

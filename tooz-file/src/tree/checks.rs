@@ -153,10 +153,11 @@ mod tests {
     use proptest::test_runner::RngSeed;
     use tooz_core::Capabilities;
     use tooz_core::driver::{AttemptId, LockMode, MemberRecord, SessionId};
+    use tooz_local::process::Process;
 
     use super::*;
-    use crate::host::process::Process;
     use crate::tree::lock_records::{Record, Role};
+    use crate::tree::owner::known;
 
     /// The same cases on every run, unless `TOOZ_PROPTEST_SEED` names another seed or says `random`;
     /// `TOOZ_PROPTEST_CASES` says how many.
@@ -183,7 +184,7 @@ mod tests {
             |(session, (inode, pid, started, namespace, boot))| Owner {
                 session: SessionId(session),
                 inode,
-                process: Process { pid, started, namespace },
+                process: Process { pid, started: known(started), pid_namespace: known(namespace) },
                 boot,
             },
         )

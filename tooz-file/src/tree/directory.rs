@@ -7,24 +7,20 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{self, FileStat, Mode};
 use nix::unistd::{UnlinkatFlags, unlinkat};
+use tooz_local::file_id::FileId;
+pub(crate) use tooz_local::ownership::unique;
+use tooz_local::ownership::{self, Rights, STAGING};
 
 use crate::error::unreadable;
-use crate::host::os_lock::FileId;
-use crate::host::ownership::{self, Rights};
-use crate::host::process::Process;
 
 /// This driver writes no more: 64 KiB of capabilities and some hundred bytes around them.
 const MOST_BYTES: u64 = 256 * 1024;
-
-/// What names of something that is being made begin with.
-const STAGING: &str = ".staging";
 
 /// An open directory. Names are single components.
 #[derive(Debug)]
@@ -70,7 +66,7 @@ impl Directory {
             answer => return answer,
         }
         let rights = Rights::within(&self.fd, mode)?;
-        match ownership::make_directory(&self.fd, name, &unique(STAGING), rights) {
+        match ownership::make_directory(&self.fd, name.as_os_str(), rights) {
             Ok(fd) => Ok(Self { fd, path: self.path.join(name) }),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.child(name),
             Err(error) => Err(error),
@@ -211,13 +207,4 @@ impl Directory {
             }
         }
     }
-}
-
-/// A name for a file that is not in place yet. No other call, in any process, gives the same.
-pub(crate) fn unique(what: &str) -> String {
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    // A pid is used again, and may be used in two containers at once; the inode and the start tell them apart.
-    let process = Process::this();
-    format!("{what}-{:x}-{:x}-{:x}-{number:x}", process.namespace, process.pid, process.started)
 }

@@ -1,29 +1,20 @@
-//! Fencing tokens that keep growing across a power cut.
-//!
-//! What was written may be lost when the machine loses power, and with it the last numbers that were given out. So
-//! the file holds `next`, `ceiling` and the id of the boot. No number at or above `ceiling` is given out before a
-//! higher ceiling was synced, and a process that finds the id of another boot continues at the ceiling. The counter
-//! has a file of its own, since programs delete the files of locks.
+//! The counter of fencing tokens, by the rule of [`tooz_local::fence`]. It has a file of its own, since programs delete the
+//! files of locks.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use tooz_core::{FencingToken, Result};
+use tooz_local::fence::{MOST, STEP, ceiling_above, first_token};
+use tooz_local::file_id::FileId;
+use tooz_local::os_lock::{Flavor, Hold, spin};
 
 use crate::error;
-use crate::host::os_lock::{FileId, Flavor, Hold, spin};
 use crate::keys;
 use crate::tree::directory::{self, Directory};
-
-/// How many tokens one sync covers: at the fastest rate of grants there is still less than one sync a second, and
-/// a reboot skips no more than this.
-const STEP: u64 = 100_000;
-
-/// No token is larger: [`FencingToken`] fits into a signed number.
-const MOST: u64 = i64::MAX.cast_unsigned();
 
 const MAGIC: &[u8; 8] = b"toozfnc1";
 /// Magic, next, ceiling (big-endian), and the boot id padded with NULs.
@@ -161,10 +152,7 @@ impl Fence {
     ) -> io::Result<(File, FileId)> {
         let file = match home.open_write(keys::FENCE) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                // If it replaces one that was deleted, clients have seen that one's tokens; microseconds since 1970
-                // are above all of them unless the clock was set back meanwhile.
-                let since = wall.duration_since(UNIX_EPOCH).unwrap_or_default();
-                let next = u64::try_from(since.as_micros()).unwrap_or(1).max(floor + 1);
+                let next = first_token(wall, floor);
                 let counter =
                     Counter { next, ceiling: next.saturating_add(STEP), boot: self.boot_id.clone().into() };
                 let name = directory::unique("fence");
@@ -209,8 +197,7 @@ impl Fence {
         let written = counter.next;
         counter.next = counter.next.max(floor + 1); // an older copy was put back, or the tokens are raised
         if sync || counter.next >= counter.ceiling {
-            let ceiling = counter.next.checked_add(STEP).filter(|ceiling| *ceiling <= MOST);
-            counter.ceiling = ceiling.ok_or_else(corrupt)?;
+            counter.ceiling = ceiling_above(counter.next).ok_or_else(corrupt)?;
             file.write_all_at(&counter.encode(), 0)?;
             // INVARIANT: synced before any token at or above the old ceiling is given out.
             file.sync_all()?;
@@ -229,7 +216,7 @@ fn corrupt() -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, UNIX_EPOCH};
 
     use tempfile::TempDir;
     use tooz_core::ErrorKind;

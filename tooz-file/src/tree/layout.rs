@@ -7,9 +7,10 @@ use std::io;
 
 use tooz_core::driver::{SessionId, Stamp, earlier_layout_in_use, later_layout};
 use tooz_core::{Error, ErrorKind, Result};
+use tooz_local::file_id::FileId;
+use tooz_local::os_lock::{Hold, spin};
 
 use crate::error;
-use crate::host::os_lock::{FileId, Hold, spin};
 use crate::keys;
 use crate::tree::directory;
 use crate::tree::open_tree::Tree;

@@ -1,9 +1,4 @@
-//! The files of sessions, and whether a session lives.
-//!
-//! A session is dead only if (a) its file is at its path, is the recorded inode, and its lock is free; or (b) its
-//! recorded process lies in our pid namespace and no longer exists, although a child that inherited the descriptor
-//! still has the lock, or the file may not be read; or it was recorded under another boot. A missing file is not death:
-//! its owner notices and ends the session itself.
+//! The files of sessions, and whether a session lives, by the rule of [`tooz_local::liveness`].
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,9 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use tooz_core::driver::SessionId;
 use tooz_core::{LossReason, MemberId};
+use tooz_local::file_id::FileId;
+use tooz_local::liveness;
+use tooz_local::os_lock::{Flavor, Hold};
+use tooz_local::process::Process;
 
-use crate::host::os_lock::{FileId, Flavor, Hold};
-use crate::host::process::Process;
 use crate::keys;
 use crate::tree::directory::Directory;
 use crate::tree::owner::Owner;
@@ -63,27 +60,8 @@ impl Sessions {
             return true;
         }
         let name = owner.session.to_string();
-        let found = self.directory.open(&name).and_then(|file| {
-            if FileId::of(&file)?.inode != owner.inode {
-                return Ok(true); // a copy says nothing
-            }
-            Ok(self.flavor.in_the_way(&file, Hold::Alone)?.is_some())
-        });
-        match found {
-            Ok(false) => true,
-            Ok(true) => owner.process.is_gone(&self.process),
-            // Another user's, perhaps: where the file cannot be asked, the process is.
-            Err(error)
-                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) =>
-            {
-                owner.process.is_gone(&self.process)
-            }
-            Err(error) => {
-                // What cannot be looked at is not dead.
-                tracing::warn!(session = %owner.session, %error, "a session's file cannot be examined");
-                false
-            }
-        }
+        let look = liveness::look(self.directory.open(&name), owner.inode, self.flavor);
+        liveness::is_dead(look, owner.session, || owner.process.is_gone(&self.process))
     }
 
     /// In which layout a session works; in layout 1 a session need not say so.
@@ -126,7 +104,7 @@ impl Sessions {
                     // The file does not name its owner, but its lock says whether it lives.
                     None => match self.directory.open(&id.to_string()) {
                         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-                        file => self.flavor.in_the_way(&file?, Hold::Alone)?.is_some(),
+                        file => self.flavor.is_locked(&file?)?,
                     },
                 },
             };

@@ -315,12 +315,12 @@ pub(crate) fn remove_marks(directory: &Directory, key: &KeyHash, told: &[Mark]) 
 mod tests {
     use tooz_core::LockName;
     use tooz_core::driver::{LockKey, SessionId};
+    use tooz_local::process::Process;
 
     use super::*;
-    use crate::host::process::Process;
 
     fn owner() -> Owner {
-        let process = Process { pid: u32::MAX, started: u64::MAX, namespace: u64::MAX };
+        let process = Process { pid: u32::MAX, started: Some(u64::MAX), pid_namespace: Some(u64::MAX) };
         Owner { session: SessionId(u128::MAX), inode: u64::MAX, process, boot: u32::MAX }
     }
 

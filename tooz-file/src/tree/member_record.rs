@@ -185,9 +185,9 @@ fn civil(days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use tooz_core::driver::SessionId;
+    use tooz_local::process::Process;
 
     use super::*;
-    use crate::host::process::Process;
 
     #[test]
     fn dates() {
@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn what_was_written_is_read() {
-        let process = Process { pid: 7, started: 8, namespace: 9 };
+        let process = Process { pid: 7, started: Some(8), pid_namespace: Some(9) };
         let owner = Owner { session: SessionId(1), inode: 2, process, boot: 3 };
         let at = time(1_790_000_000_123_456);
         let capabilities = Capabilities::new(&("gpu", 2)).unwrap();

@@ -6,9 +6,10 @@ use std::io;
 use tooz_core::driver::SessionId;
 use tooz_core::driver::support::errors::{group_not_found, member_id_taken, member_not_found};
 use tooz_core::{Error, ErrorKind, GroupId, MemberId, Result};
+use tooz_local::file_id::FileId;
+use tooz_local::os_lock::Hold;
 
 use crate::error;
-use crate::host::os_lock::{FileId, Hold};
 use crate::keys;
 use crate::tree::directory::{self, Directory};
 use crate::tree::member_record::{self, Member};

@@ -6,10 +6,11 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use tooz_core::Result;
+use tooz_local::file_id::FileId;
+use tooz_local::os_lock::{Hold, InTheWay, spin};
 
 use crate::config::Config;
 use crate::error;
-use crate::host::os_lock::{FileId, Hold, InTheWay, spin};
 use crate::keys;
 use crate::tree::directory::Directory;
 

@@ -12,11 +12,11 @@ use std::time::SystemTime;
 use tooz_core::driver::support::fork::OwnerProcess;
 use tooz_core::driver::{LockKey, Stamp};
 use tooz_core::{Error, FencingToken, Result};
+use tooz_local::os_lock::{Flavor, Hold};
+use tooz_local::process;
 
 use crate::config::Config;
 use crate::error;
-use crate::host::os_lock::{Flavor, Hold};
-use crate::host::process;
 use crate::keys::{self, KeyHash};
 use crate::tree::directory::Directory;
 use crate::tree::fence::Fence;
@@ -89,7 +89,7 @@ impl Tree {
         };
         let tmp = within(&home, "tmp")?;
         let stamp = stamp::read(&home, &tmp, config, failed)?.unwrap_or(fresh);
-        let boot_id = config.boot_id.clone().map_or_else(process::boot_id, Ok).map_err(failed)?;
+        let boot_id = process::boot_id(config.boot_id.as_deref()).map_err(failed)?;
         let topics = Arc::<Topics>::default();
         let watcher = match flavor {
             Flavor::Portable => None,

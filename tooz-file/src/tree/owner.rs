@@ -3,8 +3,8 @@
 use std::fmt;
 
 use tooz_core::driver::SessionId;
+use tooz_local::process::Process;
 
-use crate::host::process::Process;
 use crate::keys;
 
 /// A session, its file and its process.
@@ -20,7 +20,8 @@ pub(crate) struct Owner {
 
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Process { pid, started, namespace } = &self.process;
+        let Process { pid, started, pid_namespace } = &self.process;
+        let (started, namespace) = (started.unwrap_or_default(), pid_namespace.unwrap_or_default());
         write!(f, "{}.{:x}.{pid:x}.{started:x}.{namespace:x}.{:x}", self.session, self.inode, self.boot)
     }
 }
@@ -34,9 +35,15 @@ impl Owner {
         if parts.next().is_some() {
             return None;
         }
-        let process = Process { pid: u32::try_from(pid).ok()?, started, namespace };
+        let pid = u32::try_from(pid).ok()?;
+        let process = Process { pid, started: known(started), pid_namespace: known(namespace) };
         Some(Self { session, inode, process, boot: u32::try_from(boot).ok()? })
     }
+}
+
+/// A number of a record, where 0 stands for one that was not known.
+pub(crate) fn known(number: u64) -> Option<u64> {
+    (number > 0).then_some(number)
 }
 
 /// A boot id in short: only ever compared with that of another boot of the same machine.

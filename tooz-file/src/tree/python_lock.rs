@@ -11,9 +11,10 @@ use std::sync::Arc;
 use nix::libc;
 use tooz_core::driver::LockMode;
 use tooz_core::{Error, ErrorKind, Result};
+use tooz_local::file_id::FileId;
+use tooz_local::os_lock::{Flavor, Hold, InTheWay};
 
 use crate::error;
-use crate::host::os_lock::{FileId, Flavor, Hold, InTheWay};
 use crate::tree::directory::Directory;
 use crate::tree::inotify::{Area, Watch};
 use crate::tree::open_tree::Tree;

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tooz_core::Result;
 use tooz_core::driver::{Epoch, Stamp};
+use tooz_local::os_lock::Flavor;
 
 use crate::config::Config;
-use crate::host::os_lock::Flavor;
 use crate::tree::base::open_base;
 use crate::tree::layout;
 use crate::tree::open_tree::{Tree, cannot_open};

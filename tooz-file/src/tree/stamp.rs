@@ -4,9 +4,9 @@ use std::io;
 
 use tooz_core::driver::Stamp;
 use tooz_core::{Error, ErrorKind, Result};
+use tooz_local::os_lock::Flavor;
 
 use crate::config::Config;
-use crate::host::os_lock::Flavor;
 use crate::keys;
 use crate::tree::directory::{self, Directory};
 

@@ -11,13 +11,14 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 use tooz_core::driver::{Clock, Entropy, Instant};
 use tooz_core::{Error, ErrorKind, Result};
+use tooz_local::file_id::FileId;
+use tooz_local::os_lock::posix_lock_holder;
 
 use crate::engine::paths::Paths;
 use crate::engine::presence::{self, First, Last};
 use crate::engine::schema;
 use crate::engine::tx::Site;
 use crate::error::{self, native};
-use crate::host::{FileId, os_lock};
 
 /// How many statements stay prepared: all of this crate's.
 const STATEMENTS: usize = 128;
@@ -158,8 +159,8 @@ impl Database {
 
     /// The pid of another process that writes; 0 if the process is in another pid namespace.
     pub(crate) fn writer(&self) -> Option<i32> {
-        os_lock::posix_lock_holder(&self.shared_memory, WRITE_LOCK)
-            .or_else(|| os_lock::posix_lock_holder(&self.shared_memory, RECOVERY_LOCK))
+        posix_lock_holder(&self.shared_memory, WRITE_LOCK)
+            .or_else(|| posix_lock_holder(&self.shared_memory, RECOVERY_LOCK))
     }
 }
 

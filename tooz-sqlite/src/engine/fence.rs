@@ -1,19 +1,15 @@
-//! Fencing tokens that keep growing across a power cut.
+//! The counter of fencing tokens, by the rule of [`tooz_local::fence`]: one row.
 //!
-//! A commit at `synchronous=normal` may be lost when the machine loses power, and with it the last numbers that were given
-//! out. So one row holds `next`, `ceiling` and the id of the boot. The granting transaction itself takes `next`. No number at
-//! or above `ceiling` is given out before a higher ceiling was committed alone at `synchronous=full`. A process that finds
-//! the id of another boot continues at the ceiling.
+//! A commit at `synchronous=normal` may be lost when the machine loses power. The granting transaction itself takes `next`.
+//! A higher ceiling is committed alone at `synchronous=full`.
 
 use tooz_core::FencingToken;
-use tooz_core::driver::Clock;
+use tooz_local::fence;
 
-use crate::engine::tx::{Fence, Tx, to_micros};
+use crate::engine::tx::{Fence, Tx};
 use crate::error::{self, Fail, Work};
 
-/// How many tokens one synced commit covers: at 300,000 grants a second still only three syncs a second, and a
-/// reboot skips no more than this.
-pub(crate) const STEP: i64 = 100_000;
+const STEP: i64 = fence::STEP.cast_signed();
 
 /// The largest token after which another reboot still fits. A number above was not counted but written by hand.
 const MOST: i64 = i64::MAX - 2 * STEP;
@@ -24,12 +20,6 @@ fn corrupt(what: &str) -> Fail {
 
 fn missing() -> Fail {
     corrupt("is missing; restore the database")
-}
-
-/// The first token of a new database. If it replaces one that was deleted, clients have seen that one's tokens;
-/// microseconds since 1970 are above all of them unless the clock was set back meanwhile.
-pub(crate) fn first_token(clock: &Clock) -> i64 {
-    to_micros(clock.wall()).max(1)
 }
 
 /// Takes the next token.

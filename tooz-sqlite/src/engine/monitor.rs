@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use tooz_core::LossReason;
 use tooz_core::driver::{Instant, SessionId};
+use tooz_local::file_id::FileId;
 
 use crate::engine::inotify::FileEvents;
 use crate::engine::state::{CHECK_EVERY, Engine, POLL_HIGH, POLL_LOW, REAP_LIMIT};
-use crate::host::FileId;
 use crate::session_state::SessionState;
 
 /// While another process is between writing the log and publishing its commit, the thread looks again after this,

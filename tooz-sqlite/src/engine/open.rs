@@ -26,7 +26,7 @@ impl Engine {
         let mut site = Site {
             known: self.known,
             adopt: jobs.adopt.load(Ordering::SeqCst),
-            ..Site::new(&jobs.paths, jobs.boot_id.as_ref(), jobs.layout, &jobs.clock, &jobs.entropy)?
+            ..Site::new(&jobs.paths, jobs.boot_id.as_deref(), jobs.layout, &jobs.clock, &jobs.entropy)?
         };
         let database = Database::open(&jobs.paths, &site, deadline)?;
         self.known = Some(database.file);

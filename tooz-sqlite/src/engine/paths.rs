@@ -8,15 +8,15 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::lstat;
-use nix::sys::statfs::FsType;
 use nix::unistd::geteuid;
 use tooz_core::{Error, ErrorKind, Result};
+use tooz_local::file_id::FileId;
+use tooz_local::filesystem;
+use tooz_local::options::{MODE, directory_mode};
+use tooz_local::ownership::{self, Rights};
 
-use crate::config;
 use crate::engine::wakeup;
 use crate::error;
-use crate::host::ownership::{self, Rights};
-use crate::host::{FileId, filesystem};
 
 /// The database file and the files beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,19 +51,8 @@ impl Paths {
         };
         let name = path.file_name().ok_or_else(|| invalid(format!("{shown} is no file")))?;
         let database = follow_symlink(&directory, &directory.join(name))?;
-        let known_file_system = filesystem::is_local(file_system_of(&directory)?);
-        let paths = Self { database, known_file_system, mode: config::MODE };
-        if !paths.known_file_system && !force_filesystem {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!(
-                    "{} is not on a known local file system (ext, xfs, btrfs, zfs, f2fs, tmpfs, overlay), where \
-                     locks between processes are not to be relied on; move it, or add force_filesystem=true",
-                    directory.display()
-                ),
-            ));
-        }
-        Ok(paths)
+        let known_file_system = filesystem::check_local(&directory, force_filesystem)?;
+        Ok(Self { database, known_file_system, mode: MODE })
     }
 
     /// A file beside the database.
@@ -152,12 +141,13 @@ impl Paths {
         let sessions = self.sessions();
         let failed = |error| error::io(format!("creating {}", sessions.display()), error);
         let (directory, name) = self.names("-sessions").map_err(failed)?;
+        let mode = directory_mode(self.mode);
         // With the rights of the database, since a user of the database needs its sessions. The owner of the directory
         // around both does not matter.
         let database = lstat(&self.database).map_err(|errno| failed(errno.into()))?;
-        make_directory(&directory, &name, Rights::like(&database, self.directory_mode()), &sessions)?;
+        make_directory(&directory, &name, Rights::like(&database, mode), &sessions)?;
         let inside = ownership::open_directory(&sessions).map_err(failed)?;
-        let rights = Rights::within(&inside, self.directory_mode()).map_err(failed)?;
+        let rights = Rights::within(&inside, mode).map_err(failed)?;
         make_directory(&inside, wakeup::DIRECTORY.as_ref(), rights, &sessions.join(wakeup::DIRECTORY))
     }
 
@@ -167,11 +157,6 @@ impl Paths {
         Ok((directory, self.beside(suffix).file_name().unwrap_or_default().to_owned()))
     }
 
-    /// The mode of new directories: a user who may read one may also search it.
-    fn directory_mode(&self) -> u32 {
-        self.mode | (self.mode & 0o444) >> 2
-    }
-
     /// Makes new names in the directory survive a power cut.
     pub(crate) fn sync_directory(&self) -> Result<()> {
         let parent = self.database.parent().unwrap_or(Path::new("/"));
@@ -179,12 +164,6 @@ impl Paths {
             .and_then(|directory| directory.sync_all())
             .map_err(|error| error::io(format!("syncing {}", parent.display()), error))
     }
-}
-
-/// The type of the file system that a directory is on.
-pub(crate) fn file_system_of(directory: &Path) -> Result<FsType> {
-    filesystem::type_of(directory)
-        .map_err(|error| error::io(format!("the file system of {}", directory.display()), error))
 }
 
 /// Makes a directory if it is missing.

@@ -13,14 +13,16 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior};
 use tooz_core::driver::{Epoch, SessionId, earlier_layout_in_use, later_layout};
 use tooz_core::{Error, ErrorKind, MemberId, Result};
+use tooz_local::fence::{STEP, first_token};
+use tooz_local::file_id::{self, FileId};
+use tooz_local::liveness::Look;
+use tooz_local::ownership::{self, Rights};
+use tooz_local::process::Process;
 
-use crate::engine::fence;
 use crate::engine::paths::Paths;
-use crate::engine::session_file::{self, Look};
+use crate::engine::session_file;
 use crate::engine::tx::Site;
 use crate::error::{self, native};
-use crate::host::process::Process;
-use crate::host::{self, FileId, ownership};
 use crate::keys::Id;
 
 /// "tooz" in ASCII, for the database to say which program it belongs to.
@@ -205,12 +207,12 @@ fn read_epoch(connection: &Connection, paths: &Paths) -> Result<Epoch> {
 
 fn create(transaction: &Connection, site: &Site) -> Result<()> {
     transaction.execute_batch(include_str!("schema.sql")).map_err(native)?;
-    let first = fence::first_token(&site.clock);
+    let first = first_token(site.clock.wall(), 0);
     let filled = || -> rusqlite::Result<()> {
         transaction.execute("INSERT INTO tooz (one, epoch) VALUES (1, ?1)", [Id(site.entropy.id())])?;
         transaction.execute(
             "INSERT INTO fence (one, next, ceiling, boot_id) VALUES (1, ?1, ?2, ?3)",
-            (first, first.saturating_add(fence::STEP), &site.boot_id),
+            (first, first.saturating_add(STEP), &site.boot_id),
         )?;
         transaction.pragma_update(None, "application_id", APPLICATION)?;
         transaction.pragma_update(None, "user_version", site.layout)
@@ -223,7 +225,7 @@ fn read_mark(paths: &Paths) -> Result<String> {
     let path = paths.sessions().join(session_file::EPOCH);
     let failed = |error| error::io(format!("{}", path.display()), error);
     let mut text = String::new();
-    let file = host::open_existing(OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW), &path);
+    let file = file_id::open_existing(OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW), &path);
     if let Some(file) = file.map_err(failed)? {
         // A text longer than an id is no id.
         file.take(64).read_to_string(&mut text).map_err(failed)?;
@@ -269,8 +271,7 @@ fn write_mark(directory: &Path, epoch: Epoch, mode: u32) -> io::Result<()> {
         Ok(()) | Err(Errno::ENOENT) => {}
         Err(errno) => return Err(errno.into()),
     }
-    let mut file =
-        ownership::create(&directory, TEMPORARY.as_ref(), ownership::Rights::within(&directory, mode)?)?;
+    let mut file = ownership::create(&directory, TEMPORARY.as_ref(), Rights::within(&directory, mode)?)?;
     file.write_all(epoch.to_string().as_bytes())?;
     file.sync_all()?;
     Ok(renameat(&directory, TEMPORARY, &directory, session_file::EPOCH)?)

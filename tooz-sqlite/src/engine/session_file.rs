@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 use nix::libc;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use tooz_core::driver::SessionId;
-
-use crate::host::ownership::{self, Rights};
-use crate::host::{self, FileId, os_lock};
+use tooz_local::file_id::{self, FileId};
+use tooz_local::liveness::{self, Look};
+use tooz_local::os_lock::{Flavor, Hold};
+use tooz_local::ownership::{self, Rights};
 
 /// The names of files that are not in place yet begin with this.
 const TEMPORARY: &str = ".new-";
@@ -48,17 +49,6 @@ impl DeadFile {
     }
 }
 
-/// The state of a session's file.
-#[derive(Debug)]
-pub(crate) enum Look {
-    /// Its owner has the lock.
-    Locked,
-    /// No process has the lock.
-    Free,
-    /// The file is not there, or it is another file: this says nothing about the owner.
-    Missing,
-}
-
 pub(crate) fn path_of(directory: &Path, id: SessionId) -> PathBuf {
     directory.join(id.to_string())
 }
@@ -81,7 +71,7 @@ pub(crate) fn create(directory: &Path, id: SessionId, mode: u32) -> io::Result<(
         let id = FileId::of(&file)?;
         // Both fail only if a cleaner took the file for a leftover between two of these lines.
         let placed = || ownership::rename(&directory, temporary.as_ref(), &directory, name.as_ref());
-        if os_lock::try_lock(&file)? && placed().is_ok() {
+        if Flavor::OpenFile.try_lock(&file, Hold::Alone)? && placed().is_ok() {
             if FileId::at(&path)? == id {
                 return Ok((file, id));
             }
@@ -93,20 +83,16 @@ pub(crate) fn create(directory: &Path, id: SessionId, mode: u32) -> io::Result<(
 
 /// Looks at a file. Opens it for reading, so that closing it makes no event that wakes every process.
 pub(crate) fn look(path: &Path, inode: u64) -> io::Result<Look> {
-    let file = host::open_existing(OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW), path)?;
-    let Some(file) = file else { return Ok(Look::Missing) };
-    if FileId::of(&file)?.inode != inode {
-        return Ok(Look::Missing);
-    }
-    Ok(if os_lock::is_locked(&file)? { Look::Locked } else { Look::Free })
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path);
+    liveness::look(file, inode, Flavor::OpenFile)
 }
 
 /// Takes the lock of a dead session's file; `None` if its owner lives, or another process is clearing it away.
 pub(crate) fn claim(path: &Path, inode: Option<u64>) -> io::Result<Option<DeadFile>> {
     let mut options = OpenOptions::new();
     let options = options.read(true).write(true).custom_flags(libc::O_NOFOLLOW);
-    let Some(file) = host::open_existing(options, path)? else { return Ok(None) };
-    if !os_lock::try_lock(&file)? {
+    let Some(file) = file_id::open_existing(options, path)? else { return Ok(None) };
+    if !Flavor::OpenFile.try_lock(&file, Hold::Alone)? {
         return Ok(None);
     }
     let id = FileId::of(&file)?;
@@ -123,8 +109,9 @@ pub(crate) fn remove_strays(directory: &Path, is_known: impl Fn(SessionId) -> bo
         let Some(id) = SessionId::parse(name.strip_prefix(TEMPORARY).unwrap_or(name)) else { continue };
         let path = directory.join(name);
         // A locked file is a newcomer's. Opening it for writing would tell every process of an end.
-        let free =
-            || File::open(&path).and_then(|file| os_lock::is_locked(&file)).is_ok_and(|locked| !locked);
+        let free = || {
+            File::open(&path).and_then(|file| Flavor::OpenFile.is_locked(&file)).is_ok_and(|locked| !locked)
+        };
         if !is_known(id)
             && free()
             && let Some(dead) = claim(&path, None)?
@@ -143,7 +130,7 @@ pub(crate) fn any_locked(directory: &Path) -> io::Result<bool> {
             continue;
         }
         match File::open(entry.path()) {
-            Ok(file) if os_lock::is_locked(&file)? => return Ok(true),
+            Ok(file) if Flavor::OpenFile.is_locked(&file)? => return Ok(true),
             _ => {}
         }
     }

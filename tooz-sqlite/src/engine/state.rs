@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tooz_core::driver::Instant;
+use tooz_local::file_id::FileId;
 
 use crate::engine::database::Database;
 use crate::engine::inotify::FileEvents;
@@ -13,7 +14,6 @@ use crate::engine::spin::Spin;
 use crate::engine::tx::{Probes, Site};
 use crate::engine::wakeup::Wakeup;
 use crate::engine::watches::{GroupWatch, LockWatch};
-use crate::host::FileId;
 use crate::keys::Lock;
 use crate::session_state::SessionState;
 

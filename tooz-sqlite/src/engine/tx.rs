@@ -8,13 +8,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rusqlite::{Connection, OptionalExtension, Params, Row};
 use tooz_core::driver::{AttemptId, Clock, Entropy, Grant, GroupChange, Holders, Instant};
 use tooz_core::{LossReason, Result};
+use tooz_local::file_id::FileId;
+use tooz_local::process::{self, Process};
 
 use crate::engine::paths::Paths;
 use crate::engine::session_file::DeadFile;
 use crate::engine::watches::{GroupWatch, LockWatch};
 use crate::error::{self, Work};
-use crate::host::process::Process;
-use crate::host::{self, FileId};
 use crate::keys::{Id, Lock};
 use crate::session_state::SessionState;
 
@@ -38,15 +38,13 @@ pub(crate) struct Site {
 impl Site {
     pub(crate) fn new(
         paths: &Paths,
-        boot_id: Option<&String>,
+        boot_id: Option<&str>,
         layout: u32,
         clock: &Clock,
         entropy: &Entropy,
     ) -> Result<Self> {
-        let boot_id = match boot_id {
-            Some(boot_id) => boot_id.clone(),
-            None => host::boot_id().map_err(|error| error::io("/proc/sys/kernel/random/boot_id", error))?,
-        };
+        let boot_id =
+            process::boot_id(boot_id).map_err(|error| error::io("/proc/sys/kernel/random/boot_id", error))?;
         Ok(Self {
             sessions: paths.sessions(),
             process: Process::this(),

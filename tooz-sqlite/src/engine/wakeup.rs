@@ -12,9 +12,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::libc;
-
-use crate::host::ownership::{self, Rights, STAGING};
-use crate::host::{self, FileId, os_lock};
+use tooz_local::file_id::{self, FileId};
+use tooz_local::os_lock::{Flavor, Hold};
+use tooz_local::ownership::{self, Rights, STAGING};
 
 /// The FIFOs' directory inside that of the sessions. Opening and closing FIFOs there wakes no process that listens to the
 /// sessions.
@@ -83,7 +83,7 @@ fn open_locked(path: &Path) -> io::Result<File> {
 }
 
 fn lock(file: File, path: &Path) -> io::Result<File> {
-    if os_lock::try_lock(&file)? && FileId::at(path)? == FileId::of(&file)? {
+    if Flavor::OpenFile.try_lock(&file, Hold::Alone)? && FileId::at(path)? == FileId::of(&file)? {
         Ok(file)
     } else {
         Err(io::Error::other("the FIFO belongs to another process"))
@@ -101,8 +101,8 @@ pub(crate) fn wake(sessions: &Path, id: u128) {
 /// Opens another process's FIFO to learn of the owner's end; `None` if there is no owner any more.
 pub(crate) fn watch_owner(sessions: &Path, id: u128) -> io::Result<Option<File>> {
     let file =
-        host::open_existing(OpenOptions::new().read(true).custom_flags(FLAGS), &path_of(sessions, id))?;
-    file.map_or(Ok(None), |file| Ok(os_lock::is_locked(&file)?.then_some(file)))
+        file_id::open_existing(OpenOptions::new().read(true).custom_flags(FLAGS), &path_of(sessions, id))?;
+    file.map_or(Ok(None), |file| Ok(Flavor::OpenFile.is_locked(&file)?.then_some(file)))
 }
 
 /// Removes a FIFO whose owner is gone.
@@ -121,7 +121,7 @@ pub(crate) fn remove_strays(sessions: &Path, is_known: impl Fn(u128) -> bool) ->
     for entry in fs::read_dir(sessions.join(DIRECTORY))? {
         let name = entry?.file_name();
         let text = name.to_str().unwrap_or_default();
-        if text.starts_with(STAGING) {
+        if text.strip_prefix(STAGING).is_some_and(|rest| rest.starts_with('-')) {
             // A process died while it made a FIFO. A process that is making one there makes it anew.
             let _ = fs::remove_dir_all(sessions.join(DIRECTORY).join(text));
         }

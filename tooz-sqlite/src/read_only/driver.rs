@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use async_trait::async_trait;
 use tooz_core::driver::{Context, Driver, Groups, Locks, OpenSession, Session};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
+use tooz_local::filesystem::guarantees;
 
 use crate::config::{self, Config};
 use crate::engine::paths::Paths;
@@ -15,8 +16,8 @@ use crate::read_only::Reader;
 /// Connects for looking.
 pub(crate) async fn connect(url: &BackendUrl, config: Config, context: Context) -> Result<Arc<dyn Driver>> {
     let paths = Paths::find(&config.path, config.force_filesystem)?;
-    let site = Site::new(&paths, config.boot_id.as_ref(), config.layout, &context.clock, &context.entropy)?;
-    let best = config::characteristics_on(url, paths.known_file_system);
+    let site = Site::new(&paths, config.boot_id.as_deref(), config.layout, &context.clock, &context.entropy)?;
+    let best = guarantees(config::characteristics(url), paths.known_file_system);
     let reader = Arc::new(Reader { paths, site, config, context, closed: AtomicBool::new(false) });
     // If there is a database, this fails with what is wrong with it.
     reader.look("connect", |_| Ok(())).await?;

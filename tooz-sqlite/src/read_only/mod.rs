@@ -28,6 +28,7 @@ use nix::libc;
 use rusqlite::{Connection, OpenFlags};
 use tooz_core::driver::{Context, earlier_layout};
 use tooz_core::{Error, ErrorKind, Result};
+use tooz_local::os_lock::{Hold, Range, try_lock_range};
 
 use crate::config::Config;
 use crate::engine::database::{BUSY_HIGH, BUSY_LOW};
@@ -35,7 +36,9 @@ use crate::engine::paths::Paths;
 use crate::engine::tx::{Probes, Site, Tx};
 use crate::engine::{presence, schema};
 use crate::error::{self, Fail, Work, native};
-use crate::host::os_lock;
+
+/// SQLite's `SHARED_FIRST` and `SHARED_SIZE`: the bytes of a database on which its readers have a lock.
+const READERS: Range = (0x4000_0000 + 2, 510);
 
 /// How often the watch of a group or a lock looks.
 pub(crate) const LOOK: Duration = Duration::from_millis(100);
@@ -130,7 +133,7 @@ impl Reader {
         let failed = |error| error::io(path.display().to_string(), error);
         let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path).map_err(failed)?;
         let limit = self.context.clock.now() + BUSY.min(self.config.operation_timeout);
-        while !os_lock::try_lock_as_reader(&file).map_err(failed)? {
+        while !try_lock_range(&file, Hold::Together, READERS).map_err(failed)? {
             if self.context.clock.now() >= limit {
                 let what =
                     format!("{} is being closed or recovered by another process; look again", path.display());

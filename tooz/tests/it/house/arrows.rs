@@ -10,7 +10,10 @@ use super::source::{CRATES, DRIVERS};
 /// May name drivers, each behind a feature of its own.
 const ABOVE_THE_DRIVERS: [&str; 3] = ["tooz", "tooz-cli", "tooz-conformance"];
 /// Neither drivers nor above them.
-const BELOW_OR_BESIDE: [&str; 2] = ["tooz-core", "tooz-macros"];
+const BELOW_OR_BESIDE: [&str; 3] = ["tooz-core", "tooz-local", "tooz-macros"];
+/// The drivers for files of one host, and what they share.
+const ON_FILES: [&str; 2] = ["tooz-file", "tooz-sqlite"];
+const LOCAL: &str = "tooz-local";
 
 /// Our crates, each with our crates that it depends on and whether that is optional.
 fn arrows() -> BTreeMap<String, Vec<(String, bool)>> {
@@ -49,9 +52,9 @@ fn every_arrow_is_allowed() {
             let allowed = match from.as_str() {
                 "tooz-core" | "tooz-macros" => false,
                 // The facade, through which the command takes its drivers, knows the core.
-                "tooz" | "tooz-conformance" => !ABOVE_THE_DRIVERS.contains(&to.as_str()),
+                "tooz" | "tooz-conformance" => to != LOCAL && !ABOVE_THE_DRIVERS.contains(&to.as_str()),
                 "tooz-cli" => to == "tooz" || is_driver(to),
-                _driver => to == "tooz-core",
+                from => to == "tooz-core" || (to == LOCAL && ON_FILES.contains(&from)),
             };
             assert!(allowed, "{from} must not depend on {to}");
             assert!(*optional || !is_driver(to), "{from} must have {to} behind a feature");
@@ -63,7 +66,8 @@ fn every_arrow_is_allowed() {
 fn every_driver_depends_on_the_core_and_the_facade_has_a_feature_for_it() {
     let arrows = arrows();
     for driver in arrows.keys().filter(|name| is_driver(name)) {
-        assert_eq!(arrows[driver], [("tooz-core".to_owned(), false)], "{driver}");
+        assert!(arrows[driver].contains(&("tooz-core".to_owned(), false)), "{driver}");
+        assert_eq!(arrows[driver].contains(&(LOCAL.to_owned(), false)), ON_FILES.contains(&driver.as_str()));
         assert!(arrows["tooz"].contains(&(driver.clone(), true)), "the facade lacks {driver}");
     }
 }

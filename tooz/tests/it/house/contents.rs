@@ -66,17 +66,33 @@ fn wrong(texts: &Texts) -> Vec<String> {
                 wrong.push(format!("{file} implements {name}, which belongs into {home}.rs"));
             }
         }
-        let lines = code_lines(text);
-        if lines < LEAST && !SMALL.contains(&stem(file)) {
-            wrong.push(format!("{file} has {lines} lines of code: fold it into another"));
-        }
     }
+    wrong.extend(small(texts));
     let folders: std::collections::BTreeSet<_> =
         texts.keys().filter_map(|file| file.split_once('/')).map(|(folder, _)| folder).collect();
     if folders.len() > 3 {
         wrong.push(format!("too many folders: {folders:?}"));
     }
     wrong
+}
+
+/// The files that are not worth opening.
+fn small(texts: &Texts) -> Vec<String> {
+    let lines = texts.iter().filter(|(file, _)| !SMALL.contains(&stem(file)));
+    let lines = lines.map(|(file, text)| (file, code_lines(text))).filter(|(_, lines)| *lines < LEAST);
+    lines.map(|(file, lines)| format!("{file} has {lines} lines of code: fold it into another")).collect()
+}
+
+/// What the drivers for files share is what they are: parts, none of which implements a driver's trait.
+#[test]
+fn what_drivers_share_is_no_driver() {
+    let texts = source("tooz-local");
+    let mut wrong = small(&texts);
+    wrong.retain(|what| !what.starts_with("lib.rs"));
+    for (file, text) in &texts {
+        wrong.extend(implemented(file, text).into_iter().map(|name| format!("{file} implements {name}")));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]

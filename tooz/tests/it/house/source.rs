@@ -13,6 +13,7 @@ pub(super) const CRATES: &[&str] = &[
     "tooz-core",
     "tooz-etcd",
     "tooz-file",
+    "tooz-local",
     "tooz-memory",
     "tooz-redis",
     "tooz-sqlite",

@@ -18,17 +18,17 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{self, FileStat, Mode};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, geteuid, mkfifoat, unlinkat};
 
-use crate::host::process::Process;
+use crate::process::Process;
 
-/// The names of directories in which files are made begin with this.
-pub(crate) const STAGING: &str = ".staging-";
+/// What names of something that is being made begin with.
+pub const STAGING: &str = ".staging";
 /// Nothing here may wait for another process, or leave the directory.
 const SAFE: OFlag = OFlag::O_NOFOLLOW.union(OFlag::O_CLOEXEC).union(OFlag::O_NONBLOCK);
 const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_RDONLY);
 
 /// What a new file or directory gets.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Rights {
+pub struct Rights {
     mode: Mode,
     /// `None`: the object stays with the user who makes it.
     owner: Option<(Uid, Gid)>,
@@ -36,15 +36,20 @@ pub(crate) struct Rights {
 
 impl Rights {
     /// As for the owner of the object that this describes.
-    pub(crate) fn like(data: &FileStat, mode: u32) -> Self {
+    pub fn like(data: &FileStat, mode: u32) -> Self {
         let theirs = geteuid().is_root() && data.st_uid != 0;
         let owner = theirs.then(|| (Uid::from_raw(data.st_uid), Gid::from_raw(data.st_gid)));
         Self { mode: Mode::from_bits_truncate(mode), owner }
     }
 
     /// As for the owner of this directory.
-    pub(crate) fn within(directory: impl AsFd, mode: u32) -> io::Result<Self> {
+    pub fn within(directory: impl AsFd, mode: u32) -> io::Result<Self> {
         Ok(Self::like(&stat::fstat(directory)?, mode))
+    }
+
+    /// Whether what is made changes its owner.
+    pub fn are_given_away(self) -> bool {
+        self.owner.is_some()
     }
 
     /// INVARIANT: `made` is an object that this process has just made.
@@ -62,13 +67,23 @@ impl Rights {
     }
 }
 
+/// A name for something that is not in place yet. No other call, in any process, gives the same.
+pub fn unique(what: &str) -> String {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    // A pid is used again, and may be used in two containers at once; the namespace and the start tell them apart.
+    let Process { pid, started, pid_namespace } = Process::this();
+    let (started, namespace) = (started.unwrap_or_default(), pid_namespace.unwrap_or_default());
+    format!("{what}-{namespace:x}-{pid:x}-{started:x}-{number:x}")
+}
+
 /// Opens a directory to make something in it. Its last name is no symlink, and it need not be readable.
-pub(crate) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+pub fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     Ok(nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | SAFE, Mode::empty())?)
 }
 
 /// Creates a file that must not exist.
-pub(crate) fn create(directory: impl AsFd, name: &OsStr, rights: Rights) -> io::Result<File> {
+pub fn create(directory: impl AsFd, name: &OsStr, rights: Rights) -> io::Result<File> {
     let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | SAFE;
     let file = File::from(openat(directory, name, flags, rights.mode)?);
     rights.give(&file)?;
@@ -76,31 +91,36 @@ pub(crate) fn create(directory: impl AsFd, name: &OsStr, rights: Rights) -> io::
 }
 
 /// Makes a directory that must not exist.
-pub(crate) fn make_directory(directory: impl AsFd, name: &OsStr, rights: Rights) -> io::Result<OwnedFd> {
-    let staging = Staging::new(directory.as_fd())?;
-    stat::mkdirat(&staging.inside, name, rights.mode)?;
-    let made = open_made(&staging.inside, name, DIRECTORY).and_then(|made| {
-        rights.give(&made)?;
-        rename(&staging.inside, name, &directory, name)?;
-        Ok(made)
-    });
-    if made.is_err() {
-        let _ = unlinkat(&staging.inside, name, UnlinkatFlags::RemoveDir);
-    }
-    made
+pub fn make_directory(directory: impl AsFd, name: &OsStr, rights: Rights) -> io::Result<OwnedFd> {
+    make(directory.as_fd(), name, rights, DIRECTORY, |inside| stat::mkdirat(inside, name, rights.mode))
 }
 
 /// Makes a FIFO that must not exist, and opens it for reading and writing.
-pub(crate) fn make_fifo(directory: impl AsFd, name: &OsStr, rights: Rights) -> io::Result<File> {
-    let staging = Staging::new(directory.as_fd())?;
-    mkfifoat(&staging.inside, name, Mode::S_IRUSR | Mode::S_IWUSR)?;
-    let made = open_made(&staging.inside, name, OFlag::O_RDWR).and_then(|made| {
+pub fn make_fifo(directory: impl AsFd, name: &OsStr, rights: Rights) -> io::Result<File> {
+    let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+    make(directory.as_fd(), name, rights, OFlag::O_RDWR, |inside| mkfifoat(inside, name, mode))
+        .map(File::from)
+}
+
+/// Makes an object that cannot be made and opened in one step, first in a directory that no other user can change.
+fn make(
+    directory: BorrowedFd<'_>,
+    name: &OsStr,
+    rights: Rights,
+    flags: OFlag,
+    make_in: impl FnOnce(&OwnedFd) -> nix::Result<()>,
+) -> io::Result<OwnedFd> {
+    let staging = Staging::new(directory)?;
+    make_in(&staging.inside)?;
+    let made = open_made(&staging.inside, name, flags).and_then(|made| {
         rights.give(&made)?;
-        rename(&staging.inside, name, &directory, name)?;
-        Ok(File::from(made))
+        rename(&staging.inside, name, directory, name)?;
+        Ok(made)
     });
     if made.is_err() {
-        let _ = unlinkat(&staging.inside, name, UnlinkatFlags::NoRemoveDir);
+        let is_directory = flags.contains(OFlag::O_DIRECTORY);
+        let how = if is_directory { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
+        let _ = unlinkat(&staging.inside, name, how);
     }
     made
 }
@@ -132,17 +152,12 @@ struct Staging<'a> {
 
 impl<'a> Staging<'a> {
     fn new(parent: BorrowedFd<'a>) -> io::Result<Self> {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-        // A pid is used again, and may be used in two containers at once.
-        let Process { pid, started, pid_namespace } = Process::this();
-        let (started, namespace) = (started.unwrap_or_default(), pid_namespace.unwrap_or_default());
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{STAGING}{namespace:x}-{pid:x}-{started:x}-{number:x}");
+        let name = unique(STAGING);
         stat::mkdirat(parent, name.as_str(), Mode::S_IRWXU)?;
         let inside = open_made(parent, name.as_ref(), DIRECTORY)?;
         // Another directory, put there meanwhile, will do as well if no other user can change its names.
         if !is_private(&stat::fstat(&inside)?) {
-            return Err(io::Error::other("somebody exchanges the directories in which files are made"));
+            return Err(io::Error::other("another user exchanges the directories in which files are made"));
         }
         Ok(Self { parent, name, inside })
     }
@@ -160,9 +175,9 @@ fn is_private(data: &FileStat) -> bool {
     data.st_uid == geteuid().as_raw() && !Mode::from_bits_truncate(data.st_mode).intersects(others)
 }
 
-/// Never replaces anything, where the file system can do that.
+/// Renames; never replaces anything, where the file system can do that.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-pub(crate) fn rename(from: impl AsFd, name: &OsStr, to: impl AsFd, new: &OsStr) -> io::Result<()> {
+pub fn rename(from: impl AsFd, name: &OsStr, to: impl AsFd, new: &OsStr) -> io::Result<()> {
     match nix::fcntl::renameat2(&from, name, &to, new, nix::fcntl::RenameFlags::RENAME_NOREPLACE) {
         // A file system that cannot: NFS, and zfs before 2.2.
         Err(Errno::EINVAL | Errno::ENOSYS) => Ok(nix::fcntl::renameat(from, name, to, new)?),
@@ -170,9 +185,9 @@ pub(crate) fn rename(from: impl AsFd, name: &OsStr, to: impl AsFd, new: &OsStr) 
     }
 }
 
-/// Without renameat2 in the C library. Random names have nothing to replace. If two processes make one directory at the same
+/// Renames, without renameat2 in the C library. Random names have nothing to replace. If two processes make one directory at the same
 /// moment, the slower may replace the other's directory, as long as that is empty.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-pub(crate) fn rename(from: impl AsFd, name: &OsStr, to: impl AsFd, new: &OsStr) -> io::Result<()> {
+pub fn rename(from: impl AsFd, name: &OsStr, to: impl AsFd, new: &OsStr) -> io::Result<()> {
     Ok(nix::fcntl::renameat(from, name, to, new)?)
 }

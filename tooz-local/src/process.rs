@@ -1,6 +1,7 @@
-//! Whether a process that a record names still runs.
+//! What the kernel says about processes: which one a number names, and whether it still runs.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 
 use nix::errno::Errno;
@@ -9,17 +10,18 @@ use nix::unistd::Pid;
 
 /// A process as a session records it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Process {
-    pub(crate) pid: u32,
-    /// Its start in clock ticks since boot: a pid is used again, the pair of both is not.
-    pub(crate) started: Option<u64>,
-    /// In another namespace the same pid is another process.
-    pub(crate) pid_namespace: Option<u64>,
+pub struct Process {
+    /// Its number in its pid namespace.
+    pub pid: u32,
+    /// Its start in clock ticks since boot: a pid is used again, the pair of both is not. `None`: not known.
+    pub started: Option<u64>,
+    /// In another namespace the same pid is another process. `None`: not known.
+    pub pid_namespace: Option<u64>,
 }
 
 impl Process {
     /// This process; without `/proc` the pid alone.
-    pub(crate) fn this() -> Self {
+    pub fn this() -> Self {
         let pid = std::process::id();
         Self {
             pid,
@@ -29,7 +31,7 @@ impl Process {
     }
 
     /// Whether the process certainly no longer runs, judged from the process `here`.
-    pub(crate) fn is_gone(&self, here: &Self) -> bool {
+    pub fn is_gone(&self, here: &Self) -> bool {
         let (Some(namespace), Some(started), Some(_)) = (self.pid_namespace, self.started, here.started)
         else {
             return false; // not enough is known to judge
@@ -45,15 +47,14 @@ impl Process {
     }
 
     /// Whether the process is stopped (SIGSTOP, or a debugger), judged from this process.
-    pub(crate) fn is_stopped(&self) -> bool {
-        let here = Self::this();
-        let known = self.pid_namespace.is_some() && here.pid_namespace == self.pid_namespace;
+    pub fn is_stopped(&self) -> bool {
+        let known = self.pid_namespace.is_some() && Self::this().pid_namespace == self.pid_namespace;
         known && stat(self.pid).is_some_and(|stat| stat.stopped && self.started == Some(stat.started))
     }
 }
 
 /// Whether the process of this number is stopped.
-pub(crate) fn is_stopped(pid: u32) -> bool {
+pub fn is_stopped(pid: u32) -> bool {
     stat(pid).is_some_and(|stat| stat.stopped)
 }
 
@@ -93,6 +94,14 @@ fn stat(pid: u32) -> Option<Stat> {
     })
 }
 
+/// The id of this boot of the machine; the one that is `given`, if a test pretends that it is another.
+pub fn boot_id(given: Option<&str>) -> io::Result<String> {
+    match given {
+        Some(id) => Ok(id.to_owned()),
+        None => Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,5 +114,12 @@ mod tests {
         assert!(Process { started: here.started.map(|ticks| ticks - 1), ..here.clone() }.is_gone(&here));
         let elsewhere = Process { started: Some(1), pid_namespace: Some(1), ..here.clone() };
         assert!(!elsewhere.is_gone(&here), "another namespace cannot be judged");
+    }
+
+    #[test]
+    fn a_boot_id_is_the_kernels_unless_one_is_given() {
+        let kernels = boot_id(None).unwrap();
+        assert!(kernels.len() == 36 && kernels == boot_id(None).unwrap(), "{kernels}");
+        assert_eq!(boot_id(Some("pretended")).unwrap(), "pretended");
     }
 }
