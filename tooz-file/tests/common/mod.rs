@@ -1,6 +1,9 @@
 //! What the tests of this driver share: connecting, helper processes, and waiting for what has to come.
 #![allow(dead_code, unused_imports, clippy::disallowed_methods)] // every test binary uses a part of it, in real time
 
+#[path = "../../../tooz-local/tests/common/scene.rs"]
+pub(crate) mod scene;
+
 use std::future::poll_fn;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -265,25 +268,6 @@ pub(crate) fn is_helper() -> bool {
     std::env::var_os("TOOZ_FILE_MEMBER").is_some()
 }
 
-/// Exchanges what is made in a directory with another one there, and back, as fast as it can.
-pub(crate) fn steal(directory: &Path) {
-    use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
-    let treasure = directory.join("treasure");
-    println!("{SAYS}connected");
-    std::thread::spawn(|| {
-        std::io::stdin().lines().for_each(drop);
-        std::process::exit(0);
-    });
-    loop {
-        let found = std::fs::read_dir(directory).unwrap().filter_map(|entry| Some(entry.ok()?.path()));
-        for path in found.filter(|path| *path != treasure && path.is_dir()) {
-            for _ in 0..2 {
-                let _ = renameat2(AT_FDCWD, &treasure, AT_FDCWD, &path, RenameFlags::RENAME_EXCHANGE);
-            }
-        }
-    }
-}
-
 /// Takes a mutex as if in the middle of a change.
 fn take_mutex(path: &str) -> std::fs::File {
     let mut file = std::fs::File::options().read(true).write(true).open(path).unwrap();
@@ -309,7 +293,8 @@ pub(crate) fn obey() {
         panic!("this is run by the other tests");
     };
     if name == THIEF {
-        return steal(Path::new(&url));
+        say("connected");
+        scene::steal(Path::new(&url));
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {

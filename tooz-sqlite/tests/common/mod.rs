@@ -1,6 +1,9 @@
 //! What the tests of this driver share: short words for long requests, and processes that can be killed.
 #![allow(dead_code, unused_imports, clippy::disallowed_methods)] // each test binary uses a part; real time passes
 
+#[path = "../../../tooz-local/tests/common/scene.rs"]
+pub(crate) mod scene;
+
 use std::future::{Future, poll_fn};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -253,31 +256,15 @@ pub(crate) fn act() {
             rusqlite::Connection::open(arguments[0]).unwrap().execute_batch(arguments[1]).unwrap();
             say("done");
         }
-        "thief" => thief(Path::new(arguments[0])),
+        "thief" => {
+            say("ready");
+            scene::steal(Path::new(arguments[0]));
+        }
         "neighbor" => runtime.block_on(neighbor()),
         "vandal" => vandal(),
         "stopped-writer" => stopped_writer(arguments[0]),
         "many-changes" => runtime.block_on(many_changes(arguments[0], arguments[1].parse().unwrap())),
         other => panic!("no part {other}"),
-    }
-}
-
-/// Exchanges what is made in a directory with another one there, and back, as fast as it can.
-fn thief(place: &Path) {
-    use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
-    let treasure = place.join("treasure");
-    say("ready");
-    std::thread::spawn(|| {
-        words().for_each(drop);
-        std::process::exit(0);
-    });
-    loop {
-        let found = std::fs::read_dir(place).unwrap().filter_map(|entry| Some(entry.ok()?.path()));
-        for path in found.filter(|path| *path != treasure && path.is_dir()) {
-            for _ in 0..2 {
-                let _ = renameat2(AT_FDCWD, &treasure, AT_FDCWD, &path, RenameFlags::RENAME_EXCHANGE);
-            }
-        }
     }
 }
 

@@ -4,24 +4,15 @@
 #![allow(clippy::disallowed_methods)] // a failure is one
 
 use std::fs;
-use std::future::Future;
 use std::path::Path;
-use std::pin::Pin;
 use std::process::Command;
 
 use libtest_mimic::{Failed, Trial};
 use tooz_core::driver::{Acquired, BreakRequest, End, LockMode::Exclusive};
 use tooz_core::{Characteristics, ErrorKind};
 
+use crate::common::scene::{self, Case, cases, run};
 use crate::common::{Actor, ask, connect, granted, group, id, join, key, opening, session, try_connect, url};
-
-type Case = fn() -> Pin<Box<dyn Future<Output = ()>>>;
-
-macro_rules! cases {
-    ($($name:ident),* $(,)?) => {
-        &[$((stringify!($name), || Box::pin($name()))),*]
-    };
-}
 
 const CASES: &[(&str, Case)] = cases![
     a_full_disk_is_a_clear_error_and_leaves_no_half_record,
@@ -49,28 +40,12 @@ fn apart() -> Command {
     command
 }
 
-/// What a command says that does not succeed.
-pub(crate) fn run(command: &mut Command) -> Result<(), String> {
-    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
-    let said = [output.stdout, output.stderr].concat();
-    if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&said).trim().to_owned()) }
-}
-
 pub(crate) fn trials() -> Vec<Trial> {
-    let required = std::env::var("TOOZ_REQUIRE").is_ok_and(|value| value == "all");
-    let missing =
-        run(apart().arg("true")).err().map(|why| format!("missing: namespaces for everybody: {why}"));
-    let trial = |(name, _): &(&'static str, Case)| {
-        let name = *name;
-        let trial = Trial::test(format!("namespaces::{name}"), move || {
-            run(apart().arg(std::env::current_exe()?).env(CASE, name)).map_err(Failed::from)
-        });
-        match missing.as_ref().filter(|_| !required) {
-            Some(why) => trial.with_kind(why.replace('\n', " | ")).with_ignored_flag(true),
-            None => trial,
-        }
-    };
-    CASES.iter().map(trial).collect()
+    let tried = run(apart().arg("true"));
+    let missing = tried.err().map(|why| format!("namespaces for everybody: {why}"));
+    scene::trials("namespaces", CASES, missing, |name, _| {
+        run(apart().arg(std::env::current_exe()?).env(CASE, name)).map_err(Failed::from)
+    })
 }
 
 async fn refused(url: &str, kind: ErrorKind, word: &str) {
