@@ -11,8 +11,6 @@ mod kit;
 pub mod matrix;
 mod process;
 mod runner;
-#[cfg(feature = "servers")]
-pub mod servers;
 #[cfg(feature = "memory")]
 pub mod simulation;
 #[cfg(feature = "memory")]
@@ -26,7 +24,7 @@ pub use case::{Case, Running};
 pub use harness::{Harness, Stopwatch};
 pub use kit::{Call, Fate, Kit};
 pub use process::Process;
-pub use runner::{left_out, main, run, run_within, trial};
+pub use runner::{main, run, run_within};
 pub use target::{Target, TestBackend, Time, Wish};
 pub use tools::{Failure, Outcome, dropped_after, ensure, eventually, random, within};
 pub use victim::Victim;

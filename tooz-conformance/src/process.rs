@@ -1,13 +1,10 @@
 //! Real processes, the parent's side: the test's own binary, started again and told what to do line by line.
 
-use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use tokio::sync::mpsc;
+use tooz_servers::Helper;
 
 use crate::tools::{Outcome, within};
 
@@ -19,11 +16,7 @@ const ANSWER: Duration = Duration::from_secs(10);
 
 /// Another process with a coordinator of its own. Dropping it kills and reaps it.
 #[derive(Debug)]
-pub struct Process {
-    child: Child,
-    input: ChildStdin,
-    answers: mpsc::UnboundedReceiver<String>,
-}
+pub struct Process(Helper);
 
 impl Process {
     pub(crate) async fn start(url: &str, namespace: &str, member: &str) -> Outcome<Self> {
@@ -35,31 +28,16 @@ impl Process {
     /// # Errors
     /// It cannot be started, or cannot connect.
     pub async fn start_other(program: &Path, url: &str, namespace: &str, member: &str) -> Outcome<Self> {
-        let mut child = Command::new(program)
-            .env(HELPER, format!("{url}\n{namespace}\n{member}"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err("the helper process has no pipes".into());
-        };
-        let (sender, answers) = mpsc::unbounded_channel();
-        // Ends with the process, whose end of the pipe closes.
-        std::thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        let mut process = Self { child, input, answers };
+        let mut command = Command::new(program);
+        command.env(HELPER, format!("{url}\n{namespace}\n{member}"));
+        let mut process = Self(Helper::start(command)?);
         process.answer().await?;
         Ok(process)
     }
 
     /// Its process id.
     pub fn id(&self) -> u32 {
-        self.child.id()
+        self.0.id()
     }
 
     /// Tells it to do something, without waiting for the answer.
@@ -67,8 +45,7 @@ impl Process {
     /// # Errors
     /// It is gone.
     pub fn tell(&mut self, command: &str) -> Outcome {
-        writeln!(self.input, "{command}")?;
-        Ok(self.input.flush()?)
+        self.0.tell(command)
     }
 
     /// Waits for the answer to the oldest command without one.
@@ -84,7 +61,7 @@ impl Process {
     /// # Errors
     /// The command failed, or there is no answer.
     pub async fn answer_within(&mut self, limit: Duration) -> Outcome<String> {
-        let line = within("the helper's answer", limit, self.answers.recv()).await?;
+        let line = within("the helper's answer", limit, self.0.line()).await?;
         let line = line.ok_or("the helper process is gone")?;
         match line.split_once(' ').unwrap_or((&line, "")) {
             ("ok", answer) => Ok(answer.to_owned()),
@@ -107,13 +84,9 @@ impl Process {
     /// It has not ended in time, or not well.
     pub async fn ended(&mut self) -> Outcome {
         // Its output ends with it.
-        while within("the helper's end", ANSWER, self.answers.recv()).await?.is_some() {}
-        let status = self.child.wait()?;
+        while within("the helper's end", ANSWER, self.0.line()).await?.is_some() {}
+        let status = self.0.wait()?;
         if status.success() { Ok(()) } else { Err(format!("the helper ended with {status}").into()) }
-    }
-
-    fn signal(&self, signal: Signal) -> Outcome {
-        Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?)
     }
 
     /// SIGKILL: it gets no chance to clean up.
@@ -121,9 +94,7 @@ impl Process {
     /// # Errors
     /// It cannot be killed.
     pub fn kill(&mut self) -> Outcome {
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(())
+        self.0.kill()
     }
 
     /// SIGSTOP: it stands still.
@@ -131,7 +102,7 @@ impl Process {
     /// # Errors
     /// It is gone.
     pub fn stop(&self) -> Outcome {
-        self.signal(Signal::SIGSTOP)
+        self.0.stop()
     }
 
     /// SIGCONT: it goes on.
@@ -139,14 +110,6 @@ impl Process {
     /// # Errors
     /// It is gone.
     pub fn resume(&self) -> Outcome {
-        self.signal(Signal::SIGCONT)
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may be gone already; SIGKILL also ends a stopped process.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.0.resume()
     }
 }

@@ -7,6 +7,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use tooz_servers::lab::{is_required, needing};
 
 use crate::case::Case;
 use crate::harness::Harness;
@@ -68,41 +69,6 @@ fn trials(targets: &[Target], require: bool) -> Vec<Trial> {
         }
     }
     trials
-}
-
-/// A test that needs something which may be missing on this machine. Then it is listed as *ignored* with the reason, and
-/// fails with `TOOZ_REQUIRE=all`.
-pub fn trial(
-    name: impl Into<String>,
-    missing: Option<String>,
-    run: impl FnOnce() -> Result<(), Failed> + Send + 'static,
-) -> Trial {
-    needing(name, missing, is_required(), run)
-}
-
-/// Tests that are left out of this build: they are listed as *ignored* in one line, with the feature that they need.
-pub fn left_out(area: &str, feature: &str) -> Trial {
-    let why = format!("left out without the feature {feature}");
-    let failed = Failed::from(why.clone());
-    Trial::test(area, move || Err(failed)).with_kind(why).with_ignored_flag(true)
-}
-
-fn needing(
-    name: impl Into<String>,
-    missing: Option<String>,
-    require: bool,
-    run: impl FnOnce() -> Result<(), Failed> + Send + 'static,
-) -> Trial {
-    match missing.map(|why| format!("missing: {why}")) {
-        Some(why) if require => Trial::test(name, move || Err(Failed::from(why))),
-        Some(why) => Trial::test(name, run).with_kind(why).with_ignored_flag(true),
-        None => Trial::test(name, run),
-    }
-}
-
-/// Whether what is missing is a failure.
-fn is_required() -> bool {
-    std::env::var("TOOZ_REQUIRE").is_ok_and(|value| value == "all")
 }
 
 /// Runs one case against one target.

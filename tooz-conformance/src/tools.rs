@@ -1,5 +1,4 @@
-//! Small tools of the cases: how a case ends, waiting without sleeping, futures that are dropped half-way, no runtime at
-//! all.
+//! Small tools of the cases: futures that are dropped half-way, panics that are errors, no runtime at all.
 
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,43 +7,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::Duration;
+
 use tooz_core::driver::Entropy;
-
-/// Why a case failed, in one line.
-pub type Failure = Box<dyn std::error::Error>;
-
-/// How a case ends.
-pub type Outcome<T = ()> = Result<T, Failure>;
-
-/// Polls `check` until it says yes, for at most `within`.
-///
-/// # Errors
-/// `what` did not come to be in time, or `check` failed.
-pub async fn eventually<F, E>(what: &str, within: Duration, mut check: impl FnMut() -> F) -> Outcome
-where
-    F: Future<Output = Result<bool, E>>,
-    E: Into<Failure>,
-{
-    let step = (within / 100).clamp(Duration::from_millis(1), Duration::from_millis(20));
-    let looking = async {
-        while !check().await.map_err(Into::into)? {
-            tokio::time::sleep(step).await;
-        }
-        Ok(())
-    };
-    match tokio::time::timeout(within, looking).await {
-        Ok(outcome) => outcome,
-        Err(_) => Err(format!("not within {within:?}: {what}").into()),
-    }
-}
-
-/// Awaits `future` for at most `within`.
-///
-/// # Errors
-/// `what` took longer.
-pub async fn within<F: Future>(what: &str, within: Duration, future: F) -> Outcome<F::Output> {
-    tokio::time::timeout(within, future).await.map_err(|_| format!("not within {within:?}: {what}").into())
-}
+pub use tooz_servers::{Failure, Outcome, eventually, within};
 
 /// Polls `future` at most `times` and drops it then; or earlier, when nothing wakes it for `idle`.
 pub async fn dropped_after<F: Future>(times: usize, idle: Duration, future: F) -> Option<F::Output> {

@@ -1,11 +1,11 @@
 //! What the tests of the command share: real processes, watched from outside.
-#![allow(dead_code, clippy::disallowed_methods)] // each test uses a part; `eventually` sleeps
+#![allow(dead_code)] // each test uses a part
 
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
@@ -20,13 +20,8 @@ pub(crate) fn eventually(what: &str, condition: impl FnMut() -> bool) -> Duratio
 }
 
 /// Polls until `condition` holds, for at most `limit`.
-pub(crate) fn within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) -> Duration {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    start.elapsed()
+pub(crate) fn within(limit: Duration, what: &str, condition: impl FnMut() -> bool) -> Duration {
+    tooz_servers::poll(what, Duration::from_millis(1), limit, condition).unwrap()
 }
 
 /// Asserts what holds at a moment, of the best of some runs: a machine that stands still then says nothing about the mechanism.

@@ -1,8 +1,8 @@
 //! `tooz doctor` on a Redis that is well and on such that are not.
 
 use crate::common::{TestBackend, finding, worse_than_good};
-use tooz_conformance::servers::free_port;
-use tooz_conformance::servers::redis::Redis;
+use tooz_servers::free_port;
+use tooz_servers::redis::Redis;
 
 pub(crate) const TESTS: [(&str, fn()); 4] = tests![
     a_redis_as_it_is_delivered_endangers_locks,

@@ -21,9 +21,8 @@ mod users;
 
 use std::process::ExitCode;
 
-use libtest_mimic::{Arguments, Trial};
-use tooz_conformance::servers::redis;
-use tooz_conformance::trial;
+use tooz_servers::lab::{self, Trial, trial};
+use tooz_servers::redis;
 
 fn trials(area: &str, missing: Option<&String>, tests: &[(&str, fn())]) -> Vec<Trial> {
     let run = |test: fn()| {
@@ -39,14 +38,13 @@ fn main() -> ExitCode {
     terminal::lead_if_told();
     let no_redis = redis::program().err();
     let mut all = trials("terminal", None, &terminal::TESTS);
-    let no_users =
-        users::missing().map(|why| format!("missing: root, who may be other users and mount: {why}"));
+    let no_users = users::missing().map(|why| format!("root, who may be other users and mount: {why}"));
     all.extend(trials("users", no_users.as_ref(), &users::TESTS));
     all.extend(trials("doctor", no_redis.as_ref(), &doctor::TESTS));
     all.extend(trials("rounds", no_redis.as_ref(), &rounds::REDIS));
     #[cfg(feature = "etcd")]
-    all.extend(trials("rounds", tooz_conformance::servers::etcd::program().err().as_ref(), &rounds::ETCD));
+    all.extend(trials("rounds", tooz_servers::etcd::program().err().as_ref(), &rounds::ETCD));
     #[cfg(not(feature = "etcd"))]
-    all.push(tooz_conformance::left_out("rounds", "etcd"));
-    libtest_mimic::run(&Arguments::from_args(), all).exit_code()
+    all.push(lab::left_out("rounds", "etcd"));
+    lab::run(all, None)
 }

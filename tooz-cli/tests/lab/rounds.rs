@@ -19,11 +19,14 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 use nix::time::{ClockId, clock_gettime};
 use tooz::Coordinator;
-use tooz_conformance::random;
 #[cfg(feature = "etcd")]
-use tooz_conformance::servers::etcd::Etcd;
-use tooz_conformance::servers::redis::Redis;
-use tooz_conformance::servers::{Proxy, Server, Way};
+use tooz_servers::etcd::Etcd;
+use tooz_servers::redis::Redis;
+use tooz_servers::{Proxy, Server, Way};
+
+fn random() -> u64 {
+    getrandom::u64().unwrap()
+}
 
 /// Of which so many run at a time, each with a lock of its own.
 const SIDE_BY_SIDE: usize = 10;
@@ -225,8 +228,8 @@ fn over(running: &mut Running) -> bool {
 }
 
 fn between(least: Duration, most: Duration) -> Duration {
-    let span = most.saturating_sub(least).as_micros();
-    least + Duration::from_micros(u64::try_from(random() % span).unwrap())
+    let span = u64::try_from(most.saturating_sub(least).as_micros()).unwrap();
+    least + Duration::from_micros(random() % span)
 }
 
 fn boot_time() -> f64 {
@@ -242,8 +245,7 @@ fn at_work(place: &TestBackend, name: &str, role: &str) -> Option<(i32, f64)> {
 }
 
 fn rounds(backend: &Backend, fault: Fault) {
-    let count: usize =
-        std::env::var("TOOZ_ROUNDS").map_or(4, |text| text.parse().expect("TOOZ_ROUNDS: a number"));
+    let count = tooz_servers::lab::size("TOOZ_ROUNDS", 4);
     let place = TestBackend::new();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let eye =

@@ -2,7 +2,7 @@
 
 use etcd_client::{Client, Compare, CompareOp, GetOptions, PutOptions, Txn, TxnOp};
 use tokio::runtime::Runtime;
-use tooz_conformance::servers::etcd::Etcd;
+use tooz_servers::etcd::Etcd;
 
 use crate::Raw;
 

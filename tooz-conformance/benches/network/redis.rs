@@ -3,7 +3,7 @@
 use redis::aio::MultiplexedConnection;
 use redis::{Client, cmd, pipe};
 use tokio::runtime::Runtime;
-use tooz_conformance::servers::redis::Redis;
+use tooz_servers::redis::Redis;
 
 use crate::Raw;
 

@@ -16,9 +16,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
-use tooz_conformance::servers::etcd::{self, Cluster, Etcd};
-use tooz_conformance::servers::redis::Redis;
-use tooz_conformance::servers::redis_replicated;
+use tooz_servers::etcd::{Cluster, Etcd};
+use tooz_servers::redis::Redis;
+use tooz_servers::redis_replicated;
 
 /// What ends a server when it is dropped.
 type Running = Box<dyn Any>;
@@ -81,7 +81,8 @@ fn redis_cluster(_: &Path) -> Result<(Running, String), String> {
 
 #[cfg(feature = "redis-tls")]
 fn redis_tls(_: &Path) -> Result<(Running, String), String> {
-    use tooz_conformance::servers::redis_tls::{Certificates, RedisTls};
+    use tooz_servers::Certificates;
+    use tooz_servers::redis_tls::RedisTls;
     let certificates = Certificates::make()?;
     let redis = RedisTls::start(&certificates, true)?;
     let file = |name| certificates.file(name).display().to_string();
@@ -124,7 +125,7 @@ fn etcd_auth(_: &Path) -> Result<(Running, String), String> {
 fn etcd_tls(place: &Path) -> Result<(Running, String), String> {
     let files = place.join("etcd-tls");
     std::fs::create_dir_all(&files).map_err(|error| format!("{}: {error}", files.display()))?;
-    etcd::certificates(&files)?;
+    tooz_servers::make_certificates(&files)?;
     let etcd = Etcd::start_encrypted(&files)?;
     let shown = files.display();
     let files = format!("ca_cert={shown}/ca.pem&cert_cert={shown}/client.pem&cert_key={shown}/client.key");

@@ -13,9 +13,9 @@ use tooz_core::{BackendUrl, Characteristics};
 use tooz_etcd as _;
 
 use crate::kit::{Call, Fate, Kit};
-use crate::servers::etcd::{self, Cluster, Etcd};
-use crate::servers::{Lent, Pool, Proxy, openssl};
 use crate::target::{Target, TestBackend, Wish};
+use tooz_servers::etcd::{self, Cluster, Etcd};
+use tooz_servers::{Lent, Pool, Proxy, make_certificates, openssl};
 
 /// The least that an etcd with its usual election timeout grants: what waits for an expiry waits no longer than it must.
 const TTL: &str = "ttl=2s";
@@ -96,7 +96,7 @@ fn cluster() -> Target {
 fn encrypted() -> Target {
     static ENCRYPTED: LazyLock<Result<(tempfile::TempDir, Etcd), String>> = LazyLock::new(|| {
         let files = etcd::data()?;
-        etcd::certificates(files.path())?;
+        make_certificates(files.path())?;
         let etcd = Etcd::start_encrypted(files.path())?;
         Ok((files, etcd))
     });

@@ -8,10 +8,10 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::kit::{Call, Fate, Kit};
-use crate::servers::redis::{self, Redis};
-use crate::servers::redis_replicated::{Cluster, Sentinels};
-use crate::servers::{Lent, Pool, Proxy};
 use crate::target::{Target, TestBackend, Wish};
+use tooz_servers::redis::{self, Redis};
+use tooz_servers::redis_replicated::{Cluster, Sentinels};
+use tooz_servers::{Lent, Pool, Proxy};
 
 /// Twice the least that is allowed: what waits for an expiry waits little longer than it must, and a machine that is busy with
 /// other cases may stand still for a second.
@@ -84,8 +84,8 @@ pub fn with_cluster() -> Target {
 /// One server for all cases, encrypted; nothing on the way can read what to hurt, so there is no kit.
 #[cfg(feature = "redis-tls")]
 pub fn with_tls() -> Target {
-    use crate::servers::openssl;
-    use crate::servers::redis_tls::{Certificates, RedisTls};
+    use tooz_servers::redis_tls::RedisTls;
+    use tooz_servers::{Certificates, openssl};
     static CERTIFICATES: LazyLock<Result<Certificates, String>> = LazyLock::new(Certificates::make);
     static SERVER: LazyLock<Result<RedisTls, String>> =
         LazyLock::new(|| RedisTls::start(CERTIFICATES.as_ref().map_err(Clone::clone)?, false));

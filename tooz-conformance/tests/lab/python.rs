@@ -12,43 +12,18 @@ mod redis;
 mod shared;
 mod stage;
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
-use libtest_mimic::{Failed, Trial};
 use stage::{Server, Stage};
-use tooz_conformance::trial;
+use tooz_servers::lab::{Failed, Trial, trial};
 
 const REQUIREMENTS: [&str; 3] = ["tooz==9.1.0", "redis", "etcd3gw"];
 
 /// The interpreter of an environment that has Python tooz.
 fn environment() -> Result<PathBuf, String> {
     let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python-tooz-9.1.0");
-    // Another test binary may be about to install the same one.
-    let turn = File::create(place.with_extension("lock")).map_err(|error| error.to_string())?;
-    turn.lock().map_err(|error| error.to_string())?;
-    let python = place.join("bin/python");
-    let works =
-        || run(Command::new(&python).args(["-c", "import tooz.drivers.redis, tooz.drivers.etcd3gw"])).is_ok();
-    if !works() {
-        run(Command::new("python3").args(["-m", "venv"]).arg(&place))?;
-        run(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(REQUIREMENTS))?;
-        if !works() {
-            return Err("Python tooz was installed and cannot be imported".into());
-        }
-    }
-    Ok(python)
-}
-
-fn run(command: &mut Command) -> Result<(), String> {
-    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let error = String::from_utf8_lossy(&output.stderr).trim().replace('\n', " | ");
-    Err(format!("{command:?}: {error}"))
+    tooz_servers::python::environment(&place, &REQUIREMENTS, "tooz.drivers.redis, tooz.drivers.etcd3gw")
 }
 
 type Case = fn(Stage) -> std::pin::Pin<Box<dyn Future<Output = ()>>>;
@@ -86,9 +61,9 @@ pub(crate) fn trials() -> Vec<Trial> {
     let python = environment();
     let drivers: &[Driver] = &[
         #[cfg(feature = "redis")]
-        ("redis", redis::start, &REDIS, tooz_conformance::servers::redis::program()),
+        ("redis", redis::start, &REDIS, tooz_servers::redis::program()),
         #[cfg(feature = "etcd")]
-        ("etcd", etcd::start, &ETCD, tooz_conformance::servers::etcd::program()),
+        ("etcd", etcd::start, &ETCD, tooz_servers::etcd::program()),
     ];
     let mut trials = Vec::new();
     for (driver, start, own, program) in drivers {

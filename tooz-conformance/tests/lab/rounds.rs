@@ -16,21 +16,19 @@ mod count_etcd;
 #[cfg(feature = "redis")]
 mod count_redis;
 mod crashes;
-mod participants;
 mod pauses;
 
 use std::path::PathBuf;
 
 use backend::Backend;
-use libtest_mimic::Trial;
-use tooz_conformance::trial;
+use tooz_servers::lab::{Trial, trial};
 
 /// One figure of one driver.
 type Test = fn(&Backend);
 
 /// Does its part, if this process was started for one.
 pub(crate) fn is_part() -> bool {
-    let Some(part) = participants::part() else { return false };
+    let Some(part) = tooz_servers::part() else { return false };
     match part.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["pauses", url, journals, first, count] => pauses::hold(url, journals, first, count),
         ["contenders", url, count] => contenders::contend(url, count),

@@ -4,10 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use libtest_mimic::{Failed, Trial};
 use tooz_conformance::{Outcome, Process, Target, Time, Wish, eventually, targets};
 use tooz_core::driver::Released;
 use tooz_core::{Characteristics, Coordinator, ErrorKind};
+use tooz_servers::lab::{Failed, Trial, trial};
 
 /// Names the program; the stage `earlier` of `scripts/test` builds it.
 const EARLIER: &str = "TOOZ_EARLIER";
@@ -27,7 +27,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     let trial = |target: Target| {
         let (name, missing) = (target.name().to_owned(), target.missing().map(str::to_owned));
         let program = program.clone();
-        tooz_conformance::trial(format!("versions::{name}"), missing, move || {
+        trial(format!("versions::{name}"), missing, move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(run(&target, &program)).map_err(|error| error.to_string().into())
         })

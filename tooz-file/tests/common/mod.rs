@@ -1,24 +1,19 @@
 //! What the tests of this driver share: connecting, helper processes, and waiting for what has to come.
 #![allow(dead_code, unused_imports, clippy::disallowed_methods)] // every test binary uses a part of it, in real time
 
-#[path = "../../../tooz-local/tests/common/scene.rs"]
-pub(crate) mod scene;
-
 use std::future::poll_fn;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, Write};
 use std::path::Path;
 use std::pin::Pin;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_core::Stream;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use tooz_core::driver::{
     Acquire, Acquired, AttemptId, Clock, Connect, Context, Driver, End, Entropy, Grant, GroupChange, Held,
     InstanceId, LockKey, LockMode, OpenSession, QueueEntry, Session, Spawner, Turn,
@@ -130,16 +125,12 @@ pub(crate) async fn still_waits(session: &Arc<dyn Session>, entry: &QueueEntry) 
 }
 
 pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(LONG, future).await.expect("it did not come")
+    tooz_servers::in_time("it did not come", LONG, future).await
 }
 
 /// Polls until it is so.
-pub(crate) async fn eventually(what: &str, mut look: impl AsyncFnMut() -> bool) {
-    let begun = Instant::now();
-    while !look().await {
-        assert!(begun.elapsed() < LONG, "it did not come about that {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+pub(crate) async fn eventually(what: &str, look: impl AsyncFnMut() -> bool) {
+    tooz_servers::until(what, LONG, look).await;
 }
 
 pub(crate) fn holding(grants: &[&Grant], waiting: &[&QueueEntry], groups: &[&str]) -> Held {
@@ -180,11 +171,7 @@ pub(crate) async fn names(driver: &Arc<dyn Driver>, name: &str) -> Vec<String> {
 }
 
 /// A process of this test binary that does what it is told.
-pub(crate) struct Helper {
-    child: Child,
-    input: ChildStdin,
-    lines: Receiver<String>,
-}
+pub(crate) struct Helper(tooz_servers::Helper);
 
 const SAYS: &str = "HELPER ";
 /// Who takes part in nothing and works in the directory that it gets for a URL.
@@ -198,27 +185,11 @@ impl Helper {
 
     /// The same by this command, to which the rest is added.
     pub(crate) fn run(mut command: Command, url: &str, name: &str) -> Self {
-        let mut child = command
+        command
             .args(["--ignored", "--exact", "helper", "--nocapture", "--test-threads=1"])
             .env("TOOZ_FILE_URL", url)
-            .env("TOOZ_FILE_MEMBER", name)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-        let (send, lines) = channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(std::result::Result::ok) {
-                // The harness writes its own before and after, also on the same line.
-                if let Some((_, said)) = line.split_once(SAYS)
-                    && send.send(said.to_owned()).is_err()
-                {
-                    return;
-                }
-            }
-        });
-        let helper = Self { child, input, lines };
+            .env("TOOZ_FILE_MEMBER", name);
+        let helper = Self(tooz_servers::Helper::start_marked(command, SAYS).unwrap());
         assert_eq!(helper.hear(), "connected");
         helper
     }
@@ -228,12 +199,11 @@ impl Helper {
     }
 
     pub(crate) fn hear_within(&self, limit: Duration) -> String {
-        self.lines.recv_timeout(limit).expect("the helper says nothing")
+        self.0.hear_within(limit).expect("the helper says nothing")
     }
 
     pub(crate) fn tell(&mut self, command: &str) {
-        writeln!(self.input, "{command}").unwrap();
-        self.input.flush().unwrap();
+        self.0.tell(command).unwrap();
     }
 
     pub(crate) fn does(&mut self, command: &str) -> String {
@@ -242,24 +212,15 @@ impl Helper {
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        self.0.id()
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+        self.0.signal(signal).unwrap();
     }
 
     pub(crate) fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Drop for Helper {
-    fn drop(&mut self) {
-        // It may have been killed already; a stopped one dies too.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.0.kill().unwrap();
     }
 }
 
@@ -294,7 +255,7 @@ pub(crate) fn obey() {
     };
     if name == THIEF {
         say("connected");
-        scene::steal(Path::new(&url));
+        tooz_servers::users::steal(Path::new(&url));
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {

@@ -10,8 +10,6 @@ mod users;
 
 use std::process::ExitCode;
 
-use libtest_mimic::Arguments;
-
 fn main() -> ExitCode {
     if common::is_helper() {
         common::obey();
@@ -19,5 +17,5 @@ fn main() -> ExitCode {
     }
     let mut trials = python::trials();
     trials.extend(users::trials());
-    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+    tooz_servers::lab::run(trials, None)
 }

@@ -5,108 +5,39 @@
 //! not possible the tests are listed as ignored, with the reason; with `TOOZ_REQUIRE=all` that is a failure.
 #![allow(clippy::disallowed_methods)] // in real time, and a failure is one
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::common::{
     self, Exclusive, Helper, Shared, ask, eventually, granted, group, held, id, key, member, names, queued,
     short, turn, url,
 };
-use libtest_mimic::{Failed, Trial};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tooz_core::driver::{Acquired, BreakRequest, End, Join};
 use tooz_core::{Capabilities, ErrorKind};
+use tooz_servers::lab::{Trial, trial};
+use tooz_servers::python::Peer;
 
 const REQUIREMENTS: [&str; 1] = ["tooz==9.1.0"];
 
 /// The interpreter of an environment that has Python tooz.
 fn environment() -> Result<PathBuf, String> {
-    let environment = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python-tooz-9.1.0");
-    // Another test binary may be about to install the same one.
-    let turn = File::create(environment.with_extension("lock")).map_err(|error| error.to_string())?;
-    turn.lock().map_err(|error| error.to_string())?;
-    let python = environment.join("bin/python");
-    let works = || run(Command::new(&python).args(["-c", "import tooz.drivers.file"])).is_ok();
-    if !works() {
-        run(Command::new("python3").args(["-m", "venv"]).arg(&environment))?;
-        run(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(REQUIREMENTS))?;
-        if !works() {
-            return Err("Python tooz was installed and cannot be imported".into());
-        }
-    }
-    Ok(python)
-}
-
-fn run(command: &mut Command) -> Result<(), String> {
-    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let error = String::from_utf8_lossy(&output.stderr).trim().replace('\n', " | ");
-    Err(format!("{command:?}: {error}"))
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python-tooz-9.1.0");
+    tooz_servers::python::environment(&place, &REQUIREMENTS, "tooz.drivers.file")
 }
 
 /// A Python process with a coordinator.
-struct Peer {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Peer {
-    fn start(python: &Path, url: &str, name: &str) -> Self {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/peer.py");
-        let mut child = Command::new(python)
-            .arg(script)
-            .args([url, name])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
-        let mut peer = Self { child, input, output };
-        assert_eq!(peer.hear(), json!("started"));
-        peer
-    }
-
-    fn hear(&mut self) -> Value {
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap_or_else(|_| panic!("the Python process said {line:?}"))
-    }
-
-    fn tell(&mut self, command: &str) {
-        writeln!(self.input, "{command}").unwrap();
-    }
-
-    fn does(&mut self, command: &str) -> Value {
-        self.tell(command);
-        self.hear()
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        // It may have been killed already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn start(python: &Path, url: &str, name: &str) -> Peer {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/peer.py");
+    Peer::start(python, &script, url, name)
 }
 
 async fn a_lock_excludes_both_ways(python: PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let url = url(directory.path(), "");
     let (driver, session) = member(&url, "rust").await;
-    let mut peer = Peer::start(&python, &url, "python");
+    let mut peer = start(&python, &url, "python");
     for name in ["x", "deep/er/x", "a b"] {
         for mode in [Exclusive, Shared] {
             let grant =
@@ -128,7 +59,7 @@ async fn each_waits_for_the_other(python: PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let url = url(directory.path(), "");
     let (_driver, session) = member(&url, "rust").await;
-    let mut peer = Peer::start(&python, &url, "python");
+    let mut peer = start(&python, &url, "python");
     assert_eq!(peer.does("try x"), json!(true));
     let place = queued(&session, 1, "x", Exclusive).await;
     let also = queued(&session, 2, "x", Exclusive).await;
@@ -149,12 +80,12 @@ async fn a_killed_python_holder_frees_at_once(python: PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let url = url(directory.path(), "");
     let (driver, session) = member(&url, "rust").await;
-    let mut peer = Peer::start(&python, &url, "python");
+    let mut peer = start(&python, &url, "python");
     assert_eq!(peer.does("try x"), json!(true));
     peer.signal(Signal::SIGSTOP);
     let error = driver.locks().break_lock(&BreakRequest::new(key("x"), id("op"), "")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::HolderUnresponsive);
-    assert!(error.to_string().contains(&peer.child.id().to_string()), "{error}");
+    assert!(error.to_string().contains(&peer.id().to_string()), "{error}");
     let place = queued(&session, 1, "x", Exclusive).await;
     assert!(common::still_waits(&session, &place).await, "stopped is not dead");
     drop(peer);
@@ -164,7 +95,7 @@ async fn a_killed_python_holder_frees_at_once(python: PathBuf) {
 async fn a_killed_rust_holder_frees_at_once(python: PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let url = url(directory.path(), "");
-    let mut peer = Peer::start(&python, &url, "python");
+    let mut peer = start(&python, &url, "python");
     let (_driver, session) = member(&url, "rust").await;
     granted(&session, 1, "x", Exclusive).await;
     peer.tell("acquire x");
@@ -175,7 +106,7 @@ async fn a_killed_rust_holder_frees_at_once(python: PathBuf) {
 async fn a_deleted_lock_file_keeps_python_out(python: PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let url = url(directory.path(), "");
-    let mut peer = Peer::start(&python, &url, "python");
+    let mut peer = start(&python, &url, "python");
     let (_driver, session) = member(&url, "rust").await;
     granted(&session, 1, "x", Exclusive).await;
     std::fs::remove_file(directory.path().join("x")).unwrap();
@@ -186,7 +117,7 @@ async fn a_deleted_lock_file_keeps_python_out(python: PathBuf) {
 async fn names_that_python_simplifies_are_not_shared(python: PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let url = url(directory.path(), "");
-    let mut peer = Peer::start(&python, &url, "python");
+    let mut peer = start(&python, &url, "python");
     let (_driver, session) = member(&url, "rust").await;
     assert_eq!(peer.does("try a/b"), json!(true));
     for name in ["a//b", "a/./b", "groups/x", "tmp"] {
@@ -206,7 +137,7 @@ async fn groups_mix(python: PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let url = url(directory.path(), "");
     let (driver, session) = member(&url, "rust").await;
-    let mut peer = Peer::start(&python, &url, "python");
+    let mut peer = start(&python, &url, "python");
     assert_eq!(peer.does("create g"), Value::Null);
     assert_eq!(driver.groups().create(&group("g")).await.unwrap_err().kind(), ErrorKind::GroupExists);
     driver.groups().create(&group("ours")).await.unwrap();
@@ -251,7 +182,7 @@ async fn members_are_seen_alive_and_dead(python: PathBuf) {
     // Shorter than Python's default, so that the test need not wait for it; Rust touches every three seconds.
     let url = url(directory.path(), "?timeout=7");
     let (driver, session) = member(&url, "rust").await;
-    let mut peer = Peer::start(&python, &url, "python");
+    let mut peer = start(&python, &url, "python");
     session.groups().join(&Join::new(group("g"), Capabilities::none()).create(true)).await.unwrap();
     assert_eq!(peer.does("join g"), Value::Null);
     let joined = Instant::now();
@@ -261,7 +192,7 @@ async fn members_are_seen_alive_and_dead(python: PathBuf) {
     let (_d2, twin) = member(&url, "python").await;
     let taken = twin.groups().join(&Join::new(group("g"), Capabilities::none())).await.unwrap_err();
     assert_eq!(taken.kind(), ErrorKind::MemberExists);
-    let mut other = Peer::start(&python, &url, "rust");
+    let mut other = start(&python, &url, "rust");
     assert_eq!(other.does("join g"), json!({"error": "MemberAlreadyExist"}));
 
     // Python stops beating: dead after its timeout, for Rust too. Rust beats by itself.
@@ -295,7 +226,7 @@ async fn both_count_to_two_thousand(python: PathBuf) {
     let counter = directory.path().join("groups-counter");
     std::fs::write(&counter, "0").unwrap();
     let mut rust: Vec<_> = (0..3).map(|n| Helper::start(&url, &format!("rust-{n}"))).collect();
-    let mut peers: Vec<_> = (0..2).map(|n| Peer::start(&python, &url, &format!("python-{n}"))).collect();
+    let mut peers: Vec<_> = (0..2).map(|n| start(&python, &url, &format!("python-{n}"))).collect();
     let command = format!("count {EACH} {}", counter.display());
     for peer in &mut peers {
         peer.tell(&command);
@@ -323,7 +254,7 @@ async fn each_sees_the_crash_of_the_other(python: PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let url = url(directory.path(), "?timeout=7");
     let (driver, session) = member(&url, "survivor").await;
-    let mut peer = Peer::start(&python, &url, "python");
+    let mut peer = start(&python, &url, "python");
     let mut helper = Helper::start(&url, "rust");
     helper.does("lock x");
     assert_eq!(helper.does("join g"), "Ok(())");
@@ -341,7 +272,7 @@ async fn each_sees_the_crash_of_the_other(python: PathBuf) {
     drop(peer);
     turn(&session, &place).await;
     eventually("the dead is no member for Rust", async || names(&driver, "g").await.is_empty()).await;
-    assert_eq!(Peer::start(&python, &url, "next").does("members g"), json!([]));
+    assert_eq!(start(&python, &url, "next").does("members g"), json!([]));
 }
 
 type Case = fn(PathBuf) -> std::pin::Pin<Box<dyn Future<Output = ()>>>;
@@ -366,22 +297,16 @@ const CASES: &[(&str, Case)] = cases![
 ];
 
 pub(crate) fn trials() -> Vec<Trial> {
-    let required = std::env::var("TOOZ_REQUIRE").is_ok_and(|value| value == "all");
     let python = environment();
-    let why = python.as_ref().err().map(|error| format!("missing: Python tooz: {error}"));
     let trial = |(name, case): &(&str, Case)| {
-        let (python, case) = (python.clone(), *case);
-        let trial = Trial::test(format!("python::{name}"), move || {
-            let python = python.map_err(|error| Failed::from(format!("no Python tooz: {error}")))?;
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let runtime = runtime.map_err(|error| Failed::from(error.to_string()))?;
+        let (here, case) = (python.clone(), *case);
+        let missing = python.as_ref().err().map(|why| format!("Python tooz: {why}"));
+        trial(format!("python::{name}"), missing, move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let python = here?;
             runtime.block_on(async { tokio::time::timeout(COUNTING, case(python)).await })?;
             Ok(())
-        });
-        match why.as_ref().filter(|_| !required) {
-            Some(why) => trial.with_kind(why.clone()).with_ignored_flag(true),
-            None => trial,
-        }
+        })
     };
     CASES.iter().map(trial).collect()
 }

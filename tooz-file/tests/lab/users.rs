@@ -2,13 +2,14 @@
 
 use std::process::Command;
 
-use libtest_mimic::Trial;
 use tooz_core::Capabilities;
 use tooz_core::driver::{End, Join};
-
-use crate::common::scene::{
-    self, ALICE, BOB, Case, SHARED, Scene, as_user, as_user_in_the_dark, cases, set_mode,
+use tooz_servers::cases;
+use tooz_servers::lab::{Case, Trial};
+use tooz_servers::users::{
+    ALICE, BOB, SHARED, Scene, as_user, as_user_in_the_dark, set_mode, trials_of_users,
 };
+
 use crate::common::{Exclusive, Helper, THIEF, connect, eventually, granted, group, member, names, url};
 
 const CASES: &[(&str, Case)] = cases![
@@ -22,7 +23,7 @@ const CASES: &[(&str, Case)] = cases![
 ];
 
 pub(crate) fn trials() -> Vec<Trial> {
-    scene::trials_of_users(CASES)
+    trials_of_users(CASES)
 }
 
 fn helper(scene: &Scene, command: Command, query: &str, name: &str) -> Helper {

@@ -1,16 +1,13 @@
 //! What the tests of this driver share: short words for long requests, and processes that can be killed.
 #![allow(dead_code, unused_imports, clippy::disallowed_methods)] // each test binary uses a part; real time passes
 
-#[path = "../../../tooz-local/tests/common/scene.rs"]
-pub(crate) mod scene;
-
 use std::future::{Future, poll_fn};
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_core::Stream;
 pub(crate) use tooz_core::driver::LockMode::{Exclusive, Shared};
@@ -94,16 +91,12 @@ pub(crate) fn held(grants: &[&Grant], waiting: &[&QueueEntry], groups: &[&str]) 
 }
 
 pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(LONG, future).await.expect("it takes too long")
+    tooz_servers::in_time("it takes too long", LONG, future).await
 }
 
 /// Polls until `what` is true.
 pub(crate) async fn eventually<F: Future<Output = bool>>(what: impl Fn() -> F) {
-    let start = Instant::now();
-    while !what().await {
-        assert!(start.elapsed() < LONG, "it never came true");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
+    tooz_servers::until("it came true", LONG, async || what().await).await;
 }
 
 pub(crate) async fn next<S: Stream + ?Sized>(stream: &mut Pin<Box<S>>) -> Option<S::Item> {
@@ -130,11 +123,7 @@ pub(crate) async fn is_quiet<S: Stream + ?Sized>(stream: &mut Pin<Box<S>>) -> bo
 }
 
 /// A process of its own, doing one of the parts in `act`.
-pub(crate) struct Actor {
-    child: Child,
-    stdin: Option<ChildStdin>,
-    said: std::sync::mpsc::Receiver<String>,
-}
+pub(crate) struct Actor(tooz_servers::Helper);
 
 impl Actor {
     /// Starts `part` and waits for its first word.
@@ -153,75 +142,44 @@ impl Actor {
 
     /// The same by this command, to which the rest is added.
     pub(crate) fn run(mut command: Command, part: &str, arguments: &[&str]) -> (Self, String) {
-        let mut child = command
+        command
             .args(["actor", "--exact", "--ignored", "--nocapture", "--test-threads=1"])
             .env("TOOZ_SQLITE_PART", part)
-            .env("TOOZ_SQLITE_ARGUMENTS", arguments.join("\n"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let stdin = child.stdin.take();
-        let (sender, said) = std::sync::mpsc::channel();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        std::thread::spawn(move || {
-            for line in stdout.lines().map_while(Result::ok) {
-                // The test harness may have begun the line.
-                if let Some((_, word)) = line.split_once('@') {
-                    let _ = sender.send(word.to_owned());
-                }
-            }
-        });
-        let actor = Self { child, stdin, said };
+            .env("TOOZ_SQLITE_ARGUMENTS", arguments.join("\n"));
+        let actor = Self(tooz_servers::Helper::start_marked(command, "@").unwrap());
         let word = actor.hear();
         (actor, word)
     }
 
     pub(crate) fn hear(&self) -> String {
-        self.said.recv_timeout(LONG).expect("the other process says nothing")
+        self.0.hear_within(LONG).expect("the other process says nothing")
     }
 
     /// What it says within a short while, if anything.
     pub(crate) fn try_hear(&self) -> Option<String> {
-        self.said.recv_timeout(Duration::from_millis(2)).ok()
+        self.0.hear_within(Duration::from_millis(2))
     }
 
     pub(crate) fn tell(&mut self, word: &str) {
-        writeln!(self.stdin.as_mut().unwrap(), "{word}").unwrap();
+        self.0.tell(word).unwrap();
     }
 
     pub(crate) fn pid(&self) -> nix::libc::pid_t {
-        self.child.id().try_into().unwrap()
+        self.0.id().try_into().unwrap()
     }
 
     pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), signal).unwrap();
+        self.0.signal(signal).unwrap();
     }
 
     /// Stops it, and waits until each of its threads has stopped.
     pub(crate) fn stop(&self) {
-        self.signal(nix::sys::signal::Signal::SIGSTOP);
-        let start = Instant::now();
-        let stopped = |task: std::io::Result<std::fs::DirEntry>| {
-            let line = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
-            line.rsplit_once(") ").unwrap().1.starts_with('T')
-        };
-        while !std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap().all(stopped) {
-            assert!(start.elapsed() < LONG, "it does not stop");
-            std::thread::yield_now();
-        }
+        self.0.stop().unwrap();
     }
 
     /// Ends it as a crash would; it stays a zombie until this is dropped.
     pub(crate) fn kill(&mut self) {
-        self.child.kill().unwrap();
-    }
-}
-
-impl Drop for Actor {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.signal(nix::sys::signal::Signal::SIGKILL);
     }
 }
 
@@ -258,7 +216,7 @@ pub(crate) fn act() {
         }
         "thief" => {
             say("ready");
-            scene::steal(Path::new(arguments[0]));
+            tooz_servers::users::steal(Path::new(arguments[0]));
         }
         "neighbor" => runtime.block_on(neighbor()),
         "vandal" => vandal(),

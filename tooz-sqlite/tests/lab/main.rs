@@ -11,8 +11,6 @@ mod users;
 
 use std::process::ExitCode;
 
-use libtest_mimic::Arguments;
-
 fn main() -> ExitCode {
     if common::is_actor() {
         common::act();
@@ -23,5 +21,5 @@ fn main() -> ExitCode {
     }
     let mut trials = namespaces::trials();
     trials.extend(users::trials());
-    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+    tooz_servers::lab::run(trials, None)
 }

@@ -7,11 +7,11 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use libtest_mimic::{Failed, Trial};
 use tooz_core::driver::{Acquired, BreakRequest, End, LockMode::Exclusive};
 use tooz_core::{Characteristics, ErrorKind};
+use tooz_servers::lab::{Case, Failed, Trial, trial};
+use tooz_servers::{cases, run};
 
-use crate::common::scene::{self, Case, cases, run};
 use crate::common::{Actor, ask, connect, granted, group, id, join, key, opening, session, try_connect, url};
 
 const CASES: &[(&str, Case)] = cases![
@@ -29,7 +29,7 @@ const CASE: &str = "TOOZ_SQLITE_CASE";
 pub(crate) fn is_case() -> bool {
     let Ok(name) = std::env::var(CASE) else { return false };
     let (_, case) = CASES.iter().find(|(known, _)| *known == name).expect("there is no such case");
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(case());
+    tooz_servers::block_on(case()).unwrap();
     true
 }
 
@@ -41,11 +41,14 @@ fn apart() -> Command {
 }
 
 pub(crate) fn trials() -> Vec<Trial> {
-    let tried = run(apart().arg("true"));
-    let missing = tried.err().map(|why| format!("namespaces for everybody: {why}"));
-    scene::trials("namespaces", CASES, missing, |name, _| {
-        run(apart().arg(std::env::current_exe()?).env(CASE, name)).map_err(Failed::from)
-    })
+    let missing = run(apart().arg("true")).err().map(|why| format!("namespaces for everybody: {why}"));
+    let trial = |(name, _): &(&'static str, Case)| {
+        let name = *name;
+        trial(format!("namespaces::{name}"), missing.clone(), move || {
+            run(apart().arg(std::env::current_exe()?).env(CASE, name)).map_err(Failed::from)
+        })
+    };
+    CASES.iter().map(trial).collect()
 }
 
 async fn refused(url: &str, kind: ErrorKind, word: &str) {

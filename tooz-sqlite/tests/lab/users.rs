@@ -6,13 +6,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use libtest_mimic::Trial;
 use tooz_core::ErrorKind;
 use tooz_core::driver::{End, LockMode::Exclusive};
-
-use crate::common::scene::{
-    self, ALICE, BOB, Case, SHARED, Scene, as_user, as_user_in_the_dark, cases, set_mode,
+use tooz_servers::cases;
+use tooz_servers::lab::{Case, Trial};
+use tooz_servers::users::{
+    ALICE, BOB, SHARED, Scene, as_user, as_user_in_the_dark, set_mode, trials_of_users,
 };
+
 use crate::common::{Actor, ask, connect, granted, join, session, try_connect, url};
 
 const CASES: &[(&str, Case)] = cases![
@@ -27,7 +28,7 @@ const CASES: &[(&str, Case)] = cases![
 ];
 
 pub(crate) fn trials() -> Vec<Trial> {
-    scene::trials_of_users(CASES)
+    trials_of_users(CASES)
 }
 
 fn start(scene: &Scene, command: Command, part: &str, arguments: &[&str]) -> Actor {

@@ -2,8 +2,8 @@
 
 use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 use serde_json::json;
-use tooz_conformance::servers::etcd::{Etcd, program};
 use tooz_core::{ErrorKind, LossReason};
+use tooz_servers::etcd::{Etcd, program};
 
 use super::stage::{SOON, Server, Stage};
 

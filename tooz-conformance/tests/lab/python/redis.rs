@@ -1,8 +1,8 @@
 //! On Redis: what else Python shares there.
 
 use serde_json::{Value, json};
-use tooz_conformance::servers::redis::{Redis, program};
 use tooz_core::{Capabilities, LossReason};
+use tooz_servers::redis::{Redis, program};
 
 use super::stage::{SOON, Server, Stage, eventually, ids};
 

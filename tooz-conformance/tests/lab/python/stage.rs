@@ -1,12 +1,10 @@
 //! A server, and processes of both languages that use it.
 
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use serde_json::{Value, json};
 use tooz_core::Coordinator;
+use tooz_servers::python::Peer;
 
 /// What comes of itself, or with the end of a session of three or four seconds, comes within this on any machine.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
@@ -46,66 +44,14 @@ impl Stage {
     }
 
     pub(crate) fn python(&self, member: &str) -> Peer {
-        Peer::start(&self.python, &self.server.python(), member)
-    }
-}
-
-/// A Python process with a coordinator.
-pub(crate) struct Peer {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Peer {
-    pub(crate) fn start(python: &Path, url: &str, name: &str) -> Self {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/python/peer.py");
-        let mut child = Command::new(python)
-            .arg(script)
-            .args([url, name])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
-        let mut peer = Self { child, input, output };
-        assert_eq!(peer.hear(), json!("started"));
-        peer
-    }
-
-    pub(crate) fn hear(&mut self) -> Value {
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap_or_else(|_| panic!("the Python process said {line:?}"))
-    }
-
-    pub(crate) fn tell(&mut self, command: &str) {
-        writeln!(self.input, "{command}").unwrap();
-    }
-
-    pub(crate) fn does(&mut self, command: &str) -> Value {
-        self.tell(command);
-        self.hear()
+        Peer::start(&self.python, &script, &self.server.python(), member)
     }
 }
 
-impl Drop for Peer {
-    fn drop(&mut self) {
-        // It may have been killed already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Waits until `check` says yes.
-pub(crate) async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
-    for _ in 0..600 {
-        if check().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("not in time: {what}");
+/// Waits until `check` returns true.
+pub(crate) async fn eventually(what: &str, check: impl AsyncFnMut() -> bool) {
+    tooz_servers::until(what, Duration::from_secs(30), check).await;
 }
 
 pub(crate) fn ids(members: &[tooz_core::driver::MemberRecord]) -> Vec<String> {

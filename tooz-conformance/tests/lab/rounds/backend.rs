@@ -1,13 +1,12 @@
 //! A server, and what its driver calls it.
 
-use std::future::Future;
 use std::time::Duration;
 
-#[cfg(feature = "etcd")]
-use tooz_conformance::servers::etcd::Etcd;
-#[cfg(feature = "redis")]
-use tooz_conformance::servers::redis::Redis;
 use tooz_core::Coordinator;
+#[cfg(feature = "etcd")]
+use tooz_servers::etcd::Etcd;
+#[cfg(feature = "redis")]
+use tooz_servers::redis::Redis;
 
 /// Generous: a loaded machine must not redden what asserts order and counts.
 pub(crate) const LIMIT: Duration = Duration::from_mins(1);
@@ -70,15 +69,4 @@ pub(crate) async fn connect(url: &str, member: &str) -> Coordinator {
         }
         tries += 1;
     }
-}
-
-/// A size, small unless the environment says otherwise.
-pub(crate) fn size(variable: &str, default: usize) -> usize {
-    std::env::var(variable).map_or(default, |text| {
-        text.parse().unwrap_or_else(|_| panic!("{variable}={text}: a number is wanted"))
-    })
-}
-
-pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }

@@ -5,9 +5,10 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use tooz_core::{Coordinator, LockGuard};
+use tooz_servers::lab::size;
+use tooz_servers::{Helper, block_on, say, told};
 
-use super::backend::{Backend, LIMIT, block_on, connect, size};
-use super::participants::{Participant, say, told};
+use super::backend::{Backend, LIMIT, connect};
 
 /// How many there are unless more are asked for.
 const SOME: usize = 60;
@@ -59,7 +60,7 @@ pub(crate) fn contend(url: &str, count: &str) {
 
 /// Everybody in the queue, behind us.
 struct Crowd {
-    processes: Vec<Participant>,
+    processes: Vec<Helper>,
     each: usize,
     eye: Coordinator,
     guard: LockGuard,
@@ -74,7 +75,7 @@ impl Crowd {
         let count = (wanted / 100).max((wanted / 10).clamp(1, 4));
         let each = wanted / count;
         let url = backend.url(ttl);
-        let start = |_| Participant::start(&["contenders", &url, &each.to_string()]);
+        let start = |_| Helper::part(&["contenders", &url, &each.to_string()]).unwrap();
         let mut processes: Vec<_> = (0..count).map(start).collect();
         for process in &mut processes {
             assert_eq!(process.hear().as_deref(), Some("ready"));
@@ -86,7 +87,7 @@ impl Crowd {
         });
         let mut crowd = Self { processes, each, eye, guard };
         for process in &mut crowd.processes {
-            process.tell("go");
+            process.tell("go").unwrap();
         }
         wait_for(&crowd.eye, crowd.count());
         crowd
@@ -124,7 +125,7 @@ impl Crowd {
                 // One of them is at the front of the queue, and the others stand in it.
                 assert!(working.len() > kill, "most were done before anybody was killed");
                 for victim in working.iter().copied().take(kill).collect::<Vec<_>>() {
-                    processes[victim].kill();
+                    processes[victim].kill().unwrap();
                     working.remove(&victim);
                 }
             }

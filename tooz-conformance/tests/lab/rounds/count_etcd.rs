@@ -1,6 +1,6 @@
 //! What an etcd does for a queue of waiters, by its metrics.
 
-use tooz_conformance::servers::etcd::Etcd;
+use tooz_servers::etcd::Etcd;
 
 struct Count {
     transactions: f64,

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 
-use tooz_conformance::servers::redis::Redis;
+use tooz_servers::redis::Redis;
 
 /// The last command of ours ends the report.
 const LAST: &str = "the count is over";

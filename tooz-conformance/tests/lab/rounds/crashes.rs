@@ -4,11 +4,11 @@ use std::sync::mpsc::channel;
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
 use tooz_core::Coordinator;
+use tooz_servers::lab::size;
+use tooz_servers::{Helper, block_on, say, told};
 
-use super::backend::{Backend, LIMIT, block_on, connect, size};
-use super::participants::{Participant, say, told};
+use super::backend::{Backend, LIMIT, connect};
 
 const TTL: Duration = Duration::from_secs(2);
 
@@ -32,9 +32,9 @@ pub(crate) fn stopped_waiter(backend: &Backend) {
         tries += 1;
         assert!(tries < 10, "the machine stands still for longer than a ttl, again and again");
         let first = block_on(a.lock("x").unwrap().acquire()).unwrap();
-        let mut waiter = Participant::start(&["crashes", &url, "x"]);
+        let mut waiter = Helper::part(&["crashes", &url, "x"]).unwrap();
         block_on(queued(&b, "x"));
-        waiter.stop();
+        waiter.stop().unwrap();
         // Its turn; or, every other time, not before it is dead for the server.
         if rounds % 2 == 1 {
             sleep(TTL * 2);
@@ -42,7 +42,7 @@ pub(crate) fn stopped_waiter(backend: &Backend) {
         block_on(first.release()).unwrap();
         let second = block_on(async { tokio::time::timeout(LIMIT, b.lock("x").unwrap().acquire()).await });
         let second = second.unwrap().unwrap();
-        waiter.signal(Signal::SIGCONT);
+        waiter.resume().unwrap();
         let (sender, said) = channel();
         let mut lines = waiter.lines();
         std::thread::spawn(move || sender.send(lines.next()));
@@ -100,7 +100,7 @@ fn one(url: &str, patient: &str, name: &str) -> Duration {
 
 /// `None`: the holder lost it before it was killed.
 fn try_one(url: &str, patient: &str, name: &str) -> Option<Duration> {
-    let mut holder = Participant::start(&["crashes", url, name]);
+    let mut holder = Helper::part(&["crashes", url, name]).unwrap();
     assert_eq!(holder.hear().as_deref(), Some("held"), "{name}");
     block_on(async {
         let c = connect(patient, &format!("{name}-next")).await;
@@ -118,7 +118,7 @@ fn try_one(url: &str, patient: &str, name: &str) -> Option<Duration> {
             return None;
         }
         let crash = Instant::now();
-        holder.kill();
+        holder.kill().unwrap();
         let (guard, at) = tokio::time::timeout(LIMIT, waiting).await.unwrap().unwrap();
         assert!(guard.is_held());
         Some(at.saturating_duration_since(crash))

@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
 use tokio::sync::watch;
+use tooz_servers::lab::size;
+use tooz_servers::{Helper, block_on, say, told};
 
-use super::backend::{Backend, LIMIT, block_on, connect, size};
-use super::participants::{Participant, say, told};
+use super::backend::{Backend, LIMIT, connect};
 
 const TTL: Duration = Duration::from_secs(2);
 /// Locks of one process, each with a session of its own.
@@ -161,7 +161,7 @@ pub(crate) fn paused(backend: &Backend) {
 /// One process, stopped again and again. Pauses, those in which the waiter got it, looks, true answers, lies.
 fn pause(url: &str, place: &Path, first: usize, wanted: usize) -> [usize; 5] {
     let part = ["pauses", url, place.to_str().unwrap(), &first.to_string(), &LOCKS.to_string()];
-    let mut holder = Participant::start(&part);
+    let mut holder = Helper::part(&part).unwrap();
     assert_eq!(holder.hear().as_deref(), Some("ready"));
     let journals: Vec<_> = (first..first + LOCKS).map(|n| Journal::of(place, &format!("lock-{n}"))).collect();
     let random = |most: Duration| {
@@ -177,14 +177,14 @@ fn pause(url: &str, place: &Path, first: usize, wanted: usize) -> [usize; 5] {
             sleep(LOOK);
         }
         sleep(random(TTL / 2));
-        holder.stop();
+        holder.stop().unwrap();
         // One that it was stopped in the middle of looking at is left out: its journal is locked until it goes on.
         let held: Vec<_> =
             journals.iter().filter(|journal| is_free(journal) && journal.is_held_by('H')).collect();
         sleep(TTL / 2 + random(TTL * 3 / 2));
         given += held.iter().filter(|journal| journal.is_held_by('W')).count();
         pauses += held.len();
-        holder.signal(Signal::SIGCONT);
+        holder.resume().unwrap();
     }
     let said = holder.end().unwrap();
     let said: Vec<usize> = said.split(' ').map(|number| number.parse().unwrap()).collect();

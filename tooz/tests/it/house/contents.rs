@@ -39,6 +39,13 @@ fn implemented(file: &str, text: &str) -> Vec<String> {
     blocks.filter(|name| IMPLEMENTED_IN.iter().any(|(of, _)| name == of)).collect()
 }
 
+/// The files that are not worth opening.
+fn too_small(texts: &Texts) -> impl Iterator<Item = String> {
+    let lines = texts.iter().map(|(file, text)| (file, code_lines(text)));
+    let small = lines.filter(|(file, lines)| *lines < LEAST && !SMALL.contains(&stem(file)));
+    small.map(|(file, lines)| format!("{file} has {lines} lines of code: fold it into another"))
+}
+
 /// What is wrong with a driver's files.
 fn wrong(texts: &Texts) -> Vec<String> {
     let mut wrong = Vec::new();
@@ -67,7 +74,7 @@ fn wrong(texts: &Texts) -> Vec<String> {
             }
         }
     }
-    wrong.extend(small(texts));
+    wrong.extend(too_small(texts));
     let folders: std::collections::BTreeSet<_> =
         texts.keys().filter_map(|file| file.split_once('/')).map(|(folder, _)| folder).collect();
     if folders.len() > 3 {
@@ -76,19 +83,11 @@ fn wrong(texts: &Texts) -> Vec<String> {
     wrong
 }
 
-/// The files that are not worth opening.
-fn small(texts: &Texts) -> Vec<String> {
-    let lines = texts.iter().filter(|(file, _)| !SMALL.contains(&stem(file)));
-    let lines = lines.map(|(file, text)| (file, code_lines(text))).filter(|(_, lines)| *lines < LEAST);
-    lines.map(|(file, lines)| format!("{file} has {lines} lines of code: fold it into another")).collect()
-}
-
 /// What the drivers for files share is what they are: parts, none of which implements a driver's trait.
 #[test]
 fn what_drivers_share_is_no_driver() {
     let texts = source("tooz-local");
-    let mut wrong = small(&texts);
-    wrong.retain(|what| !what.starts_with("lib.rs"));
+    let mut wrong: Vec<_> = too_small(&texts).filter(|what| !what.starts_with("lib.rs")).collect();
     for (file, text) in &texts {
         wrong.extend(implemented(file, text).into_iter().map(|name| format!("{file} implements {name}")));
     }
@@ -102,6 +101,12 @@ fn every_driver_has_the_same_table_of_contents() {
         .flat_map(|name| wrong(&source(name)).into_iter().map(move |what| format!("{name}: {what}")));
     let all: Vec<_> = all.collect();
     assert!(all.is_empty(), "{}", all.join("\n"));
+}
+
+#[test]
+fn no_file_of_the_servers_is_too_small() {
+    let small: Vec<_> = too_small(&source("tooz-servers")).collect();
+    assert!(small.is_empty(), "{}", small.join("\n"));
 }
 
 #[test]

@@ -16,6 +16,7 @@ pub(super) const CRATES: &[&str] = &[
     "tooz-local",
     "tooz-memory",
     "tooz-redis",
+    "tooz-servers",
     "tooz-sqlite",
 ];
 

@@ -15,7 +15,7 @@ const FILE: &[&str] = &["tooz-file"];
 const LOCAL: &[&str] = &["tooz-file", "tooz-local", "tooz-sqlite"];
 const REDIS: &[&str] = &["tooz-redis"];
 const SQLITE: &[&str] = &["tooz-sqlite"];
-const SUITE: &[&str] = &["tooz-conformance"];
+const SUITE: &[&str] = &["tooz-conformance", "tooz-servers"];
 const TESTED: &[&str] = &["tooz-conformance", "tooz-memory"];
 const COMMAND: &[&str] = &["tooz-cli"];
 

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use tooz_conformance::eventually;
-use tooz_conformance::servers::Way;
-use tooz_conformance::servers::etcd::Cluster;
 use tooz_core::Capabilities;
+use tooz_servers::etcd::Cluster;
+use tooz_servers::{Way, eventually};
 
 use super::{Fork, LIMIT, Outcome, connect, nobody_holds};
 

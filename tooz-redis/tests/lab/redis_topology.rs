@@ -5,11 +5,13 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use crate::case::{Case, cases};
-use tooz_conformance::servers::redis::{Redis, command, list};
-use tooz_conformance::servers::redis_replicated::{Cluster, Sentinels, sentinel_url};
-use tooz_conformance::servers::{Proxy, free_port};
 use tooz_core::{Capabilities, Characteristics, Coordinator, ErrorKind, GroupEvent, LockGuard};
+use tooz_servers::lab::Case;
+use tooz_servers::redis::{Redis, command, list};
+use tooz_servers::redis_replicated::{Cluster, Sentinels, sentinel_url};
+use tooz_servers::{Proxy, cases, free_port};
+
+use crate::within;
 
 pub(crate) const CASES: &[(&str, Case)] = cases![
     a_fail_over_keeps_what_replicas_have,
@@ -36,20 +38,8 @@ async fn refusal(url: &str) -> tooz_core::Error {
     Coordinator::builder(url, "a").connect().await.unwrap_err()
 }
 
-async fn within<T>(what: &str, limit: u64, future: impl Future<Output = T>) -> T {
-    let Ok(done) = tokio::time::timeout(Duration::from_secs(limit), future).await else {
-        panic!("not in time: {what}")
-    };
-    done
-}
-
-async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
-    within(what, 30, async {
-        while !check().await {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    })
-    .await;
+async fn eventually(what: &str, check: impl AsyncFnMut() -> bool) {
+    tooz_servers::until(what, Duration::from_secs(30), check).await;
 }
 
 /// Waits for a lock in a task of its own, and until it stands in the queue.

@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use tooz_conformance::eventually;
-use tooz_conformance::servers::Proxy;
-use tooz_conformance::servers::etcd::Etcd;
 use tooz_core::driver::{
     Acquire, Acquired, AttemptId, End, InstanceId, LockKey, LockMode, OpenSession, Previous, Released,
 };
 use tooz_core::{Capabilities, Coordinator, ErrorKind, GroupEvent, LockName, LossReason, MemberId};
+use tooz_servers::etcd::Etcd;
+use tooz_servers::{Proxy, eventually};
 
 use super::{AT_ONCE, LIMIT, Outcome, connect, nobody_holds};
 

@@ -85,7 +85,7 @@ impl Proxy {
     /// A proxy before the server at `target`.
     ///
     /// # Errors
-    /// There is no port or thread to be had.
+    /// No port or thread can be had.
     pub fn start(target: SocketAddr) -> Result<Self, String> {
         let explain = |error: std::io::Error| format!("no proxy: {error}");
         let bind =
@@ -213,7 +213,7 @@ impl Proxy {
 
     /// Only bytes that satisfy this count as asking and as answering: some protocols chatter.
     pub fn count_only(&self, counts: impl Fn(Way, &[u8]) -> bool + Send + Sync + 'static) {
-        // It is set once, before anybody connects.
+        // It is set once, before the first connection.
         let _ = self.shared.counts.set(Box::new(counts));
     }
 

@@ -4,13 +4,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::case::{Case, cases};
-use tooz_conformance::servers::Proxy;
-use tooz_conformance::servers::redis::{Redis, command, list, text};
 use tooz_core::{
     Capabilities, Characteristics, Coordinator, Error, ErrorKind, Event, FencingToken, Group, GroupEvent,
     GroupWatch, Liveness, LockGuard, LossReason, MemberRecord, Viewer,
 };
+use tooz_servers::lab::Case;
+use tooz_servers::redis::{Redis, command, list, text};
+use tooz_servers::{Proxy, cases};
+
+use crate::within;
 
 pub(crate) const CASES: &[(&str, Case)] = cases![
     a_restart_is_survived,
@@ -38,7 +40,7 @@ pub(crate) const CASES: &[(&str, Case)] = cases![
     a_unix_socket_and_a_database,
     nothing_is_left_behind,
 ];
-#[cfg(feature = "redis-tls")]
+#[cfg(feature = "tls")]
 pub(crate) const TLS: &[(&str, Case)] = cases![certificates_are_verified];
 
 /// For sessions that are not to end: a machine may stand still for seconds.
@@ -62,20 +64,8 @@ async fn connect(redis: &Redis, ttl: &str, member: &str) -> Coordinator {
     Coordinator::builder(url(redis, ttl), member).connect().await.unwrap()
 }
 
-async fn within<T>(what: &str, limit: u64, future: impl Future<Output = T>) -> T {
-    let Ok(done) = tokio::time::timeout(Duration::from_secs(limit), future).await else {
-        panic!("not in time: {what}")
-    };
-    done
-}
-
-async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
-    within(what, 20, async {
-        while !check().await {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    })
-    .await;
+async fn eventually(what: &str, check: impl AsyncFnMut() -> bool) {
+    tooz_servers::until(what, Duration::from_secs(20), check).await;
 }
 
 /// Waits for a lock in a task of its own, and until it stands in the queue.
@@ -757,9 +747,10 @@ async fn nothing_is_left_behind() {
 }
 
 /// The server is verified, and a client's certificate shown where it is asked for.
-#[cfg(feature = "redis-tls")]
+#[cfg(feature = "tls")]
 async fn certificates_are_verified() {
-    use tooz_conformance::servers::redis_tls::{Certificates, RedisTls};
+    use tooz_servers::Certificates;
+    use tooz_servers::redis_tls::RedisTls;
     let (ours, others) = (Certificates::make().unwrap(), Certificates::make().unwrap());
     let (open, closed) = (RedisTls::start(&ours, false).unwrap(), RedisTls::start(&ours, true).unwrap());
     let connect = |server: &RedisTls, options: String| {

@@ -4,8 +4,8 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Lends servers one by one: starting one takes longer than most cases. Whoever has one has it alone, so it may be
-/// stopped and hurt; one that cannot be made clean afterwards is dropped.
+/// Lends servers one by one: starting one takes longer than most cases. A lent server has one user, which may stop and
+/// hurt it; one that cannot be made clean afterwards is dropped.
 pub struct Pool<S>(Arc<Inner<S>>);
 
 struct Inner<S> {
@@ -29,10 +29,10 @@ impl<S> Pool<S> {
         Self(Arc::new(Inner { free: Mutex::default(), start: Box::new(start), clean: Box::new(clean) }))
     }
 
-    /// A clean server.
+    /// Lends a clean server.
     ///
     /// # Errors
-    /// None is free and none can be started.
+    /// No server is free and none can be started.
     pub fn lend(&self) -> Result<Lent<S>, String> {
         let free = self.0.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let server = match free {

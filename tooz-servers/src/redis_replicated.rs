@@ -2,10 +2,10 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::redis::{Redis, command, text};
-use super::{Launch, Server, free_port};
+use super::{Launch, Server, free_port, poll};
 
 /// How long all of them may take to know each other.
 const READY: Duration = Duration::from_mins(1);
@@ -25,15 +25,8 @@ const REPLICATION: [&str; 10] = [
     "no",
 ];
 
-fn eventually(what: &str, mut check: impl FnMut() -> bool) -> Result<(), String> {
-    let until = Instant::now() + READY;
-    while !check() {
-        if Instant::now() > until {
-            return Err(format!("not within {READY:?}: {what}"));
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
+fn eventually(what: &str, check: impl FnMut() -> bool) -> Result<(), String> {
+    poll(what, Duration::from_millis(20), READY, check).map(drop)
 }
 
 fn says(address: SocketAddr, words: &[&str], what: &[&str]) -> bool {
@@ -231,7 +224,7 @@ impl Cluster {
     /// The slot of a key.
     ///
     /// # Errors
-    /// Nobody answers.
+    /// It does not answer.
     pub fn slot(&self, key: &str) -> Result<usize, String> {
         let answer = self.ask(0, &["CLUSTER", "KEYSLOT", key])?;
         let slot = String::from_utf8_lossy(&answer);
@@ -241,7 +234,7 @@ impl Cluster {
     /// Which of the first masters has a key; its replica is so many nodes after it.
     ///
     /// # Errors
-    /// Nobody answers.
+    /// It does not answer.
     pub fn owner(&self, key: &str) -> Result<(usize, usize), String> {
         let slot = self.slot(key)?;
         let master = (0..MASTERS).find(|n| slot < 16_384 * (n + 1) / MASTERS).unwrap_or(0);

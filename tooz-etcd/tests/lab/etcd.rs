@@ -7,11 +7,10 @@ mod late;
 
 use std::time::Duration;
 
-use crate::case::{Case, cases};
-use tooz_conformance::servers::Proxy;
-use tooz_conformance::servers::etcd::{Etcd, certificates, counts};
-use tooz_conformance::{Outcome, eventually};
 use tooz_core::{Capabilities, Coordinator, ErrorKind, GroupEvent, Viewer};
+use tooz_servers::etcd::{Etcd, counts};
+use tooz_servers::lab::Case;
+use tooz_servers::{Outcome, Proxy, cases, eventually, make_certificates};
 
 pub(crate) const CASES: &[(&str, Case)] = cases![
     a_slow_break_spares_the_next_holder,
@@ -419,7 +418,7 @@ async fn users_that_change_cost_nothing() -> Outcome {
 /// (etcd-io/etcd#13300).
 async fn users_that_change_under_signed_tokens_cost_nothing() -> Outcome {
     let files = tempfile::tempdir()?;
-    certificates(files.path())?;
+    make_certificates(files.path())?;
     let (key, certificate) = (files.path().join("server.key"), files.path().join("server.pem"));
     let tokens =
         format!("jwt,pub-key={},priv-key={},sign-method=ES256,ttl=10m", certificate.display(), key.display());
@@ -476,8 +475,8 @@ async fn users_change(etcd: Etcd) -> Outcome {
 /// X3: encryption with certificates on both sides; whoever has none, or trusts another authority, is not let in.
 async fn certificates_on_both_sides() -> Outcome {
     let (files, others) = (tempfile::tempdir()?, tempfile::tempdir()?);
-    certificates(files.path())?;
-    certificates(others.path())?;
+    make_certificates(files.path())?;
+    make_certificates(others.path())?;
     let etcd = Etcd::start_encrypted(files.path())?;
     let url = |ca: &tempfile::TempDir, own: Option<&tempfile::TempDir>| {
         let own = own.map(|own| {

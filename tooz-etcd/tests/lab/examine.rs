@@ -1,9 +1,10 @@
 //! What a look at an etcd finds that is not as it should be: alarms, silent members, wrong passwords.
 
-use crate::case::{Case, cases};
 use etcd_client::{AlarmAction, AlarmType};
-use tooz_conformance::servers::etcd::{Cluster, Etcd};
 use tooz_core::{Characteristics, Coordinator, ErrorKind, Finding, Result, Severity};
+use tooz_servers::cases;
+use tooz_servers::etcd::{Cluster, Etcd};
+use tooz_servers::lab::Case;
 
 pub(crate) const CASES: &[(&str, Case)] = cases![
     what_is_lowered_is_explained,
@@ -76,7 +77,7 @@ async fn silent_members_are_named_and_a_lost_majority_is_bad() {
 }
 
 async fn nobody_there_and_a_wrong_password_are_errors_of_their_own() {
-    let nobody = tooz_conformance::servers::free_port().unwrap();
+    let nobody = tooz_servers::free_port().unwrap();
     let error = look(&format!("etcd://127.0.0.1:{nobody}")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
     let etcd = Etcd::start().unwrap();

@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use libtest_mimic::Trial;
-use tooz_conformance::servers::redis::Redis;
-use tooz_conformance::servers::{Launch, Proxy};
-use tooz_conformance::trial;
 use tooz_core::{Capabilities, Coordinator, LockGuard};
+use tooz_servers::lab::{Trial, trial};
+use tooz_servers::redis::Redis;
+use tooz_servers::{Launch, Proxy};
+
+use crate::within;
 
 /// The server, and the library that moves its clock.
 #[derive(Clone)]
@@ -78,7 +79,7 @@ impl Stage {
         std::fs::rename(next, offset).unwrap();
         let off = || {
             let answer = self.redis.command(&[b"TIME"]).unwrap();
-            let server: i64 = tooz_conformance::servers::redis::list(&answer)[0].parse().unwrap();
+            let server: i64 = tooz_servers::redis::list(&answer)[0].parse().unwrap();
             server - i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap()
         };
         within("another time", 10, async {
@@ -94,13 +95,6 @@ const HOUR: i64 = 3600;
 
 async fn connect(address: std::net::SocketAddr, member: &str) -> Coordinator {
     Coordinator::builder(format!("redis://{address}?ttl=6s"), member).connect().await.unwrap()
-}
-
-async fn within<T>(what: &str, limit: u64, future: impl Future<Output = T>) -> T {
-    let Ok(done) = tokio::time::timeout(Duration::from_secs(limit), future).await else {
-        panic!("not in time: {what}")
-    };
-    done
 }
 
 /// The lock, whatever sessions are lost meanwhile.

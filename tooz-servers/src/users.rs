@@ -1,61 +1,37 @@
-//! What the tests of the drivers for files share: cases as trials, and scenes with several users.
-//!
-//! Root starts processes of other users, who need not exist.
+//! Scenes with several users: this process, as root, starts processes of users who need not exist.
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc)] // a scene that cannot be set up fails its test
 
 use std::fs::{self, Permissions};
-use std::future::Future;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::process::Command;
 
-use libtest_mimic::{Failed, Trial};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
-pub(crate) const ALICE: u32 = 65_101;
-pub(crate) const BOB: u32 = 65_102;
-/// A group that both are in.
-pub(crate) const SHARED: u32 = 65_200;
+use crate::lab::{Case, Failed, Trial, trial};
+use crate::{block_on, run};
 
-pub(crate) type Case = fn() -> Pin<Box<dyn Future<Output = ()>>>;
+/// One user.
+pub const ALICE: u32 = 65_101;
+/// Another user.
+pub const BOB: u32 = 65_102;
+/// A group that both users are in.
+pub const SHARED: u32 = 65_200;
 
-#[allow(unused_macros)] // only the labs have cases
-macro_rules! cases {
-    ($($name:ident),* $(,)?) => {
-        &[$((stringify!($name), || Box::pin($name()))),*]
-    };
-}
-pub(crate) use cases;
-
-/// These cases as trials, which are ignored, with the reason, if something is missing.
-pub(crate) fn trials(
-    module: &str,
-    cases: &[(&'static str, Case)],
-    missing: Option<String>,
-    play: fn(&str, Case) -> Result<(), Failed>,
-) -> Vec<Trial> {
-    let required = std::env::var("TOOZ_REQUIRE").is_ok_and(|value| value == "all");
-    let missing = missing.filter(|_| !required).map(|why| format!("missing: {}", why.replace('\n', " | ")));
+/// These cases as tests, which need root's right to start processes of other users.
+pub fn trials_of_users(cases: &[(&'static str, Case)]) -> Vec<Trial> {
+    let tried = run(as_user(ALICE, "").arg("true")).and_then(|()| run(as_user_in_the_dark(BOB).arg("true")));
+    let missing = tried.err().map(|why| format!("root, who may be other users: {why}"));
     let trial = |(name, case): &(&'static str, Case)| {
-        let (name, case) = (*name, *case);
-        let trial = Trial::test(format!("{module}::{name}"), move || play(name, case));
-        match &missing {
-            Some(why) => trial.with_kind(why).with_ignored_flag(true),
-            None => trial,
-        }
+        let case = *case;
+        let play = move || block_on(case()).map_err(|error| Failed::from(error.to_string()));
+        trial(format!("users::{name}"), missing.clone(), play)
     };
     cases.iter().map(trial).collect()
 }
 
-/// What a command says that does not succeed.
-pub(crate) fn run(command: &mut Command) -> Result<(), String> {
-    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
-    let said = [output.stdout, output.stderr].concat();
-    if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&said).trim().to_owned()) }
-}
-
 /// As another user, whose main group has the same number, and who may be in other groups.
-pub(crate) fn as_user(user: u32, groups: &str) -> Command {
+pub fn as_user(user: u32, groups: &str) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--reuid", &user.to_string(), "--regid", &user.to_string()]);
     if groups.is_empty() {
@@ -67,36 +43,29 @@ pub(crate) fn as_user(user: u32, groups: &str) -> Command {
 }
 
 /// As another user to whom `/proc` shows no other user's processes.
-pub(crate) fn as_user_in_the_dark(user: u32) -> Command {
+pub fn as_user_in_the_dark(user: u32) -> Command {
     let mut command = Command::new("unshare");
     let script = "mount -t proc -o hidepid=2 tooz-test /proc && exec setpriv --reuid \"$0\" --regid \"$0\" --clear-groups \"$@\"";
     command.args(["--mount", "sh", "-c", script]).arg(user.to_string());
     command
 }
 
-/// These cases as trials, if this process may start processes of other users.
-pub(crate) fn trials_of_users(cases: &[(&'static str, Case)]) -> Vec<Trial> {
-    let tried = run(as_user(ALICE, "").arg("true")).and_then(|()| run(as_user_in_the_dark(BOB).arg("true")));
-    let missing = tried.err().map(|why| format!("root, who may be other users: {why}"));
-    trials("users", cases, missing, |_, case| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(case());
-        Ok(())
-    })
-}
-
-pub(crate) fn set_mode(path: &Path, mode: u32) {
+/// Sets the permissions of a file or directory.
+pub fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
 }
 
-/// A directory of some user, and beside it this program where everybody may start it.
-pub(crate) struct Scene {
+/// A directory of one user, and beside it a copy of this program that every user may start.
+#[derive(Debug)]
+pub struct Scene {
     directory: tempfile::TempDir,
-    pub(crate) target: PathBuf,
+    /// The directory.
+    pub target: PathBuf,
 }
 
 impl Scene {
-    pub(crate) fn new(owner: u32, group: u32, mode: u32) -> Self {
+    /// Makes the directory, which belongs to `owner` and `group` and has these permissions.
+    pub fn new(owner: u32, group: u32, mode: u32) -> Self {
         let directory = tempfile::tempdir().unwrap();
         set_mode(directory.path(), 0o755);
         let (here, program) = (std::env::current_exe().unwrap(), directory.path().join("program"));
@@ -109,13 +78,13 @@ impl Scene {
     }
 
     /// This program, started by that command.
-    pub(crate) fn program(&self, mut command: Command) -> Command {
+    pub fn program(&self, mut command: Command) -> Command {
         command.arg(self.directory.path().join("program"));
         command
     }
 
-    /// Everything that stands there, but for the directory itself. What is moved meanwhile is left out.
-    pub(crate) fn everything(&self) -> Vec<PathBuf> {
+    /// All paths below the directory, but for those that are moved meanwhile.
+    pub fn everything(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let mut left = vec![self.target.clone()];
         while let Some(directory) = left.pop() {
@@ -130,7 +99,8 @@ impl Scene {
         found
     }
 
-    pub(crate) fn assert_all_belong_to(&self, user: u32) {
+    /// All directories and files belong to `user`.
+    pub fn assert_all_belong_to(&self, user: u32) {
         for path in self.everything() {
             let owner = fs::symlink_metadata(&path).unwrap().uid();
             assert_eq!(owner, user, "the owner of {}", path.display());
@@ -138,7 +108,7 @@ impl Scene {
     }
 
     /// All directories and files have these permissions.
-    pub(crate) fn assert_modes(&self, directories: u32, files: u32) {
+    pub fn assert_modes(&self, directories: u32, files: u32) {
         for path in self.everything() {
             let mode = if path.is_dir() { directories } else { files };
             assert_eq!(fs::symlink_metadata(&path).unwrap().mode() & 0o7777, mode, "{}", path.display());
@@ -146,7 +116,7 @@ impl Scene {
     }
 
     /// All belongs to the group that both users are in, who may read and write it.
-    pub(crate) fn assert_all_is_shared(&self) {
+    pub fn assert_all_is_shared(&self) {
         self.assert_modes(0o2770, 0o660);
         for path in self.everything() {
             assert_eq!(fs::symlink_metadata(&path).unwrap().gid(), SHARED, "{}", path.display());
@@ -155,7 +125,7 @@ impl Scene {
 
     /// Beside a thief, root connects a hundred times and gives nothing away that it did not make. `connect` says whether it
     /// succeeded, which it may not: the directories are not where they were made.
-    pub(crate) async fn assert_nothing_is_stolen(&self, connect: impl AsyncFn() -> bool) {
+    pub async fn assert_nothing_is_stolen(&self, connect: impl AsyncFn() -> bool) {
         let path = self.target.join(TREASURE);
         // Open, so that its number is not used again.
         let hide = || loop {
@@ -197,7 +167,7 @@ impl Scene {
 const TREASURE: &str = "treasure";
 
 /// Exchanges each directory that is made there with root's, and back, as fast as it can, until the input ends.
-pub(crate) fn steal(directory: &Path) -> ! {
+pub fn steal(directory: &Path) -> ! {
     let treasure = directory.join(TREASURE);
     std::thread::spawn(|| {
         std::io::stdin().lines().for_each(drop);

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use etcd_client::{Certificate, Client, ConnectOptions, DeleteOptions, Identity, TlsOptions};
 
-use super::{Launch, Proxy, Server, Way, find, free_port, openssl};
+use super::{Launch, Proxy, Server, Way, find, free_port};
 
 /// The server's program.
 ///
@@ -25,8 +25,11 @@ pub fn program() -> Result<PathBuf, String> {
 const NEEDS: u64 = 256 << 20;
 
 /// Where data goes: into memory where there is room, for etcd waits for the disk at every write. Many containers have
-/// 64 MiB there.
-pub(crate) fn data() -> Result<tempfile::TempDir, String> {
+/// 64 MiB there. What a killed test process left is removed by the next one.
+///
+/// # Errors
+/// No directory can be made.
+pub fn data() -> Result<tempfile::TempDir, String> {
     static SWEPT: Once = Once::new();
     let memory = Path::new("/dev/shm");
     // Servers that are kept until the end of a test process leave their data behind.
@@ -84,34 +87,6 @@ where
         let answered = asking.join().map_err(|_| "asking panicked".to_owned())?;
         answered.map_err(|_| format!("{address} does not answer"))?.map_err(|error| error.to_string())
     })
-}
-
-/// Writes an authority, a server's certificate for 127.0.0.1 and one of a client: `ca.pem`, and `.pem` and `.key` of each.
-///
-/// # Errors
-/// The program `openssl` is missing or refuses.
-pub fn certificates(place: &Path) -> Result<(), String> {
-    let openssl = openssl()?;
-    let run = |arguments: &str| {
-        let output = std::process::Command::new(&openssl)
-            .args(arguments.split(' '))
-            .current_dir(place)
-            .output()
-            .map_err(|error| format!("openssl: {error}"))?;
-        let said = || String::from_utf8_lossy(&output.stderr).trim().replace('\n', " | ");
-        if output.status.success() { Ok(()) } else { Err(format!("openssl {arguments}: {}", said())) }
-    };
-    let extensions = "subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth,clientAuth\n";
-    std::fs::write(place.join("extensions"), extensions).map_err(|error| error.to_string())?;
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-    run(&format!("req -x509 {key} -keyout ca.key -out ca.pem -subj /CN=authority -days 2"))?;
-    for who in ["server", "client"] {
-        run(&format!("req {key} -keyout {who}.key -out {who}.csr -subj /CN={who}"))?;
-        run(&format!(
-            "x509 -req -in {who}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {who}.pem -days 2 -extfile extensions"
-        ))?;
-    }
-    Ok(())
 }
 
 /// Frames of HTTP/2 that carry a request's beginning, and its contents.
@@ -180,7 +155,7 @@ impl Etcd {
         Ok(Self { server, address, files: None })
     }
 
-    /// Starts one that speaks TLS only and wants certificates of its clients, with the files of [`certificates`].
+    /// Starts one that speaks TLS only and wants certificates of its clients, with the files of [`make_certificates`](super::make_certificates).
     ///
     /// # Errors
     /// As [`start`](Etcd::start).

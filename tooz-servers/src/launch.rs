@@ -50,7 +50,7 @@ impl Launch {
     }
 }
 
-/// Says whether a server answers.
+/// Returns whether a server answers.
 type Ready = dyn Fn() -> bool + Send + Sync;
 
 /// A running server with its data. Dropping it ends the process and removes the data.
@@ -62,11 +62,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts a server and waits until `ready` says that it answers. `data` is where it keeps its files; what it prints
-    /// stands there in `log`.
+    /// Starts a server and waits until `ready` returns true. The server keeps its files in `data`, and what it prints in the
+    /// file `log` there.
     ///
     /// # Errors
-    /// It cannot be started, ends by itself, or does not answer; with the end of what it printed.
+    /// The server cannot be started, ends by itself, or does not answer. The error holds the end of what it printed.
     pub fn start(
         data: TempDir,
         launch: Launch,
@@ -109,7 +109,7 @@ impl Server {
         String::from_utf8_lossy(&text[text.len().saturating_sub(2000)..]).into_owned()
     }
 
-    /// Where its files stand.
+    /// The directory of its files.
     pub fn data(&self) -> &Path {
         self.data.path()
     }
@@ -121,22 +121,22 @@ impl Server {
 
     fn signal(&self, signal: Signal) {
         let id = i32::try_from(self.id()).unwrap_or_default();
-        // It is our own child and not yet reaped, so the number is still its own; a dead one needs no signal.
+        // The server is our own child and not yet reaped, so the number is still its own; a dead one needs no signal.
         let _ = kill(Pid::from_raw(id), signal);
     }
 
-    /// It stands still: connections stay, nothing is answered.
+    /// Stops the process: connections stay, nothing is answered.
     pub fn stop(&self) {
         self.signal(Signal::SIGSTOP);
     }
 
-    /// It goes on after [`stop`](Server::stop).
+    /// Continues the process after [`stop`](Server::stop).
     pub fn resume(&self) {
         self.signal(Signal::SIGCONT);
     }
 
-    /// Its disk stands still until what this returns is dropped: whatever the process wants on the medium takes a minute.
-    /// Every other system call works, if slower.
+    /// Stalls the disk of the process until what this returns is dropped: each `fsync` and `fdatasync` takes a minute. Every
+    /// other system call works, if slower.
     ///
     /// # Errors
     /// `strace` is not installed, or may not trace.
@@ -158,12 +158,12 @@ impl Server {
         if !first.contains(" attached") {
             return Err(format!("strace says: {first}"));
         }
-        // It names each thread that comes, and must have somebody to name it to.
+        // strace names each thread that comes, and would stand still if its output were not read.
         std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
         Ok(stalled)
     }
 
-    /// It ends without a chance to write anything.
+    /// Kills the process, which gets no chance to write anything.
     pub fn kill(&self) {
         let mut child = self.child();
         // Errors only if it is dead already.
@@ -171,13 +171,13 @@ impl Server {
         let _ = child.wait();
     }
 
-    /// It is asked to end, and does.
+    /// Asks the process to end, and waits until it has.
     pub fn terminate(&self) {
         self.signal(Signal::SIGTERM);
         let _ = self.child().wait();
     }
 
-    /// Starts it again after [`kill`](Server::kill) or [`terminate`](Server::terminate), with the same data and port.
+    /// Starts the server again after [`kill`](Server::kill) or [`terminate`](Server::terminate), with the same data and port.
     ///
     /// # Errors
     /// As [`start`](Server::start).
@@ -211,13 +211,13 @@ pub struct StalledDisk(Child);
 impl Drop for StalledDisk {
     fn drop(&mut self) {
         let tracer = i32::try_from(self.0.id()).unwrap_or_default();
-        // Our own child, not yet reaped. It lets go of everything before it ends.
+        // The tracer is our own child, not yet reaped. It detaches from the server before it ends.
         let _ = kill(Pid::from_raw(tracer), Signal::SIGTERM);
         let _ = self.0.wait();
     }
 }
 
-/// A wish for a process, and where the answer goes.
+/// A command to start, and where the child goes.
 type Order = (Command, Sender<std::io::Result<Child>>);
 
 /// Starts a process that dies with this one, also if this one is killed: `setpriv` has the kernel send it SIGKILL when
@@ -231,7 +231,7 @@ fn spawn(launch: &Launch, data: &Path) -> Result<Child, String> {
         let (sender, orders) = channel::<Order>();
         std::thread::spawn(move || {
             for (mut command, answer) in orders {
-                // Whoever asked waits for it.
+                // The thread that asked waits for it.
                 let _ = answer.send(command.spawn());
             }
         });
@@ -301,8 +301,8 @@ pub fn strace() -> Result<PathBuf, String> {
 /// takes ports for clients: there a connection that just ended could hold one for a minute.
 const PORTS: std::ops::Range<u16> = 10_000..20_000;
 
-/// A port that was free a moment ago, and so was the one 10,000 above it. No other caller in this process gets it
-/// before all others have been given away.
+/// Returns a port that was free a moment ago, as was the one 10,000 above it. No other caller in this process gets the
+/// port before all others have been given away.
 ///
 /// # Errors
 /// There is none.

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use tooz_conformance::eventually;
-use tooz_conformance::servers::etcd::{Cluster, Etcd};
 use tooz_core::{Coordinator, LossReason};
+use tooz_servers::etcd::{Cluster, Etcd};
+use tooz_servers::eventually;
 
 use super::{AT_ONCE, LIMIT, Outcome, queued};
 

@@ -95,7 +95,7 @@ impl fmt::Debug for Redis {
 /// Sends one command on a connection of its own and reads one answer, as it stands on the wire.
 ///
 /// # Errors
-/// Nobody answers.
+/// No server answers.
 pub fn command(address: SocketAddr, words: &[&[u8]]) -> Result<Vec<u8>, String> {
     let explain = |error: std::io::Error| format!("{address}: {error}");
     let limit = Duration::from_secs(5);

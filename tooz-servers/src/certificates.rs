@@ -1,0 +1,57 @@
+//! Certificates, made by the `openssl` command.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use super::openssl;
+
+/// An authority, a certificate of it for 127.0.0.1, and one for a client.
+#[derive(Debug)]
+pub struct Certificates(TempDir);
+
+impl Certificates {
+    /// Makes them in a temporary directory.
+    ///
+    /// # Errors
+    /// `openssl` is not on this machine, or fails.
+    pub fn make() -> Result<Self, String> {
+        let place = tempfile::tempdir().map_err(|error| format!("no temporary directory: {error}"))?;
+        make_certificates(place.path())?;
+        Ok(Self(place))
+    }
+
+    /// One of the files: `ca.pem`, `client.pem`, `client.key`, `server.pem`, `server.key`.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+}
+
+/// Writes an authority, a server's certificate for 127.0.0.1 and one of a client: `ca.pem`, and `.pem` and `.key` of each.
+///
+/// # Errors
+/// The program `openssl` is missing or refuses.
+pub fn make_certificates(place: &Path) -> Result<(), String> {
+    let openssl = openssl()?;
+    let run = |arguments: &str| {
+        let output = Command::new(&openssl)
+            .args(arguments.split(' '))
+            .current_dir(place)
+            .output()
+            .map_err(|error| format!("openssl: {error}"))?;
+        let said = || String::from_utf8_lossy(&output.stderr).trim().replace('\n', " | ");
+        if output.status.success() { Ok(()) } else { Err(format!("openssl {arguments}: {}", said())) }
+    };
+    let extensions = "subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth,clientAuth\n";
+    std::fs::write(place.join("extensions"), extensions).map_err(|error| error.to_string())?;
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    run(&format!("req -x509 {key} -keyout ca.key -out ca.pem -subj /CN=authority -days 2"))?;
+    for who in ["server", "client"] {
+        run(&format!("req {key} -keyout {who}.key -out {who}.csr -subj /CN={who}"))?;
+        run(&format!(
+            "x509 -req -in {who}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {who}.pem -days 2 -extfile extensions"
+        ))?;
+    }
+    Ok(())
+}
