@@ -10,57 +10,37 @@ use std::task::{Context, Poll, Waker};
 
 use futures_core::Stream;
 
-use crate::driver::{ChangeStream, GroupChange, HolderStream, Holders, MemberRecord};
+use crate::driver::{GroupChange, Holders, MemberRecord};
 use crate::{Error, MemberId, Result};
 
 /// How many changes wait for a slow reader before it gets a view instead.
 const MOST_CHANGES: usize = 256;
 
-/// What a task has for a reader.
-trait Source: Send + 'static {
-    type Item;
+mod source {
+    /// What a task has for a reader.
+    pub trait Source: Default + Send + 'static {
+        /// What the reader gets.
+        type Item;
 
-    /// What comes next, if there is something.
-    fn take(&mut self) -> Option<Result<Self::Item>>;
+        /// What comes next, if there is something.
+        fn take(&mut self) -> Option<Self::Item>;
+    }
 }
+use source::Source;
 
-/// A source, and what the reader and the task need to meet at it.
-#[derive(Debug)]
+/// What the reader and the task meet at.
+#[derive(Debug, Default)]
 struct Shared<S> {
     source: S,
+    /// The reader gets it after what the source has.
+    error: Option<Error>,
     ended: bool,
     waker: Option<Waker>,
 }
 
-#[derive(Debug)]
-struct Feed<S>(Arc<Mutex<Shared<S>>>);
-
-impl<S: Source + Default> Default for Feed<S> {
-    fn default() -> Self {
-        Self(Arc::new(Mutex::new(Shared { source: S::default(), ended: false, waker: None })))
-    }
-}
-
-impl<S: Source> Feed<S> {
-    fn shared(&self) -> MutexGuard<'_, Shared<S>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Changes the source and wakes the reader. After the end nothing changes any more.
-    fn change<T>(&self, change: impl FnOnce(&mut Shared<S>) -> T) -> Option<T> {
-        let mut shared = self.shared();
-        if shared.ended {
-            return None;
-        }
-        let answer = change(&mut shared);
-        let waker = shared.waker.take();
-        drop(shared);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-        Some(answer)
-    }
-}
+/// What a task tells a reader: a [`GroupFeed`] or a [`HolderFeed`]. A cheap clone. Empty until it is told something.
+#[derive(Debug, Default)]
+pub struct Feed<S>(Arc<Mutex<Shared<S>>>);
 
 impl<S> Clone for Feed<S> {
     fn clone(&self) -> Self {
@@ -69,10 +49,37 @@ impl<S> Clone for Feed<S> {
 }
 
 impl<S: Source> Feed<S> {
-    fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<S::Item>>> {
+    fn shared(&self) -> MutexGuard<'_, Shared<S>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a change and wakes the reader. After the end nothing changes any more.
+    fn change(&self, change: impl FnOnce(&mut Shared<S>)) {
+        let mut shared = self.shared();
+        if shared.ended {
+            return;
+        }
+        change(&mut shared);
+        let waker = shared.waker.take();
+        drop(shared);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// The stream. It drops `kept` when it is dropped: the task that fills the feed, or what else the watch needs.
+    pub fn stream(&self, kept: impl Send + 'static) -> Pin<Box<dyn Stream<Item = Result<S::Item>> + Send>> {
+        Box::pin(Reader { feed: self.clone(), _kept: kept })
+    }
+
+    /// What the stream has for its reader, for a driver with a stream of its own.
+    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<S::Item>>> {
         let mut shared = self.shared();
         if let Some(item) = shared.source.take() {
-            return Poll::Ready(Some(item));
+            return Poll::Ready(Some(Ok(item)));
+        }
+        if let Some(error) = shared.error.take() {
+            return Poll::Ready(Some(Err(error)));
         }
         if shared.ended {
             return Poll::Ready(None);
@@ -80,9 +87,24 @@ impl<S: Source> Feed<S> {
         shared.waker = Some(cx.waker().clone());
         Poll::Pending
     }
+
+    /// The reader gets this error after the changes so far, and the watch goes on.
+    pub fn report(&self, error: Error) {
+        self.change(|shared| shared.error = Some(error));
+    }
+
+    /// The watch ends with this error.
+    pub fn fail(&self, error: Error) {
+        self.change(|shared| (shared.error, shared.ended) = (Some(error), true));
+    }
+
+    /// The watch ends.
+    pub fn end(&self) {
+        self.change(|shared| shared.ended = true);
+    }
 }
 
-/// The reader's end. Dropping it drops `kept`: the task that fills the feed, or what else the watch needs.
+/// The reader's end.
 struct Reader<S, K> {
     feed: Feed<S>,
     _kept: K,
@@ -98,20 +120,19 @@ impl<S: Source, K> Stream for Reader<S, K> {
     }
 }
 
-/// A group's members and the changes that the reader has not taken. A cheap clone. Empty until it is told something.
-#[derive(Clone, Debug, Default)]
-pub struct GroupFeed(Feed<Group>);
+/// A group's members and the changes that the reader has not taken.
+pub type GroupFeed = Feed<GroupChanges>;
 
+/// What a [`GroupFeed`] has for its reader.
 #[derive(Debug, Default)]
-struct Group {
+pub struct GroupChanges {
     members: BTreeMap<MemberId, MemberRecord>,
     changes: VecDeque<GroupChange>,
     /// The reader gets the whole view before the changes.
     whole: bool,
-    error: Option<Error>,
 }
 
-impl Group {
+impl GroupChanges {
     fn push(&mut self, change: GroupChange) {
         if self.whole {
             return; // the view shows it
@@ -145,14 +166,14 @@ impl Group {
     }
 }
 
-impl Source for Group {
+impl Source for GroupChanges {
     type Item = GroupChange;
 
-    fn take(&mut self) -> Option<Result<GroupChange>> {
+    fn take(&mut self) -> Option<GroupChange> {
         if std::mem::take(&mut self.whole) {
-            return Some(Ok(GroupChange::View(self.members.values().cloned().collect())));
+            return Some(GroupChange::View(self.members.values().cloned().collect()));
         }
-        self.changes.pop_front().map(Ok).or_else(|| self.error.take().map(Err))
+        self.changes.pop_front()
     }
 }
 
@@ -164,19 +185,9 @@ impl GroupFeed {
         feed
     }
 
-    /// The stream. It drops `kept` when it is dropped.
-    pub fn stream(&self, kept: impl Send + 'static) -> ChangeStream {
-        Box::pin(Reader { feed: self.0.clone(), _kept: kept })
-    }
-
-    /// What the stream has for its reader, for a driver with a stream of its own.
-    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<GroupChange>>> {
-        self.0.poll(cx)
-    }
-
     /// After a gap: these are the members now, and the reader gets a view.
     pub fn reset(&self, members: impl IntoIterator<Item = MemberRecord>) {
-        self.0.change(|shared| {
+        self.change(|shared| {
             let group = &mut shared.source;
             group.members = members.into_iter().map(|record| (record.member.clone(), record)).collect();
             group.changes.clear();
@@ -186,7 +197,7 @@ impl GroupFeed {
 
     /// The group was read again: the reader gets the differences, by incarnation.
     pub fn update(&self, members: impl IntoIterator<Item = MemberRecord>) {
-        self.0.change(|shared| {
+        self.change(|shared| {
             let group = &mut shared.source;
             let now: BTreeMap<_, _> =
                 members.into_iter().map(|record| (record.member.clone(), record)).collect();
@@ -203,12 +214,12 @@ impl GroupFeed {
 
     /// A member joined, or published other capabilities. An equal record changes nothing.
     pub fn put(&self, record: MemberRecord) {
-        self.0.change(|shared| shared.source.put(record));
+        self.change(|shared| shared.source.put(record));
     }
 
     /// A member left.
     pub fn remove(&self, member: &MemberId) {
-        self.0.change(|shared| shared.source.remove(member));
+        self.change(|shared| shared.source.remove(member));
     }
 
     /// What a log says of the group.
@@ -224,7 +235,7 @@ impl GroupFeed {
     /// Changes may be missing from here on: drops those that were not read, and lets the reader poll again. A
     /// [`reset`](Self::reset) has to follow.
     pub fn gap(&self) {
-        self.0.change(|shared| {
+        self.change(|shared| {
             shared.source.changes.clear();
             shared.source.whole = false;
         });
@@ -232,7 +243,7 @@ impl GroupFeed {
 
     /// The group was deleted: its members leave, and the watch ends.
     pub fn deleted(&self) {
-        self.0.change(|shared| {
+        self.change(|shared| {
             let group = &mut shared.source;
             let members: Vec<_> = group.members.keys().cloned().collect();
             for member in members {
@@ -243,50 +254,28 @@ impl GroupFeed {
             shared.ended = true;
         });
     }
-
-    /// The reader gets this error after the changes so far, and the watch goes on.
-    pub fn report(&self, error: Error) {
-        self.0.change(|shared| shared.source.error = Some(error));
-    }
-
-    /// The watch ends with this error.
-    pub fn fail(&self, error: Error) {
-        self.0.change(|shared| {
-            shared.source.error = Some(error);
-            shared.ended = true;
-        });
-    }
-
-    /// The watch ends.
-    pub fn end(&self) {
-        self.0.change(|shared| shared.ended = true);
-    }
 }
 
-/// The holders of a lock, of which the reader gets the newest. A cheap clone. Empty until it is told something.
-#[derive(Clone, Debug, Default)]
-pub struct HolderFeed(Feed<Newest>);
+/// The holders of a lock, of which the reader gets the newest.
+pub type HolderFeed = Feed<NewestHolders>;
 
+/// What a [`HolderFeed`] has for its reader.
 #[derive(Debug, Default)]
-struct Newest {
+pub struct NewestHolders {
     latest: Option<Holders>,
     delivered: Option<Holders>,
-    error: Option<Error>,
 }
 
-impl Source for Newest {
+impl Source for NewestHolders {
     type Item = Holders;
 
-    fn take(&mut self) -> Option<Result<Holders>> {
-        // Who waits is of no interest to a watch of holders.
-        let news = self.latest.take().filter(|latest| {
+    fn take(&mut self) -> Option<Holders> {
+        // A watch of holders has no interest in the number of waiters.
+        let latest = self.latest.take().filter(|latest| {
             self.delivered.as_ref().is_none_or(|delivered| delivered.holders != latest.holders)
-        });
-        if let Some(latest) = news {
-            self.delivered = Some(latest.clone());
-            return Some(Ok(latest));
-        }
-        self.error.take().map(Err)
+        })?;
+        self.delivered = Some(latest.clone());
+        Some(latest)
     }
 }
 
@@ -298,44 +287,16 @@ impl HolderFeed {
         feed
     }
 
-    /// The stream. It drops `kept` when it is dropped.
-    pub fn stream(&self, kept: impl Send + 'static) -> HolderStream {
-        Box::pin(Reader { feed: self.0.clone(), _kept: kept })
-    }
-
-    /// What the stream has for its reader, for a driver with a stream of its own.
-    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Holders>>> {
-        self.0.poll(cx)
-    }
-
     /// These are the holders now.
     pub fn set(&self, holders: Holders) {
-        self.0.change(|shared| shared.source.latest = Some(holders));
-    }
-
-    /// The reader gets this error, and the watch goes on.
-    pub fn report(&self, error: Error) {
-        self.0.change(|shared| shared.source.error = Some(error));
-    }
-
-    /// The watch ends with this error.
-    pub fn fail(&self, error: Error) {
-        self.0.change(|shared| {
-            shared.source.error = Some(error);
-            shared.ended = true;
-        });
-    }
-
-    /// The watch ends.
-    pub fn end(&self) {
-        self.0.change(|shared| shared.ended = true);
+        self.change(|shared| shared.source.latest = Some(holders));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::driver::{HolderRecord, LockMode};
+    use crate::driver::{ChangeStream, HolderRecord, LockMode};
     use crate::{Capabilities, ErrorKind};
 
     fn record(name: &str, incarnation: u128, gpus: u32) -> MemberRecord {
@@ -395,7 +356,7 @@ mod tests {
         for number in 0..=MOST_CHANGES as u128 {
             feed.put(record("a", number, 0));
         }
-        assert!(feed.0.shared().source.changes.len() <= MOST_CHANGES);
+        assert!(feed.shared().source.changes.len() <= MOST_CHANGES);
         assert_eq!(shown(&mut stream), ["1 members"]);
         feed.fail(Error::new(ErrorKind::Corrupt, "unreadable"));
         assert_eq!(shown(&mut stream).len(), 1);
