@@ -221,11 +221,14 @@ impl Helper {
         self.signal(Signal::SIGSTOP)?;
         let tasks = format!("/proc/{}/task", self.id());
         let begin = Instant::now();
-        while !std::fs::read_dir(&tasks)?.all(|task| task.is_ok_and(|task| stands(&task.path()))) {
+        while !std::fs::read_dir(&tasks)?.all(|task| task.is_ok_and(|task| stands(&task.path(), "TXZ"))) {
             if begin.elapsed() > STANDS {
                 return Err(format!("process {} does not stop", self.id()).into());
             }
             std::thread::yield_now();
+        }
+        if !stands(std::path::Path::new(&format!("/proc/{}", self.id())), "T") {
+            return Err(format!("process {} has ended", self.id()).into());
         }
         Ok(())
     }
@@ -249,10 +252,10 @@ impl Helper {
     }
 }
 
-/// Whether a thread has stopped or ended, by its folder in `/proc`.
-fn stands(task: &std::path::Path) -> bool {
-    let stat = std::fs::read_to_string(task.join("stat"));
-    stat.map_or(true, |stat| stat.rsplit(") ").next().is_some_and(|state| state.starts_with(['T', 'X', 'Z'])))
+/// Whether a process or thread is in one of these states, by its folder in `/proc`; also if the folder is gone.
+fn stands(folder: &std::path::Path, states: &str) -> bool {
+    let Ok(stat) = std::fs::read_to_string(folder.join("stat")) else { return true };
+    stat.rsplit(") ").next().and_then(|rest| rest.chars().next()).is_some_and(|state| states.contains(state))
 }
 
 impl Drop for Helper {

@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+#[cfg(target_env = "gnu")]
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use crate::lab::{Case, Failed, Trial, trial};
@@ -167,6 +168,7 @@ impl Scene {
 const TREASURE: &str = "treasure";
 
 /// Exchanges each directory that is made there with root's, and back, as fast as it can, until the input ends.
+#[cfg(target_env = "gnu")] // nix has renameat2 there alone
 pub fn steal(directory: &Path) -> ! {
     let treasure = directory.join(TREASURE);
     std::thread::spawn(|| {
