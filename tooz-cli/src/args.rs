@@ -19,14 +19,15 @@ pub(crate) struct Cli {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes: the command's own; 128+N if signal N ended it; 126 if it cannot be run, 127 if it is not found; \
-64 wrong usage, 69 backend unavailable, 74 lock lost, 75 not acquired, 77 permission denied by the backend, 78 \
-`tooz doctor` found something that endangers locks.
+Exit codes: the command's own; 128+N if signal N ended the command; 126 if the command cannot be run, 127 if it \
+was not found; 1 if a group, member or leader does not exist, if a group or member exists already, or if a holder \
+does not let go; 64 wrong usage, 69 backend unavailable, 74 lock lost, 75 not acquired, 77 permission denied by \
+the backend, 78 `tooz doctor` found something that endangers locks.
 
-Without --url and TOOZ_URL the backend is an SQLite database of yours, which joins the processes of this \
-machine: $XDG_STATE_HOME/tooz/tooz.db, or ~/.local/state/tooz/tooz.db.";
+Without --url and TOOZ_URL, tooz uses an SQLite database of the current user, for the processes of this machine: \
+$XDG_STATE_HOME/tooz/tooz.db, or ~/.local/state/tooz/tooz.db.";
 
-/// Where and as whom.
+/// The backend, and the member that connects to it.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Backend {
     /// The backend
@@ -37,13 +38,13 @@ pub(crate) struct Backend {
         help = "Backend, such as sqlite:///var/lib/app/tooz.db [env: TOOZ_URL]"
     )]
     pub(crate) url: Option<String>,
-    /// Name of this member; the default is made of the host's name, the process id and a random number
+    /// Id of this member [default: host name, process id and a random number]
     #[arg(long, global = true, value_name = "ID")]
     pub(crate) member: Option<OsString>,
-    /// How long the session lives without a sign of life, where the backend works with time (15s)
+    /// How long the session lives without a renewal, on backends with a session ttl [default: 15s]
     #[arg(long, global = true, value_name = "DURATION", value_parser = duration)]
     pub(crate) ttl: Option<Duration>,
-    /// Keep apart from users of other namespaces
+    /// Namespace: equal names in two namespaces are two different locks or groups [default: tooz]
     #[arg(long, global = true, value_name = "NAME")]
     pub(crate) namespace: Option<String>,
 }
@@ -60,96 +61,99 @@ pub(crate) enum Verb {
     Break(Break),
     /// List the groups
     Groups(List),
-    /// List a group's members, or follow them
+    /// List the members of a group, or follow changes
     Members(Members),
-    /// Join a group: until a signal comes, or while a command runs
+    /// Join a group until a signal arrives, or while a command runs
     #[command(after_help = JOIN_HELP)]
     Join(Join),
     /// Run a command while leading a group
     #[command(after_help = ELECT_HELP)]
     Elect(Elect),
-    /// Show who leads a group, or follow it
+    /// Show the leader of a group, or follow changes
     Leader(Leader),
-    /// See to it that fencing tokens are large enough, on a new or restored backend
+    /// Raise fencing tokens, on a new or restored backend
     Tokens {
         #[command(subcommand)]
         verb: Tokens,
     },
-    /// Examine a backend: whether it answers, how fast, what endangers locks on it, and what to do about that
+    /// Examine a backend: does it answer, how fast, what endangers locks on it, and what to do about that
     #[command(after_help = DOCTOR_HELP)]
     Doctor(Doctor),
-    /// List the compiled-in drivers and what they promise
+    /// List the compiled-in drivers and the characteristics that they promise
     Drivers(List),
     /// Print a shell completion script
     Completions(Completions),
 }
 
 const LOCK_HELP: &str = "\
-The command finds TOOZ_LOCK_NAME, TOOZ_FENCING_TOKEN and TOOZ_MEMBER in its environment. Let it send the token \
-along with what it writes, and let the receiver refuse a token smaller than the largest it has seen: that protects \
-even when all else fails.
+tooz sets TOOZ_LOCK_NAME, TOOZ_FENCING_TOKEN and TOOZ_MEMBER in the command's environment. Send the token along \
+with every write, and let the receiver refuse a token smaller than the largest it has seen. That protects the \
+data even when everything else fails.
 
-Signals INT, TERM, HUP, QUIT, USR1, USR2, WINCH and TSTP are passed on to the command's process group, which gets \
-the terminal if standard input is one.
+The signals INT, TERM, HUP, QUIT, USR1, USR2, WINCH and TSTP are passed on to the command's process group. If \
+standard input is a terminal, the group gets the terminal.
 
-On a backend whose sessions live by time, the group gets SIGTERM --kill-grace before the deadline and SIGKILL before \
-the deadline, even while tooz itself is stopped or dead: it is gone before the lock can move. If the lock is \
-broken (`tooz break`), the group is killed at once, but the next holder may run already; only the token tells the \
-two apart. If tooz is killed (kill -9), its guard kills the group within 100 ms, and a backend that notices the death \
-sooner may let the next holder in before. A process that leaves the group (setsid, a daemon) escapes all this, and one that becomes another user \
-(sudo) cannot be killed. If the command exits by itself, what it left in the background goes on without the lock; if \
-a signal ends it, the rest of its group is killed.";
+On a backend with a session ttl, a guard process sends the group SIGTERM --kill-grace before the deadline and \
+SIGKILL shortly before the deadline, even while tooz itself is stopped or dead. So the group is gone before the \
+lock can be granted again. If the lock is broken (`tooz break`), the group is killed at once, but the next holder \
+may run already; only the token tells the two apart. If tooz is killed (kill -9), the guard kills the group \
+within 100 ms. A backend that notices the death sooner may grant the lock to the next holder before that.
+
+Not covered: a process that leaves the group (setsid, a daemon), and a process that becomes another user (sudo), \
+which the guard cannot kill. If the command exits by itself, its background processes continue without the lock. \
+If a signal ends the command, the rest of its group is killed.";
 
 const BREAK_HELP: &str = "\
-The lock is free when tooz returns. The holder learns it by push or at its next beat; until then both it and the next \
-holder may be at work, so stop the holder first if you can.";
+The lock is free when tooz returns. A message or the next renewal tells the old holder that it lost the lock; \
+until then the old and the next holder may both be at work. Stop the old holder first if you can.";
 
 const RAISE_HELP: &str = "\
-Run it after a backend was restored from a backup, and before locks are used on another backend than before. Tokens may \
-be smaller there than those that the receivers of writes have seen, and they would refuse every write. N is one more than \
-the largest token that they have seen (SELECT max(fence) FROM ...), from 1 to 4503599627370496 (2^52).
+Run this after a backend was restored from a backup, and before you use locks on another backend than before. \
+Tokens may be smaller there than the tokens that the receivers of writes have seen, and then the receivers refuse \
+every write. N is one more than the largest token that the receivers have seen (SELECT max(fence) FROM ...), from \
+1 to 4503599627370496 (2^52).
 
-When tooz returns, every later holder and leader gets a token of at least N. Who holds a lock already keeps it, with its \
-smaller token. A number that the tokens have passed changes nothing, so it can be repeated.";
+When tooz returns, every later holder and leader gets a token of at least N. Present holders keep their locks and \
+their smaller tokens. If the tokens have passed N already, the command changes nothing, so it can be repeated.";
 
-const JOIN_HELP: &str = "\
-The command finds TOOZ_GROUP and TOOZ_MEMBER in its environment. It is ended when tooz is: whoever is listed runs.";
+const JOIN_HELP: &str = "tooz sets TOOZ_GROUP and TOOZ_MEMBER in the command's environment. The command \
+     never outlives tooz: while the member is listed, its command runs.";
 
 const ELECT_HELP: &str = "\
-The command finds TOOZ_GROUP, TOOZ_TERM, TOOZ_FENCING_TOKEN (the same number) and TOOZ_MEMBER in its environment. \
-Signals, the terminal and the loss of leadership are handled as by `tooz lock`.";
+tooz sets TOOZ_GROUP, TOOZ_TERM, TOOZ_FENCING_TOKEN (the same number as TOOZ_TERM) and TOOZ_MEMBER in the \
+command's environment. Signals, the terminal and the loss of the leadership are handled as by `tooz lock`.";
 
 const DOCTOR_HELP: &str = "\
-It connects as a member, measures each operation under names that nobody else has, removes them again, and asks the \
-backend for its version, state and settings. It changes nothing else and prints no password.
+doctor connects as a member, measures each operation under names with a random suffix, removes what it made, and \
+reads the backend's version, state and settings. It changes nothing else and prints no password.
 
-Each line is good, warning (it works, and a foreseeable event costs locks, members or tokens) or bad. Exit codes: 0 all \
-good; 78 it works, and there are warnings or worse; 69 not reachable, or an operation failed; 77 refused: user, password, \
-certificate or permission; 64 wrong usage.";
+Each line is good, warning (the backend works, but a foreseeable event would lose locks, members or tokens) or \
+bad. Exit codes: 0 all good; 78 the backend works, and there are warnings or worse; 69 the backend is \
+unreachable, or an operation failed; 77 user, password, certificate or permission refused; 64 wrong usage.";
 
-/// What runs under a lock or a leadership.
+/// How to acquire a lock or leadership, and how to end the command that runs under it.
 #[derive(Debug, Args)]
 pub(crate) struct Guarded {
-    /// Give up at once if somebody else has it
+    /// Give up at once if the lock or leadership is taken
     #[arg(long = "try", conflicts_with = "wait")]
     pub(crate) once: bool,
-    /// Give up after this time (250ms, 30s, 5m); the default is to wait without limit
+    /// Give up after this time, such as 250ms, 30s or 5m [default: wait without limit]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) wait: Option<Duration>,
-    /// Time between SIGTERM and SIGKILL when the deadline nears; at most a third of the ttl
+    /// Time between SIGTERM and SIGKILL before the deadline; at most a third of the ttl
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "2s")]
     pub(crate) kill_grace: Duration,
-    /// Exit code if somebody else has it
+    /// Exit code if the lock or leadership was not acquired
     #[arg(long, value_name = "N", default_value_t = crate::exit::NOT_ACQUIRED)]
     pub(crate) exit_not_acquired: u8,
-    /// Exit code if it is lost while the command runs
+    /// Exit code if the lock or leadership is lost while the command runs
     #[arg(long, value_name = "N", default_value_t = crate::exit::LOST)]
     pub(crate) exit_lost: u8,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Lock {
-    /// Hold it together with others that hold it shared
+    /// Acquire the lock shared: several shared holders at a time, none beside an exclusive one
     #[arg(long)]
     pub(crate) shared: bool,
     #[command(flatten)]
@@ -165,7 +169,7 @@ pub(crate) struct Lock {
 pub(crate) struct Holders {
     /// Name of the lock
     pub(crate) name: OsString,
-    /// One JSON object per holder
+    /// Print one JSON object per holder
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -174,38 +178,38 @@ pub(crate) struct Holders {
 pub(crate) struct Break {
     /// Name of the lock
     pub(crate) name: OsString,
-    /// Why: the holder is told
+    /// Why the lock is broken; the holder is told
     #[arg(long, value_name = "TEXT")]
     pub(crate) reason: String,
-    /// One JSON object per broken holder
+    /// Print one JSON object per broken holder
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct List {
-    /// One JSON object per line
+    /// Print one JSON object per line
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Members {
-    /// The group
+    /// Name of the group
     pub(crate) group: OsString,
-    /// Go on with every change until a signal comes
+    /// Follow changes until a signal arrives
     #[arg(long)]
     pub(crate) watch: bool,
-    /// One JSON object per line
+    /// Print one JSON object per line
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Join {
-    /// The group; it is created if it is missing
+    /// Name of the group; it is created if it does not exist
     pub(crate) group: OsString,
-    /// What to publish about this member
+    /// Capabilities that the group publishes about this member
     #[arg(long, value_name = "JSON")]
     pub(crate) capabilities: Option<String>,
     /// The command and its arguments, after `--`
@@ -217,7 +221,7 @@ pub(crate) struct Join {
 pub(crate) struct Elect {
     #[command(flatten)]
     pub(crate) guarded: Guarded,
-    /// The group
+    /// Name of the group
     pub(crate) group: OsString,
     /// The command and its arguments, after `--`
     #[arg(last = true, required = true, value_name = "CMD")]
@@ -226,26 +230,26 @@ pub(crate) struct Elect {
 
 #[derive(Debug, Args)]
 pub(crate) struct Leader {
-    /// The group
+    /// Name of the group
     pub(crate) group: OsString,
-    /// Go on with every change until a signal comes
+    /// Follow changes until a signal arrives
     #[arg(long)]
     pub(crate) watch: bool,
-    /// One JSON object per line, or null
+    /// Print one JSON object per line; null means that there is no leader
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Tokens {
-    /// Raise the fencing tokens: none below N is given out any more
+    /// Raise the fencing tokens: every later grant gets at least N
     #[command(after_help = RAISE_HELP)]
     Raise(Raise),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Raise {
-    /// The smallest token from now on
+    /// Smallest token from now on
     #[arg(long = "to", value_name = "N")]
     pub(crate) least: u64,
 }
@@ -255,24 +259,24 @@ pub(crate) struct Doctor {
     /// The backend; the default is that of --url
     #[arg(value_name = "URL")]
     pub(crate) at: Option<String>,
-    /// First adopt a backend that was moved: what its users at the former place held ends; stop them before
+    /// Adopt a moved backend first; this ends what users of the former place hold, so stop them before
     #[arg(long)]
     pub(crate) adopt: bool,
-    /// How often each operation is measured; the median is shown
+    /// How often to measure each operation; the median is shown
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) rounds: u32,
-    /// One JSON object per finding
+    /// Print one JSON object per finding
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Completions {
-    /// For which shell
+    /// Shell to write the script for
     pub(crate) shell: Shell,
 }
 
-/// In the same form as a backend URL's options: `250ms`, `15s`, `2m`, `1h`, or seconds.
+/// Parses a duration in the form of a backend URL's options: `250ms`, `15s`, `2m`, `1h`, or seconds.
 fn duration(text: &str) -> Result<Duration, String> {
     let mut url = BackendUrl::parse("none://x").map_err(|error| error.to_string())?;
     url.set_option("duration", text);

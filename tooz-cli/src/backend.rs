@@ -1,4 +1,4 @@
-//! Which backend, and as whom.
+//! The backend that the options name, and the member that connects to it.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::DirBuilder;
@@ -10,7 +10,7 @@ use tooz::{Builder, Coordinator, MAX_NAME_BYTES, Viewer};
 use crate::args::Backend;
 use crate::exit::{Failure, USAGE};
 
-/// What must not stand plainly in the path of a backend URL.
+/// Characters that the path of a backend URL holds percent-encoded.
 const IN_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'#').add(b'?').add(b'%');
 
 /// Connects as the options say.
@@ -18,12 +18,12 @@ pub(crate) async fn connect(options: &Backend) -> Result<Coordinator, Failure> {
     Ok(builder(options)?.connect().await?)
 }
 
-/// Connects for looking alone: that works on a full store, and for a user who may only read.
+/// Connects without a session. That works on a full store, and for a user who may only read.
 pub(crate) async fn view(options: &Backend) -> Result<Viewer, Failure> {
     Ok(builder(options)?.view().await?)
 }
 
-/// The URL that the options, the environment or nobody names.
+/// The URL from the options, else from the environment, else that of the user's own database.
 pub(crate) fn url(options: &Backend) -> Result<String, Failure> {
     match (&options.url, std::env::var_os("TOOZ_URL")) {
         (Some(url), _) => Ok(url.clone()),
@@ -34,7 +34,7 @@ pub(crate) fn url(options: &Backend) -> Result<String, Failure> {
     }
 }
 
-/// What the options say.
+/// A builder with the URL, the member and the options of the command line.
 pub(crate) fn builder(options: &Backend) -> Result<Builder, Failure> {
     let url = url(options)?;
     let member = options.member.as_deref().map_or_else(default_member, |member| bytes(member).to_vec());
@@ -60,7 +60,7 @@ pub(crate) fn bytes(text: &OsStr) -> &[u8] {
     text.as_encoded_bytes()
 }
 
-/// `host-pid-random`: unique, and an operator finds the process.
+/// `host-pid-random`: unique, and tells an operator the process.
 fn default_member() -> Vec<u8> {
     #[cfg(unix)]
     let host = nix::unistd::gethostname().unwrap_or_default();
@@ -72,7 +72,7 @@ fn default_member() -> Vec<u8> {
     [if host.is_empty() { b"localhost" } else { host }, rest.as_bytes()].concat()
 }
 
-/// `pid-random`: nobody else has it.
+/// `pid-random`: no other process has the same suffix.
 pub(crate) fn random_suffix() -> String {
     let mut random = [0; 4];
     // Without randomness of the system the process id still tells members of this machine apart.
@@ -80,7 +80,7 @@ pub(crate) fn random_suffix() -> String {
     format!("{}-{:08x}", std::process::id(), u32::from_ne_bytes(random))
 }
 
-/// The database of this user.
+/// The URL of the user's own database.
 fn embedded() -> Result<String, Failure> {
     let directory = state_directory(std::env::var_os("XDG_STATE_HOME"), std::env::var_os("HOME"))
         .ok_or_else(|| {
@@ -92,7 +92,10 @@ fn embedded() -> Result<String, Failure> {
     create_private(&directory).map_err(|error| {
         Failure::new(
             crate::exit::UNAVAILABLE,
-            format!("{} cannot be created ({error}); give --url or set TOOZ_URL", directory.display()),
+            format!(
+                "cannot create the directory {} ({error}); give --url or set TOOZ_URL",
+                directory.display()
+            ),
         )
     })?;
     let path = directory.join("tooz.db");

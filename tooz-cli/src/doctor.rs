@@ -1,6 +1,6 @@
-//! `tooz doctor`: whether a backend can be worked with, how fast it is, and what about it endangers locks.
+//! `tooz doctor`: whether a backend answers, how fast it is, and what about it endangers locks.
 //!
-//! What there is to know about a backend is known by its driver; this only asks, measures and shows.
+//! The driver examines the backend; this file measures the operations and prints the findings.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub(crate) async fn doctor(backend: &Backend, options: &Doctor) -> Result<u8, Fa
     let begun = clock.now();
     let connected = unless_signaled(&mut signals, backend::builder(&backend)?.connect()).await?;
     let took = clock.now().saturating_since(begun);
-    // Also where connecting fails: then it may say why.
+    // Examined also if connecting failed: the findings may say why.
     let examined = unless_signaled(&mut signals, backend::builder(&backend)?.examine()).await?;
     let found = examined.as_deref().unwrap_or_default();
     let coordinator = match connected {
@@ -50,13 +50,13 @@ pub(crate) async fn doctor(backend: &Backend, options: &Doctor) -> Result<u8, Fa
     report.show(&Finding::good("reachable", "connected, and a session was opened"))?;
     adopted.iter().chain(found).try_for_each(|finding| report.show(finding))?;
     if let Err(error) = &examined {
-        report.fail("examination", error, "what this backend keeps could not be looked at; try again")?;
+        report.fail("examination", error, "the driver could not examine the backend; try again")?;
     }
     let mut times = Times { connect: vec![took], ..Times::default() };
     let group = coordinator.group(format!("tooz-doctor-{}", backend::random_suffix()))?;
     let measured = measure(&coordinator, &group, &backend, options.rounds, &clock, &mut times);
     let measured = unless_signaled(&mut signals, measured).await;
-    // Also after a signal: nothing of ours stays. Whatever fails here ends with the session.
+    // Also after a signal: remove what was made. What cannot be removed ends with the session.
     let _ = group.leave().await;
     let _ = group.delete().await;
     let kept = coordinator.characteristics();
@@ -70,7 +70,7 @@ pub(crate) async fn doctor(backend: &Backend, options: &Doctor) -> Result<u8, Fa
     Ok(report.code)
 }
 
-/// The command line is wrong, not the backend.
+/// Whether the command line is wrong, and not the backend.
 fn is_usage(error: &Error) -> bool {
     matches!(
         error.kind(),
@@ -82,14 +82,14 @@ fn advice(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::Denied => "correct the user, the password, the certificate or the permissions",
         ErrorKind::Unavailable | ErrorKind::Timeout => {
-            "see whether the backend runs there, and whether a firewall stands between"
+            "check that the backend runs there and that no firewall blocks the connection"
         }
-        ErrorKind::Incompatible => "upgrade one of the two",
-        _ => "do what the message says, then ask again",
+        ErrorKind::Incompatible => "upgrade the older one of backend and tooz",
+        _ => "do what the message says, then run `tooz doctor` again",
     }
 }
 
-/// The best that the URL can keep.
+/// The characteristics that the driver promises for this URL at best.
 fn promised(url: &BackendUrl) -> Characteristics {
     let drivers = drivers();
     let ours = drivers.iter().find(|driver| driver.schemes().contains(&url.scheme()));
@@ -104,7 +104,7 @@ struct Times {
     group: Vec<Duration>,
     members: Vec<Duration>,
     beat: Vec<Duration>,
-    /// How long it is from one beat to the next, where sessions live by time.
+    /// The time from one beat to the next, where sessions have a ttl.
     due: Option<Duration>,
 }
 
@@ -128,7 +128,7 @@ impl Times {
     }
 }
 
-/// Does everything once per round, under names that nobody else has.
+/// Measures every operation once per round, under the group's own random name.
 async fn measure(
     coordinator: &Coordinator,
     group: &Group,
@@ -142,10 +142,10 @@ async fn measure(
     group.create().await.map_err(|error| ("create", error))?;
     for round in 0..rounds {
         if round > 0 {
-            // A member id of its own: ours is taken.
+            // Another member id, since this coordinator uses ours.
             let other = Backend { member: None, ..backend.clone() };
             let builder = backend::builder(&other)
-                .map_err(|failure| ("connect", Error::new(ErrorKind::Invalid, failure.to_string())))?;
+                .map_err(|failure| ("connect", Error::new(ErrorKind::Invalid, failure.message())))?;
             let begun = clock.now();
             let other = builder.connect().await.map_err(|error| ("connect", error))?;
             times.connect.push(since(begun));
@@ -171,7 +171,7 @@ async fn measure(
     Ok(())
 }
 
-/// Shows one finding after the other, and remembers what the exit code will be.
+/// Prints the findings and derives the exit code from them.
 struct Report {
     json: bool,
     code: u8,
@@ -182,7 +182,7 @@ impl Report {
         self.show_with(finding, json!({}))
     }
 
-    /// `more`: what programs get beside it.
+    /// `more`: additional fields of the JSON object.
     fn show_with(&mut self, finding: &Finding, mut more: Value) -> Result<(), Failure> {
         if finding.severity() > Severity::Good && self.code == 0 {
             self.code = ENDANGERED;
@@ -195,7 +195,7 @@ impl Report {
             more["lowers"] = names(finding.lowered()).into();
             return text::line(&more.to_string());
         }
-        // One line each, whatever a backend put into its words.
+        // A backend's words may hold line breaks: print one line each.
         let plain =
             |text: &str| text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>();
         let (severity, topic) = (finding.severity().word(), finding.topic());
@@ -227,8 +227,8 @@ impl Report {
         let finding = if slow {
             Finding::warning(
                 "latency",
-                format!("{what}; a beat takes more than a quarter of the time between two"),
-                "give a longer ttl, or a backend that is nearer: sessions may end although everybody lives",
+                format!("{what}; a beat takes more than a quarter of the time between two beats"),
+                "set a longer ttl or use a nearer backend: slow renewals may end sessions of living members",
             )
         } else {
             Finding::good("latency", what)
@@ -236,7 +236,7 @@ impl Report {
         self.show_with(&finding, json!({ "milliseconds": values }))
     }
 
-    /// What is kept, and what is not and why.
+    /// Prints the characteristics that are kept, and those that are not with the reason.
     fn characteristics(
         &mut self,
         promised: Characteristics,
@@ -253,11 +253,12 @@ impl Report {
                 .collect();
             let name = names(lowered).join("");
             let what = if why.is_empty() {
-                format!("{name}: this backend does not keep it, and the driver does not say why")
+                format!("{name}: this backend does not keep it, and the driver gives no reason")
             } else {
                 format!("{name}, because of: {}", why.join(", "))
             };
-            let advice = "do what is advised there, or do without it: `require` refuses to connect";
+            let advice = "follow the advice there, or do without it; a program that requires it cannot \
+                 connect";
             self.show_with(
                 &Finding::warning("not-kept", what, advice).lowers(lowered),
                 json!({ "because": why }),

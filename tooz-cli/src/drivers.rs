@@ -35,7 +35,7 @@ pub(crate) fn list(options: &List) -> Result<u8, Failure> {
     Ok(0)
 }
 
-/// The best that the driver's first scheme can keep without options.
+/// The characteristics that the driver promises at best, for its first scheme without options.
 fn characteristics(driver: &Registration) -> Result<Vec<String>, Failure> {
     let Some(scheme) = driver.schemes().first() else { return Ok(Vec::new()) };
     let url = BackendUrl::parse(&format!("{scheme}:///x"))?;

@@ -1,4 +1,4 @@
-//! `tooz elect`: a command under a leadership. `tooz leader`: who leads.
+//! `tooz elect` runs a command under a leadership, `tooz leader` shows the leader.
 
 use serde_json::{Value, json};
 use tooz::{Coordinator, Deadline, Leader, Leadership};
@@ -6,7 +6,7 @@ use tooz::{Coordinator, Deadline, Leader, Leadership};
 use crate::args::{self, Backend, Elect};
 use crate::backend::{bytes, connect, view};
 use crate::exit::Failure;
-use crate::lock::{cannot_start, conclude, member_text, unless_signaled};
+use crate::lock::{cannot_start, conclude, member_text, remedy, unless_signaled};
 use crate::run::{Hold, Job, Signals, run};
 use crate::text;
 
@@ -46,12 +46,9 @@ async fn lead(coordinator: &Coordinator, options: &Elect, signals: &mut Signals)
     let what = format!("the leadership of group \"{}\"", election.group());
     let Some(leadership) = leadership else {
         let leader = election.leader().await.ok().flatten();
-        let by = leader
-            .map_or_else(|| "somebody else leads".into(), |leader| format!("it leads: {}", line(&leader)));
-        return Err(Failure::new(
-            wanted.exit_not_acquired,
-            format!("{what} was not won: {by}; try again, or wait longer"),
-        ));
+        let by = leader.as_ref().map_or_else(|| "another candidate leads or waits before us".into(), leads);
+        let why = format!("did not win \"{}\": {by}; {}", election.group(), remedy(wanted));
+        return Err(Failure::new(wanted.exit_not_acquired, why));
     };
     let term = leadership.term();
     let job = Job {
@@ -75,14 +72,14 @@ pub(crate) async fn leader(backend: &Backend, options: &args::Leader) -> Result<
     let show = |leader: Option<&Leader>| match (leader, options.json) {
         (leader, true) => text::line(&leader.map_or(Value::Null, json).to_string()),
         (Some(leader), false) => text::line(&line(leader)),
-        (None, false) if options.watch => text::line("nobody"),
+        (None, false) if options.watch => text::line("vacant"),
         (None, false) => Ok(()),
     };
     if !options.watch {
         let leader = viewer.leader(group).await?;
         show(leader.as_ref())?;
         let _ = viewer.close().await;
-        // As grep does: an answer that is "none" can be tested for.
+        // As grep does: 1 says that there is no leader, so a script can test for it.
         return Ok(u8::from(leader.is_none()));
     }
     let mut observer = viewer.observe(group).await?;
@@ -95,10 +92,22 @@ pub(crate) async fn leader(backend: &Backend, options: &args::Leader) -> Result<
     unless_signaled(&mut signals, follow).await?
 }
 
+fn name(leader: &Leader) -> String {
+    leader.member.as_ref().map_or_else(|| "an unknown member".to_owned(), ToString::to_string)
+}
+
+/// `node1 leads (term 113, since 2026-01-31T12:00:00Z)`, with what is known.
+fn leads(leader: &Leader) -> String {
+    let term = leader.term.map(|term| format!("term {term}"));
+    let since = leader.since.map(|since| format!("since {}", text::time(since)));
+    let known: Vec<_> = term.into_iter().chain(since).collect();
+    let known = if known.is_empty() { String::new() } else { format!(" ({})", known.join(", ")) };
+    format!("{} leads{known}", name(leader))
+}
+
 fn line(leader: &Leader) -> String {
-    let who = leader.member.as_ref().map_or_else(|| "somebody unknown".to_owned(), ToString::to_string);
     let term = leader.term.map_or_else(String::new, |term| format!(" term {term}"));
-    format!("{who}{term}{}", text::since(leader.since))
+    format!("{}{term}{}", name(leader), text::since(leader.since))
 }
 
 fn json(leader: &Leader) -> Value {

@@ -1,7 +1,6 @@
 //! Exit codes, and errors that carry one. The numbers follow `sysexits.h` and the shell.
 
 use std::error::Error as _;
-use std::fmt;
 use std::process::ExitCode;
 
 use tooz::ErrorKind;
@@ -12,11 +11,11 @@ pub(crate) const USAGE: u8 = 64;
 pub(crate) const UNAVAILABLE: u8 = 69;
 /// The lock was lost while the command ran.
 pub(crate) const LOST: u8 = 74;
-/// The lock is held by somebody else.
+/// The lock or leadership was not acquired.
 pub(crate) const NOT_ACQUIRED: u8 = 75;
-/// The backend refused the credentials.
+/// The backend refused the credentials or the permission.
 pub(crate) const DENIED: u8 = 77;
-/// `tooz doctor`: it works, and something about the backend endangers locks, members or tokens.
+/// `tooz doctor`: the backend works, but something about it endangers locks, members or tokens.
 pub(crate) const ENDANGERED: u8 = 78;
 /// The command exists and cannot be run.
 pub(crate) const CANNOT_RUN: u8 = 126;
@@ -43,7 +42,7 @@ impl Failure {
         Self { code, message: message.into() }
     }
 
-    /// Ends with this code and says nothing: all has been said.
+    /// Ends with this code and prints nothing: the reason was printed before.
     pub(crate) fn silent(code: u8) -> Self {
         Self::new(code, "")
     }
@@ -56,21 +55,15 @@ impl Failure {
         &self.message
     }
 
-    /// Says why and gives the code.
+    /// Prints the message and returns the code.
     pub(crate) fn report(&self) -> ExitCode {
         if !self.message.is_empty() {
-            // One line, whatever a backend put into its message.
+            // A backend's message may hold line breaks: print one line.
             let message: String =
                 self.message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
             eprintln!("tooz: {message}");
         }
         ExitCode::from(self.code)
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (exit code {})", self.message, self.code)
     }
 }
 

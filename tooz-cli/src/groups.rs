@@ -45,7 +45,7 @@ pub(crate) async fn members(backend: &Backend, options: &Members) -> Result<u8, 
     unless_signaled(&mut signals, follow).await?
 }
 
-/// One line for each change; a snapshot is one line for each member, introduced by one that says so.
+/// Prints one line for each change; for a snapshot a heading and one line for each member.
 fn show(event: &GroupEvent, json: bool) -> Result<(), Failure> {
     let one = |word: &str, record: &MemberRecord| {
         text::line(&if json {
@@ -75,7 +75,7 @@ fn show(event: &GroupEvent, json: bool) -> Result<(), Failure> {
     }
 }
 
-/// A membership is taken up again after a loss, so nothing but the end of `tooz` ends the command.
+/// The session joins the group again after a loss, so only the end of `tooz` ends the command.
 #[derive(Debug)]
 struct Membership;
 

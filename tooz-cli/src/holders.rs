@@ -27,7 +27,7 @@ pub(crate) async fn break_lock(backend: &Backend, options: &Break) -> Result<u8,
         text::show(options.json, || text::holder_json(record), line)?;
     }
     if broken.is_empty() {
-        eprintln!("tooz: nobody held lock \"{}\"", lock.name());
+        eprintln!("tooz: lock \"{}\" had no holder", lock.name());
     }
     let _ = coordinator.close().await;
     Ok(0)

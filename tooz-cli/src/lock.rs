@@ -1,4 +1,4 @@
-//! `tooz lock`: a command under a lock.
+//! `tooz lock`: runs a command under a lock.
 
 use std::future::Future;
 
@@ -30,7 +30,7 @@ pub(crate) async fn lock(backend: &Backend, options: &Lock) -> Result<u8, Failur
     let coordinator = unless_signaled(&mut signals, connect(backend)).await??;
     let name = bytes(&options.name);
     let result = hold(&coordinator, name, options, &mut signals).await;
-    // What could not be given back ends with the session; the command's own end is what the caller asked about.
+    // A lock that could not be released ends with the session; the caller wants the command's own exit code.
     let _ = coordinator.close().await;
     result
 }
@@ -69,11 +69,11 @@ async fn hold(
     conclude(&what, ended, guard.release(), wanted).await
 }
 
-/// Stops waiting when a signal comes that asks `tooz` to end; dropping the future leaves nothing behind.
+/// Stops waiting when a signal asks `tooz` to end. Dropping the future leaves no lock and no place in a queue.
 pub(crate) async fn unless_signaled<F: Future>(signals: &mut Signals, work: F) -> Result<F::Output, Failure> {
     tokio::select! {
         biased;
-        // An answer that is there is not thrown away for a signal: the signal then reaches the command.
+        // If both are ready, the result wins, and the signal then reaches the command.
         output = work => Ok(output),
         signal = signals.next() => Err(Failure::silent(by_signal(signal as i32))),
     }
@@ -89,23 +89,27 @@ pub(crate) fn cannot_start(error: &std::io::Error) -> Failure {
     Failure::new(
         crate::exit::CANNOT_RUN,
         format!(
-            "the guard process could not be started ({error}); the command was not run. Is /proc mounted?"
+            "cannot start the guard process ({error}), so the command did not run; check that /proc is \
+             mounted"
         ),
     )
 }
 
-/// Names the holder and since when.
+/// Names the holder and since when it holds the lock.
 pub(crate) fn not_acquired(what: &str, holders: Option<&Holders>, options: &Guarded) -> Failure {
     let holders = holders.map(|all| all.holders.iter().map(text::holder).collect::<Vec<_>>());
     let by = match holders {
-        Some(holders) if !holders.is_empty() => format!("it is held by {}", holders.join(" and by ")),
-        _ => "it was held or others wait before us".into(),
+        Some(holders) if !holders.is_empty() => format!("held by {}", holders.join(" and by ")),
+        _ => "another member held it or waits before us".into(),
     };
-    let remedy = if options.once { "try again, or wait with --wait" } else { "try again, or wait longer" };
-    Failure::new(options.exit_not_acquired, format!("{what} was not acquired: {by}; {remedy}"))
+    Failure::new(options.exit_not_acquired, format!("did not acquire {what}: {by}; {}", remedy(options)))
 }
 
-/// Gives back what was held, and turns all of it into the exit code.
+pub(crate) fn remedy(options: &Guarded) -> &'static str {
+    if options.once { "try again, or wait with --wait" } else { "try again, or wait longer" }
+}
+
+/// Releases the lock or leadership, and returns the exit code.
 pub(crate) async fn conclude(
     what: &str,
     ended: Ended,
@@ -113,16 +117,16 @@ pub(crate) async fn conclude(
     options: &Guarded,
 ) -> Result<u8, Failure> {
     let released = release.await;
-    let lost = |why: &str| Failure::new(options.exit_lost, format!("{what} was lost: {why}"));
+    let lost = |why: &str| Failure::new(options.exit_lost, format!("lost {what}: {why}"));
     match (ended, released) {
-        (Ended::Lost(why), _) => Err(lost(&format!("{why}; the command's process group was ended"))),
+        (Ended::Lost(why), _) => Err(lost(&format!("{why}; tooz ended the command's process group"))),
         (_, Ok(tooz::driver::Released::WasNotHolder)) => {
             Err(lost("it was no longer held when the command ended; check what the command did"))
         }
         (ended, released) => {
             if let Err(error) = released {
                 eprintln!(
-                    "tooz: {what} could not be released ({error}); it is free when the session has ended"
+                    "tooz: cannot release {what} ({error}); the backend frees it when the session ends"
                 );
             }
             Ok(match ended {

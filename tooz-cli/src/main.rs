@@ -3,8 +3,8 @@
 
 #[cfg(not(target_os = "linux"))]
 compile_error!(
-    "the tooz command needs Linux: parent-death signals, timers on the boot-time clock and /proc keep a \
-     command from outliving its lock; the library crates run elsewhere"
+    "the tooz command needs Linux: it ends the command before the lock can move, by parent-death signals, \
+     timers on the boot-time clock and /proc"
 );
 
 mod args;
@@ -34,12 +34,12 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are no errors. Nobody is left to tell if even this cannot be printed.
+            // Help and version are no errors. An error while printing is ignored: standard error fails as well then.
             let _ = error.print();
             return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    // On this thread, which lives as long as the process: see `run::run`.
+    // On the main thread, which lives as long as the process: see `run::run`.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return Failure::from(error).report(),

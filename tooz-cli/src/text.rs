@@ -9,7 +9,8 @@ use tooz::{Capabilities, MemberId};
 
 use crate::exit::Failure;
 
-/// Writes one line. A reader that went away (`tooz … | head -1`) ends us silently, as the shell's own tools do.
+/// Writes one line. If the reader has closed the pipe (`tooz … | head -1`), `tooz` ends silently, as the shell's
+/// tools do.
 pub(crate) fn line(text: &str) -> Result<(), Failure> {
     let mut output = io::stdout().lock();
     match writeln!(output, "{text}").and_then(|()| output.flush()) {
@@ -29,7 +30,7 @@ pub(crate) fn show(
     line(&if json { value().to_string() } else { text() })
 }
 
-/// A JSON string: the name itself if it is text, else with escapes for what is not.
+/// A JSON string: the name itself if it is UTF-8, else with escapes for the other bytes.
 pub(crate) fn name(bytes: &[u8]) -> Value {
     match str::from_utf8(bytes) {
         Ok(text) => text.into(),
@@ -42,7 +43,7 @@ pub(crate) fn member(member: Option<&MemberId>) -> Value {
 }
 
 pub(crate) fn member_or_unknown(member: Option<&MemberId>) -> String {
-    member.map_or_else(|| "somebody unknown".to_owned(), |member| format!("\"{member}\""))
+    member.map_or_else(|| "an unknown member".to_owned(), |member| format!("\"{member}\""))
 }
 
 /// RFC 3339 in UTC, to the second.
@@ -66,7 +67,7 @@ fn optional_time(at: Option<SystemTime>) -> Value {
     at.map_or(Value::Null, |at| time(at).into())
 }
 
-/// `since 2026-01-31T12:00:00Z (3 s ago)`, or nothing if it is not known.
+/// ` since 2026-01-31T12:00:00Z (3 s ago)`, or nothing if the time is unknown.
 pub(crate) fn since(at: Option<SystemTime>) -> String {
     let Some(at) = at else { return String::new() };
     let ago = Clock::boot().wall().duration_since(at).unwrap_or(Duration::ZERO);

@@ -1,4 +1,5 @@
-//! The last step before the command: a stub of ourselves, since safe Rust can run nothing between fork and exec.
+//! The stub: `tooz` started in another role, which becomes the command. Safe Rust can run no code between fork and
+//! exec.
 
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind, Read};
@@ -19,7 +20,7 @@ use crate::exit;
 /// Becomes the command; returns only if that fails.
 pub(super) fn run(orders: &Orders) -> ExitCode {
     if let Err(error) = prepare(orders) {
-        eprintln!("tooz: the command could not be prepared ({error}); it was not started");
+        eprintln!("tooz: cannot prepare the command ({error}); it was not started");
         return ExitCode::from(exit::CANNOT_RUN);
     }
     let [program, arguments @ ..] = orders.command.as_slice() else {
@@ -28,24 +29,23 @@ pub(super) fn run(orders: &Orders) -> ExitCode {
     let error = Command::new(program).args(arguments).exec();
     let program = program.display();
     let (code, what) = match error.kind() {
-        ErrorKind::NotFound => {
-            (exit::NOT_FOUND, "command not found; is it spelled right and in PATH?".into())
-        }
+        ErrorKind::NotFound => (exit::NOT_FOUND, "command not found; check its spelling and PATH".into()),
         ErrorKind::PermissionDenied => {
-            (exit::CANNOT_RUN, "not executable; chmod +x, or name a program".into())
+            (exit::CANNOT_RUN, "not executable; make it executable (chmod +x) or name a program".into())
         }
-        _ => (exit::CANNOT_RUN, format!("cannot be run: {error}")),
+        _ => (exit::CANNOT_RUN, format!("cannot run: {error}")),
     };
     eprintln!("tooz: {program}: {what}");
     ExitCode::from(code)
 }
 
 fn prepare(orders: &Orders) -> io::Result<()> {
-    // It survives the exec below (except into a set-user-ID program), so the command never outlives the launcher.
+    // The setting survives the exec below (except into a set-user-ID program), so the command never outlives the
+    // launcher.
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     // The launcher may have died before that.
     if getppid() != orders.parent {
-        return Err(io::Error::other("its launcher is gone"));
+        return Err(io::Error::other("the launcher process has died"));
     }
     wait_to_begin(orders.input)?;
     // Before the exec: a command that reads at once must not be stopped by SIGTTIN.
@@ -55,15 +55,15 @@ fn prepare(orders: &Orders) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits until `tooz` knows the group of this process: whoever of the three dies now, one that lives can end what the
-/// command starts.
+/// Waits until `tooz` knows the group of this process. From then on any of `tooz`, guard and launcher can kill the
+/// group.
 fn wait_to_begin(gate: i32) -> io::Result<()> {
     let mut gate = adopt(gate, OpenOptions::new().read(true))?;
     let mut ready = [PollFd::new(gate.as_fd(), PollFlags::POLLIN)];
     while poll(&mut ready, PollTimeout::NONE) == Err(Errno::EINTR) {}
     match gate.read(&mut [0]) {
         Ok(1..) => Ok(()),
-        Ok(0) => Err(io::Error::other("its launcher is gone")),
+        Ok(0) => Err(io::Error::other("the launcher process has died")),
         Err(error) => Err(error),
     }
 }

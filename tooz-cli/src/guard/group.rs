@@ -6,23 +6,23 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-/// Sends `signal` to every member. A group that is gone, or that changed its user, is no error of ours.
+/// Sends `signal` to every process of the group. Errors are ignored: the group may be gone or run as another user.
 pub(crate) fn signal(group: Pid, signal: Signal) {
     let _ = killpg(group, signal);
 }
 
-/// Ends every member. The kernel lets no member fork its way out: a fork fails while the signal is pending.
+/// Kills every process of the group. No process escapes by forking: a fork fails while SIGKILL is pending.
 pub(crate) fn kill(group: Pid) {
     signal(group, Signal::SIGKILL);
 }
 
-/// Whether no member runs any more.
+/// Whether no process of the group runs any more.
 pub(crate) fn is_gone(group: Pid) -> bool {
     if killpg(group, None) == Err(Errno::ESRCH) {
         return true;
     }
-    // A member that nobody has waited for yet is counted by kill(2) although it runs no more; where process 1
-    // reaps nothing (many containers) that is for ever.
+    // kill(2) also counts zombies, which run no more. Where process 1 reaps nothing (many containers), they stay
+    // for ever.
     let Ok(processes) = fs::read_dir("/proc") else { return false };
     !processes.flatten().any(|entry| {
         let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());

@@ -23,7 +23,7 @@ pub(super) fn run(orders: &Orders) -> ExitCode {
     match launch(orders) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("tooz: the command could not be started or watched ({error})");
+            eprintln!("tooz: cannot start or watch the command ({error}); check that /proc is mounted");
             ExitCode::from(exit::CANNOT_RUN)
         }
     }

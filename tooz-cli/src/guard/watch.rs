@@ -15,7 +15,7 @@ pub(super) fn run(orders: &Orders) -> ExitCode {
     match guard(orders) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("tooz: the guard process failed ({error}); the command was ended");
+            eprintln!("tooz: the guard process failed ({error}) and ended the command; run it again");
             ExitCode::from(exit::CANNOT_RUN)
         }
     }

@@ -1,4 +1,4 @@
-//! The guard as `tooz` sees it: a child process, reports that come from it, orders that go to it.
+//! The guard as seen from `tooz`: a child process that takes orders and sends reports.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -14,7 +14,7 @@ use tokio::process::Child;
 use crate::guard::protocol::{Lines, Order, Report};
 use crate::guard::{GUARD, Orders, Prepared, group};
 
-/// How often to look whether the group is gone: it takes the kernel a few milliseconds, and nothing announces it.
+/// How often to check whether the group is gone. The kernel takes a few milliseconds, and no event announces the end.
 const LOOK: Duration = Duration::from_millis(2);
 
 /// What to run.
@@ -67,8 +67,8 @@ impl Guard {
         })
     }
 
-    /// Sends an order. One that cannot be sent is dropped: the guard is gone, which is noticed elsewhere, or
-    /// stopped, and then the launcher acts on the last deadline that reached it.
+    /// Sends an order. An order that cannot be sent is dropped. The guard is dead then, which `report` tells, or
+    /// stopped, and the launcher acts on the last deadline that reached it.
     pub(super) fn order(&mut self, order: Order) {
         let _ = self.orders.write(format!("{order}\n").as_bytes());
     }
@@ -96,7 +96,7 @@ impl Guard {
         }
     }
 
-    /// Kills the command's group, whatever the guard does.
+    /// Kills the command's group, by the guard and directly.
     pub(super) fn kill(&mut self) {
         self.order(Order::End);
         if let Some(group) = self.group {
@@ -104,7 +104,7 @@ impl Guard {
         }
     }
 
-    /// Waits until no member of the group runs. Without a limit: a member in the middle of a write that the
+    /// Waits until no process of the group runs, without a time limit. A process in the middle of a write that the
     /// kernel cannot interrupt still belongs to the work that the lock protects.
     pub(super) async fn gone(&self) {
         while self.group.is_some_and(|group| !group::is_gone(group)) {

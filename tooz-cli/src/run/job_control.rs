@@ -5,10 +5,10 @@ use nix::unistd::{Pid, getsid};
 
 use crate::guard::{group, terminal};
 
-/// Passes a signal that `tooz` got on to the command's group.
+/// Passes a signal that `tooz` received on to the command's group.
 pub(super) fn pass_on(signal: Signal, group: Pid, home: Pid) {
     if signal == Signal::SIGCONT {
-        // `fg` gave the terminal to us; after `bg` there is nothing to pass.
+        // After `fg` our group has the terminal and passes it on; after `bg` our group does not have it.
         terminal::pass(home, group);
     }
     group::signal(group, signal);
@@ -20,11 +20,11 @@ pub(super) fn stopped(signal: i32, group: Option<Pid>, home: Pid) {
     let Some(group) = group else { return };
     let from_terminal = [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU];
     if !from_terminal.iter().any(|&stop| stop as i32 == signal) {
-        return; // `kill -STOP` of the command alone is somebody's intention
+        return; // `kill -STOP` of the command alone: `tooz` goes on renewing
     }
     terminal::pass(group, home);
     if is_orphaned(home) {
-        // Nobody would ever continue us. The kernel drops terminal stops of such groups; so do we.
+        // No shell would ever continue us. The kernel drops terminal stops of orphaned groups; so does `tooz`.
         if terminal::has(home) {
             terminal::pass(home, group);
         }
@@ -33,12 +33,12 @@ pub(super) fn stopped(signal: i32, group: Option<Pid>, home: Pid) {
         }
         return;
     }
-    // The whole job, as the terminal's own ^Z would: a script around us, the other end of a pipe.
+    // Stop the whole job, as the terminal's own ^Z would: the script that runs `tooz`, the other end of a pipe.
     let _ = killpg(home, Signal::SIGSTOP);
 }
 
-/// Whether no shell looks after the group: no process of the session outside it is a member's parent. Asked for
-/// the group's leader; a group whose leader is gone counts as orphaned, which only costs the ^Z.
+/// Whether no shell controls the group: no process of the session outside the group is a member's parent. Only the
+/// group's leader is examined. A group whose leader is gone counts as orphaned, so ^Z has no effect there.
 fn is_orphaned(home: Pid) -> bool {
     let parent = group::stat(home.as_raw()).and_then(|leader| group::stat(leader.parent.as_raw()));
     let session = getsid(None).ok();

@@ -1,4 +1,4 @@
-//! Runs a command under something that can be lost: a lock, a leadership, a membership.
+//! Runs a command under a lock, a leadership or a membership, and ends it at the loss.
 
 mod guarded;
 mod job_control;
@@ -19,36 +19,36 @@ use guarded::Guard;
 pub(crate) use guarded::Job;
 pub(crate) use signals::Signals;
 
-/// What is held while it runs.
+/// What the command runs under.
 pub(crate) trait Hold {
-    /// Until when it is ours; `None`: its life does not depend on time.
+    /// Until when it is held; `None`: the session has no ttl.
     fn deadline(&self) -> Option<Deadline> {
         None
     }
     /// Waits for the loss. Dropping it changes nothing.
     fn lost(&self) -> impl Future<Output = String>;
-    /// Why it was lost, if it is and the reason is known.
+    /// Why it was lost; `None` while it is held.
     fn reason(&self) -> Option<String> {
         None
     }
 }
 
-/// How it ended.
+/// How the command ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
     /// The command exited with this code.
     Exited(u8),
     /// This signal ended it.
     Signaled(i32),
-    /// What was held was lost, for this reason, and the command's group was ended.
+    /// The lock or leadership was lost for this reason, and the command's group was killed.
     Lost(String),
 }
 
-/// How often the deadline is looked at while it stands still: a renewal moves it every third of a ttl, and a
-/// ttl is at least a second.
+/// How often `tooz` reads the deadline. A renewal moves the deadline every third of a ttl, and a ttl is at least a
+/// second.
 const LOOK: Duration = Duration::from_millis(100);
 
-const TOO_LATE: &str = "its deadline came before the session was renewed";
+const TOO_LATE: &str = "the session was not renewed before its deadline";
 
 /// Runs `job` to its end.
 ///
@@ -71,8 +71,7 @@ pub(crate) async fn run(job: &Job<'_>, held: &impl Hold, signals: &mut Signals) 
     let end = loop {
         tokio::select! {
             biased;
-            // What has happened to the command comes before what we mean to do to it: an end that was reported
-            // is an end, and no signal goes to a group that may be gone.
+            // Reports come first: once the command has ended, no signal must go to its group, which may be gone.
             report = guard.report() => match report {
                 Some(Report::Started(group)) => {
                     for signal in early.drain(..) {
@@ -90,7 +89,7 @@ pub(crate) async fn run(job: &Job<'_>, held: &impl Hold, signals: &mut Signals) 
                 Some(Report::Signaled(signal)) => break Some(Ended::Signaled(signal)),
                 None => break None,
             },
-            // Polled also when the guard has acted already: the loss's own reason says more.
+            // Polled also after the guard has acted: the reason of the loss says more than the guard's report.
             reason = &mut ending, if !told => {
                 told = true;
                 lost = Some(reason);
@@ -110,9 +109,9 @@ pub(crate) async fn run(job: &Job<'_>, held: &impl Hold, signals: &mut Signals) 
         }
     };
     if end.is_none() {
-        // The guard was killed; the launcher does the same.
+        // The guard was killed. The launcher kills the group, too.
         guard.kill();
-        lost = lost.or_else(|| Some("its guard process was ended, without which it is not protected".into()));
+        lost = lost.or_else(|| Some("the guard process, which ends the command in time, was killed".into()));
     }
     if !matches!(end, Some(Ended::Exited(_))) {
         guard.gone().await;
@@ -128,14 +127,14 @@ pub(crate) async fn run(job: &Job<'_>, held: &impl Hold, signals: &mut Signals) 
     })
 }
 
-/// On the boot-time clock, which means the same to every process of the machine. The clock is read first, so the
-/// result is rather early than late.
+/// The deadline on the boot-time clock, which every process of the machine reads alike. The clock is read first,
+/// so the result is early rather than late.
 fn absolute(deadline: Option<Deadline>) -> Option<Duration> {
     let now = boot_time();
     deadline.map(|deadline| now + deadline.remaining())
 }
 
-/// Whether a deadline is another one, and not the same one measured again.
+/// Whether the deadline moved by more than the noise of measuring the same one again.
 fn moved(old: Option<Duration>, new: Option<Duration>) -> bool {
     const NOISE: Duration = Duration::from_millis(5);
     match (old, new) {

@@ -1,4 +1,5 @@
-//! The signals that `tooz` catches: to end in order while it waits, and to pass on while the command runs.
+//! The signals that `tooz` catches. While `tooz` waits they end it in order; while the command runs `tooz` passes
+//! them on.
 
 use std::future::poll_fn;
 use std::io;
@@ -7,18 +8,18 @@ use std::task::Poll;
 use nix::sys::signal::Signal;
 use tokio::signal::unix::{self, SignalKind};
 
-/// By default each ends a process; `tooz` gives back what it holds before it ends by one.
+/// By default each ends a process. `tooz` releases what it holds before it ends.
 const ENDING: [Signal; 6] =
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
 
-/// Only of interest while a command runs; before that their default action is the right one.
+/// Caught only while a command runs; before that, their default action is right.
 const OF_A_JOB: [Signal; 3] = [Signal::SIGTSTP, Signal::SIGCONT, Signal::SIGWINCH];
 
-/// The caught signals in the order of their coming.
+/// The streams of caught signals.
 #[derive(Debug)]
 pub(crate) struct Signals {
     streams: Vec<(Signal, unix::Signal)>,
-    /// Never read: catching it keeps children waitable where SIGCHLD was ignored by whoever started us.
+    /// Never read. If our parent ignored SIGCHLD, children could not be waited for; catching the signal undoes that.
     _child: unix::Signal,
 }
 
@@ -39,7 +40,7 @@ impl Signals {
         let ignored = ignored();
         for &signal in list {
             let number = signal as i32;
-            // What was ignored for us stays ignored for the command: `nohup tooz lock …` survives a hang-up.
+            // A signal that our parent ignored stays ignored for the command: `nohup tooz lock …` survives a hang-up.
             if ignored >> (number - 1) & 1 == 0 {
                 self.streams.push((signal, unix::signal(SignalKind::from_raw(number))?));
             }
@@ -47,7 +48,7 @@ impl Signals {
         Ok(())
     }
 
-    /// The next one. Cancel-safe.
+    /// The next signal. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Signal {
         poll_fn(|context| {
             for (signal, stream) in &mut self.streams {
@@ -61,7 +62,7 @@ impl Signals {
     }
 }
 
-/// The signals that this process ignores, one bit each; a disposition can be asked for in no other safe way.
+/// The signals that this process ignores, one bit each. No other safe interface tells the disposition.
 fn ignored() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

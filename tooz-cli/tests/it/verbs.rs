@@ -58,7 +58,7 @@ fn breaking_what_nobody_holds_says_so() {
     let place = TestBackend::new();
     let finished = place.run(&["break", "x", "--reason", "test"]);
     assert_eq!((finished.code, finished.stdout.as_str()), (Some(0), ""));
-    assert_eq!(finished.stderr, "tooz: nobody held lock \"x\"\n");
+    assert_eq!(finished.stderr, "tooz: lock \"x\" had no holder\n");
 }
 
 fn next_token(place: &TestBackend) -> u64 {
@@ -172,7 +172,7 @@ fn one_leads_at_a_time_and_observers_see_it() {
     let first = json_lines(&watch.line())[0]["term"].as_u64().unwrap();
     let refused = place.run(&["--member", "three", "elect", "--try", "g", "--", "true"]);
     assert_eq!(refused.code, Some(75));
-    assert!(refused.stderr.contains("it leads: one term"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("did not win \"g\": one leads (term "), "{}", refused.stderr);
 
     let mut two = elect("two");
     std::fs::write(place.path("go-one"), "").unwrap();
@@ -215,7 +215,7 @@ fn completions_know_the_verbs_and_not_the_hidden_roles() {
 fn a_reader_that_goes_away_ends_a_listing_silently() {
     let place = TestBackend::new();
     let mut watch = Following::start(&place, &["leader", "--watch", "g"]);
-    assert_eq!(watch.line(), "nobody");
+    assert_eq!(watch.line(), "vacant");
     drop(watch.lines);
     eventually("the next line finds no reader", || {
         // Long enough to be seen: a watch may skip a leadership that is over before it is read.
