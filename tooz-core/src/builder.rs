@@ -34,9 +34,13 @@ pub const COMMON_OPTIONS: &[OptionSpec] = &[
         "ttl",
         // Below a second a busy machine alone would lose sessions; memcached knows no more than 30 days.
         OptionKind::Duration { min: SECOND, max: Duration::from_hours(30 * 24) },
-        "how long a session lives without a beat, where liveness depends on time (default 15s there)",
+        "how long a session lives without a renewal, on backends with a session ttl (default 15s)",
     ),
-    OptionSpec::new("namespace", OptionKind::Text, "names in two namespaces never meet (default tooz)"),
+    OptionSpec::new(
+        "namespace",
+        OptionKind::Text,
+        "equal names in two namespaces are different locks and groups (default tooz)",
+    ),
     OptionSpec::new(
         "connect_timeout",
         OptionKind::Duration { min: Duration::from_millis(1), max: DAY },
@@ -55,12 +59,12 @@ pub const COMMON_OPTIONS: &[OptionSpec] = &[
     OptionSpec::new(
         "initial_reconnect_backoff",
         OptionKind::Duration { min: Duration::from_millis(1), max: DAY },
-        "first pause before another try (default 100ms)",
+        "first pause before a retry (default 100ms)",
     ),
     OptionSpec::new(
         "max_reconnect_backoff",
         OptionKind::Duration { min: Duration::from_millis(1), max: DAY },
-        "longest pause before another try (default 5s)",
+        "longest pause before a retry (default 5s)",
     ),
     OptionSpec::new("rejoin", OptionKind::Flag, "join the groups again after a loss (default true)"),
 ];
@@ -403,7 +407,7 @@ fn check_characteristics(url: &BackendUrl, missing: Characteristics) -> Result<(
     }
     Err(Error::new(
         ErrorKind::MissingCharacteristic,
-        format!("{url} does not keep {missing}; choose another backend, or require less"),
+        format!("{url} does not guarantee {missing}; choose another backend, or require less"),
     ))
 }
 

@@ -82,7 +82,7 @@ impl Capabilities {
             .map(|IgnoredAny| ())
             .map_err(|error| corrupt("are not MessagePack").caused_by(error))?;
         if !reader.is_empty() {
-            return Err(corrupt("go on after the end of the MessagePack value"));
+            return Err(corrupt("have bytes after the end of the MessagePack value"));
         }
         Ok(Self(bytes.into()))
     }
@@ -108,7 +108,7 @@ impl Capabilities {
         let mut decoder = rmp_serde::Deserializer::new(&*self.0);
         decoder.set_max_depth(MAX_DEPTH);
         T::deserialize(&mut decoder).map_err(|error| {
-            Error::new(ErrorKind::Corrupt, "the capabilities are not what was asked for").caused_by(error)
+            Error::new(ErrorKind::Corrupt, "the capabilities do not have the requested type").caused_by(error)
         })
     }
 

@@ -273,11 +273,12 @@ impl Coordinator {
     pub fn close_blocking(&self, limit: Duration) -> Result<()> {
         let during = |error: Error| error.during("close");
         if self.shared.spawner.is_here() {
-            let why = "it would block the runtime on which the coordinator lives; await close() instead";
+            let why = "close_blocking() would block the runtime that the coordinator runs on; await close() \
+                 instead";
             return Err(during(Error::new(ErrorKind::Invalid, why)));
         }
         block_on(self.close(), limit).unwrap_or_else(|| {
-            let why = format!("closing has not ended within {limit:?}; it goes on while the process does");
+            let why = format!("closing did not end within {limit:?}; it continues in the background");
             Err(during(Error::new(ErrorKind::Unavailable, why)))
         })
     }

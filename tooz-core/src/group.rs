@@ -134,7 +134,7 @@ impl Group {
         if self.shared.joined().contains_key(&self.id) {
             return Err(Error::new(
                 ErrorKind::MemberExists,
-                format!("\"{}\" is in group \"{}\" already", self.shared.config.member, self.id),
+                format!("member \"{}\" is in group \"{}\" already", self.shared.config.member, self.id),
             ));
         }
         let join = Join::new(self.id.clone(), capabilities.clone()).create(create);

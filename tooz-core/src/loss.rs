@@ -45,7 +45,7 @@ impl From<LossReason> for Error {
 /// It converts into [`Error`] (`SessionLost`), so that `guard.run(work).await?` compiles. That error is
 /// [indeterminate](Error::is_indeterminate): the work may have taken effect.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
-#[error("lost while work ran under it: {reason}{}", if output.is_some() { "; the work had ended in the same moment" } else { "" })]
+#[error("lost while the work ran: {reason}{}", if output.is_some() { "; the work ended in the same moment" } else { "" })]
 #[non_exhaustive]
 pub struct Lost<T> {
     /// Why it was lost.

@@ -109,7 +109,8 @@ pub(crate) const FOREIGN_OPTIONS: &[(&str, &str)] = &[
     ("executor", "leave it out: every call is asynchronous"),
     ("max_workers", "leave it out: every call is asynchronous"),
 ];
-const LIFETIME: &str = "write ttl: how long a session, and with it all that it holds, lives without a beat";
+const LIFETIME: &str =
+    "write ttl: how long a session, with its locks and memberships, lives without a renewal";
 
 /// Checks every option of `url` against the lists of those that exist; `foreign`: names that others use, and what to write
 /// instead.
@@ -123,18 +124,18 @@ pub(crate) fn check(url: &BackendUrl, known: &[&[OptionSpec]], foreign: &[&[(&st
             if let Some((_, instead)) =
                 foreign.iter().flat_map(|list| list.iter()).find(|(other, _)| other == name)
             {
-                let why = format!("{}:// does not know it, as Python tooz does; {instead}", url.scheme());
+                let why = format!("{}:// does not know this option of Python tooz; {instead}", url.scheme());
                 return Err(refuse(name, &why));
             }
             let mut names: Vec<_> = known.iter().flat_map(|list| list.iter()).map(|spec| spec.name).collect();
             names.sort_unstable();
             return Err(refuse(
                 name,
-                &format!("{}:// does not know it; it knows {}", url.scheme(), names.join(", ")),
+                &format!("{}:// does not know this option; it knows {}", url.scheme(), names.join(", ")),
             ));
         };
         if !spec.repeatable && url.options()[..index].iter().any(|(earlier, _)| earlier == name) {
-            return Err(refuse(name, "it is given twice"));
+            return Err(refuse(name, "it is given twice; remove one"));
         }
         spec.check(value)?;
     }

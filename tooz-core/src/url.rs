@@ -46,7 +46,7 @@ pub(crate) fn invisible(text: &str) -> Option<String> {
     let ends = text.chars().next().into_iter().chain(text.chars().next_back());
     let at_an_end = ends.filter(|c| c.is_whitespace() || is_invisible(*c));
     let found = text.chars().find(|c| c.is_control()).or_else(|| at_an_end.into_iter().next())?;
-    Some(format!("it holds U+{:04X}, which cannot be seen; remove it", u32::from(found)))
+    Some(format!("it holds the invisible character U+{:04X}; remove it", u32::from(found)))
 }
 
 fn decode(what: &str, text: &str) -> Result<String> {
@@ -71,8 +71,8 @@ impl BackendUrl {
     pub fn parse(url: &str) -> Result<Self> {
         if let Some((at, found)) = url.chars().enumerate().find(|(_, c)| is_invisible(*c)) {
             return Err(invalid(format!(
-                "character {} of the URL is U+{:04X}, which cannot be seen; remove it (a file often ends with a line break), \
-                 or write it percent-encoded, such as %20, where it is meant",
+                "character {} of the URL is the invisible U+{:04X}; remove it (a file often ends with a line \
+                 break), or write it percent-encoded, such as %20, if the URL needs it",
                 at + 1,
                 u32::from(found)
             )));
@@ -88,7 +88,7 @@ impl BackendUrl {
         }
         if let Some(at) = rest.find('#') {
             return Err(invalid(format!(
-                "there is a '#' after {at} characters of the rest; a backend URL has no fragment, write %23"
+                "there is a '#' {at} characters after \"://\"; a backend URL has no fragment, write %23"
             )));
         }
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -100,8 +100,8 @@ impl BackendUrl {
         // shown as a path or an option.
         if authority.contains([':', '@']) && (path.contains('@') || query.contains('@')) {
             return Err(invalid(
-                "there is an '@' behind the first '/' or '?'; in a password write %2F for '/', %3F for '?' and %40 for \
-                 '@', and in a path or an option %40 for '@'",
+                "there is an '@' after the first '/' or '?'; in a password write %2F for '/', %3F for '?' \
+                 and %40 for '@', and in a path or an option %40 for '@'",
             ));
         }
         let (userinfo, hosts) = match authority.rsplit_once('@') {
@@ -245,7 +245,7 @@ impl Host {
         }
         if name.contains(|c: char| "/?#@<>\"\\^`{|} ".contains(c)) {
             // Not shown: a part of a password may have ended up here.
-            return Err(invalid("a host holds a character that no host name has"));
+            return Err(invalid("a host has a character that no host name can have"));
         }
         Ok(Self { name, port })
     }

@@ -114,7 +114,7 @@ impl Config {
             (Some(user), Some(password)) => Some((user.to_owned(), password.to_owned())),
             _ => {
                 return Err(invalid(format!(
-                    "a user needs a password and the other way round; write {scheme}://user:password@host"
+                    "a user and a password belong together; write {scheme}://user:password@host"
                 )));
             }
         };
@@ -127,7 +127,7 @@ impl Config {
                 _ => {
                     return Err(Error::new(
                         ErrorKind::InvalidOption,
-                        "options \"cert_cert\" and \"cert_key\": one needs the other",
+                        "options \"cert_cert\" and \"cert_key\": give both or neither",
                     ));
                 }
             },

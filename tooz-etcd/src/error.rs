@@ -63,7 +63,7 @@ fn is_of_old_token(message: &str) -> bool {
 }
 
 fn lost() -> Error {
-    Error::new(ErrorKind::SessionLost, "its lease is gone")
+    Error::new(ErrorKind::SessionLost, "its lease is gone from the server")
 }
 
 fn denied(why: &str) -> Error {
@@ -80,17 +80,16 @@ pub(crate) fn explain(native: Native) -> (Error, Then) {
         | Native::IoError(_)
         | Native::WatchError(_)
         | Native::LeaseKeepAliveError(_) => (unknown("the connection was lost"), Then::Unknown),
-        Native::InvalidUri(_) => (Error::new(ErrorKind::InvalidUrl, "a host is no host name"), Then::Nothing),
+        Native::InvalidUri(_) => {
+            (Error::new(ErrorKind::InvalidUrl, "a host is not a valid host name"), Then::Nothing)
+        }
         _ => (Error::new(ErrorKind::Backend, "the etcd client failed"), Then::Nothing),
     };
     (error.caused_by(native), then)
 }
 
 fn unreachable() -> Error {
-    Error::new(
-        ErrorKind::Unavailable,
-        "no connection to etcd; is it running there, and is the address right?",
-    )
+    Error::new(ErrorKind::Unavailable, "cannot connect to etcd; check the address, and that etcd runs there")
 }
 
 fn unknown(what: &str) -> Error {
@@ -100,9 +99,10 @@ fn unknown(what: &str) -> Error {
 fn explain_status(number: i32, message: &str, status: &(dyn StdError + 'static)) -> (Error, Then) {
     let refused = |kind, what: String| (Error::new(kind, what), Then::Nothing);
     match number {
-        _ if turned_away(status) => {
-            (Error::new(ErrorKind::Unavailable, "the server turned the request away"), Then::Elsewhere)
-        }
+        _ if turned_away(status) => (
+            Error::new(ErrorKind::Unavailable, "the server rejected the request without processing it"),
+            Then::Elsewhere,
+        ),
         code::UNAVAILABLE if never_connected(status) => (unreachable(), Then::Elsewhere),
         _ if message.contains(INVALID_TOKEN) => (denied(message), Then::Anew),
         _ if is_of_old_token(message) => {

@@ -196,7 +196,8 @@ fn quorum(members: &[Member]) -> Finding {
         return Finding::bad(
             topic,
             format!("{answering} of {all} members answer, and {needed} are needed: {}", silent.join("; ")),
-            "start them again, or see what is between: without a majority every session ends at its deadline",
+            "start them again, or check the network between: without a majority every session ends at its \
+             deadline",
         );
     }
     if !silent.is_empty() {
@@ -208,10 +209,10 @@ fn quorum(members: &[Member]) -> Finding {
         );
     }
     match all {
-        1 => Finding::good(topic, "one member: while it is away nobody gets or renews anything"),
+        1 => Finding::good(topic, "one member: while it is down, no lock is granted and no session renewed"),
         all if all % 2 == 0 => Finding::warning(
             topic,
-            format!("{all} members, of which no more may fail than of {}", all - 1),
+            format!("{all} members tolerate no more failures than {}", all - 1),
             "use an odd number, 3 or 5",
         ),
         all => Finding::good(topic, format!("all {all} members answer; {} may fail", all - needed)),

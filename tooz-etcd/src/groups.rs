@@ -205,7 +205,8 @@ impl SessionState {
                 Some(of_member) => (of_claim, of_member),
                 None => {
                     let what = format!(
-                        "member \"{member}\" of group \"{}\" is somebody else, perhaps a Python process; use another id",
+                        "member id \"{member}\" in group \"{}\" belongs to another client, perhaps a Python \
+                         process; use another id",
                         request.group
                     );
                     return Err(Error::new(ErrorKind::MemberExists, what));

@@ -116,8 +116,8 @@ fn unresponsive(keys: &LockKeys, key: &LockKey) -> Error {
     Error::new(
         ErrorKind::HolderUnresponsive,
         format!(
-            "{key} is held by a process of Python tooz, which cannot be told; end that process, or delete the key \
-             \"{gate}\" with etcdctl if nobody works under the lock any more"
+            "{key} is held by a process of Python tooz, which the driver cannot tell to stop; end that \
+             process, or delete the key \"{gate}\" with etcdctl once no process works under the lock"
         ),
     )
 }

@@ -52,7 +52,7 @@ impl SessionState {
                 if let Some(grant) = self.confirm_grant(&attempt, holder).await? {
                     return Ok(Acquired::Granted(grant));
                 }
-                let what = "the gate that it shares with other holders is about to go";
+                let what = "the Python key that it shares with other holders is about to expire; try again";
                 return Err(Error::new(ErrorKind::Unavailable, what).indeterminate());
             }
             let waiter = state.waiter(attempt.id);

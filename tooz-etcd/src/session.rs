@@ -198,7 +198,7 @@ async fn write_session(
     }
     Err(Error::new(
         ErrorKind::Unavailable,
-        format!("the stamp of {} changes all the time; connect again", client.described()),
+        format!("the stamp of {} keeps changing; connect again", client.described()),
     ))
 }
 

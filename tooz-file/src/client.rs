@@ -124,7 +124,8 @@ impl Client {
         if self.context.clock.now() >= deadline {
             let why = match holder {
                 Some(pid) => format!(
-                    "process {pid} holds it and does not let go; see whether it is stopped, continue it or end it"
+                    "process {pid} holds it and does not release it; check whether it is stopped, then \
+                     continue or end it"
                 ),
                 None => "other processes held it the whole time; try again".to_owned(),
             };

@@ -18,7 +18,8 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     OptionSpec::new(
         "timeout",
         OptionKind::Duration { min: Duration::from_secs(1), max: Duration::from_hours(24) },
-        "how long a Python member lives after its last heartbeat; give what the Python processes use (default: 10s)",
+        "how long a Python member lives after its last heartbeat; set the value that the Python processes \
+         use (default: 10s)",
     ),
     MODE_OPTION,
     FORCE_FILESYSTEM_OPTION,

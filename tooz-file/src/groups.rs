@@ -204,8 +204,8 @@ fn check_readable(tree: &Tree, capabilities: &Capabilities) -> Result<()> {
     if tree.is_default && !msgpack::python_can_read(capabilities.as_msgpack()) {
         return Err(Error::new(
             ErrorKind::Invalid,
-            "the capabilities hold a map with keys that are not text, which no Python member of the group could read; \
-             use text, or another namespace",
+            "the capabilities hold a map whose keys are not text, which Python members of the group cannot \
+             read; use text keys, or another namespace",
         ));
     }
     Ok(())
@@ -222,7 +222,7 @@ fn delete(client: &Client, tree: &Tree, group: &GroupId) -> Result<()> {
             return Err(Error::new(
                 ErrorKind::Corrupt,
                 format!(
-                    "{} is no member's file; look at it, then delete it",
+                    "{} is not the file of a member; look at it, then delete it",
                     directory.path.join(name).display()
                 ),
             ));

@@ -29,9 +29,7 @@ const LOOK: Duration = Duration::from_millis(20);
 fn unresponsive(key: &LockKey, who: &str) -> Error {
     Error::new(
         ErrorKind::HolderUnresponsive,
-        format!(
-            "{key}: {who}; nothing was changed. An operating-system lock can only be freed by its process"
-        ),
+        format!("{key}: {who}; nothing was changed. Only its process can release an operating-system lock"),
     )
 }
 
@@ -44,14 +42,14 @@ async fn break_lock(client: &Client, tree: &Tree, request: &BreakRequest) -> Res
         Some(InTheWay::Process(pid)) if pid > 0 => {
             return Err(unresponsive(
                 key,
-                &format!("process {pid}, which is not of this library, holds it; end it"),
+                &format!("process {pid}, which does not use this library, holds the lock; end it"),
             ));
         }
         Some(_) => {
             return Err(unresponsive(
                 key,
-                "it is held by a process of another container, or by a child of a dead holder that inherited the \
-                 file; find it with `fuser` on the lock's file and end it",
+                "a process of another container holds the lock, or a child that inherited the file from a \
+                 dead holder; find it with `fuser` on the lock's file and end it",
             ));
         }
     }
@@ -87,8 +85,8 @@ async fn break_lock(client: &Client, tree: &Tree, request: &BreakRequest) -> Res
     if !stubborn.is_empty() {
         let pids: Vec<String> = stubborn.iter().map(ToString::to_string).collect();
         let who = format!(
-            "process {} holds it and did not let go within {PATIENCE:?}; see whether it is stopped, continue it or \
-             end it",
+            "process {} holds the lock and did not release it within {PATIENCE:?}; check whether it is \
+             stopped, then continue or end it",
             pids.join(" and process ")
         );
         return Err(unresponsive(key, &who));

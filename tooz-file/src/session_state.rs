@@ -96,7 +96,7 @@ impl SessionState {
         let owner = Owner { session: id, inode: file_id.inode, process: process.clone(), boot: *boot };
         (&file).write_all(&liveness::write_session(&request.member, &owner, tree.stamp.layout))?;
         if !tree.flavor.try_lock(&file, Hold::Alone)? {
-            return Err(io::Error::other("a new session file is locked by somebody else"));
+            return Err(io::Error::other("another process has locked a new session file"));
         }
         // The name is 128 random bits: there is nothing to replace.
         tree.tmp.rename(&temporary, &tree.sessions.directory, &id.to_string())?;

@@ -19,13 +19,13 @@ pub fn judge_file_system(system: FileSystem, thing: &str, forced: bool, best: Ch
         return Finding::warning(
             topic,
             format!("{name}: it is in memory, so after a restart of the machine tokens may begin anew"),
-            format!("put the {thing} on a disk, unless what the locks protect is gone then, too"),
+            format!("put the {thing} on a disk, unless a restart also deletes what the locks protect"),
         );
     }
     if system.is_local() {
         return Finding::good(topic, format!("{name}, where locks between processes work"));
     }
-    let what = format!("{name}: not known to be local; locks between processes are not to be relied on");
+    let what = format!("{name}: not known to be local, so locks between processes may not work");
     let advice = format!("move the {thing} to a local disk (ext, xfs, btrfs, zfs, f2fs)");
     let finding =
         if forced { Finding::warning(topic, what, advice) } else { Finding::bad(topic, what, advice) };
@@ -49,7 +49,7 @@ pub fn check_space(directory: &Path) -> Option<Finding> {
     let free = answer.blocks_available().saturating_mul(answer.fragment_size());
     (free < LITTLE_SPACE).then(|| {
         let what = format!(
-            "{} KiB are free for {}; on a full disk nothing is granted",
+            "{} KiB are free for {}; on a full disk no lock is granted",
             free / 1024,
             directory.display()
         );
@@ -62,8 +62,8 @@ pub fn find_stopped_writer(pids: impl IntoIterator<Item = u32>, doing: &str) -> 
     let pid = pids.into_iter().find(|pid| process::is_stopped(*pid))?;
     Some(Finding::bad(
         "stopped",
-        format!("process {pid} stands still {doing}: everybody waits for it"),
-        format!("let it go on (kill -CONT {pid}) or end it"),
+        format!("process {pid} is stopped {doing}, and all other processes wait for it"),
+        format!("continue it (kill -CONT {pid}) or end it"),
     ))
 }
 
@@ -71,8 +71,8 @@ pub fn find_stopped_writer(pids: impl IntoIterator<Item = u32>, doing: &str) -> 
 pub fn stopped_holder(pid: u32, locks: u64) -> Finding {
     Finding::warning(
         "stopped",
-        format!("process {pid} stands still and keeps its locks, which are {locks}"),
-        format!("let it go on (kill -CONT {pid}) or end it, which frees them at once"),
+        format!("process {pid} is stopped and keeps its locks ({locks})"),
+        format!("continue it (kill -CONT {pid}) or end it, which frees them at once"),
     )
 }
 

@@ -78,9 +78,9 @@ pub(crate) const FOREIGN_OPTIONS: &[(&str, &str)] = &[
     ("socket_connect_timeout", "write connect_timeout"),
     ("socket_keepalive", WATCHED),
     ("health_check_interval", WATCHED),
-    ("retry_on_timeout", "leave it out: what was surely not done is sent again"),
+    ("retry_on_timeout", "leave it out: a request that surely had no effect is sent again"),
 ];
-const WATCHED: &str = "leave it out: a connection that fell silent is always noticed";
+const WATCHED: &str = "leave it out: a silent connection is always detected";
 
 /// The ttl of a session if neither the URL nor the program names one.
 pub(crate) const TTL: Duration = Duration::from_secs(15);

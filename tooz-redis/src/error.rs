@@ -56,21 +56,21 @@ fn meaning(error: &RedisError) -> (ErrorKind, &'static str, bool) {
             (ErrorKind::Unavailable, "another node of the cluster is in charge", false)
         }
         Native::Server(S::MasterDown | S::ClusterDown | S::TryAgain) => {
-            (ErrorKind::Unavailable, "the server cannot reach the others that it needs", false)
+            (ErrorKind::Unavailable, "the server cannot reach the other servers that it needs", false)
         }
         Native::Server(_) | Native::Extension => by_code(error),
         Native::Io if error.is_connection_refusal() => (ErrorKind::Unavailable, "connection refused", false),
         Native::Io if is_tls(error) => (
             ErrorKind::Denied,
-            "the server's certificate is not accepted, or ours is not, or it speaks no TLS",
+            "TLS failed: the server's certificate or ours was rejected, or the server does not use TLS",
             false,
         ),
         Native::Io | Native::Client => (ErrorKind::Unavailable, "the connection failed", true),
         Native::Parse | Native::UnexpectedReturnType => {
-            (ErrorKind::Corrupt, "the server answered what cannot be understood", true)
+            (ErrorKind::Corrupt, "the server's reply cannot be understood", true)
         }
         Native::InvalidClientConfig => {
-            (ErrorKind::InvalidUrl, "the connection cannot be made like this", false)
+            (ErrorKind::InvalidUrl, "the URL's options do not describe a possible connection", false)
         }
         _ => (ErrorKind::Backend, "the server failed", true),
     }
@@ -94,13 +94,15 @@ fn by_code(error: &RedisError) -> (ErrorKind, &'static str, bool) {
         "NOAUTH" | "WRONGPASS" | "NOPERM" => {
             (ErrorKind::Denied, "the server refuses the user or the password", false)
         }
-        "WRONGTYPE" => (ErrorKind::Corrupt, "a key of this namespace holds something else", false),
+        "WRONGTYPE" => {
+            (ErrorKind::Corrupt, "a key of this namespace holds a value that tooz did not write", false)
+        }
         // What a command inside a script failed with stands in the text.
         _ if detail.contains("OOM ") => {
             (ErrorKind::Unavailable, "the server is out of memory (maxmemory)", false)
         }
         _ if detail.contains("WRONGTYPE") || detail.contains("CORRUPT") => {
-            (ErrorKind::Corrupt, "a key of this namespace holds something else", false)
+            (ErrorKind::Corrupt, "a key of this namespace holds a value that tooz did not write", false)
         }
         // Some of its keys have moved already; the script has ended in the middle.
         _ if detail.contains("non local key") => {

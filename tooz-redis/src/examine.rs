@@ -114,7 +114,7 @@ fn compare(theirs: SystemTime, ours: SystemTime, within: Duration) -> Finding {
     }
     Finding::warning(
         "clock",
-        format!("{what}; if it is set right by a jump, every session ends early or lives longer"),
+        format!("{what}; if the clock is corrected in one step, every session ends early or lives longer"),
         "let a time service such as chrony keep both, and slew instead of stepping",
     )
 }
@@ -225,8 +225,8 @@ fn replicas(count: u64, waited_for: bool) -> Option<Finding> {
     let finding = Finding::warning(
         "replicas",
         format!(
-            "replicas: {count}, and nobody waits for them: if one is promoted, the locks and tokens that it had not \
-             seen are lost"
+            "replicas: {count}, and writes do not wait for them: if a replica is promoted, the locks and \
+             tokens that it has not received are lost"
         ),
         "write redis+sentinel:// if sentinels promote it, promote none by hand while locks are held, and let what a lock \
          protects compare fencing tokens",

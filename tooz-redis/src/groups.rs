@@ -18,7 +18,7 @@ use crate::view::{Seen, read_group};
 use crate::watch;
 
 fn unknown_end(what: &str) -> Error {
-    Error::new(ErrorKind::Unavailable, format!("the answer was lost, and {what}")).indeterminate()
+    Error::new(ErrorKind::Unavailable, format!("the reply was lost, and {what}")).indeterminate()
 }
 
 async fn records(client: &Client, group: &GroupId, only: &[u8]) -> Result<Vec<MemberRecord>> {

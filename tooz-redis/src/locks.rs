@@ -153,8 +153,7 @@ impl SessionLocks for RedisSession {
             Ok(Some(acquired)) => Ok(acquired),
             Ok(None) => {
                 self.state.attempts.forget(request.attempt);
-                let why =
-                    format!("{}: what was granted is gone, and no replica had confirmed it", request.key);
+                let why = format!("{}: the grant is gone, and no replica had confirmed it", request.key);
                 Err(Error::new(ErrorKind::Unavailable, why))
             }
             Err(error) if matches!(self.state.attempts.state(request.attempt), AttemptState::Unconfirmed) => {
@@ -216,8 +215,11 @@ impl SessionLocks for RedisSession {
         let (found, repeated) = self.give_back(&grant.key, grant.attempt, &scripts::RELEASE, end).await?;
         if !found && repeated {
             // The first call may have found it.
-            let why =
-                format!("{}: whether it was given back by this is not known; it is not held now", grant.key);
+            let why = format!(
+                "{}: the reply was lost; the lock is not held now, but perhaps another event freed \
+                     it",
+                grant.key
+            );
             return Err(Error::new(ErrorKind::Unavailable, why).indeterminate());
         }
         self.state.attempts.forget(grant.attempt);

@@ -141,7 +141,7 @@ fn refuse(client: &Client, stamp: Stamp, lives: &[u8]) -> Error {
     let (namespace, ours) = (client.keys.shown(), client.config().layout);
     stamp.compare(&namespace, ours).err().unwrap_or_else(|| {
         let who = String::from_utf8_lossy(lives);
-        let who = format!("a session (the last that was heard of is that of member \"{who}\")");
+        let who = format!("a session (the latest is that of member \"{who}\")");
         earlier_layout_in_use(&namespace, stamp.layout, ours, &who)
     })
 }

@@ -59,7 +59,7 @@ impl Config {
             || url.option("mode") == Some("memory");
         if in_memory {
             return invalid(
-                "an SQLite database in memory is seen by nobody else; write memory://name instead",
+                "other processes cannot see an SQLite database in memory; write memory://name instead",
             );
         }
         if url.user().is_some() || url.password().is_some() {

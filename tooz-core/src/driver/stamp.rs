@@ -69,8 +69,8 @@ pub fn later_layout(place: &dyn fmt::Display, found: u32, ours: u32) -> Error {
     Error::new(
         ErrorKind::Incompatible,
         format!(
-            "{place} has layout {found}, which a later version of tooz wrote; this one knows layouts up to {ours}: upgrade \
-             this program"
+            "{place} has layout {found}, which a later version of tooz wrote; this program knows layouts up \
+             to {ours}, upgrade it"
         ),
     )
 }
@@ -80,8 +80,9 @@ pub fn earlier_layout(place: &dyn fmt::Display, found: u32, ours: u32) -> Error 
     Error::new(
         ErrorKind::Incompatible,
         format!(
-            "{place} has layout {found}, which an earlier version of tooz wrote, and this one reads layout {ours}: look \
-             with that version, or open a session with this one, which changes the layout"
+            "{place} has layout {found}, which an earlier version of tooz wrote; this program reads layout \
+             {ours}. View the data with that version, or open a session with this program, which changes \
+             the layout"
         ),
     )
 }
@@ -96,8 +97,8 @@ pub fn earlier_layout_in_use(
     Error::new(
         ErrorKind::Incompatible,
         format!(
-            "{place} has layout {found}, and {who} uses it with an earlier version of tooz; end all programs of that version, \
-             then connect again: that changes it to layout {ours}"
+            "{place} has layout {found}, and {who} uses it with an earlier version of tooz; end all programs \
+             of that version, then connect again, which changes the data to layout {ours}"
         ),
     )
 }

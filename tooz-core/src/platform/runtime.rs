@@ -42,15 +42,15 @@ fn library() -> Result<Handle> {
             return Err(Error::new(
                 ErrorKind::Invalid,
                 format!(
-                    "this process was forked from process {owner}, whose tooz thread did not come along; \
-                     start it with exec instead"
+                    "this process was forked from process {owner}, and a fork does not copy tooz's thread; \
+                     start the process with exec instead"
                 ),
             ));
         }
         None => {}
     }
     let failed = |error: std::io::Error| {
-        Error::new(ErrorKind::NoRuntime, "the library's runtime thread could not be started").caused_by(error)
+        Error::new(ErrorKind::NoRuntime, "cannot start the library's runtime thread").caused_by(error)
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let handle = runtime.handle().clone();

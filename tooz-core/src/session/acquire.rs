@@ -82,7 +82,7 @@ async fn acquire_key(
         Some(result) => result,
         None => Err(Error::new(
             ErrorKind::Unavailable,
-            format!("{key}: the backend has not said within {limit:?} whether it is held"),
+            format!("{key}: the backend did not tell within {limit:?} whether the lock is held"),
         )
         .indeterminate()),
     }

@@ -210,8 +210,8 @@ impl Ticket {
             return Err(Error::new(
                 ErrorKind::Corrupt,
                 format!(
-                    "{}: the backend gave token {} after token {seen}; its counter was lost or restored from a \
-                     backup, fencing no longer protects",
+                    "{}: the backend gave token {} after token {seen}; its token counter was lost or \
+                     restored from a backup. Run `tooz tokens raise` with a larger number",
                     self.key, grant.token
                 ),
             ));

@@ -232,7 +232,7 @@ impl Shared {
             Some(result) => result,
             None => Err(Error::new(
                 ErrorKind::Unavailable,
-                format!("no session with {} could be opened; it is being tried again", self.config.url),
+                format!("cannot open a session with {}; the coordinator keeps trying", self.config.url),
             )),
         }
     }

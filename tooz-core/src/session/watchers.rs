@@ -69,7 +69,7 @@ impl Watchers {
         turn.ok_or_else(|| {
             Error::new(
                 ErrorKind::Unavailable,
-                "the watchers are being run; register hooks before, or run them shorter",
+                "run_watchers is running; register hooks before it, or give it a shorter timeout",
             )
         })
     }

@@ -136,7 +136,10 @@ impl Holder {
 }
 
 fn unreadable(kv: Raw<'_>) -> Error {
-    corrupt(kv.key, "holds nothing that tooz writes; look at it, and delete it if nobody needs it")
+    corrupt(
+        kv.key,
+        "holds a value that tooz does not write; look at it, and delete it if no program needs it",
+    )
 }
 
 /// A waiter.

@@ -130,7 +130,7 @@ impl Membership {
         let file = tree.tmp.write_new(&temporary, &member.write(), tree.mode)?;
         let placed = (|| {
             if !tree.flavor.try_lock(&file, Hold::Alone)? {
-                return Err(io::Error::other("a new file is locked by somebody else"));
+                return Err(io::Error::other("another process has locked the new file"));
             }
             // INVARIANT: under the driver lock, and what stands there may be replaced: no process changes it meanwhile.
             tree.tmp.rename(&temporary, directory, &name)

@@ -261,7 +261,7 @@ fn properties(value: &Value) -> BTreeMap<String, String> {
 }
 
 fn nonsense(who: &Address, what: &str) -> Error {
-    Error::new(ErrorKind::Corrupt, format!("{who} answers what is not {what}"))
+    Error::new(ErrorKind::Corrupt, format!("{who} returned something other than {what}"))
 }
 
 /// No sentinel or node knows the server. The error has the kind of the failures if all have the same.
@@ -269,7 +269,7 @@ fn not_found(topology: &Topology, failures: &[Error]) -> Error {
     let same = |kind| failures.iter().all(|failure| failure.kind() == kind);
     let kind = failures.first().map(Error::kind).filter(|kind| same(*kind)).unwrap_or(ErrorKind::Unavailable);
     let each: Vec<_> = failures.iter().map(ToString::to_string).collect();
-    Error::new(kind, format!("nobody says where {topology} is: {}", each.join("; ")))
+    Error::new(kind, format!("no server tells the address of {topology}: {}", each.join("; ")))
 }
 
 #[cfg(test)]

@@ -221,7 +221,7 @@ impl Link {
                     self.address
                 ),
             ),
-            Ok(_) => Error::new(ErrorKind::Corrupt, format!("{}: WAIT answers no number", self.address)),
+            Ok(_) => Error::new(ErrorKind::Corrupt, format!("{}: WAIT returned no number", self.address)),
             Err(refusal) => error::of(refusal),
         };
         Outcome::Unconfirmed(value, missing)

@@ -4,7 +4,7 @@ use redis::Value;
 use tooz_core::{Error, ErrorKind, Result};
 
 fn corrupt(what: &str) -> Error {
-    Error::new(ErrorKind::Corrupt, format!("an answer of the server lacks {what}"))
+    Error::new(ErrorKind::Corrupt, format!("a reply of the server lacks {what}"))
 }
 
 /// The parts of an answer.

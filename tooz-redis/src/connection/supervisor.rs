@@ -60,7 +60,10 @@ impl Supervisor {
                 let by = found.by.as_deref().unwrap_or("named by the URL");
                 Error::new(
                     why.kind(),
-                    format!("{} was {by}; it has to be reachable from here", found.address),
+                    format!(
+                        "cannot connect to {}, which was {by}; make it reachable from this machine",
+                        found.address
+                    ),
                 )
                 .caused_by(why)
             };
@@ -71,9 +74,10 @@ impl Supervisor {
                     Err(error) => error,
                 },
                 Some(Err(error)) => named(error),
-                None => {
-                    named(Error::new(ErrorKind::Unavailable, format!("it does not greet within {limit:?}")))
-                }
+                None => named(Error::new(
+                    ErrorKind::Unavailable,
+                    format!("no reply to the greeting within {limit:?}"),
+                )),
             };
             tracing::debug!(error = %failure, "not this one");
         }
@@ -145,7 +149,7 @@ impl Supervisor {
                 tracing::info!(address = %found.address, by = found.by, "another server took its place");
                 link.end("another server took its place");
             }
-            Err(error) => tracing::debug!(%error, "nobody says whether the server is still the one"),
+            Err(error) => tracing::debug!(%error, "no server tells whether this is still the master"),
         }
     }
 
@@ -153,7 +157,10 @@ impl Supervisor {
         let config = self.client.config();
         match self.client.context().spawner.timeout(config.greeting_limit(), self.link_up()).await {
             Some(result) => result,
-            None => Err(Error::new(ErrorKind::Unavailable, format!("{} does not greet", config.topology))),
+            None => Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("{} does not reply to the greeting", config.topology),
+            )),
         }
     }
 

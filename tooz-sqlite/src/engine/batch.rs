@@ -87,11 +87,13 @@ impl Engine {
     fn busy_error(&self) -> Error {
         let who = match self.database.as_ref().and_then(Database::writer) {
             Some(pid) if pid > 0 => format!(
-                "process {pid} is inside a write transaction and does not end it; see whether it is stopped, \
-                 continue it or end it"
+                "process {pid} is inside a write transaction and does not end it; check whether it is \
+                 stopped, then continue or end it"
             ),
             Some(_) => {
-                "a process of another pid namespace is inside a write transaction and does not end it".into()
+                "a process of another container (pid namespace) is inside a write transaction and does not \
+                 end it; check whether it is stopped"
+                    .into()
             }
             None => "other processes held the write lock the whole time; try again".into(),
         };

@@ -33,12 +33,13 @@ pub(crate) fn take(tx: &mut Tx<'_>) -> Work<FencingToken> {
             .ok_or_else(missing)?,
     };
     if fence.next > MOST || fence.ceiling > MOST {
-        let what = "is close to the largest number there is; correct it to what the tokens that were given out have reached";
+        let what = "is close to the largest possible number; set next and ceiling above the largest token \
+             that was granted";
         return Err(corrupt(what));
     }
     let token = u64::try_from(fence.next).ok().and_then(FencingToken::new);
     let Some(token) = token.filter(|_| fence.ceiling >= fence.next) else {
-        let what = "makes no sense; correct it to what the tokens that were given out have reached";
+        let what = "is damaged; set next and ceiling above the largest token that was granted";
         return Err(corrupt(what));
     };
     if fence.next >= fence.ceiling {

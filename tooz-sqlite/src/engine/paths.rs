@@ -128,8 +128,8 @@ impl Paths {
             return Err(Error::new(
                 ErrorKind::Invalid,
                 format!(
-                    "{shown} is mounted alone, without the log and the sessions beside it, so others would not be \
-                     excluded; mount the directory that it is in"
+                    "{shown} is mounted alone, without the log and the sessions beside it, so processes \
+                     elsewhere would not be excluded; mount its directory instead"
                 ),
             ));
         }

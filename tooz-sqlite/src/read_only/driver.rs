@@ -31,7 +31,7 @@ pub(crate) struct ReadOnly {
 }
 
 pub(crate) fn refuse() -> Error {
-    Error::new(ErrorKind::Unsupported, "a view changes nothing; connect a coordinator")
+    Error::new(ErrorKind::Unsupported, "a view cannot change anything; connect a coordinator")
 }
 
 #[async_trait]

@@ -123,7 +123,12 @@ impl Reader {
             looked = Some(self.read(false, &mut work));
         }
         drop(reader);
-        looked.unwrap_or_else(|| Err(Error::new(ErrorKind::Unavailable, "the log came and went; look again")))
+        looked.unwrap_or_else(|| {
+            Err(Error::new(
+                ErrorKind::Unavailable,
+                "the write-ahead log was replaced while it was read; try again",
+            ))
+        })
     }
 
     /// Locks the database as a reader does. INVARIANT: this process has the database open in no other way than by looks, since
@@ -136,7 +141,7 @@ impl Reader {
         while !try_lock_range(&file, Hold::Together, READERS).map_err(failed)? {
             if self.context.clock.now() >= limit {
                 let what =
-                    format!("{} is being closed or recovered by another process; look again", path.display());
+                    format!("{} is being closed or recovered by another process; try again", path.display());
                 return Err(Error::new(ErrorKind::Unavailable, what));
             }
             std::thread::park_timeout(self.context.entropy.between(BUSY_LOW, BUSY_HIGH));

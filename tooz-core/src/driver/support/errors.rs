@@ -20,12 +20,12 @@ pub fn group_not_empty(group: &GroupId, members: u64) -> Error {
 
 /// The group has no such living member.
 pub fn member_not_found(group: &GroupId, member: &MemberId) -> Error {
-    Error::new(ErrorKind::MemberNotFound, format!("member \"{member}\" in group \"{group}\""))
+    Error::new(ErrorKind::MemberNotFound, format!("member \"{member}\" is not in group \"{group}\""))
 }
 
 /// This session is in the group already.
 pub fn joined_before(group: &GroupId, member: &MemberId) -> Error {
-    Error::new(ErrorKind::MemberExists, format!("member \"{member}\" joined group \"{group}\" before"))
+    Error::new(ErrorKind::MemberExists, format!("member \"{member}\" is in group \"{group}\" already"))
 }
 
 /// Another living session has this member id.

@@ -27,8 +27,8 @@ impl OwnerProcess {
         }
         let (owner, here) = (self.0, std::process::id());
         let why = format!(
-            "this {what} belongs to process {owner}, from which process {here} was forked; \
-             connect one of its own after exec"
+            "this {what} belongs to process {owner}, from which process {here} was forked; connect a new \
+             {what} after exec"
         );
         Err(Error::new(ErrorKind::Invalid, why))
     }
