@@ -36,11 +36,7 @@ pub const COMMON_OPTIONS: &[OptionSpec] = &[
         OptionKind::Duration { min: SECOND, max: Duration::from_hours(30 * 24) },
         "how long a session lives without a renewal, on backends with a session ttl (default 15s)",
     ),
-    OptionSpec::new(
-        "namespace",
-        OptionKind::Text,
-        "equal names in two namespaces are different locks and groups (default tooz)",
-    ),
+    OptionSpec::new("namespace", OptionKind::Text, "separates equal names (default tooz)"),
     OptionSpec::new(
         "connect_timeout",
         OptionKind::Duration { min: Duration::from_millis(1), max: DAY },

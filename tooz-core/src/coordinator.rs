@@ -273,8 +273,7 @@ impl Coordinator {
     pub fn close_blocking(&self, limit: Duration) -> Result<()> {
         let during = |error: Error| error.during("close");
         if self.shared.spawner.is_here() {
-            let why = "close_blocking() would block the runtime that the coordinator runs on; await close() \
-                 instead";
+            let why = "close_blocking() would block the coordinator's runtime; await close() instead";
             return Err(during(Error::new(ErrorKind::Invalid, why)));
         }
         block_on(self.close(), limit).unwrap_or_else(|| {

@@ -109,8 +109,7 @@ pub(crate) const FOREIGN_OPTIONS: &[(&str, &str)] = &[
     ("executor", "leave it out: every call is asynchronous"),
     ("max_workers", "leave it out: every call is asynchronous"),
 ];
-const LIFETIME: &str =
-    "write ttl: how long a session, with its locks and memberships, lives without a renewal";
+const LIFETIME: &str = "write ttl: how long a session and what it holds live without a renewal";
 
 /// Checks every option of `url` against the lists of those that exist; `foreign`: names that others use, and what to write
 /// instead.

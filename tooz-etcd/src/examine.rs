@@ -196,8 +196,7 @@ fn quorum(members: &[Member]) -> Finding {
         return Finding::bad(
             topic,
             format!("{answering} of {all} members answer, and {needed} are needed: {}", silent.join("; ")),
-            "start them again, or check the network between: without a majority every session ends at its \
-             deadline",
+            "start them again, or check the network: without a majority every session ends at its deadline",
         );
     }
     if !silent.is_empty() {

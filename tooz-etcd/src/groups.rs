@@ -205,8 +205,7 @@ impl SessionState {
                 Some(of_member) => (of_claim, of_member),
                 None => {
                     let what = format!(
-                        "member id \"{member}\" in group \"{}\" belongs to another client, perhaps a Python \
-                         process; use another id",
+                        "member id \"{member}\" is taken in group \"{}\", perhaps by Python; use another id",
                         request.group
                     );
                     return Err(Error::new(ErrorKind::MemberExists, what));

@@ -73,8 +73,7 @@ pub fn check_local(directory: &Path, forced: bool) -> Result<bool> {
             ErrorKind::Unsupported,
             format!(
                 "{} is not on a known local file system (ext, xfs, btrfs, zfs, f2fs, tmpfs, overlay), where \
-                 locks between processes may not work; move it to a local disk, or add \
-                 force_filesystem=true",
+                 locks between processes may not work; move it, or add force_filesystem=true",
                 directory.display()
             ),
         ));

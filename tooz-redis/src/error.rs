@@ -94,15 +94,13 @@ fn by_code(error: &RedisError) -> (ErrorKind, &'static str, bool) {
         "NOAUTH" | "WRONGPASS" | "NOPERM" => {
             (ErrorKind::Denied, "the server refuses the user or the password", false)
         }
-        "WRONGTYPE" => {
-            (ErrorKind::Corrupt, "a key of this namespace holds a value that tooz did not write", false)
-        }
+        "WRONGTYPE" => (ErrorKind::Corrupt, "a key of this namespace has a foreign value", false),
         // What a command inside a script failed with stands in the text.
         _ if detail.contains("OOM ") => {
             (ErrorKind::Unavailable, "the server is out of memory (maxmemory)", false)
         }
         _ if detail.contains("WRONGTYPE") || detail.contains("CORRUPT") => {
-            (ErrorKind::Corrupt, "a key of this namespace holds a value that tooz did not write", false)
+            (ErrorKind::Corrupt, "a key of this namespace has a foreign value", false)
         }
         // Some of its keys have moved already; the script has ended in the middle.
         _ if detail.contains("non local key") => {

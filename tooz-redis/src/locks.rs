@@ -215,11 +215,7 @@ impl SessionLocks for RedisSession {
         let (found, repeated) = self.give_back(&grant.key, grant.attempt, &scripts::RELEASE, end).await?;
         if !found && repeated {
             // The first call may have found it.
-            let why = format!(
-                "{}: the reply was lost; the lock is not held now, but perhaps another event freed \
-                     it",
-                grant.key
-            );
+            let why = format!("{}: the reply was lost, and the lock is not held now", grant.key);
             return Err(Error::new(ErrorKind::Unavailable, why).indeterminate());
         }
         self.state.attempts.forget(grant.attempt);

@@ -74,9 +74,7 @@ impl SessionLocks for SqliteSession {
 fn request_lock(tx: &mut Tx<'_>, session: &SessionState, request: &Acquire, lock: &Lock) -> Work<Acquired> {
     session.check()?;
     if session.is_withdrawn(request.attempt) {
-        return Err(
-            Error::new(ErrorKind::Invalid, "this attempt was withdrawn; ask with a new attempt").into()
-        );
+        return Err(Error::new(ErrorKind::Invalid, "this attempt was withdrawn; make a new one").into());
     }
     let mode = mode_to_number(request.mode)?;
     let mut holders = holders_of(tx, lock)?;

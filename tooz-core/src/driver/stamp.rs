@@ -80,9 +80,8 @@ pub fn earlier_layout(place: &dyn fmt::Display, found: u32, ours: u32) -> Error 
     Error::new(
         ErrorKind::Incompatible,
         format!(
-            "{place} has layout {found}, which an earlier version of tooz wrote; this program reads layout \
-             {ours}. View the data with that version, or open a session with this program, which changes \
-             the layout"
+            "{place} has layout {found}, which an earlier version of tooz wrote; this one reads layout \
+             {ours}: view it with that version, or open a session, which changes the layout"
         ),
     )
 }

@@ -168,9 +168,8 @@ impl SessionState {
                 // An attempt that ends with an error must not stay in the queue.
                 self.clear(&attempt.key, attempt.id, End::Clean).await?;
                 let why = format!(
-                    "other holders of this shared lock keep its Python key for {granted:?} at a time, less \
-                     than this session's ttl of {:?}; give all holders the same ttl, or a ttl of at most \
-                     {LEAST_GATE:?}",
+                    "other holders of this lock renew its Python key for {granted:?}, less than this \
+                     session's ttl of {:?}; give all holders the same ttl, or at most {LEAST_GATE:?}",
                     self.ttl
                 );
                 return Err(Error::new(ErrorKind::Unsupported, why));

@@ -136,10 +136,7 @@ impl Holder {
 }
 
 fn unreadable(kv: Raw<'_>) -> Error {
-    corrupt(
-        kv.key,
-        "holds a value that tooz does not write; look at it, and delete it if no program needs it",
-    )
+    corrupt(kv.key, "holds a foreign value; look at it, and delete it if no program needs it")
 }
 
 /// A waiter.

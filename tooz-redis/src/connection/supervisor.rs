@@ -60,10 +60,7 @@ impl Supervisor {
                 let by = found.by.as_deref().unwrap_or("named by the URL");
                 Error::new(
                     why.kind(),
-                    format!(
-                        "cannot connect to {}, which was {by}; make it reachable from this machine",
-                        found.address
-                    ),
+                    format!("{} was {by}; make it reachable from this machine", found.address),
                 )
                 .caused_by(why)
             };
@@ -74,10 +71,7 @@ impl Supervisor {
                     Err(error) => error,
                 },
                 Some(Err(error)) => named(error),
-                None => named(Error::new(
-                    ErrorKind::Unavailable,
-                    format!("no reply to the greeting within {limit:?}"),
-                )),
+                None => named(Error::new(ErrorKind::Unavailable, format!("no greeting within {limit:?}"))),
             };
             tracing::debug!(error = %failure, "not this one");
         }
@@ -157,10 +151,7 @@ impl Supervisor {
         let config = self.client.config();
         match self.client.context().spawner.timeout(config.greeting_limit(), self.link_up()).await {
             Some(result) => result,
-            None => Err(Error::new(
-                ErrorKind::Unavailable,
-                format!("{} does not reply to the greeting", config.topology),
-            )),
+            None => Err(Error::new(ErrorKind::Unavailable, format!("{} sends no greeting", config.topology))),
         }
     }
 

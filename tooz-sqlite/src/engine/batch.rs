@@ -91,9 +91,7 @@ impl Engine {
                  stopped, then continue or end it"
             ),
             Some(_) => {
-                "a process of another container (pid namespace) is inside a write transaction and does not \
-                 end it; check whether it is stopped"
-                    .into()
+                "a process of another container is inside a write transaction and does not end it".into()
             }
             None => "other processes held the write lock the whole time; try again".into(),
         };

@@ -93,9 +93,8 @@ pub(crate) fn prepare(connection: &mut Connection, paths: &Paths, site: &Site, f
     let ours = fresh || site.known == Some(file);
     if !ours && is_unmarked(paths)? && !find_elsewhere(&transaction, site)?.is_empty() {
         return Err(error::corrupt(format!(
-            "{shown} has sessions that may be alive, but {} has no files of them: the database is in use at \
-             another place, or was moved. Mount its directory and not the file alone, or stop all its users \
-             and run `tooz doctor --adopt`",
+            "{shown} has sessions that may live, but {} lacks them: it is in use elsewhere, or was moved; mount the \
+             directory and not the file, or stop all its users and run `tooz doctor --adopt`",
             paths.sessions().display()
         )));
     }

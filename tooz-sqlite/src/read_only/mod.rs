@@ -123,12 +123,7 @@ impl Reader {
             looked = Some(self.read(false, &mut work));
         }
         drop(reader);
-        looked.unwrap_or_else(|| {
-            Err(Error::new(
-                ErrorKind::Unavailable,
-                "the write-ahead log was replaced while it was read; try again",
-            ))
-        })
+        looked.unwrap_or_else(|| Err(Error::new(ErrorKind::Unavailable, "the log was replaced; try again")))
     }
 
     /// Locks the database as a reader does. INVARIANT: this process has the database open in no other way than by looks, since
