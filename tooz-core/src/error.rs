@@ -54,8 +54,6 @@ pub enum ErrorKind {
     HookNotFound,
     /// The holder could not be made to let go; the message names the process to end.
     HolderUnresponsive,
-    /// A lock that a macro needs could not be acquired.
-    LockNotAcquired,
     /// The backend failed in a way that no other kind describes: read the source error.
     Backend,
 }
@@ -84,7 +82,6 @@ impl ErrorKind {
             Self::MemberNotFound => "member not found",
             Self::HookNotFound => "hook not found",
             Self::HolderUnresponsive => "holder does not let go",
-            Self::LockNotAcquired => "lock not acquired",
             Self::Backend => "backend error",
         }
     }

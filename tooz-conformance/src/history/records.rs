@@ -80,8 +80,10 @@ pub enum Answer {
     Done,
     /// It is held, with this token.
     Granted(u64),
-    /// Somebody else holds it or is before us.
+    /// Another client holds it or is before us.
     Held,
+    /// It was not granted; which lock was held, or whether it was asked for at all, is unknown.
+    NotGranted,
     /// The hold had ended before.
     WasNotHolder,
     /// What the member publishes; `None`: it is no member.

@@ -213,7 +213,7 @@ impl Worker {
         // Not taken by the hook: not elected.
         if locked(&self.crowd.hooks).running.take().is_some() {
             let outcome = match result {
-                Some(Ok(_)) => Outcome::Fail(ErrorKind::LockNotAcquired),
+                Some(Ok(_)) => Outcome::Ok(Answer::NotGranted),
                 Some(Err(error)) => outcome_of(&error),
                 None => Outcome::Unknown,
             };

@@ -10,7 +10,7 @@ use super::source::{CRATES, DRIVERS};
 /// May name drivers, each behind a feature of its own.
 const ABOVE_THE_DRIVERS: [&str; 3] = ["tooz", "tooz-cli", "tooz-conformance"];
 /// Neither drivers nor above them.
-const BELOW_OR_BESIDE: [&str; 4] = ["tooz-core", "tooz-local", "tooz-macros", "tooz-servers"];
+const BELOW_OR_BESIDE: [&str; 3] = ["tooz-core", "tooz-local", "tooz-servers"];
 /// The drivers for files of one host, and what they share.
 const ON_FILES: [&str; 2] = ["tooz-file", "tooz-sqlite"];
 const LOCAL: &str = "tooz-local";
@@ -50,7 +50,7 @@ fn every_arrow_is_allowed() {
     for (from, targets) in &arrows {
         for (to, optional) in targets {
             let allowed = match from.as_str() {
-                "tooz-core" | "tooz-macros" | "tooz-servers" => false,
+                "tooz-core" | "tooz-servers" => false,
                 // The facade, through which the command takes its drivers, knows the core.
                 "tooz" => to == "tooz-core" || is_driver(to),
                 // Its targets start servers.
