@@ -4,9 +4,8 @@
 //! locks of other programs, such as Python's and SQLite's. It goes when the last copy of the descriptor is closed, and can
 //! be tested without being taken.
 //!
-//! [`Flavor::Portable`] uses the standard library's file locks instead, for systems without open-file-description locks. It
-//! can be chosen on Linux too, so that it is tested. There these are flock(2) locks, which POSIX record locks do not see:
-//! locks are not shared with Python.
+//! [`Flavor::Portable`] uses the standard library's file locks instead. On Linux, the only system that this crate
+//! builds on, these are flock(2) locks. POSIX record locks do not see them, so locks are not shared with Python.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -39,7 +38,7 @@ pub enum InTheWay {
 pub enum Flavor {
     /// Open-file-description locks: they exclude Python.
     OpenFile,
-    /// The standard library's, which exist on every system.
+    /// The standard library's file locks: they do not exclude Python.
     Portable,
 }
 
