@@ -389,7 +389,7 @@ mod tests {
             let warned = [&warnings.group, &warnings.member].map(|warned| warned.load(Ordering::Relaxed));
             assert_eq!(warned, [!shared_with_python::group(&group), !shared_with_python::member(&member)]);
         }
-        assert!(Keys::new("ours").warnings.is_none(), "nothing is shared there, and nobody expects it");
+        assert!(Keys::new("ours").warnings.is_none(), "nothing is shared there, so no warning is due");
     }
 
     #[test]

@@ -51,10 +51,10 @@ local function unpair(text)
   return string.sub(text, at, at + length - 1), string.sub(text, at + length)
 end
 
--- Why a request of a session must not be done; nil: it may.
+-- Why a request of a session must be refused; nil: it may run.
 --
--- INVARIANT: a request that was sent over an older connection than one that was heard since is never done. Whoever lost a
--- connection cleans up over the next one, and what was still on its way then comes to nothing.
+-- INVARIANT: a request from an older connection is refused once the session sent a request over a newer one. After a lost
+-- connection the session cleans up over the next one, so a late request must not take effect afterwards.
 local function refused(key)
   local newest = tonumber(redis.call('HGET', key, 'e') or '')
   if not newest then return 'lost' end

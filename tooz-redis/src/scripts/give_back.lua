@@ -10,7 +10,7 @@ local function give_back(place_too)
   if h and h.session == id then
     remove(l, attempt)
     local how = ARGV[7]
-    -- A grant that nobody used: the next one is told what this one would have been.
+    -- The grant was never used: the next holder is told about the holder before it.
     if place_too and h.previous ~= 'C' then how = h.previous end
     if how ~= '' then
       mark(l, how)

@@ -7,7 +7,8 @@ local id, member = ARGV[3], ARGV[4]
 local g = group(KEYS[1], ARGV[11])
 local there = exists(g)
 if not there and ARGV[6] == '0' then return { 'nogroup' } end
--- INVARIANT: nobody claims an id whose session lives. A beat of ours names its session; another one is Python's, and lives.
+-- INVARIANT: no session claims the id of another living session. Our beats name their session; any other beat is Python's, and
+-- its member lives.
 local function strange(other)
   return other ~= id and other ~= ARGV[12] and alive(other)
 end

@@ -2,8 +2,8 @@
 -- number (n), how the last holder ended if uncleanly (p), and a record for each holder under its attempt; `q` orders the
 -- attempts that wait, `w` says what they want.
 --
--- INVARIANT: somebody of ours holds it exactly if Python's key is our generation, its record has not expired, and its
--- session lives. So it is never free for Python while one of ours holds it, nor the other way round.
+-- INVARIANT: one of our sessions holds the lock exactly if Python's key is our generation, the holder's record has not
+-- expired, and its session lives. So the lock is never free for Python while one of ours holds it, nor the other way round.
 local FENCE = OWN .. 'fence'
 local LARGEST = 9007199254740991
 
@@ -87,7 +87,7 @@ local function look(l)
   return l
 end
 
--- Reads it and takes out who holds it no more. They are told: whoever believed in an older grant learns of a newer one.
+-- Reads the lock and removes holders that hold it no more. A message tells them, before a newer grant is made.
 local function read(l)
   look(l)
   for _, field in ipairs(l.odd) do redis.call('HDEL', l.h, field) end
@@ -96,9 +96,9 @@ local function read(l)
     mark(l, 'E')
     tell(one[2], 'X ' .. one[1] .. ' ' .. one[3])
   end
-  -- Somebody else was here since: nothing is known of how that ended.
+  -- A Python process held the lock meanwhile: how that ended is unknown.
   if l.foreign and l.p then mark(l, 'U') end
-  -- Our generation without any holder: nobody would ever free it before it expires.
+  -- Our generation without any holder: delete it, or the lock stays taken until it expires.
   if l.value and not l.foreign and l.count == 0 then
     redis.call('DEL', l.key)
     l.value = false
@@ -162,7 +162,7 @@ end
 -- Hands it on, from the front of the queue.
 --
 -- INVARIANT: only a living session is granted anything, for no longer than that session is known to live: a waiter that died
--- blocks nobody beyond its end. The message names the session's last beat, from whose sending the grant's deadline
+-- blocks no other beyond its session's end. The message names the session's last beat, from whose sending the grant's deadline
 -- counts; the message itself proves nothing about time.
 local function advance(l, time)
   while true do
@@ -183,7 +183,7 @@ local function advance(l, time)
   end
 end
 
--- Ends a change: nothing is left of a lock that nobody wants, and whoever watches it looks again.
+-- Ends a change: deletes the records of a lock without holders and waiters, and tells watchers to look again.
 local function finish(l)
   if l.count == 0 and not l.p and redis.call('ZCARD', l.q) == 0 then
     redis.call('DEL', l.h, l.q, l.w)

@@ -1,5 +1,5 @@
--- Asks for a lock: granted, queued, or held by somebody else, in one step. Sent again for the same attempt it answers what
--- stands; ARGV[9] = 'look' only does that.
+-- Asks for a lock: granted, queued, or held by another session, in one step. If the same attempt is sent again, the script
+-- returns its present state; ARGV[9] = 'look' only does that.
 -- KEYS: Python's key, h, q, w, session, fence. ARGV: NS, sender, attempt, session, mode, limit, ttl, keep, wish, base, member
 local refusal = refused(KEYS[5])
 if refusal then return { refusal } end
