@@ -32,7 +32,7 @@ pub(super) fn run(orders: &Orders) -> ExitCode {
 fn launch(orders: &Orders) -> io::Result<()> {
     let mut supervisor = Supervisor::new(orders, false)?;
     let orders = Orders { input: 0, output: 0, parent: getpid(), ..orders.clone() };
-    // Not before the first deadline is known here: the guard could be stopped before it passes one on.
+    // Wait for the first deadline: the guard could be stopped before it passes one on.
     while !supervisor.orders_seen.iter().any(|order| matches!(order, Order::Deadline(_) | Order::End)) {
         if supervisor.wait(None)? == Wake::Orphaned {
             return Ok(());
@@ -88,7 +88,7 @@ fn look(pid: Pid, supervisor: &mut Supervisor) -> io::Result<Option<Report>> {
                 return Ok(Some(Report::Exited(u8::try_from(code & 0xff).unwrap_or(u8::MAX))));
             }
             Ok(WaitStatus::Signaled(_, signal, _)) => {
-                // It did not end by its own will, so its children may be in the middle of the protected work.
+                // A signal ended the command, so its children may be in the middle of the protected work.
                 group::kill(pid);
                 return Ok(Some(Report::Signaled(signal as i32)));
             }

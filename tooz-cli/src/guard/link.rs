@@ -22,7 +22,7 @@ pub(crate) struct Link {
     output: File,
 }
 
-/// What reading brought.
+/// What was read from the neighbour.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Heard {
     /// These bytes, perhaps none.

@@ -1,4 +1,4 @@
-//! What each process is told by the one that starts it, as arguments.
+//! What each process tells the process that it starts, as arguments.
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -10,14 +10,14 @@ pub(crate) const GUARD: &str = "__guard";
 pub(super) const LAUNCH: &str = "__launch";
 pub(super) const EXEC: &str = "__exec";
 
-/// What a process is told.
+/// The arguments of a process.
 #[derive(Clone, Debug)]
 pub(crate) struct Orders {
     /// The end of the pipe from the parent, by number; 0 if there is none.
     pub(crate) input: i32,
     /// The end of the pipe to the parent, by number; 0 if there is none.
     pub(crate) output: i32,
-    /// The parent's process id: another one at `getppid` means that it is gone.
+    /// The parent's process id: if `getppid` returns another one, the parent is dead.
     pub(crate) parent: Pid,
     /// The process group of `tooz`, from which the command takes the terminal and to which it goes back.
     pub(crate) home: Pid,

@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 /// From `tooz` down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// Until when the lock is ours, on `CLOCK_BOOTTIME`; `None`: its life does not depend on time.
+    /// Until when the lock is held, on `CLOCK_BOOTTIME`; `None`: the session has no ttl.
     Deadline(Option<Duration>),
     /// The group is known all the way up: the command may begin.
     Begin,
@@ -25,7 +25,7 @@ pub(crate) enum Report {
     Stopped(i32),
     /// The group is being ended because its deadline came.
     Expired,
-    /// The command exited with this code; what it left in the background goes on.
+    /// The command exited with this code; its background processes go on.
     Exited(u8),
     /// The command was ended by this signal, and its group with it.
     Signaled(i32),
@@ -84,7 +84,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Longer than any line of ours; a longer one is not ours and is dropped.
+/// Longer than any line of the protocol; a longer line is dropped.
 const LONGEST: usize = 64;
 
 /// Cuts what a pipe delivers into lines.

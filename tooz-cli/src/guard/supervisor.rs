@@ -18,8 +18,8 @@ use super::link::{Heard, Link};
 use super::orders::Orders;
 use super::protocol::{Lines, Order, Report};
 
-/// SIGKILL is sent this long before the deadline, so that the group is gone when the lock can move: the kernel
-/// needs a moment to take a large process down. Never more than a quarter of the grace, lest SIGTERM be useless.
+/// SIGKILL is sent this long before the deadline: the kernel needs a moment to end a large process, and the group
+/// must be gone when the lock can move. Never more than a quarter of the grace, which would make SIGTERM useless.
 const LEAD: Duration = Duration::from_millis(100);
 /// And at least this long, however short the grace.
 const LEAST_LEAD: Duration = Duration::from_millis(20);
@@ -46,7 +46,7 @@ pub(super) struct Supervisor {
     /// Set once the group has been told to end; from then on no deadline is put off.
     ending: Option<Duration>,
     killed: bool,
-    /// Whether this process asks before it kills: only one of the two does, lest the command see two SIGTERMs.
+    /// Whether this process sends SIGTERM before SIGKILL: only the guard does, so that the command sees one SIGTERM.
     asks: bool,
     pub(super) group: Option<Pid>,
     pub(super) orders_seen: Vec<Order>,
@@ -168,7 +168,7 @@ impl Supervisor {
         }
     }
 
-    /// Does what is due by the clock.
+    /// Sends the signals that are due by the clock.
     fn act(&mut self) {
         let now = boot_time();
         if self.next().is_none_or(|next| now < next) {
@@ -201,7 +201,7 @@ impl Supervisor {
     }
 }
 
-/// The clock that deadlines are told in.
+/// The clock of the deadlines.
 pub(crate) fn boot_time() -> Duration {
     // It exists on every Linux since 2.6.39 and cannot fail.
     nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()

@@ -25,7 +25,7 @@ fn guard(orders: &Orders) -> io::Result<()> {
     let mut supervisor = Supervisor::new(orders, true)?;
     let (mut prepared, mut launcher) = Prepared::new(LAUNCH, orders)?;
     let mut child = prepared.command.spawn()?;
-    // Our copies of its ends must go, or we would never see the end of its pipe.
+    // Close our copies of its pipe ends; otherwise we would never read the end of its pipe.
     drop(prepared);
     terminal::release_streams(true);
     let mut lines = Lines::default();
@@ -41,16 +41,16 @@ fn guard(orders: &Orders) -> io::Result<()> {
         over = relay(&mut supervisor, &mut launcher, &mut lines);
     }
     if let Some(group) = supervisor.group {
-        // `tooz` does it, too, if it lives; without this a shell script would lose the terminal with it.
+        // A living `tooz` does it, too. If `tooz` was killed, the shell script around it must get the terminal back.
         terminal::pass(group, orders.home);
     }
-    // Orphaned or not, it is about to end: it has reported, or it sees the end of our pipe.
+    // The launcher is about to end: it has reported, or it reads the end of our pipe.
     drop(launcher);
     let _ = child.wait();
     Ok(())
 }
 
-/// Passes reports on; says whether it is over.
+/// Passes reports on to `tooz`; returns whether the command has ended or the launcher is dead.
 fn relay(supervisor: &mut Supervisor, launcher: &mut Link, lines: &mut Lines) -> bool {
     let (bytes, gone) = match launcher.read() {
         Heard::Bytes(bytes) => (bytes, false),

@@ -27,7 +27,8 @@ local function record(text)
   return { session = id, incarnation = incarnation, joined = joined, updated = updated, caps = caps }
 end
 
--- Writes a member of ours. One that is called like Python's mark has no field there: its capabilities stand here.
+-- Writes one of our members. A member with the name of Python's mark has no field in Python's hash; its record holds its
+-- capabilities.
 local function put(g, member, r, caps, kind)
   local text = table.concat({ r.session, r.incarnation, r.joined, r.updated }, ' ')
   if member == MARK then
@@ -49,7 +50,7 @@ local function beats(member)
   return NS .. '_beats:' .. member
 end
 
--- The session of ours that a beat belongs to; nil: it is Python's.
+-- Our session that a beat belongs to; nil: the beat is Python's.
 local function owner(beat)
   return beat and string.match(beat, '^rs:(%x+)$')
 end
@@ -60,8 +61,8 @@ local function theirs(member)
   return beat and not owner(beat)
 end
 
--- The living members, each with its capabilities and its record if it is ours. Nothing is written: who is dead or was taken
--- out by Python is in `dropped`, whose place a member of Python's took in `replaced`.
+-- The living members, each with its capabilities, and our members with their records. Writes nothing: `dropped` lists members
+-- that are dead or that Python removed, `replaced` those whose place a Python member took.
 local function living(g)
   local caps, records, found, dropped, replaced = {}, {}, {}, {}, {}
   local all = redis.call('HGETALL', g.m)

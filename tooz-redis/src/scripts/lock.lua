@@ -31,14 +31,14 @@ local function waiter(l, attempt)
   return { mode = mode, limit = limit, session = id, member = member }
 end
 
--- Of several ends the one that says most.
+-- Records how the last holder ended. A break is kept when another holder expires afterwards.
 local function mark(l, how)
   if how == 'E' and l.p == 'B' then return end
   l.p = how
   redis.call('HSET', l.h, 'p', how)
 end
 
--- Takes a holder out; the caller says how that was.
+-- Removes a holder; the caller records how it ended.
 local function remove(l, attempt)
   redis.call('HDEL', session(l.holders[attempt].session), 'k' .. attempt)
   redis.call('HDEL', l.h, attempt)
@@ -56,8 +56,8 @@ local function unqueue(l, attempt)
   return redis.call('ZREM', l.q, attempt) == 1
 end
 
--- Reads it and writes nothing: who holds it no more is named in `gone`, with the session and the reason, and fields that are
--- no record in `odd`.
+-- Reads the lock and writes nothing. `gone` lists the holders that hold it no more, with session and reason; `odd` lists the
+-- fields that are not records.
 local function look(l)
   l.holders, l.count, l.gone, l.odd, l.value = {}, 0, {}, {}, redis.call('GET', l.key)
   local all = redis.call('HGETALL', l.h)
@@ -106,7 +106,7 @@ local function read(l)
   return l
 end
 
--- Whether it may be held beside those who hold it.
+-- Whether the lock may be granted in this mode beside its holders.
 local function fits(l, mode, limit)
   if l.foreign then return false end
   for _, h in pairs(l.holders) do
@@ -115,15 +115,15 @@ local function fits(l, mode, limit)
   return mode ~= 'p' or l.count < tonumber(limit)
 end
 
--- The last token. What is no number ("nan" is one to Lua) is below nothing.
+-- The last token. "nan", a number to Lua, fails the comparison with LARGEST.
 local function counter()
   local last = tonumber(redis.call('GET', FENCE) or '0')
   if not last or not (last < LARGEST) then error('CORRUPT ' .. FENCE) end
   return last
 end
 
--- INVARIANT: the token is larger than every earlier one of this namespace, also after the counter was lost: the clock has
--- gone on. (It has not if the counter was raised above it.)
+-- INVARIANT: the token is larger than every earlier one of this namespace. If the counter was lost, the server's clock in
+-- microseconds is above all earlier tokens, unless the counter had been raised above the clock.
 local function token()
   local next = num(math.max(counter() + 1, micros))
   redis.call('SET', FENCE, next)
@@ -159,7 +159,7 @@ local function grant(l, attempt, want, life, time)
   return h
 end
 
--- Hands it on, from the front of the queue.
+-- Grants the lock to waiters, from the front of the queue.
 --
 -- INVARIANT: only a living session is granted anything, for no longer than that session is known to live: a waiter that died
 -- blocks no other beyond its session's end. The message names the session's last beat, from whose sending the grant's deadline

@@ -1,5 +1,5 @@
--- One beat: proves the session, prolongs what the coordinator believes to hold, and says what is otherwise. A session that is
--- gone is never made again, nor is a lock that it held.
+-- One beat: renews the session and its grants, places and memberships, and returns those that are missing. It never makes a
+-- missing session or grant again.
 -- KEYS: session, epoch, beat, lives, then of each grant and each place its Python's key, h, q, w, then of each group its hash and m.
 -- ARGV: NS, sender, session, ttl, keep, number, epoch, member, grants, places, groups, layout, then of each grant and place its attempt
 -- and base

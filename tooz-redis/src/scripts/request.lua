@@ -6,7 +6,7 @@ if refusal then return { refusal } end
 local attempt, id, mode, limit, ttl, time, wish = ARGV[3], ARGV[4], ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8], ARGV[9]
 local l = read(lock(KEYS[1], ARGV[10]))
 if l.holders[attempt] then
-  -- A write, whatever stands: it is what replicas acknowledge.
+  -- Writes in any case: replicas acknowledge writes only.
   keep(l, time)
   finish(l)
   return granted(l.holders[attempt])

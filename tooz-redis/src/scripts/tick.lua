@@ -1,6 +1,6 @@
--- What a watcher asks every second: the number of the last change, and a digest of what Python sees, which tells of changes by
--- Python, with the number for which it was computed. Dead members are taken out on the way. However many watch, and however
--- often the group changes, it is read once a second: a change leaves the digest as it is, and watchers remember their own.
+-- Called by each watcher every second. Returns the number of the last change, and a digest of Python's keys with the number for
+-- which it was computed; the digest shows changes by Python. Removes dead members. However many watchers call and however often
+-- the group changes, the script reads the group once a second: a change keeps the digest, and each watcher remembers its own.
 -- KEYS: group, m, epoch. ARGV: NS, 0, base, fresh
 local g = group(KEYS[1], ARGV[3])
 if not exists(g) then
