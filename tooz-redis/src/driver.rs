@@ -9,8 +9,6 @@ use tooz_core::{Characteristics, Result};
 use crate::client::Client;
 use crate::config::{self, Config};
 use crate::connection;
-use crate::groups::RedisGroups;
-use crate::holders::RedisLocks;
 use crate::session::RedisSession;
 
 /// Connects to the server that the URL names.
@@ -23,8 +21,6 @@ pub fn connect(request: Connect) -> Connecting {
             connection::connect(config, context).await.map_err(|e| e.during("connect"))?;
         Ok(Arc::new(Redis {
             characteristics: info.lower(config::characteristics(&url)),
-            groups: RedisGroups(Arc::clone(&client)),
-            locks: RedisLocks(Arc::clone(&client)),
             supervisor: Mutex::new(Some(supervisor)),
             client,
         }) as Arc<dyn Driver>)
@@ -32,11 +28,9 @@ pub fn connect(request: Connect) -> Connecting {
 }
 
 #[derive(Debug)]
-struct Redis {
-    client: Arc<Client>,
+pub(crate) struct Redis {
+    pub(crate) client: Arc<Client>,
     characteristics: Characteristics,
-    groups: RedisGroups,
-    locks: RedisLocks,
     supervisor: Mutex<Option<Task<()>>>,
 }
 
@@ -51,11 +45,11 @@ impl Driver for Redis {
     }
 
     fn groups(&self) -> &dyn Groups {
-        &self.groups
+        self
     }
 
     fn locks(&self) -> &dyn Locks {
-        &self.locks
+        self
     }
 
     async fn close(&self) -> Result<()> {

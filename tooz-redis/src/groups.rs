@@ -1,7 +1,5 @@
 //! Groups and memberships.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use redis::Value;
 use tooz_core::driver::support::errors::{
@@ -12,6 +10,7 @@ use tooz_core::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
 
 use crate::client::Client;
 use crate::connection::reply::{Parts, bytes};
+use crate::driver::Redis;
 use crate::scripts;
 use crate::session::RedisSession;
 use crate::view::{Seen, read_group};
@@ -32,13 +31,10 @@ async fn records(client: &Client, group: &GroupId, only: &[u8]) -> Result<Vec<Me
     }
 }
 
-#[derive(Debug)]
-pub(crate) struct RedisGroups(pub(crate) Arc<Client>);
-
 #[async_trait]
-impl Groups for RedisGroups {
+impl Groups for Redis {
     async fn create(&self, group: &GroupId) -> Result<()> {
-        let (client, keys) = (&self.0, self.0.keys.group(group));
+        let (client, keys) = (&self.client, self.client.keys.group(group));
         let fresh = client.fresh_id();
         let call = client
             .script(&scripts::CREATE)
@@ -55,7 +51,7 @@ impl Groups for RedisGroups {
     }
 
     async fn delete(&self, group: &GroupId) -> Result<()> {
-        let (client, keys) = (&self.0, self.0.keys.group(group));
+        let (client, keys) = (&self.client, self.client.keys.group(group));
         let call = client
             .script(&scripts::DELETE)
             .keys([keys.key, client.keys.groups(), keys.own])
@@ -73,8 +69,8 @@ impl Groups for RedisGroups {
 
     async fn list(&self) -> Result<Vec<GroupId>> {
         let mut command = redis::cmd("SMEMBERS");
-        command.arg(self.0.keys.groups());
-        let names: Vec<Value> = match self.0.read(&command).await? {
+        command.arg(self.client.keys.groups());
+        let names: Vec<Value> = match self.client.read(&command).await? {
             Value::Set(names) | Value::Array(names) => names,
             _ => Vec::new(),
         };
@@ -85,15 +81,18 @@ impl Groups for RedisGroups {
     }
 
     async fn members(&self, group: &GroupId) -> Result<Vec<MemberRecord>> {
-        records(&self.0, group, b"").await
+        records(&self.client, group, b"").await
     }
 
     async fn member(&self, group: &GroupId, member: &MemberId) -> Result<MemberRecord> {
-        records(&self.0, group, member.as_bytes()).await?.pop().ok_or_else(|| member_not_found(group, member))
+        records(&self.client, group, member.as_bytes())
+            .await?
+            .pop()
+            .ok_or_else(|| member_not_found(group, member))
     }
 
     async fn watch(&self, group: &GroupId) -> Result<ChangeStream> {
-        watch::follow(&self.0, group).await
+        watch::follow(&self.client, group).await
     }
 }
 

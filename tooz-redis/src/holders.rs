@@ -9,28 +9,25 @@ use tooz_core::driver::support::feed::HolderFeed;
 use tooz_core::driver::{BreakRequest, HolderRecord, HolderStream, Holders, LockKey, Locks};
 use tooz_core::{Error, ErrorKind, FencingToken, Result};
 
-use crate::client::Client;
 use crate::config;
 use crate::connection::channels::Received;
 use crate::connection::reply::Parts;
 use crate::connection::subscription::Subscription;
+use crate::driver::Redis;
 use crate::scripts;
 use crate::view::{holder_records, read_holders};
 
 /// How often a watch reads the holders without a message: a Python holder publishes nothing, nor does a holder that dies.
 const LOOK: Duration = Duration::from_secs(1);
 
-#[derive(Debug)]
-pub(crate) struct RedisLocks(pub(crate) Arc<Client>);
-
 #[async_trait]
-impl Locks for RedisLocks {
+impl Locks for Redis {
     async fn holders(&self, key: &LockKey) -> Result<Holders> {
-        read_holders(&self.0, key).await
+        read_holders(&self.client, key).await
     }
 
     async fn break_lock(&self, request: &BreakRequest) -> Result<Vec<HolderRecord>> {
-        let (client, lock) = (&self.0, self.0.keys.lock(&request.key));
+        let (client, lock) = (&self.client, self.client.keys.lock(&request.key));
         let call = client
             .script(&scripts::BREAK)
             .keys(lock.keys())
@@ -54,14 +51,15 @@ impl Locks for RedisLocks {
     }
 
     async fn raise_tokens(&self, least: FencingToken) -> Result<()> {
-        let call = self.0.script(&scripts::RAISE).key(self.0.keys.fence()).number(least.get() - 1).confirm();
+        let client = &self.client;
+        let call = client.script(&scripts::RAISE).key(client.keys.fence()).number(least.get() - 1).confirm();
         // The server has the new value; a replica that is promoted might not.
-        let unconfirmed = self.0.call(&call).await?.unconfirmed;
+        let unconfirmed = client.call(&call).await?.unconfirmed;
         unconfirmed.map_or(Ok(()), |why| Err(why.indeterminate()))
     }
 
     async fn watch(&self, key: &LockKey) -> Result<HolderStream> {
-        let (client, key) = (Arc::clone(&self.0), key.clone());
+        let (client, key) = (Arc::clone(&self.client), key.clone());
         let changed = Arc::new(Notify::new());
         let notify = Arc::clone(&changed);
         let listener = move |_: Received<'_>| notify.notify_one();
