@@ -3,12 +3,12 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Cmd, PushInfo, PushKind, RedisError, Value};
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tooz_core::{Error, ErrorKind};
 
 use super::address::Address;
@@ -32,7 +32,7 @@ pub(crate) struct Link {
     needed: AtomicU32,
     /// Held by each call that replicas confirm, except beats: a beat must not wait behind a row of other calls.
     pub(crate) confirming: tokio::sync::Mutex<()>,
-    health: Arc<LinkHealth>,
+    health: watch::Sender<LinkHealth>,
     /// The channels that were asked for over this link. One change at a time, or an end could overtake a beginning.
     subscribed: tokio::sync::Mutex<BTreeSet<Vec<u8>>>,
 }
@@ -40,47 +40,16 @@ pub(crate) struct Link {
 /// Whether a link works; the connections' tasks know it, too.
 #[derive(Debug, Default)]
 struct LinkHealth {
-    broken: AtomicBool,
+    /// Why the link is broken.
+    broken: Option<&'static str>,
     /// Another link replaced this one, which waits a little longer for what is unanswered.
-    retired: AtomicBool,
-    answers: AtomicU64,
-    /// Any of these changed.
-    changed: Notify,
-    why: Mutex<Option<&'static str>>,
+    retired: bool,
+    answers: u64,
 }
 
 impl LinkHealth {
-    fn end(&self, why: &'static str) {
-        self.why.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
-        self.broken.store(true, Ordering::Release);
-        self.changed.notify_waiters();
-    }
-
-    fn is_broken(&self) -> bool {
-        self.broken.load(Ordering::Acquire)
-    }
-
-    fn is_broken_or_retired(&self) -> bool {
-        self.is_broken() || self.retired.load(Ordering::Acquire)
-    }
-
-    fn count_answer(&self) {
-        self.answers.fetch_add(1, Ordering::AcqRel);
-        self.changed.notify_waiters();
-    }
-
-    /// Waits until `check` returns true.
-    async fn until(&self, check: impl Fn(&Self) -> bool + Send) {
-        loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            // Registered before the check, or a change in between would be missed.
-            changed.as_mut().enable();
-            if check(self) {
-                return;
-            }
-            changed.await;
-        }
+    fn end(&mut self, why: &'static str) {
+        self.broken.get_or_insert(why);
     }
 }
 
@@ -102,13 +71,13 @@ impl Link {
         found: &Found,
         generation: u64,
     ) -> redis::RedisResult<Self> {
-        let (config, health) = (&shared.config, Arc::new(LinkHealth::default()));
+        let (config, health) = (&shared.config, watch::Sender::new(LinkHealth::default()));
         // The limits are ours: those of the redis crate would give up an answer without giving up the connection.
         let options = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
-        let ended = Arc::clone(&health);
+        let ended = health.clone();
         let on_commands = options.clone().set_push_sender(move |push: PushInfo| {
             if push.kind == PushKind::Disconnection {
-                ended.end("the connection for commands ended");
+                ended.send_modify(|health| health.end("the connection for commands ended"));
             }
             Ok::<_, ()>(())
         });
@@ -248,7 +217,7 @@ impl Link {
     fn outcome(&self, answer: redis::RedisResult<Value>) -> Outcome {
         match answer {
             Ok(value) => {
-                self.health.count_answer();
+                self.health.send_modify(|health| health.answers += 1);
                 Outcome::Answered(value)
             }
             Err(error) if error.is_unrecoverable_error() || error.is_connection_dropped() => {
@@ -256,7 +225,7 @@ impl Link {
                 Outcome::Lost
             }
             Err(error) => {
-                self.health.count_answer();
+                self.health.send_modify(|health| health.answers += 1);
                 Outcome::Refused(error)
             }
         }
@@ -267,33 +236,41 @@ impl Link {
         self.needed.store(replicas, Ordering::Release);
     }
 
+    async fn until(&self, check: impl FnMut(&LinkHealth) -> bool) {
+        // It fails without a sender, and this link has one.
+        let _ = self.health.subscribe().wait_for(check).await;
+    }
+
     /// Waits until the link is broken.
     pub(crate) async fn broken(&self) {
-        self.health.until(LinkHealth::is_broken).await;
+        self.until(|health| health.broken.is_some()).await;
+    }
+
+    async fn broken_or_retired(&self) {
+        self.until(|health| health.broken.is_some() || health.retired).await;
     }
 
     pub(crate) fn is_broken(&self) -> bool {
-        self.health.is_broken()
+        self.health.borrow().broken.is_some()
     }
 
     pub(crate) fn end(&self, why: &'static str) {
-        self.health.end(why);
+        self.health.send_modify(|health| health.end(why));
     }
 
     pub(crate) fn why(&self) -> &'static str {
-        self.health.why.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or("the connection ended")
+        self.health.borrow().broken.unwrap_or("the connection ended")
     }
 
     /// Another link replaced this one.
     pub(crate) fn retire(&self) {
-        self.health.retired.store(true, Ordering::Release);
-        self.health.changed.notify_waiters();
+        self.health.send_modify(|health| health.retired = true);
     }
 
     /// Waits for the next answer to any command.
     pub(crate) async fn next_answer(&self) {
-        let before = self.health.answers.load(Ordering::Acquire);
-        self.health.until(|health| health.answers.load(Ordering::Acquire) > before).await;
+        let before = self.health.borrow().answers;
+        self.until(|health| health.answers > before).await;
     }
 
     /// Listens to these channels.
@@ -331,10 +308,6 @@ impl Link {
         if let Err(error) = asked {
             tracing::debug!(%error, "a channel could not be given up; it goes with the connection");
         }
-    }
-
-    async fn broken_or_retired(&self) {
-        self.health.until(LinkHealth::is_broken_or_retired).await;
     }
 }
 
