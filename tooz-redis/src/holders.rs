@@ -10,7 +10,6 @@ use tooz_core::driver::{BreakRequest, HolderRecord, HolderStream, Holders, LockK
 use tooz_core::{Error, ErrorKind, FencingToken, Result};
 
 use crate::config;
-use crate::connection::channels::Received;
 use crate::connection::reply::Parts;
 use crate::connection::subscription::Subscription;
 use crate::driver::Redis;
@@ -62,7 +61,7 @@ impl Locks for Redis {
         let (client, key) = (Arc::clone(&self.client), key.clone());
         let changed = Arc::new(Notify::new());
         let notify = Arc::clone(&changed);
-        let listener = move |_: Received<'_>| notify.notify_one();
+        let listener = move |_: Option<&[u8]>| notify.notify_one();
         let subscription =
             Subscription::start(&client, client.keys.lock(&key).channel, Arc::new(listener)).await?;
         let feed = HolderFeed::new(read_holders(&client, &key).await?);

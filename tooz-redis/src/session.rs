@@ -12,7 +12,6 @@ use tooz_core::driver::{
 use tooz_core::{Error, FencingToken, LossReason, Result};
 
 use crate::client::Client;
-use crate::connection::channels::Received;
 use crate::connection::link::{Link, Outcome};
 use crate::connection::reply::{Parts, bytes};
 use crate::connection::subscription::Subscription;
@@ -33,15 +32,15 @@ impl RedisSession {
         let state = Arc::new(SessionState::new(client, request));
         // Before the session is on the server: the first message is already for it.
         let weak = Arc::downgrade(&state);
-        let listener = move |received: Received<'_>| {
+        let listener = move |message: Option<&[u8]>| {
             if let Some(state) = weak.upgrade() {
-                state.receive(received);
+                state.receive(message);
             }
         };
         let inbox = Subscription::start(client, client.keys.inbox(state.id), Arc::new(listener)).await?;
         let weak = Arc::downgrade(&state);
-        let listener = move |received: Received<'_>| {
-            if let (Some(state), Received::Message(epoch)) = (weak.upgrade(), received) {
+        let listener = move |epoch: Option<&[u8]>| {
+            if let (Some(state), Some(epoch)) = (weak.upgrade(), epoch) {
                 state.receive_epoch(epoch);
             }
         };

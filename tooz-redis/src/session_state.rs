@@ -14,7 +14,6 @@ use tooz_core::{Error, ErrorKind, FencingToken, LossReason, MemberId, Result};
 
 use crate::client::Client;
 use crate::config;
-use crate::connection::channels::Received;
 use crate::connection::link::Link;
 use crate::scripts::codes::{parse_broken, parse_previous};
 
@@ -92,9 +91,9 @@ impl SessionState {
         }
     }
 
-    /// Receives what comes to the session's own channel.
-    pub(crate) fn receive(&self, received: Received<'_>) {
-        let Received::Message(message) = received else { return self.attempts.recheck_all() };
+    /// Receives what comes to the session's own channel; `None`: a gap.
+    pub(crate) fn receive(&self, message: Option<&[u8]>) {
+        let Some(message) = message else { return self.attempts.recheck_all() };
         if self.apply(message).is_none() {
             tracing::warn!(session = %self.id, "a message that cannot be understood was ignored");
         }

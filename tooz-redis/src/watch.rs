@@ -13,7 +13,6 @@ use tooz_core::driver::{ChangeStream, MemberRecord};
 use tooz_core::{ErrorKind, GroupId, Result};
 
 use crate::client::Client;
-use crate::connection::channels::Received;
 use crate::connection::subscription::Subscription;
 use crate::view::{Seen, Tick, View, member_record, read_group, read_tick};
 
@@ -59,14 +58,9 @@ enum Goes {
 /// Follows a group.
 pub(crate) async fn follow(client: &Arc<Client>, group: &GroupId) -> Result<ChangeStream> {
     let (sender, mut messages) = mpsc::unbounded_channel();
-    let listener = move |received: Received<'_>| {
-        // `None`: a gap.
-        let message = match received {
-            Received::Message(message) => Some(message.to_vec()),
-            Received::Gap => None,
-        };
+    let listener = move |message: Option<&[u8]>| {
         // If the reader is gone, this listener soon is, too.
-        let _ = sender.send(message);
+        let _ = sender.send(message.map(<[u8]>::to_vec));
     };
     // The subscription comes before the first read: what changes in between comes as a message, too, whose version tells.
     let subscription =

@@ -4,16 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What a listener receives.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Received<'a> {
-    Message(&'a [u8]),
-    /// The connection was replaced: messages may have been missed.
-    Gap,
-}
-
-/// Runs on the connection's own task, so it must not block.
-pub(crate) type Listener = Arc<dyn Fn(Received<'_>) + Send + Sync>;
+/// Receives a message, or `None` for a gap: the connection was replaced, and messages may have been missed. Runs on the
+/// connection's own task, so it must not block.
+pub(crate) type Listener = Arc<dyn Fn(Option<&[u8]>) + Send + Sync>;
 
 #[derive(Default)]
 pub(crate) struct Channels(Mutex<Listeners>);
@@ -65,10 +58,12 @@ impl Channels {
             .listeners()
             .by_channel
             .get(channel)
-            .map(|listeners| listeners.values().cloned().collect())
-            .unwrap_or_default();
+            .into_iter()
+            .flat_map(BTreeMap::values)
+            .cloned()
+            .collect();
         for listener in listeners {
-            listener(Received::Message(message));
+            listener(Some(message));
         }
     }
 
@@ -77,7 +72,7 @@ impl Channels {
         let listeners: Vec<Listener> =
             self.listeners().by_channel.values().flat_map(BTreeMap::values).cloned().collect();
         for listener in listeners {
-            listener(Received::Gap);
+            listener(None);
         }
     }
 }

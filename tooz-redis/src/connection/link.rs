@@ -293,10 +293,10 @@ impl Link {
         Ok(())
     }
 
-    /// Stops listening to this channel, if `unwanted` still returns true once earlier changes are done.
-    pub(crate) async fn unsubscribe(&self, channel: &[u8], unwanted: impl Fn() -> bool) {
+    /// Stops listening to this channel, if it still has no listener once earlier changes are done.
+    pub(crate) async fn unsubscribe(&self, channel: &[u8]) {
         let mut subscribed = self.subscribed.lock().await;
-        if !unwanted() || !subscribed.remove(channel) {
+        if self.shared.channels.has(channel) || !subscribed.remove(channel) {
             return;
         }
         let mut listener = self.listener.clone();

@@ -43,7 +43,7 @@ impl Drop for Subscription {
         let spawner = client.context().spawner.clone();
         let unsubscribing = async move {
             if let Some(link) = client.current.get() {
-                link.unsubscribe(&channel, || !client.shared.channels.has(&channel)).await;
+                link.unsubscribe(&channel).await;
             }
         };
         spawner.spawn(unsubscribing).detach();
