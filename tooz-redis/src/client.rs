@@ -1,5 +1,6 @@
 //! Calls over the current link, repeated over the next one where a link ends.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -18,13 +19,18 @@ use crate::scripts::{Call, Question, Script};
 /// A call is tried over at most this many links; then the server counts as unavailable.
 const TRIES: usize = 5;
 
-#[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) shared: Arc<Shared>,
     pub(crate) keys: Keys,
     pub(crate) current: CurrentLink,
     /// The server is older than Redis 7, which brought `EVALSHA_RO`.
     lacks_read_only: AtomicBool,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Client").field(&self.config().topology).finish()
+    }
 }
 
 /// What the server answered to a call.

@@ -1,7 +1,6 @@
 //! Following a group: a view with its version, then each change with the next one; after a gap a view again.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -331,13 +330,4 @@ fn split_number(message: &[u8]) -> Option<(u64, &[u8])> {
     let space = message.iter().position(|byte| *byte == b' ')?;
     let number = std::str::from_utf8(&message[..space]).ok()?.parse().ok()?;
     Some((number, &message[space + 1..]))
-}
-
-impl fmt::Debug for Follower {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Follower")
-            .field("group", &self.group)
-            .field("version", &self.version)
-            .finish_non_exhaustive()
-    }
 }

@@ -1,7 +1,6 @@
 //! The channels that this driver listens to, and the listeners of each.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Receives a message, or `None` for a gap: the connection was replaced, and messages may have been missed. Runs on the
@@ -74,11 +73,5 @@ impl Channels {
         for listener in listeners {
             listener(None);
         }
-    }
-}
-
-impl fmt::Debug for Channels {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Channels").field("count", &self.listeners().by_channel.len()).finish()
     }
 }

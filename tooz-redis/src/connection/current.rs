@@ -9,10 +9,9 @@ use tooz_core::{Error, ErrorKind, Result};
 use super::link::Link;
 use super::shared::Shared;
 
-#[derive(Debug)]
 pub(crate) struct CurrentLink(watch::Sender<State>);
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 enum State {
     Up(Arc<Link>),
     Down(Error),

@@ -2,7 +2,6 @@
 //! confirm. They live and end together.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -38,7 +37,7 @@ pub(crate) struct Link {
 }
 
 /// Whether a link works; the connections' tasks know it, too.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct LinkHealth {
     /// Why the link is broken.
     broken: Option<&'static str>,
@@ -308,14 +307,5 @@ impl Link {
         if let Err(error) = asked {
             tracing::debug!(%error, "a channel could not be given up; it goes with the connection");
         }
-    }
-}
-
-impl fmt::Debug for Link {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link")
-            .field("generation", &self.generation)
-            .field("address", &self.address)
-            .finish_non_exhaustive()
     }
 }

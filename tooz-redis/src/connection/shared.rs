@@ -6,7 +6,6 @@ use tooz_core::driver::Context;
 use super::channels::Channels;
 use crate::config::Config;
 
-#[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) context: Context,
@@ -17,7 +16,6 @@ pub(crate) struct Shared {
 }
 
 /// A link that may not work any more.
-#[derive(Debug)]
 pub(crate) struct Suspicion {
     pub(crate) generation: u64,
     /// An answer to a command does not clear it: messages do not come through.

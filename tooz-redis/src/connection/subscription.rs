@@ -1,6 +1,5 @@
 //! One listener on one channel of the server.
 
-use std::fmt;
 use std::sync::Arc;
 
 use tooz_core::Result;
@@ -11,6 +10,7 @@ use crate::error;
 
 /// A listener that is registered; dropping the subscription removes it, and if it was the last, ends the channel on the
 /// server.
+#[derive(Debug)]
 pub(crate) struct Subscription {
     client: Arc<Client>,
     channel: Vec<u8>,
@@ -47,11 +47,5 @@ impl Drop for Subscription {
             }
         };
         spawner.spawn(unsubscribing).detach();
-    }
-}
-
-impl fmt::Debug for Subscription {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Subscription({})", self.channel.escape_ascii())
     }
 }
