@@ -85,7 +85,7 @@ impl Keys {
     }
 
     pub(crate) fn lock(&self, lock: &LockKey) -> LockKeys {
-        let (kind, name, key): (&[u8], _, _) = match lock {
+        let (kind, name, python): (&[u8], _, _) = match lock {
             LockKey::Named(name) => {
                 let shared = shared_with_python::lock(name);
                 if !shared && !self.warned.swap(true, Ordering::Relaxed) {
@@ -96,28 +96,17 @@ impl Keys {
                     );
                 }
                 let name = name.as_bytes();
-                let key = if shared {
-                    self.python(&[name, b"_lock"])
-                } else {
-                    self.own(&[b"lock:", &encoded(name), b":k"])
-                };
-                (b"lock:", name, key)
+                (b"lock:", encoded(name), shared.then(|| self.python(&[name, b"_lock"])))
             }
             LockKey::Leader(group) => {
                 let group = group.as_bytes();
-                (b"leader:", group, self.python(&[b"leader_of_", group, b"_lock"]))
+                (b"leader:", encoded(group), Some(self.python(&[b"leader_of_", group, b"_lock"])))
             }
             // No other kind exists; one that is added later gets keys that nothing else has.
-            other => {
-                let name = encoded(other.to_string().as_bytes());
-                let key = self.own(&[b"other:", &name, b":k"]);
-                return self.lock_keys(key, self.own(&[b"other:", &name, b":"]));
-            }
+            other => (b"other:", encoded(other.to_string().as_bytes()), None),
         };
-        self.lock_keys(key, self.own(&[kind, &encoded(name), b":"]))
-    }
-
-    fn lock_keys(&self, key: Vec<u8>, base: Vec<u8>) -> LockKeys {
+        let base = self.own(&[kind, &name, b":"]);
+        let key = python.unwrap_or_else(|| with(&base, b"k"));
         let channel = self.channel(&with(&base, b"c"));
         LockKeys { key, base, channel }
     }
