@@ -14,7 +14,7 @@ use crate::connection::link::{Link, Outcome};
 use crate::connection::shared::Shared;
 use crate::error;
 use crate::keys::Keys;
-use crate::scripts::{Call, Question, Script};
+use crate::scripts::{Call, Script};
 
 /// A call is tried over at most this many links; then the server counts as unavailable.
 const TRIES: usize = 5;
@@ -118,7 +118,7 @@ impl Client {
         let mut whole = false;
         loop {
             let read_only = call.only_reads && !self.lacks_read_only.load(Ordering::Relaxed);
-            let command = call.command(link.generation, whole, read_only);
+            let command = call.command(&self.keys, link.generation, whole, read_only);
             match link.exchange(&command, call.needs_confirmation).await {
                 Outcome::Refused(refusal) if read_only && error::is_unknown_command(&refusal) => {
                     self.lacks_read_only.store(true, Ordering::Relaxed);
@@ -146,16 +146,10 @@ impl Client {
         format!("{:032x}", self.context().entropy.id())
     }
 
-    /// A call of a script in this namespace.
-    pub(crate) fn script(&self, script: &'static Script) -> Call {
-        Call::new(script, self.keys.namespace(), self.keys.database())
-    }
-
-    /// A call of a question's script in this namespace.
-    pub(crate) fn question(&self, question: &Question) -> Call {
+    /// A call of one of two scripts with the same answer: `tidying` writes on the way, `looking` is for a view, which may not.
+    pub(crate) fn question(&self, tidying: &'static Script, looking: &'static Script) -> Call {
         let view = self.config().view;
-        let script = if view { question.looking } else { question.tidying };
-        let mut call = self.script(script);
+        let mut call = if view { looking } else { tidying }.call();
         call.only_reads = view;
         call
     }

@@ -36,8 +36,8 @@ impl Groups for Redis {
     async fn create(&self, group: &GroupId) -> Result<()> {
         let (client, keys) = (&self.client, self.client.keys.group(group));
         let fresh = client.fresh_id();
-        let call = client
-            .script(&scripts::CREATE)
+        let call = scripts::CREATE
+            .call()
             .keys([keys.key, client.keys.groups()])
             .arg(group.as_bytes())
             .arg(&keys.base)
@@ -52,8 +52,8 @@ impl Groups for Redis {
 
     async fn delete(&self, group: &GroupId) -> Result<()> {
         let (client, keys) = (&self.client, self.client.keys.group(group));
-        let call = client
-            .script(&scripts::DELETE)
+        let call = scripts::DELETE
+            .call()
             .keys([keys.key, client.keys.groups(), keys.own])
             .arg(group.as_bytes())
             .arg(&keys.base);
@@ -102,8 +102,8 @@ impl SessionGroups for RedisSession {
         let (state, client, group) = (&self.state, &self.state.client, &request.group);
         let keys = client.keys.group(group);
         let incarnation = client.fresh_id();
-        let call = client
-            .script(&scripts::JOIN)
+        let call = scripts::JOIN
+            .call()
             .keys([keys.key, client.keys.groups(), keys.own, state.key(), client.keys.beat(&state.member)])
             .arg(state.id.to_string())
             .arg(state.member.as_bytes())
@@ -130,8 +130,8 @@ impl SessionGroups for RedisSession {
     async fn leave(&self, group: &GroupId) -> Result<()> {
         let (state, client) = (&self.state, &self.state.client);
         let keys = client.keys.group(group);
-        let call = client
-            .script(&scripts::LEAVE)
+        let call = scripts::LEAVE
+            .call()
             .keys([keys.key, keys.own, state.key()])
             .arg(state.id.to_string())
             .arg(state.member.as_bytes())
@@ -150,8 +150,8 @@ impl SessionGroups for RedisSession {
     async fn update(&self, group: &GroupId, capabilities: &Capabilities) -> Result<()> {
         let (state, client) = (&self.state, &self.state.client);
         let keys = client.keys.group(group);
-        let call = client
-            .script(&scripts::UPDATE)
+        let call = scripts::UPDATE
+            .call()
             .keys([keys.key, keys.own, state.key()])
             .arg(state.id.to_string())
             .arg(state.member.as_bytes())

@@ -27,8 +27,8 @@ impl Locks for Redis {
 
     async fn break_lock(&self, request: &BreakRequest) -> Result<Vec<HolderRecord>> {
         let (client, lock) = (&self.client, self.client.keys.lock(&request.key));
-        let call = client
-            .script(&scripts::BREAK)
+        let call = scripts::BREAK
+            .call()
             .keys(lock.keys())
             .key(client.keys.fence())
             .number(config::retention(client.config().ttl).as_millis())
@@ -51,7 +51,7 @@ impl Locks for Redis {
 
     async fn raise_tokens(&self, least: FencingToken) -> Result<()> {
         let client = &self.client;
-        let call = client.script(&scripts::RAISE).key(client.keys.fence()).number(least.get() - 1).confirm();
+        let call = scripts::RAISE.call().key(client.keys.fence()).number(least.get() - 1).confirm();
         // The server has the new value; a replica that is promoted might not.
         let unconfirmed = client.call(&call).await?.unconfirmed;
         unconfirmed.map_or(Ok(()), |why| Err(why.indeterminate()))

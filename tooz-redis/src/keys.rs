@@ -3,7 +3,6 @@
 //! Groups, members, beats and locks have the keys that Python tooz 9.1 gives them, `<namespace>_…`. What Python does not have
 //! is under `<namespace>_rs:…`, which never ends in `_lock` and is therefore no lock of Python's.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tooz_core::driver::{LockKey, SessionId, Stamp};
@@ -12,13 +11,13 @@ use tooz_core::{Error, ErrorKind, GroupId, MemberId, Result};
 use crate::shared_with_python;
 
 /// The keys of one namespace in one database.
-#[derive(Clone, Debug)]
 pub(crate) struct Keys {
-    namespace: Arc<str>,
+    /// As written in keys.
+    pub(crate) namespace: String,
     /// The end of channels' names: a server's databases have keys of their own and share the channels.
-    database: String,
+    pub(crate) database: String,
     /// Whether the warning that a lock is not shared with Python was logged.
-    warned: Arc<AtomicBool>,
+    warned: AtomicBool,
 }
 
 /// The keys and the channel of a lock.
@@ -48,12 +47,7 @@ pub(crate) struct GroupKeys {
 impl Keys {
     pub(crate) fn new(namespace: &str, database: i64) -> Self {
         let database = if database == 0 { String::new() } else { format!("@{database}") };
-        Self { namespace: namespace.into(), database, warned: Arc::default() }
-    }
-
-    /// The namespace as written in keys.
-    pub(crate) fn namespace(&self) -> &str {
-        &self.namespace
+        Self { namespace: namespace.to_owned(), database, warned: AtomicBool::new(false) }
     }
 
     fn channel(&self, name: &[u8]) -> Vec<u8> {
@@ -149,11 +143,6 @@ impl Keys {
     /// The channel on which a new epoch is announced.
     pub(crate) fn epochs(&self) -> Vec<u8> {
         self.channel(&self.epoch())
-    }
-
-    /// The end of channels' names.
-    pub(crate) fn database(&self) -> &str {
-        &self.database
     }
 
     /// The counter of fencing tokens.

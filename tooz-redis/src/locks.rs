@@ -25,8 +25,8 @@ impl RedisSession {
         let (state, client) = (&self.state, &self.state.client);
         let lock = client.keys.lock(&request.key);
         let (mode, limit) = mode_code(request.mode);
-        client
-            .script(&scripts::REQUEST)
+        scripts::REQUEST
+            .call()
             .keys(lock.keys())
             .keys([state.key(), client.keys.fence()])
             .arg(request.attempt.to_string())
@@ -112,8 +112,8 @@ impl RedisSession {
     ) -> Result<(bool, bool)> {
         let (state, client) = (&self.state, &self.state.client);
         let lock = client.keys.lock(key);
-        let call = client
-            .script(script)
+        let call = script
+            .call()
             .keys(lock.keys())
             .keys([state.key(), client.keys.fence()])
             .arg(attempt.to_string())

@@ -47,8 +47,8 @@ impl RedisSession {
         let epochs = Subscription::start(client, client.keys.epochs(), Arc::new(listener)).await?;
         let session = Self { state, _inbox: inbox, _epochs: epochs };
         let state = &session.state;
-        let call = client
-            .script(&scripts::OPEN)
+        let call = scripts::OPEN
+            .call()
             .keys([state.key(), client.keys.epoch(), client.keys.beat(&state.member), client.keys.lives()])
             .arg(state.id.to_string())
             .number(state.ttl.as_millis())
@@ -173,8 +173,8 @@ impl Session for RedisSession {
         let (state, client) = (&self.state, &self.state.client);
         let link = client.current.after(0, client.config().beat_limit(), &client.shared).await?;
         let number = state.begin_beat(&link);
-        let mut call = client
-            .script(&scripts::RENEW)
+        let mut call = scripts::RENEW
+            .call()
             .keys([state.key(), client.keys.epoch(), client.keys.beat(&state.member), client.keys.lives()])
             .arg(state.id.to_string())
             .number(state.ttl.as_millis())
@@ -227,8 +227,8 @@ impl Session for RedisSession {
 
     async fn close(&self, end: End) -> Result<()> {
         let (state, client) = (&self.state, &self.state.client);
-        let call = client
-            .script(&scripts::CLOSE)
+        let call = scripts::CLOSE
+            .call()
             .keys([state.key(), client.keys.beat(&state.member)])
             .arg(state.id.to_string())
             .number(state.retention().as_millis())

@@ -30,7 +30,7 @@ pub(crate) struct View {
 pub(crate) async fn read_group(client: &Client, group: &GroupId, only: &[u8]) -> Result<Seen> {
     let keys = client.keys.group(group);
     let call = client
-        .question(&scripts::WHO_IS_IN)
+        .question(&scripts::MEMBERS, &scripts::SEE_MEMBERS)
         .keys([keys.key, keys.own, client.keys.epoch()])
         .arg(&keys.base)
         .arg(client.fresh_id())
@@ -90,7 +90,7 @@ pub(crate) enum Tick {
 pub(crate) async fn read_tick(client: &Client, group: &GroupId) -> Result<Tick> {
     let keys = client.keys.group(group);
     let call = client
-        .question(&scripts::WHAT_IS_NEW)
+        .question(&scripts::TICK, &scripts::SEE_TICK)
         .keys([keys.key, keys.own, client.keys.epoch()])
         .arg(&keys.base)
         .arg(client.fresh_id());
@@ -112,7 +112,7 @@ pub(crate) async fn read_tick(client: &Client, group: &GroupId) -> Result<Tick> 
 pub(crate) async fn read_holders(client: &Client, key: &LockKey) -> Result<Holders> {
     let lock = client.keys.lock(key);
     let call = client
-        .question(&scripts::WHO_HOLDS)
+        .question(&scripts::HOLDERS, &scripts::SEE_HOLDERS)
         .keys(lock.keys())
         .key(client.keys.fence())
         .number(config::retention(client.config().ttl).as_millis())

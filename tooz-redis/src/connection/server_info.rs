@@ -167,7 +167,7 @@ async fn load(config: &Config, link: &Link) {
     for (script, known) in scripts::ALL.iter().zip(answer) {
         if known != Value::Int(1) {
             let mut load = redis::cmd("SCRIPT");
-            load.arg("LOAD").arg(script.source());
+            load.arg("LOAD").arg(script.source);
             if let Err(error) = command(link, &load).await {
                 tracing::debug!(%error, "a script could not be loaded ahead");
                 return;

@@ -7,11 +7,13 @@ use std::sync::OnceLock;
 use redis::Cmd;
 use sha1::{Digest, Sha1};
 
+use crate::keys::Keys;
+
 /// A script, and the name under which tests find it.
 #[derive(Debug)]
 pub(crate) struct Script {
     name: &'static str,
-    source: &'static str,
+    pub(crate) source: &'static str,
     hash: OnceLock<String>,
 }
 
@@ -20,8 +22,15 @@ impl Script {
         Self { name, source, hash: OnceLock::new() }
     }
 
-    pub(crate) fn source(&self) -> &'static str {
-        self.source
+    /// A call of it.
+    pub(crate) fn call(&'static self) -> Call {
+        Call {
+            script: self,
+            keys: Vec::new(),
+            arguments: Vec::new(),
+            needs_confirmation: false,
+            only_reads: false,
+        }
     }
 
     /// SHA-1 of the source in hexadecimal, as `EVALSHA` takes it.
@@ -82,8 +91,6 @@ pub fn hash_of(name: &str) -> Option<&'static str> {
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     script: &'static Script,
-    namespace: String,
-    database: String,
     keys: Vec<Vec<u8>>,
     arguments: Vec<Vec<u8>>,
     /// A session will rely on the effect, so replicas must have it, where there are any.
@@ -92,30 +99,7 @@ pub(crate) struct Call {
     pub(crate) only_reads: bool,
 }
 
-/// One question in two scripts: one tidies up on the way, the other is for a view, which may not write.
-#[derive(Debug)]
-pub(crate) struct Question {
-    pub(crate) tidying: &'static Script,
-    pub(crate) looking: &'static Script,
-}
-
-pub(crate) static WHO_HOLDS: Question = Question { tidying: &HOLDERS, looking: &SEE_HOLDERS };
-pub(crate) static WHO_IS_IN: Question = Question { tidying: &MEMBERS, looking: &SEE_MEMBERS };
-pub(crate) static WHAT_IS_NEW: Question = Question { tidying: &TICK, looking: &SEE_TICK };
-
 impl Call {
-    pub(crate) fn new(script: &'static Script, namespace: &str, database: &str) -> Self {
-        Self {
-            script,
-            namespace: namespace.to_owned(),
-            database: database.to_owned(),
-            keys: Vec::new(),
-            arguments: Vec::new(),
-            needs_confirmation: false,
-            only_reads: false,
-        }
-    }
-
     pub(crate) fn confirm(self) -> Self {
         Self { needs_confirmation: true, ..self }
     }
@@ -142,19 +126,19 @@ impl Call {
 
     /// The command. `whole`: with the source, for a server that does not know the script. `read_only`: so that the user needs
     /// no right to write the keys.
-    pub(crate) fn command(&self, generation: u64, whole: bool, read_only: bool) -> Cmd {
+    pub(crate) fn command(&self, keys: &Keys, generation: u64, whole: bool, read_only: bool) -> Cmd {
         let mut command = redis::cmd(match (whole, read_only) {
             (true, false) => "EVAL",
             (false, false) => "EVALSHA",
             (true, true) => "EVAL_RO",
             (false, true) => "EVALSHA_RO",
         });
-        command.arg(if whole { self.script.source() } else { self.script.hash() }).arg(self.keys.len());
+        command.arg(if whole { self.script.source } else { self.script.hash() }).arg(self.keys.len());
         for key in &self.keys {
             command.arg(key.as_slice());
         }
         // Every script takes the namespace first, then the number of the connection with the database.
-        command.arg(&self.namespace).arg(format!("{generation}{}", self.database));
+        command.arg(&keys.namespace).arg(format!("{generation}{}", keys.database));
         for argument in &self.arguments {
             command.arg(argument.as_slice());
         }
