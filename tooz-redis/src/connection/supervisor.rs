@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tooz_core::driver::support::backoff::Backoff;
 use tooz_core::{Error, ErrorKind, Result};
 
 use super::discovery::{Discovery, Found};
@@ -18,7 +19,7 @@ use super::shared::Suspicion;
 use crate::client::Client;
 use crate::error;
 
-/// The first pause between two tries to connect; it grows with each.
+/// The first pause between two tries to connect; it grows with each, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How often the supervisor asks whether the server is still the right one, and how many replicas it has.
@@ -155,59 +156,45 @@ impl Supervisor {
         }
     }
 
-    /// The link is gone: makes another one, however long that takes.
-    async fn replace_ended(&self, old: &Link) -> Link {
-        tracing::warn!(address = %old.address, why = old.why(), "the connection ended");
-        let mut why = Error::new(ErrorKind::Unavailable, format!("{}: {}", old.address, old.why()));
-        let mut pause = Duration::ZERO;
+    /// Makes a link, however long that takes; `failed` hears of each try.
+    async fn make_link(&self, failed: impl Fn(Error)) -> Link {
+        // With jitter: many clients of a server that came back must not call in step.
+        let mut pauses = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        let context = self.client.context();
         loop {
-            self.client.current.set_down(why.clone());
-            if !pause.is_zero() {
-                self.client.context().spawner.sleep(pause).await;
-            }
             match self.link_up_in_time().await {
                 Ok(link) => return link,
                 Err(error) => {
                     tracing::debug!(%error, "no connection yet");
-                    why = error;
+                    failed(error);
                 }
             }
-            pause = self.lengthen(pause);
+            context.spawner.sleep(pauses.next(&context.entropy)).await;
         }
     }
 
+    /// The link is gone: makes another one.
+    async fn replace_ended(&self, old: &Link) -> Link {
+        tracing::warn!(address = %old.address, why = old.why(), "the connection ended");
+        let current = &self.client.current;
+        current.set_down(Error::new(ErrorKind::Unavailable, format!("{}: {}", old.address, old.why())));
+        self.make_link(|error| current.set_down(error)).await
+    }
+
     /// The link does not answer: makes another one beside it, unless the link answers first.
-    async fn replace_suspected(&self, old: &Arc<Link>, deaf: bool) -> Option<Link> {
+    async fn replace_suspected(&self, old: &Link, deaf: bool) -> Option<Link> {
         tracing::debug!(address = %old.address, deaf, "the connection is suspected");
-        let mut pause = Duration::ZERO;
         let answered = async {
             if deaf {
                 std::future::pending::<()>().await;
             }
             old.next_answer().await;
         };
-        tokio::pin!(answered);
-        loop {
-            let attempt = async {
-                self.client.context().spawner.sleep(pause).await;
-                self.link_up_in_time().await
-            };
-            tokio::select! {
-                biased; // an end or an answer of the old link decides whether a new one is needed
-                () = old.broken() => return None,
-                () = answered.as_mut() => return None,
-                made = attempt => match made {
-                    Ok(link) => return Some(link),
-                    Err(error) => tracing::debug!(%error, "no second connection yet"),
-                },
-            }
-            pause = self.lengthen(pause);
+        tokio::select! {
+            biased; // an end or an answer of the old link decides whether a new one is needed
+            () = old.broken() => None,
+            () = answered => None,
+            link = self.make_link(drop) => Some(link),
         }
-    }
-
-    /// The next pause, of at most a second, with jitter: many clients of a server that came back must not call in step.
-    fn lengthen(&self, pause: Duration) -> Duration {
-        let most = (pause * 3).clamp(FIRST_PAUSE * 3, LONGEST_PAUSE);
-        self.client.context().entropy.between(FIRST_PAUSE, most)
     }
 }
