@@ -24,32 +24,33 @@ const REMEMBERED: usize = 32;
 const ASKED: usize = 8;
 
 /// A server, as announced.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) address: Address,
     /// How many of its replicas are announced as healthy.
     pub(crate) replicas: u32,
-    /// Who announced it, for errors; `None`: the URL.
-    pub(crate) by: Option<String>,
+    /// Who announced it, for errors.
+    pub(crate) by: String,
+    /// The sentinels' configuration, which grows with every fail-over; 0 from nodes, which do not say it.
+    epoch: u64,
 }
 
-#[derive(Debug, Default)]
+impl Found {
+    /// The server that the URL names.
+    fn named(address: &Address) -> Self {
+        Self { address: address.clone(), replicas: 0, by: "named by the URL".to_owned(), epoch: 0 }
+    }
+}
+
+#[derive(Default)]
 pub(crate) struct Discovery(Mutex<Known>);
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Known {
     turn: usize,
     /// Other nodes of the cluster, as its nodes named them.
     nodes: Vec<Address>,
     /// The newest configuration that a sentinel announced.
-    epoch: u64,
-}
-
-/// What a sentinel or node answered.
-struct Announcement {
-    address: Address,
-    replicas: u32,
-    /// Grows with every fail-over; 0 from nodes, which do not say it.
     epoch: u64,
 }
 
@@ -73,17 +74,15 @@ impl Discovery {
     /// Finds the server; must run on the coordinator's runtime.
     pub(crate) async fn find(&self, config: &Config, spawner: &Spawner) -> Result<Found> {
         let asked = match &config.topology {
-            Topology::Server(address) => {
-                return Ok(Found { address: address.clone(), replicas: 0, by: None });
-            }
+            Topology::Server(address) => return Ok(Found::named(address)),
             Topology::Sentinel { sentinels, .. } => self.order(sentinels),
             Topology::Cluster { seeds, .. } => self.order(seeds),
         };
         let limit = (config.ttl / 4).clamp(LIMIT.0, LIMIT.1);
-        let (mut failures, mut behind) = (Vec::new(), None::<(u64, Found)>);
+        let (mut failures, mut behind) = (Vec::new(), None::<Found>);
         for who in asked {
-            let said = match spawner.timeout(limit, Box::pin(self.query(config, &who))).await {
-                Some(Ok(said)) => said,
+            let found = match spawner.timeout(limit, Box::pin(self.query(config, &who))).await {
+                Some(Ok(found)) => found,
                 Some(Err(error)) => {
                     failures.push(error);
                     continue;
@@ -94,37 +93,24 @@ impl Discovery {
                     continue;
                 }
             };
-            let found = Found {
-                address: said.address,
-                replicas: said.replicas,
-                by: Some(match &config.topology {
-                    Topology::Sentinel { master, .. } => {
-                        format!("announced by sentinel {who} as the master \"{}\"", master.escape_debug())
-                    }
-                    _ => format!("announced by node {who} for this namespace's slot"),
-                }),
-            };
             let mut known = self.known();
-            if said.epoch >= known.epoch {
-                known.epoch = said.epoch;
+            if found.epoch >= known.epoch {
+                known.epoch = found.epoch;
                 return Ok(found);
             }
             // This one has not heard of the last fail-over yet. If all of them went back, none lags behind.
-            if behind.as_ref().is_none_or(|(epoch, _)| *epoch < said.epoch) {
-                behind = Some((said.epoch, found));
+            if behind.as_ref().is_none_or(|newest| newest.epoch < found.epoch) {
+                behind = Some(found);
             }
         }
-        match behind {
-            Some((epoch, found)) if failures.is_empty() => {
-                self.known().epoch = epoch;
-                Ok(found)
-            }
-            Some((_, found)) => Ok(found),
-            None => Err(not_found(&config.topology, &failures)),
+        let newest = behind.ok_or_else(|| not_found(&config.topology, &failures))?;
+        if failures.is_empty() {
+            self.known().epoch = newest.epoch;
         }
+        Ok(newest)
     }
 
-    async fn query(&self, config: &Config, who: &Address) -> Result<Announcement> {
+    async fn query(&self, config: &Config, who: &Address) -> Result<Found> {
         let explain = |error| error::connecting(&who.to_string(), error);
         let options = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
         let client = config
@@ -143,7 +129,7 @@ impl Discovery {
                 self.known().nodes = nodes;
                 Ok(owner)
             }
-            Topology::Server(address) => Ok(Announcement { address: address.clone(), replicas: 0, epoch: 0 }),
+            Topology::Server(address) => Ok(Found::named(address)),
         }
     }
 }
@@ -170,7 +156,7 @@ async fn query_sentinel(
     connection: &mut MultiplexedConnection,
     who: &Address,
     master: &str,
-) -> Result<Announcement> {
+) -> Result<Found> {
     let command = |word: &str| {
         let mut command = redis::cmd("SENTINEL");
         command.arg(word).arg(master);
@@ -190,7 +176,8 @@ async fn query_sentinel(
         Value::Array(replicas) => replicas.iter().filter(|replica| is_healthy(&properties(replica))).count(),
         _ => 0,
     };
-    Ok(Announcement { address, replicas: u32::try_from(replicas).unwrap_or(u32::MAX), epoch })
+    let by = format!("announced by sentinel {who} as the master \"{}\"", master.escape_debug());
+    Ok(Found { address, replicas: u32::try_from(replicas).unwrap_or(u32::MAX), by, epoch })
 }
 
 fn is_healthy(replica: &BTreeMap<String, String>) -> bool {
@@ -199,7 +186,7 @@ fn is_healthy(replica: &BTreeMap<String, String>) -> bool {
 }
 
 /// The owner of a slot, and all other nodes that an answer names.
-fn slot_owner(slots: &Value, slot: u16, who: &Address) -> Result<(Announcement, Vec<Address>)> {
+fn slot_owner(slots: &Value, slot: u16, who: &Address) -> Result<(Found, Vec<Address>)> {
     let Value::Array(ranges) = slots else { return Err(nonsense(who, "slots")) };
     let (mut owner, mut nodes) = (None, Vec::new());
     for range in ranges {
@@ -210,9 +197,10 @@ fn slot_owner(slots: &Value, slot: u16, who: &Address) -> Result<(Announcement, 
         let servers: Vec<_> = servers.iter().filter_map(|server| node(server, who)).collect();
         if (*from..=*to).contains(&i64::from(slot)) {
             // The first is the master; replicas that fail are not named.
-            owner = servers.first().map(|address| Announcement {
+            owner = servers.first().map(|address| Found {
                 address: address.clone(),
                 replicas: u32::try_from(servers.len() - 1).unwrap_or(u32::MAX),
+                by: format!("announced by node {who} for this namespace's slot"),
                 epoch: 0,
             });
         }

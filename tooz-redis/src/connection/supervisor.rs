@@ -58,7 +58,7 @@ impl Supervisor {
                 if why.kind() != ErrorKind::Unavailable {
                     return why; // the server was reached
                 }
-                let by = found.by.as_deref().unwrap_or("named by the URL");
+                let by = &found.by;
                 Error::new(
                     why.kind(),
                     format!("{} was {by}; make it reachable from this machine", found.address),
