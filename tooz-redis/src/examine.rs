@@ -65,12 +65,11 @@ struct Settings {
 async fn setting(client: &Client, name: &str) -> Result<Option<String>> {
     let mut ask = redis::cmd("CONFIG");
     ask.arg("GET").arg(name);
-    let value = match client.read(&ask).await {
-        Ok(answer) => server_info::setting(answer),
-        Err(error) if matches!(error.kind(), ErrorKind::Denied | ErrorKind::Backend) => None,
-        Err(error) => return Err(error),
-    };
-    Ok(value.map(|value| String::from_utf8_lossy(&value).into_owned()))
+    match client.read(&ask).await {
+        Ok(answer) => Ok(server_info::setting(answer)),
+        Err(error) if matches!(error.kind(), ErrorKind::Denied | ErrorKind::Backend) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Asks for the server's time, and compares it with ours halfway between question and answer.

@@ -1,7 +1,6 @@
 //! Groups and memberships.
 
 use async_trait::async_trait;
-use redis::Value;
 use tooz_core::driver::support::errors::{
     group_exists, group_not_empty, group_not_found, joined_before, member_id_taken, member_not_found,
 };
@@ -9,7 +8,7 @@ use tooz_core::driver::{ChangeStream, Groups, Join, MemberRecord, SessionGroups}
 use tooz_core::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
 
 use crate::client::Client;
-use crate::connection::reply::{Parts, bytes};
+use crate::connection::reply::Parts;
 use crate::driver::Redis;
 use crate::scripts;
 use crate::session::RedisSession;
@@ -70,12 +69,9 @@ impl Groups for Redis {
     async fn list(&self) -> Result<Vec<GroupId>> {
         let mut command = redis::cmd("SMEMBERS");
         command.arg(self.client.keys.groups());
-        let names: Vec<Value> = match self.client.read(&command).await? {
-            Value::Set(names) | Value::Array(names) => names,
-            _ => Vec::new(),
-        };
-        let mut groups: Vec<_> =
-            names.into_iter().filter_map(bytes).filter_map(|name| GroupId::new(name).ok()).collect();
+        let names: Vec<Vec<u8>> =
+            redis::from_redis_value(self.client.read(&command).await?).unwrap_or_default();
+        let mut groups: Vec<_> = names.into_iter().filter_map(|name| GroupId::new(name).ok()).collect();
         groups.sort_unstable();
         Ok(groups)
     }

@@ -13,7 +13,6 @@ use tooz_core::driver::Spawner;
 use tooz_core::{Error, ErrorKind, Result};
 
 use super::address::{Address, Topology};
-use super::reply::bytes;
 use crate::config::Config;
 use crate::error;
 
@@ -167,13 +166,11 @@ async fn query_sentinel(
         let why = format!("{who} knows no master called \"{}\"", master.escape_debug());
         return Err(Error::new(ErrorKind::Unavailable, why));
     };
-    let mut parts = parts.into_iter().map(text);
-    let address = endpoint(parts.next().flatten(), parts.next().flatten(), who)
-        .ok_or_else(|| nonsense(who, "an address"))?;
-    let state = properties(&answer(connection, who, &command("MASTER")).await?);
+    let address = endpoint(&parts, who).ok_or_else(|| nonsense(who, "an address"))?;
+    let state = properties(answer(connection, who, &command("MASTER")).await?);
     let epoch = state.get("config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
     let replicas = match answer(connection, who, &command("REPLICAS")).await? {
-        Value::Array(replicas) => replicas.iter().filter(|replica| is_healthy(&properties(replica))).count(),
+        Value::Array(replicas) => replicas.into_iter().map(properties).filter(is_healthy).count(),
         _ => 0,
     };
     let by = format!("announced by sentinel {who} as the master \"{}\"", master.escape_debug());
@@ -217,35 +214,28 @@ fn slot_owner(slots: &Value, slot: u16, who: &Address) -> Result<(Found, Vec<Add
 
 fn node(server: &Value, who: &Address) -> Option<Address> {
     let Value::Array(parts) = server else { return None };
-    let port = match parts.get(1)? {
-        Value::Int(port) => port.to_string(),
-        other => text(other.clone())?,
-    };
-    endpoint(text(parts.first()?.clone()), Some(port), who)
+    endpoint(parts, who)
 }
 
-/// An address; one without a host is at the same host as `who`.
-fn endpoint(host: Option<String>, port: Option<String>, who: &Address) -> Option<Address> {
-    let port = port?.parse().ok()?;
-    match (host.filter(|host| !host.is_empty() && host != "?"), who) {
+/// The address whose host and port an answer begins with; one without a host is at the same host as `who`.
+fn endpoint(parts: &[Value], who: &Address) -> Option<Address> {
+    let [host, port, ..] = parts else { return None };
+    let port = text(port)?.parse().ok()?;
+    match (text(host).filter(|host| !host.is_empty() && host != "?"), who) {
         (Some(host), _) => Some(Address::Tcp(host, port)),
         (None, Address::Tcp(host, _)) => Some(Address::Tcp(host.clone(), port)),
         (None, Address::Unix(_)) => None,
     }
 }
 
-fn text(value: Value) -> Option<String> {
-    bytes(value).and_then(|bytes| String::from_utf8(bytes).ok())
+/// The text of a string or number.
+fn text(value: &Value) -> Option<String> {
+    redis::from_redis_value_ref(value).ok()
 }
 
 /// Names and values, as a map or one after the other.
-fn properties(value: &Value) -> BTreeMap<String, String> {
-    let pairs: Vec<(Value, Value)> = match value {
-        Value::Map(pairs) => pairs.clone(),
-        Value::Array(list) => list.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect(),
-        _ => Vec::new(),
-    };
-    pairs.into_iter().filter_map(|(name, value)| Some((text(name)?, text(value)?))).collect()
+fn properties(value: Value) -> BTreeMap<String, String> {
+    redis::from_redis_value(value).unwrap_or_default()
 }
 
 fn nonsense(who: &Address, what: &str) -> Error {
@@ -303,9 +293,9 @@ mod tests {
 
     #[test]
     fn who_is_healthy() {
-        let of = |flags: &str| is_healthy(&properties(&Value::Array(vec![bulk("flags"), bulk(flags)])));
+        let of = |flags: &str| is_healthy(&properties(Value::Array(vec![bulk("flags"), bulk(flags)])));
         assert!(of("slave") && !of("s_down,slave") && !of("slave,disconnected"));
-        assert!(!is_healthy(&properties(&Value::Nil)));
+        assert!(!is_healthy(&properties(Value::Nil)));
     }
 
     #[test]

@@ -131,16 +131,12 @@ async fn always_synced(link: &Link) -> bool {
     let mut ask = redis::cmd("CONFIG");
     ask.arg("GET").arg("appendfsync");
     let answer = command(link, &ask).await.ok();
-    answer.and_then(setting).as_deref() == Some(b"always")
+    answer.and_then(setting).as_deref() == Some("always")
 }
 
 /// The value in an answer to `CONFIG GET`.
-pub(crate) fn setting(answer: Value) -> Option<Vec<u8>> {
-    match answer {
-        Value::Map(pairs) => pairs.into_iter().next().and_then(|(_, value)| bytes(value)),
-        Value::Array(list) => list.into_iter().nth(1).and_then(bytes),
-        _ => None,
-    }
+pub(crate) fn setting(answer: Value) -> Option<String> {
+    redis::from_redis_value::<BTreeMap<String, String>>(answer).ok()?.into_values().next()
 }
 
 /// A view reads only the layout of this version. Where no session ever was, there is no layout, and nothing to see.
