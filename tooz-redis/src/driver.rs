@@ -17,10 +17,10 @@ pub fn connect(request: Connect) -> Connecting {
         let Connect { url, context, view, .. } = request;
         let mut config = Config::read(&url)?;
         config.view = view;
-        let (client, info, supervisor) =
+        let (client, unkept, supervisor) =
             connection::connect(config, context).await.map_err(|e| e.during("connect"))?;
         Ok(Arc::new(Redis {
-            characteristics: info.lower(config::characteristics(&url)),
+            characteristics: config::characteristics(&url) - unkept,
             supervisor: Mutex::new(Some(supervisor)),
             client,
         }) as Arc<dyn Driver>)

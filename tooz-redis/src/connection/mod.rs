@@ -16,16 +16,18 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use tooz_core::driver::{Context, Task};
-use tooz_core::{Error, ErrorKind, Result};
+use tooz_core::{Characteristics, Error, ErrorKind, Result};
 
-use self::server_info::ServerInfo;
 use self::shared::Shared;
 use self::supervisor::Supervisor;
 use crate::client::Client;
 use crate::config::Config;
 
-/// Connects for the first time. The task replaces the link whenever it ends, until the task is dropped.
-pub(crate) async fn connect(config: Config, context: Context) -> Result<(Arc<Client>, ServerInfo, Task<()>)> {
+/// Connects for the first time, and asks what the server does not guarantee. The task replaces the link whenever it ends, until the task is dropped.
+pub(crate) async fn connect(
+    config: Config,
+    context: Context,
+) -> Result<(Arc<Client>, Characteristics, Task<()>)> {
     let spawner = context.spawner.clone();
     let (suspicions, orders) = mpsc::unbounded_channel();
     let client = Arc::new(Client::new(Shared::new(config, context, suspicions)));
@@ -35,14 +37,14 @@ pub(crate) async fn connect(config: Config, context: Context) -> Result<(Arc<Cli
     let first = spawner.spawn(async move {
         let config = connecting.config();
         let link = Arc::new(supervisor.link_up().await?);
-        let info = server_info::query(config, &link).await?;
+        let unkept = server_info::query(config, &link).await?;
         if config.view {
             server_info::check_layout(config, &connecting.keys, &link).await?;
         }
-        Ok::<_, Error>((supervisor, link, info))
+        Ok::<_, Error>((supervisor, link, unkept))
     });
-    let (supervisor, link, info) =
+    let (supervisor, link, unkept) =
         first.await.ok_or_else(|| Error::new(ErrorKind::Closed, "the runtime ended"))??;
     client.current.replace(Arc::clone(&link));
-    Ok((client, info, spawner.spawn(supervisor.run(link))))
+    Ok((client, unkept, spawner.spawn(supervisor.run(link))))
 }

@@ -12,61 +12,44 @@ use crate::config::Config;
 use crate::keys::Keys;
 use crate::{error, scripts};
 
-/// What a server said about itself.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct ServerInfo {
-    replicas: u64,
-    /// Whether every write is on disk before it is answered.
-    durable: bool,
-    /// Whether it may throw away keys when its memory is full.
-    evicts: bool,
-}
-
-impl ServerInfo {
-    /// What this server guarantees of `best`.
-    pub(crate) fn lower(&self, best: Characteristics) -> Characteristics {
-        let mut kept = best;
-        if !self.durable || self.evicts {
-            kept -= Characteristics::DURABLE_FENCING;
-        }
-        if self.replicas > 0 {
-            // One of them may be promoted without what the others have seen.
-            kept -= Characteristics::DURABLE_FENCING | Characteristics::CAUSAL;
-        }
-        kept
+/// What a server does not guarantee of what its URL promises. `durable`: every write is on disk before it is answered.
+/// `evicts`: it may throw away keys when its memory is full.
+fn unkept(replicas: u64, durable: bool, evicts: bool) -> Characteristics {
+    if replicas > 0 {
+        // One of them may be promoted without what the others have seen.
+        return Characteristics::DURABLE_FENCING | Characteristics::CAUSAL;
     }
+    if durable && !evicts { Characteristics::empty() } else { Characteristics::DURABLE_FENCING }
 }
 
-/// Asks the server about itself, and loads the scripts that it lacks.
-pub(crate) async fn query(config: &Config, link: &Link) -> Result<ServerInfo> {
+/// Asks what the server does not guarantee, and loads the scripts that it lacks.
+pub(crate) async fn query(config: &Config, link: &Link) -> Result<Characteristics> {
     let fields = match command(link, &redis::cmd("INFO")).await {
         Ok(info) => fields(&info),
         Err(error) if error.kind() == ErrorKind::Denied => {
             tracing::warn!(address = %link.address, "the user may not call INFO; what the server keeps is not known");
             load(config, link).await;
-            return Ok(ServerInfo { replicas: 1, durable: false, evicts: true });
+            return Ok(unkept(1, false, true));
         }
         Err(error) => return Err(error),
     };
     let say = |name: &str| fields.get(name).map_or("", String::as_str);
     refuse_unfit(&config.topology, &link.address, &say)?;
-    let info = ServerInfo {
-        replicas: say("connected_slaves").parse().unwrap_or(0),
-        durable: say("aof_enabled") == "1" && always_synced(link).await,
-        evicts: say("maxmemory_policy") != "noeviction",
-    };
-    if info.replicas > 0 && !config.topology.is_discovered() {
+    let replicas = say("connected_slaves").parse().unwrap_or(0);
+    let durable = say("aof_enabled") == "1" && always_synced(link).await;
+    let evicts = say("maxmemory_policy") != "noeviction";
+    if replicas > 0 && !config.topology.is_discovered() {
         tracing::warn!(
             address = %link.address,
             "the server has replicas; if one is promoted, locks and tokens may be lost with it: \
              redis+sentinel:// waits for replicas"
         );
     }
-    if info.evicts {
+    if evicts {
         tracing::warn!(address = %link.address, "maxmemory-policy is not noeviction: a full server forgets locks");
     }
     load(config, link).await;
-    Ok(info)
+    Ok(unkept(replicas, durable, evicts))
 }
 
 /// Refuses a server that the URL's scheme does not fit, and names the one that does.
@@ -190,7 +173,7 @@ mod tests {
     #[test]
     fn what_a_server_does_not_keep_is_not_claimed() {
         let best = Characteristics::DURABLE_FENCING | Characteristics::CAUSAL | Characteristics::FAIR_LOCKS;
-        let kept = |durable, evicts, replicas| ServerInfo { replicas, durable, evicts }.lower(best);
+        let kept = |durable, evicts, replicas| best - unkept(replicas, durable, evicts);
         assert_eq!(kept(true, false, 0), best);
         assert_eq!(kept(false, false, 0), best - Characteristics::DURABLE_FENCING);
         assert_eq!(kept(true, true, 0), best - Characteristics::DURABLE_FENCING);
