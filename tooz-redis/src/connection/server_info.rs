@@ -54,32 +54,25 @@ pub(crate) async fn query(config: &Config, link: &Link) -> Result<Characteristic
 
 /// Refuses a server that the URL's scheme does not fit, and names the one that does.
 fn refuse_unfit<'a>(topology: &Topology, address: &Address, say: &impl Fn(&str) -> &'a str) -> Result<()> {
-    let refuse = |kind, what: &str| Err(Error::new(kind, format!("{address} {what}")));
-    match (say("redis_mode"), topology) {
-        ("sentinel", _) => {
-            return refuse(
-                ErrorKind::Unsupported,
-                "is a sentinel; write redis+sentinel:// with the sentinels and the name of the master",
-            );
-        }
+    let (kind, what) = match (say("redis_mode"), topology) {
+        ("sentinel", _) => (
+            ErrorKind::Unsupported,
+            "is a sentinel; write redis+sentinel:// with the sentinels and the name of the master",
+        ),
         (_, Topology::Cluster { .. }) if say("cluster_enabled") != "1" => {
-            return refuse(ErrorKind::Unsupported, "is no node of a cluster; write redis://");
+            (ErrorKind::Unsupported, "is no node of a cluster; write redis://")
         }
-        (_, Topology::Server(_) | Topology::Sentinel { .. }) if say("cluster_enabled") == "1" => {
-            return refuse(
-                ErrorKind::Unsupported,
-                "is a node of a cluster, which would send us on to others; write redis+cluster:// with some of its nodes",
-            );
-        }
-        _ => {}
-    }
-    if say("role") == "slave" {
-        return refuse(
+        (_, Topology::Server(_) | Topology::Sentinel { .. }) if say("cluster_enabled") == "1" => (
+            ErrorKind::Unsupported,
+            "is a node of a cluster, which would send us on to others; write redis+cluster:// with some of its nodes",
+        ),
+        _ if say("role") == "slave" => (
             ErrorKind::Unavailable,
             "is a replica and takes no writes; name the master, or write redis+sentinel:// with its sentinels",
-        );
-    }
-    Ok(())
+        ),
+        _ => return Ok(()),
+    };
+    Err(Error::new(kind, format!("{address} {what}")))
 }
 
 /// Fails unless the server itself says that it is the master: those who announced it may lag behind.
