@@ -39,7 +39,10 @@ pub(crate) async fn connect(
         let link = Arc::new(supervisor.link_up().await?);
         let unkept = server_info::query(config, &link).await?;
         if config.view {
+            // A view calls three scripts, and its user may not be allowed to load them.
             server_info::check_layout(config, &connecting.keys, &link).await?;
+        } else {
+            server_info::load_scripts(&link).await;
         }
         Ok::<_, Error>((supervisor, link, unkept))
     });

@@ -22,13 +22,12 @@ fn unkept(replicas: u64, durable: bool, evicts: bool) -> Characteristics {
     if durable && !evicts { Characteristics::empty() } else { Characteristics::DURABLE_FENCING }
 }
 
-/// Asks what the server does not guarantee, and loads the scripts that it lacks.
+/// Asks what the server does not guarantee.
 pub(crate) async fn query(config: &Config, link: &Link) -> Result<Characteristics> {
     let fields = match command(link, &redis::cmd("INFO")).await {
         Ok(info) => fields(&info),
         Err(error) if error.kind() == ErrorKind::Denied => {
             tracing::warn!(address = %link.address, "the user may not call INFO; what the server keeps is not known");
-            load(config, link).await;
             return Ok(unkept(1, false, true));
         }
         Err(error) => return Err(error),
@@ -48,7 +47,6 @@ pub(crate) async fn query(config: &Config, link: &Link) -> Result<Characteristic
     if evicts {
         tracing::warn!(address = %link.address, "maxmemory-policy is not noeviction: a full server forgets locks");
     }
-    load(config, link).await;
     Ok(unkept(replicas, durable, evicts))
 }
 
@@ -126,10 +124,7 @@ pub(crate) async fn check_layout(config: &Config, keys: &Keys, link: &Link) -> R
 }
 
 /// Loads what the server lacks, so that no first call needs a second round trip. Calls do without it.
-async fn load(config: &Config, link: &Link) {
-    if config.view {
-        return; // a view calls three scripts, and its user may not be allowed to load them
-    }
+pub(crate) async fn load_scripts(link: &Link) {
     let mut known = redis::cmd("SCRIPT");
     known.arg("EXISTS");
     for script in scripts::ALL {
