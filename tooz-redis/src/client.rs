@@ -11,6 +11,7 @@ use tooz_core::{Error, ErrorKind, Result};
 use crate::config::Config;
 use crate::connection::current::CurrentLink;
 use crate::connection::link::{Link, Outcome};
+use crate::connection::reply::begins_with;
 use crate::connection::shared::Shared;
 use crate::error;
 use crate::keys::Keys;
@@ -99,7 +100,9 @@ impl Client {
                 self.exchange(&link, call).await
             };
             match outcome {
-                Outcome::Answered(value) | Outcome::Unconfirmed(value, _) if is_late(&value) => {}
+                // Refused: it came over an older link than the newest that the script has heard of.
+                Outcome::Answered(value) | Outcome::Unconfirmed(value, _) if begins_with(&value, b"late") => {
+                }
                 Outcome::Answered(value) => return Ok(Answer { value, repeated, unconfirmed: None }),
                 Outcome::Unconfirmed(value, why) => {
                     return Ok(Answer { value, repeated, unconfirmed: Some(why) });
@@ -153,10 +156,4 @@ impl Client {
         call.only_reads = view;
         call
     }
-}
-
-/// Whether a script refused a call because it came over an older link than the newest it has heard of.
-fn is_late(value: &Value) -> bool {
-    let Value::Array(parts) = value else { return false };
-    matches!(parts.first(), Some(Value::BulkString(word)) if word == b"late")
 }

@@ -13,7 +13,7 @@ use tooz_core::{Error, FencingToken, LossReason, Result};
 
 use crate::client::Client;
 use crate::connection::link::{Link, Outcome};
-use crate::connection::reply::{Parts, bytes};
+use crate::connection::reply::{Parts, begins_with, bytes};
 use crate::connection::subscription::Subscription;
 use crate::scripts::codes::{end_code, parse_broken, parse_previous};
 use crate::session_state::{CONFIRMATIONS, SessionState};
@@ -145,12 +145,6 @@ fn refuse(client: &Client, stamp: Stamp, lives: &[u8]) -> Error {
     })
 }
 
-/// Whether the answer to a beat is that the session is gone.
-fn is_lost(answer: &Value) -> bool {
-    let Value::Array(parts) = answer else { return false };
-    matches!(parts.first(), Some(Value::BulkString(word)) if word == b"lost")
-}
-
 #[async_trait]
 impl Session for RedisSession {
     fn id(&self) -> SessionId {
@@ -199,7 +193,7 @@ impl Session for RedisSession {
         let value = match client.exchange(&link, &call).await {
             Outcome::Answered(value) => value,
             // What is not confirmed has not happened, except a loss: a session that is gone here is gone.
-            Outcome::Unconfirmed(value, _) if is_lost(&value) => value,
+            Outcome::Unconfirmed(value, _) if begins_with(&value, b"lost") => value,
             Outcome::Unconfirmed(_, why) => {
                 state.fail_beat();
                 return Err(why);

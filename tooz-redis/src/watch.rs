@@ -13,6 +13,7 @@ use tooz_core::{ErrorKind, GroupId, Result};
 
 use crate::client::Client;
 use crate::connection::subscription::Subscription;
+use crate::scripts::codes::unpair;
 use crate::view::{Seen, Tick, View, member_record, read_group, read_tick};
 
 /// How often the server looks for dead members, and for what Python changed.
@@ -262,11 +263,7 @@ impl Follower {
                 let mut words = rest.splitn(4, |byte| *byte == b' ');
                 let mut word = || words.next().and_then(|word| std::str::from_utf8(word).ok());
                 let (incarnation, joined, updated) = (word()?, word()?, word()?);
-                let pair = words.next()?;
-                let colon = pair.iter().position(|byte| *byte == b':')?;
-                let length: usize = std::str::from_utf8(&pair[..colon]).ok()?.parse().ok()?;
-                let pair = pair.get(colon + 1..)?;
-                let (id, caps) = (pair.get(..length)?, pair.get(length..)?);
+                let (id, caps) = unpair(words.next()?)?;
                 let new = member_record(id, caps, incarnation, joined, updated);
                 let old = self.put(id.to_vec(), caps, new.clone());
                 match (old, new) {

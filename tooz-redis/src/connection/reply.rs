@@ -53,6 +53,12 @@ impl Iterator for Parts {
     }
 }
 
+/// Whether an answer of several parts begins with this word.
+pub(crate) fn begins_with(answer: &Value, word: &[u8]) -> bool {
+    let Value::Array(parts) = answer else { return false };
+    matches!(parts.first(), Some(Value::BulkString(first)) if first == word)
+}
+
 pub(crate) fn bytes(value: Value) -> Option<Vec<u8>> {
     match value {
         Value::BulkString(bytes) => Some(bytes),

@@ -41,15 +41,16 @@ pub(crate) fn parse_previous(word: &str) -> Previous {
     }
 }
 
-/// Who broke a lock and why: the length of the first, and both.
+/// The two byte strings that `pair` joined: the length of the first, a colon, and both.
+pub(crate) fn unpair(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let colon = text.iter().position(|byte| *byte == b':')?;
+    let length = std::str::from_utf8(&text[..colon]).ok()?.parse().ok()?;
+    text[colon + 1..].split_at_checked(length)
+}
+
+/// Who broke a lock and why, as a pair.
 pub(crate) fn parse_broken(text: &[u8]) -> LossReason {
-    let split = || {
-        let colon = text.iter().position(|byte| *byte == b':')?;
-        let length: usize = std::str::from_utf8(&text[..colon]).ok()?.parse().ok()?;
-        let end = colon.checked_add(1)?.checked_add(length)?;
-        Some((text.get(colon + 1..end)?, text.get(end..)?))
-    };
-    let (by, why) = split().unwrap_or((b"", text));
+    let (by, why) = unpair(text).unwrap_or((b"", text));
     LossReason::Broken { by: MemberId::new(by).ok(), why: String::from_utf8_lossy(why).into_owned() }
 }
 
