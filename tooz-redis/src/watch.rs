@@ -1,6 +1,7 @@
 //! Following a group: a view with its version, then each change with the next one; after a gap a view again.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::ControlFlow::{self, Break, Continue};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,13 +49,6 @@ struct Follower {
     behind: Option<u64>,
 }
 
-/// Whether there is anything left to follow.
-#[derive(PartialEq, Eq)]
-enum Goes {
-    On,
-    Ended,
-}
-
 /// Follows a group.
 pub(crate) async fn follow(client: &Arc<Client>, group: &GroupId) -> Result<ChangeStream> {
     let (sender, mut messages) = mpsc::unbounded_channel();
@@ -88,23 +82,20 @@ pub(crate) async fn follow(client: &Arc<Client>, group: &GroupId) -> Result<Chan
         let _subscription = subscription;
         let mut tick = spawner.sleep(TICK);
         loop {
-            let goes = tokio::select! {
+            let following = tokio::select! {
                 biased; // due once a second, even if messages never end: only a tick finds dead members
                 () = &mut tick => {
-                    let goes = follower.tick().await;
+                    let following = follower.tick().await;
                     tick = spawner.sleep(TICK);
-                    goes
+                    following
                 }
                 message = messages.recv() => match message {
                     Some(Some(message)) => follower.receive(&message).await,
                     Some(None) => follower.read_again(true).await,
-                    None => {
-                        follower.feed.end();
-                        Goes::Ended
-                    }
+                    None => return follower.feed.end(),
                 },
             };
-            if goes == Goes::Ended {
+            if following.is_break() {
                 return;
             }
         }
@@ -128,9 +119,9 @@ impl Follower {
         self.members.values().filter_map(|(record, _)| record.clone())
     }
 
-    fn end(&self) -> Goes {
+    fn end(&self) -> ControlFlow<()> {
         self.feed.deleted();
-        Goes::Ended
+        Break(())
     }
 
     fn take(&mut self, view: View) {
@@ -177,23 +168,23 @@ impl Follower {
     }
 
     /// Reads the whole group; `missed`: changes may have been missed, so the reader gets a view.
-    async fn read_again(&mut self, missed: bool) -> Goes {
+    async fn read_again(&mut self, missed: bool) -> ControlFlow<()> {
         match read_group(&self.client, &self.group, b"").await {
             Ok(seen) => self.see(seen, missed),
             Err(error) if error.is_retryable() || error.is_indeterminate() => {
                 tracing::debug!(%error, group = %self.group, "the group could not be read");
                 // The next tick tries again.
                 self.behind = Some(u64::MAX);
-                Goes::On
+                Continue(())
             }
             Err(error) => {
                 self.feed.fail(error);
-                Goes::Ended
+                Break(())
             }
         }
     }
 
-    fn see(&mut self, seen: Seen, missed: bool) -> Goes {
+    fn see(&mut self, seen: Seen, missed: bool) -> ControlFlow<()> {
         self.behind = None;
         match seen {
             Seen::Missing(epoch) if epoch == self.epoch && !self.lost => return self.end(),
@@ -216,7 +207,7 @@ impl Follower {
                 }
             }
         }
-        Goes::On
+        Continue(())
     }
 
     /// The data is gone, and the group with it; no member deleted it.
@@ -229,10 +220,10 @@ impl Follower {
         }
     }
 
-    async fn receive(&mut self, message: &[u8]) -> Goes {
+    async fn receive(&mut self, message: &[u8]) -> ControlFlow<()> {
         let Some((version, rest)) = split_number(message) else { return self.read_again(true).await };
         if version <= self.version && !self.lost {
-            return Goes::On;
+            return Continue(());
         }
         if rest.first() == Some(&b'D') {
             return self.end();
@@ -277,21 +268,21 @@ impl Follower {
         Some(())
     }
 
-    async fn tick(&mut self) -> Goes {
+    async fn tick(&mut self) -> ControlFlow<()> {
         match read_tick(&self.client, &self.group).await {
             Ok(tick) => self.compare(tick).await,
             Err(error) if error.kind() == ErrorKind::Closed => {
                 self.feed.fail(error);
-                Goes::Ended
+                Break(())
             }
             Err(error) => {
                 tracing::debug!(%error, group = %self.group, "the group could not be asked");
-                Goes::On
+                Continue(())
             }
         }
     }
 
-    async fn compare(&mut self, tick: Tick) -> Goes {
+    async fn compare(&mut self, tick: Tick) -> ControlFlow<()> {
         let (epoch, version, instance, digest) = match tick {
             Tick::There { epoch, version, instance, digest } => (epoch, version, instance, digest),
             Tick::Missing(epoch) => return self.see(Seen::Missing(epoch), true),
@@ -308,8 +299,10 @@ impl Follower {
     }
 
     /// Compares the server's digest with that of the same version, once the messages up to it have come.
-    async fn verify(&mut self) -> Goes {
-        let Some((at, theirs)) = self.told.take_if(|(at, _)| *at <= self.version) else { return Goes::On };
+    async fn verify(&mut self) -> ControlFlow<()> {
+        let Some((at, theirs)) = self.told.take_if(|(at, _)| *at <= self.version) else {
+            return Continue(());
+        };
         // The server never answers with an older version than this.
         while self.digests.front().is_some_and(|(version, _)| *version < at) {
             self.digests.pop_front();
@@ -317,7 +310,7 @@ impl Follower {
         match self.digests.front() {
             // No driver of ours changed the group: Python did.
             Some((version, ours)) if *version == at && *ours != theirs => self.read_again(false).await,
-            _ => Goes::On,
+            _ => Continue(()),
         }
     }
 }
