@@ -35,8 +35,8 @@ async fn look(client: &Client, replicated: bool) -> Result<Vec<Finding>> {
     let mut found = Vec::new();
     match client.read(&redis::cmd("INFO")).await {
         Ok(info) => {
-            let settings = Settings { appendfsync: setting(client, "appendfsync").await?, replicated };
-            found.extend(judge(&server_info::fields(&info), &settings));
+            let appendfsync = setting(client, "appendfsync").await?;
+            found.extend(judge(&server_info::fields(&info), appendfsync.as_deref(), replicated));
         }
         Err(error) if error.kind() == ErrorKind::Denied => found.push(
             Finding::warning(
@@ -50,15 +50,6 @@ async fn look(client: &Client, replicated: bool) -> Result<Vec<Finding>> {
     }
     found.push(clock(client).await?);
     Ok(found)
-}
-
-/// What [`judge`] knows besides `INFO`.
-#[derive(Clone, Debug, Default)]
-struct Settings {
-    /// `None`: the user may not ask.
-    appendfsync: Option<String>,
-    /// Whether the URL's scheme waits for replicas by itself.
-    replicated: bool,
 }
 
 /// A setting; `None` where the user may not ask, or a provider has taken the command away.
@@ -122,8 +113,9 @@ fn milliseconds(duration: Duration) -> String {
     format!("{:.1} ms", duration.as_secs_f64() * 1e3)
 }
 
-/// What the answer to `INFO` means for locks.
-fn judge(info: &BTreeMap<String, String>, settings: &Settings) -> Vec<Finding> {
+/// What the answer to `INFO` means for locks. `appendfsync`: `None` where the user may not ask. `replicated`: the URL's scheme
+/// waits for replicas by itself.
+fn judge(info: &BTreeMap<String, String>, appendfsync: Option<&str>, replicated: bool) -> Vec<Finding> {
     let say = |name: &str| info.get(name).map_or("", String::as_str);
     let number = |name: &str| say(name).parse::<u64>().unwrap_or(0);
     let version = match (say("valkey_version"), say("redis_version")) {
@@ -131,7 +123,7 @@ fn judge(info: &BTreeMap<String, String>, settings: &Settings) -> Vec<Finding> {
         ("", redis) => format!("Redis {redis}"),
         (valkey, _) => format!("Valkey {valkey}"),
     };
-    let mut found = vec![Finding::good("version", version), persistence(&say, settings)];
+    let mut found = vec![Finding::good("version", version), persistence(say("aof_enabled"), appendfsync)];
     if say("aof_enabled") == "1" && say("aof_last_write_status") == "err" {
         found.push(Finding::bad(
             "disk",
@@ -160,15 +152,15 @@ fn judge(info: &BTreeMap<String, String>, settings: &Settings) -> Vec<Finding> {
         "a full server takes no new connections, not even to renew what is held",
         "raise maxclients, or find who keeps so many connections",
     ));
-    found.extend(replicas(number("connected_slaves"), settings.replicated));
+    found.extend(replicas(number("connected_slaves"), replicated));
     found
 }
 
-fn persistence<'a>(say: &impl Fn(&str) -> &'a str, settings: &Settings) -> Finding {
+fn persistence(enabled: &str, appendfsync: Option<&str>) -> Finding {
     const ADVICE: &str = "set appendonly yes and appendfsync always; without, let what a lock protects compare \
                           fencing tokens, and expect locks and members to be gone after a restart";
     let topic = "persistence";
-    let finding = match (say("aof_enabled"), settings.appendfsync.as_deref()) {
+    let finding = match (enabled, appendfsync) {
         ("1", Some("always")) => {
             return Finding::good(
                 topic,
@@ -242,7 +234,7 @@ mod tests {
     fn judged(info: &str, appendfsync: Option<&str>) -> Vec<Finding> {
         let info = info.split_whitespace().filter_map(|pair| pair.split_once(':'));
         let info = info.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        judge(&info, &Settings { appendfsync: appendfsync.map(Into::into), replicated: false })
+        judge(&info, appendfsync, false)
     }
 
     fn bad(found: &[Finding]) -> Vec<&'static str> {
