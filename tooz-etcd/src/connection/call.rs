@@ -33,7 +33,7 @@ impl Connection {
     {
         let connection = Arc::clone(self);
         let calling = self.context.spawner.spawn(async move {
-            let mut tries = connection.endpoints() + usize::from(again);
+            let mut tries = connection.endpoints.len() + usize::from(again);
             // Whether an earlier try may have been executed: then no later refusal is definite.
             let mut open = false;
             let mut exchanges = Exchanges::default();

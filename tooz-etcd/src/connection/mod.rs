@@ -37,10 +37,11 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_m
 /// The connection of one driver: a channel to one endpoint, and a new one to the next endpoint when that fails.
 pub(crate) struct Connection {
     pub(crate) context: Context,
-    endpoints: Vec<String>,
+    /// The hosts to ask.
+    pub(crate) endpoints: Vec<String>,
     options: ConnectOptions,
     /// How long a connection may be silent.
-    limit: Duration,
+    pub(crate) limit: Duration,
     /// How long a call may take.
     timeout: Duration,
     /// Held while connecting: calls that come meanwhile wait for that connection.
@@ -115,15 +116,6 @@ impl Connection {
 
     fn current(&self) -> MutexGuard<'_, Current> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn generations(&self) -> watch::Receiver<u64> {
-        self.generation.subscribe()
-    }
-
-    /// How long a connection may be silent.
-    pub(crate) fn limit(&self) -> Duration {
-        self.limit
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -203,11 +195,6 @@ impl Connection {
             current.endpoint = (current.endpoint + 1) % self.endpoints.len();
             current.client = None;
         }
-    }
-
-    /// How many hosts there are to ask.
-    pub(crate) fn endpoints(&self) -> usize {
-        self.endpoints.len()
     }
 
     /// Waits before a background task tries again.

@@ -18,11 +18,11 @@ pub(crate) enum News {
     /// Changes of one range, in order; and the revision of the last of them.
     Events(Vec<Event>, i64),
     /// There are changes from before the watch began, and they may be told late: for a watch with history to catch up, a
-    /// server looks only ten times a second. Only after [`Watcher::hurried`], and once.
+    /// server looks only ten times a second. Only if the watcher is `hurried`, and once.
     Behind,
     /// The history since then is gone: look again, and go on from there with [`Watcher::restart`].
     Gap,
-    /// The watch went on after an interruption; only after [`Watcher::tell_resumptions`].
+    /// The watch went on after an interruption.
     Resumed,
     /// The other future of [`Watcher::next_or`] is done.
     Other,
@@ -44,9 +44,8 @@ pub(crate) struct Watcher {
     generations: watch::Receiver<u64>,
     /// Whether a stream was open before: then the data there now may be other data.
     interrupted: bool,
-    resumptions: bool,
-    /// Whether the user would rather look than wait for history.
-    hurried: bool,
+    /// Whether the user would rather look than wait for history: tells [`News::Behind`].
+    pub(crate) hurried: bool,
 }
 
 /// One range of a watcher.
@@ -83,17 +82,10 @@ impl Watcher {
             last_number: ranges.keys().next_back().copied().unwrap_or_default(),
             ranges,
             stream: None,
-            generations: connection.generations(),
+            generations: connection.generation.subscribe(),
             interrupted: false,
-            resumptions: false,
             hurried: false,
         }
-    }
-
-    /// Tells [`News::Resumed`] after each interruption.
-    pub(crate) fn tell_resumptions(mut self) -> Self {
-        self.resumptions = true;
-        self
     }
 
     /// Watches one more range after `revision`, on the same stream. Returns its number.
@@ -122,12 +114,6 @@ impl Watcher {
         }
     }
 
-    /// Tells [`News::Behind`].
-    pub(crate) fn hurried(mut self) -> Self {
-        self.hurried = true;
-        self
-    }
-
     /// Goes on after `revision` of the data with this epoch.
     pub(crate) fn restart(&mut self, epoch: Vec<u8>, revision: i64) {
         self.epoch = epoch;
@@ -153,7 +139,7 @@ impl Watcher {
             let Some(stream) = &mut self.stream else {
                 let again = self.interrupted;
                 match self.open().await {
-                    Ok(true) if again && self.resumptions && self.stream.is_some() => return News::Resumed,
+                    Ok(true) if again && self.stream.is_some() => return News::Resumed,
                     Ok(true) => {}
                     Ok(false) => return News::Gap,
                     Err(error) => {
@@ -240,7 +226,7 @@ impl Watcher {
         let (connection, ranges) = (Arc::clone(&self.connection), self.ranges.clone());
         // Not by `call`: a stream belongs to the connection on which it was opened.
         let opening = self.connection.context.spawner.spawn(async move {
-            let (connection, limit) = (&connection, connection.limit());
+            let (connection, limit) = (&connection, connection.limit);
             let opened = connection.exchange(limit, |channel| async move {
                 let generation = channel.generation;
                 let opening = async {

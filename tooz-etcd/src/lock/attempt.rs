@@ -243,7 +243,7 @@ impl SessionState {
     /// Asks in one transaction: takes a lock that has no keys at all, else queues the attempt if it wants to `wait`.
     pub(crate) async fn ask(&self, attempt: &Attempt, wait: bool) -> Result<Step> {
         let (keys, connection) = (&attempt.keys, &self.client.connection);
-        let mut elsewhere = connection.endpoints() - 1;
+        let mut elsewhere = connection.endpoints.len() - 1;
         loop {
             let queue = Txn::new()
                 .when([
@@ -279,7 +279,7 @@ impl SessionState {
                 // A member of the cluster may stand still for long. This request can be made void, so with another endpoint
                 // left it is not waited for. The wait is a little longer than the connection's limit, so that the
                 // connection is given up before the next request goes out.
-                let limit = connection.limit() + connection.limit() / 8;
+                let limit = connection.limit + connection.limit / 8;
                 let sent = connection.context.spawner.timeout(limit, sending).await;
                 sent.unwrap_or_else(|| Err(connection.silent()))
             } else {

@@ -27,7 +27,7 @@ const FOLLOW_AFTER: Duration = Duration::from_millis(100);
 /// Runs until the session or the driver ends.
 pub(crate) async fn run(session: Arc<SessionState>) {
     let ranges = vec![below(&session.key())];
-    let watcher = session.watch(ranges, session.opened.revision).tell_resumptions();
+    let watcher = session.watch(ranges, session.opened.revision);
     let mut monitor = Monitor { session: Arc::clone(&session), followed: BTreeMap::new(), waiting: None };
     if let Some(reason) = monitor.run(watcher).await {
         session.notices.end(reason);

@@ -94,7 +94,8 @@ async fn change(
     state: &State,
     verdict: &Verdict,
 ) -> Result<Changed> {
-    let mut watcher = session.watch(ranges(&attempt.keys, verdict), state.revision).hurried();
+    let mut watcher = session.watch(ranges(&attempt.keys, verdict), state.revision);
+    watcher.hurried = true;
     let gone = |event: &Event| event.event_type() == EventType::Delete;
     loop {
         match watcher.next().await {
