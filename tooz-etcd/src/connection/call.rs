@@ -36,15 +36,15 @@ impl Connection {
             let mut tries = connection.endpoints.len() + usize::from(again);
             // Whether an earlier try may have been executed: then no later refusal is definite.
             let mut open = false;
-            let mut exchanges = Exchanges::default();
+            let mut exchanges: Vec<Exchange<'_, T>> = Vec::new();
             let mut over = std::pin::pin!(connection.context.spawner.sleep(connection.timeout));
-            exchanges.begin(connection.exchange_authenticated(&make));
+            exchanges.push(Box::pin(connection.exchange_authenticated(&make)));
             loop {
                 tries = tries.saturating_sub(1);
                 let look_elsewhere = connection.context.spawner.sleep(connection.limit);
                 let failed = tokio::select! {
                     biased; // an answer counts even when the time is over
-                    ended = exchanges.first() => match ended {
+                    ended = first(&mut exchanges) => match ended {
                         Ok(answer) => return Ok(answer),
                         Err(failed) => Some(failed),
                     },
@@ -54,7 +54,7 @@ impl Connection {
                 let Some((error, then)) = failed else { return Err(connection.silent()) };
                 open |= then == Then::Unknown;
                 if tries > 0 && (then == Then::Elsewhere || (again && then == Then::Unknown)) {
-                    exchanges.begin(connection.exchange_authenticated(&make));
+                    exchanges.push(Box::pin(connection.exchange_authenticated(&make)));
                 } else if exchanges.is_empty() || then == Then::Nothing {
                     return Err(if open { error.indeterminate() } else { error });
                 }
@@ -119,38 +119,19 @@ impl Connection {
     }
 }
 
-/// An exchange that is under way.
+/// An exchange that is under way. Each one of a call is on a connection of its own.
 type Exchange<'a, T> = Pin<Box<dyn Future<Output = Result<T, (Error, Then)>> + Send + 'a>>;
 
-/// The exchanges of one call, each on a connection of its own.
-struct Exchanges<'a, T>(Vec<Exchange<'a, T>>);
-
-impl<T> Default for Exchanges<'_, T> {
-    fn default() -> Self {
-        Self(Vec::new())
-    }
-}
-
-impl<'a, T> Exchanges<'a, T> {
-    fn begin(&mut self, exchange: impl Future<Output = Result<T, (Error, Then)>> + Send + 'a) {
-        self.0.push(Box::pin(exchange));
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// The first of them that ends.
-    async fn first(&mut self) -> Result<T, (Error, Then)> {
-        std::future::poll_fn(|cx| {
-            for at in 0..self.0.len() {
-                if let Poll::Ready(ended) = self.0[at].as_mut().poll(cx) {
-                    drop(self.0.swap_remove(at));
-                    return Poll::Ready(ended);
-                }
+/// The first of them that ends.
+async fn first<T>(exchanges: &mut Vec<Exchange<'_, T>>) -> Result<T, (Error, Then)> {
+    std::future::poll_fn(|cx| {
+        for at in 0..exchanges.len() {
+            if let Poll::Ready(ended) = exchanges[at].as_mut().poll(cx) {
+                drop(exchanges.swap_remove(at));
+                return Poll::Ready(ended);
             }
-            Poll::Pending
-        })
-        .await
-    }
+        }
+        Poll::Pending
+    })
+    .await
 }
