@@ -53,16 +53,10 @@ pub(crate) struct Connection {
 }
 
 /// The endpoint in use, and the client that is connected to it.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Current {
     endpoint: usize,
     client: Option<Client>,
-}
-
-/// The present channel, or the endpoint to connect to and the generation of that connection.
-enum Present {
-    Channel(Box<Channel>),
-    ConnectTo(String, u64),
 }
 
 /// A gRPC channel, and the generation of the connection that it is.
@@ -129,31 +123,27 @@ impl Connection {
         self.generation.send_modify(|generation| *generation += 1);
     }
 
-    /// The present channel, or the endpoint to connect to.
-    fn present(&self) -> Result<Present, (Error, Then)> {
+    /// The endpoint in use, its client, and the generation of that connection.
+    fn present(&self) -> Result<(Current, u64), (Error, Then)> {
         let current = self.current();
         if self.is_closed() {
             return Err((closed(), Then::Nothing));
         }
-        let generation = *self.generation.borrow();
-        Ok(match &current.client {
-            Some(client) => Present::Channel(Box::new(Channel { client: client.clone(), generation })),
-            None => Present::ConnectTo(self.endpoints[current.endpoint].clone(), generation),
-        })
+        Ok((current.clone(), *self.generation.borrow()))
     }
 
     /// The present connection, made if there is none.
     pub(crate) async fn channel(&self) -> Result<Channel, (Error, Then)> {
-        if let Present::Channel(channel) = self.present()? {
-            return Ok(*channel);
+        if let (Current { client: Some(client), .. }, generation) = self.present()? {
+            return Ok(Channel { client, generation });
         }
         // A call that waited too long connects beside the other one, whose endpoint may not answer.
         let _one_at_a_time = self.context.spawner.timeout(self.limit, self.connecting.lock()).await;
-        let (endpoint, generation) = match self.present()? {
-            Present::Channel(channel) => return Ok(*channel),
-            Present::ConnectTo(endpoint, generation) => (endpoint, generation),
-        };
-        let connecting = Client::connect([endpoint], Some(self.options.clone()));
+        let (current, generation) = self.present()?;
+        if let Some(client) = current.client {
+            return Ok(Channel { client, generation });
+        }
+        let connecting = Client::connect([&self.endpoints[current.endpoint]], Some(self.options.clone()));
         let client = match self.context.spawner.timeout(self.limit, connecting).await {
             Some(Ok(client)) => client,
             Some(Err(error)) => {
