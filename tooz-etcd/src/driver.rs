@@ -1,6 +1,5 @@
 //! The driver: what needs no session.
 
-use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -13,15 +12,10 @@ use crate::connection::{Connection, version};
 use crate::session::EtcdSession;
 
 /// The driver.
+#[derive(Debug)]
 pub(crate) struct Etcd {
     pub(crate) client: Arc<Client>,
     characteristics: Characteristics,
-}
-
-impl fmt::Debug for Etcd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Etcd").field(&self.client.connection).finish()
-    }
 }
 
 impl Etcd {

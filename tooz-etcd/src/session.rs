@@ -1,6 +1,5 @@
 //! A session: one lease, and a key that hangs on it. How it begins, beats and ends.
 
-use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -28,17 +27,12 @@ const OPENINGS: u32 = 3;
 const STAMPINGS: u32 = 5;
 
 /// One session, as the core holds it.
+#[derive(Debug)]
 pub(crate) struct EtcdSession {
     pub(crate) state: Arc<SessionState>,
     opened_at: Instant,
     monitor: Mutex<Option<Task<()>>>,
     closed: AtomicBool,
-}
-
-impl fmt::Debug for EtcdSession {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EtcdSession").field("id", &self.state.opened.id).finish_non_exhaustive()
-    }
 }
 
 impl EtcdSession {
