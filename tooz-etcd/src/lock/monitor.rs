@@ -56,10 +56,13 @@ impl Monitor {
     async fn run(&mut self, mut watcher: Watcher) -> Option<LossReason> {
         loop {
             let Self { session, waiting, .. } = self;
-            match watcher.next_or(due(session, waiting)).await {
+            let (suspects, gap) = match watcher.next_or(due(session, waiting)).await {
                 News::End => return None,
-                News::Behind => {}
-                News::Other => self.follow(&mut watcher).await,
+                News::Behind => continue,
+                News::Other => {
+                    self.follow(&mut watcher).await;
+                    continue;
+                }
                 News::Events(events, _) => {
                     let mut suspects = Vec::new();
                     for event in &events {
@@ -70,26 +73,22 @@ impl Monitor {
                             None => {}
                         }
                     }
-                    if !suspects.is_empty() {
-                        match self.verify(suspects).await {
-                            Answer::Lives(_) => {}
-                            Answer::SessionGone => return Some(LossReason::Expired),
-                            Answer::DriverClosed => return None,
-                        }
+                    if suspects.is_empty() {
+                        continue;
                     }
+                    (suspects, false)
                 }
                 // Servers before 3.4.24 may lose events of the interruption.
-                News::Resumed => match self.verify(self.session.held()).await {
-                    Answer::Lives(_) => {}
-                    Answer::SessionGone => return Some(LossReason::Expired),
-                    Answer::DriverClosed => return None,
-                },
+                News::Resumed => (self.session.held(), false),
                 // The history is gone, or the data.
-                News::Gap => match self.verify(self.session.held()).await {
-                    Answer::Lives(revision) => watcher.restart(self.session.data_epoch(), revision),
-                    Answer::SessionGone => return Some(LossReason::Vanished),
-                    Answer::DriverClosed => return None,
-                },
+                News::Gap => (self.session.held(), true),
+            };
+            match self.verify(suspects).await {
+                Answer::Lives(revision) if gap => watcher.restart(self.session.data_epoch(), revision),
+                Answer::Lives(_) => {}
+                Answer::SessionGone if gap => return Some(LossReason::Vanished),
+                Answer::SessionGone => return Some(LossReason::Expired),
+                Answer::DriverClosed => return None,
             }
         }
     }
