@@ -171,12 +171,6 @@ enum Phase {
 }
 
 impl KnownGrant {
-    /// A new grant; `created`: the create revision of the holder's key; `gate`: the lease of the gate that it shares.
-    fn new(grant: &Grant, created: i64, gate: Option<i64>) -> Self {
-        let Grant { attempt, mode, .. } = *grant;
-        Self { attempt, key: grant.key.clone(), mode, gate, created, phase: Phase::Held }
-    }
-
     /// The keys without which the grant is lost.
     pub(crate) fn keys(&self, keys: &Keys) -> Vec<Vec<u8>> {
         let lock = keys.lock(&self.key);
@@ -199,11 +193,12 @@ impl SessionState {
         self.grants().ended.contains(attempt)
     }
 
+    /// A new grant; `created`: the create revision of the holder's key; `gate`: the lease of the gate that it shares.
     pub(crate) fn granted(&self, grant: &Grant, created: i64, gate: Option<i64>) {
-        let known = KnownGrant::new(grant, created, gate);
+        let (attempt, key, mode) = (grant.attempt, grant.key.clone(), grant.mode);
         let mut grants = self.grants();
-        grants.granted.insert(grant.attempt, known);
-        grants.queued.remove(&grant.attempt);
+        grants.granted.insert(attempt, KnownGrant { attempt, key, mode, gate, created, phase: Phase::Held });
+        grants.queued.remove(&attempt);
         drop(grants);
         self.grants_changed.notify_one();
     }
