@@ -35,21 +35,18 @@ impl Groups for Etcd {
     async fn delete(&self, group: &GroupId) -> Result<()> {
         let keys = self.client.keys.group(group);
         let ranges = keys.members();
-        let mut compares: Vec<Compare> = ranges
-            .iter()
-            .map(|(from, end)| {
-                Compare::create_revision(from.clone(), CompareOp::Equal, 0).with_range(end.clone())
-            })
-            .collect();
+        let mut seen = 0;
         loop {
-            compares.push(Compare::version(keys.group(), CompareOp::Greater, 0));
+            // No key has come since; etcd compares zero where a range is empty.
+            let unchanged = ranges.iter().map(|(from, end)| {
+                Compare::mod_revision(from.clone(), CompareOp::Less, seen + 1).with_range(end.clone())
+            });
+            let exists = Compare::version(keys.group(), CompareOp::Greater, 0);
+            let compares: Vec<Compare> = unchanged.chain([exists]).collect();
             let mut looks = vec![TxnOp::get(keys.group(), None)];
             let only_keys = || GetOptions::new().with_keys_only();
             looks.extend(ranges.iter().map(|range| get_range(range.clone(), only_keys())));
-            let txn = Txn::new()
-                .when(std::mem::take(&mut compares))
-                .and_then([TxnOp::delete(keys.group(), None)])
-                .or_else(looks);
+            let txn = Txn::new().when(compares).and_then([TxnOp::delete(keys.group(), None)]).or_else(looks);
             let response = self.client.connection.send(false, txn).await?;
             if response.succeeded() {
                 return Ok(());
@@ -63,14 +60,8 @@ impl Groups for Etcd {
                 return Err(group_not_empty(group, members as u64));
             }
             // The keys found are no members: they are of a group of Python's whose name begins with this one's and a
-            // slash. No key may have come since.
-            let seen = answer::revision(&response) + 1;
-            compares = ranges
-                .iter()
-                .map(|(from, end)| {
-                    Compare::mod_revision(from.clone(), CompareOp::Less, seen).with_range(end.clone())
-                })
-                .collect();
+            // slash.
+            seen = answer::revision(&response);
         }
     }
 
