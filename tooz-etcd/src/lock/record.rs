@@ -2,26 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use etcd_client::KeyValue;
 use tooz_core::driver::{AttemptId, LockMode, Previous, SessionId};
-use tooz_core::{Error, LossReason, MemberId, Result};
-
-use crate::error::corrupt;
-
-/// A key and its value.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Raw<'a> {
-    pub(crate) key: &'a [u8],
-    pub(crate) value: &'a [u8],
-    pub(crate) created: i64,
-    pub(crate) revision: i64,
-}
-
-impl<'a> From<&'a KeyValue> for Raw<'a> {
-    fn from(kv: &'a KeyValue) -> Self {
-        Self { key: kv.key(), value: kv.value(), created: kv.create_revision(), revision: kv.mod_revision() }
-    }
-}
+use tooz_core::{LossReason, MemberId};
 
 /// The first line of every value. Another number is of a version that this one does not understand.
 const FORM: &str = "tooz1";
@@ -103,12 +85,9 @@ impl Holder {
         Some(write(&[&write_mode(self.mode)?, &session, &gate, &since, previous], self.member.as_bytes()))
     }
 
-    pub(crate) fn read(attempt: AttemptId, kv: Raw<'_>) -> Result<Self> {
-        Self::parse(attempt, kv).ok_or_else(|| unreadable(kv))
-    }
-
-    fn parse(attempt: AttemptId, kv: Raw<'_>) -> Option<Self> {
-        let [mode, session, gate, since, previous, member] = lines(kv.value)?;
+    /// Reads a value; `None`: it is of another form.
+    pub(crate) fn read(attempt: AttemptId, value: &[u8], created: i64, revision: i64) -> Option<Self> {
+        let [mode, session, gate, since, previous, member] = lines(value)?;
         Some(Self {
             attempt,
             session: SessionId::parse(text(session)?)?,
@@ -128,15 +107,11 @@ impl Holder {
                 b"clean" => Previous::Clean,
                 _ => Previous::Unknown,
             },
-            created: kv.created,
-            token: kv.created,
-            revision: kv.revision,
+            created,
+            token: created,
+            revision,
         })
     }
-}
-
-fn unreadable(kv: Raw<'_>) -> Error {
-    corrupt(kv.key, "holds a foreign value; look at it, and delete it if no program needs it")
 }
 
 /// A waiter.
@@ -154,10 +129,10 @@ impl Waiter {
         Some(write(&[&write_mode(mode)?, &session.to_string()], member.as_bytes()))
     }
 
-    pub(crate) fn read(attempt: AttemptId, kv: Raw<'_>) -> Result<Self> {
-        let mode = lines::<3>(kv.value).and_then(|[mode, _, _]| read_mode(mode));
-        let mode = mode.ok_or_else(|| unreadable(kv))?;
-        Ok(Self { attempt, mode, position: kv.created, key: kv.key.to_vec() })
+    /// Reads a value; `None`: it is of another form.
+    pub(crate) fn read(attempt: AttemptId, key: &[u8], value: &[u8], position: i64) -> Option<Self> {
+        let [mode, _, _] = lines(value)?;
+        Some(Self { attempt, mode: read_mode(mode)?, position, key: key.to_vec() })
     }
 }
 
@@ -209,10 +184,6 @@ mod tests {
 
     use super::*;
 
-    fn kv(value: &[u8]) -> Raw<'_> {
-        Raw { key: b"k", value, created: 7, revision: 9 }
-    }
-
     fn holder(mode: LockMode) -> Holder {
         Holder {
             attempt: AttemptId(3),
@@ -232,9 +203,9 @@ mod tests {
     fn what_is_written_is_read() {
         for mode in [LockMode::Exclusive, LockMode::Shared, LockMode::Permit { limit: 3 }] {
             let holder = holder(mode);
-            assert_eq!(Holder::read(AttemptId(3), kv(&holder.write().unwrap())).unwrap(), holder);
+            assert_eq!(Holder::read(AttemptId(3), &holder.write().unwrap(), 7, 9).unwrap(), holder);
             let value = Waiter::value(mode, SessionId(4), &holder.member).unwrap();
-            assert_eq!(Waiter::read(AttemptId(3), kv(&value)).unwrap().mode, mode);
+            assert_eq!(Waiter::read(AttemptId(3), b"k", &value, 7).unwrap().mode, mode);
         }
         for how in [Previous::Expired, Previous::Broken, Previous::Unknown] {
             assert_eq!(read_mark(&write_mark(how)), how);
@@ -253,9 +224,8 @@ mod tests {
         #[test]
         fn anything_is_read_without_panic(value in prop::collection::vec(any::<u8>(), 0..60), ours in any::<bool>()) {
             let value = if ours { [b"tooz1\n", value.as_slice()].concat() } else { value };
-            let kv = kv(&value);
-            let _ = (Holder::read(AttemptId(1), kv), Waiter::read(AttemptId(1), kv));
-            let _ = (read_mark(kv.value), read_broken(kv.value));
+            let _ = (Holder::read(AttemptId(1), &value, 7, 9), Waiter::read(AttemptId(1), b"k", &value, 7));
+            let _ = (read_mark(&value), read_broken(&value));
         }
     }
 }

@@ -5,6 +5,7 @@ use tooz_core::driver::{Admission, AttemptId, LockMode, Previous, admits};
 use tooz_core::{Error, Result};
 
 use crate::connection::answer;
+use crate::error::corrupt;
 use crate::keys::{LockKeys, LockPart, Range, below, only};
 use crate::lock::fence::{self, Raises};
 use crate::lock::record::{Holder, Waiter, read_mark};
@@ -85,11 +86,20 @@ impl State {
                 state.raises.add(&keys.fence, kv);
                 continue;
             }
-            match keys.parse(kv.key()) {
-                Some(LockPart::Holder(attempt)) => state.holders.push(Holder::read(attempt, kv.into())?),
-                Some(LockPart::Waiter(attempt)) => state.queue.push(Waiter::read(attempt, kv.into())?),
-                Some(LockPart::Mark(attempt)) => state.marks.push((attempt, read_mark(kv.value()))),
-                None => tracing::warn!(key = %kv.key().escape_ascii(), "not a key of ours; it is left alone"),
+            let (key, value, created) = (kv.key(), kv.value(), kv.create_revision());
+            let unreadable = || {
+                corrupt(key, "holds a foreign value; look at it, and delete it if no program needs it")
+            };
+            match keys.parse(key) {
+                Some(LockPart::Holder(attempt)) => {
+                    let holder = Holder::read(attempt, value, created, kv.mod_revision());
+                    state.holders.push(holder.ok_or_else(unreadable)?);
+                }
+                Some(LockPart::Waiter(attempt)) => {
+                    state.queue.push(Waiter::read(attempt, key, value, created).ok_or_else(unreadable)?);
+                }
+                Some(LockPart::Mark(attempt)) => state.marks.push((attempt, read_mark(value))),
+                None => tracing::warn!(key = %key.escape_ascii(), "not a key of ours; it is left alone"),
             }
         }
         for holder in &mut state.holders {
