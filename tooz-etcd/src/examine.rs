@@ -239,42 +239,6 @@ fn space(status: &MemberStatus) -> Finding {
     )
 }
 
-/// A bug that can cost a lock, and since when it is no more.
-struct Bug {
-    what: &'static str,
-    /// First fixed in these patch releases of 3.4 and 3.5.
-    fixed: (u64, u64),
-    lowers: Characteristics,
-}
-
-const BUGS: &[Bug] = &[
-    Bug {
-        what: "a renewal may succeed on a lease that the server is about to end, so a session can end before its deadline",
-        fixed: (38, 23),
-        lowers: Characteristics::STRICT_EXCLUSION,
-    },
-    Bug {
-        what: "a leader whose disk stood still may end a lease that was renewed meanwhile (etcd-io/etcd#12528, #15247)",
-        fixed: (31, 13),
-        lowers: Characteristics::empty(),
-    },
-    Bug {
-        what: "a member that stood still may answer a linearizable read from the past (etcd-io/etcd#20418)",
-        fixed: (42, 28),
-        lowers: Characteristics::LINEARIZABLE,
-    },
-    Bug {
-        what: "watches may lose, repeat or misorder events",
-        fixed: (38, 0),
-        lowers: Characteristics::empty(),
-    },
-    Bug {
-        what: "members' data may come to differ after a crash (etcd-io/etcd#13766)",
-        fixed: (0, 3),
-        lowers: Characteristics::empty(),
-    },
-];
-
 fn known_bugs(version: &str) -> Vec<Finding> {
     let topic = "known-bugs";
     let Some(number) = Version::parse(version) else {
@@ -283,9 +247,8 @@ fn known_bugs(version: &str) -> Vec<Finding> {
         let what = "the version is not known, so what old ones do not keep counts as not kept";
         return vec![Finding::warning(topic, what, advice).lowers(lost)];
     };
-    let mut found: Vec<_> = BUGS
-        .iter()
-        .filter(|bug| !number.has(bug.fixed.0, bug.fixed.1))
+    let mut found: Vec<_> = number
+        .bugs()
         .map(|bug| {
             let fixed = match bug.fixed {
                 (0, new) => format!("3.5.{new}"),
@@ -296,7 +259,7 @@ fn known_bugs(version: &str) -> Vec<Finding> {
             Finding::warning(topic, what, "upgrade etcd").lowers(bug.lowers)
         })
         .collect();
-    if version::is_unmaintained(number) {
+    if number < version::MAINTAINED {
         found.push(Finding::warning(
             topic,
             "the 3.4 series is no longer maintained",

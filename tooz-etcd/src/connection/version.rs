@@ -16,20 +16,56 @@ impl Version {
         Some(Self(next()?, next()?, next()?))
     }
 
-    /// Whether the fix that came with these patch releases of 3.4 and 3.5 is in it.
-    pub(crate) fn has(self, in_34: u64, in_35: u64) -> bool {
-        match self {
-            Self(3, 4, patch) => patch >= in_34,
-            Self(3, 5, patch) => patch >= in_35,
-            newer => newer >= Self(3, 6, 0),
-        }
+    /// The bugs that are in it.
+    pub(crate) fn bugs(self) -> impl Iterator<Item = &'static Bug> {
+        BUGS.iter().filter(move |bug| match self {
+            Self(3, 4, patch) => patch < bug.fixed.0,
+            Self(3, 5, patch) => patch < bug.fixed.1,
+            newer => newer < Self(3, 6, 0),
+        })
     }
 }
 
-/// Whether its series gets no fixes any more (November 2026).
-pub(crate) fn is_unmaintained(version: Version) -> bool {
-    version < Version(3, 5, 0)
+/// A bug that can cost a lock, and since when it is no more.
+pub(crate) struct Bug {
+    pub(crate) what: &'static str,
+    /// First fixed in these patch releases of 3.4 and 3.5.
+    pub(crate) fixed: (u64, u64),
+    /// What a server with it does not guarantee.
+    pub(crate) lowers: Characteristics,
 }
+
+const BUGS: &[Bug] = &[
+    Bug {
+        what: "a renewal may succeed on a lease that the server is about to end, so a session can end before its deadline",
+        fixed: (38, 23),
+        lowers: Characteristics::STRICT_EXCLUSION,
+    },
+    Bug {
+        what: "a leader whose disk stood still may end a lease that was renewed meanwhile (etcd-io/etcd#12528, #15247)",
+        fixed: (31, 13),
+        lowers: Characteristics::empty(),
+    },
+    // In 3.4 from 3.4.20 on.
+    Bug {
+        what: "a member that stood still may answer a linearizable read from the past (etcd-io/etcd#20418)",
+        fixed: (42, 28),
+        lowers: Characteristics::LINEARIZABLE,
+    },
+    Bug {
+        what: "watches may lose, repeat or misorder events",
+        fixed: (38, 0),
+        lowers: Characteristics::empty(),
+    },
+    Bug {
+        what: "members' data may come to differ after a crash (etcd-io/etcd#13766)",
+        fixed: (0, 3),
+        lowers: Characteristics::empty(),
+    },
+];
+
+/// Series before this one get no fixes any more (November 2026).
+pub(crate) const MAINTAINED: Version = Version(3, 5, 0);
 
 /// Lowers `best` to what a server of `version` guarantees. What an unknown version may lack counts as not guaranteed.
 ///
@@ -45,18 +81,7 @@ pub(crate) fn lower(best: Characteristics, version: &str) -> Result<Characterist
             format!("the server is etcd {version}; at least 3.4 is needed, upgrade it"),
         ));
     }
-    let mut guaranteed = best;
-    // A renewal could succeed on a lease that the server had already decided to revoke (etcd 3.4 before 3.4.38, 3.5
-    // before 3.5.23): then the server ends a session before the deadline that it confirmed.
-    if !number.has(38, 23) {
-        guaranteed -= Characteristics::STRICT_EXCLUSION;
-    }
-    // Linearizable reads could be stale after a pause of a member (etcd-io/etcd#20418; 3.4.20 to 3.4.41, 3.5 before
-    // 3.5.28).
-    if !number.has(42, 28) {
-        guaranteed -= Characteristics::LINEARIZABLE;
-    }
-    Ok(guaranteed)
+    Ok(number.bugs().fold(best, |guaranteed, bug| guaranteed - bug.lowers))
 }
 
 #[cfg(test)]
