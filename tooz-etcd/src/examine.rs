@@ -68,13 +68,6 @@ struct Member {
     status: Option<MemberStatus>,
 }
 
-/// The cluster, as far as its members answered.
-#[derive(Clone, Debug, Default)]
-struct Cluster {
-    members: Vec<Member>,
-    alarms: Vec<&'static str>,
-}
-
 impl Examiner {
     async fn call<T>(&self, call: impl Future<Output = Result<T, etcd_client::Error>>) -> Result<T> {
         match self.context.spawner.timeout(self.limit, call).await {
@@ -107,7 +100,7 @@ impl Examiner {
             return Err(first.map_or_else(|| ErrorKind::Unavailable.into(), |(_, error)| error));
         };
         let listed = self.call(client.member_list()).await;
-        let mut cluster = Cluster::default();
+        let mut members = Vec::new();
         if let Ok(listed) = &listed {
             for member in listed.members().iter().filter(|member| !member.is_learner()) {
                 let mut status = answers.remove(&member.id());
@@ -116,18 +109,17 @@ impl Examiner {
                         status = self.ask(endpoint).await.ok().map(|(_, status)| MemberStatus::from(&status));
                     }
                 }
-                cluster.members.push(Member { name: named(member.name(), member.client_urls()), status });
+                members.push(Member { name: named(member.name(), member.client_urls()), status });
             }
         } else {
             // Without a majority a member may not list the others: then only the URL's hosts are known.
             let answered = answers.into_values().map(|status| ("a member".to_owned(), Some(status)));
             let silent = silent.iter().map(|(endpoint, _)| ((*endpoint).clone(), None));
-            cluster.members = answered.chain(silent).map(|(name, status)| Member { name, status }).collect();
+            members = answered.chain(silent).map(|(name, status)| Member { name, status }).collect();
         }
-        if let Ok(alarms) = self.call(client.alarm(AlarmAction::Get, AlarmType::None, None)).await {
-            cluster.alarms = alarms.alarms().iter().map(|alarm| word(alarm.alarm())).collect();
-        }
-        Ok(findings(&cluster))
+        let asked = self.call(client.alarm(AlarmAction::Get, AlarmType::None, None)).await;
+        let alarms = asked.iter().flat_map(|asked| asked.alarms()).map(|alarm| alarm.alarm().as_str_name());
+        Ok(findings(&members, &alarms.collect::<Vec<_>>()))
     }
 }
 
@@ -136,23 +128,14 @@ fn named(name: &str, urls: &[String]) -> String {
     if name.is_empty() { urls } else { format!("{name} ({urls})") }
 }
 
-fn word(alarm: AlarmType) -> &'static str {
-    match alarm {
-        AlarmType::Nospace => "NOSPACE",
-        AlarmType::Corrupt => "CORRUPT",
-        AlarmType::None => "NONE",
-    }
-}
-
-/// What the state of the cluster means for locks.
-fn findings(cluster: &Cluster) -> Vec<Finding> {
-    let answered: Vec<&MemberStatus> =
-        cluster.members.iter().filter_map(|member| member.status.as_ref()).collect();
+/// What the state of the cluster means for locks: its members and its alarms, as far as members answered.
+fn findings(members: &[Member], alarms: &[&str]) -> Vec<Finding> {
+    let answered: Vec<&MemberStatus> = members.iter().filter_map(|member| member.status.as_ref()).collect();
     let mut versions: Vec<&str> = answered.iter().map(|status| status.version.as_str()).collect();
     versions.sort_unstable();
     versions.dedup();
     let mut found = vec![Finding::good("version", format!("etcd {}", versions.join(", ")))];
-    found.push(quorum(&cluster.members));
+    found.push(quorum(members));
     if answered.iter().any(|status| status.leader == 0) {
         found.push(Finding::bad(
             "leader",
@@ -161,7 +144,7 @@ fn findings(cluster: &Cluster) -> Vec<Finding> {
         ));
     }
     let errors = || answered.iter().flat_map(|status| &status.errors);
-    let alarmed = |word: &str| cluster.alarms.contains(&word) || errors().any(|error| error.contains(word));
+    let alarmed = |word: &str| alarms.contains(&word) || errors().any(|error| error.contains(word));
     if alarmed("NOSPACE") {
         found.push(Finding::bad(
             "alarm",
@@ -286,8 +269,8 @@ mod tests {
         Member { name: "m".into(), status }
     }
 
-    fn bad(cluster: &Cluster) -> Vec<&'static str> {
-        let found = findings(cluster);
+    fn bad(members: &[Member], alarms: &[&str]) -> Vec<&'static str> {
+        let found = findings(members, alarms);
         found.iter().filter(|f| f.severity() > Severity::Good).map(Finding::topic).collect()
     }
 
@@ -308,20 +291,17 @@ mod tests {
         ] {
             assert_eq!(quorum(&cluster(answering, silent)).severity(), worst, "{answering} and {silent}");
         }
-        let healthy = Cluster { members: cluster(3, 0), alarms: Vec::new() };
-        assert_eq!(bad(&healthy), [""; 0]);
-        assert_eq!(
-            bad(&Cluster { alarms: vec!["NOSPACE", "CORRUPT"], ..healthy.clone() }),
-            ["alarm", "alarm"]
-        );
+        let healthy = cluster(3, 0);
+        assert_eq!(bad(&healthy, &[]), [""; 0]);
+        assert_eq!(bad(&healthy, &["NOSPACE", "CORRUPT"]), ["alarm", "alarm"]);
         let mut leaderless = healthy.clone();
-        leaderless.members[0].status = Some(MemberStatus { leader: 0, ..status("3.6.1") });
-        assert_eq!(bad(&leaderless), ["leader"]);
+        leaderless[0].status = Some(MemberStatus { leader: 0, ..status("3.6.1") });
+        assert_eq!(bad(&leaderless, &[]), ["leader"]);
         // A user who may not ask for alarms finds them in the status.
         let errors = vec!["memberID:1 alarm:NOSPACE ".to_owned()];
         let mut full = healthy;
-        full.members[0].status = Some(MemberStatus { errors, ..status("3.6.1") });
-        assert_eq!(bad(&full), ["alarm"]);
+        full[0].status = Some(MemberStatus { errors, ..status("3.6.1") });
+        assert_eq!(bad(&full, &[]), ["alarm"]);
     }
 
     #[test]
