@@ -9,7 +9,7 @@ use etcd_client::{Event, EventType, KeyValue};
 use tooz_core::driver::support::errors::group_not_found;
 use tooz_core::driver::support::feed::{GroupFeed, HolderFeed};
 use tooz_core::driver::{ChangeStream, HolderStream};
-use tooz_core::{ErrorKind, GroupId, Result};
+use tooz_core::{GroupId, Result};
 
 use crate::client::Client;
 use crate::connection::watcher::{News, Watcher};
@@ -97,34 +97,25 @@ impl GroupFollower {
     /// After a gap, or when the group's key went (`deleted`): finds out whether the group was deleted or the backend lost
     /// its data. `None`: the watch ends.
     async fn look_again(&mut self, deleted: bool) -> Option<(Vec<u8>, i64)> {
-        loop {
-            match self.client.snapshot(&self.group).await {
-                Ok(Snapshot { revision, epoch, born, members }) => {
-                    // A missing id means the same as another one: the data is gone, and the group may come back.
-                    let lost = epoch != self.epoch;
-                    // One of the same name that was made in the gap is another group.
-                    let members = members.filter(|_| lost || (!deleted && born == self.born));
-                    let Some(members) = members.or_else(|| lost.then(Vec::new)) else {
-                        self.feed.deleted();
-                        return None;
-                    };
-                    self.feed.reset(members);
-                    if !epoch.is_empty() {
-                        self.epoch.clone_from(&epoch);
-                    }
-                    self.born = born;
-                    return Some((epoch, revision));
-                }
-                Err(error) if error.kind() == ErrorKind::Closed => {
-                    self.feed.end();
-                    return None;
-                }
-                Err(error) => {
-                    tracing::debug!(%error, group = %self.group, "the group cannot be looked at; it is tried again");
-                    self.client.connection.pause().await;
-                }
-            }
+        let found = self.client.connection.ask_again("a group", || self.client.snapshot(&self.group)).await;
+        let Some(Snapshot { revision, epoch, born, members }) = found else {
+            self.feed.end();
+            return None;
+        };
+        // A missing id means the same as another one: the data is gone, and the group may come back.
+        let lost = epoch != self.epoch;
+        // One of the same name that was made in the gap is another group.
+        let members = members.filter(|_| lost || (!deleted && born == self.born));
+        let Some(members) = members.or_else(|| lost.then(Vec::new)) else {
+            self.feed.deleted();
+            return None;
+        };
+        self.feed.reset(members);
+        if !epoch.is_empty() {
+            self.epoch.clone_from(&epoch);
         }
+        self.born = born;
+        Some((epoch, revision))
     }
 }
 
@@ -146,24 +137,18 @@ pub(crate) async fn holders(client: &Arc<Client>, keys: LockKeys) -> Result<Hold
                 News::Events(_, revision) => (revision, false),
                 News::Gap => (0, true),
             };
-            loop {
-                match client.look_with_epoch(&keys).await {
+            let (state, epoch) = loop {
+                match client.connection.ask_again("holders", || client.look_with_epoch(&keys)).await {
                     // A member that was away may answer from the past.
-                    Ok((state, _)) if state.revision < at_least => client.connection.pause().await,
-                    Ok((state, epoch)) => {
-                        seen = state.revision;
-                        told.set(view::holders(&state));
-                        if restart {
-                            watcher.restart(epoch, state.revision);
-                        }
-                        break;
-                    }
-                    Err(error) if error.kind() == ErrorKind::Closed => break,
-                    Err(error) => {
-                        tracing::debug!(%error, "the holders cannot be looked at; it is tried again");
-                        client.connection.pause().await;
-                    }
+                    Some((state, _)) if state.revision < at_least => client.connection.pause().await,
+                    Some(found) => break found,
+                    None => return told.end(),
                 }
+            };
+            seen = state.revision;
+            told.set(view::holders(&state));
+            if restart {
+                watcher.restart(epoch, state.revision);
             }
         }
     });

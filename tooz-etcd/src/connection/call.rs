@@ -113,6 +113,23 @@ impl Connection {
         .await
     }
 
+    /// For a background task: asks until the server answers; `None`: the driver was closed.
+    pub(crate) async fn ask_again<T, Fut>(&self, what: &str, ask: impl Fn() -> Fut) -> Option<T>
+    where
+        Fut: Future<Output = Result<T>>,
+    {
+        loop {
+            match ask().await {
+                Ok(answer) => return Some(answer),
+                Err(error) if error.kind() == ErrorKind::Closed => return None,
+                Err(error) => {
+                    tracing::debug!(%error, what, "the server did not answer; it is asked again");
+                    self.pause().await;
+                }
+            }
+        }
+    }
+
     pub(crate) fn silent(&self) -> Error {
         Error::new(ErrorKind::Timeout, format!("etcd did not answer within {:?}", self.timeout))
             .indeterminate()

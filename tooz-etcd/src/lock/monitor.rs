@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{Event, EventType};
+use tooz_core::LossReason;
 use tooz_core::driver::{AttemptId, Notice, Sleep};
-use tooz_core::{ErrorKind, LossReason};
 
 use crate::connection::watcher::{News, Watcher};
 use crate::keys::{below, only};
@@ -134,19 +134,14 @@ impl Monitor {
 
     /// Verifies these grants until the server answers; those that are not there are lost.
     async fn verify(&self, held: Vec<KnownGrant>) -> Answer {
-        loop {
-            match self.session.verify(&held).await {
-                Ok(Some(Verified { revision, gone })) => {
-                    self.lose(gone).await;
-                    return Answer::Lives(revision);
-                }
-                Ok(None) => return Answer::SessionGone,
-                Err(error) if error.kind() == ErrorKind::Closed => return Answer::DriverClosed,
-                Err(error) => {
-                    tracing::debug!(%error, "whether what is held is there cannot be asked; it is asked again");
-                    self.session.client.connection.pause().await;
-                }
+        let connection = &self.session.client.connection;
+        match connection.ask_again("what is held", || self.session.verify(&held)).await {
+            Some(Some(Verified { revision, gone })) => {
+                self.lose(gone).await;
+                Answer::Lives(revision)
             }
+            Some(None) => Answer::SessionGone,
+            None => Answer::DriverClosed,
         }
     }
 
