@@ -21,13 +21,15 @@
 //! Names below `%tooz/` are percent-encoded, so a slash always ends a name. `%to` is no percent-encoding, so no namespace
 //! begins like that. Groups with a slash in their id cannot be told from members in Python's keys, so their keys are ours.
 
+use std::fmt::Display;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tooz_core::driver::{AttemptId, LockKey, SessionId};
 use tooz_core::{FencingToken, GroupId, MemberId};
 
 use crate::config::DEFAULT_NAMESPACE;
-use crate::shared_with_python::{self, Warnings};
+use crate::shared_with_python;
 
 /// What an empty namespace is called; no encoding ends in a percent sign and letters that are no digits.
 const EMPTY: &[u8] = b"%none";
@@ -94,14 +96,17 @@ pub(crate) fn below(prefix: &[u8]) -> Range {
 }
 
 /// The keys of one namespace.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Keys {
     groups: Vec<u8>,
     locks: Vec<u8>,
     root: Vec<u8>,
     fence: Fence,
-    /// In Python's namespace only: in others nothing is shared with Python, and no warning is needed.
-    warnings: Option<Arc<Warnings>>,
+    /// Whether it is Python's namespace. In others nothing is shared with Python, and no warning is needed.
+    pythons: bool,
+    /// Whether a warning named an id that is not shared with Python, by kind.
+    warned_of_group: AtomicBool,
+    warned_of_member: AtomicBool,
 }
 
 impl Keys {
@@ -113,7 +118,15 @@ impl Keys {
             locks: join(&[b"/", &space, b"/locks"]),
             fence: Fence(join(&[&root, b"fence/"]).into()),
             root,
-            warnings: (namespace == DEFAULT_NAMESPACE).then(Arc::default),
+            pythons: namespace == DEFAULT_NAMESPACE,
+            warned_of_group: AtomicBool::new(false),
+            warned_of_member: AtomicBool::new(false),
+        }
+    }
+
+    fn warn_once(&self, warned: &AtomicBool, shared: bool, kind: &str, id: &dyn Display) {
+        if self.pythons && !shared && !warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(%id, "this {kind} id contains a slash, so processes of Python tooz do not see it; others like it will not be reported");
         }
     }
 
@@ -161,9 +174,7 @@ impl Keys {
     }
 
     pub(crate) fn claim(&self, member: &MemberId) -> Vec<u8> {
-        if let Some(warnings) = &self.warnings {
-            warnings.warn_of_member(member);
-        }
+        self.warn_once(&self.warned_of_member, shared_with_python::member(member), "member", member);
         self.ours(&[b"claim/", &encode(member.as_bytes())])
     }
 
@@ -182,10 +193,9 @@ impl Keys {
 
     pub(crate) fn group(&self, group: &GroupId) -> GroupKeys {
         let own = self.ours(&[b"group/", &encode(group.as_bytes()), b"/"]);
-        if let Some(warnings) = &self.warnings {
-            warnings.warn_of_group(group);
-        }
-        let python = shared_with_python::group(group).then(|| join(&[&self.groups, group.as_bytes(), b"/"]));
+        let shared = shared_with_python::group(group);
+        self.warn_once(&self.warned_of_group, shared, "group", group);
+        let python = shared.then(|| join(&[&self.groups, group.as_bytes(), b"/"]));
         GroupKeys { own, python }
     }
 
@@ -333,7 +343,6 @@ impl GroupKeys {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::sync::atomic::Ordering;
 
     use proptest::prelude::*;
     use tooz_core::LockName;
@@ -385,11 +394,13 @@ mod tests {
             assert_eq!(shared_with_python::election(&group), election.gate.is_some());
             // A warning says so once.
             keys.claim(&member);
-            let warnings = keys.warnings.as_ref().unwrap();
-            let warned = [&warnings.group, &warnings.member].map(|warned| warned.load(Ordering::Relaxed));
+            let warned =
+                [&keys.warned_of_group, &keys.warned_of_member].map(|warned| warned.load(Ordering::Relaxed));
             assert_eq!(warned, [!shared_with_python::group(&group), !shared_with_python::member(&member)]);
         }
-        assert!(Keys::new("ours").warnings.is_none(), "nothing is shared there, so no warning is due");
+        let ours = Keys::new("ours");
+        ours.group(&GroupId::new("a/b").unwrap());
+        assert!(!ours.warned_of_group.into_inner(), "nothing is shared there, so no warning is due");
     }
 
     #[test]

@@ -12,9 +12,6 @@
 //! # Ok::<(), tooz_core::Error>(())
 //! ```
 
-use std::fmt::Display;
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use tooz_core::{GroupId, LockName, MemberId};
 
 /// Whether Python's processes exclude ours from the lock of this name, and the other way round: always.
@@ -36,27 +33,4 @@ pub fn member(member: &MemberId) -> bool {
 /// Whether Python's processes are candidates in the election of this group: never, Python's driver has no elections.
 pub fn election(_: &GroupId) -> bool {
     false
-}
-
-/// Whether a warning named an id that is not shared with Python, by kind.
-#[derive(Debug, Default)]
-pub(crate) struct Warnings {
-    pub(crate) group: AtomicBool,
-    pub(crate) member: AtomicBool,
-}
-
-impl Warnings {
-    pub(crate) fn warn_of_group(&self, id: &GroupId) {
-        warn_once(&self.group, group(id), "group", id);
-    }
-
-    pub(crate) fn warn_of_member(&self, id: &MemberId) {
-        warn_once(&self.member, member(id), "member", id);
-    }
-}
-
-fn warn_once(warned: &AtomicBool, shared: bool, kind: &str, id: &dyn Display) {
-    if !shared && !warned.swap(true, Ordering::Relaxed) {
-        tracing::warn!(%id, "this {kind} id contains a slash, so processes of Python tooz do not see it; others like it will not be reported");
-    }
 }
