@@ -35,17 +35,8 @@ impl Script {
 
     /// SHA-1 of the source in hexadecimal, as `EVALSHA` takes it.
     pub(crate) fn hash(&self) -> &str {
-        self.hash.get_or_init(|| hex(&Sha1::digest(self.source)))
+        self.hash.get_or_init(|| format!("{:x}", Sha1::digest(self.source)))
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a string does not fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 macro_rules! scripts {
