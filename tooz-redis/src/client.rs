@@ -10,9 +10,8 @@ use tooz_core::{Error, ErrorKind, Result};
 
 use crate::config::Config;
 use crate::connection::current::CurrentLink;
-use crate::connection::link::{Link, Outcome};
+use crate::connection::link::{Link, Outcome, Shared};
 use crate::connection::reply::begins_with;
-use crate::connection::shared::Shared;
 use crate::error;
 use crate::keys::Keys;
 use crate::scripts::{Call, Script};

@@ -6,8 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tooz_core::{Error, ErrorKind, Result};
 
-use super::link::Link;
-use super::shared::Shared;
+use super::link::{Link, Shared};
 
 pub(crate) struct CurrentLink(watch::Sender<State>);
 

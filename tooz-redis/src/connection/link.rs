@@ -7,14 +7,42 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Cmd, PushInfo, PushKind, RedisError, Value};
-use tokio::sync::watch;
+use tokio::sync::{Notify, mpsc, watch};
+use tooz_core::driver::Context;
 use tooz_core::{Error, ErrorKind};
 
 use super::address::Address;
+use super::channels::Channels;
 use super::discovery::Found;
 use super::reply::bytes;
-use super::shared::Shared;
+use crate::config::Config;
 use crate::error;
+
+/// What the links of one driver have in common with the supervisor and the calls.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) context: Context,
+    pub(crate) channels: Channels,
+    /// They lead to the supervisor.
+    pub(crate) suspicions: mpsc::UnboundedSender<Suspicion>,
+    /// Replicas did not confirm: one of them may have been promoted, or be gone.
+    pub(crate) doubts: Notify,
+}
+
+/// A link that may not work any more.
+pub(crate) struct Suspicion {
+    pub(crate) generation: u64,
+    /// An answer to a command does not clear it: messages do not come through.
+    pub(crate) deaf: bool,
+}
+
+impl Shared {
+    /// Reports a link: a beat over it was not answered in time, or its messages do not come through.
+    pub(crate) fn suspect(&self, generation: u64, deaf: bool) {
+        // The supervisor is gone only when the driver is.
+        let _ = self.suspicions.send(Suspicion { generation, deaf });
+    }
+}
 
 /// The connections to one server.
 pub(crate) struct Link {

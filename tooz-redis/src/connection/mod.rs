@@ -7,18 +7,18 @@ pub(crate) mod discovery;
 pub(crate) mod link;
 pub(crate) mod reply;
 pub(crate) mod server_info;
-pub(crate) mod shared;
 pub(crate) mod subscription;
 pub(crate) mod supervisor;
 pub(crate) mod tls;
 
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tooz_core::driver::{Context, Task};
 use tooz_core::{Characteristics, Error, ErrorKind, Result};
 
-use self::shared::Shared;
+use self::channels::Channels;
+use self::link::Shared;
 use self::supervisor::Supervisor;
 use crate::client::Client;
 use crate::config::Config;
@@ -30,7 +30,8 @@ pub(crate) async fn connect(
 ) -> Result<(Arc<Client>, Characteristics, Task<()>)> {
     let spawner = context.spawner.clone();
     let (suspicions, orders) = mpsc::unbounded_channel();
-    let client = Arc::new(Client::new(Shared::new(config, context, suspicions)));
+    let (channels, doubts) = (Channels::default(), Notify::new());
+    let client = Arc::new(Client::new(Shared { config, context, channels, suspicions, doubts }));
     let supervisor = Supervisor::new(&client, orders);
     let connecting = Arc::clone(&client);
     // On the coordinator's runtime: the tasks of the connections must not end with the runtime of the caller.

@@ -13,9 +13,8 @@ use tooz_core::driver::support::backoff::Backoff;
 use tooz_core::{Error, ErrorKind, Result};
 
 use super::discovery::{Discovery, Found};
-use super::link::Link;
+use super::link::{Link, Suspicion};
 use super::server_info;
-use super::shared::Suspicion;
 use crate::client::Client;
 use crate::error;
 
