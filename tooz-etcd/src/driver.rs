@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tooz_core::driver::{Connect, Driver, Groups, Locks, OpenSession, Session};
+use tooz_core::driver::{Connect, Connecting, Driver, Groups, Locks, OpenSession, Session};
 use tooz_core::{Characteristics, ErrorKind, Result};
 
 use crate::client::Client;
@@ -18,8 +18,14 @@ pub(crate) struct Etcd {
     characteristics: Characteristics,
 }
 
-impl Etcd {
-    pub(crate) async fn connect(request: Connect) -> Result<Self> {
+/// Connects at the driver's level, for programs that work with [`tooz_core::driver`] and for tests of drivers;
+/// other programs connect a coordinator.
+///
+/// # Errors
+/// `InvalidUrl`, `InvalidOption`: the URL is none of this driver, or a file that it names cannot be read.
+/// `Unavailable`, `Denied`, `Incompatible`: what the server says. Whether every option is known is checked by the core.
+pub fn connect(request: Connect) -> Connecting {
+    Box::pin(async move {
         let (config, view) = (Config::read(&request.url)?, request.view);
         let options = config.connect_options(&request.context).await?;
         let connection = Connection::new(&config, options, request.context);
@@ -41,8 +47,8 @@ impl Etcd {
         if view {
             client.check_readable().await?;
         }
-        Ok(Self { client, characteristics })
-    }
+        Ok(Arc::new(Etcd { client, characteristics }) as Arc<dyn Driver>)
+    })
 }
 
 #[async_trait]

@@ -18,28 +18,18 @@ pub mod shared_with_python;
 mod view;
 mod watch;
 
-use std::sync::Arc;
-
-use tooz_core::driver::{Connect, Connecting, Driver, Registration};
+use tooz_core::driver::Registration;
 
 /// This driver. It registers itself when the crate is linked; pass it by hand where constructors do not run.
 pub const REGISTRATION: Registration =
-    Registration::new(env!("CARGO_PKG_NAME"), config::SCHEMES, config::characteristics, connect)
+    Registration::new(env!("CARGO_PKG_NAME"), config::SCHEMES, config::characteristics, driver::connect)
         .options(config::OPTIONS)
         .foreign_options(config::FOREIGN_OPTIONS)
         .examine(examine::examine);
 
 tooz_core::inventory::submit! { REGISTRATION }
 
-/// Connects at the driver's level, for programs that work with [`tooz_core::driver`] and for tests of drivers;
-/// other programs connect a coordinator.
-///
-/// # Errors
-/// `InvalidUrl`, `InvalidOption`: the URL is none of this driver, or a file that it names cannot be read.
-/// `Unavailable`, `Denied`, `Incompatible`: what the server says. Whether every option is known is checked by the core.
-pub fn connect(request: Connect) -> Connecting {
-    Box::pin(async move { Ok(Arc::new(driver::Etcd::connect(request).await?) as Arc<dyn Driver>) })
-}
+pub use driver::connect;
 
 /// What a server of this version guarantees of the best that a URL promises, for tests that start servers.
 #[doc(hidden)]
