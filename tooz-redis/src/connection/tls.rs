@@ -7,28 +7,23 @@ use redis::{ConnectionInfo, RedisResult};
 #[cfg(feature = "tls")]
 use tooz_core::{BackendUrl, Error, ErrorKind, Result};
 
-/// What a URL says about certificates, in PEM.
-#[derive(Clone, Default)]
-pub(crate) struct Tls {
-    #[cfg(feature = "tls")]
-    root: Option<Vec<u8>>,
-    #[cfg(feature = "tls")]
-    client: Option<(Vec<u8>, Vec<u8>)>,
-}
+/// The certificates that a URL names, in PEM.
+#[cfg(feature = "tls")]
+pub(crate) type Tls = redis::TlsCertificates;
+#[cfg(not(feature = "tls"))]
+pub(crate) type Tls = std::convert::Infallible;
 
 #[cfg(feature = "tls")]
-impl Tls {
-    pub(crate) fn read(url: &BackendUrl) -> Result<Self> {
-        let file =
-            |option: &'static str| url.option(option).map(|path| read(option, Path::new(path))).transpose();
-        let client = match (file("tls_cert")?, file("tls_key")?) {
-            (Some(cert), Some(key)) => Some((cert, key)),
-            (None, None) => None,
-            _ => return Err(refuse("tls_cert", "it goes together with tls_key")),
-        };
-        ensure_crypto_provider();
-        Ok(Self { root: file("tls_ca")?, client })
-    }
+pub(crate) fn read(url: &BackendUrl) -> Result<Tls> {
+    let file =
+        |option: &'static str| url.option(option).map(|path| read_file(option, Path::new(path))).transpose();
+    let client_tls = match (file("tls_cert")?, file("tls_key")?) {
+        (Some(client_cert), Some(client_key)) => Some(redis::ClientTlsConfig { client_cert, client_key }),
+        (None, None) => None,
+        _ => return Err(refuse("tls_cert", "it goes together with tls_key")),
+    };
+    ensure_crypto_provider();
+    Ok(Tls { client_tls, root_cert: file("tls_ca")? })
 }
 
 #[cfg(feature = "tls")]
@@ -37,7 +32,7 @@ fn refuse(option: &str, why: &str) -> Error {
 }
 
 #[cfg(feature = "tls")]
-fn read(option: &str, path: &Path) -> Result<Vec<u8>> {
+fn read_file(option: &str, path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path)
         .map_err(|error| refuse(option, &format!("{} cannot be read", path.display())).caused_by(error))
 }
@@ -55,13 +50,7 @@ fn ensure_crypto_provider() {
 pub(crate) fn open(info: ConnectionInfo, tls: Option<&Tls>) -> RedisResult<redis::Client> {
     #[cfg(feature = "tls")]
     if let Some(tls) = tls {
-        let client = tls.client.clone();
-        let certificates = redis::TlsCertificates {
-            client_tls: client
-                .map(|(cert, key)| redis::ClientTlsConfig { client_cert: cert, client_key: key }),
-            root_cert: tls.root.clone(),
-        };
-        return redis::Client::build_with_tls(info, certificates);
+        return redis::Client::build_with_tls(info, tls.clone());
     }
     #[cfg(not(feature = "tls"))]
     let _ = tls;
