@@ -10,7 +10,7 @@ use tooz_core::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
 use crate::client::Client;
 use crate::connection::reply::Parts;
 use crate::driver::Redis;
-use crate::scripts;
+use crate::scripts::{self, Script};
 use crate::session::RedisSession;
 use crate::view::{Seen, read_group};
 use crate::watch;
@@ -124,37 +124,36 @@ impl SessionGroups for RedisSession {
     }
 
     async fn leave(&self, group: &GroupId) -> Result<()> {
-        let (state, client) = (&self.state, &self.state.client);
-        let keys = client.keys.group(group);
-        let call = scripts::LEAVE
-            .call()
-            .keys([keys.key, keys.own, state.key()])
-            .arg(state.id.to_string())
-            .arg(state.member.as_bytes())
-            .arg(&keys.base)
-            .arg(group.as_bytes());
-        let answer = client.call(&call).await?;
-        match Parts::of(answer.value)?.text("its outcome")?.as_str() {
-            "ok" => Ok(()),
-            "nomember" | "nogroup" if answer.repeated => Err(unknown_end("the member is out")),
-            "nogroup" => Err(group_not_found(group)),
-            "nomember" => Err(member_not_found(group, &state.member)),
-            _ => Err(state.lost()),
-        }
+        self.change_own(&scripts::LEAVE, group, group.as_bytes(), true).await
     }
 
     async fn update(&self, group: &GroupId, capabilities: &Capabilities) -> Result<()> {
+        self.change_own(&scripts::UPDATE, group, capabilities.as_msgpack(), false).await
+    }
+}
+
+impl RedisSession {
+    /// Changes this session's own record in a group. `removes`: a call that was sent twice may itself be why there is none.
+    async fn change_own(
+        &self,
+        script: &'static Script,
+        group: &GroupId,
+        argument: &[u8],
+        removes: bool,
+    ) -> Result<()> {
         let (state, client) = (&self.state, &self.state.client);
         let keys = client.keys.group(group);
-        let call = scripts::UPDATE
+        let call = script
             .call()
             .keys([keys.key, keys.own, state.key()])
             .arg(state.id.to_string())
             .arg(state.member.as_bytes())
             .arg(&keys.base)
-            .arg(capabilities.as_msgpack());
-        match Parts::of(client.call(&call).await?.value)?.text("its outcome")?.as_str() {
+            .arg(argument);
+        let answer = client.call(&call).await?;
+        match Parts::of(answer.value)?.text("its outcome")?.as_str() {
             "ok" => Ok(()),
+            "nomember" | "nogroup" if removes && answer.repeated => Err(unknown_end("the member is out")),
             "nogroup" => Err(group_not_found(group)),
             "nomember" => Err(member_not_found(group, &state.member)),
             _ => Err(state.lost()),
