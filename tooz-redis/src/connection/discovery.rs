@@ -4,7 +4,6 @@
 //! the one whose answer counts.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
@@ -42,10 +41,7 @@ impl Found {
 }
 
 #[derive(Default)]
-pub(crate) struct Discovery(Mutex<Known>);
-
-#[derive(Default)]
-struct Known {
+pub(crate) struct Discovery {
     turn: usize,
     /// Other nodes of the cluster, as its nodes named them.
     nodes: Vec<Address>,
@@ -54,24 +50,19 @@ struct Known {
 }
 
 impl Discovery {
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The sentinels or nodes to ask, in this order.
-    fn order(&self, first: &[Address]) -> Vec<Address> {
-        let mut known = self.known();
+    fn order(&mut self, first: &[Address]) -> Vec<Address> {
         let mut all = first.to_vec();
-        all.extend(known.nodes.iter().filter(|node| !first.contains(node)).cloned());
-        let start = known.turn % all.len().max(1);
-        known.turn = known.turn.wrapping_add(1);
+        all.extend(self.nodes.iter().filter(|node| !first.contains(node)).cloned());
+        let start = self.turn % all.len().max(1);
+        self.turn = self.turn.wrapping_add(1);
         all.rotate_left(start);
         all.truncate(ASKED);
         all
     }
 
     /// Finds the server; must run on the coordinator's runtime.
-    pub(crate) async fn find(&self, config: &Config, spawner: &Spawner) -> Result<Found> {
+    pub(crate) async fn find(&mut self, config: &Config, spawner: &Spawner) -> Result<Found> {
         let asked = match &config.topology {
             Topology::Server(address) => return Ok(Found::named(address)),
             Topology::Sentinel { sentinels, .. } => self.order(sentinels),
@@ -92,9 +83,8 @@ impl Discovery {
                     continue;
                 }
             };
-            let mut known = self.known();
-            if found.epoch >= known.epoch {
-                known.epoch = found.epoch;
+            if found.epoch >= self.epoch {
+                self.epoch = found.epoch;
                 return Ok(found);
             }
             // This one has not heard of the last fail-over yet. If all of them went back, none lags behind.
@@ -104,12 +94,12 @@ impl Discovery {
         }
         let newest = behind.ok_or_else(|| not_found(&config.topology, &failures))?;
         if failures.is_empty() {
-            self.known().epoch = newest.epoch;
+            self.epoch = newest.epoch;
         }
         Ok(newest)
     }
 
-    async fn query(&self, config: &Config, who: &Address) -> Result<Found> {
+    async fn query(&mut self, config: &Config, who: &Address) -> Result<Found> {
         let explain = |error| error::connecting(&who.to_string(), error);
         let options = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
         let client = config
@@ -125,7 +115,7 @@ impl Discovery {
                 command.arg("SLOTS");
                 let slots = answer(&mut connection, who, &command).await?;
                 let (owner, nodes) = slot_owner(&slots, *slot, who)?;
-                self.known().nodes = nodes;
+                self.nodes = nodes;
                 Ok(owner)
             }
             Topology::Server(address) => Ok(Found::named(address)),
@@ -300,7 +290,7 @@ mod tests {
 
     #[test]
     fn another_one_is_asked_first_each_time() {
-        let discovery = Discovery::default();
+        let mut discovery = Discovery::default();
         let all = [tcp("a", 1), tcp("b", 1), tcp("c", 1)];
         let firsts: Vec<_> = (0..4).map(|_| discovery.order(&all)[0].clone()).collect();
         assert_eq!(firsts, [all[0].clone(), all[1].clone(), all[2].clone(), all[0].clone()]);

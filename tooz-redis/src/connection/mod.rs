@@ -32,7 +32,7 @@ pub(crate) async fn connect(
     let (suspicions, orders) = mpsc::unbounded_channel();
     let (channels, doubts) = (Channels::default(), Notify::new());
     let client = Arc::new(Client::new(Shared { config, context, channels, suspicions, doubts }));
-    let supervisor = Supervisor::new(&client, orders);
+    let mut supervisor = Supervisor::new(&client, orders);
     let connecting = Arc::clone(&client);
     // On the coordinator's runtime: the tasks of the connections must not end with the runtime of the caller.
     let first = spawner.spawn(async move {

@@ -5,7 +5,6 @@
 //! what is still on its way over the old one cannot come between.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -30,22 +29,18 @@ pub(crate) struct Supervisor {
     client: Arc<Client>,
     suspicions: mpsc::UnboundedReceiver<Suspicion>,
     discovery: Discovery,
-    generation: AtomicU64,
+    generation: u64,
 }
 
 impl Supervisor {
     pub(crate) fn new(client: &Arc<Client>, suspicions: mpsc::UnboundedReceiver<Suspicion>) -> Self {
-        Self {
-            client: Arc::clone(client),
-            suspicions,
-            discovery: Discovery::default(),
-            generation: AtomicU64::new(0),
-        }
+        Self { client: Arc::clone(client), suspicions, discovery: Discovery::default(), generation: 0 }
     }
 
     /// Discovers the server and connects; must run on the coordinator's runtime.
-    pub(crate) async fn link_up(&self) -> Result<Link> {
-        let (config, spawner) = (self.client.config(), &self.client.context().spawner);
+    pub(crate) async fn link_up(&mut self) -> Result<Link> {
+        let client = Arc::clone(&self.client);
+        let (config, spawner) = (client.config(), &client.context().spawner);
         if !config.topology.is_discovered() {
             let found = self.discovery.find(config, spawner).await?;
             return Box::pin(self.link_to(&found)).await;
@@ -78,11 +73,11 @@ impl Supervisor {
         Err(failure)
     }
 
-    async fn link_to(&self, found: &Found) -> Result<Link> {
-        let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1;
+    async fn link_to(&mut self, found: &Found) -> Result<Link> {
+        self.generation += 1;
         let shared = &self.client.shared;
         let explain = |error| error::connecting(&found.address.to_string(), error);
-        let link = Link::connect(shared, found, generation).await.map_err(explain)?;
+        let link = Link::connect(shared, found, self.generation).await.map_err(explain)?;
         link.subscribe(shared.channels.all()).await.map_err(explain)?;
         Ok(link)
     }
@@ -93,7 +88,7 @@ impl Supervisor {
                 biased; // a broken link needs no suspicion
                 () = link.broken() => None,
                 suspicion = self.suspicions.recv() => suspicion,
-                () = Self::look(&self.client, &self.discovery, &link) => continue,
+                () = Self::look(&self.client, &mut self.discovery, &link) => continue,
             };
             if self.client.current.is_closed() {
                 return;
@@ -123,7 +118,7 @@ impl Supervisor {
     }
 
     /// Where the server is discovered, asks again which it is, and how many replicas it has.
-    async fn look(client: &Client, discovery: &Discovery, link: &Link) {
+    async fn look(client: &Client, discovery: &mut Discovery, link: &Link) {
         let (config, spawner) = (client.config(), &client.context().spawner);
         if !config.topology.is_discovered() {
             return std::future::pending().await;
@@ -147,19 +142,21 @@ impl Supervisor {
         }
     }
 
-    async fn link_up_in_time(&self) -> Result<Link> {
-        let config = self.client.config();
-        match self.client.context().spawner.timeout(config.greeting_limit(), self.link_up()).await {
+    async fn link_up_in_time(&mut self) -> Result<Link> {
+        let client = Arc::clone(&self.client);
+        let config = client.config();
+        match client.context().spawner.timeout(config.greeting_limit(), self.link_up()).await {
             Some(result) => result,
             None => Err(Error::new(ErrorKind::Unavailable, format!("{} sends no greeting", config.topology))),
         }
     }
 
     /// Makes a link, however long that takes; `failed` hears of each try.
-    async fn make_link(&self, failed: impl Fn(Error)) -> Link {
+    async fn make_link(&mut self, failed: impl Fn(Error)) -> Link {
         // With jitter: many clients of a server that came back must not call in step.
         let mut pauses = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
-        let context = self.client.context();
+        let client = Arc::clone(&self.client);
+        let context = client.context();
         loop {
             match self.link_up_in_time().await {
                 Ok(link) => return link,
@@ -173,15 +170,16 @@ impl Supervisor {
     }
 
     /// The link is gone: makes another one.
-    async fn replace_ended(&self, old: &Link) -> Link {
+    async fn replace_ended(&mut self, old: &Link) -> Link {
         tracing::warn!(address = %old.address, why = old.why(), "the connection ended");
-        let current = &self.client.current;
-        current.set_down(Error::new(ErrorKind::Unavailable, format!("{}: {}", old.address, old.why())));
-        self.make_link(|error| current.set_down(error)).await
+        let client = Arc::clone(&self.client);
+        let down = |why| client.current.set_down(why);
+        down(Error::new(ErrorKind::Unavailable, format!("{}: {}", old.address, old.why())));
+        self.make_link(down).await
     }
 
     /// The link does not answer: makes another one beside it, unless the link answers first.
-    async fn replace_suspected(&self, old: &Link, deaf: bool) -> Option<Link> {
+    async fn replace_suspected(&mut self, old: &Link, deaf: bool) -> Option<Link> {
         tracing::debug!(address = %old.address, deaf, "the connection is suspected");
         let answered = async {
             if deaf {
