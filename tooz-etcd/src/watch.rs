@@ -13,7 +13,7 @@ use tooz_core::{GroupId, Result};
 
 use crate::client::Client;
 use crate::connection::watcher::{News, Watcher};
-use crate::keys::{GroupKeys, LockKeys, Range, only};
+use crate::keys::{GroupKeys, LockKeys};
 use crate::lock::state::{Verdict, ranges};
 use crate::view::{self, Snapshot, member_record};
 
@@ -22,13 +22,9 @@ pub(crate) async fn group(client: &Arc<Client>, group: &GroupId) -> Result<Chang
     let Snapshot { revision, epoch, born, members } = client.snapshot(group).await?;
     let feed = GroupFeed::new(members.ok_or_else(|| group_not_found(group))?);
     let keys = client.keys.group(group);
-    let mut ranges: Vec<Range> = vec![only(keys.group())];
-    ranges.extend(keys.members());
-    // The group's key comes right before its members: one range is both.
-    if ranges[1].0 == [keys.group(), b"\0"].concat() {
-        let (_, end) = ranges.remove(1);
-        ranges[0].1 = end;
-    }
+    // The group's key comes right before the first range of its members: one range is both.
+    let mut ranges = keys.members();
+    ranges[0].0 = keys.group().to_vec();
     let watcher = Watcher::new(&client.connection, &client.keys, epoch.clone(), ranges, revision);
     let follower = GroupFollower {
         client: Arc::clone(client),
