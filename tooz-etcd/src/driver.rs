@@ -29,7 +29,7 @@ pub fn connect(request: Connect) -> Connecting {
         let (config, view) = (Config::read(&request.url)?, request.view);
         let options = config.connect_options(&request.context).await?;
         let connection = Connection::new(&config, options, request.context);
-        let status = connection.call(true, |channel| async move { channel.raw().status().await }).await;
+        let status = connection.call(true, |mut channel| async move { channel.client.status().await }).await;
         let best = config::characteristics(&request.url);
         let characteristics = match status {
             Ok(status) => version::lower(best, status.version())?,

@@ -62,7 +62,7 @@ struct Current {
 /// A gRPC channel, and the generation of the connection that it is.
 #[derive(Clone)]
 pub(crate) struct Channel {
-    client: Client,
+    pub(crate) client: Client,
     pub(crate) generation: u64,
 }
 
@@ -77,10 +77,6 @@ impl Channel {
 
     pub(crate) fn watches(&self) -> WatchClient {
         self.client.watch_client().max_decoding_message_size(LARGEST_ANSWER)
-    }
-
-    pub(crate) fn raw(&self) -> Client {
-        self.client.clone()
     }
 }
 
