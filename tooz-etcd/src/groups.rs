@@ -13,7 +13,6 @@ use tooz_core::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
 use crate::connection::answer;
 use crate::driver::Etcd;
 use crate::keys::below;
-use crate::session::EtcdSession;
 use crate::session_state::SessionState;
 use crate::view::{get_range, member_record};
 use crate::watch;
@@ -152,6 +151,35 @@ impl SessionState {
         Ok(response)
     }
 
+    /// Writes to this session's own record in a group.
+    async fn write_own(&self, group: &GroupId, write: impl Fn(Vec<u8>) -> TxnOp) -> Result<()> {
+        let keys = self.client.keys.group(group);
+        let own = keys.member(&self.member);
+        loop {
+            let compares = vec![
+                self.in_session_epoch(),
+                Compare::version(keys.group(), CompareOp::Greater, 0),
+                Compare::lease(own.clone(), CompareOp::Equal, self.opened.lease),
+            ];
+            let looks = vec![TxnOp::get(keys.group(), None), TxnOp::get(own.clone(), None)];
+            let response = self.write(compares, vec![write(own.clone())], looks).await?;
+            if response.succeeded() {
+                return Ok(());
+            }
+            self.read_session_epoch(&response, 0)?;
+            if answer::found(&response, 1).is_empty() {
+                return Err(group_not_found(group));
+            }
+            if answer::found(&response, 2).first().is_none_or(|kv| kv.lease() != self.opened.lease) {
+                return Err(member_not_found(group, &self.member));
+            }
+            // A withdrawal of this session moved its epoch meanwhile: again.
+        }
+    }
+}
+
+#[async_trait]
+impl SessionGroups for SessionState {
     async fn join(&self, request: &Join) -> Result<()> {
         let keys = self.client.keys.group(&request.group);
         let (group, own, claim) =
@@ -205,46 +233,11 @@ impl SessionState {
         }
     }
 
-    /// Writes to this session's own record in a group.
-    async fn write_own(&self, group: &GroupId, write: impl Fn(Vec<u8>) -> TxnOp) -> Result<()> {
-        let keys = self.client.keys.group(group);
-        let own = keys.member(&self.member);
-        loop {
-            let compares = vec![
-                self.in_session_epoch(),
-                Compare::version(keys.group(), CompareOp::Greater, 0),
-                Compare::lease(own.clone(), CompareOp::Equal, self.opened.lease),
-            ];
-            let looks = vec![TxnOp::get(keys.group(), None), TxnOp::get(own.clone(), None)];
-            let response = self.write(compares, vec![write(own.clone())], looks).await?;
-            if response.succeeded() {
-                return Ok(());
-            }
-            self.read_session_epoch(&response, 0)?;
-            if answer::found(&response, 1).is_empty() {
-                return Err(group_not_found(group));
-            }
-            if answer::found(&response, 2).first().is_none_or(|kv| kv.lease() != self.opened.lease) {
-                return Err(member_not_found(group, &self.member));
-            }
-            // A withdrawal of this session moved its epoch meanwhile: again.
-        }
-    }
-}
-
-#[async_trait]
-impl SessionGroups for EtcdSession {
-    async fn join(&self, request: &Join) -> Result<()> {
-        self.state.join(request).await.map_err(|error| error.during("join"))
-    }
-
     async fn leave(&self, group: &GroupId) -> Result<()> {
-        let left = self.state.write_own(group, |own| TxnOp::delete(own, None)).await;
-        left.map_err(|error| error.during("leave"))
+        self.write_own(group, |own| TxnOp::delete(own, None)).await
     }
 
     async fn update(&self, group: &GroupId, capabilities: &Capabilities) -> Result<()> {
-        let put = |own| TxnOp::put(own, capabilities.as_msgpack(), self.state.with_lease());
-        self.state.write_own(group, put).await.map_err(|error| error.during("update"))
+        self.write_own(group, |own| TxnOp::put(own, capabilities.as_msgpack(), self.with_lease())).await
     }
 }

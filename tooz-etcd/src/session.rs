@@ -257,7 +257,7 @@ impl Session for EtcdSession {
     }
 
     fn groups(&self) -> &dyn SessionGroups {
-        self
+        &*self.state
     }
 
     fn locks(&self) -> &dyn SessionLocks {
