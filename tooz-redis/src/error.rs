@@ -89,8 +89,6 @@ fn by_code(error: &RedisError) -> (ErrorKind, &'static str, bool) {
         "MISCONF" => (ErrorKind::Unavailable, "the server cannot write to its disk", false),
         "NOREPLICAS" => (ErrorKind::Unavailable, "the server has too few replicas to write", false),
         "BUSY" => (ErrorKind::Unavailable, "the server is busy with a script", false),
-        "LOADING" => (ErrorKind::Unavailable, "the server is loading its data", false),
-        "READONLY" => (ErrorKind::Unavailable, "the server is a replica", false),
         "NOAUTH" | "WRONGPASS" | "NOPERM" => {
             (ErrorKind::Denied, "the server refuses the user or the password", false)
         }
