@@ -148,7 +148,8 @@ impl Client {
         format!("{:032x}", self.context().entropy.id())
     }
 
-    /// A call of one of two scripts with the same answer: `tidying` writes on the way, `looking` is for a view, which may not.
+    /// A call of one of two scripts with the same answer: `tidying` writes on the way, `looking` is for a view, which may not
+    /// write.
     pub(crate) fn question(&self, tidying: &'static Script, looking: &'static Script) -> Call {
         let view = self.config().view;
         let mut call = if view { looking } else { tidying }.call();

@@ -113,8 +113,8 @@ fn milliseconds(duration: Duration) -> String {
     format!("{:.1} ms", duration.as_secs_f64() * 1e3)
 }
 
-/// What the answer to `INFO` means for locks. `appendfsync`: `None` where the user may not ask. `replicated`: the URL's scheme
-/// waits for replicas by itself.
+/// What the answer to `INFO` means for locks. `appendfsync`: `None` where the user may not ask. `replicated`: the URL's
+/// scheme waits for replicas by itself.
 fn judge(info: &BTreeMap<String, String>, appendfsync: Option<&str>, replicated: bool) -> Vec<Finding> {
     let say = |name: &str| info.get(name).map_or("", String::as_str);
     let number = |name: &str| say(name).parse::<u64>().unwrap_or(0);

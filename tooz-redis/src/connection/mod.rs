@@ -23,7 +23,8 @@ use self::supervisor::Supervisor;
 use crate::client::Client;
 use crate::config::Config;
 
-/// Connects for the first time, and asks what the server does not guarantee. The task replaces the link whenever it ends, until the task is dropped.
+/// Connects for the first time, and asks what the server does not guarantee. The task replaces the link whenever it ends,
+/// until the task is dropped.
 pub(crate) async fn connect(
     config: Config,
     context: Context,
