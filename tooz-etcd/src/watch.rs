@@ -93,7 +93,8 @@ impl GroupFollower {
     /// After a gap, or when the group's key went (`deleted`): finds out whether the group was deleted or the backend lost
     /// its data. `None`: the watch ends.
     async fn look_again(&mut self, deleted: bool) -> Option<(Vec<u8>, i64)> {
-        let found = self.client.connection.ask_again("a group", || self.client.snapshot(&self.group)).await;
+        let what = format!("group \"{}\"", self.group);
+        let found = self.client.connection.ask_again(&what, || self.client.snapshot(&self.group)).await;
         let Some(Snapshot { revision, epoch, born, members }) = found else {
             self.feed.end();
             return None;
