@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use etcd_client::{AlarmAction, AlarmType, Client, ConnectOptions, StatusResponse};
+use etcd_client::{AlarmAction, AlarmResponse, AlarmType, Client, ConnectOptions, StatusResponse};
 use tooz_core::driver::{Connect, Context, Examining};
 use tooz_core::{Characteristics, Error, ErrorKind, Finding, Result};
 
@@ -118,7 +118,7 @@ impl Examiner {
             members = answered.chain(silent).map(|(name, status)| Member { name, status }).collect();
         }
         let asked = self.call(client.alarm(AlarmAction::Get, AlarmType::None, None)).await;
-        let alarms = asked.iter().flat_map(|asked| asked.alarms()).map(|alarm| alarm.alarm().as_str_name());
+        let alarms = asked.iter().flat_map(AlarmResponse::alarms).map(|alarm| alarm.alarm().as_str_name());
         Ok(findings(&members, &alarms.collect::<Vec<_>>()))
     }
 }
