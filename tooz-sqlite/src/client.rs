@@ -104,13 +104,15 @@ impl Client {
         &self.jobs
     }
 
-    /// Runs `work` within the operation's time limit.
+    /// Runs `work` within the operation's time limit. An error says during which operation it came.
     pub(crate) async fn call<T: Send + 'static>(
         &self,
+        operation: &'static str,
         level: Level,
         work: impl FnMut(&mut Tx<'_>) -> Work<T> + Send + 'static,
     ) -> Result<T> {
-        self.call_within(level, self.config.operation_timeout, work).await
+        let answer = self.call_within(level, self.config.operation_timeout, work).await;
+        answer.map_err(|error| error.during(operation))
     }
 
     pub(crate) async fn call_within<T: Send + 'static>(

@@ -134,31 +134,27 @@ impl Groups for SqliteDriver {
             }
             Err(group_exists(&group).into())
         };
-        self.client.call(Level::Durable, work).await.map_err(|error| error.during("create group"))
+        self.client.call("create group", Level::Durable, work).await
     }
 
     async fn delete(&self, group: &GroupId) -> Result<()> {
         let (namespace, group) = (self.client.namespace(), group.clone());
-        let work = move |tx: &mut Tx<'_>| delete(tx, &namespace, &group);
-        self.client.call(Level::Durable, work).await.map_err(|error| error.during("delete group"))
+        self.client.call("delete group", Level::Durable, move |tx| delete(tx, &namespace, &group)).await
     }
 
     async fn list(&self) -> Result<Vec<GroupId>> {
         let namespace = self.client.namespace();
-        let work = move |tx: &mut Tx<'_>| view::list(tx, &namespace);
-        self.client.call(Level::Read, work).await.map_err(|error| error.during("list groups"))
+        self.client.call("list groups", Level::Read, move |tx| view::list(tx, &namespace)).await
     }
 
     async fn members(&self, group: &GroupId) -> Result<Vec<MemberRecord>> {
         let (namespace, group) = (self.client.namespace(), group.clone());
-        let work = move |tx: &mut Tx<'_>| view::members(tx, &namespace, &group);
-        self.client.call(Level::Read, work).await.map_err(|error| error.during("members"))
+        self.client.call("members", Level::Read, move |tx| view::members(tx, &namespace, &group)).await
     }
 
     async fn member(&self, group: &GroupId, id: &MemberId) -> Result<MemberRecord> {
         let (namespace, group, id) = (self.client.namespace(), group.clone(), id.clone());
-        let work = move |tx: &mut Tx<'_>| view::member(tx, &namespace, &group, &id);
-        self.client.call(Level::Read, work).await.map_err(|error| error.during("member"))
+        self.client.call("member", Level::Read, move |tx| view::member(tx, &namespace, &group, &id)).await
     }
 
     async fn watch(&self, group: &GroupId) -> Result<ChangeStream> {
@@ -172,19 +168,17 @@ impl SessionGroups for SqliteSession {
         let (session, request) = (self.session.clone(), request.clone());
         // A group that a join creates has to be as durable as one from `create`.
         let level = if request.create { Level::Durable } else { Level::Write };
-        let work = move |tx: &mut Tx<'_>| join(tx, &session, &request);
-        self.client.call(level, work).await.map_err(|error| error.during("join"))
+        self.client.call("join", level, move |tx| join(tx, &session, &request)).await
     }
 
     async fn leave(&self, group: &GroupId) -> Result<()> {
         let (session, group) = (self.session.clone(), group.clone());
-        let work = move |tx: &mut Tx<'_>| leave(tx, &session, &group);
-        self.client.call(Level::Write, work).await.map_err(|error| error.during("leave"))
+        self.client.call("leave", Level::Write, move |tx| leave(tx, &session, &group)).await
     }
 
     async fn update(&self, group: &GroupId, capabilities: &Capabilities) -> Result<()> {
         let (session, group, capabilities) = (self.session.clone(), group.clone(), capabilities.clone());
         let work = move |tx: &mut Tx<'_>| update(tx, &session, &group, &capabilities);
-        self.client.call(Level::Write, work).await.map_err(|error| error.during("update capabilities"))
+        self.client.call("update capabilities", Level::Write, work).await
     }
 }

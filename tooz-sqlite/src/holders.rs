@@ -22,15 +22,14 @@ const BREAKS_KEPT_MICROS: i64 = 3_600_000_000;
 impl Locks for SqliteDriver {
     async fn holders(&self, key: &LockKey) -> Result<Holders> {
         let lock = self.client.lock(key);
-        let work = move |tx: &mut Tx<'_>| view::holders(tx, &lock);
-        self.client.call(Level::Read, work).await.map_err(|error| error.during("holders"))
+        self.client.call("holders", Level::Read, move |tx| view::holders(tx, &lock)).await
     }
 
     async fn break_lock(&self, request: &BreakRequest) -> Result<Vec<HolderRecord>> {
         let (lock, request) = (self.client.lock(&request.key), request.clone());
         let (key, by, why) = (request.key.clone(), request.by.clone(), request.why.clone());
         let work = move |tx: &mut Tx<'_>| break_lock(tx, &lock, &request);
-        let broken = self.client.call(Level::Write, work).await.map_err(|error| error.during("break"))?;
+        let broken = self.client.call("break", Level::Write, work).await?;
         for holder in &broken {
             let token = holder.token.map(FencingToken::get);
             tracing::warn!(%key, %by, why, ?token, "a lock was broken");
@@ -39,8 +38,7 @@ impl Locks for SqliteDriver {
     }
 
     async fn raise_tokens(&self, least: FencingToken) -> Result<()> {
-        let work = move |tx: &mut Tx<'_>| fence::raise_to(tx, least);
-        self.client.call(Level::Durable, work).await.map_err(|error| error.during("raise tokens"))
+        self.client.call("raise tokens", Level::Durable, move |tx| fence::raise_to(tx, least)).await
     }
 
     async fn watch(&self, key: &LockKey) -> Result<HolderStream> {

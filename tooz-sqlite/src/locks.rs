@@ -22,8 +22,7 @@ impl SessionLocks for SqliteSession {
     async fn request(&self, request: &Acquire) -> Result<Acquired> {
         let (session, lock, request) =
             (self.session.clone(), self.client.lock(&request.key), request.clone());
-        let work = move |tx: &mut Tx<'_>| request_lock(tx, &session, &request, &lock);
-        self.client.call(Level::Write, work).await.map_err(|error| error.during("request"))
+        self.client.call("request", Level::Write, move |tx| request_lock(tx, &session, &request, &lock)).await
     }
 
     async fn turn(&self, entry: &QueueEntry) -> Result<Turn> {
@@ -44,7 +43,7 @@ impl SessionLocks for SqliteSession {
                 }
                 Ok(outcome)
             };
-            let outcome = self.client.call(Level::Read, work).await.map_err(|error| error.during("turn"))?;
+            let outcome = self.client.call("turn", Level::Read, work).await?;
             if let Some(turn) = outcome {
                 return Ok(turn);
             }
@@ -59,14 +58,12 @@ impl SessionLocks for SqliteSession {
             return Ok(()); // everything of an ended session is gone
         }
         let (seq, lock) = (self.session.seq, self.client.lock(key));
-        let work = move |tx: &mut Tx<'_>| withdraw(tx, seq, &lock, attempt);
-        self.client.call(Level::Write, work).await.map_err(|error| error.during("withdraw"))
+        self.client.call("withdraw", Level::Write, move |tx| withdraw(tx, seq, &lock, attempt)).await
     }
 
     async fn release(&self, grant: &Grant, end: End) -> Result<Released> {
         let (seq, lock, attempt) = (self.session.seq, self.client.lock(&grant.key), grant.attempt);
-        let work = move |tx: &mut Tx<'_>| release(tx, seq, &lock, attempt, end);
-        self.client.call(Level::Write, work).await.map_err(|error| error.during("release"))
+        self.client.call("release", Level::Write, move |tx| release(tx, seq, &lock, attempt, end)).await
     }
 }
 

@@ -80,8 +80,7 @@ impl SqliteSession {
             let jobs = jobs.clone();
             move |tx: &mut Tx<'_>| open(tx, &jobs, &namespace, id, &request)
         };
-        let (owned, epoch) =
-            client.call(Level::Write, work).await.map_err(|error| error.during("open session"))?;
+        let (owned, epoch) = client.call("open session", Level::Write, work).await?;
         let (client, session) = (client.clone(), owned.session.clone());
         Ok(Self { owned, client, session, epoch, opened_at, closed: AtomicBool::new(false) })
     }
@@ -172,8 +171,7 @@ impl Session for SqliteSession {
 
     async fn renew(&self, held: &Held) -> Result<Renewal> {
         let (session, held) = (self.session.clone(), held.clone());
-        let work = move |tx: &mut Tx<'_>| renew(tx, &session, &held);
-        self.client.call(Level::Read, work).await.map_err(|error| error.during("renew"))
+        self.client.call("renew", Level::Read, move |tx| renew(tx, &session, &held)).await
     }
 
     async fn notice(&self) -> Notice {

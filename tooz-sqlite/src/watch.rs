@@ -32,7 +32,7 @@ pub(crate) async fn group(client: &Arc<Client>, namespace: Arc<str>, group: Grou
             Ok(())
         }
     };
-    client.call(Level::Read, work).await.map_err(|error| error.during("watch group"))?;
+    client.call("watch group", Level::Read, work).await?;
     Ok(Box::pin(WatchStream { watch, client: client.clone(), poll: poll_group, refused: false }))
 }
 
@@ -47,7 +47,7 @@ pub(crate) async fn holders(client: &Arc<Client>, lock: Lock) -> Result<HolderSt
             Ok(())
         }
     };
-    client.call(Level::Read, work).await.map_err(|error| error.during("watch lock"))?;
+    client.call("watch lock", Level::Read, work).await?;
     Ok(Box::pin(WatchStream {
         watch,
         client: client.clone(),
