@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_core::Stream;
+use tooz_core::driver::support::feed::HolderFeed;
 use tooz_core::driver::{ChangeStream, GroupChange, HolderStream};
 use tooz_core::{GroupId, Result};
 
@@ -38,7 +39,7 @@ pub(crate) async fn group(client: &Arc<Client>, namespace: Arc<str>, group: Grou
 
 /// Watches the holders of a lock.
 pub(crate) async fn holders(client: &Arc<Client>, lock: Lock) -> Result<HolderStream> {
-    let watch = Arc::new(LockWatch::new(lock));
+    let watch = Arc::new(LockWatch { lock, feed: HolderFeed::default() });
     let work = {
         let watch = watch.clone();
         move |tx: &mut Tx<'_>| {
@@ -51,7 +52,7 @@ pub(crate) async fn holders(client: &Arc<Client>, lock: Lock) -> Result<HolderSt
     Ok(Box::pin(WatchStream {
         watch,
         client: client.clone(),
-        poll: |watch, _, cx| watch.poll(cx),
+        poll: |watch, _, cx| watch.feed.poll(cx),
         refused: false,
     }))
 }

@@ -42,7 +42,7 @@ impl Engine {
                     }
                 }
                 Effect::WatchLock(watch, holders) => {
-                    watch.set(holders);
+                    watch.feed.set(holders);
                     self.lock_watches.retain(|watch| watch.strong_count() > 0);
                     self.lock_watches.push(Arc::downgrade(&watch));
                     self.follow_commits();
@@ -205,7 +205,7 @@ impl Engine {
         let watches: Vec<_> = self.lock_watches.iter().filter_map(Weak::upgrade).collect();
         for watch in watches.into_iter().filter(|watch| concerns(&watch.lock)) {
             match self.read(|tx| view::holders(tx, &watch.lock)) {
-                Ok(holders) => watch.set(holders),
+                Ok(holders) => watch.feed.set(holders),
                 Err(error) => tracing::debug!(%error, "the holders of a lock are shown later"),
             }
         }

@@ -64,8 +64,8 @@ pub(crate) fn run(jobs: &Arc<Jobs>) {
     for session in engine.sessions.values() {
         session.end(LossReason::SessionClosed);
     }
-    engine.group_watches.iter().filter_map(Weak::upgrade).for_each(|watch| watch.end(jobs::closed()));
-    engine.lock_watches.iter().filter_map(Weak::upgrade).for_each(|watch| watch.end(jobs::closed()));
+    engine.group_watches.iter().filter_map(Weak::upgrade).for_each(|watch| watch.feed.fail(jobs::closed()));
+    engine.lock_watches.iter().filter_map(Weak::upgrade).for_each(|watch| watch.feed.fail(jobs::closed()));
     drop(engine); // closes the database before the clients learn that it is closed
     drop(end);
 }

@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
+use tooz_core::driver::GroupChange;
 use tooz_core::driver::support::feed::{GroupFeed, HolderFeed};
-use tooz_core::driver::{GroupChange, Holders};
 use tooz_core::{Error, GroupId, Result};
 
 use crate::keys::Lock;
@@ -14,7 +14,7 @@ use crate::keys::Lock;
 pub(crate) struct GroupWatch {
     pub(crate) namespace: Arc<str>,
     pub(crate) group: GroupId,
-    feed: GroupFeed,
+    pub(crate) feed: GroupFeed,
     state: Mutex<GroupState>,
 }
 
@@ -99,34 +99,11 @@ impl GroupWatch {
         self.state().asked = false;
         self.feed.report(error);
     }
-
-    pub(crate) fn end(&self, error: Error) {
-        self.feed.fail(error);
-    }
 }
 
 /// One watch of a lock's holders, as the database thread and the stream share it.
 #[derive(Debug)]
 pub(crate) struct LockWatch {
     pub(crate) lock: Lock,
-    feed: HolderFeed,
-}
-
-impl LockWatch {
-    pub(crate) fn new(lock: Lock) -> Self {
-        Self { lock, feed: HolderFeed::default() }
-    }
-
-    /// The next state for the stream.
-    pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Holders>>> {
-        self.feed.poll(cx)
-    }
-
-    pub(crate) fn set(&self, holders: Holders) {
-        self.feed.set(holders);
-    }
-
-    pub(crate) fn end(&self, error: Error) {
-        self.feed.fail(error);
-    }
+    pub(crate) feed: HolderFeed,
 }
