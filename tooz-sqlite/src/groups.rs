@@ -39,7 +39,7 @@ fn delete(tx: &mut Tx<'_>, namespace: &str, group: &GroupId) -> Work<()> {
         return Err(group_not_empty(group, living).into());
     }
     tx.run("DELETE FROM groups WHERE id = ?1", [id])?;
-    log::append(tx, &Event::GroupDeleted(namespace, group.as_bytes()))
+    log::append(tx, &Event::GroupDeleted(namespace.to_owned(), group.as_bytes().to_vec()))
 }
 
 /// Claims the member id (S9): it belongs to the session that claimed it first, until that session ends.
@@ -62,6 +62,17 @@ fn claim(tx: &mut Tx<'_>, session: &SessionState) -> Work<()> {
         (&*session.namespace, session.member.as_bytes(), session.seq),
     )?;
     Ok(())
+}
+
+fn log_change(
+    tx: &mut Tx<'_>,
+    session: &SessionState,
+    group: &GroupId,
+    change: Change,
+    row: MemberRow,
+) -> Work<()> {
+    let (namespace, group) = (session.namespace.to_string(), group.as_bytes().to_vec());
+    log::append(tx, &Event::Member(change, namespace, group, row))
 }
 
 fn join(tx: &mut Tx<'_>, session: &SessionState, request: &Join) -> Work<()> {
@@ -92,8 +103,7 @@ fn join(tx: &mut Tx<'_>, session: &SessionState, request: &Join) -> Work<()> {
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6)",
         (id, &row.member, session.seq, &row.capabilities, Id(row.incarnation), now),
     )?;
-    let event = Event::Member(Change::Joined, &session.namespace, request.group.as_bytes(), &row);
-    log::append(tx, &event)
+    log_change(tx, session, &request.group, Change::Joined, row)
 }
 
 fn leave(tx: &mut Tx<'_>, session: &SessionState, group: &GroupId) -> Work<()> {
@@ -106,7 +116,7 @@ fn leave(tx: &mut Tx<'_>, session: &SessionState, group: &GroupId) -> Work<()> {
         |row| MemberRow::leaving(row, 0),
     )?;
     let row = row.ok_or_else(|| member_not_found(group, &session.member))?;
-    log::append(tx, &Event::Member(Change::Left, &session.namespace, group.as_bytes(), &row))
+    log_change(tx, session, group, Change::Left, row)
 }
 
 fn update(tx: &mut Tx<'_>, session: &SessionState, group: &GroupId, capabilities: &Capabilities) -> Work<()> {
@@ -120,7 +130,7 @@ fn update(tx: &mut Tx<'_>, session: &SessionState, group: &GroupId, capabilities
         |row| MemberRow::read(row, 0),
     )?;
     let row = row.ok_or_else(|| member_not_found(group, &session.member))?;
-    log::append(tx, &Event::Member(Change::Updated, &session.namespace, group.as_bytes(), &row))
+    log_change(tx, session, group, Change::Updated, row)
 }
 
 #[async_trait]

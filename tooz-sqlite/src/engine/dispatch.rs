@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use tooz_core::LossReason;
 use tooz_core::driver::{AttemptId, GroupChange, LockKey, Notice, Turn};
 
-use crate::engine::log::{self, Entry};
+use crate::engine::log::{self, Change, Event};
 use crate::engine::state::Engine;
 use crate::engine::tx::Effect;
 use crate::engine::{lock_rows, wakeup};
@@ -127,9 +127,11 @@ impl Engine {
             self.resync(first.saturating_sub(1));
         }
         let mut leaders = Vec::new();
-        for (seq, entry) in entries {
+        for (seq, event) in entries {
             self.cursor = seq;
-            self.tell(seq, entry, &mut leaders);
+            if let Some(event) = event {
+                self.tell(seq, event, &mut leaders);
+            }
         }
         // Another process's acquire of a named lock is in no log: it would cost every acquire an entry.
         self.refresh(|lock| match &lock.key {
@@ -140,31 +142,35 @@ impl Engine {
         });
     }
 
-    fn tell(&mut self, seq: i64, entry: Entry, leaders: &mut Vec<(String, Vec<u8>)>) {
-        match entry {
-            Entry::Member(change, namespace, name, row) => {
+    fn tell(&mut self, seq: i64, event: Event, leaders: &mut Vec<(String, Vec<u8>)>) {
+        match event {
+            Event::Member(change, namespace, name, row) => {
                 let Some(record) = row.record() else { return };
-                self.tell_group(seq, &namespace, &name, &log::to_change(change, record));
+                let change = match change {
+                    Change::Joined => GroupChange::Joined(record),
+                    Change::Updated => GroupChange::Updated(record),
+                    Change::Left => GroupChange::Left(record),
+                };
+                self.tell_group(seq, &namespace, &name, &change);
             }
-            Entry::GroupDeleted(namespace, name) => {
+            Event::GroupDeleted(namespace, name) => {
                 self.tell_group(seq, &namespace, &name, &GroupChange::Deleted);
             }
-            Entry::LeaderChanged(namespace, name) => leaders.push((namespace, name)),
-            Entry::Granted(session, attempt) => {
+            Event::LeaderChanged(namespace, name) => leaders.push((namespace, name)),
+            Event::Granted(session, attempt) => {
                 if let Some(session) = self.sessions.get(&session).cloned()
                     && let Some(waiting) = session.attempt(attempt)
                 {
                     self.settle(&session, attempt, &waiting.lock);
                 }
             }
-            Entry::Broken(session, attempt) => self.tell_broken(session, attempt),
-            Entry::SessionEnded(session) => {
+            Event::Broken(session, attempt) => self.tell_broken(session, attempt),
+            Event::SessionEnded(session) => {
                 if let Some(session) = self.remove_session(session) {
                     tracing::warn!(session = %session.id, "another process took this session for dead");
                     session.end(LossReason::Vanished);
                 }
             }
-            Entry::Unknown => {}
         }
     }
 

@@ -5,7 +5,7 @@
 //! was too slow and the rows were cut off; then it reads the state itself.
 
 use rusqlite::Row;
-use tooz_core::driver::{AttemptId, GroupChange, MemberRecord};
+use tooz_core::driver::{AttemptId, MemberRecord};
 use tooz_core::{Capabilities, MemberId};
 
 use crate::engine::tx::{Effect, Tx, from_micros};
@@ -18,15 +18,15 @@ pub(crate) const KEPT: i64 = 1024;
 /// How often the log is cut: not at every event, since a range delete costs as much as the event.
 const CUT_EVERY: i64 = 64;
 
-/// An entry to write.
+/// An entry. Groups stand there by namespace and name.
 #[derive(Debug)]
-pub(crate) enum Event<'a> {
+pub(crate) enum Event {
     /// A member joined, published other capabilities, or left.
-    Member(Change, &'a str, &'a [u8], &'a MemberRow),
+    Member(Change, String, Vec<u8>, MemberRow),
     /// A group was deleted.
-    GroupDeleted(&'a str, &'a [u8]),
+    GroupDeleted(String, Vec<u8>),
     /// The holders of a leadership changed.
-    LeaderChanged(&'a str, &'a [u8]),
+    LeaderChanged(String, Vec<u8>),
     /// An attempt of another process was granted.
     Granted(i64, AttemptId),
     /// A grant of another process was broken.
@@ -35,12 +35,12 @@ pub(crate) enum Event<'a> {
     SessionEnded(i64),
 }
 
-/// What happened to a member.
+/// What happened to a member; the numbers are the topics of the entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
-    Joined,
-    Updated,
-    Left,
+    Joined = 1,
+    Updated = 2,
+    Left = 3,
 }
 
 /// A member as its columns hold it.
@@ -89,38 +89,36 @@ impl MemberRow {
     }
 }
 
-/// An entry as it is read.
-#[derive(Debug)]
-pub(crate) enum Entry {
-    Member(Change, String, Vec<u8>, MemberRow),
-    GroupDeleted(String, Vec<u8>),
-    LeaderChanged(String, Vec<u8>),
-    Granted(i64, AttemptId),
-    Broken(i64, AttemptId),
-    SessionEnded(i64),
-    /// An entry of a newer version, or written by hand.
-    Unknown,
-}
-
-/// A change as a watch delivers it.
-pub(crate) fn to_change(change: Change, record: MemberRecord) -> GroupChange {
-    match change {
-        Change::Joined => GroupChange::Joined(record),
-        Change::Updated => GroupChange::Updated(record),
-        Change::Left => GroupChange::Left(record),
-    }
-}
-
 /// Adds an entry.
-pub(crate) fn append(tx: &mut Tx<'_>, event: &Event<'_>) -> Work<()> {
-    let seq = match event {
-        Event::Member(change, namespace, name, row) => insert_member(tx, *change, namespace, name, row)?,
-        Event::GroupDeleted(namespace, name) => insert(tx, 4, None, Some((*namespace, *name)), None)?,
-        Event::LeaderChanged(namespace, name) => insert(tx, 5, None, Some((*namespace, *name)), None)?,
-        Event::Granted(session, attempt) => insert(tx, 6, Some(*session), None, Some(*attempt))?,
-        Event::Broken(session, attempt) => insert(tx, 7, Some(*session), None, Some(*attempt))?,
-        Event::SessionEnded(session) => insert(tx, 8, Some(*session), None, None)?,
+pub(crate) fn append(tx: &mut Tx<'_>, event: &Event) -> Work<()> {
+    let (topic, session, group, attempt, member) = match event {
+        Event::Member(change, namespace, name, row) => {
+            (*change as i64, None, Some((namespace, name)), None, Some(row))
+        }
+        Event::GroupDeleted(namespace, name) => (4, None, Some((namespace, name)), None, None),
+        Event::LeaderChanged(namespace, name) => (5, None, Some((namespace, name)), None, None),
+        Event::Granted(session, attempt) => (6, Some(session), None, Some(attempt), None),
+        Event::Broken(session, attempt) => (7, Some(session), None, Some(attempt), None),
+        Event::SessionEnded(session) => (8, Some(session), None, None, None),
     };
+    tx.run(
+        "INSERT INTO events (topic, session, namespace, name, attempt, \
+         member, capabilities, incarnation, joined_at, updated_at) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        (
+            topic,
+            session,
+            group.map(|(namespace, _)| namespace),
+            group.map(|(_, name)| name),
+            attempt.map(|attempt| Id(attempt.0)),
+            member.map(|row| &row.member),
+            member.map(|row| &row.capabilities),
+            member.map(|row| Id(row.incarnation)),
+            member.map(|row| row.joined_at),
+            member.map(|row| row.updated_at),
+        ),
+    )?;
+    let seq = tx.connection.last_insert_rowid();
     if seq % CUT_EVERY == 0 {
         tx.run("DELETE FROM events WHERE seq <= ?1", [seq - KEPT])?;
     }
@@ -128,68 +126,22 @@ pub(crate) fn append(tx: &mut Tx<'_>, event: &Event<'_>) -> Work<()> {
     Ok(())
 }
 
-fn insert_member(tx: &Tx<'_>, change: Change, namespace: &str, name: &[u8], row: &MemberRow) -> Work<i64> {
-    let topic = match change {
-        Change::Joined => 1,
-        Change::Updated => 2,
-        Change::Left => 3,
-    };
-    tx.run(
-        "INSERT INTO events (topic, namespace, name, member, capabilities, incarnation, joined_at, updated_at) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-        (
-            topic,
-            namespace,
-            name,
-            &row.member,
-            &row.capabilities,
-            Id(row.incarnation),
-            row.joined_at,
-            row.updated_at,
-        ),
-    )?;
-    Ok(tx.connection.last_insert_rowid())
-}
-
-fn insert(
-    tx: &Tx<'_>,
-    topic: i64,
-    session: Option<i64>,
-    name: Option<(&str, &[u8])>,
-    attempt: Option<AttemptId>,
-) -> Work<i64> {
-    tx.run(
-        "INSERT INTO events (topic, session, namespace, name, attempt) VALUES (?1, ?2, ?3, ?4, ?5)",
-        (
-            topic,
-            session,
-            name.map(|(namespace, _)| namespace),
-            name.map(|(_, name)| name),
-            attempt.map(|a| Id(a.0)),
-        ),
-    )?;
-    Ok(tx.connection.last_insert_rowid())
-}
-
 /// Logs that every membership of a session ends.
 pub(crate) fn members_left(tx: &mut Tx<'_>, session: i64) -> Work<()> {
-    let rows = tx.readable(
+    let left = tx.readable(
         "SELECT g.namespace, g.name, m.member, m.capabilities, m.incarnation, m.joined_at, m.updated_at \
          FROM members m JOIN groups g ON g.id = m.group_id WHERE m.session = ?1",
         [session],
-        |row| Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?, MemberRow::leaving(row, 2)?)),
+        |row| Ok(Event::Member(Change::Left, row.get(0)?, row.get(1)?, MemberRow::leaving(row, 2)?)),
     )?;
-    for (namespace, name, row) in rows {
-        append(tx, &Event::Member(Change::Left, &namespace, &name, &row))?;
-    }
-    Ok(())
+    left.iter().try_for_each(|event| append(tx, event))
 }
 
 /// Logs that the holders of a leadership changed.
 pub(crate) fn leader_changed(tx: &mut Tx<'_>, lock: &Lock) -> Work<()> {
     let (namespace, kind, name) = lock.columns()?;
     if kind == 1 {
-        append(tx, &Event::LeaderChanged(namespace, name))?;
+        append(tx, &Event::LeaderChanged(namespace.to_owned(), name.to_vec()))?;
     }
     Ok(())
 }
@@ -200,35 +152,31 @@ pub(crate) fn latest(tx: &Tx<'_>) -> Work<i64> {
     Ok(latest.flatten().unwrap_or(0))
 }
 
-/// The entries after `cursor`, in order.
-pub(crate) fn read_after(tx: &Tx<'_>, cursor: i64) -> Work<Vec<(i64, Entry)>> {
+/// The entries after `cursor`, in order; `None` for one of a newer version, or one that is damaged.
+pub(crate) fn read_after(tx: &Tx<'_>, cursor: i64) -> Work<Vec<(i64, Option<Event>)>> {
     tx.all(
         "SELECT seq, topic, session, namespace, name, attempt, \
          member, capabilities, incarnation, joined_at, updated_at \
          FROM events WHERE seq > ?1 ORDER BY seq",
         [cursor],
-        |row| {
-            let seq = row.get(0)?;
-            // A damaged entry is skipped, not trusted.
-            Ok((seq, read(row).unwrap_or(Entry::Unknown)))
-        },
+        |row| Ok((row.get(0)?, read(row).unwrap_or_default())),
     )
 }
 
-fn read(row: &Row<'_>) -> rusqlite::Result<Entry> {
-    let member = |change| -> rusqlite::Result<Entry> {
-        Ok(Entry::Member(change, row.get(3)?, row.get(4)?, MemberRow::read(row, 6)?))
+fn read(row: &Row<'_>) -> rusqlite::Result<Option<Event>> {
+    let member = |change| -> rusqlite::Result<Event> {
+        Ok(Event::Member(change, row.get(3)?, row.get(4)?, MemberRow::read(row, 6)?))
     };
     let attempt = || -> rusqlite::Result<AttemptId> { Ok(AttemptId(row.get::<_, Id>(5)?.0)) };
-    Ok(match row.get::<_, i64>(1)? {
+    Ok(Some(match row.get::<_, i64>(1)? {
         1 => member(Change::Joined)?,
         2 => member(Change::Updated)?,
         3 => member(Change::Left)?,
-        4 => Entry::GroupDeleted(row.get(3)?, row.get(4)?),
-        5 => Entry::LeaderChanged(row.get(3)?, row.get(4)?),
-        6 => Entry::Granted(row.get(2)?, attempt()?),
-        7 => Entry::Broken(row.get(2)?, attempt()?),
-        8 => Entry::SessionEnded(row.get(2)?),
-        _ => Entry::Unknown,
-    })
+        4 => Event::GroupDeleted(row.get(3)?, row.get(4)?),
+        5 => Event::LeaderChanged(row.get(3)?, row.get(4)?),
+        6 => Event::Granted(row.get(2)?, attempt()?),
+        7 => Event::Broken(row.get(2)?, attempt()?),
+        8 => Event::SessionEnded(row.get(2)?),
+        _ => return Ok(None),
+    }))
 }
