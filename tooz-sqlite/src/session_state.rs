@@ -2,11 +2,10 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tooz_core::driver::support::attempts::EndedAttempts;
 use tooz_core::driver::support::errors::session_ended;
 use tooz_core::driver::support::notices::Notices;
@@ -44,39 +43,25 @@ struct Inner {
 #[derive(Debug)]
 pub(crate) struct Attempt {
     pub(crate) lock: Lock,
-    outcome: Mutex<Option<Turn>>,
-    changed: Notify,
+    /// How waiting ended.
+    outcome: watch::Sender<Option<Turn>>,
 }
 
 impl Attempt {
-    fn new(lock: Lock) -> Self {
-        Self { lock, outcome: Mutex::default(), changed: Notify::new() }
+    fn settle(&self, outcome: Turn) {
+        self.outcome.send_replace(Some(outcome));
     }
 
-    pub(crate) fn settle(&self, outcome: Turn) {
-        *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
-        self.changed.notify_waiters();
-    }
-
-    fn outcome(&self) -> Option<Turn> {
-        self.outcome.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn is_settled(&self) -> bool {
+        self.outcome.borrow().is_some()
     }
 
     /// Cancel-safe: the outcome stays.
     pub(crate) async fn wait(&self) -> Turn {
-        wait_for(&self.changed, || self.outcome()).await
-    }
-}
-
-/// Looks now and after every notification, until there is something.
-async fn wait_for<T>(notify: &Notify, mut look: impl FnMut() -> Option<T>) -> T {
-    loop {
-        let mut notified = pin!(notify.notified());
-        notified.as_mut().enable(); // before the look, so that no notification falls between
-        if let Some(found) = look() {
-            return found;
-        }
-        notified.await;
+        let mut outcome = self.outcome.subscribe();
+        let settled = outcome.wait_for(Option::is_some).await;
+        // The sender lives as long as `self`, so the channel cannot be closed.
+        settled.ok().and_then(|outcome| outcome.clone()).unwrap_or(Turn::Gone)
     }
 }
 
@@ -156,7 +141,8 @@ impl SessionState {
     pub(crate) fn add(&self, attempt: AttemptId, lock: Lock) {
         let mut inner = self.inner();
         if inner.ended.is_none() {
-            inner.attempts.entry(attempt).or_insert_with(|| Arc::new(Attempt::new(lock)));
+            let waiting = || Arc::new(Attempt { lock, outcome: watch::Sender::new(None) });
+            inner.attempts.entry(attempt).or_insert_with(waiting);
         }
     }
 
@@ -181,12 +167,12 @@ impl SessionState {
     /// Attempts that wait and were not granted yet.
     pub(crate) fn waiting(&self) -> Vec<(AttemptId, Arc<Attempt>)> {
         let inner = self.inner();
-        let waits = inner.attempts.iter().filter(|(_, attempt)| attempt.outcome().is_none());
+        let waits = inner.attempts.iter().filter(|(_, attempt)| !attempt.is_settled());
         waits.map(|(id, attempt)| (*id, attempt.clone())).collect()
     }
 
     pub(crate) fn has_waiting(&self) -> bool {
-        self.inner().attempts.values().any(|attempt| attempt.outcome().is_none())
+        self.inner().attempts.values().any(|attempt| !attempt.is_settled())
     }
 
     pub(crate) fn withdraw(&self, attempt: AttemptId) {
