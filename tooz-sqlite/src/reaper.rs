@@ -165,13 +165,11 @@ pub(crate) fn reap(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
     let Some(session) = Recorded::by_seq(tx, seq)? else { return Ok(true) };
     if let Some(own) = tx.own_session(seq) {
         // This process knows its own sessions without asking the kernel.
-        if !own.is_over() {
-            return Ok(false);
+        let is_over = own.is_over();
+        if is_over {
+            end(tx, &session, SessionEnd::Dead)?;
         }
-        let file = DeadFile::inherited(own.path.clone(), own.file);
-        end(tx, &session, SessionEnd::Dead)?;
-        tx.effect(Effect::Clear(file));
-        return Ok(true);
+        return Ok(is_over);
     }
     match judge(tx.site, &session) {
         Verdict::Alive => {
@@ -213,8 +211,8 @@ pub(crate) fn find_dead(tx: &mut Tx<'_>) -> Work<Vec<i64>> {
 /// The columns of a lock's key.
 type Columns = (String, i64, Vec<u8>);
 
-/// Deletes all records of a session, and tells its owner if that is another process. Its locks are handed on when the job
-/// settles.
+/// Deletes all records of a session, and the file of one of this process; another process is told. Its locks are handed on
+/// when the job settles.
 pub(crate) fn end(tx: &mut Tx<'_>, session: &Recorded, how: SessionEnd) -> Work<()> {
     let seq = session.seq;
     let columns =
@@ -254,9 +252,11 @@ pub(crate) fn end(tx: &mut Tx<'_>, session: &Recorded, how: SessionEnd) -> Work<
         answer => drop(answer?),
     }
     tx.probes.doubt(seq);
-    if tx.own_session(seq).is_some() {
+    if let Some(own) = tx.own_session(seq) {
+        let file = DeadFile::inherited(own.path.clone(), own.file);
         let reason = if how == SessionEnd::Dead { LossReason::Vanished } else { LossReason::SessionClosed };
         tx.effect(Effect::Ended(seq, reason));
+        tx.effect(Effect::Clear(file));
     } else if how == SessionEnd::Dead && !session.is_of_another_boot(tx.site) {
         // The session looks dead; should it be alive after all, it has to know.
         log::append(tx, &Event::SessionEnded(seq))?;

@@ -15,7 +15,7 @@ use tooz_local::file_id::FileId;
 
 use crate::client::Client;
 use crate::engine::jobs::{Jobs, Level};
-use crate::engine::session_file::{self, DeadFile};
+use crate::engine::session_file;
 use crate::engine::tx::{Effect, Tx};
 use crate::engine::{lock_rows, schema};
 use crate::error::{self, Work};
@@ -143,12 +143,7 @@ fn end_previous(tx: &mut Tx<'_>, previous: SessionId, request: &OpenSession) -> 
         return Ok(());
     }
     let Some(session) = Recorded::by_id(tx, previous)? else { return Ok(()) };
-    let file = tx.own_session(session.seq).map(|own| DeadFile::inherited(own.path.clone(), own.file));
-    reaper::end(tx, &session, SessionEnd::Dead)?;
-    if let Some(file) = file {
-        tx.effect(Effect::Clear(file));
-    }
-    Ok(())
+    reaper::end(tx, &session, SessionEnd::Dead)
 }
 
 #[async_trait]
@@ -198,7 +193,6 @@ impl Session for SqliteSession {
                 && let Some(recorded) = Recorded::by_id(tx, session.id)?
             {
                 reaper::end(tx, &recorded, SessionEnd::Closed(end))?;
-                tx.effect(Effect::Clear(DeadFile::inherited(session.path.clone(), session.file)));
             }
             Ok(())
         };
