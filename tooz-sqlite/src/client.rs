@@ -43,7 +43,7 @@ fn threads() -> MutexGuard<'static, Threads> {
 /// One driver's share in a thread. The thread ends with the last client.
 #[derive(Debug)]
 pub(crate) struct Client {
-    jobs: Arc<Jobs>,
+    pub(crate) jobs: Arc<Jobs>,
     pub(crate) config: Config,
     done: AtomicBool,
 }
@@ -58,17 +58,14 @@ impl Client {
         let found = threads.open.iter_mut().find(|entry| entry.jobs.paths.database == paths.database);
         if let Some(Entry { jobs, clients, .. }) = found {
             jobs.check_process()?;
-            if jobs.boot_id != config.boot_id || jobs.layout != config.layout {
-                return Err(Error::new(
-                    ErrorKind::InvalidOption,
-                    "option \"boot_id\" or \"layout\": this process has the database open under another one",
-                ));
-            }
-            if jobs.paths.mode != config.mode {
-                return Err(Error::new(
-                    ErrorKind::InvalidOption,
-                    "option \"mode\": this process has the database open with another one",
-                ));
+            let other = [
+                ("boot_id", jobs.boot_id != config.boot_id),
+                ("layout", jobs.layout != config.layout),
+                ("mode", jobs.paths.mode != config.mode),
+            ];
+            if let Some((name, _)) = other.iter().find(|(_, differs)| *differs) {
+                let what = format!("option \"{name}\": this process has the database open with another one");
+                return Err(Error::new(ErrorKind::InvalidOption, what));
             }
             *clients += 1;
             jobs.adopt.fetch_or(config.adopt, Ordering::SeqCst);
@@ -98,10 +95,6 @@ impl Client {
 
     pub(crate) fn lock(&self, key: &LockKey) -> Lock {
         Lock::new(&self.config.namespace, key)
-    }
-
-    pub(crate) fn jobs(&self) -> &Arc<Jobs> {
-        &self.jobs
     }
 
     /// Runs `work` within the operation's time limit. An error says during which operation it came.

@@ -26,7 +26,7 @@ impl SessionLocks for SqliteSession {
     }
 
     async fn turn(&self, entry: &QueueEntry) -> Result<Turn> {
-        self.client.jobs().check_process()?;
+        self.client.jobs.check_process()?;
         let attempt = entry.attempt;
         loop {
             if let Some(attempt) = self.session.attempt(attempt) {
@@ -54,7 +54,7 @@ impl SessionLocks for SqliteSession {
         // Before the job is queued: a request that comes later is refused even if it overtakes the job.
         self.session.withdraw(attempt);
         if self.session.loss().is_some() {
-            self.client.jobs().check_process()?;
+            self.client.jobs.check_process()?;
             return Ok(()); // everything of an ended session is gone
         }
         let (seq, lock) = (self.session.seq, self.client.lock(key));

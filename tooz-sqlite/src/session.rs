@@ -71,7 +71,7 @@ pub(crate) struct SqliteSession {
 
 impl SqliteSession {
     pub(crate) async fn open(client: &Arc<Client>, request: &OpenSession) -> Result<Self> {
-        let jobs = client.jobs().clone();
+        let jobs = client.jobs.clone();
         let opened_at = jobs.clock.now();
         let namespace = client.namespace();
         let id = SessionId(jobs.entropy.id());
@@ -182,7 +182,7 @@ impl Session for SqliteSession {
     }
 
     async fn close(&self, end: End) -> Result<()> {
-        self.client.jobs().check_process()?;
+        self.client.jobs.check_process()?;
         if self.closed.swap(true, Ordering::SeqCst) {
             return Ok(());
         }
@@ -201,7 +201,7 @@ impl Session for SqliteSession {
         // away, and so does the thread of this process as soon as it can.
         self.session.end(LossReason::SessionClosed);
         self.owned.end();
-        self.client.jobs().note_abandoned();
+        self.client.jobs.note_abandoned();
         outcome.map_err(|error| error.during("close session"))
     }
 }

@@ -69,7 +69,7 @@ fn poll_group(
             tx.effect(Effect::WatchGroup(again.clone(), seq, change));
             Ok(())
         };
-        client.jobs().submit(Level::Read, VIEW_LIMIT, work, move |answer| {
+        client.jobs.submit(Level::Read, VIEW_LIMIT, work, move |answer| {
             if let Err(error) = answer {
                 failed.fail_view(error);
             }
@@ -96,7 +96,7 @@ impl<W, T> Stream for WatchStream<W, T> {
         if self.refused {
             return Poll::Ready(None);
         }
-        if let Err(error) = self.client.jobs().check_process() {
+        if let Err(error) = self.client.jobs.check_process() {
             self.refused = true;
             return Poll::Ready(Some(Err(error)));
         }
