@@ -14,7 +14,7 @@ use tooz_core::{LossReason, Result};
 use tooz_local::file_id::FileId;
 
 use crate::client::Client;
-use crate::engine::jobs::{Jobs, Level};
+use crate::engine::jobs::Level;
 use crate::engine::session_file;
 use crate::engine::tx::{Effect, Tx};
 use crate::engine::{lock_rows, schema};
@@ -24,46 +24,13 @@ use crate::reaper::{self, Recorded, SessionEnd};
 use crate::session_state::SessionState;
 use crate::view;
 
-/// The session's locked file, from the moment it is made. Dropping it leaves the session as a crash would.
-#[derive(Debug)]
-struct AbandonOnDrop {
-    session: Arc<SessionState>,
-    jobs: Arc<Jobs>,
-    /// The session lives as long as this file is locked.
-    file: Mutex<Option<File>>,
-}
-
-impl AbandonOnDrop {
-    fn end(&self) {
-        drop(self.file.lock().unwrap_or_else(PoisonError::into_inner).take());
-    }
-}
-
-impl Drop for AbandonOnDrop {
-    /// In a forked child, this closes only the child's copy of the descriptor, which does not unlock the parent's file.
-    fn drop(&mut self) {
-        if self.jobs.check_process().is_err() {
-            return;
-        }
-        self.session.abandon();
-        self.end();
-        if !self.session.is_recorded()
-            && FileId::at(&self.session.path).is_ok_and(|id| id == self.session.file)
-        {
-            // The session's row was never committed, so no process will look for the file.
-            let _ = std::fs::remove_file(&self.session.path);
-        }
-        self.jobs.note_abandoned();
-    }
-}
-
 /// A session in the database. The files `groups` and `locks` implement its other two traits.
 #[derive(Debug)]
 pub(crate) struct SqliteSession {
-    /// The first field: the session is left before the last client ends the thread, which clears the session away.
-    owned: AbandonOnDrop,
     pub(crate) client: Arc<Client>,
     pub(crate) session: Arc<SessionState>,
+    /// The session lives as long as this file is locked.
+    file: Mutex<Option<File>>,
     epoch: Epoch,
     opened_at: Instant,
     closed: AtomicBool,
@@ -71,28 +38,44 @@ pub(crate) struct SqliteSession {
 
 impl SqliteSession {
     pub(crate) async fn open(client: &Arc<Client>, request: &OpenSession) -> Result<Self> {
-        let jobs = client.jobs.clone();
-        let opened_at = jobs.clock.now();
-        let namespace = client.namespace();
-        let id = SessionId(jobs.entropy.id());
-        let request = request.clone();
-        let work = {
-            let jobs = jobs.clone();
-            move |tx: &mut Tx<'_>| open(tx, &jobs, &namespace, id, &request)
-        };
-        let (owned, epoch) = client.call("open session", Level::Write, work).await?;
-        let (client, session) = (client.clone(), owned.session.clone());
-        Ok(Self { owned, client, session, epoch, opened_at, closed: AtomicBool::new(false) })
+        let opened_at = client.jobs.clock.now();
+        let id = SessionId(client.jobs.entropy.id());
+        let (owner, request) = (client.clone(), request.clone());
+        let work = move |tx: &mut Tx<'_>| open(tx, &owner, id, opened_at, &request);
+        client.call("open session", Level::Write, work).await
+    }
+
+    fn unlock_file(&self) {
+        drop(self.file.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
+
+impl Drop for SqliteSession {
+    /// Leaves the session as a crash would, before the last client ends the thread, which clears the session away. In a
+    /// forked child, this closes only the child's copy of the descriptor, which does not unlock the parent's file.
+    fn drop(&mut self) {
+        if self.client.jobs.check_process().is_err() {
+            return;
+        }
+        self.session.abandon();
+        self.unlock_file();
+        if !self.session.is_recorded()
+            && FileId::at(&self.session.path).is_ok_and(|id| id == self.session.file)
+        {
+            // The session's row was never committed, so no process will look for the file.
+            let _ = std::fs::remove_file(&self.session.path);
+        }
+        self.client.jobs.note_abandoned();
     }
 }
 
 fn open(
     tx: &mut Tx<'_>,
-    jobs: &Arc<Jobs>,
-    namespace: &Arc<str>,
+    client: &Arc<Client>,
     id: SessionId,
+    opened_at: Instant,
     request: &OpenSession,
-) -> Work<(AbandonOnDrop, Epoch)> {
+) -> Work<SqliteSession> {
     schema::check_layout(tx.connection, tx.site)?;
     if let Some(previous) = request.previous {
         end_previous(tx, previous, request)?;
@@ -100,17 +83,17 @@ fn open(
     let epoch = Epoch(tx.epoch()?);
     let directory = &tx.site.sessions;
     // INVARIANT: the file is locked and in place before the session's row is written.
-    let (file, file_id) = session_file::create(directory, id, jobs.paths.mode)
+    let (file, file_id) = session_file::create(directory, id, client.jobs.paths.mode)
         .map_err(|error| error::io(format!("a session file in {}", directory.display()), error))?;
     let path = session_file::path_of(directory, id);
-    let process = &tx.site.process;
+    let (namespace, process) = (client.namespace(), &tx.site.process);
     let inserted = tx.first(
         "INSERT INTO sessions \
          (id, namespace, member, instance, inode, pid, started, pid_namespace, boot_id, opened_at, bell) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) RETURNING seq",
         (
             Id(id.0),
-            &**namespace,
+            &*namespace,
             request.member.as_bytes(),
             Id(request.instance.0),
             file_id.inode.cast_signed(),
@@ -125,12 +108,18 @@ fn open(
     );
     // If the insertion failed, this is dropped like the transaction, and removes the file.
     let seq = *inserted.as_ref().ok().and_then(Option::as_ref).unwrap_or(&0);
-    let session = SessionState::new(seq, id, namespace.clone(), request.member.clone(), path, file_id);
-    let owned =
-        AbandonOnDrop { session: Arc::new(session), jobs: jobs.clone(), file: Mutex::new(Some(file)) };
+    let session = SessionState::new(seq, id, namespace, request.member.clone(), path, file_id);
+    let opened = SqliteSession {
+        client: client.clone(),
+        session: Arc::new(session),
+        file: Mutex::new(Some(file)),
+        epoch,
+        opened_at,
+        closed: AtomicBool::new(false),
+    };
     inserted?;
-    tx.effect(Effect::Opened(owned.session.clone()));
-    Ok((owned, epoch))
+    tx.effect(Effect::Opened(opened.session.clone()));
+    Ok(opened)
 }
 
 /// Ends the coordinator's earlier session (S7), if there is one and it really belongs to this coordinator.
@@ -200,7 +189,7 @@ impl Session for SqliteSession {
         // Also when the database could not be written. Then other processes find the file unlocked and clear the session
         // away, and so does the thread of this process as soon as it can.
         self.session.end(LossReason::SessionClosed);
-        self.owned.end();
+        self.unlock_file();
         self.client.jobs.note_abandoned();
         outcome.map_err(|error| error.during("close session"))
     }
