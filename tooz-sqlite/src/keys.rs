@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 
+use rusqlite::Row;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use tooz_core::driver::{LockKey, LockMode, Previous};
 use tooz_core::{Error, ErrorKind, GroupId, LockName};
 
-use crate::error::{self, Fail, Work};
+use crate::error::{Fail, Work};
 
 /// A lock in its namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,17 +34,15 @@ impl Lock {
         }
     }
 
-    /// From its columns.
-    pub(crate) fn from_columns(namespace: &str, kind: i64, name: &[u8]) -> Work<Self> {
-        let key = match kind {
+    /// From its columns, the first of a row; `None` for a lock that cannot be.
+    pub(crate) fn read(row: &Row<'_>) -> rusqlite::Result<Option<Self>> {
+        let (namespace, name): (Arc<str>, Vec<u8>) = (row.get(0)?, row.get(2)?);
+        let key = match row.get::<_, i64>(1)? {
             0 => LockName::new(name).ok().map(LockKey::Named),
             1 => GroupId::new(name).ok().map(LockKey::Leader),
             _ => None,
         };
-        let key = key.ok_or_else(|| {
-            error::corrupt("a record of the database is of a lock that cannot be; delete it")
-        })?;
-        Ok(Self { namespace: namespace.into(), key })
+        Ok(key.map(|key| Self { namespace, key }))
     }
 }
 
@@ -133,14 +132,14 @@ mod tests {
         }
         assert_eq!((number_to_mode(-2), number_to_mode(1 << 32)), (None, None));
         assert!(mode_to_number(LockMode::Permit { limit: 0 }).is_err());
-        let namespace: Arc<str> = "n".into();
+        let (namespace, rows): (Arc<str>, _) = ("n".into(), rusqlite::Connection::open_in_memory().unwrap());
         for key in [
             LockKey::Named(LockName::new(b"a\0/\xff").unwrap()),
             LockKey::Leader(GroupId::new(b"a\0/\xff").unwrap()),
         ] {
             let lock = Lock::new(&namespace, &key);
-            let (namespace, kind, name) = lock.columns().unwrap();
-            assert_eq!(Lock::from_columns(namespace, kind, name).unwrap(), lock);
+            let columns = lock.columns().unwrap();
+            assert_eq!(rows.query_row("SELECT ?1, ?2, ?3", columns, Lock::read).unwrap(), Some(lock.clone()));
         }
     }
 }

@@ -208,27 +208,22 @@ pub(crate) fn find_dead(tx: &mut Tx<'_>) -> Work<Vec<i64>> {
     Ok(dead)
 }
 
-/// The columns of a lock's key.
-type Columns = (String, i64, Vec<u8>);
-
 /// Deletes all records of a session, and the file of one of this process; another process is told. Its locks are handed on
 /// when the job settles.
 pub(crate) fn end(tx: &mut Tx<'_>, session: &Recorded, how: SessionEnd) -> Work<()> {
     let seq = session.seq;
-    let columns =
-        |row: &Row<'_>| -> rusqlite::Result<Columns> { Ok((row.get(0)?, row.get(1)?, row.get(2)?)) };
     // One damaged record must not keep the others from being freed.
     let held = tx.readable(
         "SELECT namespace, kind, name, previous FROM holders WHERE session = ?1",
         [seq],
-        |row| Ok((columns(row)?, row.get::<_, i64>(3).unwrap_or_default())),
+        |row| Ok((Lock::read(row)?, row.get::<_, i64>(3).unwrap_or_default())),
     )?;
-    let waited =
-        tx.readable("SELECT DISTINCT namespace, kind, name FROM waiters WHERE session = ?1", [seq], columns)?;
+    let sql = "SELECT DISTINCT namespace, kind, name FROM waiters WHERE session = ?1";
+    let waited = tx.readable(sql, [seq], Lock::read)?;
     tx.run("DELETE FROM holders WHERE session = ?1", [seq])?;
     tx.run("DELETE FROM waiters WHERE session = ?1", [seq])?;
-    for ((namespace, kind, name), previous) in held {
-        let Ok(lock) = Lock::from_columns(&namespace, kind, &name) else { continue };
+    for (lock, previous) in held {
+        let Some(lock) = lock else { continue };
         let end = match how {
             SessionEnd::Closed(end) => end,
             SessionEnd::Dead => End::Unclean,
@@ -237,9 +232,7 @@ pub(crate) fn end(tx: &mut Tx<'_>, session: &Recorded, how: SessionEnd) -> Work<
         lock_rows::holders_changed(tx, &lock)?;
         tx.unsettled.push(lock);
     }
-    for (namespace, kind, name) in waited {
-        tx.unsettled.extend(Lock::from_columns(&namespace, kind, &name));
-    }
+    tx.unsettled.extend(waited.into_iter().flatten());
     log::members_left(tx, seq)?;
     tx.run("DELETE FROM members WHERE session = ?1", [seq])?;
     tx.run("DELETE FROM claims WHERE session = ?1", [seq])?;
