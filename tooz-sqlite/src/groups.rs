@@ -44,10 +44,9 @@ fn delete(tx: &mut Tx<'_>, namespace: &str, group: &GroupId) -> Work<()> {
 
 /// Claims the member id (S9): it belongs to the session that claimed it first, until that session ends.
 fn claim(tx: &mut Tx<'_>, session: &SessionState) -> Work<()> {
-    let owner = tx.first(
+    let owner = tx.value::<i64>(
         "SELECT session FROM claims WHERE namespace = ?1 AND member = ?2",
         (&*session.namespace, session.member.as_bytes()),
-        |row| row.get::<_, i64>(0),
     )?;
     if let Some(owner) = owner {
         if owner == session.seq {

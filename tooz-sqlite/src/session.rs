@@ -87,7 +87,7 @@ fn open(
         .map_err(|error| error::io(format!("a session file in {}", directory.display()), error))?;
     let path = session_file::path_of(directory, id);
     let (namespace, process) = (client.namespace(), &tx.site.process);
-    let inserted = tx.first(
+    let inserted = tx.value::<i64>(
         "INSERT INTO sessions \
          (id, namespace, member, instance, inode, pid, started, pid_namespace, boot_id, opened_at, bell) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) RETURNING seq",
@@ -104,7 +104,6 @@ fn open(
             tx.wall(),
             tx.site.wakeup.map(Id),
         ),
-        |row| row.get::<_, i64>(0),
     );
     // If the insertion failed, this is dropped like the transaction, and removes the file.
     let seq = *inserted.as_ref().ok().and_then(Option::as_ref).unwrap_or(&0);
@@ -201,8 +200,7 @@ fn renew(tx: &mut Tx<'_>, session: &SessionState, held: &Held) -> Work<Renewal> 
     }
     // Other processes judge our life by the file: when it was unlinked or replaced, they can no longer see it.
     let in_place = FileId::at(&session.path).is_ok_and(|id| id == session.file);
-    let recorded =
-        tx.first("SELECT seq FROM sessions WHERE id = ?1", [Id(session.id.0)], |row| row.get::<_, i64>(0))?;
+    let recorded = tx.value::<i64>("SELECT seq FROM sessions WHERE id = ?1", [Id(session.id.0)])?;
     if !in_place || recorded != Some(session.seq) {
         session.end(LossReason::Vanished);
         tx.effect(Effect::Suspect(session.seq));

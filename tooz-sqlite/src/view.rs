@@ -14,11 +14,8 @@ use crate::reaper;
 use crate::session_state::SessionState;
 
 pub(crate) fn find(tx: &Tx<'_>, namespace: &str, group: &GroupId) -> Work<i64> {
-    let id = tx.first(
-        "SELECT id FROM groups WHERE namespace = ?1 AND name = ?2",
-        (namespace, group.as_bytes()),
-        |row| row.get(0),
-    )?;
+    let id =
+        tx.value("SELECT id FROM groups WHERE namespace = ?1 AND name = ?2", (namespace, group.as_bytes()))?;
     Ok(id.ok_or_else(|| group_not_found(group))?)
 }
 
@@ -128,10 +125,9 @@ pub(crate) fn holders(tx: &mut Tx<'_>, lock: &Lock) -> Work<Holders> {
             holders.push(row.record);
         }
     }
-    let waiters = tx.first(
+    let waiters = tx.value::<u64>(
         "SELECT count(*) FROM waiters WHERE namespace = ?1 AND kind = ?2 AND name = ?3",
         lock.columns()?,
-        |row| row.get::<_, u64>(0),
     )?;
     Ok(Holders::new(holders, waiters))
 }

@@ -148,7 +148,7 @@ pub(crate) fn leader_changed(tx: &mut Tx<'_>, lock: &Lock) -> Work<()> {
 
 /// The number of the latest entry.
 pub(crate) fn latest(tx: &Tx<'_>) -> Work<i64> {
-    let latest = tx.first("SELECT max(seq) FROM events", [], |row| row.get::<_, Option<i64>>(0))?;
+    let latest = tx.value::<Option<i64>>("SELECT max(seq) FROM events", [])?;
     Ok(latest.flatten().unwrap_or(0))
 }
 

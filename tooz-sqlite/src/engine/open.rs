@@ -62,7 +62,7 @@ impl Engine {
     fn prepare(&mut self, site: &Site, deadline: Instant) -> Result<()> {
         // First without the write lock: of many that start together hardly one has anything to write.
         let (boot, dead) = self.write(Level::Read, deadline, |tx| {
-            let boot: Option<String> = tx.first("SELECT boot_id FROM fence", [], |row| row.get(0))?;
+            let boot: Option<String> = tx.value("SELECT boot_id FROM fence", [])?;
             Ok((boot, reaper::find_dead(tx)?))
         })?;
         let same_boot = boot.as_ref() == Some(&site.boot_id);

@@ -79,10 +79,9 @@ pub(crate) fn grant(
 ) -> Work<Grant> {
     let (namespace, kind, name) = lock.columns()?;
     let previous = tx
-        .first(
+        .value::<i64>(
             "SELECT how FROM marks WHERE namespace = ?1 AND kind = ?2 AND name = ?3",
             (namespace, kind, name),
-            |row| row.get::<_, i64>(0),
         )?
         .unwrap_or(0);
     let token = fence::take(tx)?;
@@ -108,8 +107,7 @@ pub(crate) fn grant(
 
 /// Wakes the process of a session, after the commit.
 pub(crate) fn wake(tx: &mut Tx<'_>, session: i64) -> Work<()> {
-    let id =
-        tx.first("SELECT bell FROM sessions WHERE seq = ?1", [session], |row| row.get::<_, Option<Id>>(0))?;
+    let id = tx.value::<Option<Id>>("SELECT bell FROM sessions WHERE seq = ?1", [session])?;
     if let Some(id) = id.flatten() {
         tx.effect(Effect::Wake(id.0));
     }
@@ -119,10 +117,9 @@ pub(crate) fn wake(tx: &mut Tx<'_>, session: i64) -> Work<()> {
 /// Whether a new waiter has to listen for the end of another process: of the last waiter's, or, if there is none, of a
 /// holder's.
 pub(crate) fn stands_behind_another_process(tx: &Tx<'_>, holders: &[Held], lock: &Lock) -> Work<bool> {
-    let last = tx.first(
+    let last = tx.value::<i64>(
         "SELECT session FROM waiters WHERE namespace = ?1 AND kind = ?2 AND name = ?3 ORDER BY place DESC LIMIT 1",
         lock.columns()?,
-        |row| row.get::<_, i64>(0),
     )?;
     Ok(match last {
         Some(last) => tx.own_session(last).is_none(),

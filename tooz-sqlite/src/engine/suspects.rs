@@ -43,7 +43,7 @@ impl Engine {
             return;
         }
         let found = self.read(|tx| {
-            let sessions = tx.first("SELECT count(*) FROM sessions", [], |row| row.get::<_, u32>(0))?;
+            let sessions = tx.value::<u32>("SELECT count(*) FROM sessions", [])?;
             Ok(Recorded::by_id(tx, id)?.map(|session| (session.seq, sessions.unwrap_or(0))))
         });
         match found {

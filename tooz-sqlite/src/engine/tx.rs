@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rusqlite::types::FromSql;
 use rusqlite::{Connection, OptionalExtension, Params, Row};
 use tooz_core::driver::{AttemptId, Clock, Entropy, Grant, GroupChange, Holders, Instant};
 use tooz_core::{LossReason, Result};
@@ -183,6 +184,11 @@ impl<'a> Tx<'a> {
         row.map_err(|error| error::reading(error, sql))
     }
 
+    /// The first column of the first row, if there is one.
+    pub(crate) fn value<T: FromSql>(&self, sql: &str, params: impl Params) -> Work<Option<T>> {
+        self.first(sql, params, |row| row.get(0))
+    }
+
     /// Whether there is a row.
     pub(crate) fn exists(&self, sql: &str, params: impl Params) -> Work<bool> {
         Ok(self.first(sql, params, |_| Ok(()))?.is_some())
@@ -190,7 +196,7 @@ impl<'a> Tx<'a> {
 
     /// The epoch of the data; 0 if there is none.
     pub(crate) fn epoch(&self) -> Work<u128> {
-        let epoch = self.first("SELECT epoch FROM tooz", [], |row| row.get::<_, Id>(0))?;
+        let epoch = self.value::<Id>("SELECT epoch FROM tooz", [])?;
         Ok(epoch.map_or(0, |epoch| epoch.0))
     }
 
