@@ -18,17 +18,16 @@ pub(crate) async fn connect(url: &BackendUrl, config: Config, context: Context) 
     let paths = Paths::find(&config.path, config.force_filesystem)?;
     let site = Site::new(&paths, config.boot_id.as_deref(), config.layout, &context.clock, &context.entropy)?;
     let best = guarantees(config::characteristics(url), paths.known_file_system);
-    let reader = Arc::new(Reader { paths, site, config, context, closed: AtomicBool::new(false) });
+    let characteristics = best - Characteristics::PUSH_WATCHES;
+    let closed = AtomicBool::new(false);
+    let reader = Arc::new(Reader { paths, site, config, context, characteristics, closed });
     // If there is a database, this fails with what is wrong with it.
     reader.look("connect", |_| Ok(())).await?;
-    Ok(Arc::new(ReadOnly { reader, characteristics: best - Characteristics::PUSH_WATCHES }))
+    Ok(Arc::new(ReadOnly(reader)))
 }
 
 #[derive(Debug)]
-pub(crate) struct ReadOnly {
-    pub(crate) reader: Arc<Reader>,
-    pub(crate) characteristics: Characteristics,
-}
+pub(crate) struct ReadOnly(pub(crate) Arc<Reader>);
 
 pub(crate) fn refuse() -> Error {
     Error::new(ErrorKind::Unsupported, "a view cannot change anything; connect a coordinator")
@@ -37,7 +36,7 @@ pub(crate) fn refuse() -> Error {
 #[async_trait]
 impl Driver for ReadOnly {
     fn characteristics(&self) -> Characteristics {
-        self.characteristics
+        self.0.characteristics
     }
 
     async fn open_session(&self, _: &OpenSession) -> Result<Arc<dyn Session>> {
@@ -53,7 +52,7 @@ impl Driver for ReadOnly {
     }
 
     async fn close(&self) -> Result<()> {
-        self.reader.closed.store(true, Ordering::Release);
+        self.0.closed.store(true, Ordering::Release);
         Ok(())
     }
 }

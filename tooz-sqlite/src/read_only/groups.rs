@@ -25,30 +25,30 @@ impl Groups for ReadOnly {
     }
 
     async fn list(&self) -> Result<Vec<GroupId>> {
-        let namespace = self.reader.config.namespace.clone();
-        let found = self.reader.look("list groups", move |tx| view::list(tx, &namespace)).await?;
+        let namespace = self.0.config.namespace.clone();
+        let found = self.0.look("list groups", move |tx| view::list(tx, &namespace)).await?;
         Ok(found.unwrap_or_default())
     }
 
     async fn members(&self, group: &GroupId) -> Result<Vec<MemberRecord>> {
-        let (namespace, id) = (self.reader.config.namespace.clone(), group.clone());
-        let found = self.reader.look("members", move |tx| view::members(tx, &namespace, &id)).await?;
+        let (namespace, id) = (self.0.config.namespace.clone(), group.clone());
+        let found = self.0.look("members", move |tx| view::members(tx, &namespace, &id)).await?;
         found.ok_or_else(|| group_not_found(group))
     }
 
     async fn member(&self, group: &GroupId, member: &MemberId) -> Result<MemberRecord> {
-        let (namespace, id, name) = (self.reader.config.namespace.clone(), group.clone(), member.clone());
-        let found = self.reader.look("member", move |tx| view::member(tx, &namespace, &id, &name)).await?;
+        let (namespace, id, name) = (self.0.config.namespace.clone(), group.clone(), member.clone());
+        let found = self.0.look("member", move |tx| view::member(tx, &namespace, &id, &name)).await?;
         found.ok_or_else(|| group_not_found(group))
     }
 
     async fn watch(&self, group: &GroupId) -> Result<ChangeStream> {
-        let reader = Arc::clone(&self.reader);
+        let reader = Arc::clone(&self.0);
         let first = read_group(&reader, group).await?;
         let Some((known, Some(members))) = first else { return Err(group_not_found(group)) };
         let feed = GroupFeed::new(members);
         let follower = Follower { reader, group: group.clone(), known, feed: feed.clone() };
-        let task = self.reader.context.spawner.spawn(follower.run());
+        let task = self.0.context.spawner.spawn(follower.run());
         Ok(feed.stream(task))
     }
 }

@@ -15,7 +15,7 @@ use crate::view;
 #[async_trait]
 impl Locks for ReadOnly {
     async fn holders(&self, key: &LockKey) -> Result<Holders> {
-        read_holders(&self.reader, key).await
+        read_holders(&self.0, key).await
     }
 
     async fn break_lock(&self, _: &BreakRequest) -> Result<Vec<HolderRecord>> {
@@ -27,10 +27,10 @@ impl Locks for ReadOnly {
     }
 
     async fn watch(&self, key: &LockKey) -> Result<HolderStream> {
-        let (reader, key) = (Arc::clone(&self.reader), key.clone());
+        let (reader, key) = (Arc::clone(&self.0), key.clone());
         let feed = HolderFeed::new(read_holders(&reader, &key).await?);
         let told = feed.clone();
-        let task = self.reader.context.spawner.spawn(async move {
+        let task = self.0.context.spawner.spawn(async move {
             loop {
                 reader.context.spawner.sleep(LOOK).await;
                 match read_holders(&reader, &key).await {

@@ -14,7 +14,7 @@ mod groups;
 mod holders;
 
 use std::collections::HashMap;
-use std::fmt::{self, Write};
+use std::fmt::Write;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -27,7 +27,7 @@ use std::time::Duration;
 use nix::libc;
 use rusqlite::{Connection, OpenFlags};
 use tooz_core::driver::{Context, earlier_layout};
-use tooz_core::{Error, ErrorKind, Result};
+use tooz_core::{Characteristics, Error, ErrorKind, Result};
 use tooz_local::os_lock::{Hold, Range, try_lock_range};
 
 use crate::config::Config;
@@ -47,18 +47,14 @@ pub(crate) const LOOK: Duration = Duration::from_millis(100);
 const BUSY: Duration = Duration::from_secs(5);
 
 /// The database for looks.
+#[derive(Debug)]
 pub(crate) struct Reader {
     pub(crate) paths: Paths,
     pub(crate) site: Site,
     pub(crate) config: Config,
     pub(crate) context: Context,
+    pub(crate) characteristics: Characteristics,
     pub(crate) closed: AtomicBool,
-}
-
-impl fmt::Debug for Reader {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reader").field("database", &self.paths.database).finish_non_exhaustive()
-    }
 }
 
 /// The database as a URI with parameters for SQLite, for a database that no process changes meanwhile.
