@@ -44,8 +44,10 @@ impl Groups for ReadOnly {
 
     async fn watch(&self, group: &GroupId) -> Result<ChangeStream> {
         let reader = Arc::clone(&self.0);
-        let first = read_group(&reader, group).await?;
-        let Some((known, Some(members))) = first else { return Err(group_not_found(group)) };
+        let (known, members) = read_group(&reader, group).await?;
+        if known.id == 0 {
+            return Err(group_not_found(group));
+        }
         let feed = GroupFeed::new(members);
         let follower = Follower { reader, group: group.clone(), known, feed: feed.clone() };
         let task = self.0.context.spawner.spawn(follower.run());
@@ -54,30 +56,27 @@ impl Groups for ReadOnly {
 }
 
 /// The identity of a group: the database's data, and the group of that name in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Which {
     epoch: u128,
     /// 0: there is no such group.
     id: i64,
 }
 
-/// Reads a group; the members are `None` if there is no such group.
-async fn read_group(
-    reader: &Arc<Reader>,
-    group: &GroupId,
-) -> Result<Option<(Which, Option<Vec<MemberRecord>>)>> {
+/// Reads a group; without members if there is no such group, or no database.
+async fn read_group(reader: &Arc<Reader>, group: &GroupId) -> Result<(Which, Vec<MemberRecord>)> {
     let (namespace, group) = (reader.config.namespace.clone(), group.clone());
     let work = move |tx: &mut Tx<'_>| {
         let epoch = tx.epoch()?;
         match view::find(tx, &namespace, &group) {
-            Ok(id) => Ok((Which { epoch, id }, Some(view::members(tx, &namespace, &group)?))),
+            Ok(id) => Ok((Which { epoch, id }, view::members(tx, &namespace, &group)?)),
             Err(Fail::Tooz(error)) if error.kind() == ErrorKind::GroupNotFound => {
-                Ok((Which { epoch, id: 0 }, None))
+                Ok((Which { epoch, id: 0 }, Vec::new()))
             }
             Err(fail) => Err(fail),
         }
     };
-    reader.look("watch group", work).await
+    Ok(reader.look("watch group", work).await?.unwrap_or_default())
 }
 
 /// Looks at a group again and again.
@@ -93,8 +92,8 @@ impl Follower {
         loop {
             self.reader.context.spawner.sleep(LOOK).await;
             match read_group(&self.reader, &self.group).await {
-                Ok(found) => {
-                    if self.see(found) {
+                Ok((which, members)) => {
+                    if self.see(which, members) {
                         return;
                     }
                 }
@@ -106,8 +105,7 @@ impl Follower {
     }
 
     /// Whether the group was deleted.
-    fn see(&mut self, found: Option<(Which, Option<Vec<MemberRecord>>)>) -> bool {
-        let (which, members) = found.unwrap_or((Which { epoch: 0, id: 0 }, None));
+    fn see(&mut self, which: Which, members: Vec<MemberRecord>) -> bool {
         let lost = which.epoch != self.known.epoch || self.known.id == 0;
         if !lost && which.id != self.known.id {
             self.feed.deleted();
@@ -115,10 +113,10 @@ impl Follower {
         }
         let same = std::mem::replace(&mut self.known, which) == which;
         if same {
-            self.feed.update(members.unwrap_or_default());
+            self.feed.update(members);
         } else {
             // The data was lost, and the group with it. The group was not deleted and may come back.
-            self.feed.reset(members.unwrap_or_default());
+            self.feed.reset(members);
         }
         false
     }
