@@ -19,6 +19,14 @@ pub fn io(what: impl Into<String>, error: io::Error) -> Error {
     Error::new(kind, what.into() + remedy).caused_by(error)
 }
 
+/// `None` if there is no such file.
+pub fn existing<T>(answer: io::Result<T>) -> io::Result<Option<T>> {
+    match answer {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        answer => answer.map(Some),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use nix::errno::Errno;

@@ -1,10 +1,11 @@
 //! Which file it is, whatever its name.
 
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+use nix::libc;
 use nix::sys::stat::FileStat;
 
 /// The identity of a file, whatever its name.
@@ -39,10 +40,15 @@ impl From<&FileStat> for FileId {
     }
 }
 
-/// Opens a file; `None` if there is none.
-pub fn open_existing(options: &OpenOptions, path: &Path) -> io::Result<Option<File>> {
-    match options.open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        answer => answer.map(Some),
-    }
+/// No symlink is followed, and no FIFO waits for another process.
+const SAFE: libc::c_int = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+
+/// Opens a file for reading: closing it makes no event. Follows no symlink there, and waits for no process.
+pub fn open(path: &Path) -> io::Result<File> {
+    File::options().read(true).custom_flags(SAFE).open(path)
+}
+
+/// As [`open`], for reading and writing.
+pub fn open_write(path: &Path) -> io::Result<File> {
+    File::options().read(true).write(true).custom_flags(SAFE).open(path)
 }

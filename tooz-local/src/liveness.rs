@@ -10,6 +10,7 @@ use std::fmt::Display;
 use std::fs::File;
 use std::io;
 
+use crate::error::existing;
 use crate::file_id::FileId;
 use crate::os_lock::Flavor;
 
@@ -26,10 +27,7 @@ pub enum Look {
 
 /// Looks at a session's file, which was opened for reading; it is the session's if it has this inode.
 pub fn look(file: io::Result<File>, inode: u64, flavor: Flavor) -> io::Result<Look> {
-    let file = match file {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Look::Missing),
-        file => file?,
-    };
+    let Some(file) = existing(file)? else { return Ok(Look::Missing) };
     if FileId::of(&file)?.inode != inode {
         return Ok(Look::Missing); // a copy that a backup put there proves nothing
     }

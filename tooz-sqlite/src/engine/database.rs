@@ -1,9 +1,8 @@
 //! The open database: SQLite's connection, and how the connection waits for the writers of other processes.
 
 use std::cell::RefCell;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::marker::PhantomData;
-use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
 use nix::libc;
@@ -11,7 +10,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 use tooz_core::driver::{Clock, Entropy, Instant};
 use tooz_core::{Error, ErrorKind, Result};
-use tooz_local::file_id::FileId;
+use tooz_local::file_id::{self, FileId};
 use tooz_local::os_lock::posix_lock_holder;
 
 use crate::engine::paths::Paths;
@@ -109,11 +108,8 @@ impl Database {
         }
         schema::prepare(&mut connection, paths, site, file)?;
         let shm = paths.beside("-shm");
-        let shared_memory = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(&shm)
-            .map_err(|error| error::io(format!("{}", shm.display()), error))?;
+        let shared_memory =
+            file_id::open(&shm).map_err(|error| error::io(shm.display().to_string(), error))?;
         let (first, last) = opening.done();
         Ok(Self {
             _first: first,

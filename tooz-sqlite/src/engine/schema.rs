@@ -1,18 +1,16 @@
 //! The database's schema and identity: creating, checking and adopting it before the first use.
 
 use std::cmp::Ordering;
-use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::renameat;
-use nix::libc;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior};
 use tooz_core::driver::{Epoch, SessionId, earlier_layout_in_use, later_layout};
 use tooz_core::{Error, ErrorKind, MemberId, Result};
+use tooz_local::error::existing;
 use tooz_local::fence::{STEP, first_token};
 use tooz_local::file_id::{self, FileId};
 use tooz_local::liveness::Look;
@@ -225,8 +223,7 @@ fn read_mark(paths: &Paths) -> Result<String> {
     let path = paths.sessions().join(session_file::EPOCH);
     let failed = |error| error::io(format!("{}", path.display()), error);
     let mut text = String::new();
-    let file = file_id::open_existing(OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW), &path);
-    if let Some(file) = file.map_err(failed)? {
+    if let Some(file) = existing(file_id::open(&path)).map_err(failed)? {
         // A text longer than an id is no id.
         file.take(64).read_to_string(&mut text).map_err(failed)?;
     }

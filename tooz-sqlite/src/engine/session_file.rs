@@ -3,14 +3,13 @@
 //! The file is created under a temporary name, locked, and renamed into place before the session's row is written. So no
 //! process sees a file under its final name unlocked while its owner lives.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use nix::libc;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use tooz_core::driver::SessionId;
+use tooz_local::error::existing;
 use tooz_local::file_id::{self, FileId};
 use tooz_local::liveness::{self, Look};
 use tooz_local::os_lock::{Flavor, Hold};
@@ -83,15 +82,12 @@ pub(crate) fn create(directory: &Path, id: SessionId, mode: u32) -> io::Result<(
 
 /// Looks at a file. Opens it for reading, so that closing it makes no event that wakes every process.
 pub(crate) fn look(path: &Path, inode: u64) -> io::Result<Look> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path);
-    liveness::look(file, inode, Flavor::OpenFile)
+    liveness::look(file_id::open(path), inode, Flavor::OpenFile)
 }
 
 /// Takes the lock of a dead session's file; `None` if its owner lives, or another process is clearing it away.
 pub(crate) fn claim(path: &Path, inode: Option<u64>) -> io::Result<Option<DeadFile>> {
-    let mut options = OpenOptions::new();
-    let options = options.read(true).write(true).custom_flags(libc::O_NOFOLLOW);
-    let Some(file) = file_id::open_existing(options, path)? else { return Ok(None) };
+    let Some(file) = existing(file_id::open_write(path))? else { return Ok(None) };
     if !Flavor::OpenFile.try_lock(&file, Hold::Alone)? {
         return Ok(None);
     }

@@ -6,12 +6,13 @@
 //! instances are, so any number of processes can wait. The owner's lock on the FIFO says whether there is an owner: the
 //! kernel does not report an end before the file was opened.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::libc;
+use tooz_local::error::existing;
 use tooz_local::file_id::{self, FileId};
 use tooz_local::os_lock::{Flavor, Hold};
 use tooz_local::ownership::{self, Rights, STAGING};
@@ -19,8 +20,6 @@ use tooz_local::ownership::{self, Rights, STAGING};
 /// The FIFOs' directory inside that of the sessions. Opening and closing FIFOs there wakes no process that listens to the
 /// sessions.
 pub(crate) const DIRECTORY: &str = ".bells";
-/// Nothing here may wait for another process, or leave the directory.
-const FLAGS: libc::c_int = libc::O_NONBLOCK | libc::O_NOFOLLOW;
 
 /// This process's own FIFO.
 #[derive(Debug)]
@@ -79,7 +78,7 @@ impl Drop for Wakeup {
 
 /// Opens a FIFO and takes its lock; fails if another process has the lock, or the FIFO is no longer in place.
 fn open_locked(path: &Path) -> io::Result<File> {
-    lock(OpenOptions::new().read(true).write(true).custom_flags(FLAGS).open(path)?, path)
+    lock(file_id::open_write(path)?, path)
 }
 
 fn lock(file: File, path: &Path) -> io::Result<File> {
@@ -92,7 +91,9 @@ fn lock(file: File, path: &Path) -> io::Result<File> {
 
 /// Wakes another process. Writing fails if the FIFO is full, and then its owner wakes already, or if its owner is gone.
 pub(crate) fn wake(sessions: &Path, id: u128) {
-    let fifo = OpenOptions::new().write(true).custom_flags(FLAGS).open(path_of(sessions, id));
+    // Nothing here may wait for another process, or leave the directory.
+    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
+    let fifo = File::options().write(true).custom_flags(flags).open(path_of(sessions, id));
     if let Err(error) = fifo.and_then(|mut fifo| fifo.write_all(&[1])) {
         tracing::trace!(%error, "a process cannot be woken");
     }
@@ -100,9 +101,8 @@ pub(crate) fn wake(sessions: &Path, id: u128) {
 
 /// Opens another process's FIFO to learn of the owner's end; `None` if there is no owner any more.
 pub(crate) fn watch_owner(sessions: &Path, id: u128) -> io::Result<Option<File>> {
-    let file =
-        file_id::open_existing(OpenOptions::new().read(true).custom_flags(FLAGS), &path_of(sessions, id))?;
-    file.map_or(Ok(None), |file| Ok(Flavor::OpenFile.is_locked(&file)?.then_some(file)))
+    let Some(file) = existing(file_id::open(&path_of(sessions, id)))? else { return Ok(None) };
+    Ok(Flavor::OpenFile.is_locked(&file)?.then_some(file))
 }
 
 /// Removes a FIFO whose owner is gone.

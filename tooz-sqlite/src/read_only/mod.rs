@@ -15,19 +15,18 @@ mod holders;
 
 use std::collections::HashMap;
 use std::fmt::Write;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use nix::libc;
 use rusqlite::{Connection, OpenFlags};
 use tooz_core::driver::{Context, earlier_layout};
 use tooz_core::{Characteristics, Error, ErrorKind, Result};
+use tooz_local::file_id;
 use tooz_local::os_lock::{Hold, Range, try_lock_range};
 
 use crate::config::Config;
@@ -127,7 +126,7 @@ impl Reader {
     fn lock(&self) -> Result<File> {
         let path = &self.paths.database;
         let failed = |error| error::io(path.display().to_string(), error);
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path).map_err(failed)?;
+        let file = file_id::open(path).map_err(failed)?;
         let limit = self.context.clock.now() + BUSY.min(self.config.operation_timeout);
         while !try_lock_range(&file, Hold::Together, READERS).map_err(failed)? {
             if self.context.clock.now() >= limit {
