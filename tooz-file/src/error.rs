@@ -1,11 +1,12 @@
-//! The errors of this driver: the one table for those of the operating system, and the others that several files
-//! return.
+//! The errors that several files of this driver return.
 
 use std::io;
 use std::path::Path;
 
 use tooz_core::driver::LockKey;
 use tooz_core::{Error, ErrorKind, GroupId};
+use tooz_local::error::is_symlink;
+pub(crate) use tooz_local::error::{existing, io};
 
 /// A record that cannot be understood, or something else in its place: [`io`] makes it `Corrupt`.
 pub(crate) fn unreadable(path: &Path, why: &str) -> io::Error {
@@ -15,30 +16,6 @@ pub(crate) fn unreadable(path: &Path, why: &str) -> io::Error {
 
 pub(crate) fn is_unreadable(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::InvalidData
-}
-
-/// `O_NOFOLLOW` met a symlink; the standard library's name for it is not stable yet.
-fn is_symlink(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(nix::libc::ELOOP)
-}
-
-/// An error of the operating system about `what`, which names the file.
-pub(crate) fn io(what: impl Into<String>, error: io::Error) -> Error {
-    use io::ErrorKind as Io;
-    if is_unreadable(&error) {
-        return Error::new(ErrorKind::Corrupt, format!("{}: {error}", what.into()));
-    }
-    let (kind, remedy) = match error.kind() {
-        Io::NotADirectory => {
-            (ErrorKind::Denied, ": something that is not a directory is in the way; remove it")
-        }
-        Io::IsADirectory => {
-            (ErrorKind::Corrupt, ": a directory stands where a file belongs; look at it, then remove it")
-        }
-        _ if is_symlink(&error) => (ErrorKind::Denied, ": it is a symlink, which is not followed; remove it"),
-        _ => return tooz_local::error::io(what, error),
-    };
-    Error::new(kind, what.into() + remedy).caused_by(error)
 }
 
 /// What a view finds where no session ever was: no group, and no lock that is held.

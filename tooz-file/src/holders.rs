@@ -128,7 +128,7 @@ impl SessionState {
     /// The holder's side: answers the requests to break what this session holds.
     pub(crate) async fn answer_break_requests(&self) -> Result<()> {
         let tree = &self.tree;
-        let failed = |cause| error::io(tree.break_requests.path.display().to_string(), cause);
+        let failed = |cause| error::io(tree.break_requests.path.display(), cause);
         for name in tree.break_requests.names().map_err(failed)? {
             let Some((id, attempt)) = keys::parse_break_request(&name) else { continue };
             if id != self.id() {

@@ -19,7 +19,7 @@ pub(crate) const ROUND: Duration = Duration::from_secs(3);
 
 /// As [`reap_all`], unless another process did so a moment ago: with many processes it would be all that they do.
 pub(crate) async fn reap_in_turn(client: &Client, tree: &Tree) -> Result<()> {
-    let failed = |cause| error::io(tree.home.path.join(keys::REAPED).display().to_string(), cause);
+    let failed = |cause| error::io(tree.home.path.join(keys::REAPED).display(), cause);
     let wall = client.context.clock.wall();
     let file = tree.home.open_or_create(keys::REAPED, tree.mode).map_err(failed)?;
     let data = file.metadata().map_err(failed)?;
@@ -45,7 +45,7 @@ pub(crate) async fn reap_in_turn(client: &Client, tree: &Tree) -> Result<()> {
 /// Clears away every session that is dead.
 pub(crate) async fn reap_all(client: &Client, tree: &Tree) -> Result<()> {
     let path = &tree.sessions.directory.path;
-    for id in tree.sessions.ids().map_err(|cause| error::io(path.display().to_string(), cause))? {
+    for id in tree.sessions.ids().map_err(|cause| error::io(path.display(), cause))? {
         if tree.sessions.is_local(id) {
             continue; // its owner clears it away
         }
@@ -124,7 +124,7 @@ pub(crate) fn tidy(client: &Client, tree: &Tree) -> Result<()> {
     for (directory, age) in
         [(&tree.tmp, LEFTOVER), (&tree.break_requests, LEFTOVER), (&tree.broken, BROKEN_RETENTION)]
     {
-        let failed = |cause| error::io(directory.path.display().to_string(), cause);
+        let failed = |cause| error::io(directory.path.display(), cause);
         for name in directory.names().map_err(failed)? {
             let Some(data) = directory.stat(&name).map_err(failed)? else { continue };
             let changed = Duration::from_secs(u64::try_from(data.st_ctime).unwrap_or(0));

@@ -1,22 +1,36 @@
 //! The errors of the operating system, as the contract has them.
 
-use std::io;
+use std::{fmt, io};
 
 use tooz_core::{Error, ErrorKind};
 
+/// `O_NOFOLLOW` met a symlink; the standard library's name for it is not stable yet.
+pub fn is_symlink(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(nix::libc::ELOOP)
+}
+
 /// An error of the operating system about `what`, by what the caller can do about it.
-pub fn io(what: impl Into<String>, error: io::Error) -> Error {
+pub fn io(what: impl fmt::Display, error: io::Error) -> Error {
     use io::ErrorKind as Io;
     let (kind, remedy) = match error.kind() {
+        // A record that cannot be understood: the error itself says why.
+        Io::InvalidData => return Error::new(ErrorKind::Corrupt, format!("{what}: {error}")),
         Io::PermissionDenied => (ErrorKind::Denied, ": permission denied; give read and write permission"),
         Io::ReadOnlyFilesystem => (ErrorKind::Denied, ": the file system is read-only"),
         Io::StorageFull | Io::QuotaExceeded => {
             (ErrorKind::Unavailable, ": the disk is full; free some space")
         }
         Io::NotFound => (ErrorKind::Unavailable, ": it is missing"),
+        Io::NotADirectory => {
+            (ErrorKind::Denied, ": something that is not a directory is in the way; remove it")
+        }
+        Io::IsADirectory => {
+            (ErrorKind::Corrupt, ": a directory stands where a file belongs; look at it, then remove it")
+        }
+        _ if is_symlink(&error) => (ErrorKind::Denied, ": it is a symlink, which is not followed; remove it"),
         _ => (ErrorKind::Unavailable, ""),
     };
-    Error::new(kind, what.into() + remedy).caused_by(error)
+    Error::new(kind, format!("{what}{remedy}")).caused_by(error)
 }
 
 /// `None` if there is no such file.
@@ -41,6 +55,9 @@ mod tests {
             (Errno::ENOSPC, ErrorKind::Unavailable, "full"),
             (Errno::EDQUOT, ErrorKind::Unavailable, "full"),
             (Errno::ENOENT, ErrorKind::Unavailable, "missing"),
+            (Errno::ENOTDIR, ErrorKind::Denied, "not a directory"),
+            (Errno::EISDIR, ErrorKind::Corrupt, "remove it"),
+            (Errno::ELOOP, ErrorKind::Denied, "symlink"),
             (Errno::EIO, ErrorKind::Unavailable, "x"),
         ] {
             let error = io("x", errno.into());

@@ -42,7 +42,7 @@ pub(crate) fn bring_up(tree: &mut Tree, fresh: Stamp) -> Result<()> {
     if tree.stamp != fresh && tree.stamp.compare(&shown, layout)? == Ordering::Equal {
         return Ok(());
     }
-    let failed = |cause| error::io(tree.home.path.join(keys::EPOCH).display().to_string(), cause);
+    let failed = |cause| error::io(tree.home.path.join(keys::EPOCH).display(), cause);
     let guard = lock(tree, Hold::Alone)?;
     // Missing in a new directory, or because it was deleted beside sessions that live.
     let found = match tree.home.read(keys::EPOCH) {
@@ -85,7 +85,7 @@ fn name_of(tree: &Tree, session: SessionId) -> String {
 }
 
 fn read(tree: &Tree) -> Result<Stamp> {
-    let failed = |cause| error::io(tree.home.path.join(keys::EPOCH).display().to_string(), cause);
+    let failed = |cause| error::io(tree.home.path.join(keys::EPOCH).display(), cause);
     stamp::parse(&tree.home, &tree.home.read(keys::EPOCH).map_err(failed)?)
 }
 
@@ -104,7 +104,7 @@ impl Drop for Guard<'_> {
 
 fn lock(tree: &Tree, hold: Hold) -> Result<Guard<'_>> {
     let path = tree.home.path.join(keys::BACKEND);
-    let failed = |cause| error::io(path.display().to_string(), cause);
+    let failed = |cause| error::io(path.display(), cause);
     for _ in 0..ROUNDS {
         // Opened anew each time: it may have been replaced.
         let file = match hold {

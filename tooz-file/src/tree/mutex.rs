@@ -91,8 +91,7 @@ impl Mutexes {
         access: Access,
         work: impl FnOnce(&Directory) -> Result<Moment<T>>,
     ) -> Result<Moment<T>> {
-        let failed =
-            |cause| error::io(format!("{}", self.locks.path.join(keys::stripe(number)).display()), cause);
+        let failed = |cause| error::io(self.locks.path.join(keys::stripe(number)).display(), cause);
         let stripe = self.open_stripe(number, access).map_err(failed)?;
         let mut mutex = stripe.mutex.lock().unwrap_or_else(PoisonError::into_inner);
         let in_place = mutex.as_ref().is_some_and(|(_, id)| stripe.directory.has(keys::MUTEX, *id));

@@ -108,8 +108,7 @@ impl Database {
         }
         schema::prepare(&mut connection, paths, site, file)?;
         let shm = paths.beside("-shm");
-        let shared_memory =
-            file_id::open(&shm).map_err(|error| error::io(shm.display().to_string(), error))?;
+        let shared_memory = file_id::open(&shm).map_err(|error| error::io(shm.display(), error))?;
         let (first, last) = opening.done();
         Ok(Self {
             _first: first,

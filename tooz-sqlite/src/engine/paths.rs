@@ -86,8 +86,7 @@ impl Paths {
     /// Checks the database file as it is.
     pub(crate) fn check(&self) -> Result<FileId> {
         let shown = self.database.display();
-        let data =
-            fs::symlink_metadata(&self.database).map_err(|error| error::io(format!("{shown}"), error))?;
+        let data = fs::symlink_metadata(&self.database).map_err(|error| error::io(&shown, error))?;
         let refuse = |kind, what: &str| Err(Error::new(kind, format!("{shown} {what}")));
         if data.is_dir() {
             return refuse(ErrorKind::InvalidUrl, "is a directory; name a file in it");
@@ -124,7 +123,7 @@ impl Paths {
     /// the file under its other name has others.
     pub(crate) fn check_mount(&self) -> Result<()> {
         let shown = self.database.display();
-        if filesystem::is_mount_point(&self.database).map_err(|error| error::io(format!("{shown}"), error))? {
+        if filesystem::is_mount_point(&self.database).map_err(|error| error::io(&shown, error))? {
             return Err(Error::new(
                 ErrorKind::Invalid,
                 format!(

@@ -221,7 +221,7 @@ fn create(transaction: &Connection, site: &Site) -> Result<()> {
 /// The mark of the directory of sessions, which names its database; empty if there is none.
 fn read_mark(paths: &Paths) -> Result<String> {
     let path = paths.sessions().join(session_file::EPOCH);
-    let failed = |error| error::io(format!("{}", path.display()), error);
+    let failed = |error| error::io(path.display(), error);
     let mut text = String::new();
     if let Some(file) = existing(file_id::open(&path)).map_err(failed)? {
         // A text longer than an id is no id.
@@ -244,7 +244,7 @@ fn is_marked(paths: &Paths, epoch: Epoch) -> Result<bool> {
 fn claim_directory(paths: &Paths, epoch: Epoch, fresh: bool) -> Result<()> {
     let directory = paths.sessions();
     let path = directory.join(session_file::EPOCH);
-    let failed = |error| error::io(format!("{}", path.display()), error);
+    let failed = |error| error::io(path.display(), error);
     let text = read_mark(paths)?;
     if Epoch::parse(text.trim()) == Some(epoch) {
         return Ok(());

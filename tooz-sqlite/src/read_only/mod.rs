@@ -125,7 +125,7 @@ impl Reader {
     /// closing the file drops all POSIX locks of the process on it.
     fn lock(&self) -> Result<File> {
         let path = &self.paths.database;
-        let failed = |error| error::io(path.display().to_string(), error);
+        let failed = |error| error::io(path.display(), error);
         let file = file_id::open(path).map_err(failed)?;
         let limit = self.context.clock.now() + BUSY.min(self.config.operation_timeout);
         while !try_lock_range(&file, Hold::Together, READERS).map_err(failed)? {
