@@ -18,6 +18,7 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{self, FileStat, Mode};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, geteuid, mkfifoat, unlinkat};
 
+use crate::error::existing;
 use crate::process::Process;
 
 /// What names of something that is being made begin with.
@@ -90,9 +91,16 @@ pub fn create(directory: impl AsFd, name: &OsStr, rights: Rights) -> io::Result<
     Ok(file)
 }
 
-/// Makes a directory that must not exist.
-pub fn make_directory(directory: impl AsFd, name: &OsStr, rights: Rights) -> io::Result<OwnedFd> {
-    make(directory.as_fd(), name, rights, DIRECTORY, |inside| stat::mkdirat(inside, name, rights.mode))
+/// Opens a directory, which is made if it is missing. Another process may make it at the same moment.
+pub fn open_or_make_directory(parent: impl AsFd, name: &OsStr, rights: Rights) -> io::Result<OwnedFd> {
+    let open = || -> io::Result<OwnedFd> { Ok(openat(&parent, name, DIRECTORY | SAFE, Mode::empty())?) };
+    if let Some(there) = existing(open())? {
+        return Ok(there);
+    }
+    match make(parent.as_fd(), name, rights, DIRECTORY, |inside| stat::mkdirat(inside, name, rights.mode)) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => open(),
+        made => made,
+    }
 }
 
 /// Makes a FIFO that must not exist, and opens it for reading and writing.

@@ -17,7 +17,7 @@ use tooz_local::file_id::FileId;
 pub(crate) use tooz_local::ownership::unique;
 use tooz_local::ownership::{self, Rights, STAGING};
 
-use crate::error::unreadable;
+use crate::error::{existing, unreadable};
 
 /// This driver writes no more: 64 KiB of capabilities and some hundred bytes around them.
 const MOST_BYTES: u64 = 256 * 1024;
@@ -60,17 +60,9 @@ impl Directory {
 
     /// Opens a directory in this one, made with these permissions if it is missing.
     pub(crate) fn make(&self, name: &(impl AsRef<Path> + ?Sized), mode: u32) -> io::Result<Self> {
-        let name = name.as_ref();
-        match self.child(name) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            answer => return answer,
-        }
-        let rights = Rights::within(&self.fd, mode)?;
-        match ownership::make_directory(&self.fd, name.as_os_str(), rights) {
-            Ok(fd) => Ok(Self { fd, path: self.path.join(name) }),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.child(name),
-            Err(error) => Err(error),
-        }
+        let (name, rights) = (name.as_ref(), Rights::within(&self.fd, mode)?);
+        let fd = ownership::open_or_make_directory(&self.fd, name.as_os_str(), rights)?;
+        Ok(Self { fd, path: self.path.join(name) })
     }
 
     /// Opens a file for reading: closing it makes no event.
@@ -85,9 +77,8 @@ impl Directory {
     /// Opens a file for writing, made if it is missing.
     pub(crate) fn open_or_create(&self, name: &str, mode: u32) -> io::Result<File> {
         loop {
-            match self.open_write(name) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                answer => return answer,
+            if let Some(file) = existing(self.open_write(name))? {
+                return Ok(file);
             }
             let file = if Rights::within(&self.fd, mode)?.are_given_away() {
                 // Complete before it is visible: its owner may be about to open it. It is opened again by its own
@@ -150,11 +141,7 @@ impl Directory {
 
     /// As [`Directory::unlink`]; `false` if there was no such file.
     pub(crate) fn remove(&self, name: &str) -> io::Result<bool> {
-        match self.unlink(name) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
+        Ok(existing(self.unlink(name))?.is_some())
     }
 
     pub(crate) fn remove_directory(&self, name: &str) -> io::Result<()> {

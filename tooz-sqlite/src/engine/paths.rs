@@ -1,9 +1,9 @@
 //! The paths of the database and of the files beside it, and the checks before they are used.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -144,10 +144,12 @@ impl Paths {
         // With the rights of the database, since a user of the database needs its sessions. The owner of the directory
         // around both does not matter.
         let database = lstat(&self.database).map_err(|errno| failed(errno.into()))?;
-        make_directory(&directory, &name, Rights::like(&database, mode), &sessions)?;
-        let inside = ownership::open_directory(&sessions).map_err(failed)?;
+        let rights = Rights::like(&database, mode);
+        let inside = ownership::open_or_make_directory(&directory, &name, rights).map_err(failed)?;
         let rights = Rights::within(&inside, mode).map_err(failed)?;
-        make_directory(&inside, wakeup::DIRECTORY.as_ref(), rights, &sessions.join(wakeup::DIRECTORY))
+        let made = ownership::open_or_make_directory(&inside, wakeup::DIRECTORY.as_ref(), rights);
+        let shown = sessions.join(wakeup::DIRECTORY);
+        made.map(drop).map_err(|error| error::io(format!("creating {}", shown.display()), error))
     }
 
     /// The directory around the database, open, and the name there of a file beside it.
@@ -162,24 +164,6 @@ impl Paths {
         File::open(parent)
             .and_then(|directory| directory.sync_all())
             .map_err(|error| error::io(format!("syncing {}", parent.display()), error))
-    }
-}
-
-/// Makes a directory if it is missing.
-fn make_directory(parent: impl AsFd, name: &OsStr, rights: Rights, path: &Path) -> Result<()> {
-    let shown = path.display();
-    let made = match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            ownership::make_directory(parent, name, rights).map(drop)
-        }
-        _ => Err(io::ErrorKind::AlreadyExists.into()),
-    };
-    match made {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match fs::symlink_metadata(path) {
-            Ok(data) if data.is_dir() => Ok(()),
-            _ => Err(Error::new(ErrorKind::Denied, format!("{shown} is not a directory; remove it"))),
-        },
-        answer => answer.map_err(|error| error::io(format!("creating {shown}"), error)),
     }
 }
 
