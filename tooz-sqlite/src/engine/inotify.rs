@@ -9,7 +9,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 use tooz_core::driver::SessionId;
 
 use crate::engine::paths::Paths;
@@ -105,40 +105,30 @@ impl FileEvents {
     /// The events since the last call, without waiting.
     pub(crate) fn read(&self) -> Vec<FileEvent> {
         let mut found = Vec::new();
-        loop {
-            match self.inotify.read_events() {
-                Ok(events) => {
-                    for event in events {
-                        let what = if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
-                            Some(FileEvent::Overflow)
-                        } else if event.mask.contains(AddWatchFlags::IN_IGNORED) {
-                            None // a watch ended; the event before it said why
-                        } else if Some(event.wd) == self.log {
-                            Some(FileEvent::Written)
-                        } else if let Some(id) = self.own.get(&event.wd) {
-                            Some(FileEvent::Touched(*id))
-                        } else if event.wd == self.sessions {
-                            let id = event.name.as_ref().and_then(|name| name.to_str());
-                            match id.map(SessionId::parse) {
-                                None => Some(FileEvent::Moved), // about the directory itself
-                                Some(None) => None,
-                                Some(Some(id)) => Some(FileEvent::Closed(id)),
-                            }
-                        } else if event.wd == self.database {
-                            Some(FileEvent::Moved)
-                        } else {
-                            None // of a watch that has ended meanwhile
-                        };
-                        if let Some(what) = what
-                            && found.last() != Some(&what)
-                        {
-                            found.push(what);
-                        }
-                    }
-                }
-                Err(Errno::EINTR) => {}
-                Err(_) => return found, // nothing more (EAGAIN)
+        while let Ok(events) = self.inotify.read_events() {
+            found.extend(events.iter().filter_map(|event| self.meaning(event)));
+        }
+        found.dedup();
+        found
+    }
+
+    fn meaning(&self, event: &InotifyEvent) -> Option<FileEvent> {
+        if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
+            Some(FileEvent::Overflow)
+        } else if event.mask.contains(AddWatchFlags::IN_IGNORED) {
+            None // a watch ended; the event before it said why
+        } else if Some(event.wd) == self.log {
+            Some(FileEvent::Written)
+        } else if let Some(id) = self.own.get(&event.wd) {
+            Some(FileEvent::Touched(*id))
+        } else if event.wd == self.sessions {
+            match &event.name {
+                None => Some(FileEvent::Moved), // about the directory itself
+                Some(name) => SessionId::parse(name.to_str()?).map(FileEvent::Closed),
             }
+        } else {
+            // Otherwise of a watch that has ended meanwhile.
+            (event.wd == self.database).then_some(FileEvent::Moved)
         }
     }
 }
