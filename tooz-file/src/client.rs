@@ -74,7 +74,10 @@ impl Client {
 
     pub(crate) fn check(&self) -> Result<()> {
         self.check_process()?;
-        if self.is_closed() { Err(error::closed()) } else { Ok(()) }
+        if self.is_closed() {
+            return Err(Error::new(ErrorKind::Closed, "this driver was closed; connect a new one"));
+        }
+        Ok(())
     }
 
     pub(crate) fn is_closed(&self) -> bool {

@@ -48,10 +48,6 @@ pub(crate) fn group_files(group: &GroupId, cause: io::Error) -> Error {
     io(format!("the files of group \"{group}\""), cause)
 }
 
-pub(crate) fn closed() -> Error {
-    Error::new(ErrorKind::Closed, "this driver was closed; connect a new one")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

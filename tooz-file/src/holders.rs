@@ -5,7 +5,6 @@
 //! which its session is notified. If it does not release the lock in time, nothing is changed and the error names the
 //! process to end.
 
-use std::io;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,7 +13,7 @@ use tooz_core::{Error, ErrorKind, FencingToken, LossReason, MemberId, Result};
 use tooz_local::os_lock::InTheWay;
 
 use crate::client::{Client, FileDriver};
-use crate::error;
+use crate::error::{self, existing};
 use crate::keys::{self, KeyHash};
 use crate::session_state::SessionState;
 use crate::tree::{Access, Entry, Moment, Topic, Tree, directory};
@@ -134,17 +133,12 @@ impl SessionState {
             if id != self.id() {
                 continue;
             }
-            let content = match tree.break_requests.read(&name) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // withdrawn
-                answer => match error::skip_unreadable(answer).map_err(failed)? {
-                    Some(content) => content,
-                    None => continue,
-                },
-            };
+            let content = error::skip_unreadable(existing(tree.break_requests.read(&name)));
+            let Some(content) = content.map_err(failed)?.flatten() else { continue }; // withdrawn, perhaps
             // From here on the process that asked can no longer withdraw the request; it stays on record.
-            match tree.break_requests.rename(&name, &tree.broken, &keys::broken(attempt)) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                answer => answer.map_err(failed)?,
+            let kept = tree.break_requests.rename(&name, &tree.broken, &keys::broken(attempt));
+            if existing(kept).map_err(failed)?.is_none() {
+                continue;
             }
             let content = String::from_utf8_lossy(&content).into_owned();
             let (by, why) = content.split_once('\n').unwrap_or(("", &content));

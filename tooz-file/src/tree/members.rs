@@ -9,7 +9,7 @@ use tooz_core::{Error, ErrorKind, GroupId, MemberId, Result};
 use tooz_local::file_id::FileId;
 use tooz_local::os_lock::Hold;
 
-use crate::error;
+use crate::error::{self, existing};
 use crate::keys;
 use crate::tree::directory::{self, Directory};
 use crate::tree::member_record::{self, Member};
@@ -31,10 +31,7 @@ fn claim_failed(member: &MemberId, cause: io::Error) -> Error {
 
 /// The owner of a member id.
 fn read_claim(tree: &Tree, name: &str) -> io::Result<Option<Owner>> {
-    let content = match tree.claims.read(name) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        answer => answer?,
-    };
+    let Some(content) = existing(tree.claims.read(name))? else { return Ok(None) };
     let owner = std::str::from_utf8(&content).ok().and_then(|text| Owner::parse(text.trim()));
     let path = || tree.claims.path.join(name);
     owner.map(Some).ok_or_else(|| error::unreadable(&path(), "is no claim on a member id"))

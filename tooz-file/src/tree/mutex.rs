@@ -10,7 +10,7 @@ use tooz_local::file_id::FileId;
 use tooz_local::os_lock::{Hold, InTheWay, spin};
 
 use crate::config::Config;
-use crate::error;
+use crate::error::{self, existing};
 use crate::keys;
 use crate::tree::directory::Directory;
 
@@ -97,14 +97,11 @@ impl Mutexes {
         let in_place = mutex.as_ref().is_some_and(|(_, id)| stripe.directory.has(keys::MUTEX, *id));
         if !in_place {
             let file = match access {
-                Access::Change => stripe.directory.open_or_create(keys::MUTEX, self.config.mode),
-                Access::Look => match self.open_to_lock(&stripe.directory, keys::MUTEX) {
-                    // A process that makes a change makes the mutex first.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => return work(&stripe.directory),
-                    answer => answer,
-                },
+                Access::Change => stripe.directory.open_or_create(keys::MUTEX, self.config.mode).map(Some),
+                Access::Look => existing(self.open_to_lock(&stripe.directory, keys::MUTEX)),
             };
-            let file = file.map_err(failed)?;
+            // A process that makes a change makes the mutex first.
+            let Some(file) = file.map_err(failed)? else { return work(&stripe.directory) };
             let id = FileId::of(&file).map_err(failed)?;
             *mutex = Some((file, id));
         }
@@ -132,15 +129,11 @@ impl Mutexes {
         hold: Hold,
     ) -> io::Result<Moment<DriverLock>> {
         let file = match hold {
-            Hold::Alone => directory.open_or_create(keys::DRIVER_LOCK, self.config.mode)?,
-            Hold::Together => match self.open_to_lock(directory, keys::DRIVER_LOCK) {
-                // Connecting has made it, so it was deleted just now; a process that makes a change makes it first.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    return Ok(Moment::Done(DriverLock { _file: None }));
-                }
-                answer => answer?,
-            },
+            Hold::Alone => Some(directory.open_or_create(keys::DRIVER_LOCK, self.config.mode)?),
+            Hold::Together => existing(self.open_to_lock(directory, keys::DRIVER_LOCK))?,
         };
+        // Connecting has made it, so it was deleted just now; a process that makes a change makes it first.
+        let Some(file) = file else { return Ok(Moment::Done(DriverLock { _file: None })) };
         if !spin(|| self.config.flavor.try_lock(&file, hold))? {
             let pid = match self.config.flavor.in_the_way(&file, hold)? {
                 Some(InTheWay::Process(pid)) => Some(pid),
