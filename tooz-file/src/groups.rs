@@ -3,7 +3,6 @@
 //! Everything that changes a group happens under Python's `.driver_lock`, and reading holds it together with other
 //! readers, so a view is never half of two. A session's member holds the lock of its own file.
 
-use std::io;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -18,7 +17,7 @@ use crate::client::{Client, FileDriver};
 use crate::error;
 use crate::keys;
 use crate::session_state::SessionState;
-use crate::tree::{Directory, Member, Membership, Topic, Tree, directory, member_record, members, msgpack};
+use crate::tree::{Directory, Member, Membership, Topic, Tree, member_record, members, msgpack};
 use crate::view::{is_alive, may_live, read_group};
 use crate::watch;
 
@@ -26,24 +25,14 @@ fn create(tree: &Tree, group: &GroupId) -> Result<Directory> {
     let failed = |cause| error::group_files(group, cause);
     let name = keys::group(group);
     let directory = tree.groups.make(&name, tree.directory_mode).map_err(failed)?;
-    let temporary = directory::unique("group");
     let content = member_record::write_group(group);
     // Groups outlive a power cut; members do not have to.
-    let written = tree.tmp.write_new(&temporary, &content, tree.mode).and_then(|file| file.sync_all());
-    let placed = written.and_then(|()| tree.tmp.publish(&temporary, &directory, keys::METADATA));
-    match placed.and_then(|()| directory.sync()).and_then(|()| tree.groups.sync()) {
-        Ok(()) => {
-            tree.notify(&Topic::Group(name));
-            Ok(directory)
-        }
-        Err(error) => {
-            let _ = tree.tmp.remove(&temporary);
-            if error.kind() == io::ErrorKind::AlreadyExists {
-                return Err(group_exists(group));
-            }
-            Err(failed(error))
-        }
+    if !directory.write_first(&tree.tmp, keys::METADATA, &content, tree.mode).map_err(failed)? {
+        return Err(group_exists(group));
     }
+    directory.sync().and_then(|()| tree.groups.sync()).map_err(failed)?;
+    tree.notify(&Topic::Group(name));
+    Ok(directory)
 }
 
 impl SessionState {

@@ -16,7 +16,7 @@ use crate::client::{Client, FileDriver};
 use crate::error::{self, existing};
 use crate::keys::{self, KeyHash};
 use crate::session_state::SessionState;
-use crate::tree::{Access, Entry, Moment, Topic, Tree, directory};
+use crate::tree::{Access, Entry, Moment, Topic, Tree};
 use crate::view::{read_holders, read_lock};
 use crate::watch;
 
@@ -112,13 +112,11 @@ async fn find_remaining(
 
 /// Writes a request where the holder's session is notified of it.
 fn write_break_request(tree: &Tree, entry: &Entry, request: &BreakRequest) -> Result<()> {
-    let failed = |cause| error::lock_records(&request.key, cause);
     let session = entry.record.owner.session;
     let name = keys::break_request(session, entry.record.attempt);
     let content = format!("{}\n{}", keys::hex(request.by.as_bytes()), request.why);
-    let temporary = directory::unique("break");
-    tree.tmp.write_new(&temporary, content.as_bytes(), tree.mode).map_err(failed)?;
-    tree.tmp.rename(&temporary, &tree.break_requests, &name).map_err(failed)?;
+    let written = tree.break_requests.replace(&tree.tmp, &name, content.as_bytes(), tree.mode);
+    written.map_err(|cause| error::lock_records(&request.key, cause))?;
     tree.notify(&Topic::Session(session));
     Ok(())
 }

@@ -182,6 +182,28 @@ impl Directory {
         Ok(nix::unistd::fsync(&self.fd)?)
     }
 
+    /// Writes a file as a whole, where there is none of this name; whether there was none. The content survives a power
+    /// cut. `tmp` is on the same file system.
+    pub(crate) fn write_first(&self, tmp: &Self, name: &str, content: &[u8], mode: u32) -> io::Result<bool> {
+        let temporary = unique(name);
+        let written = tmp.write_new(&temporary, content, mode).and_then(|file| file.sync_all());
+        let published = written.and_then(|()| tmp.publish(&temporary, self, name));
+        if published.is_err() {
+            let _ = tmp.remove(&temporary);
+        }
+        match published {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            answer => answer.map(|()| true),
+        }
+    }
+
+    /// Writes a file as a whole in place of what stands there; `tmp` is on the same file system.
+    pub(crate) fn replace(&self, tmp: &Self, name: &str, content: &[u8], mode: u32) -> io::Result<()> {
+        let temporary = unique(name);
+        tmp.write_new(&temporary, content, mode)?;
+        tmp.rename(&temporary, self, name)
+    }
+
     /// Creates a file with this content under a temporary name.
     pub(crate) fn write_new(&self, name: &str, content: &[u8], mode: u32) -> io::Result<File> {
         let mut file = self.create(name, mode)?;

@@ -12,9 +12,9 @@ use tooz_local::fence::{MOST, STEP, ceiling_above, first_token};
 use tooz_local::file_id::FileId;
 use tooz_local::os_lock::{Flavor, Hold, spin};
 
-use crate::error;
+use crate::error::{self, existing};
 use crate::keys;
-use crate::tree::directory::{self, Directory};
+use crate::tree::directory::Directory;
 
 const MAGIC: &[u8; 8] = b"toozfnc1";
 /// Magic, next, ceiling (big-endian), and the boot id padded with NULs.
@@ -150,23 +150,17 @@ impl Fence {
         floor: u64,
         wall: SystemTime,
     ) -> io::Result<(File, FileId)> {
-        let file = match home.open_write(keys::FENCE) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        let file = match existing(home.open_write(keys::FENCE))? {
+            Some(file) => file,
+            None => {
                 let next = first_token(wall, floor);
                 let counter =
                     Counter { next, ceiling: next.saturating_add(STEP), boot: self.boot_id.clone().into() };
-                let name = directory::unique("fence");
-                tmp.write_new(&name, &counter.encode(), self.mode)?.sync_all()?;
-                match tmp.publish(&name, home, keys::FENCE) {
-                    Ok(()) => home.sync()?,
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                        tmp.remove(&name)?;
-                    }
-                    Err(error) => return Err(error),
+                if home.write_first(tmp, keys::FENCE, &counter.encode(), self.mode)? {
+                    home.sync()?;
                 }
                 home.open_write(keys::FENCE)?
             }
-            answer => answer?,
         };
         let id = FileId::of(&file)?;
         Ok((file, id))

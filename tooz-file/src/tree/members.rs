@@ -38,9 +38,7 @@ fn read_claim(tree: &Tree, name: &str) -> io::Result<Option<Owner>> {
 }
 
 fn write_claim(tree: &Tree, name: &str, owner: &Owner) -> io::Result<()> {
-    let temporary = directory::unique("claim");
-    tree.tmp.write_new(&temporary, owner.to_string().as_bytes(), tree.mode)?;
-    tree.tmp.rename(&temporary, &tree.claims, name)
+    tree.claims.replace(&tree.tmp, name, owner.to_string().as_bytes(), tree.mode)
 }
 
 /// Claims the member id for a session (S9).
