@@ -22,7 +22,10 @@ use crate::tree::stamp;
 /// `Incompatible`: a later version has changed it.
 pub(crate) fn while_it_stays<T>(tree: &Tree, create: impl FnOnce() -> Result<T>) -> Result<T> {
     let guard = lock(tree, Hold::Together)?;
-    let created = match read(tree)?.compare(&tree.base.path.display(), tree.stamp.layout)? {
+    let Some(stamp) = stamp::read(&tree.home)? else {
+        return Err(error::io(tree.home.path.join(keys::EPOCH).display(), io::ErrorKind::NotFound.into()));
+    };
+    let created = match stamp.compare(&tree.base.path.display(), tree.stamp.layout)? {
         Ordering::Less => Err(Error::new(
             ErrorKind::Unavailable,
             format!("{} was replaced by that of an earlier version; connect again", tree.home.path.display()),
@@ -45,10 +48,7 @@ pub(crate) fn bring_up(tree: &mut Tree, fresh: Stamp) -> Result<()> {
     let failed = |cause| error::io(tree.home.path.join(keys::EPOCH).display(), cause);
     let guard = lock(tree, Hold::Alone)?;
     // Missing in a new directory, or because it was deleted beside sessions that live.
-    let found = match tree.home.read(keys::EPOCH) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        content => Some(stamp::parse(&tree.home, &content.map_err(failed)?)?),
-    };
+    let found = stamp::read(&tree.home)?;
     let stamp = Stamp { layout, ..found.unwrap_or(fresh) };
     let current = match found {
         Some(found) => found.compare(&shown, layout)? == Ordering::Equal,
@@ -82,11 +82,6 @@ fn name_of(tree: &Tree, session: SessionId) -> String {
     tree.sessions
         .member_of(session)
         .map_or_else(|| format!("session {session}"), |member| format!("member \"{member}\""))
-}
-
-fn read(tree: &Tree) -> Result<Stamp> {
-    let failed = |cause| error::io(tree.home.path.join(keys::EPOCH).display(), cause);
-    stamp::parse(&tree.home, &tree.home.read(keys::EPOCH).map_err(failed)?)
 }
 
 /// How often a series of tries is made: a second and more, for many processes that come to a new directory at the

@@ -88,7 +88,11 @@ impl Tree {
             }
         };
         let tmp = within(&home, "tmp")?;
-        let stamp = stamp::read(&home, &tmp, config, failed)?.unwrap_or(fresh);
+        stamp::check_locks(&home, &tmp, config, failed)?;
+        let stamp = match stamp::read(&home)? {
+            None if view => return Err(error::nothing_here(&path)),
+            stamp => stamp.unwrap_or(fresh),
+        };
         let boot_id = process::boot_id(config.boot_id.as_deref()).map_err(failed)?;
         let topics = Arc::<Topics>::default();
         let watcher = match flavor {

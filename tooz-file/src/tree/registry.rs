@@ -37,9 +37,8 @@ pub(crate) fn open(config: &Config, epoch: Epoch) -> Result<Arc<Tree>> {
         && tree.owner.is_current()
         && tree.is_in_place()
     {
-        let failed = |cause| cannot_open(&base.path, cause);
-        let now = stamp::read(&tree.home, &tree.tmp, config, failed)?;
-        if now == Some(tree.stamp) {
+        stamp::check_locks(&tree.home, &tree.tmp, config, |cause| cannot_open(&base.path, cause))?;
+        if stamp::read(&tree.home)? == Some(tree.stamp) {
             return Ok(tree);
         }
     }

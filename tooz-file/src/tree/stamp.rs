@@ -7,39 +7,44 @@ use tooz_core::{Error, ErrorKind, Result};
 use tooz_local::os_lock::Flavor;
 
 use crate::config::Config;
+use crate::error::{self, existing};
 use crate::keys;
-use crate::tree::directory::{self, Directory};
+use crate::tree::directory::Directory;
 
-pub(crate) fn parse(home: &Directory, content: &[u8]) -> Result<Stamp> {
-    Stamp::parse(content).ok_or_else(|| {
-        let path = home.path.join(keys::EPOCH);
+/// The stamp of the data; `None` in a new directory, or where it was deleted.
+pub(crate) fn read(home: &Directory) -> Result<Option<Stamp>> {
+    let path = home.path.join(keys::EPOCH);
+    let content = existing(home.read(keys::EPOCH)).map_err(|cause| error::io(path.display(), cause))?;
+    let unreadable = || {
         Error::new(
             ErrorKind::Corrupt,
             format!("{} is no stamp of tooz; end all programs that use it, then delete it", path.display()),
         )
-    })
+    };
+    content.map(|content| Stamp::parse(&content).ok_or_else(unreadable)).transpose()
 }
 
-/// Compares which locks are used here, or writes it in a new directory; returns the stamp of the data, if there is
-/// one. A view writes nothing, and fails where nothing is. `failed` makes the error about the directory.
-pub(crate) fn read(
+/// Compares which locks are used here, or writes it in a new directory. A view writes nothing, and fails where nothing
+/// is. `failed` makes the error about the directory.
+pub(crate) fn check_locks(
     home: &Directory,
     tmp: &Directory,
     config: &Config,
-    failed: impl Fn(io::Error) -> Error,
-) -> Result<Option<Stamp>> {
+    failed: impl FnOnce(io::Error) -> Error,
+) -> Result<()> {
     let word: &[u8] = match config.flavor {
         Flavor::OpenFile => b"ofd\n",
         Flavor::Portable => b"portable\n",
     };
-    let found = read_or_write_backend(home, tmp, word, config).map_err(&failed)?;
-    if found != word {
-        return Err(other_locks(home, &found));
-    }
-    match home.read(keys::EPOCH) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !config.view => Ok(None),
-        written => Ok(Some(parse(home, &written.map_err(failed)?)?)),
-    }
+    // What the first process wrote, in one step; this one, if it is the first.
+    let agree = || {
+        if !config.view && home.stat(keys::BACKEND)?.is_none() {
+            home.write_first(tmp, keys::BACKEND, word, config.mode)?;
+        }
+        home.read(keys::BACKEND)
+    };
+    let found = agree().map_err(failed)?;
+    if found == word { Ok(()) } else { Err(other_locks(home, &found)) }
 }
 
 /// Why the directory cannot be used with this kind of lock.
@@ -59,27 +64,4 @@ fn other_locks(home: &Directory, found: &[u8]) -> Error {
         ErrorKind::Corrupt,
         format!("{} says neither ofd nor portable; look at it, then delete it", path.display()),
     )
-}
-
-/// What the first process wrote, in one step, about the locks that are used; this one, if it is the first.
-fn read_or_write_backend(
-    home: &Directory,
-    tmp: &Directory,
-    word: &[u8],
-    config: &Config,
-) -> io::Result<Vec<u8>> {
-    match home.read(keys::BACKEND) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !config.view => {
-            let temporary = directory::unique(keys::BACKEND);
-            tmp.write_new(&temporary, word, config.mode)?.sync_all()?;
-            match tmp.publish(&temporary, home, keys::BACKEND) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    tmp.remove(&temporary)?;
-                }
-                answer => answer?,
-            }
-            home.read(keys::BACKEND)
-        }
-        answer => answer,
-    }
 }
