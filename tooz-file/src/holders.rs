@@ -150,7 +150,7 @@ impl SessionState {
 
 async fn raise_tokens(client: &Client, tree: &Tree, least: FencingToken) -> Result<()> {
     let deadline = client.deadline();
-    while tree.raise_tokens(client.context.clock.wall(), least)?.is_none() {
+    while tree.fence.raise(client.context.clock.wall(), least)?.is_none() {
         client.pause(deadline, "the fencing counter", None).await?;
     }
     // A grant takes its token, then writes its record, all under the mutex of its stripe. Once that was free, no

@@ -154,7 +154,7 @@ impl SessionState {
                 Tried::Impossible => Vec::new(),
             },
         };
-        let token = match tree.take_token(self.client.context.clock.wall()) {
+        let token = match tree.fence.take(self.client.context.clock.wall()) {
             Ok(Some(token)) => token,
             none => {
                 python_lock::unlock(files);

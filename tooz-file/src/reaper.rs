@@ -122,7 +122,7 @@ const BROKEN_RETENTION: Duration = Duration::from_hours(1);
 pub(crate) fn tidy(client: &Client, tree: &Tree) -> Result<()> {
     let now = client.context.clock.wall().duration_since(UNIX_EPOCH).unwrap_or_default();
     for (directory, age) in
-        [(&tree.tmp, LEFTOVER), (&tree.break_requests, LEFTOVER), (&tree.broken, BROKEN_RETENTION)]
+        [(&*tree.tmp, LEFTOVER), (&tree.break_requests, LEFTOVER), (&tree.broken, BROKEN_RETENTION)]
     {
         let failed = |cause| error::io(directory.path.display(), cause);
         for name in directory.names().map_err(failed)? {

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use tooz_core::{FencingToken, Result};
@@ -24,6 +24,9 @@ const BOOT: usize = 24;
 /// The counter of one directory, as this process has it open.
 #[derive(Debug)]
 pub(crate) struct Fence {
+    directory: Directory,
+    /// On the same file system, for a counter that is made anew.
+    tmp: Arc<Directory>,
     flavor: Flavor,
     boot_id: String,
     mode: u32,
@@ -67,36 +70,33 @@ impl Counter {
 }
 
 impl Fence {
-    pub(crate) fn new(flavor: Flavor, boot_id: &str, mode: u32) -> Self {
+    pub(crate) fn new(
+        directory: Directory,
+        tmp: Arc<Directory>,
+        flavor: Flavor,
+        boot_id: &str,
+        mode: u32,
+    ) -> Self {
         // A boot id has 36 characters; what a test gives may be longer.
         let boot_id = boot_id.chars().filter(char::is_ascii).take(LENGTH - BOOT).collect();
-        Self { flavor, boot_id, mode, state: Mutex::default() }
+        Self { directory, tmp, flavor, boot_id, mode, state: Mutex::default() }
     }
 
     /// The next token; `None` while another process is taking one.
-    ///
-    /// `tmp` is on the same file system, for a counter that is made anew.
-    pub(crate) fn take(
-        &self,
-        home: &Directory,
-        tmp: &Directory,
-        wall: SystemTime,
-    ) -> Result<Option<FencingToken>> {
-        let token = self.while_locked(home, tmp, wall, |file, floor| self.advance(file, home, floor))?;
+    pub(crate) fn take(&self, wall: SystemTime) -> Result<Option<FencingToken>> {
+        let token = self.while_locked(wall, |file, floor| {
+            let token = self.advance_to(file, floor)?.next;
+            // Eight bytes in one write, so that no process reads half of them.
+            file.write_all_at(&(token + 1).to_be_bytes(), 8)?;
+            Ok(token)
+        })?;
         Ok(token.and_then(FencingToken::new))
     }
 
     /// No token below `least` is given out from now on; `None` while another process is taking one.
-    pub(crate) fn raise(
-        &self,
-        home: &Directory,
-        tmp: &Directory,
-        wall: SystemTime,
-        least: FencingToken,
-    ) -> Result<Option<()>> {
-        let least = least.get();
-        let raised = self.while_locked(home, tmp, wall, |file, floor| {
-            self.advance_to(file, home, floor.max(least - 1)).map(|counter| counter.next - 1)
+    pub(crate) fn raise(&self, wall: SystemTime, least: FencingToken) -> Result<Option<()>> {
+        let raised = self.while_locked(wall, |file, floor| {
+            self.advance_to(file, floor.max(least.get() - 1)).map(|counter| counter.next - 1)
         })?;
         Ok(raised.map(drop))
     }
@@ -105,14 +105,13 @@ impl Fence {
     /// is not to be given out again.
     fn while_locked(
         &self,
-        home: &Directory,
-        tmp: &Directory,
         wall: SystemTime,
         work: impl FnOnce(&File, u64) -> io::Result<u64>,
     ) -> Result<Option<u64>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let answer = self.try_while_locked(&mut state, home, tmp, wall, work).map_err(|cause| {
-            error::io(format!("the fencing counter {}", home.path.join(keys::FENCE).display()), cause)
+        let answer = self.try_while_locked(&mut state, wall, work).map_err(|cause| {
+            let path = self.directory.path.join(keys::FENCE);
+            error::io(format!("the fencing counter {}", path.display()), cause)
         })?;
         if let Some(last) = answer {
             state.floor = state.floor.max(last);
@@ -123,58 +122,44 @@ impl Fence {
     fn try_while_locked(
         &self,
         state: &mut State,
-        home: &Directory,
-        tmp: &Directory,
         wall: SystemTime,
         work: impl FnOnce(&File, u64) -> io::Result<u64>,
     ) -> io::Result<Option<u64>> {
         let floor = state.floor;
-        if !state.file.as_ref().is_some_and(|(_, id)| home.has(keys::FENCE, *id)) {
+        if !state.file.as_ref().is_some_and(|(_, id)| self.directory.has(keys::FENCE, *id)) {
             state.file = None;
-            state.file = Some(self.open(home, tmp, floor, wall)?);
+            state.file = Some(self.open(floor, wall)?);
         }
         let Some((file, id)) = &state.file else { return Ok(None) };
         if !spin(|| self.flavor.try_lock(file, Hold::Alone))? {
             return Ok(None);
         }
         // Replaced between opening and locking: look again.
-        let answer = if home.has(keys::FENCE, *id) { work(file, floor).map(Some) } else { Ok(None) };
+        let in_place = self.directory.has(keys::FENCE, *id);
+        let answer = if in_place { work(file, floor).map(Some) } else { Ok(None) };
         self.flavor.unlock(file)?;
         answer
     }
 
-    fn open(
-        &self,
-        home: &Directory,
-        tmp: &Directory,
-        floor: u64,
-        wall: SystemTime,
-    ) -> io::Result<(File, FileId)> {
-        let file = match existing(home.open_write(keys::FENCE))? {
+    fn open(&self, floor: u64, wall: SystemTime) -> io::Result<(File, FileId)> {
+        let file = match existing(self.directory.open_write(keys::FENCE))? {
             Some(file) => file,
             None => {
                 let next = first_token(wall, floor);
                 let counter =
                     Counter { next, ceiling: next.saturating_add(STEP), boot: self.boot_id.clone().into() };
-                if home.write_first(tmp, keys::FENCE, &counter.encode(), self.mode)? {
-                    home.sync()?;
+                if self.directory.write_first(&self.tmp, keys::FENCE, &counter.encode(), self.mode)? {
+                    self.directory.sync()?;
                 }
-                home.open_write(keys::FENCE)?
+                self.directory.open_write(keys::FENCE)?
             }
         };
         let id = FileId::of(&file)?;
         Ok((file, id))
     }
 
-    fn advance(&self, file: &File, home: &Directory, floor: u64) -> io::Result<u64> {
-        let token = self.advance_to(file, home, floor)?.next;
-        // Eight bytes in one write, so that no process reads half of them.
-        file.write_all_at(&(token + 1).to_be_bytes(), 8)?;
-        Ok(token)
-    }
-
     /// The counter, whose next number is above `floor` and below a ceiling that was synced.
-    fn advance_to(&self, file: &File, home: &Directory, floor: u64) -> io::Result<Counter> {
+    fn advance_to(&self, file: &File, floor: u64) -> io::Result<Counter> {
         let mut bytes = [0; LENGTH];
         match file.read_exact_at(&mut bytes, 0) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(corrupt()),
@@ -195,7 +180,7 @@ impl Fence {
             file.write_all_at(&counter.encode(), 0)?;
             // INVARIANT: synced before any token at or above the old ceiling is given out.
             file.sync_all()?;
-            home.sync()?;
+            self.directory.sync()?;
         } else if counter.next > written {
             file.write_all_at(&counter.next.to_be_bytes(), 8)?;
         }
@@ -223,66 +208,71 @@ mod tests {
         (directory, home)
     }
 
-    fn take(fence: &Fence, home: &Directory) -> u64 {
-        fence.take(home, home, UNIX_EPOCH + Duration::from_millis(1)).unwrap().unwrap().get()
+    fn open(home: &Directory, boot_id: &str) -> Fence {
+        let again = || Directory::open_path(&home.path).unwrap();
+        Fence::new(again(), Arc::new(again()), Flavor::OpenFile, boot_id, 0o600)
+    }
+
+    fn take(fence: &Fence) -> u64 {
+        fence.take(UNIX_EPOCH + Duration::from_millis(1)).unwrap().unwrap().get()
     }
 
     #[test]
     fn tokens_grow_across_processes_reboots_and_deletion() {
         let (_directory, home) = home();
-        let one = Fence::new(Flavor::OpenFile, "boot-1", 0o600);
-        let other = Fence::new(Flavor::OpenFile, "boot-1", 0o600);
-        assert_eq!((take(&one, &home), take(&other, &home), take(&one, &home)), (1_000, 1_001, 1_002));
-        let rebooted = Fence::new(Flavor::OpenFile, "boot-2", 0o600);
-        assert_eq!(take(&rebooted, &home), 1_000 + STEP);
+        let one = open(&home, "boot-1");
+        let other = open(&home, "boot-1");
+        assert_eq!((take(&one), take(&other), take(&one)), (1_000, 1_001, 1_002));
+        let rebooted = open(&home, "boot-2");
+        assert_eq!(take(&rebooted), 1_000 + STEP);
         home.unlink(keys::FENCE).unwrap();
-        assert_eq!(take(&rebooted, &home), 1_001 + STEP);
+        assert_eq!(take(&rebooted), 1_001 + STEP);
     }
 
     #[test]
     fn the_ceiling_moves_in_time() {
         let (_directory, home) = home();
-        let fence = Fence::new(Flavor::OpenFile, "boot", 0o600);
+        let fence = open(&home, "boot");
         let counter = Counter { next: 9, ceiling: 10, boot: b"boot".to_vec() };
         home.write_new(keys::FENCE, &counter.encode(), 0o600).unwrap();
-        assert_eq!((take(&fence, &home), take(&fence, &home)), (9, 10));
+        assert_eq!((take(&fence), take(&fence)), (9, 10));
         let bytes = home.read(keys::FENCE).unwrap().try_into().unwrap();
         assert_eq!(Counter::decode(&bytes).unwrap().ceiling, 10 + STEP);
     }
 
-    fn raise(fence: &Fence, home: &Directory, least: u64) {
+    fn raise(fence: &Fence, least: u64) {
         let least = FencingToken::new(least).unwrap();
-        fence.raise(home, home, UNIX_EPOCH, least).unwrap().unwrap();
+        fence.raise(UNIX_EPOCH, least).unwrap().unwrap();
     }
 
     #[test]
     fn a_raise_is_a_maximum_that_survives_reboots_and_deletion() {
         let (_directory, home) = home();
-        let one = Fence::new(Flavor::OpenFile, "boot-1", 0o600);
-        let other = Fence::new(Flavor::OpenFile, "boot-1", 0o600);
-        raise(&one, &home, 5_000); // there is no counter yet
-        assert_eq!((take(&other, &home), take(&one, &home)), (5_000, 5_001));
-        raise(&other, &home, 5_002);
-        raise(&other, &home, 1);
-        assert_eq!(take(&one, &home), 5_002);
-        raise(&other, &home, 6_000); // below the ceiling
-        assert_eq!(take(&one, &home), 6_000);
-        raise(&one, &home, 1 << 52);
-        let rebooted = Fence::new(Flavor::OpenFile, "boot-2", 0o600);
-        assert_eq!(take(&rebooted, &home), (1 << 52) + STEP);
-        raise(&rebooted, &home, (1 << 52) + 3 * STEP);
+        let one = open(&home, "boot-1");
+        let other = open(&home, "boot-1");
+        raise(&one, 5_000); // there is no counter yet
+        assert_eq!((take(&other), take(&one)), (5_000, 5_001));
+        raise(&other, 5_002);
+        raise(&other, 1);
+        assert_eq!(take(&one), 5_002);
+        raise(&other, 6_000); // below the ceiling
+        assert_eq!(take(&one), 6_000);
+        raise(&one, 1 << 52);
+        let rebooted = open(&home, "boot-2");
+        assert_eq!(take(&rebooted), (1 << 52) + STEP);
+        raise(&rebooted, (1 << 52) + 3 * STEP);
         home.unlink(keys::FENCE).unwrap();
-        assert_eq!(take(&rebooted, &home), (1 << 52) + 3 * STEP);
+        assert_eq!(take(&rebooted), (1 << 52) + 3 * STEP);
     }
 
     #[test]
     fn a_counter_at_the_end_of_all_numbers_is_corrupt() {
         let (_directory, home) = home();
-        let fence = Fence::new(Flavor::OpenFile, "boot", 0o600);
+        let fence = open(&home, "boot");
         let counter = Counter { next: MOST - 1, ceiling: MOST, boot: b"boot".to_vec() };
         home.write_new(keys::FENCE, &counter.encode(), 0o600).unwrap();
-        assert_eq!(take(&fence, &home), MOST - 1);
-        assert_eq!(fence.take(&home, &home, UNIX_EPOCH).unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(take(&fence), MOST - 1);
+        assert_eq!(fence.take(UNIX_EPOCH).unwrap_err().kind(), ErrorKind::Corrupt);
     }
 
     #[test]
@@ -291,8 +281,8 @@ mod tests {
         for content in [&b""[..], b"toozfnc1", &[0; LENGTH], &[255; LENGTH]] {
             home.remove(keys::FENCE).unwrap();
             home.write_new(keys::FENCE, content, 0o600).unwrap();
-            let fence = Fence::new(Flavor::OpenFile, "boot", 0o600);
-            assert_eq!(fence.take(&home, &home, UNIX_EPOCH).unwrap_err().kind(), ErrorKind::Corrupt);
+            let fence = open(&home, "boot");
+            assert_eq!(fence.take(UNIX_EPOCH).unwrap_err().kind(), ErrorKind::Corrupt);
         }
     }
 }

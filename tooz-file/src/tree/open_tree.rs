@@ -7,11 +7,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::SystemTime;
 
 use tooz_core::driver::support::fork::OwnerProcess;
 use tooz_core::driver::{LockKey, Stamp};
-use tooz_core::{Error, FencingToken, Result};
+use tooz_core::{Error, Result};
 use tooz_local::os_lock::{Flavor, Hold};
 use tooz_local::process;
 
@@ -39,16 +38,15 @@ pub(crate) struct Tree {
     /// Whether this is the namespace in which Python works.
     pub(crate) is_default: bool,
     pub(crate) base: Directory,
-    root: Directory,
     pub(crate) home: Directory,
     pub(crate) groups: Directory,
     pub(crate) claims: Directory,
     pub(crate) break_requests: Directory,
     pub(crate) broken: Directory,
-    pub(crate) tmp: Directory,
+    pub(crate) tmp: Arc<Directory>,
     pub(crate) sessions: Sessions,
     pub(crate) mutexes: Mutexes,
-    fence: Fence,
+    pub(crate) fence: Fence,
     pub(crate) topics: Arc<Topics>,
     watcher: Option<Watcher>,
     break_requests_watch: OnceLock<Option<Watch>>,
@@ -87,7 +85,7 @@ impl Tree {
                 (home, groups)
             }
         };
-        let tmp = within(&home, "tmp")?;
+        let tmp = Arc::new(within(&home, "tmp")?);
         stamp::check_locks(&home, &tmp, config, failed)?;
         let stamp = match stamp::read(&home)? {
             None if view => return Err(error::nothing_here(&path)),
@@ -122,14 +120,13 @@ impl Tree {
             break_requests,
             broken,
             mutexes: Mutexes::new(config, locks, driver_pid.map_err(failed)?),
-            fence: Fence::new(flavor, &boot_id, mode),
+            fence: Fence::new(root, tmp.clone(), flavor, &boot_id, mode),
             topics,
             watcher,
             break_requests_watch: OnceLock::new(),
             stamp,
             warned: AtomicBool::new(false),
             base,
-            root,
             home,
             groups,
             tmp,
@@ -201,16 +198,6 @@ impl Tree {
     /// Tries Python's lock around changes of groups.
     pub(crate) fn try_driver_lock(&self, hold: Hold) -> io::Result<Moment<DriverLock>> {
         self.mutexes.try_driver_lock(self.driver_lock_directory(), hold)
-    }
-
-    /// The next fencing token; `None` while another process is taking one.
-    pub(crate) fn take_token(&self, wall: SystemTime) -> Result<Option<FencingToken>> {
-        self.fence.take(&self.root, &self.tmp, wall)
-    }
-
-    /// No token below `least` is given out from now on; `None` while another process is taking one.
-    pub(crate) fn raise_tokens(&self, wall: SystemTime, least: FencingToken) -> Result<Option<()>> {
-        self.fence.raise(&self.root, &self.tmp, wall, least)
     }
 
     pub(crate) fn notify(&self, topic: &Topic) {
