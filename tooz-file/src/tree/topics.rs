@@ -1,11 +1,9 @@
 //! Which tasks of this process are woken by what.
 
 use std::collections::HashMap;
-use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tooz_core::driver::SessionId;
 
 use crate::keys::KeyHash;
@@ -27,49 +25,38 @@ pub(crate) enum Topic {
     Group(String),
 }
 
-#[derive(Debug, Default)]
-struct Subscriber {
-    /// Grows with everything heard.
-    heard: AtomicU64,
-    /// Grows when events were lost.
-    missed: AtomicU64,
-    woken: Notify,
-}
+/// One listener's end: it is notified by each change of the value, which counts the times that events were lost.
+type Subscriber = Arc<watch::Sender<u64>>;
 
 /// All listeners of a tree in this process.
 #[derive(Debug, Default)]
-pub(crate) struct Topics(Mutex<HashMap<Topic, Vec<Arc<Subscriber>>>>);
+pub(crate) struct Topics(Mutex<HashMap<Topic, Vec<Subscriber>>>);
 
 impl Topics {
-    fn subscribers(&self) -> MutexGuard<'_, HashMap<Topic, Vec<Arc<Subscriber>>>> {
+    fn subscribers(&self) -> MutexGuard<'_, HashMap<Topic, Vec<Subscriber>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Listens from now on.
     pub(crate) fn listen(self: &Arc<Self>, topics: Vec<Topic>) -> Listener {
-        let subscriber = Arc::<Subscriber>::default();
+        let subscriber = Subscriber::default();
         let mut subscribers = self.subscribers();
         for topic in &topics {
             subscribers.entry(topic.clone()).or_default().push(subscriber.clone());
         }
-        Listener { all: self.clone(), subscriber, topics, heard: 0, missed: 0 }
+        Listener { all: self.clone(), receiver: subscriber.subscribe(), subscriber, topics, missed: 0 }
     }
 
     pub(crate) fn notify(&self, topic: &Topic) {
         for subscriber in self.subscribers().get(topic).into_iter().flatten() {
-            subscriber.heard.fetch_add(1, Ordering::AcqRel);
-            subscriber.woken.notify_waiters();
+            subscriber.send_modify(|_| {});
         }
     }
 
     /// Wakes all listeners, because events were lost (`missed`) or for another reason.
     pub(crate) fn notify_all(&self, missed: bool) {
         for subscriber in self.subscribers().values().flatten() {
-            if missed {
-                subscriber.missed.fetch_add(1, Ordering::AcqRel);
-            }
-            subscriber.heard.fetch_add(1, Ordering::AcqRel);
-            subscriber.woken.notify_waiters();
+            subscriber.send_modify(|lost| *lost += u64::from(missed));
         }
     }
 
@@ -83,30 +70,22 @@ impl Topics {
 #[derive(Debug)]
 pub(crate) struct Listener {
     all: Arc<Topics>,
-    subscriber: Arc<Subscriber>,
+    subscriber: Subscriber,
+    receiver: watch::Receiver<u64>,
     topics: Vec<Topic>,
-    heard: u64,
     missed: u64,
 }
 
 impl Listener {
     /// Returns when it was notified since the last return; at once if that was meanwhile. Cancel-safe.
     pub(crate) async fn heard(&mut self) {
-        loop {
-            let mut woken = pin!(self.subscriber.woken.notified());
-            woken.as_mut().enable(); // before the look, so that no notification falls between
-            let heard = self.subscriber.heard.load(Ordering::Acquire);
-            if heard != self.heard {
-                self.heard = heard;
-                return;
-            }
-            woken.await;
-        }
+        // The sender lives as long as `self`, so the channel cannot be closed.
+        let _ = self.receiver.changed().await;
     }
 
     /// Whether events were lost since the last call.
     pub(crate) fn missed(&mut self) -> bool {
-        let missed = self.subscriber.missed.load(Ordering::Acquire);
+        let missed = *self.receiver.borrow();
         std::mem::replace(&mut self.missed, missed) != missed
     }
 }
