@@ -7,7 +7,7 @@ use std::fs::File;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_core::Stream;
@@ -40,35 +40,23 @@ trait Follow: Send + 'static {
 
 type Step<F> = Pin<Box<dyn Future<Output = (F, Option<Result<<F as Follow>::Item>>)> + Send>>;
 
-/// A stream that follows.
-enum Following<F: Follow> {
-    Idle(F),
-    Busy(Step<F>),
-    Over,
+fn step<F: Follow>(mut follow: F) -> Step<F> {
+    Box::pin(async move {
+        let next = follow.next().await;
+        (follow, next)
+    })
 }
 
-// The step is behind a box, and nothing else is pinned.
-impl<F: Follow> Unpin for Following<F> {}
+/// A stream that follows: the step that it is at; `None` after the end.
+struct Following<F: Follow>(Option<Step<F>>);
 
 impl<F: Follow> Stream for Following<F> {
     type Item = Result<F::Item>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let mut step: Step<F> = match std::mem::replace(&mut *self, Self::Over) {
-            Self::Over => return Poll::Ready(None),
-            Self::Busy(step) => step,
-            Self::Idle(mut follow) => Box::pin(async move {
-                let next = follow.next().await;
-                (follow, next)
-            }),
-        };
-        let Poll::Ready((follow, next)) = step.as_mut().poll(cx) else {
-            *self = Self::Busy(step);
-            return Poll::Pending;
-        };
-        if next.is_some() {
-            *self = Self::Idle(follow);
-        }
+        let Some(here) = &mut self.0 else { return Poll::Ready(None) };
+        let (follow, next) = ready!(here.as_mut().poll(cx));
+        self.0 = next.is_some().then(|| step(follow));
         Poll::Ready(next)
     }
 }
@@ -97,19 +85,18 @@ fn watch_group(tree: &Tree, group: &GroupId) -> Vec<Watch> {
 pub(crate) async fn group(client: &Arc<Client>, group: &GroupId) -> Result<ChangeStream> {
     let tree = client.enter()?;
     let listener = tree.topics.listen(vec![Topic::Group(keys::group(group))]);
-    let watched = watch_group(&tree, group);
     let mut follower = GroupFollower {
         client: client.clone(),
         tree,
         group: group.clone(),
         metadata: None,
         listener,
-        watched,
+        watched: Vec::new(),
         feed: GroupFeed::default(),
         expires: None,
     };
     follower.look(true).await?;
-    Ok(Box::pin(Following::Idle(follower)))
+    Ok(Box::pin(Following(Some(step(follower)))))
 }
 
 impl GroupFollower {
@@ -117,6 +104,10 @@ impl GroupFollower {
     async fn look(&mut self, whole: bool) -> Result<()> {
         let lock = self.client.driver_lock(&self.tree, Hold::Together, self.client.deadline()).await?;
         let whole = self.listener.missed() || whole;
+        // A group that was created again after the loss of everything is a new directory.
+        if self.metadata.is_none() {
+            self.watched = watch_group(&self.tree, &self.group);
+        }
         let read = members::open_group(&self.tree, &self.group).and_then(|directory| {
             let view = read_group(&self.client, &self.tree, &self.group, &directory)?;
             Ok((directory, view))
@@ -190,24 +181,10 @@ impl Follow for GroupFollower {
             if self.client.is_closed() {
                 return None;
             }
-            if !self.tree.is_in_place() {
-                match self.start_anew() {
-                    Ok(()) => continue,
-                    // For a view, while nothing is there.
-                    Err(error)
-                        if matches!(error.kind(), ErrorKind::GroupNotFound | ErrorKind::Unavailable) =>
-                    {
-                        continue;
-                    }
-                    Err(error) => return Some(Err(error)),
-                }
-            }
-            // A group that was created again after the loss of everything is a new directory.
-            if self.metadata.is_none() {
-                self.watched = watch_group(&self.tree, &self.group);
-            }
-            match self.look(false).await {
-                // Not there yet, or a process stands still under the lock: the group is read again later.
+            let looked = if self.tree.is_in_place() { self.look(false).await } else { self.start_anew() };
+            match looked {
+                // Not there yet (for a view, nothing is), or a process stands still under the lock: the group is read
+                // again later.
                 Err(error) if matches!(error.kind(), ErrorKind::GroupNotFound | ErrorKind::Unavailable) => {}
                 Err(error) => return Some(Err(error)),
                 Ok(()) => {}
@@ -261,7 +238,7 @@ pub(crate) fn holders(client: &Arc<Client>, key: &LockKey) -> Result<HolderStrea
     let listening = enter(client, key)?;
     let (client, key) = (client.clone(), key.clone());
     let follower = HolderFollower { client, key, listening, seen: None, waits: false };
-    Ok(Box::pin(Following::Idle(follower)))
+    Ok(Box::pin(Following(Some(step(follower)))))
 }
 
 impl Follow for HolderFollower {
