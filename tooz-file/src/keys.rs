@@ -56,16 +56,9 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 
 /// The bytes of hexadecimal digits, as [`hex`] writes them.
 pub(crate) fn unhex(digits: &str) -> Option<Vec<u8>> {
-    let value = |digit: u8| match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        _ => None,
-    };
-    let pair = |pair: &[u8]| match *pair {
-        [high, low] => Some(value(high)? << 4 | value(low)?),
-        _ => None,
-    };
-    digits.as_bytes().chunks(2).map(pair).collect()
+    let written = digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+    let byte = |at| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok();
+    written.then(|| (0..digits.len()).step_by(2).map(byte).collect()).flatten()
 }
 
 /// A number in hexadecimal digits without any but the needed ones: each number has one form.
