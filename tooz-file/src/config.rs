@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tooz_core::driver::{LAYOUT_OPTION, OptionKind, OptionSpec, layout_of};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
-use tooz_local::options::{BOOT_ID_OPTION, FORCE_FILESYSTEM_OPTION, MODE_OPTION, directory_mode, mode_of};
+use tooz_local::options::{BOOT_ID_OPTION, FORCE_FILESYSTEM_OPTION, MODE_OPTION, mode_of};
 use tooz_local::os_lock::Flavor;
 
 /// The options that only this driver knows.
@@ -88,10 +88,6 @@ impl Config {
             view: false,
         })
     }
-
-    pub(crate) fn directory_mode(&self) -> u32 {
-        directory_mode(self.mode)
-    }
 }
 
 /// What such a URL guarantees on a local file system; the README gives the reason for each.
@@ -103,6 +99,8 @@ pub(crate) fn characteristics(url: &BackendUrl) -> Characteristics {
 
 #[cfg(test)]
 mod tests {
+    use tooz_local::options::directory_mode;
+
     use super::*;
 
     fn config(url: &str) -> Result<Config> {
@@ -118,7 +116,7 @@ mod tests {
         assert_eq!(config("file:///x?namespace=tooz").unwrap().namespace, None);
         let other = config("file://./x?namespace=n&backend=portable&mode=660&timeout=30").unwrap();
         assert_eq!((other.namespace.as_deref(), other.flavor), (Some("n"), Flavor::Portable));
-        assert_eq!((other.mode, other.directory_mode()), (0o660, 0o770));
+        assert_eq!((other.mode, directory_mode(other.mode)), (0o660, 0o770));
         assert_eq!(other.python_timeout, Duration::from_secs(30));
     }
 

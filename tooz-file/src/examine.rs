@@ -59,7 +59,7 @@ fn describe_locks(flavor: Flavor) -> Finding {
 /// them.
 fn find_stopped(path: &Path, config: &Config) -> Vec<Finding> {
     let open = || -> std::io::Result<(Directory, Directory)> {
-        let base = Directory::open_path(path)?;
+        let base = Directory::open_path(path, config.mode)?;
         let mut home = base.child(keys::OURS)?;
         if let Some(namespace) = &config.namespace {
             home = home.child(keys::NAMESPACES)?.child(&keys::namespace(namespace))?;

@@ -24,10 +24,10 @@ use crate::watch;
 fn create(tree: &Tree, group: &GroupId) -> Result<Directory> {
     let failed = |cause| error::group_files(group, cause);
     let name = keys::group(group);
-    let directory = tree.groups.make(&name, tree.directory_mode).map_err(failed)?;
+    let directory = tree.groups.make(&name).map_err(failed)?;
     let content = member_record::write_group(group);
     // Groups outlive a power cut; members do not have to.
-    if !directory.write_first(&tree.tmp, keys::METADATA, &content, tree.mode).map_err(failed)? {
+    if !directory.write_first(&tree.tmp, keys::METADATA, &content).map_err(failed)? {
         return Err(group_exists(group));
     }
     directory.sync().and_then(|()| tree.groups.sync()).map_err(failed)?;

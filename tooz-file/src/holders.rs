@@ -115,7 +115,7 @@ fn write_break_request(tree: &Tree, entry: &Entry, request: &BreakRequest) -> Re
     let session = entry.record.owner.session;
     let name = keys::break_request(session, entry.record.attempt);
     let content = format!("{}\n{}", keys::hex(request.by.as_bytes()), request.why);
-    let written = tree.break_requests.replace(&tree.tmp, &name, content.as_bytes(), tree.mode);
+    let written = tree.break_requests.replace(&tree.tmp, &name, content.as_bytes());
     written.map_err(|cause| error::lock_records(&request.key, cause))?;
     tree.notify(&Topic::Session(session));
     Ok(())

@@ -85,7 +85,7 @@ impl SessionState {
                 state.waiting.remove(attempt); // its record was removed: it gets a new one
             }
         }
-        records.remove_dead_before(*attempt, *mode, Some(self.tree.mode)).map_err(failed)?;
+        records.remove_dead_before(*attempt, *mode, Access::Change).map_err(failed)?;
         let contender = Contender { attempt: *attempt, key, hash, mode: *mode, waiting: None };
         let spare = match self.grant(directory, &records, &contender, None)? {
             Moment::Busy(pid) => return Ok(Moment::Busy(pid)),
@@ -97,7 +97,7 @@ impl SessionState {
             return Ok(Moment::Done(Acquired::Held));
         }
         let record = self.name_record(Role::Waiter(records.next_number()), &contender)?;
-        directory.create(&record, self.tree.mode).map_err(failed)?;
+        directory.create(&record).map_err(failed)?;
         let (name, hash, spare) = (record.clone(), hash.clone(), spare.map(Arc::new));
         let waiting = Waiting { key: key.clone(), hash, record: name, mode: *mode, spare };
         let mut state = match self.state_for(*attempt) {
@@ -169,7 +169,7 @@ impl SessionState {
                 }
                 answer => answer.map_err(failed)?,
             },
-            None => drop(directory.create(&record, tree.mode).map_err(failed)?),
+            None => drop(directory.create(&record).map_err(failed)?),
         }
         let told = match records.mark {
             Some(_) => lock_records::read_marks(directory, hash),
@@ -207,7 +207,7 @@ impl SessionState {
         let directory = tree.mutexes.stripe(hash.stripe()).map_err(failed)?;
         let mut records = LockRecords::read(directory, &hash, &tree.sessions).map_err(failed)?;
         if records.is_queued(attempt) {
-            records.remove_dead_before(attempt, mode, None).map_err(failed)?;
+            records.remove_dead_before(attempt, mode, Access::Look).map_err(failed)?;
             if !records.admits(attempt, mode)? {
                 return Ok(Outcome::Blocked { before: records.before(attempt, mode), spare: None });
             }
@@ -223,7 +223,7 @@ impl SessionState {
                 state.waiting.remove(&attempt);
                 return Ok(Moment::Done(Outcome::Gone));
             }
-            records.remove_dead_before(attempt, mode, Some(tree.mode)).map_err(failed)?;
+            records.remove_dead_before(attempt, mode, Access::Change).map_err(failed)?;
             let spare = self.state().waiting.get_mut(&attempt).and_then(|waiting| waiting.spare.take());
             let contender = Contender { attempt, key: &key, hash: &hash, mode, waiting: Some(&record) };
             let answer = self.grant(directory, &records, &contender, spare)?;
@@ -355,7 +355,7 @@ impl SessionState {
         let work = |directory: &Directory| {
             let marked = match how {
                 Previous::Clean => lock_records::remove_marks(directory, &held.hash, &held.told),
-                how => lock_records::write_mark(directory, &held.hash, how, held.grant.attempt, tree.mode),
+                how => lock_records::write_mark(directory, &held.hash, how, held.grant.attempt),
             };
             let removed = marked.and_then(|()| directory.remove(&held.record));
             removed.map(Moment::Done).map_err(|cause| error::lock_records(&held.grant.key, cause))

@@ -21,7 +21,7 @@ pub(crate) const ROUND: Duration = Duration::from_secs(3);
 pub(crate) async fn reap_in_turn(client: &Client, tree: &Tree) -> Result<()> {
     let failed = |cause| error::io(tree.home.path.join(keys::REAPED).display(), cause);
     let wall = client.context.clock.wall();
-    let file = tree.home.open_or_create(keys::REAPED, tree.mode).map_err(failed)?;
+    let file = tree.home.open_or_create(keys::REAPED).map_err(failed)?;
     let data = file.metadata().map_err(failed)?;
     let last = data.modified().map_err(failed)?;
     // Processes that come at about the same time are to come at about the same time again.
@@ -97,7 +97,7 @@ async fn remove_lock_records(client: &Client, tree: &Tree, id: SessionId) -> Res
                 if record.owner.session == id && directory.stat(name).is_ok_and(|found| found.is_some()) {
                     let entry = Entry { name: name.clone(), record };
                     // What cannot be a record stays, and the others are removed.
-                    if error::skip_unreadable(lock_records::remove_record(directory, &key, &entry, tree.mode))
+                    if error::skip_unreadable(lock_records::remove_record(directory, &key, &entry))
                         .map_err(failed)?
                         .is_some()
                     {

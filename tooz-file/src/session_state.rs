@@ -90,7 +90,7 @@ impl SessionState {
         request: &OpenSession,
     ) -> io::Result<Arc<Self>> {
         let temporary = directory::unique("session");
-        let file = tree.tmp.create(&temporary, tree.mode)?;
+        let file = tree.tmp.create(&temporary)?;
         let file_id = FileId::of(&file)?;
         let Sessions { process, boot, .. } = &tree.sessions;
         let owner = Owner { session: id, inode: file_id.inode, process: process.clone(), boot: *boot };
@@ -238,7 +238,7 @@ impl SessionState {
         let work = |directory: &Directory| {
             let failed = |cause| error::lock_records(&key, cause);
             if let Some(how) = mark {
-                lock_records::write_mark(directory, &held.hash, how, attempt, tree.mode).map_err(failed)?;
+                lock_records::write_mark(directory, &held.hash, how, attempt).map_err(failed)?;
             }
             directory.remove(&held.record).map_err(failed)?;
             Ok(Moment::Done(()))

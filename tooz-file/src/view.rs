@@ -104,7 +104,7 @@ pub(crate) async fn read_lock(client: &Client, tree: &Tree, key: &LockKey) -> Re
     let work = |directory: &Directory| {
         let failed = |cause| error::lock_records(key, cause);
         let mut records = LockRecords::read(directory, &hash, &tree.sessions).map_err(failed)?;
-        records.remove_dead(None).map_err(failed)?;
+        records.remove_dead(Access::Look).map_err(failed)?;
         let mut entries = Vec::new();
         for entry in records.holders {
             let since = directory.stat(&entry.name).map_err(failed)?;

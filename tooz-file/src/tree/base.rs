@@ -14,7 +14,7 @@ use crate::tree::directory::Directory;
 /// Python does, unless for a view. Its path has no symlinks, so that every process comes to the same names.
 pub(crate) fn open_base(config: &Config) -> Result<(Directory, bool)> {
     let shown = config.path.display();
-    let there = if config.view { look(&config.path) } else { make(&config.path, config.directory_mode()) };
+    let there = if config.view { look(&config.path) } else { make(&config.path, config.mode) };
     match there {
         Ok(()) => {}
         Err(error) if config.view && error.kind() == io::ErrorKind::NotFound => {
@@ -31,8 +31,8 @@ pub(crate) fn open_base(config: &Config) -> Result<(Directory, bool)> {
     let path =
         config.path.canonicalize().map_err(|error| error::io(format!("the directory {shown}"), error))?;
     let local = filesystem::check_local(&path, config.force_filesystem)?;
-    let base =
-        Directory::open_path(&path).map_err(|error| error::io(format!("the directory {shown}"), error))?;
+    let base = Directory::open_path(&path, config.mode)
+        .map_err(|error| error::io(format!("the directory {shown}"), error))?;
     Ok((base, local))
 }
 
@@ -44,9 +44,9 @@ fn look(path: &Path) -> io::Result<()> {
 fn make(path: &Path, mode: u32) -> io::Result<()> {
     let there = path.ancestors().find(|above| above.exists()).unwrap_or(Path::new("."));
     let missing = path.strip_prefix(there).unwrap_or(path);
-    let mut directory = Directory::open_to_make(there)?;
+    let mut directory = Directory::open_to_make(there, mode)?;
     for name in missing.components() {
-        directory = directory.make(name.as_os_str(), mode)?;
+        directory = directory.make(name.as_os_str())?;
     }
     Ok(())
 }

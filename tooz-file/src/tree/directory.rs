@@ -14,6 +14,7 @@ use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{self, FileStat, Mode};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use tooz_local::file_id::FileId;
+use tooz_local::options::directory_mode;
 pub(crate) use tooz_local::ownership::unique;
 use tooz_local::ownership::{self, Rights, STAGING};
 
@@ -28,24 +29,26 @@ pub(crate) struct Directory {
     fd: OwnedFd,
     /// For messages and for inotify, which wants a path.
     pub(crate) path: PathBuf,
+    /// The permissions of new files in it and below.
+    mode: u32,
 }
 
 // O_NONBLOCK: opening a FIFO must not wait for a writer.
 const SAFE: OFlag = OFlag::O_NOFOLLOW.union(OFlag::O_CLOEXEC).union(OFlag::O_NONBLOCK);
 
 impl Directory {
-    pub(crate) fn open_path(path: &Path) -> io::Result<Self> {
-        Self::open_with(path, OFlag::O_RDONLY)
+    pub(crate) fn open_path(path: &Path, mode: u32) -> io::Result<Self> {
+        Self::open_with(path, OFlag::O_RDONLY, mode)
     }
 
     /// Opens one to make something in it; it need not be readable.
-    pub(crate) fn open_to_make(path: &Path) -> io::Result<Self> {
-        Self::open_with(path, OFlag::O_PATH)
+    pub(crate) fn open_to_make(path: &Path, mode: u32) -> io::Result<Self> {
+        Self::open_with(path, OFlag::O_PATH, mode)
     }
 
-    fn open_with(path: &Path, flags: OFlag) -> io::Result<Self> {
+    fn open_with(path: &Path, flags: OFlag, mode: u32) -> io::Result<Self> {
         let fd = nix::fcntl::open(path, flags | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-        Ok(Self { fd, path: path.to_owned() })
+        Ok(Self { fd, path: path.to_owned(), mode })
     }
 
     pub(crate) fn id(&self) -> io::Result<FileId> {
@@ -55,14 +58,14 @@ impl Directory {
     pub(crate) fn child(&self, name: &(impl AsRef<Path> + ?Sized)) -> io::Result<Self> {
         let name = name.as_ref();
         let fd = openat(&self.fd, name, OFlag::O_DIRECTORY | OFlag::O_RDONLY | SAFE, Mode::empty())?;
-        Ok(Self { fd, path: self.path.join(name) })
+        Ok(Self { fd, path: self.path.join(name), mode: self.mode })
     }
 
-    /// Opens a directory in this one, made with these permissions if it is missing.
-    pub(crate) fn make(&self, name: &(impl AsRef<Path> + ?Sized), mode: u32) -> io::Result<Self> {
-        let (name, rights) = (name.as_ref(), Rights::within(&self.fd, mode)?);
+    /// Opens a directory in this one, made if it is missing.
+    pub(crate) fn make(&self, name: &(impl AsRef<Path> + ?Sized)) -> io::Result<Self> {
+        let (name, rights) = (name.as_ref(), Rights::within(&self.fd, directory_mode(self.mode))?);
         let fd = ownership::open_or_make_directory(&self.fd, name.as_os_str(), rights)?;
-        Ok(Self { fd, path: self.path.join(name) })
+        Ok(Self { fd, path: self.path.join(name), mode: self.mode })
     }
 
     /// Opens a file for reading: closing it makes no event.
@@ -75,23 +78,22 @@ impl Directory {
     }
 
     /// Opens a file for writing, made if it is missing.
-    pub(crate) fn open_or_create(&self, name: &str, mode: u32) -> io::Result<File> {
+    pub(crate) fn open_or_create(&self, name: &str) -> io::Result<File> {
         loop {
             if let Some(file) = existing(self.open_write(name))? {
                 return Ok(file);
             }
-            let file = if Rights::within(&self.fd, mode)?.are_given_away() {
+            let file = if Rights::within(&self.fd, self.mode)?.are_given_away() {
                 // Complete before it is visible: its owner may be about to open it. It is opened again by its own
                 // name, so that its closing makes an event for that name.
                 let temporary = unique(STAGING);
-                let published =
-                    self.create(&temporary, mode).and_then(|_| self.publish(&temporary, self, name));
+                let published = self.create(&temporary).and_then(|_| self.publish(&temporary, self, name));
                 if published.is_err() {
                     let _ = self.remove(&temporary);
                 }
                 published.and_then(|()| self.open_write(name))
             } else {
-                self.create(name, mode)
+                self.create(name)
             };
             match file {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -101,8 +103,8 @@ impl Directory {
     }
 
     /// Creates a file that must not exist.
-    pub(crate) fn create(&self, name: &str, mode: u32) -> io::Result<File> {
-        ownership::create(&self.fd, name.as_ref(), Rights::within(&self.fd, mode)?)
+    pub(crate) fn create(&self, name: &str) -> io::Result<File> {
+        ownership::create(&self.fd, name.as_ref(), Rights::within(&self.fd, self.mode)?)
     }
 
     /// Reads a whole file of sensible size.
@@ -184,9 +186,9 @@ impl Directory {
 
     /// Writes a file as a whole, where there is none of this name; whether there was none. The content survives a power
     /// cut. `tmp` is on the same file system.
-    pub(crate) fn write_first(&self, tmp: &Self, name: &str, content: &[u8], mode: u32) -> io::Result<bool> {
+    pub(crate) fn write_first(&self, tmp: &Self, name: &str, content: &[u8]) -> io::Result<bool> {
         let temporary = unique(name);
-        let written = tmp.write_new(&temporary, content, mode).and_then(|file| file.sync_all());
+        let written = tmp.write_new(&temporary, content).and_then(|file| file.sync_all());
         let published = written.and_then(|()| tmp.publish(&temporary, self, name));
         if published.is_err() {
             let _ = tmp.remove(&temporary);
@@ -198,15 +200,15 @@ impl Directory {
     }
 
     /// Writes a file as a whole in place of what stands there; `tmp` is on the same file system.
-    pub(crate) fn replace(&self, tmp: &Self, name: &str, content: &[u8], mode: u32) -> io::Result<()> {
+    pub(crate) fn replace(&self, tmp: &Self, name: &str, content: &[u8]) -> io::Result<()> {
         let temporary = unique(name);
-        tmp.write_new(&temporary, content, mode)?;
+        tmp.write_new(&temporary, content)?;
         tmp.rename(&temporary, self, name)
     }
 
     /// Creates a file with this content under a temporary name.
-    pub(crate) fn write_new(&self, name: &str, content: &[u8], mode: u32) -> io::Result<File> {
-        let mut file = self.create(name, mode)?;
+    pub(crate) fn write_new(&self, name: &str, content: &[u8]) -> io::Result<File> {
+        let mut file = self.create(name)?;
         match file.write_all(content) {
             Ok(()) => Ok(file),
             Err(error) => {

@@ -29,7 +29,6 @@ pub(crate) struct Fence {
     tmp: Arc<Directory>,
     flavor: Flavor,
     boot_id: String,
-    mode: u32,
     state: Mutex<State>,
 }
 
@@ -70,16 +69,10 @@ impl Counter {
 }
 
 impl Fence {
-    pub(crate) fn new(
-        directory: Directory,
-        tmp: Arc<Directory>,
-        flavor: Flavor,
-        boot_id: &str,
-        mode: u32,
-    ) -> Self {
+    pub(crate) fn new(directory: Directory, tmp: Arc<Directory>, flavor: Flavor, boot_id: &str) -> Self {
         // A boot id has 36 characters; what a test gives may be longer.
         let boot_id = boot_id.chars().filter(char::is_ascii).take(LENGTH - BOOT).collect();
-        Self { directory, tmp, flavor, boot_id, mode, state: Mutex::default() }
+        Self { directory, tmp, flavor, boot_id, state: Mutex::default() }
     }
 
     /// The next token; `None` while another process is taking one.
@@ -148,7 +141,7 @@ impl Fence {
                 let next = first_token(wall, floor);
                 let counter =
                     Counter { next, ceiling: next.saturating_add(STEP), boot: self.boot_id.clone().into() };
-                if self.directory.write_first(&self.tmp, keys::FENCE, &counter.encode(), self.mode)? {
+                if self.directory.write_first(&self.tmp, keys::FENCE, &counter.encode())? {
                     self.directory.sync()?;
                 }
                 self.directory.open_write(keys::FENCE)?
@@ -204,13 +197,13 @@ mod tests {
 
     fn home() -> (TempDir, Directory) {
         let directory = tempfile::tempdir().unwrap();
-        let home = Directory::open_path(directory.path()).unwrap();
+        let home = Directory::open_path(directory.path(), 0o600).unwrap();
         (directory, home)
     }
 
     fn open(home: &Directory, boot_id: &str) -> Fence {
-        let again = || Directory::open_path(&home.path).unwrap();
-        Fence::new(again(), Arc::new(again()), Flavor::OpenFile, boot_id, 0o600)
+        let again = || Directory::open_path(&home.path, 0o600).unwrap();
+        Fence::new(again(), Arc::new(again()), Flavor::OpenFile, boot_id)
     }
 
     fn take(fence: &Fence) -> u64 {
@@ -234,7 +227,7 @@ mod tests {
         let (_directory, home) = home();
         let fence = open(&home, "boot");
         let counter = Counter { next: 9, ceiling: 10, boot: b"boot".to_vec() };
-        home.write_new(keys::FENCE, &counter.encode(), 0o600).unwrap();
+        home.write_new(keys::FENCE, &counter.encode()).unwrap();
         assert_eq!((take(&fence), take(&fence)), (9, 10));
         let bytes = home.read(keys::FENCE).unwrap().try_into().unwrap();
         assert_eq!(Counter::decode(&bytes).unwrap().ceiling, 10 + STEP);
@@ -270,7 +263,7 @@ mod tests {
         let (_directory, home) = home();
         let fence = open(&home, "boot");
         let counter = Counter { next: MOST - 1, ceiling: MOST, boot: b"boot".to_vec() };
-        home.write_new(keys::FENCE, &counter.encode(), 0o600).unwrap();
+        home.write_new(keys::FENCE, &counter.encode()).unwrap();
         assert_eq!(take(&fence), MOST - 1);
         assert_eq!(fence.take(UNIX_EPOCH).unwrap_err().kind(), ErrorKind::Corrupt);
     }
@@ -280,7 +273,7 @@ mod tests {
         let (_directory, home) = home();
         for content in [&b""[..], b"toozfnc1", &[0; LENGTH], &[255; LENGTH]] {
             home.remove(keys::FENCE).unwrap();
-            home.write_new(keys::FENCE, content, 0o600).unwrap();
+            home.write_new(keys::FENCE, content).unwrap();
             let fence = open(&home, "boot");
             assert_eq!(fence.take(UNIX_EPOCH).unwrap_err().kind(), ErrorKind::Corrupt);
         }

@@ -67,7 +67,7 @@ pub(crate) fn bring_up(tree: &mut Tree, fresh: Stamp) -> Result<()> {
         // A layout that changes more than the number changes it here.
         let temporary = directory::unique(keys::EPOCH);
         let write = || -> io::Result<()> {
-            tree.tmp.write_new(&temporary, stamp.to_string().as_bytes(), tree.mode)?.sync_all()?;
+            tree.tmp.write_new(&temporary, stamp.to_string().as_bytes())?.sync_all()?;
             tree.tmp.rename(&temporary, &tree.home, keys::EPOCH)?;
             tree.home.sync()
         };

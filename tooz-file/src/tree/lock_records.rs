@@ -11,6 +11,7 @@ use crate::error;
 use crate::keys::{self, KeyHash};
 use crate::tree::directory::Directory;
 use crate::tree::liveness::{LivenessMemo, Sessions};
+use crate::tree::mutex::Access;
 use crate::tree::owner::Owner;
 
 /// Which part a session has in a lock.
@@ -163,27 +164,28 @@ impl<'a> LockRecords<'a> {
         Ok(Self { directory, key, memo: LivenessMemo::new(sessions), holders, queue, mark })
     }
 
-    /// Removes what dead sessions left from these lists; also from the directory, if the permissions of new marks are
-    /// given.
-    pub(crate) fn remove_dead(&mut self, mode: Option<u32>) -> io::Result<()> {
-        self.remove_dead_holders(mode)?;
+    /// Removes what dead sessions left from these lists; also from the directory, if it may be changed.
+    pub(crate) fn remove_dead(&mut self, access: Access) -> io::Result<()> {
+        self.remove_dead_holders(access)?;
         let dead: Vec<Entry> =
             self.queue.extract_if(.., |entry| self.memo.is_dead(&entry.record.owner)).collect();
-        self.remove_records(&dead, mode)
+        self.remove_records(&dead, access)
     }
 
-    fn remove_dead_holders(&mut self, mode: Option<u32>) -> io::Result<()> {
+    fn remove_dead_holders(&mut self, access: Access) -> io::Result<()> {
         let dead: Vec<Entry> =
             self.holders.extract_if(.., |entry| self.memo.is_dead(&entry.record.owner)).collect();
         if !dead.is_empty() {
             self.mark = self.mark.or(Some(Previous::Expired));
         }
-        self.remove_records(&dead, mode)
+        self.remove_records(&dead, access)
     }
 
-    fn remove_records(&self, entries: &[Entry], mode: Option<u32>) -> io::Result<()> {
-        let Some(mode) = mode else { return Ok(()) };
-        entries.iter().try_for_each(|entry| remove_record(self.directory, self.key, entry, mode))
+    fn remove_records(&self, entries: &[Entry], access: Access) -> io::Result<()> {
+        if access == Access::Look {
+            return Ok(());
+        }
+        entries.iter().try_for_each(|entry| remove_record(self.directory, self.key, entry))
     }
 
     /// As [`LockRecords::remove_dead`], but only of those before this attempt, back to the first that lives. What is
@@ -192,19 +194,19 @@ impl<'a> LockRecords<'a> {
         &mut self,
         attempt: AttemptId,
         wanted: LockMode,
-        mode: Option<u32>,
+        access: Access,
     ) -> io::Result<()> {
         let mut index = self.position(attempt);
         while index > 0 && self.memo.is_dead(&self.queue[index - 1].record.owner) {
             index -= 1;
             let entry = self.queue.remove(index);
-            self.remove_records(&[entry], mode)?;
+            self.remove_records(&[entry], access)?;
         }
         if index == 0 {
-            self.remove_dead_holders(mode)?;
+            self.remove_dead_holders(access)?;
         }
         // The limit of permits is compared with all who live.
-        if self.admits(attempt, wanted).is_err() { self.remove_dead(mode) } else { Ok(()) }
+        if self.admits(attempt, wanted).is_err() { self.remove_dead(access) } else { Ok(()) }
     }
 
     /// The index of this attempt in the queue; a new attempt comes last.
@@ -252,14 +254,9 @@ impl<'a> LockRecords<'a> {
 }
 
 /// Removes a dead session's record; a holder's leaves a mark (L12).
-pub(crate) fn remove_record(
-    directory: &Directory,
-    key: &KeyHash,
-    entry: &Entry,
-    mode: u32,
-) -> io::Result<()> {
+pub(crate) fn remove_record(directory: &Directory, key: &KeyHash, entry: &Entry) -> io::Result<()> {
     if entry.record.role.is_holder() {
-        write_mark(directory, key, Previous::Expired, entry.record.attempt, mode)?;
+        write_mark(directory, key, Previous::Expired, entry.record.attempt)?;
     }
     directory.remove(&entry.name)?;
     Ok(())
@@ -275,10 +272,9 @@ pub(crate) fn write_mark(
     key: &KeyHash,
     how: Previous,
     attempt: AttemptId,
-    mode: u32,
 ) -> io::Result<()> {
     let Some(name) = key.mark(how) else { return Ok(()) };
-    let file = directory.open_or_create(&name, mode)?;
+    let file = directory.open_or_create(&name)?;
     // The mark's existence is what counts, also where the disk is too full for its content.
     let written = file.set_len(0).and_then(|()| file.write_all_at(attempt.to_string().as_bytes(), 0));
     if let Err(error) = written {

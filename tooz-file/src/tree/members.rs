@@ -38,7 +38,7 @@ fn read_claim(tree: &Tree, name: &str) -> io::Result<Option<Owner>> {
 }
 
 fn write_claim(tree: &Tree, name: &str, owner: &Owner) -> io::Result<()> {
-    tree.claims.replace(&tree.tmp, name, owner.to_string().as_bytes(), tree.mode)
+    tree.claims.replace(&tree.tmp, name, owner.to_string().as_bytes())
 }
 
 /// Claims the member id for a session (S9).
@@ -122,7 +122,7 @@ impl Membership {
     pub(crate) fn write(tree: &Tree, directory: &Directory, member: Member) -> io::Result<Self> {
         let name = keys::member(&member.record.member);
         let temporary = directory::unique("member");
-        let file = tree.tmp.write_new(&temporary, &member.write(), tree.mode)?;
+        let file = tree.tmp.write_new(&temporary, &member.write())?;
         let placed = (|| {
             if !tree.flavor.try_lock(&file, Hold::Alone)? {
                 return Err(io::Error::other("another process has locked the new file"));

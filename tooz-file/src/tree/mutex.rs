@@ -71,7 +71,7 @@ impl Mutexes {
             let name = keys::stripe(number);
             let directory = match access {
                 Access::Look => self.locks.child(&name)?,
-                Access::Change => self.locks.make(&name, self.config.directory_mode())?,
+                Access::Change => self.locks.make(&name)?,
             };
             // Another thread may have been faster; then this one is dropped.
             let _ = slot.set(Stripe { directory, mutex: Mutex::new(None) });
@@ -97,7 +97,7 @@ impl Mutexes {
         let in_place = mutex.as_ref().is_some_and(|(_, id)| stripe.directory.has(keys::MUTEX, *id));
         if !in_place {
             let file = match access {
-                Access::Change => stripe.directory.open_or_create(keys::MUTEX, self.config.mode).map(Some),
+                Access::Change => stripe.directory.open_or_create(keys::MUTEX).map(Some),
                 Access::Look => existing(self.open_to_lock(&stripe.directory, keys::MUTEX)),
             };
             // A process that makes a change makes the mutex first.
@@ -129,7 +129,7 @@ impl Mutexes {
         hold: Hold,
     ) -> io::Result<Moment<DriverLock>> {
         let file = match hold {
-            Hold::Alone => Some(directory.open_or_create(keys::DRIVER_LOCK, self.config.mode)?),
+            Hold::Alone => Some(directory.open_or_create(keys::DRIVER_LOCK)?),
             Hold::Together => existing(self.open_to_lock(directory, keys::DRIVER_LOCK))?,
         };
         // Connecting has made it, so it was deleted just now; a process that makes a change makes it first.

@@ -32,8 +32,6 @@ pub(crate) struct Tree {
     /// The process that opened it.
     pub(crate) owner: OwnerProcess,
     pub(crate) flavor: Flavor,
-    pub(crate) mode: u32,
-    pub(crate) directory_mode: u32,
     pub(crate) known_file_system: bool,
     /// Whether this is the namespace in which Python works.
     pub(crate) is_default: bool,
@@ -64,15 +62,14 @@ impl Tree {
         known_file_system: bool,
         fresh: Stamp,
     ) -> Result<Self> {
-        let (mode, directory_mode, flavor, view) =
-            (config.mode, config.directory_mode(), config.flavor, config.view);
+        let (flavor, view) = (config.flavor, config.view);
         let path = base.path.clone();
         let failed = |cause: io::Error| match cause.kind() {
             io::ErrorKind::NotFound if view => error::nothing_here(&path),
             _ => cannot_open(&path, cause),
         };
         let within = |directory: &Directory, name: &str| {
-            let opened = if view { directory.child(name) } else { directory.make(name, directory_mode) };
+            let opened = if view { directory.child(name) } else { directory.make(name) };
             opened.map_err(failed)
         };
         let root = within(&base, keys::OURS)?;
@@ -107,12 +104,10 @@ impl Tree {
         let broken = within(&home, "broken")?;
         let locks = within(&home, "locks")?;
         let driver_pid =
-            if view { home.open(keys::DRIVER_PID) } else { home.open_or_create(keys::DRIVER_PID, mode) };
+            if view { home.open(keys::DRIVER_PID) } else { home.open_or_create(keys::DRIVER_PID) };
         let tree = Self {
             owner: OwnerProcess::current(),
             flavor,
-            mode,
-            directory_mode,
             known_file_system,
             is_default: config.namespace.is_none(),
             sessions,
@@ -120,7 +115,7 @@ impl Tree {
             break_requests,
             broken,
             mutexes: Mutexes::new(config, locks, driver_pid.map_err(failed)?),
-            fence: Fence::new(root, tmp.clone(), flavor, &boot_id, mode),
+            fence: Fence::new(root, tmp.clone(), flavor, &boot_id),
             topics,
             watcher,
             break_requests_watch: OnceLock::new(),
@@ -133,7 +128,7 @@ impl Tree {
         };
         if !view {
             // Looking makes nothing, so it is made here.
-            match tree.driver_lock_directory().open_or_create(keys::DRIVER_LOCK, mode) {
+            match tree.driver_lock_directory().open_or_create(keys::DRIVER_LOCK) {
                 // It is there, and a program that only uses locks does not need it.
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
                 there => drop(there.map_err(failed)?),

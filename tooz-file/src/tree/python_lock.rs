@@ -43,7 +43,7 @@ fn parent(tree: &Tree, path: &[&str], make: bool) -> io::Result<Option<Directory
     let mut directory: Option<Directory> = None;
     for name in parents {
         let here = directory.as_ref().unwrap_or(&tree.base);
-        let next = if make { here.make(name, tree.directory_mode) } else { here.child(name) };
+        let next = if make { here.make(name) } else { here.child(name) };
         directory = Some(next.map_err(|error| name_symlink(here, name, error))?);
     }
     Ok(directory)
@@ -75,7 +75,7 @@ pub(crate) fn try_lock(tree: &Tree, path: &[&str], hold: Hold, spare: Option<Arc
     for _ in 0..TRIES {
         let file = match spare.take() {
             Some(file) => file,
-            None => match directory.open_or_create(name, tree.mode) {
+            None => match directory.open_or_create(name) {
                 Err(error) if is_impossible(&error) => return Ok(Tried::Impossible),
                 answer => answer.map_err(failed)?,
             },

@@ -39,7 +39,7 @@ pub(crate) fn check_locks(
     // What the first process wrote, in one step; this one, if it is the first.
     let agree = || {
         if !config.view && home.stat(keys::BACKEND)?.is_none() {
-            home.write_first(tmp, keys::BACKEND, word, config.mode)?;
+            home.write_first(tmp, keys::BACKEND, word)?;
         }
         home.read(keys::BACKEND)
     };
