@@ -16,6 +16,7 @@ use tooz_local::os_lock::Hold;
 
 use crate::config::{self, Config};
 use crate::error;
+use crate::keys;
 use crate::tree::{Access, Directory, DriverLock, Moment, Tree, registry};
 
 /// Between two tries for what another process holds for a moment: a little longer than that moment, at random, so that
@@ -156,12 +157,11 @@ impl Client {
     }
 
     /// Python's lock around everything that changes groups. Nothing may be awaited while it is held.
-    pub(crate) async fn driver_lock(&self, tree: &Tree, hold: Hold, deadline: Instant) -> Result<DriverLock> {
+    pub(crate) async fn driver_lock(&self, tree: &Tree, hold: Hold) -> Result<DriverLock> {
+        let (deadline, path) = (self.deadline(), tree.base.path.join(keys::DRIVER_LOCK));
         loop {
             let tried = tree.try_driver_lock(hold);
-            match tried
-                .map_err(|cause| error::io(format!("{}/.driver_lock", tree.base.path.display()), cause))?
-            {
+            match tried.map_err(|cause| error::io(path.display(), cause))? {
                 Moment::Done(lock) => return Ok(lock),
                 Moment::Busy(pid) => self.pause(deadline, "the directory's .driver_lock", pid).await?,
             }

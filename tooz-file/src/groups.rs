@@ -40,7 +40,7 @@ impl SessionState {
         self.client.check()?;
         let (tree, group) = (&self.tree, &request.group);
         check_readable(tree, &request.capabilities)?;
-        let _lock = self.client.driver_lock(tree, Hold::Alone, self.client.deadline()).await?;
+        let _lock = self.client.driver_lock(tree, Hold::Alone).await?;
         self.check()?;
         let failed = |cause| error::group_files(group, cause);
         let directory = match members::open_group(tree, group) {
@@ -97,7 +97,7 @@ impl SessionState {
     async fn exit(&self, group: &GroupId) -> Result<()> {
         self.client.check()?;
         let tree = &self.tree;
-        let _lock = self.client.driver_lock(tree, Hold::Alone, self.client.deadline()).await?;
+        let _lock = self.client.driver_lock(tree, Hold::Alone).await?;
         self.check()?;
         let directory = members::open_group(tree, group);
         let membership = self.state().members.remove(group);
@@ -110,7 +110,7 @@ impl SessionState {
         self.client.check()?;
         let tree = &self.tree;
         check_readable(tree, capabilities)?;
-        let _lock = self.client.driver_lock(tree, Hold::Alone, self.client.deadline()).await?;
+        let _lock = self.client.driver_lock(tree, Hold::Alone).await?;
         self.check()?;
         let directory = members::open_group(tree, group)?;
         let member = {
@@ -137,7 +137,7 @@ impl SessionState {
         if groups.is_empty() && !members::is_claimed_by(tree, member, self.id())? {
             return Ok(()); // the usual end of a session that only locked
         }
-        let _lock = self.client.driver_lock(tree, Hold::Alone, self.client.deadline()).await?;
+        let _lock = self.client.driver_lock(tree, Hold::Alone).await?;
         for group in groups {
             let Some(membership) = self.state().members.remove(&group) else { continue };
             match members::open_group(tree, &group)
@@ -169,7 +169,7 @@ impl SessionState {
             return Ok(Vec::new());
         }
         // An update of this session may be under way: what is missing under the lock is missing.
-        let _lock = self.client.driver_lock(tree, Hold::Together, self.client.deadline()).await?;
+        let _lock = self.client.driver_lock(tree, Hold::Together).await?;
         let gone = find();
         let mut state = self.state();
         for group in &gone {
@@ -261,7 +261,7 @@ impl FileDriver {
     ) -> Result<T> {
         let done = async {
             let tree = self.0.enter()?;
-            let _lock = self.0.driver_lock(&tree, hold, self.0.deadline()).await?;
+            let _lock = self.0.driver_lock(&tree, hold).await?;
             work(&self.0, &tree)
         };
         done.await.map_err(|error: Error| error.during(name))

@@ -63,7 +63,7 @@ async fn reap(client: &Client, tree: &Tree, id: SessionId) -> Result<()> {
     let Some((file, file_id)) = tree.sessions.lock_dead(id).map_err(failed)? else { return Ok(()) };
     remove_lock_records(client, tree, id).await?;
     {
-        let _lock = client.driver_lock(tree, Hold::Alone, client.deadline()).await?;
+        let _lock = client.driver_lock(tree, Hold::Alone).await?;
         members::remove_dead(tree, id)?;
     }
     let name = id.to_string();

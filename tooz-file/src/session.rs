@@ -53,7 +53,7 @@ impl FileSession {
             if let Some(earlier) = SessionState::find(&tree, previous, request) {
                 // Before its end, at which its own task gives back what it still has.
                 {
-                    let _lock = client.driver_lock(&tree, Hold::Alone, client.deadline()).await?;
+                    let _lock = client.driver_lock(&tree, Hold::Alone).await?;
                     members::pass_claim(&tree, earlier.member(), earlier.id(), &session.state.owner)?;
                 }
                 earlier.end(LossReason::Expired);

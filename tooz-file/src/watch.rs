@@ -102,7 +102,7 @@ pub(crate) async fn group(client: &Arc<Client>, group: &GroupId) -> Result<Chang
 impl GroupFollower {
     /// Reads the group and notes what changed; `whole`: the reader gets a view.
     async fn look(&mut self, whole: bool) -> Result<()> {
-        let lock = self.client.driver_lock(&self.tree, Hold::Together, self.client.deadline()).await?;
+        let lock = self.client.driver_lock(&self.tree, Hold::Together).await?;
         let whole = self.listener.missed() || whole;
         // A group that was created again after the loss of everything is a new directory.
         if self.metadata.is_none() {
