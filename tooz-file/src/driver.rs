@@ -51,6 +51,7 @@ mod tests {
     //! when the parent dies. A fork needs unsafe code. A child that is given the files as its standard streams has
     //! the same open files.
 
+    use std::fs::File;
     use std::io::{BufRead, BufReader, Write};
     use std::path::Path;
     use std::process::{Command, Stdio};
@@ -85,6 +86,14 @@ mod tests {
         [LockKey::Leader(GroupId::new("g").unwrap()), LockKey::Named(LockName::new("x").unwrap())]
     }
 
+    /// As a fork would make them.
+    fn copies_of_files(session: &FileSession) -> Vec<File> {
+        let state = session.state.state();
+        let held = state.held.values().flat_map(|held| &held.files);
+        let files = state.file.iter().chain(held).map(|file| file.try_clone().unwrap());
+        files.chain(state.members.values().map(|member| member.file.try_clone().unwrap())).collect()
+    }
+
     fn join() -> Join {
         Join::new(GroupId::new("g").unwrap(), Capabilities::none()).create(true)
     }
@@ -102,7 +111,7 @@ mod tests {
                 let request = Acquire::new(AttemptId(attempt), key, LockMode::Exclusive);
                 assert!(matches!(session.locks().request(&request).await.unwrap(), Acquired::Granted(_)));
             }
-            let mut files = session.state.copies_of_files();
+            let mut files = copies_of_files(&session);
             assert_eq!(files.len(), 3, "of session, lock and member");
             let mut next = || Stdio::from(files.pop().unwrap());
             let child =

@@ -41,7 +41,7 @@ static SESSIONS: Mutex<Vec<Weak<SessionState>>> = Mutex::new(Vec::new());
 #[derive(Debug, Default)]
 pub(crate) struct State {
     /// As long as its lock is held, the session lives.
-    file: Option<File>,
+    pub(crate) file: Option<File>,
     pub(crate) held: BTreeMap<AttemptId, Held>,
     pub(crate) waiting: BTreeMap<AttemptId, Waiting>,
     pub(crate) members: BTreeMap<GroupId, Membership>,
@@ -205,15 +205,6 @@ impl SessionState {
     pub(crate) fn lose(&self, attempt: AttemptId, why: LossReason) {
         self.state().lost.put(attempt, why.clone());
         self.notices.add(Notice::GrantLost(attempt, why));
-    }
-
-    /// As a fork would make them.
-    #[cfg(test)]
-    pub(crate) fn copies_of_files(&self) -> Vec<File> {
-        let state = self.state();
-        let held = state.held.values().flat_map(|held| &held.files);
-        let files = state.file.iter().chain(held).map(|file| file.try_clone().unwrap());
-        files.chain(state.members.values().map(|member| member.file.try_clone().unwrap())).collect()
     }
 
     /// From now on a request of this attempt fails, also one that is under way.
