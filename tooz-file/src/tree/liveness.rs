@@ -12,6 +12,7 @@ use tooz_local::liveness;
 use tooz_local::os_lock::{Flavor, Hold};
 use tooz_local::process::Process;
 
+use crate::error::existing;
 use crate::keys;
 use crate::tree::directory::Directory;
 use crate::tree::owner::Owner;
@@ -97,15 +98,12 @@ impl Sessions {
             if !wanted(id) {
                 continue;
             }
-            let lives = match self.local(id) {
-                Some(local) => local.ended.get().is_none(),
-                None => match self.owner_of(id) {
-                    Some(owner) => !self.is_dead(&owner),
-                    // The file does not name its owner, but its lock says whether it lives.
-                    None => match self.directory.open(&id.to_string()) {
-                        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-                        file => self.flavor.is_locked(&file?)?,
-                    },
+            let lives = match self.owner_of(id) {
+                Some(owner) => !self.is_dead(&owner),
+                // The file does not name its owner, but its lock says whether it lives.
+                None => match existing(self.directory.open(&id.to_string()))? {
+                    Some(file) => self.flavor.is_locked(&file)?,
+                    None => false,
                 },
             };
             if lives {
