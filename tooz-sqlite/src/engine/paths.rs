@@ -34,11 +34,10 @@ impl Paths {
     pub(crate) fn find(path: &Path, force_filesystem: bool) -> Result<Self> {
         let shown = path.display();
         let invalid = |what: String| Error::new(ErrorKind::InvalidUrl, what);
-        let parent = match path.parent() {
-            Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
-            Some(parent) => parent,
-            None => return Err(invalid(format!("{shown} is no file"))),
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(invalid(format!("{shown} is no file")));
         };
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
         let directory = match parent.canonicalize() {
             Ok(directory) => directory,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -49,7 +48,6 @@ impl Paths {
             }
             Err(error) => return Err(error::io(format!("the directory {}", parent.display()), error)),
         };
-        let name = path.file_name().ok_or_else(|| invalid(format!("{shown} is no file")))?;
         let database = follow_symlink(&directory, &directory.join(name))?;
         let known_file_system = filesystem::check_local(&directory, force_filesystem)?;
         Ok(Self { database, known_file_system, mode: MODE })
