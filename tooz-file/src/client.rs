@@ -3,7 +3,6 @@
 //! Calls to the file system are made where the call is polled: on a local file system each takes microseconds, less
 //! than handing it to another thread. Waiting for other processes may take long, and is asynchronous.
 
-use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -24,6 +23,7 @@ use crate::tree::{Access, Directory, DriverLock, Moment, Tree, registry};
 const PAUSE: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(4));
 
 /// What a driver, its sessions and its streams share.
+#[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) config: Config,
     pub(crate) context: Context,
@@ -37,12 +37,6 @@ pub(crate) struct Client {
 /// The driver.
 #[derive(Debug)]
 pub(crate) struct FileDriver(pub(crate) Arc<Client>);
-
-impl fmt::Debug for Client {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("config", &self.config).finish_non_exhaustive()
-    }
-}
 
 impl Client {
     pub(crate) fn open(request: Connect) -> Result<Arc<Self>> {
