@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
@@ -24,16 +23,16 @@ pub(crate) struct SessionState {
     pub(crate) member: MemberId,
     pub(crate) path: PathBuf,
     pub(crate) file: FileId,
-    /// The owner dropped the session without closing it.
-    dropped: AtomicBool,
-    /// The session's row was committed.
-    recorded: AtomicBool,
     inner: Mutex<Inner>,
     pub(crate) notices: Notices,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
+    /// The owner dropped the session without closing it.
+    dropped: bool,
+    /// The session's row was committed.
+    recorded: bool,
     ended: Option<LossReason>,
     attempts: HashMap<AttemptId, Arc<Attempt>>,
     withdrawn: EndedAttempts<()>,
@@ -74,18 +73,7 @@ impl SessionState {
         path: PathBuf,
         file: FileId,
     ) -> Self {
-        Self {
-            seq,
-            id,
-            namespace,
-            member,
-            path,
-            file,
-            dropped: AtomicBool::new(false),
-            recorded: AtomicBool::new(false),
-            inner: Mutex::default(),
-            notices: Notices::default(),
-        }
+        Self { seq, id, namespace, member, path, file, inner: Mutex::default(), notices: Notices::default() }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -93,20 +81,21 @@ impl SessionState {
     }
 
     pub(crate) fn abandon(&self) {
-        self.dropped.store(true, Ordering::SeqCst);
+        self.inner().dropped = true;
     }
 
     pub(crate) fn record(&self) {
-        self.recorded.store(true, Ordering::SeqCst);
+        self.inner().recorded = true;
     }
 
     pub(crate) fn is_recorded(&self) -> bool {
-        self.recorded.load(Ordering::SeqCst)
+        self.inner().recorded
     }
 
     /// Whether this process itself knows that the session is over.
     pub(crate) fn is_over(&self) -> bool {
-        self.dropped.load(Ordering::SeqCst) || self.inner().ended.is_some()
+        let inner = self.inner();
+        inner.dropped || inner.ended.is_some()
     }
 
     pub(crate) fn loss(&self) -> Option<LossReason> {
