@@ -114,8 +114,9 @@ impl Client {
         self.context.clock.now() + early(self.config.operation_timeout)
     }
 
-    pub(crate) fn close_deadline(&self) -> Instant {
-        self.context.clock.now() + early(self.config.close_timeout)
+    /// How long closing takes at most.
+    pub(crate) fn close_limit(&self) -> Duration {
+        early(self.config.close_timeout)
     }
 
     pub(crate) async fn pause(&self, deadline: Instant, what: &str, holder: Option<u32>) -> Result<()> {

@@ -170,7 +170,7 @@ impl SessionState {
     }
 
     /// What a session does when something changed, and from time to time.
-    async fn look_after(&self, reap: Reap) -> Result<()> {
+    async fn look_after(&self) -> Result<()> {
         // A failure of one does not prevent the others.
         let answered = self.answer_break_requests().await;
         let inspected = self.inspect().await.map(|(_, groups)| {
@@ -178,11 +178,6 @@ impl SessionState {
                 self.notices.add(Notice::Evicted(group));
             }
         });
-        match reap {
-            Reap::None => {}
-            Reap::InTurn => reaper::reap_in_turn(&self.client, &self.tree).await?,
-            Reap::Now => reaper::reap_all(&self.client, &self.tree).await?,
-        }
         answered.and(inspected)
     }
 }
@@ -198,7 +193,7 @@ async fn monitor(session: Arc<SessionState>) {
     let clock = client.context.clock.clone();
     let mut touch = clock.now() + TOUCH;
     // What was notified between the session's opening and now, without a listener.
-    if let Err(error) = session.look_after(Reap::None).await {
+    if let Err(error) = session.look_after().await {
         tracing::warn!(%error, session = %session.id(), "looking after the session failed");
     }
     loop {
@@ -213,13 +208,18 @@ async fn monitor(session: Arc<SessionState>) {
         if session.is_over() {
             break;
         }
-        let mut reap = if died { Reap::Now } else { Reap::None };
-        if clock.now() >= touch {
+        let due = clock.now() >= touch;
+        if due {
             touch = clock.now() + TOUCH;
             session.touch_members(clock.wall());
-            reap = if died { Reap::Now } else { Reap::InTurn };
         }
-        if let Err(error) = session.look_after(reap).await {
+        let looked = session.look_after().await;
+        let reaped = match (died, due) {
+            (true, _) => reaper::reap_all(client, tree).await,
+            (false, true) => reaper::reap_in_turn(client, tree).await,
+            (false, false) => Ok(()),
+        };
+        if let Err(error) = looked.and(reaped) {
             tracing::warn!(%error, session = %session.id(), "looking after the session failed");
         }
         if session.is_over() {
@@ -231,15 +231,6 @@ async fn monitor(session: Arc<SessionState>) {
     if vanished && let Err(error) = session.clear(Previous::Expired).await {
         tracing::warn!(%error, session = %session.id(), "clearing away the ended session failed");
     }
-}
-
-/// Whether to clear away sessions that died.
-#[derive(Clone, Copy, Debug)]
-enum Reap {
-    None,
-    /// Unless another process did a moment ago.
-    InTurn,
-    Now,
 }
 
 #[async_trait]
@@ -312,8 +303,7 @@ impl Session for FileSession {
             Some(LossReason::SessionClosed) | None => end.previous(),
             Some(_) => Previous::Expired,
         };
-        let limit =
-            self.state.client.close_deadline().saturating_since(self.state.client.context.clock.now());
+        let limit = self.state.client.close_limit();
         let cleared = self.state.client.context.spawner.timeout(limit, self.state.clear(how)).await;
         // What could not be removed in time ends as after a crash.
         self.state.abandon();
