@@ -153,10 +153,10 @@ impl Client {
 
     /// Python's lock around everything that changes groups. Nothing may be awaited while it is held.
     pub(crate) async fn driver_lock(&self, tree: &Tree, hold: Hold) -> Result<DriverLock> {
-        let (deadline, path) = (self.deadline(), tree.base.path.join(keys::DRIVER_LOCK));
+        let (deadline, directory) = (self.deadline(), tree.driver_lock_directory());
+        let failed = |cause| error::io(directory.path.join(keys::DRIVER_LOCK).display(), cause);
         loop {
-            let tried = tree.try_driver_lock(hold);
-            match tried.map_err(|cause| error::io(path.display(), cause))? {
+            match tree.mutexes.try_driver_lock(directory, hold).map_err(failed)? {
                 Moment::Done(lock) => return Ok(lock),
                 Moment::Busy(pid) => self.pause(deadline, "the directory's .driver_lock", pid).await?,
             }

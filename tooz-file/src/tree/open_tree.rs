@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use tooz_core::driver::support::fork::OwnerProcess;
 use tooz_core::driver::{LockKey, Stamp};
 use tooz_core::{Error, Result};
-use tooz_local::os_lock::{Flavor, Hold};
+use tooz_local::os_lock::Flavor;
 use tooz_local::process;
 
 use crate::config::Config;
@@ -21,7 +21,7 @@ use crate::tree::directory::Directory;
 use crate::tree::fence::Fence;
 use crate::tree::inotify::{Area, Watch, Watcher, Watching};
 use crate::tree::liveness::Sessions;
-use crate::tree::mutex::{DriverLock, Moment, Mutexes};
+use crate::tree::mutex::Mutexes;
 use crate::tree::owner::short_boot;
 use crate::tree::stamp;
 use crate::tree::topics::{Topic, Topics};
@@ -185,14 +185,10 @@ impl Tree {
         path
     }
 
-    /// Python's is in the directory itself; another namespace has one of its own.
-    fn driver_lock_directory(&self) -> &Directory {
+    /// Where the lock around changes of groups is. Python's is in the directory itself; another namespace has one of its
+    /// own.
+    pub(crate) fn driver_lock_directory(&self) -> &Directory {
         if self.is_default { &self.base } else { &self.home }
-    }
-
-    /// Tries Python's lock around changes of groups.
-    pub(crate) fn try_driver_lock(&self, hold: Hold) -> io::Result<Moment<DriverLock>> {
-        self.mutexes.try_driver_lock(self.driver_lock_directory(), hold)
     }
 
     pub(crate) fn notify(&self, topic: &Topic) {
