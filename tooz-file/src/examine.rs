@@ -35,9 +35,13 @@ fn look(config: &Config, best: Characteristics) -> Result<Vec<Finding>> {
         )]);
     };
     let system = FileSystem::of(&path)?;
+    let locks = match config.flavor {
+        Flavor::OpenFile => "open-file-description locks, which exclude Python's, too (backend=ofd)",
+        Flavor::Portable => "the standard library's locks, which do not exclude Python's (backend=portable)",
+    };
     let mut found = vec![
         judge_file_system(system, "directory", config.force_filesystem, best),
-        describe_locks(config.flavor),
+        Finding::good("locks", locks),
     ];
     let ours = path.join(keys::OURS);
     let written = [path.clone(), ours.join("locks"), ours, path.join(keys::GROUPS)];
@@ -45,14 +49,6 @@ fn look(config: &Config, best: Characteristics) -> Result<Vec<Finding>> {
     found.extend(check_space(&path));
     found.extend(find_stopped(&path, config));
     Ok(found)
-}
-
-fn describe_locks(flavor: Flavor) -> Finding {
-    let what = match flavor {
-        Flavor::OpenFile => "open-file-description locks, which exclude Python's, too (backend=ofd)",
-        Flavor::Portable => "the standard library's locks, which do not exclude Python's (backend=portable)",
-    };
-    Finding::good("locks", what)
 }
 
 /// Processes that stand still. One in the middle of a change blocks all others, one that holds locks does not release

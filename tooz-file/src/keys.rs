@@ -68,12 +68,8 @@ pub(crate) fn number(digits: &str) -> Option<u64> {
     (needed && lower).then(|| u64::from_str_radix(digits, 16).ok()).flatten()
 }
 
-fn sha256(parts: &[&[u8]]) -> String {
-    let mut digest = Sha256::new();
-    for part in parts {
-        digest.update(part);
-    }
-    hex(&digest.finalize())
+fn sha256(prefix: &str, name: &[u8]) -> String {
+    hex(&Sha256::new_with_prefix(prefix).chain_update(name).finalize())
 }
 
 /// The directory of a group; Python's name for it, which any id can have.
@@ -91,11 +87,11 @@ pub(crate) fn is_member(name: &str) -> bool {
 }
 
 pub(crate) fn namespace(name: &str) -> String {
-    sha256(&[name.as_bytes()])
+    sha256("", name.as_bytes())
 }
 
 pub(crate) fn claim(member: &MemberId) -> String {
-    sha256(&[member.as_bytes()])
+    sha256("", member.as_bytes())
 }
 
 pub(crate) fn stripe(number: usize) -> String {
@@ -129,10 +125,10 @@ impl fmt::Display for KeyHash {
 impl KeyHash {
     pub(crate) fn new(key: &LockKey) -> Self {
         match key {
-            LockKey::Named(name) => Self(sha256(&[b"lock:", name.as_bytes()])),
-            LockKey::Leader(group) => Self(sha256(&[b"leader:", group.as_bytes()])),
+            LockKey::Named(name) => Self(sha256("lock:", name.as_bytes())),
+            LockKey::Leader(group) => Self(sha256("leader:", group.as_bytes())),
             // Whatever the core adds: its Display names it.
-            other => Self(sha256(&[b"other:", other.to_string().as_bytes()])),
+            other => Self(sha256("other:", other.to_string().as_bytes())),
         }
     }
 

@@ -8,7 +8,7 @@ use tooz_core::driver::SessionId;
 use tooz_local::os_lock::Hold;
 
 use crate::client::Client;
-use crate::error;
+use crate::error::{self, existing};
 use crate::keys::{self, KeyHash};
 use crate::tree::{Access, Directory, Entry, Moment, Named, Topic, Tree, lock_records, members};
 
@@ -80,11 +80,8 @@ async fn remove_lock_records(client: &Client, tree: &Tree, id: SessionId) -> Res
     let deadline = client.deadline();
     let belongs = format!(".{id}.");
     for number in 0..keys::STRIPES {
-        if !tree.mutexes.has_stripe(number) {
-            continue;
-        }
         let failed = |cause| error::io("the records of locks", cause);
-        let directory = tree.mutexes.stripe(number).map_err(failed)?;
+        let Some(directory) = existing(tree.mutexes.stripe(number)).map_err(failed)? else { continue };
         let names: Vec<String> =
             directory.names().map_err(failed)?.into_iter().filter(|name| name.contains(&belongs)).collect();
         if names.is_empty() {

@@ -14,6 +14,7 @@ use crate::tree::directory::Directory;
 /// Python does, unless for a view. Its path has no symlinks, so that every process comes to the same names.
 pub(crate) fn open_base(config: &Config) -> Result<(Directory, bool)> {
     let shown = config.path.display();
+    let failed = |error| error::io(format!("the directory {shown}"), error);
     let there = if config.view { look(&config.path) } else { make(&config.path, config.mode) };
     match there {
         Ok(()) => {}
@@ -26,14 +27,11 @@ pub(crate) fn open_base(config: &Config) -> Result<(Directory, bool)> {
                 format!("{shown} is not a directory, or lies below something that is not; name a directory"),
             ));
         }
-        Err(error) => return Err(error::io(format!("the directory {shown}"), error)),
+        Err(error) => return Err(failed(error)),
     }
-    let path =
-        config.path.canonicalize().map_err(|error| error::io(format!("the directory {shown}"), error))?;
+    let path = config.path.canonicalize().map_err(failed)?;
     let local = filesystem::check_local(&path, config.force_filesystem)?;
-    let base = Directory::open_path(&path, config.mode)
-        .map_err(|error| error::io(format!("the directory {shown}"), error))?;
-    Ok((base, local))
+    Ok((Directory::open_path(&path, config.mode).map_err(failed)?, local))
 }
 
 fn look(path: &Path) -> io::Result<()> {
