@@ -12,7 +12,7 @@ use tooz_local::fence::{MOST, STEP, ceiling_above, first_token};
 use tooz_local::file_id::FileId;
 use tooz_local::os_lock::{Flavor, Hold, spin};
 
-use crate::error::{self, existing};
+use crate::error;
 use crate::keys;
 use crate::tree::directory::Directory;
 
@@ -135,18 +135,15 @@ impl Fence {
     }
 
     fn open(&self, floor: u64, wall: SystemTime) -> io::Result<(File, FileId)> {
-        let file = match existing(self.directory.open_write(keys::FENCE))? {
-            Some(file) => file,
-            None => {
-                let next = first_token(wall, floor);
-                let counter =
-                    Counter { next, ceiling: next.saturating_add(STEP), boot: self.boot_id.clone().into() };
-                if self.directory.write_first(&self.tmp, keys::FENCE, &counter.encode())? {
-                    self.directory.sync()?;
-                }
-                self.directory.open_write(keys::FENCE)?
+        if self.directory.stat(keys::FENCE)?.is_none() {
+            let next = first_token(wall, floor);
+            let counter =
+                Counter { next, ceiling: next.saturating_add(STEP), boot: self.boot_id.clone().into() };
+            if self.directory.write_first(&self.tmp, keys::FENCE, &counter.encode())? {
+                self.directory.sync()?;
             }
-        };
+        }
+        let file = self.directory.open_write(keys::FENCE)?;
         let id = FileId::of(&file)?;
         Ok((file, id))
     }
