@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_core::Stream;
 use tooz_core::driver::support::feed::HolderFeed;
-use tooz_core::driver::{ChangeStream, GroupChange, HolderStream};
+use tooz_core::driver::{ChangeStream, GroupChange, HolderStream, Holders};
 use tooz_core::{GroupId, Result};
 
 use crate::client::Client;
@@ -24,14 +24,12 @@ const VIEW_LIMIT: Duration = Duration::from_secs(10);
 /// Watches a group.
 pub(crate) async fn group(client: &Arc<Client>, namespace: Arc<str>, group: GroupId) -> Result<ChangeStream> {
     let watch = Arc::new(GroupWatch::new(namespace, group));
-    let work = {
-        let watch = watch.clone();
-        move |tx: &mut Tx<'_>| {
-            let seq = log::latest(tx)?;
-            let view = GroupChange::View(view::members(tx, &watch.namespace, &watch.group)?);
-            tx.effect(Effect::WatchGroup(watch.clone(), seq, view));
-            Ok(())
-        }
+    let told = watch.clone();
+    let work = move |tx: &mut Tx<'_>| {
+        let seq = log::latest(tx)?;
+        let view = GroupChange::View(view::members(tx, &told.namespace, &told.group)?);
+        tx.effect(Effect::WatchGroup(told.clone(), seq, view));
+        Ok(())
     };
     client.call("watch group", Level::Read, work).await?;
     Ok(Box::pin(WatchStream { watch, client: client.clone(), poll: poll_group, refused: false }))
@@ -40,21 +38,15 @@ pub(crate) async fn group(client: &Arc<Client>, namespace: Arc<str>, group: Grou
 /// Watches the holders of a lock.
 pub(crate) async fn holders(client: &Arc<Client>, lock: Lock) -> Result<HolderStream> {
     let watch = Arc::new(LockWatch { lock, feed: HolderFeed::default() });
-    let work = {
-        let watch = watch.clone();
-        move |tx: &mut Tx<'_>| {
-            let holders = view::holders(tx, &watch.lock)?;
-            tx.effect(Effect::WatchLock(watch.clone(), holders));
-            Ok(())
-        }
+    let told = watch.clone();
+    let work = move |tx: &mut Tx<'_>| {
+        let holders = view::holders(tx, &told.lock)?;
+        tx.effect(Effect::WatchLock(told.clone(), holders));
+        Ok(())
     };
     client.call("watch lock", Level::Read, work).await?;
-    Ok(Box::pin(WatchStream {
-        watch,
-        client: client.clone(),
-        poll: |watch, _, cx| watch.feed.poll(cx),
-        refused: false,
-    }))
+    let poll: PollWatch<LockWatch, Holders> = |watch, _, cx| watch.feed.poll(cx);
+    Ok(Box::pin(WatchStream { watch, client: client.clone(), poll, refused: false }))
 }
 
 fn poll_group(
