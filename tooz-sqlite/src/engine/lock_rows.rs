@@ -1,9 +1,9 @@
 //! The records of one lock: its holders, its first waiters, and the mark that an unclean end leaves.
 
-use tooz_core::driver::{AttemptId, End, Grant, LockMode, Previous, Turn};
+use tooz_core::driver::{AttemptId, End, Grant, LockKey, LockMode, Previous, Turn};
 use tooz_core::{FencingToken, LossReason, MemberId};
 
-use crate::engine::log;
+use crate::engine::log::{self, Event};
 use crate::engine::tx::{Effect, Tx};
 use crate::error::{self, Work};
 use crate::keys::{Id, Lock, Mode, number_to_previous, previous_to_number};
@@ -106,7 +106,10 @@ pub(crate) fn record_end(tx: &Tx<'_>, lock: &Lock, told: Previous, end: End) -> 
 
 /// Tells the watches of the lock.
 pub(crate) fn holders_changed(tx: &mut Tx<'_>, lock: &Lock) -> Work<()> {
-    log::leader_changed(tx, lock)?;
+    if let LockKey::Leader(group) = &lock.key {
+        let (namespace, name) = (lock.namespace.to_string(), group.as_bytes().to_vec());
+        log::append(tx, &Event::LeaderChanged(namespace, name))?;
+    }
     tx.effect(Effect::Holders(lock.clone()));
     Ok(())
 }

@@ -10,7 +10,7 @@ use tooz_core::{Capabilities, MemberId};
 
 use crate::engine::tx::{Effect, Tx, from_micros};
 use crate::error::Work;
-use crate::keys::{Id, Lock};
+use crate::keys::Id;
 
 /// How many events are kept. A reader that is further behind reads the state instead; more would only cost space
 /// (at most 64 KiB each, with the largest capabilities).
@@ -135,15 +135,6 @@ pub(crate) fn members_left(tx: &mut Tx<'_>, session: i64) -> Work<()> {
         |row| Ok(Event::Member(Change::Left, row.get(0)?, row.get(1)?, MemberRow::leaving(row, 2)?)),
     )?;
     left.iter().try_for_each(|event| append(tx, event))
-}
-
-/// Logs that the holders of a leadership changed.
-pub(crate) fn leader_changed(tx: &mut Tx<'_>, lock: &Lock) -> Work<()> {
-    let (namespace, kind, name) = lock.columns()?;
-    if kind == 1 {
-        append(tx, &Event::LeaderChanged(namespace.to_owned(), name.to_vec()))?;
-    }
-    Ok(())
 }
 
 /// The number of the latest entry.
