@@ -196,13 +196,10 @@ pub(crate) fn find_dead(tx: &mut Tx<'_>) -> Work<Vec<i64>> {
     let now = tx.site.clock.now();
     let mut dead = Vec::new();
     for session in Recorded::all(tx)? {
-        if tx.own_session(session.seq).is_some_and(|own| !own.is_over()) {
-            continue;
-        }
-        if tx.own_session(session.seq).is_some() || looks_dead(tx.site, &session) {
-            dead.push(session.seq);
-        } else {
-            tx.probes.alive(session.seq, now);
+        match tx.own_session(session.seq) {
+            Some(own) if !own.is_over() => {}
+            None if !looks_dead(tx.site, &session) => tx.probes.alive(session.seq, now),
+            _ => dead.push(session.seq),
         }
     }
     Ok(dead)

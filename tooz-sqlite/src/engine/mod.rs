@@ -169,7 +169,8 @@ impl Engine {
             files.push(PollFd::new(wakeup.file.as_fd(), PollFlags::POLLIN));
         }
         // Only their ends, which the kernel reports without being asked.
-        files.extend(self.predecessors.files().map(|file| PollFd::new(file.as_fd(), PollFlags::empty())));
+        let before = self.predecessors.0.values();
+        files.extend(before.map(|before| PollFd::new(before.wakeup.as_fd(), PollFlags::empty())));
         // An interrupted sleep is a short one: the thread looks at everything again anyway.
         let _ = ppoll(&mut files, timeout, None);
         let woken = files.first().and_then(PollFd::any).unwrap_or(true);

@@ -145,9 +145,9 @@ impl Paths {
         let rights = Rights::like(&database, mode);
         let inside = ownership::open_or_make_directory(&directory, &name, rights).map_err(failed)?;
         let rights = Rights::within(&inside, mode).map_err(failed)?;
-        let made = ownership::open_or_make_directory(&inside, wakeup::DIRECTORY.as_ref(), rights);
+        let fifos = ownership::open_or_make_directory(&inside, wakeup::DIRECTORY.as_ref(), rights);
         let shown = sessions.join(wakeup::DIRECTORY);
-        made.map(drop).map_err(|error| error::io(format!("creating {}", shown.display()), error))
+        fifos.map(drop).map_err(|error| error::io(format!("creating {}", shown.display()), error))
     }
 
     /// The directory around the database, open, and the name there of a file beside it.

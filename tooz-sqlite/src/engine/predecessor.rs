@@ -25,10 +25,6 @@ pub(crate) struct Predecessor {
 pub(crate) struct Predecessors(pub(crate) HashMap<u128, Predecessor>);
 
 impl Predecessors {
-    pub(crate) fn files(&self) -> impl Iterator<Item = &File> {
-        self.0.values().map(|before| &before.wakeup)
-    }
-
     /// The sessions whose processes ended, each returned once.
     pub(crate) fn take_ended(&mut self) -> Vec<i64> {
         let mut ended = Vec::new();
