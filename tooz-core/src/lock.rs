@@ -1,6 +1,7 @@
 //! Locks: handles without I/O, and how a lock is acquired.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -83,9 +84,8 @@ impl Lock {
     /// # Errors
     /// `Invalid` for a limit of 0. Another limit than that of present holders or waiters is found by the acquire.
     pub fn permits(&self, limit: u32) -> Result<Self> {
-        if limit == 0 {
-            return Err(Error::new(ErrorKind::Invalid, "a semaphore needs a limit of at least 1"));
-        }
+        let limit = NonZeroU32::new(limit)
+            .ok_or_else(|| Error::new(ErrorKind::Invalid, "a semaphore needs a limit of at least 1"))?;
         Ok(Self { mode: LockMode::Permit { limit }, ..self.clone() })
     }
 

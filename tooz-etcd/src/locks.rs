@@ -5,8 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, End, Grant, LockKey, LockMode, Previous, QueueEntry, Released,
-    SessionLocks, Turn,
+    Acquire, Acquired, AttemptId, End, Grant, LockKey, Previous, QueueEntry, Released, SessionLocks, Turn,
 };
 use tooz_core::{Error, ErrorKind, Result};
 
@@ -36,10 +35,6 @@ impl SessionState {
         if self.is_ended(attempt.id) {
             let what =
                 format!("attempt {} was withdrawn, released or lost; ask with a new attempt", attempt.id);
-            return Err(Error::new(ErrorKind::Invalid, what));
-        }
-        if attempt.mode == (LockMode::Permit { limit: 0 }) {
-            let what = format!("{}: a limit of 0 permits lets nobody in", attempt.key);
             return Err(Error::new(ErrorKind::Invalid, what));
         }
         let mut step = self.ask(&attempt, request.wait).await?;

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, End, Grant, Instant, LockKey, LockMode, QueueEntry, Released, SessionLocks,
-    Turn,
+    Acquire, Acquired, AttemptId, End, Grant, Instant, LockKey, QueueEntry, Released, SessionLocks, Turn,
 };
 use tooz_core::{Error, ErrorKind, FencingToken, Result};
 
@@ -134,10 +133,6 @@ fn proved_at(sent: Instant, ttl: Duration, left: Duration) -> Instant {
 #[async_trait]
 impl SessionLocks for RedisSession {
     async fn request(&self, request: &Acquire) -> Result<Acquired> {
-        if request.mode == (LockMode::Permit { limit: 0 }) {
-            let why = format!("{}: a limit of 0 permits lets nobody in", request.key);
-            return Err(Error::new(ErrorKind::Invalid, why));
-        }
         self.state.attempts.register(request)?;
         let wish = if request.wait { "wait" } else { "try" };
         let mut asked = self.call_request(request, wish).await;

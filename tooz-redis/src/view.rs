@@ -5,7 +5,7 @@ use tooz_core::{Capabilities, Error, FencingToken, GroupId, MemberId, Result};
 
 use crate::client::Client;
 use crate::config;
-use crate::connection::reply::Parts;
+use crate::connection::reply::{Parts, corrupt};
 use crate::scripts;
 use crate::scripts::codes::{parse_mode, parse_time};
 
@@ -135,9 +135,10 @@ pub(crate) fn holder_records(answer: Parts) -> Result<Vec<HolderRecord>> {
         let mut parts = Parts::of(value)?;
         let token = parts.text("a token")?.parse().ok().and_then(FencingToken::new);
         let since = parse_time(&parts.text("since when")?);
-        let (mode, limit) = (parts.text("a mode")?, parts.text("a limit")?);
+        let mode = parse_mode(&parts.text("a mode")?, &parts.text("a limit")?);
+        let mode = mode.ok_or_else(|| corrupt("a limit"))?;
         let member = MemberId::new(parts.bytes("a member")?).ok();
-        Ok(HolderRecord::new(member, token, parse_mode(&mode, limit.parse().unwrap_or(0)), since))
+        Ok(HolderRecord::new(member, token, mode, since))
     };
     let mut holders = answer.map(read).collect::<Result<Vec<_>>>()?;
     holders.sort_by_key(|holder| holder.token);

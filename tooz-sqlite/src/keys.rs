@@ -71,10 +71,7 @@ pub(crate) fn mode_to_number(mode: LockMode) -> Work<i64> {
     match mode {
         LockMode::Exclusive => Ok(0),
         LockMode::Shared => Ok(-1),
-        LockMode::Permit { limit } if limit > 0 => Ok(i64::from(limit)),
-        LockMode::Permit { .. } => {
-            Err(Fail::Tooz(Error::new(ErrorKind::Invalid, "a permit's limit must be at least 1")))
-        }
+        LockMode::Permit { limit } => Ok(limit.get().into()),
         other => Err(Fail::Tooz(Error::new(
             ErrorKind::Unsupported,
             format!("{other:?}: this driver does not know this mode; upgrade tooz-sqlite"),
@@ -84,11 +81,10 @@ pub(crate) fn mode_to_number(mode: LockMode) -> Work<i64> {
 
 /// The mode that a number stands for.
 pub(crate) fn number_to_mode(number: i64) -> Option<LockMode> {
-    match u32::try_from(number) {
-        Ok(0) => Some(LockMode::Exclusive),
-        Ok(limit) => Some(LockMode::Permit { limit }),
-        Err(_) if number == -1 => Some(LockMode::Shared),
-        Err(_) => None,
+    match number {
+        0 => Some(LockMode::Exclusive),
+        -1 => Some(LockMode::Shared),
+        limit => Some(LockMode::Permit { limit: u32::try_from(limit).ok()?.try_into().ok()? }),
     }
 }
 
@@ -123,15 +119,16 @@ pub(crate) fn number_to_previous(number: i64) -> Previous {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use super::*;
 
     #[test]
     fn modes_and_keys_come_back() {
-        for mode in [LockMode::Exclusive, LockMode::Shared, LockMode::Permit { limit: u32::MAX }] {
+        for mode in [LockMode::Exclusive, LockMode::Shared, LockMode::Permit { limit: NonZeroU32::MAX }] {
             assert_eq!(number_to_mode(mode_to_number(mode).unwrap()), Some(mode));
         }
         assert_eq!((number_to_mode(-2), number_to_mode(1 << 32)), (None, None));
-        assert!(mode_to_number(LockMode::Permit { limit: 0 }).is_err());
         let (namespace, rows): (Arc<str>, _) = ("n".into(), rusqlite::Connection::open_in_memory().unwrap());
         for key in [
             LockKey::Named(LockName::new(b"a\0/\xff").unwrap()),

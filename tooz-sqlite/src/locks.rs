@@ -1,5 +1,7 @@
 //! A session's locks: request, wait, withdraw, release.
 
+use std::num::NonZeroU32;
+
 use async_trait::async_trait;
 use tooz_core::driver::{
     Acquire, Acquired, Admission, AttemptId, End, Grant, LockKey, LockMode, QueueEntry, Released,
@@ -133,7 +135,7 @@ fn enqueue(tx: &mut Tx<'_>, session: &SessionState, request: &Acquire, lock: &Lo
 }
 
 /// Refuses a permit whose limit differs from that of a waiting permit (L15). The grant rule compares the holders.
-fn refuse_other_limit(tx: &Tx<'_>, lock: &Lock, limit: u32) -> Work<()> {
+fn refuse_other_limit(tx: &Tx<'_>, lock: &Lock, limit: NonZeroU32) -> Work<()> {
     let (namespace, kind, name) = lock.columns()?;
     let other = tx.first(
         "SELECT mode FROM waiters WHERE namespace = ?1 AND kind = ?2 AND name = ?3 AND mode > 0 AND mode <> ?4 \

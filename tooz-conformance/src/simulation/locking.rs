@@ -1,5 +1,7 @@
 //! Locks in all modes, leaderships, and breaking them.
 
+use std::num::NonZeroU32;
+
 use tooz_core::driver::LockMode;
 use tooz_core::{Leadership, Lock, LockGuard};
 
@@ -9,6 +11,7 @@ use crate::history::{Answer, Asked, Outcome};
 
 /// `x` is held exclusive and shared, the others only exclusive: those can be linearized.
 const LOCKS: [&str; 3] = ["x", "y", "z"];
+const PERMITS: NonZeroU32 = NonZeroU32::new(2).unwrap();
 
 impl Worker {
     pub(super) async fn use_lock(&self) {
@@ -33,9 +36,10 @@ impl Worker {
     }
 
     pub(super) async fn use_permit(&self) {
-        let limit = 2;
-        let Ok(lock) = self.coordinator.lock("p").and_then(|lock| lock.permits(limit)) else { return };
-        self.acquire(&lock, "p", LockMode::Permit { limit }).await;
+        let Ok(lock) = self.coordinator.lock("p").and_then(|lock| lock.permits(PERMITS.get())) else {
+            return;
+        };
+        self.acquire(&lock, "p", LockMode::Permit { limit: PERMITS }).await;
     }
 
     async fn acquire(&self, lock: &Lock, name: &str, mode: LockMode) {

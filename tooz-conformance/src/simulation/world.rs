@@ -356,7 +356,7 @@ pub(super) fn leader_of(group: &str) -> String {
 pub(super) fn mode_of(mode: LockMode) -> Mode {
     match mode {
         LockMode::Shared => Mode::Shared,
-        LockMode::Permit { limit } => Mode::Permit(limit),
+        LockMode::Permit { limit } => Mode::Permit(limit.get()),
         _ => Mode::Exclusive,
     }
 }

@@ -1,6 +1,7 @@
 //! Locks at the driver's level.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::time::SystemTime;
 
@@ -40,8 +41,8 @@ pub enum LockMode {
     Shared,
     /// As one of at most `limit` holders.
     Permit {
-        /// At least 1; the same for all who use the name.
-        limit: u32,
+        /// The same for all sessions that use the name.
+        limit: NonZeroU32,
     },
 }
 
@@ -76,7 +77,7 @@ pub fn admits(mode: LockMode, holders: impl IntoIterator<Item = LockMode>) -> Re
                     ),
                 ));
             }
-            (LockMode::Permit { limit }, LockMode::Permit { .. }) => beside < limit,
+            (LockMode::Permit { limit }, LockMode::Permit { .. }) => beside < limit.get(),
             _ => false,
         };
     }
@@ -353,7 +354,7 @@ mod tests {
     fn the_grant_rule() {
         use Admission::{No, Yes};
         use LockMode::{Exclusive, Shared};
-        let permit = LockMode::Permit { limit: 2 };
+        let [permit, other] = [2, 3].map(|limit| LockMode::Permit { limit: NonZeroU32::new(limit).unwrap() });
         for (mode, holders, expected) in [
             (Exclusive, vec![], Yes),
             (Exclusive, vec![Exclusive], No),
@@ -367,7 +368,7 @@ mod tests {
         ] {
             assert_eq!(admits(mode, holders.clone()).unwrap(), expected, "{mode:?} beside {holders:?}");
         }
-        let error = admits(permit, [LockMode::Permit { limit: 3 }]).unwrap_err();
+        let error = admits(permit, [other]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid);
         assert!(error.to_string().contains("limit 2") && error.to_string().contains("limit 3"));
     }

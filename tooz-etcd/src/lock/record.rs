@@ -180,6 +180,8 @@ pub(crate) fn read_broken(value: &[u8]) -> Option<LossReason> {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -201,7 +203,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        for mode in [LockMode::Exclusive, LockMode::Shared, LockMode::Permit { limit: 3 }] {
+        for mode in [LockMode::Exclusive, LockMode::Shared, LockMode::Permit { limit: NonZeroU32::MAX }] {
             let holder = holder(mode);
             assert_eq!(Holder::read(AttemptId(3), &holder.write().unwrap(), 7, 9).unwrap(), holder);
             let value = Waiter::value(mode, SessionId(4), &holder.member).unwrap();
@@ -218,6 +220,13 @@ mod tests {
             panic!("another reason");
         };
         assert_eq!((read, why.as_str()), (Some(by), "be\ncause"));
+    }
+
+    #[test]
+    fn a_permit_without_a_limit_is_unreadable() {
+        let value = Waiter::value(LockMode::Shared, SessionId(4), &MemberId::new("a").unwrap()).unwrap();
+        let value = String::from_utf8(value).unwrap().replace("shared", "permit 0");
+        assert!(Waiter::read(AttemptId(3), kv(value.as_bytes())).is_err());
     }
 
     proptest! {

@@ -149,6 +149,8 @@ pub fn names(one: &[u8], other: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use proptest::prelude::*;
     use proptest::test_runner::RngSeed;
     use tooz_core::Capabilities;
@@ -247,7 +249,7 @@ mod tests {
             mode in prop_oneof![
                 Just(LockMode::Exclusive),
                 Just(LockMode::Shared),
-                any::<u32>().prop_map(|limit| LockMode::Permit { limit }),
+                any::<NonZeroU32>().prop_map(|limit| LockMode::Permit { limit }),
             ],
             at in any::<prop::sample::Index>(),
             with in "[0-9a-zA-Z.+]",

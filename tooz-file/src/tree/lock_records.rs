@@ -2,6 +2,7 @@
 //! files; and the grant rule on them.
 
 use std::io;
+use std::num::NonZeroU32;
 use std::os::unix::fs::FileExt;
 
 use tooz_core::Result;
@@ -91,7 +92,7 @@ fn parse_record(rest: &str) -> Option<Record> {
     let mode = match (mode.get(..1)?, mode.get(1..)?) {
         ("x", "") => LockMode::Exclusive,
         ("s", "") => LockMode::Shared,
-        ("p", limit) => LockMode::Permit { limit: keys::number(limit)?.try_into().ok()? },
+        ("p", limit) => LockMode::Permit { limit: NonZeroU32::new(keys::number(limit)?.try_into().ok()?)? },
         _ => return None,
     };
     let attempt = AttemptId::parse(parts.next()?)?;
@@ -322,12 +323,14 @@ mod tests {
 
     #[test]
     fn the_longest_record_fits_in_a_name() {
-        let mode = LockMode::Permit { limit: u32::MAX };
+        let mode = LockMode::Permit { limit: NonZeroU32::MAX };
         let record =
             Record { role: Role::Holder(u64::MAX), mode, attempt: AttemptId(u128::MAX), owner: owner() };
         let key = KeyHash::new(&LockKey::Named(LockName::new([255; 255]).unwrap()));
         let name = record.name(&key).unwrap();
         assert!(name.len() <= 255, "{}", name.len());
         assert_eq!(parse(&key, &name), Some(Named::Record(record)));
+        let without_limit = name.replace(".pffffffff.", ".p0.");
+        assert_eq!(parse(&key, &without_limit), Some(Named::Unknown));
     }
 }

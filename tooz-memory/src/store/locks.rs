@@ -31,12 +31,6 @@ impl State {
             }
             return Ok(self.report_attempt(&space, key, attempt));
         }
-        if request.mode == (LockMode::Permit { limit: 0 }) {
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                format!("{key}: a limit of 0 permits lets nobody in"),
-            ));
-        }
         let lock = self.spaces.entry(space.clone()).or_default().locks.entry(key.clone()).or_default();
         // Waiters count, too: two limits in one queue could never both be right.
         let contenders = lock.modes().chain(lock.queue.iter().map(|waiter| waiter.mode));
@@ -57,7 +51,7 @@ impl State {
             Some(Fault::TooManyPermits) => {
                 matches!(request.mode, LockMode::Permit { limit }
                     if lock.modes().all(|mode| mode == request.mode)
-                        && u32::try_from(lock.holders.len()).is_ok_and(|holders| holders <= limit))
+                        && u32::try_from(lock.holders.len()).is_ok_and(|holders| holders <= limit.get()))
             }
             _ => false,
         };

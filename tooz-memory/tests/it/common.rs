@@ -1,6 +1,7 @@
 //! What the tests of this driver share: connecting on the paused clock, and short words for long requests.
 
 use std::future::{Future, poll_fn};
+use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -71,6 +72,10 @@ pub(crate) fn group(name: &str) -> GroupId {
 
 pub(crate) fn key(name: &str) -> LockKey {
     LockKey::Named(LockName::new(name).unwrap())
+}
+
+pub(crate) fn permit(limit: u32) -> LockMode {
+    LockMode::Permit { limit: NonZeroU32::new(limit).unwrap() }
 }
 
 pub(crate) fn ask(attempt: u128, name: &str, mode: LockMode) -> Acquire {

@@ -157,8 +157,8 @@ async fn namespaces_are_apart(url: &str) -> bool {
 
 async fn a_limit_of_permits_is_kept(url: &str) -> bool {
     let (_d, a) = member(url, "a").await;
-    granted(&a, 1, LockMode::Permit { limit: 1 }).await;
-    !is_granted(&request(&a, 2, LockMode::Permit { limit: 1 }).await)
+    granted(&a, 1, permit(1)).await;
+    !is_granted(&request(&a, 2, permit(1)).await)
 }
 
 async fn the_first_to_ask_is_the_first_to_be_granted(url: &str) -> bool {

@@ -4,7 +4,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use crate::common::*;
 use tooz_core::driver::{
-    Acquired, AttemptId, BreakRequest, Clock, End, LockKey, LockMode, Notice, Previous, Released, Turn,
+    Acquired, AttemptId, BreakRequest, Clock, End, LockKey, Notice, Previous, Released, Turn,
 };
 use tooz_core::{ErrorKind, LossReason};
 use tooz_memory::Kit;
@@ -104,8 +104,8 @@ async fn a_writer_that_gives_up_lets_the_readers_behind_it_in() {
 #[tokio::test(start_paused = true)]
 async fn permits_are_counted_and_two_limits_do_not_mix() {
     let (_d, a) = member("memory://permits", "a").await;
-    let two = LockMode::Permit { limit: 2 };
-    let three = LockMode::Permit { limit: 3 };
+    let two = permit(2);
+    let three = permit(3);
     let one = granted(&a, 1, two).await;
     assert!(granted(&a, 2, two).await.token > one.token);
     let third = queued(&a, 3, two).await;
@@ -114,21 +114,14 @@ async fn permits_are_counted_and_two_limits_do_not_mix() {
     assert!(error.to_string().contains("limit 3") && error.to_string().contains("limit 2"), "{error}");
     a.locks().release(&one, End::Clean).await.unwrap();
     turn(&a, &third).await;
-    assert_eq!(
-        kind(a.locks().request(&ask(5, "y", LockMode::Permit { limit: 0 })).await),
-        ErrorKind::Invalid
-    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_limit_is_compared_with_the_waiters_too() {
     let (_d, a) = member("memory://permit-queue", "a").await;
     granted(&a, 1, Exclusive).await;
-    queued(&a, 2, LockMode::Permit { limit: 2 }).await;
-    assert_eq!(
-        kind(a.locks().request(&ask(3, "x", LockMode::Permit { limit: 9 })).await),
-        ErrorKind::Invalid
-    );
+    queued(&a, 2, permit(2)).await;
+    assert_eq!(kind(a.locks().request(&ask(3, "x", permit(9))).await), ErrorKind::Invalid);
     assert_eq!(Kit::of("memory://permit-queue").unwrap().queued(), 1);
 }
 

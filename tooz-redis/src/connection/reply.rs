@@ -3,7 +3,7 @@
 use redis::Value;
 use tooz_core::{Error, ErrorKind, Result};
 
-fn corrupt(what: &str) -> Error {
+pub(crate) fn corrupt(what: &str) -> Error {
     Error::new(ErrorKind::Corrupt, format!("a reply of the server lacks {what}"))
 }
 

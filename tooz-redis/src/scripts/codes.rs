@@ -9,18 +9,18 @@ use tooz_core::{LossReason, MemberId};
 pub(crate) fn mode_code(mode: LockMode) -> (&'static str, u32) {
     match mode {
         LockMode::Shared => ("s", 0),
-        LockMode::Permit { limit } => ("p", limit),
+        LockMode::Permit { limit } => ("p", limit.get()),
         _ => ("x", 0),
     }
 }
 
-/// The mode of a letter.
-pub(crate) fn parse_mode(letter: &str, limit: u32) -> LockMode {
-    match letter {
+/// The mode of a letter and a limit; `None`: the limit is none.
+pub(crate) fn parse_mode(letter: &str, limit: &str) -> Option<LockMode> {
+    Some(match letter {
         "s" => LockMode::Shared,
-        "p" => LockMode::Permit { limit },
+        "p" => LockMode::Permit { limit: limit.parse().ok()? },
         _ => LockMode::Exclusive,
-    }
+    })
 }
 
 /// What a script leaves in a lock for the next holder.
@@ -61,7 +61,22 @@ pub(crate) fn parse_time(text: &str) -> Option<SystemTime> {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use super::*;
+
+    #[test]
+    fn a_permit_without_a_limit_is_none() {
+        let three = NonZeroU32::new(3).unwrap();
+        assert_eq!(parse_mode("p", "3"), Some(LockMode::Permit { limit: three }));
+        assert_eq!(
+            (parse_mode("s", "0"), parse_mode("x", "0")),
+            (Some(LockMode::Shared), Some(LockMode::Exclusive))
+        );
+        for damaged in ["", "0", "-1", "many", "4294967296"] {
+            assert_eq!(parse_mode("p", damaged), None, "{damaged}");
+        }
+    }
 
     #[test]
     fn who_and_why() {

@@ -3,6 +3,7 @@
 
 use std::future::{Future, poll_fn};
 use std::io::Write;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::Command;
@@ -51,6 +52,10 @@ pub(crate) fn group(name: &str) -> GroupId {
 
 pub(crate) fn key(name: &str) -> LockKey {
     LockKey::Named(LockName::new(name).unwrap())
+}
+
+pub(crate) fn permit(limit: u32) -> LockMode {
+    LockMode::Permit { limit: NonZeroU32::new(limit).unwrap() }
 }
 
 pub(crate) fn ask(name: &str, mode: LockMode) -> Acquire {

@@ -1,7 +1,7 @@
 //! Locks of sessions in one process.
 
 use crate::common::*;
-use tooz_core::driver::{Acquired, BreakRequest, End, LockKey, LockMode, Notice, Previous, Released, Turn};
+use tooz_core::driver::{Acquired, BreakRequest, End, LockKey, Notice, Previous, Released, Turn};
 use tooz_core::{ErrorKind, LossReason};
 
 #[tokio::test]
@@ -74,20 +74,18 @@ async fn permits_are_counted_and_two_limits_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let driver = connect(&url(directory.path(), "")).await;
     let a = session(&driver, "a").await;
-    let two = LockMode::Permit { limit: 2 };
+    let two = permit(2);
     let first = granted(&a, &ask("x", two)).await;
     granted(&a, &ask("x", two)).await;
     let third = queued(&a, &ask("x", two)).await;
-    let error = a.locks().request(&ask("x", LockMode::Permit { limit: 3 })).await.unwrap_err();
+    let error = a.locks().request(&ask("x", permit(3))).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid);
     a.locks().release(&first, End::Clean).await.unwrap();
     turn(&a, &third).await;
-    let zero = a.locks().request(&ask("y", LockMode::Permit { limit: 0 })).await.unwrap_err();
-    assert_eq!(zero.kind(), ErrorKind::Invalid);
     // Only in the queue.
     granted(&a, &ask("z", Exclusive)).await;
     queued(&a, &ask("z", two)).await;
-    let error = a.locks().request(&ask("z", LockMode::Permit { limit: 5 })).await.unwrap_err();
+    let error = a.locks().request(&ask("z", permit(5))).await.unwrap_err();
     assert!(error.to_string().contains("limit 5") && error.to_string().contains("limit 2"), "{error}");
 }
 
