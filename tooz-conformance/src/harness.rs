@@ -155,7 +155,7 @@ impl Harness {
     /// # Errors
     /// It cannot be opened.
     pub async fn session(&self, driver: &Arc<dyn Driver>, member: &str) -> Outcome<Arc<dyn Session>> {
-        let request = OpenSession::new(MemberId::new(member)?, InstanceId(random()), self.ttl());
+        let request = OpenSession::new(MemberId::new(member)?, InstanceId(random()));
         Ok(driver.open_session(&request).await?)
     }
 

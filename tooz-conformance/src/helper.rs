@@ -76,7 +76,7 @@ fn run(order: &str) -> Outcome {
 
 /// Opens and closes a session of a driver that was connected before.
 async fn open(driver: Option<&Arc<dyn Driver>>, member: &str) -> Outcome<String> {
-    let request = OpenSession::new(MemberId::new(member)?, InstanceId(random()), None);
+    let request = OpenSession::new(MemberId::new(member)?, InstanceId(random()));
     let session = driver.ok_or("no driver is connected")?.open_session(&request).await?;
     session.close(End::Clean).await?;
     Ok(session.id().to_string())

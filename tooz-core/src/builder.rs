@@ -271,7 +271,7 @@ impl Builder {
 
     async fn connect_within(self) -> Result<Coordinator> {
         let plan = self.plan()?;
-        let (spawner, limit) = (plan.context.spawner.clone(), plan.config.connect_timeout);
+        let (spawner, limit) = (plan.request.context.spawner.clone(), plan.request.limits.connect_timeout);
         in_time(&spawner, limit, plan.connect()).await
     }
 
@@ -294,7 +294,7 @@ impl Builder {
 
     async fn view_within(self) -> Result<Viewer> {
         let plan = self.plan()?;
-        let (spawner, limit) = (plan.context.spawner.clone(), plan.config.connect_timeout);
+        let (spawner, limit) = (plan.request.context.spawner.clone(), plan.request.limits.connect_timeout);
         in_time(&spawner, limit, plan.view()).await
     }
 
@@ -318,9 +318,8 @@ impl Builder {
     pub async fn examine(self) -> Result<Vec<Finding>> {
         let adopt = self.adopt;
         let plan = self.plan()?;
-        let (spawner, limit) = (plan.context.spawner.clone(), plan.config.connect_timeout);
-        let mut request = Connect::new(plan.config.url.clone(), plan.context);
-        request.adopt = adopt;
+        let (spawner, limit) = (plan.request.context.spawner.clone(), plan.request.limits.connect_timeout);
+        let request = Connect { adopt, ..plan.request };
         let Some(examining) = plan.registration.start_examination(request) else {
             return Ok(Vec::new());
         };
@@ -350,9 +349,8 @@ impl Builder {
     #[doc(hidden)]
     pub async fn connect_driver(self) -> Result<(Arc<dyn Driver>, Context)> {
         let plan = self.plan()?;
-        let context = plan.context.clone();
-        let request = Connect::new(plan.config.url.clone(), context.clone());
-        let connecting = context.spawner.spawn(plan.registration.connect(request));
+        let context = plan.request.context.clone();
+        let connecting = context.spawner.spawn(plan.registration.connect(plan.request));
         let driver = connecting.await.unwrap_or_else(|| Err(closed()))?;
         Ok((driver, context))
     }
@@ -368,18 +366,6 @@ impl Builder {
         let member = MemberId::new(&self.member)?;
         let missing = self.require - registration.characteristics(&url);
         check_characteristics(&url, missing)?;
-        let duration = |name, default| url.duration(name).map(|given| given.unwrap_or(default));
-        let config = Config {
-            member,
-            ttl: url.duration("ttl")?,
-            connect_timeout: duration("connect_timeout", Duration::from_secs(10))?,
-            operation_timeout: duration("operation_timeout", Duration::from_secs(10))?,
-            close_timeout: duration("close_timeout", Duration::from_secs(5))?,
-            initial_backoff: duration("initial_reconnect_backoff", Duration::from_millis(100))?,
-            max_backoff: duration("max_reconnect_backoff", Duration::from_secs(5))?,
-            rejoin: url.flag("rejoin")?.unwrap_or(true),
-            url,
-        };
         let spawner = Spawner::new(self.runtime)?;
         let entropy = self.seed.map_or_else(Entropy::system, Entropy::seeded);
         let clock = match (self.runtime, self.seed) {
@@ -387,13 +373,18 @@ impl Builder {
             (Runtime::Current, Some(_)) => Clock::tokio(SystemTime::UNIX_EPOCH + DAY * 20_000),
             (Runtime::Current, None) => Clock::current(),
         };
-        Ok(Plan {
-            config,
-            registration,
-            require: self.require,
-            beating: self.beating,
-            context: Context::new(clock, entropy, spawner),
-        })
+        let request = Connect::new(url, Context::new(clock, entropy, spawner))?;
+        let url = &request.url;
+        let duration = |name, default| url.duration(name).map(|given| given.unwrap_or(default));
+        let config = Config {
+            member,
+            limits: request.limits,
+            initial_backoff: duration("initial_reconnect_backoff", Duration::from_millis(100))?,
+            max_backoff: duration("max_reconnect_backoff", Duration::from_secs(5))?,
+            rejoin: url.flag("rejoin")?.unwrap_or(true),
+            url: url.clone(),
+        };
+        Ok(Plan { config, registration, require: self.require, beating: self.beating, request })
     }
 }
 
@@ -436,13 +427,12 @@ struct Plan {
     registration: Registration,
     require: Characteristics,
     beating: bool,
-    context: Context,
+    request: Connect,
 }
 
 impl Plan {
     async fn driver(&self, view: bool) -> Result<Arc<dyn Driver>> {
-        let mut request = Connect::new(self.config.url.clone(), self.context.clone());
-        request.view = view;
+        let request = Connect { view, ..self.request.clone() };
         let driver = self.registration.connect(request).await?;
         let missing = self.require - driver.characteristics();
         if let Err(error) = check_characteristics(&self.config.url, missing) {
@@ -456,14 +446,14 @@ impl Plan {
     async fn view(self) -> Result<Viewer> {
         let driver = self.driver(true).await?;
         tracing::debug!(url = %self.config.url, "connected for looking");
-        Ok(Viewer::new(&self.config, driver, self.context.spawner))
+        Ok(Viewer::new(&self.config, driver, self.request.context.spawner))
     }
 
     async fn connect(self) -> Result<Coordinator> {
-        let Context { clock, entropy, spawner, .. } = self.context.clone();
+        let Context { clock, entropy, spawner, .. } = self.request.context.clone();
         let driver = self.driver(false).await?;
         let instance = InstanceId(entropy.id());
-        let request = OpenSession::new(self.config.member.clone(), instance, self.config.ttl);
+        let request = OpenSession::new(self.config.member.clone(), instance);
         let session = driver.open_session(&request).await?;
         let lease = SessionLease::new(Arc::clone(&session), clock.clone());
         let (shared, commands) = Shared::new(

@@ -145,7 +145,7 @@ impl Coordinator {
             self.shared.check()?;
             let (answer, answered) = oneshot::channel();
             self.shared.command(Command::Beat(answer));
-            let limit = self.shared.config.operation_timeout;
+            let limit = self.shared.config.limits.operation_timeout;
             match self.shared.limited(limit, answered).await {
                 Some(Ok(result)) => result,
                 Some(Err(_)) => Err(closed()),

@@ -222,7 +222,7 @@ impl Group {
 
     /// One time limit for everything that a change waits for: its turn, a session, the answer.
     async fn limited<T>(&self, change: impl Future<Output = Result<T>>) -> Result<T> {
-        let limit = self.shared.config.operation_timeout;
+        let limit = self.shared.config.limits.operation_timeout;
         self.shared.limited(limit, change).await.unwrap_or_else(|| Err(self.shared.timed_out()))
     }
 
@@ -316,7 +316,7 @@ impl Change {
     async fn begin(shared: &Arc<Shared>) -> Result<Self> {
         shared.check()?;
         let turn = Arc::clone(&shared.membership).lock_owned();
-        let turn = shared.limited(shared.config.operation_timeout, turn).await.ok_or_else(|| {
+        let turn = shared.limited(shared.config.limits.operation_timeout, turn).await.ok_or_else(|| {
             Error::new(ErrorKind::Unavailable, "an earlier change of membership has not been answered yet")
         })?;
         let (lease, session) = shared.lease_soon().await?;

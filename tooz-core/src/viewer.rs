@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::driver::support::fork::OwnerProcess;
-use crate::driver::{Driver, Holders, LockKey, MemberRecord};
+use crate::driver::{Driver, Holders, Limits, LockKey, MemberRecord};
 use crate::election::{self, Leader, Observer};
 use crate::platform::runtime::Spawner;
 use crate::session::call::{Kept, Owned, Reads, closed};
@@ -60,8 +60,7 @@ impl Viewer {
             url: config.url.clone(),
             driver,
             spawner,
-            operation_timeout: config.operation_timeout,
-            close_timeout: config.close_timeout,
+            limits: config.limits,
             closed: AtomicBool::new(false),
             owner: OwnerProcess::current(),
         };
@@ -163,8 +162,7 @@ struct View {
     url: BackendUrl,
     driver: Arc<dyn Driver>,
     spawner: Spawner,
-    operation_timeout: Duration,
-    close_timeout: Duration,
+    limits: Limits,
     closed: AtomicBool,
     owner: OwnerProcess,
 }
@@ -178,7 +176,7 @@ impl View {
         self.settle(Box::pin(async move {
             let _ = answer.send(driver.close().await);
         }));
-        let limit = self.close_timeout;
+        let limit = self.limits.close_timeout;
         match self.spawner.timeout(limit, answered).await {
             Some(Ok(ended)) => ended,
             // The runtime has ended, and the driver's connection with it.
@@ -197,7 +195,7 @@ impl Reads for View {
     }
 
     fn limit(&self) -> (&Spawner, Duration) {
-        (&self.spawner, self.operation_timeout)
+        (&self.spawner, self.limits.operation_timeout)
     }
 
     fn check(&self) -> Result<()> {

@@ -26,9 +26,9 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn new(connection: Arc<Connection>, config: Config) -> Self {
-        let Config { ttl, layout, namespace, .. } = config;
+        let Config { limits, layout, namespace, .. } = config;
         let keys = Keys::new(&namespace);
-        Self { connection, keys, ttl, layout, namespace, stamp: Mutex::default() }
+        Self { connection, keys, ttl: limits.ttl, layout, namespace, stamp: Mutex::default() }
     }
 
     /// Checks for a view that the data is of this version's layout, the only one that it reads. Where no session ever was

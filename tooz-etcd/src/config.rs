@@ -2,10 +2,9 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
-use tooz_core::driver::{Context, LAYOUT_OPTION, OptionKind, OptionSpec, layout_of};
+use tooz_core::driver::{Context, LAYOUT_OPTION, Limits, OptionKind, OptionSpec, layout_of};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
 /// Ours, and the names that Python tooz gave them.
@@ -47,10 +46,8 @@ pub(crate) struct Config {
     pub(crate) user: Option<(String, String)>,
     pub(crate) tls: Option<Tls>,
     pub(crate) namespace: String,
-    pub(crate) ttl: Duration,
     pub(crate) layout: u32,
-    pub(crate) connect_timeout: Duration,
-    pub(crate) operation_timeout: Duration,
+    pub(crate) limits: Limits,
 }
 
 /// Files, read by [`Config::connect_options`].
@@ -77,7 +74,7 @@ fn invalid(what: impl Into<String>) -> Error {
 }
 
 impl Config {
-    pub(crate) fn read(url: &BackendUrl) -> Result<Self> {
+    pub(crate) fn read(url: &BackendUrl, limits: Limits) -> Result<Self> {
         let scheme = url.scheme();
         if !SCHEMES.contains(&scheme) {
             return Err(invalid(format!(
@@ -141,17 +138,13 @@ impl Config {
                 ),
             ));
         }
-        let duration =
-            |name, default| url.duration(name).map(|given| given.unwrap_or(Duration::from_secs(default)));
         Ok(Self {
             endpoints,
             user,
             tls: secure.then_some(tls),
             namespace: url.option("namespace").unwrap_or(DEFAULT_NAMESPACE).to_owned(),
-            ttl: duration("ttl", 15)?,
             layout: layout_of(url, LAYOUT)?,
-            connect_timeout: duration("connect_timeout", 10)?,
-            operation_timeout: duration("operation_timeout", 10)?,
+            limits,
         })
     }
 
@@ -201,7 +194,8 @@ mod tests {
     use super::*;
 
     fn read(url: &str) -> Result<Config> {
-        Config::read(&BackendUrl::parse(url)?)
+        let url = BackendUrl::parse(url)?;
+        Config::read(&url, Limits::of(&url)?)
     }
 
     #[test]
@@ -215,9 +209,9 @@ mod tests {
         ] {
             assert_eq!(read(url).unwrap().endpoints, endpoints, "{url}");
         }
-        let config = read("etcd://u:p%40@a?namespace=n&ttl=3s").unwrap();
+        let config = read("etcd://u:p%40@a?namespace=n").unwrap();
         assert_eq!(config.user, Some(("u".into(), "p@".into())));
-        assert_eq!((config.namespace.as_str(), config.ttl), ("n", Duration::from_secs(3)));
+        assert_eq!(config.namespace, "n");
         assert!(!format!("{config:?}").contains("p@"));
     }
 

@@ -26,7 +26,7 @@ pub(crate) struct Etcd {
 /// `Unavailable`, `Denied`, `Incompatible`: what the server says. Whether every option is known is checked by the core.
 pub fn connect(request: Connect) -> Connecting {
     Box::pin(async move {
-        let (config, view) = (Config::read(&request.url)?, request.view);
+        let (config, view) = (Config::read(&request.url, request.limits)?, request.view);
         let options = config.connect_options(&request.context).await?;
         let connection = Connection::new(&config, options, request.context);
         let status = connection.call(true, |mut channel| async move { channel.client.status().await }).await;

@@ -20,10 +20,10 @@ const MIB: u64 = 1 << 20;
 /// Looks at the cluster that the URL names.
 pub(crate) fn examine(request: Connect) -> Examining {
     Box::pin(async move {
-        let Connect { url, context, .. } = request;
-        let config = Config::read(&url)?;
+        let Connect { url, limits, context, .. } = request;
+        let config = Config::read(&url, limits)?;
         // The whole examination takes no longer than connecting may, with one or two members that do not answer.
-        let limit = config.connect_timeout / 5;
+        let limit = limits.connect_timeout / 5;
         let options = config.connect_options(&context).await?.with_connect_timeout(limit);
         Box::pin(Examiner { context, options, limit }.look(config.endpoints)).await
     })

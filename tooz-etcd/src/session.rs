@@ -37,13 +37,12 @@ pub(crate) struct EtcdSession {
 
 impl EtcdSession {
     pub(crate) async fn open(client: &Arc<Client>, request: &OpenSession) -> Result<Self> {
-        let wanted = request.ttl.unwrap_or(client.ttl);
         let previous = request.previous.map(lease_of);
         let mut tries = OPENINGS;
         let (opened, ttl, opened_at) = loop {
             tries -= 1;
             let opened_at = client.connection.context.clock.now();
-            let granted = client.connection.grant_lease(wanted).await?;
+            let granted = client.connection.grant_lease(client.ttl).await?;
             let lease = granted.id();
             let revision = granted.header().map_or(0, ResponseHeader::revision);
             let ttl = Duration::from_secs(u64::try_from(granted.ttl()).unwrap_or_default());

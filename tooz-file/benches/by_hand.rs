@@ -64,8 +64,9 @@ fn by_hand(directory: &Path, rounds: u32) -> Duration {
 
 async fn session(url: &str, runtime: Runtime) -> Arc<dyn Session> {
     let context = Context::new(Clock::boot(), Entropy::system(), Spawner::new(runtime).unwrap());
-    let driver = tooz_file::connect(Connect::new(BackendUrl::parse(url).unwrap(), context)).await.unwrap();
-    driver.open_session(&OpenSession::new(MemberId::new("m").unwrap(), InstanceId(1), None)).await.unwrap()
+    let driver =
+        tooz_file::connect(Connect::new(BackendUrl::parse(url).unwrap(), context).unwrap()).await.unwrap();
+    driver.open_session(&OpenSession::new(MemberId::new("m").unwrap(), InstanceId(1))).await.unwrap()
 }
 
 /// At the driver's level, polled where it is called.

@@ -40,8 +40,8 @@ pub(crate) struct FileDriver(pub(crate) Arc<Client>);
 
 impl Client {
     pub(crate) fn open(request: Connect) -> Result<Arc<Self>> {
-        let Connect { url, context, view, .. } = request;
-        let mut config = Config::read(&url)?;
+        let Connect { url, limits, context, view, .. } = request;
+        let mut config = Config::read(&url, limits)?;
         config.view = view;
         let tree = match registry::open(&config, Epoch(context.entropy.id())) {
             Err(error) if view && error::is_nothing_here(&error) => None,
@@ -111,12 +111,12 @@ impl Client {
 
     /// When a call ends: a little earlier than the core allows, so that the error names the process in the way.
     pub(crate) fn deadline(&self) -> Instant {
-        self.context.clock.now() + early(self.config.operation_timeout)
+        self.context.clock.now() + early(self.config.limits.operation_timeout)
     }
 
     /// How long closing takes at most.
     pub(crate) fn close_limit(&self) -> Duration {
-        early(self.config.close_timeout)
+        early(self.config.limits.close_timeout)
     }
 
     pub(crate) async fn pause(&self, deadline: Instant, what: &str, holder: Option<u32>) -> Result<()> {

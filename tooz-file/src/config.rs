@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tooz_core::driver::{LAYOUT_OPTION, OptionKind, OptionSpec, layout_of};
+use tooz_core::driver::{LAYOUT_OPTION, Limits, OptionKind, OptionSpec, layout_of};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 use tooz_local::options::{BOOT_ID_OPTION, FORCE_FILESYSTEM_OPTION, MODE_OPTION, mode_of};
 use tooz_local::os_lock::Flavor;
@@ -30,10 +30,6 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
 /// The layout that this version writes (see [`keys`](crate::keys)).
 const LAYOUT: u32 = 1;
 
-/// The core's default. This driver's limit ends before it, so that the error says more than that the time is over.
-const OPERATION_TIMEOUT: Duration = Duration::from_secs(10);
-/// The same for closing.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Python tooz's own default.
 const PYTHON_TIMEOUT: Duration = Duration::from_secs(10);
 /// The namespace that is the directory itself, since Python's driver knows none.
@@ -51,14 +47,13 @@ pub(crate) struct Config {
     pub(crate) mode: u32,
     pub(crate) boot_id: Option<String>,
     pub(crate) layout: u32,
-    pub(crate) operation_timeout: Duration,
-    pub(crate) close_timeout: Duration,
+    pub(crate) limits: Limits,
     /// For looking alone: nothing is made and nothing is written.
     pub(crate) view: bool,
 }
 
 impl Config {
-    pub(crate) fn read(url: &BackendUrl) -> Result<Self> {
+    pub(crate) fn read(url: &BackendUrl, limits: Limits) -> Result<Self> {
         if url.user().is_some() || url.password().is_some() {
             return Err(Error::new(
                 ErrorKind::InvalidUrl,
@@ -73,18 +68,16 @@ impl Config {
                 return Err(Error::new(ErrorKind::InvalidOption, what));
             }
         };
-        let limit = |name, default| url.duration(name).map(|given| given.unwrap_or(default));
         Ok(Self {
             path: url.file_path()?,
             namespace: url.option("namespace").filter(|name| *name != DEFAULT_NAMESPACE).map(str::to_owned),
             flavor,
             force_filesystem: url.flag("force_filesystem")?.unwrap_or(false),
-            python_timeout: limit("timeout", PYTHON_TIMEOUT)?,
+            python_timeout: url.duration("timeout")?.unwrap_or(PYTHON_TIMEOUT),
             mode: mode_of(url)?,
             boot_id: url.option("boot_id").map(str::to_owned),
             layout: layout_of(url, LAYOUT)?,
-            operation_timeout: limit("operation_timeout", OPERATION_TIMEOUT)?,
-            close_timeout: limit("close_timeout", CLOSE_TIMEOUT)?,
+            limits,
             view: false,
         })
     }
@@ -104,7 +97,8 @@ mod tests {
     use super::*;
 
     fn config(url: &str) -> Result<Config> {
-        Config::read(&BackendUrl::parse(url).unwrap())
+        let url = BackendUrl::parse(url).unwrap();
+        Config::read(&url, Limits::of(&url)?)
     }
 
     #[test]

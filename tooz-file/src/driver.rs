@@ -76,8 +76,8 @@ mod tests {
     async fn open(directory: &Path) -> (FileDriver, FileSession) {
         let context = Context::new(Clock::boot(), Entropy::system(), Spawner::new(Runtime::Library).unwrap());
         let url = BackendUrl::parse(&format!("file://{}", directory.display())).unwrap();
-        let driver = connect(Connect::new(url, context)).await.unwrap();
-        let request = OpenSession::new(MemberId::new("m").unwrap(), InstanceId(1), None);
+        let driver = connect(Connect::new(url, context).unwrap()).await.unwrap();
+        let request = OpenSession::new(MemberId::new("m").unwrap(), InstanceId(1));
         let session = FileSession::open(&driver.0, &request).await.unwrap();
         (driver, session)
     }

@@ -18,8 +18,8 @@ use crate::tree::{Directory, Named, Role, lock_records, mutex};
 /// Looks at the directory that the URL names.
 pub(crate) fn examine(request: Connect) -> Examining {
     Box::pin(async move {
-        let Connect { url, context, .. } = request;
-        let config = Config::read(&url)?;
+        let Connect { url, limits, context, .. } = request;
+        let config = Config::read(&url, limits)?;
         let best = config::characteristics(&url);
         context.spawner.blocking(move || look(&config, best)).await?
     })
@@ -102,13 +102,15 @@ fn find_stopped_holders(home: &Directory) -> BTreeMap<u32, u64> {
 
 #[cfg(test)]
 mod tests {
+    use tooz_core::driver::Limits;
     use tooz_core::{BackendUrl, Severity};
 
     use super::*;
 
     fn looked(url: &str) -> Vec<Finding> {
         let url = BackendUrl::parse(url).unwrap();
-        look(&Config::read(&url).unwrap(), config::characteristics(&url)).unwrap()
+        let config = Config::read(&url, Limits::of(&url).unwrap()).unwrap();
+        look(&config, config::characteristics(&url)).unwrap()
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub(crate) struct Client {
     pub(crate) backend: Arc<Backend>,
     pub(crate) context: Context,
     pub(crate) config: Config,
+    /// `None`: sessions do not end by time.
+    pub(crate) ttl: Option<Duration>,
     pub(crate) space: Arc<str>,
     pub(crate) characteristics: Characteristics,
     pace: Option<Entropy>,
@@ -46,6 +48,7 @@ impl Client {
         Ok(Self {
             backend,
             space: config.namespace.as_str().into(),
+            ttl: request.url.option("ttl").map(|_| request.limits.ttl),
             characteristics: config::characteristics(&request.url),
             context: request.context,
             config,

@@ -1,7 +1,6 @@
 //! From the URL to what this driver needs to know.
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use tooz_core::driver::{OptionKind, OptionSpec};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
@@ -34,7 +33,6 @@ pub(crate) struct Config {
     /// Which backend of this process: hosts and path as written.
     pub(crate) name: Vec<u8>,
     pub(crate) namespace: String,
-    pub(crate) ttl: Option<Duration>,
     pub(crate) fault: Option<Fault>,
     pub(crate) yield_seed: Option<u64>,
 }
@@ -76,7 +74,6 @@ impl Config {
         Ok(Self {
             name,
             namespace: url.option("namespace").unwrap_or(DEFAULT_NAMESPACE).to_owned(),
-            ttl: url.duration("ttl")?,
             fault,
             yield_seed: url.integer("yield_seed")?,
         })
@@ -112,9 +109,9 @@ mod tests {
         ] {
             assert_eq!(read(url).unwrap().name, name, "{url}");
         }
-        let config = read("memory://a?ttl=1.5&namespace=n&yield_seed=7&fault=barging").unwrap();
+        let config = read("memory://a?namespace=n&yield_seed=7&fault=barging").unwrap();
         assert_eq!((config.namespace.as_str(), config.yield_seed), ("n", Some(7)));
-        assert_eq!((config.ttl, config.fault), (Some(Duration::from_millis(1_500)), Some(Fault::Barging)));
+        assert_eq!(config.fault, Some(Fault::Barging));
         assert_eq!(read("memory://").unwrap().namespace, "tooz");
     }
 
@@ -124,7 +121,6 @@ mod tests {
             ("memory://u:p@a", ErrorKind::InvalidUrl),
             ("sqlite:///a", ErrorKind::InvalidUrl),
             ("memory://a?fault=none", ErrorKind::InvalidOption),
-            ("memory://a?ttl=x", ErrorKind::InvalidOption),
             ("memory://a?yield_seed=-1", ErrorKind::InvalidOption),
         ] {
             assert_eq!(read(url).unwrap_err().kind(), kind, "{url}");

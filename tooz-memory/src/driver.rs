@@ -26,11 +26,10 @@ impl Driver for Memory {
         client.claim_for(&request.member);
         let opened_at = client.context.clock.now();
         let fate = Fate::new(SessionId(client.context.entropy.id()));
-        let ttl = client.config.ttl.map(|ttl| request.ttl.unwrap_or(ttl));
         let session: Arc<dyn Session> = client
             .call(Operation::Open, |state| {
-                let epoch = state.open_session(&fate, &client.space, request, ttl);
-                let reported = state.reported_ttl(ttl);
+                let epoch = state.open_session(&fate, &client.space, request, client.ttl);
+                let reported = state.reported_ttl(client.ttl);
                 Ok(Arc::new(MemorySession::new(client.clone(), fate.clone(), epoch, reported, opened_at)))
             })
             .await?;

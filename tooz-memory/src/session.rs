@@ -128,7 +128,7 @@ impl Session for MemorySession {
 /// As a crash: without a ttl the backend ends the session at once, with a ttl when it is over.
 impl Drop for MemorySession {
     fn drop(&mut self) {
-        if self.client.config.ttl.is_none() {
+        if self.client.ttl.is_none() {
             self.client.backend.act(|state| {
                 state.end_session(self.fate.id, &LossReason::Expired, Previous::Expired);
             });

@@ -57,7 +57,8 @@ impl Links<'_> {
             let why = format!("the connections to {} end again and again", config.topology);
             Error::new(ErrorKind::Unavailable, why)
         })?;
-        let link = current.after(self.newer_than, config.operation_timeout, &self.client.shared).await?;
+        let link =
+            current.after(self.newer_than, config.limits.operation_timeout, &self.client.shared).await?;
         self.newer_than = link.generation;
         Ok(link)
     }

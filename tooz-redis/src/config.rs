@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo};
-use tooz_core::driver::{LAYOUT_OPTION, OptionKind, OptionSpec, layout_of};
+use tooz_core::driver::{LAYOUT_OPTION, Limits, OptionKind, OptionSpec, layout_of};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
 use crate::connection::address::{self, Address, Topology};
@@ -82,10 +82,6 @@ pub(crate) const FOREIGN_OPTIONS: &[(&str, &str)] = &[
 ];
 const WATCHED: &str = "leave it out: a silent connection is always detected";
 
-/// The ttl of a session if neither the URL nor the program names one.
-pub(crate) const TTL: Duration = Duration::from_secs(15);
-/// The time limit of an operation if the URL names none; the core's own default.
-const OPERATION_TIMEOUT: Duration = Duration::from_secs(10);
 const WAIT_REPLICAS: &str = "wait_replicas";
 const SENTINEL_USER: &str = "sentinel_user";
 const SENTINEL_PASSWORD: &str = "sentinel_password";
@@ -129,9 +125,8 @@ pub(crate) struct Config {
     /// `None`: the connection is not encrypted.
     pub(crate) tls: Option<Tls>,
     pub(crate) db: i64,
-    pub(crate) ttl: Duration,
+    pub(crate) limits: Limits,
     pub(crate) layout: u32,
-    pub(crate) operation_timeout: Duration,
     /// Whether the driver only reads.
     pub(crate) view: bool,
 }
@@ -151,7 +146,7 @@ fn invalid(why: impl Into<String>) -> Error {
 }
 
 impl Config {
-    pub(crate) fn read(url: &BackendUrl) -> Result<Self> {
+    pub(crate) fn read(url: &BackendUrl, limits: Limits) -> Result<Self> {
         let scheme = url.scheme();
         let namespace = url.option("namespace").unwrap_or(NAMESPACE).to_owned();
         if namespace.is_empty() {
@@ -181,10 +176,9 @@ impl Config {
             wait_replicas,
             tls: tls(url)?,
             db: i64::try_from(db).unwrap_or_default(),
-            ttl: url.duration("ttl")?.unwrap_or(TTL),
+            limits,
             layout: layout_of(url, LAYOUT)?,
             view: false,
-            operation_timeout: url.duration("operation_timeout")?.unwrap_or(OPERATION_TIMEOUT),
         })
     }
 
@@ -220,7 +214,7 @@ impl Config {
         let tcp = redis::io::tcp::TcpSettings::default().set_nodelay(true);
         // A request that is not acknowledged within a ttl comes too late for everything.
         #[cfg(target_os = "linux")]
-        let tcp = tcp.set_user_timeout(self.ttl);
+        let tcp = tcp.set_user_timeout(self.limits.ttl);
         Ok(addr.into_connection_info()?.set_redis_settings(settings).set_tcp_settings(tcp))
     }
 
@@ -236,18 +230,18 @@ impl Config {
 
     /// How long the server waits for replicas. Shorter than `beat_limit`, so that "not confirmed" still reaches the beat.
     pub(crate) fn confirmation_limit(&self) -> Duration {
-        self.ttl / 8
+        self.limits.ttl / 8
     }
 
     /// How long a server may take to greet: one that takes longer than a session lives is no help.
     pub(crate) fn greeting_limit(&self) -> Duration {
         let least = if self.topology.is_discovered() { 4 } else { 1 };
-        self.ttl.max(Duration::from_secs(least)).min(Duration::from_secs(5))
+        self.limits.ttl.max(Duration::from_secs(least)).min(Duration::from_secs(5))
     }
 
     /// How long a beat waits for its answer; the core's own limit.
     pub(crate) fn beat_limit(&self) -> Duration {
-        self.ttl / 6
+        self.limits.ttl / 6
     }
 }
 
@@ -306,7 +300,8 @@ mod tests {
     use super::*;
 
     fn config(url: &str) -> Result<Config> {
-        Config::read(&BackendUrl::parse(url)?)
+        let url = BackendUrl::parse(url)?;
+        Config::read(&url, Limits::of(&url)?)
     }
 
     #[test]
@@ -314,10 +309,10 @@ mod tests {
         let plain = config("redis://cache").unwrap();
         assert_eq!(plain.topology, Topology::Server(Address::Tcp("cache".into(), 6379)));
         assert!(!plain.confirms());
-        assert_eq!((plain.namespace.as_str(), plain.db, plain.ttl), ("_tooz", 0, TTL));
-        let full = config("valkey://u:p%40@[::1]:7000/3?namespace=n&ttl=3s").unwrap();
+        assert_eq!((plain.namespace.as_str(), plain.db), ("_tooz", 0));
+        let full = config("valkey://u:p%40@[::1]:7000/3?namespace=n").unwrap();
         assert_eq!(full.topology.to_string(), "[::1]:7000");
-        assert_eq!((full.db, full.ttl), (3, Duration::from_secs(3)));
+        assert_eq!((full.namespace.as_str(), full.db), ("n", 3));
         assert!(!format!("{full:?}").contains("p@"));
         assert_eq!(config("redis+unix:///run/redis.sock?db=2").unwrap().db, 2);
     }

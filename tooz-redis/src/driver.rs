@@ -14,8 +14,8 @@ use crate::session::RedisSession;
 /// Connects to the server that the URL names.
 pub fn connect(request: Connect) -> Connecting {
     Box::pin(async move {
-        let Connect { url, context, view, .. } = request;
-        let mut config = Config::read(&url)?;
+        let Connect { url, limits, context, view, .. } = request;
+        let mut config = Config::read(&url, limits)?;
         config.view = view;
         let (client, unkept, supervisor) =
             connection::connect(config, context).await.map_err(|e| e.during("connect"))?;

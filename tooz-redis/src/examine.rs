@@ -19,8 +19,8 @@ const NEARLY: u64 = 90;
 /// Looks at the server that the URL names.
 pub(crate) fn examine(request: Connect) -> Examining {
     Box::pin(async move {
-        let Connect { url, context, .. } = request;
-        let config = Config::read(&url)?;
+        let Connect { url, limits, context, .. } = request;
+        let config = Config::read(&url, limits)?;
         // Where the server is discovered, its replicas confirm what is written.
         let replicated = config.topology.is_discovered();
         let (client, _, supervisor) = connection::connect(config, context).await?;

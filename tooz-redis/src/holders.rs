@@ -31,7 +31,7 @@ impl Locks for Redis {
             .call()
             .keys(lock.keys())
             .key(client.keys.fence())
-            .number(config::retention(client.config().ttl).as_millis())
+            .number(config::retention(client.config().limits.ttl).as_millis())
             .arg(&lock.base)
             .arg(request.token.map(|token| token.to_string()).unwrap_or_default())
             .arg(request.by.as_bytes())

@@ -59,7 +59,7 @@ impl SessionState {
             client: Arc::clone(client),
             id: SessionId(client.context().entropy.id()),
             member: request.member.clone(),
-            ttl: request.ttl.unwrap_or(client.config().ttl),
+            ttl: client.config().limits.ttl,
             previous: request.previous,
             attempts: Attempts::default(),
             stamp: OnceLock::new(),

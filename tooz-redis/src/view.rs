@@ -115,7 +115,7 @@ pub(crate) async fn read_holders(client: &Client, key: &LockKey) -> Result<Holde
         .question(&scripts::HOLDERS, &scripts::SEE_HOLDERS)
         .keys(lock.keys())
         .key(client.keys.fence())
-        .number(config::retention(client.config().ttl).as_millis())
+        .number(config::retention(client.config().limits.ttl).as_millis())
         .arg(&lock.base);
     let mut answer = Parts::of(client.call(&call).await?.value)?;
     let waiters = u64::try_from(answer.number("how many wait")?).unwrap_or_default();

@@ -64,8 +64,8 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let context = Context::new(Clock::boot(), Entropy::system(), Spawner::new(Runtime::Library).unwrap());
     let url = BackendUrl::parse(&format!("sqlite://{}/tooz.db", directory.path().display())).unwrap();
-    let driver = runtime.block_on(tooz_sqlite::connect(Connect::new(url, context))).unwrap();
-    let opening = OpenSession::new(MemberId::new("m").unwrap(), InstanceId(1), None);
+    let driver = runtime.block_on(tooz_sqlite::connect(Connect::new(url, context).unwrap())).unwrap();
+    let opening = OpenSession::new(MemberId::new("m").unwrap(), InstanceId(1));
     let session = runtime.block_on(driver.open_session(&opening)).unwrap();
     let coordinator = Coordinator::builder(format!("sqlite://{}/tooz.db", directory.path().display()), "c");
     let coordinator = runtime.block_on(coordinator.connect()).unwrap();

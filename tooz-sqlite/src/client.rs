@@ -104,7 +104,7 @@ impl Client {
         level: Level,
         work: impl FnMut(&mut Tx<'_>) -> Work<T> + Send + 'static,
     ) -> Result<T> {
-        let answer = self.call_within(level, self.config.operation_timeout, work).await;
+        let answer = self.call_within(level, self.config.limits.operation_timeout, work).await;
         answer.map_err(|error| error.during(operation))
     }
 

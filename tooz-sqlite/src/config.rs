@@ -2,9 +2,8 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use tooz_core::driver::{LAYOUT_OPTION, OptionKind, OptionSpec, layout_of};
+use tooz_core::driver::{LAYOUT_OPTION, Limits, OptionKind, OptionSpec, layout_of};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 use tooz_local::options::{BOOT_ID_OPTION, FORCE_FILESYSTEM_OPTION, MODE_OPTION, mode_of};
 
@@ -25,13 +24,6 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
 /// The layout that this version writes: the `user_version` of its schema.
 pub(crate) const LAYOUT: u32 = 1;
 
-/// The time limit of an operation if the URL names none; the core's own default.
-const OPERATION_TIMEOUT: Duration = Duration::from_secs(10);
-/// The same for connecting.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The same for closing.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// What a URL says.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -46,13 +38,11 @@ pub(crate) struct Config {
     pub(crate) layout: u32,
     /// Not of the URL: see [`tooz_core::Builder::adopt`].
     pub(crate) adopt: bool,
-    pub(crate) connect_timeout: Duration,
-    pub(crate) operation_timeout: Duration,
-    pub(crate) close_timeout: Duration,
+    pub(crate) limits: Limits,
 }
 
 impl Config {
-    pub(crate) fn from_url(url: &BackendUrl) -> Result<Self> {
+    pub(crate) fn read(url: &BackendUrl, limits: Limits) -> Result<Self> {
         let invalid = |what: &'static str| Err(Error::new(ErrorKind::InvalidUrl, what));
         let in_memory = url.hosts().iter().any(|host| host.name.starts_with(":memory"))
             || url.path().starts_with(b"/:memory:")
@@ -79,7 +69,6 @@ impl Config {
                 return Err(Error::new(ErrorKind::InvalidOption, what));
             }
         };
-        let limit = |name, default| url.duration(name).map(|given| given.unwrap_or(default));
         Ok(Self {
             path,
             namespace: url.option("namespace").unwrap_or("tooz").into(),
@@ -89,9 +78,7 @@ impl Config {
             boot_id: url.option("boot_id").map(str::to_owned),
             layout: layout_of(url, LAYOUT)?,
             adopt: false,
-            connect_timeout: limit("connect_timeout", CONNECT_TIMEOUT)?,
-            operation_timeout: limit("operation_timeout", OPERATION_TIMEOUT)?,
-            close_timeout: limit("close_timeout", CLOSE_TIMEOUT)?,
+            limits,
         })
     }
 }
@@ -106,7 +93,8 @@ mod tests {
     use super::*;
 
     fn config(url: &str) -> Result<Config> {
-        Config::from_url(&BackendUrl::parse(url).unwrap())
+        let url = BackendUrl::parse(url).unwrap();
+        Config::read(&url, Limits::of(&url)?)
     }
 
     #[test]
@@ -115,9 +103,8 @@ mod tests {
         assert_eq!(plain.path, PathBuf::from("/var/lib/app/tooz.db"));
         assert_eq!((&*plain.namespace, plain.durable, plain.mode), ("tooz", false, 0o600));
         assert_eq!(config("sqlite:///x.db?mode=0660").unwrap().mode, 0o660);
-        let full = config("sqlite://./x.db?synchronous=full&namespace=n&operation_timeout=2s").unwrap();
+        let full = config("sqlite://./x.db?synchronous=full&namespace=n").unwrap();
         assert_eq!((&*full.namespace, full.durable), ("n", true));
-        assert_eq!(full.operation_timeout, Duration::from_secs(2));
     }
 
     #[test]
@@ -136,8 +123,8 @@ mod tests {
         ] {
             match (BackendUrl::parse(url), kind) {
                 (Err(_), None) => {} // the parser itself refuses it
-                (parsed, kind) => {
-                    let error = Config::from_url(&parsed.unwrap()).unwrap_err();
+                (_, kind) => {
+                    let error = config(url).unwrap_err();
                     assert_eq!(Some(error.kind()), kind, "{url}");
                     assert!(error.to_string().contains(word), "{error}");
                     assert!(!error.to_string().contains("secret"), "{error}");

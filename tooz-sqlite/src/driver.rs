@@ -16,15 +16,14 @@ use crate::session::SqliteSession;
 /// Connects to the database that the URL names, creating it if it is missing.
 pub fn connect(request: Connect) -> Connecting {
     Box::pin(async move {
-        let Connect { url, context, view, .. } = request;
-        let config = Config::from_url(&url)?;
+        let Connect { url, limits, context, view, .. } = request;
+        let config = Config::read(&url, limits)?;
         if view {
             return read_only::driver::connect(&url, config, context).await;
         }
-        let limit = config.connect_timeout;
         let client = Arc::new(Client::new(config, &context)?);
         // Opens the database, or fails with the reason.
-        client.call_within(Level::Read, limit, |_| Ok(())).await.map_err(|error| error.during("connect"))?;
+        client.call_within(Level::Read, limits.connect_timeout, |_| Ok(())).await.map_err(|error| error.during("connect"))?;
         let characteristics = guarantees(config::characteristics(&url), client.jobs.paths.known_file_system);
         Ok(Arc::new(SqliteDriver { client, characteristics }) as Arc<dyn Driver>)
     })

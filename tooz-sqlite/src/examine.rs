@@ -25,8 +25,8 @@ const NOTHING_TO_ADOPT: &str = "nothing to adopt: the database belongs to this p
 /// Looks at the database that the URL names.
 pub(crate) fn examine(request: Connect) -> Examining {
     Box::pin(async move {
-        let Connect { url, context, adopt, .. } = request;
-        let config = Config { adopt, ..Config::from_url(&url)? };
+        let Connect { url, limits, context, adopt, .. } = request;
+        let config = Config { adopt, ..Config::read(&url, limits)? };
         let spawner = context.spawner.clone();
         let (looked, best) = (config.clone(), config::characteristics(&url));
         let (mut found, usable) = spawner.blocking(move || examine_outside(&looked, best)).await??;
@@ -100,7 +100,7 @@ fn writers(locks: &str, inode: u64) -> impl Iterator<Item = u32> {
 /// Examines what the database itself says.
 async fn examine_inside(config: Config, context: &Context) -> Result<Vec<Finding>> {
     // Half of the time there is, so that the findings so far arrive in time.
-    let limit = config.connect_timeout / 2;
+    let limit = config.limits.connect_timeout / 2;
     let durable = config.durable;
     let client = Client::new(config, context)?;
     let asked = client

@@ -184,7 +184,8 @@ impl Session for SqliteSession {
             }
             Ok(())
         };
-        let outcome = self.client.call_within(Level::Write, self.client.config.close_timeout, work).await;
+        let outcome =
+            self.client.call_within(Level::Write, self.client.config.limits.close_timeout, work).await;
         // Also when the database could not be written. Then other processes find the file unlocked and clear the session
         // away, and so does the thread of this process as soon as it can.
         self.session.end(LossReason::SessionClosed);

@@ -420,7 +420,7 @@ async fn an_earlier_sessions_grant_is_not_ours(h: Harness) -> Outcome {
     use tooz_core::driver::{End, InstanceId, OpenSession};
     let driver = h.driver().await?;
     let instance = InstanceId(crate::tools::random());
-    let request = OpenSession::new(tooz_core::MemberId::new("a")?, instance, h.ttl());
+    let request = OpenSession::new(tooz_core::MemberId::new("a")?, instance);
     let old = driver.open_session(&request).await?;
     let grant = granted(&old, "x", false).await?;
     let new = driver.open_session(&request.clone().after(Some(old.id()))).await?;

@@ -21,6 +21,8 @@ use crate::{BackendUrl, Characteristics, MemberId, Result};
 pub struct Connect {
     /// The backend URL with all options merged into it, checked against the registration's option list.
     pub url: BackendUrl,
+    /// The time limits that the URL names, or their defaults.
+    pub limits: Limits,
     /// Clock, randomness, tasks and timers.
     pub context: Context,
     /// For an examination only: a backend that was moved belongs to its new place from now on
@@ -37,8 +39,42 @@ pub struct Connect {
 
 impl Connect {
     /// A request to connect to `url`.
-    pub fn new(url: BackendUrl, context: Context) -> Self {
-        Self { url, context, adopt: false, view: false }
+    ///
+    /// # Errors
+    /// As [`Limits::of`].
+    pub fn new(url: BackendUrl, context: Context) -> Result<Self> {
+        Ok(Self { limits: Limits::of(&url)?, url, context, adopt: false, view: false })
+    }
+}
+
+/// The time limits that every driver has, under the names of their options ([`COMMON_OPTIONS`](crate::COMMON_OPTIONS)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// How long a session lives without a beat. A driver whose liveness does not depend on time ignores it.
+    pub ttl: Duration,
+    /// How long the core waits for the driver to connect.
+    pub connect_timeout: Duration,
+    /// How long the core waits for an operation. Waiting for a lock or a change does not count.
+    pub operation_timeout: Duration,
+    /// How long the core waits for a session or the driver to close.
+    pub close_timeout: Duration,
+}
+
+impl Limits {
+    /// The limits that `url` names, or their defaults.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`](crate::ErrorKind::InvalidOption); never for options that passed the check at connect.
+    pub fn of(url: &BackendUrl) -> Result<Self> {
+        let limit =
+            |name, default| url.duration(name).map(|given| given.unwrap_or(Duration::from_secs(default)));
+        Ok(Self {
+            ttl: limit("ttl", 15)?,
+            connect_timeout: limit("connect_timeout", 10)?,
+            operation_timeout: limit("operation_timeout", 10)?,
+            close_timeout: limit("close_timeout", 5)?,
+        })
     }
 }
 
@@ -91,8 +127,6 @@ pub struct OpenSession {
     pub member: MemberId,
     /// The coordinator object, the same for all its sessions.
     pub instance: InstanceId,
-    /// The ttl asked for; a driver whose liveness does not depend on time ignores it.
-    pub ttl: Option<Duration>,
     /// The coordinator's earlier session, which ended or may still stand on the backend. The driver ends it
     /// there as far as the backend answers, and takes its member records over instead of reporting them as
     /// `MemberExists` (S7, S9).
@@ -101,8 +135,8 @@ pub struct OpenSession {
 
 impl OpenSession {
     /// A request for a first session.
-    pub fn new(member: MemberId, instance: InstanceId, ttl: Option<Duration>) -> Self {
-        Self { member, instance, ttl, previous: None }
+    pub fn new(member: MemberId, instance: InstanceId) -> Self {
+        Self { member, instance, previous: None }
     }
 
     /// Names the coordinator's earlier session.
@@ -110,5 +144,28 @@ impl OpenSession {
     pub fn after(mut self, previous: Option<SessionId>) -> Self {
         self.previous = previous;
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+
+    #[test]
+    fn limits_are_those_of_the_url_or_the_defaults() {
+        let limits = |query: &str| Limits::of(&BackendUrl::parse(&format!("memory://x?{query}")).unwrap());
+        let shown = |limits: Limits| {
+            let Limits { ttl, connect_timeout, operation_timeout, close_timeout } = limits;
+            [ttl, connect_timeout, operation_timeout, close_timeout].map(|limit| limit.as_millis())
+        };
+        assert_eq!(shown(limits("").unwrap()), [15_000, 10_000, 10_000, 5_000]);
+        let given = "ttl=1.5&connect_timeout=2s&operation_timeout=250ms&close_timeout=1m";
+        assert_eq!(shown(limits(given).unwrap()), [1_500, 2_000, 250, 60_000]);
+        for option in ["ttl", "connect_timeout", "operation_timeout", "close_timeout"] {
+            let error = limits(&format!("{option}=hunter2")).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidOption);
+            assert!(error.to_string().contains(option) && !error.to_string().contains("hunter2"), "{error}");
+        }
     }
 }

@@ -27,7 +27,7 @@ mod session;
 mod stamp;
 pub mod support;
 
-pub use connect::{Connect, Context, Driver, OpenSession};
+pub use connect::{Connect, Context, Driver, Limits, OpenSession};
 pub use examine::{Examining, Finding, Severity};
 pub use groups::{ChangeStream, GroupChange, Groups, Join, MemberRecord, SessionGroups};
 pub use ids::{AttemptId, Epoch, InstanceId, SessionId};

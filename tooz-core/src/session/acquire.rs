@@ -53,7 +53,7 @@ async fn acquire_key(
                 }
                 Contender::new(shared, key, mode, patience).contend(ticket).await
             };
-            let answer = shared.limited(shared.config.operation_timeout, asking).await;
+            let answer = shared.limited(shared.config.limits.operation_timeout, asking).await;
             return answer.unwrap_or_else(|| Err(shared.timed_out()));
         }
         Patience::For(limit) => limit,
@@ -113,7 +113,7 @@ struct Contender<'a> {
 
 impl<'a> Contender<'a> {
     fn new(shared: &'a Arc<Shared>, key: &'a LockKey, mode: LockMode, patience: Patience) -> Self {
-        let first_answer_by = shared.clock.now() + shared.config.operation_timeout;
+        let first_answer_by = shared.clock.now() + shared.config.limits.operation_timeout;
         let pause = shared.config.backoff();
         Self { shared, key, mode, patience, first_answer_by, answered: false, pause }
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::driver::Limits;
 use crate::driver::support::backoff::Backoff;
 use crate::{BackendUrl, MemberId};
 
@@ -10,10 +11,7 @@ use crate::{BackendUrl, MemberId};
 pub(crate) struct Config {
     pub(crate) url: BackendUrl,
     pub(crate) member: MemberId,
-    pub(crate) ttl: Option<Duration>,
-    pub(crate) connect_timeout: Duration,
-    pub(crate) operation_timeout: Duration,
-    pub(crate) close_timeout: Duration,
+    pub(crate) limits: Limits,
     pub(crate) initial_backoff: Duration,
     pub(crate) max_backoff: Duration,
     pub(crate) rejoin: bool,

@@ -98,7 +98,7 @@ pub(crate) async fn release(shared: &Arc<Shared>, state: &Arc<GrantState>) -> Re
         Some(call) => call.as_mut().poll(cx),
         None => Poll::Ready(Ok(Released::WasNotHolder)),
     });
-    let answer = shared.limited(shared.config.operation_timeout, call).await;
+    let answer = shared.limited(shared.config.limits.operation_timeout, call).await;
     let answer = match answer {
         Some(answer) => {
             releasing.call = None;

@@ -211,7 +211,7 @@ impl Shared {
 
     /// [`Shared::lease`] within the operation time limit.
     pub(crate) async fn lease_soon(&self) -> Result<(Arc<SessionLease>, Arc<dyn Session>)> {
-        self.lease_within(self.config.operation_timeout).await
+        self.lease_within(self.config.limits.operation_timeout).await
     }
 
     /// [`Shared::lease`] within `limit`.
@@ -255,7 +255,7 @@ impl Shared {
         settle: Settle<T>,
     ) -> Result<T> {
         self.check()?;
-        let limit = self.config.operation_timeout;
+        let limit = self.config.limits.operation_timeout;
         let call = Call::new(call, settle, self);
         self.limited(limit, call).await.unwrap_or_else(|| Err(self.timed_out()))
     }
@@ -272,7 +272,7 @@ impl Shared {
 
     /// What may have taken effect has not been answered in time.
     pub(crate) fn timed_out(&self) -> Error {
-        no_answer(self.config.operation_timeout).indeterminate()
+        no_answer(self.config.limits.operation_timeout).indeterminate()
     }
 }
 
@@ -282,7 +282,7 @@ impl Reads for Shared {
     }
 
     fn limit(&self) -> (&Spawner, Duration) {
-        (&self.spawner, self.config.operation_timeout)
+        (&self.spawner, self.config.limits.operation_timeout)
     }
 
     fn check(&self) -> Result<()> {

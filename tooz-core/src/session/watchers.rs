@@ -65,7 +65,7 @@ impl Watchers {
 
     /// The turn to use what was read, which a run of the watchers has as long as it waits.
     async fn turn(&self, shared: &Shared) -> Result<tokio::sync::MutexGuard<'_, Running>> {
-        let turn = shared.limited(shared.config.operation_timeout, self.running.lock()).await;
+        let turn = shared.limited(shared.config.limits.operation_timeout, self.running.lock()).await;
         turn.ok_or_else(|| {
             Error::new(
                 ErrorKind::Unavailable,

@@ -82,13 +82,13 @@ impl Channel {
 
 impl Connection {
     pub(crate) fn new(config: &Config, options: ConnectOptions, context: Context) -> Arc<Self> {
-        let several = config.endpoints.len() > 1;
+        let (several, limits) = (config.endpoints.len() > 1, config.limits);
+        let timeout = limits.operation_timeout;
         // With another endpoint, a call tries it before the session is over. With one endpoint it can only wait.
-        let limit =
-            if several { (config.ttl / 3).min(config.operation_timeout) } else { config.operation_timeout };
+        let limit = if several { timeout.min(limits.ttl / 3) } else { timeout };
         let options = options
             .with_keep_alive(PING, PING_ANSWER)
-            .with_connect_timeout(config.connect_timeout.min(limit))
+            .with_connect_timeout(limits.connect_timeout.min(limit))
             .with_require_leader(true)
             .with_auto_token_refresh(true);
         Arc::new(Self {
@@ -96,7 +96,7 @@ impl Connection {
             endpoints: config.endpoints.clone(),
             options,
             limit,
-            timeout: config.operation_timeout.max(limit),
+            timeout,
             connecting: tokio::sync::Mutex::default(),
             current: Mutex::default(),
             generation: watch::Sender::new(0),

@@ -52,12 +52,16 @@ fn make(path: &Path, mode: u32) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use tooz_core::BackendUrl;
+    use tooz_core::driver::Limits;
 
     use super::*;
 
     #[test]
     fn proc_is_refused_unless_forced() {
-        let read = |url| Config::read(&BackendUrl::parse(url).unwrap()).unwrap();
+        let read = |url| {
+            let url = BackendUrl::parse(url).unwrap();
+            Config::read(&url, Limits::of(&url).unwrap()).unwrap()
+        };
         let error = open_base(&read("file:///proc")).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(!open_base(&read("file:///proc?force_filesystem=true")).unwrap().1);

@@ -37,7 +37,7 @@ pub(crate) fn url(directory: &Path, options: &str) -> String {
 
 pub(crate) async fn connect(url: &str) -> Result<Arc<dyn Driver>> {
     let context = Context::new(Clock::boot(), Entropy::system(), Spawner::new(Runtime::Library)?);
-    tooz_file::connect(Connect::new(BackendUrl::parse(url)?, context)).await
+    tooz_file::connect(Connect::new(BackendUrl::parse(url)?, context)?).await
 }
 
 /// A driver and a session on it, as a coordinator has them.
@@ -54,7 +54,7 @@ pub(crate) async fn coordinator(url: &str, name: &str) -> Coordinator {
 pub(crate) fn opening(name: &str) -> OpenSession {
     static INSTANCE: AtomicU64 = AtomicU64::new(1);
     let instance = InstanceId(u128::from(INSTANCE.fetch_add(1, Ordering::Relaxed)));
-    OpenSession::new(id(name), instance, None)
+    OpenSession::new(id(name), instance)
 }
 
 pub(crate) fn id(name: &str) -> MemberId {

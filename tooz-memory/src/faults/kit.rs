@@ -27,10 +27,10 @@ use crate::store::state::{Lock, State};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> tooz_core::Result<()> {
 /// let context = Context::new(Clock::boot(), Entropy::system(), Spawner::new(Runtime::Library)?);
-/// let driver = tooz_memory::connect(Connect::new(BackendUrl::parse("memory://kit-doc")?, context)).await?;
+/// let driver = tooz_memory::connect(Connect::new(BackendUrl::parse("memory://kit-doc")?, context)?).await?;
 /// let kit = Kit::of("memory://kit-doc")?;
 ///
-/// let me = OpenSession::new(MemberId::new("host-1")?, InstanceId(1), None);
+/// let me = OpenSession::new(MemberId::new("host-1")?, InstanceId(1));
 /// kit.next(Operation::Open, 1, Outcome::Fail);
 /// assert!(driver.open_session(&me).await.is_err());
 ///

@@ -40,7 +40,7 @@ pub(crate) fn context() -> Context {
 }
 
 pub(crate) async fn connect_in(url: &str, context: Context) -> Arc<dyn Driver> {
-    tooz_memory::connect(Connect::new(BackendUrl::parse(url).unwrap(), context)).await.unwrap()
+    tooz_memory::connect(Connect::new(BackendUrl::parse(url).unwrap(), context).unwrap()).await.unwrap()
 }
 
 pub(crate) async fn connect(url: &str) -> Arc<dyn Driver> {
@@ -59,7 +59,7 @@ pub(crate) async fn member(url: &str, name: &str) -> (Arc<dyn Driver>, Arc<dyn S
 }
 
 pub(crate) fn opening(name: &str) -> OpenSession {
-    OpenSession::new(id(name), InstanceId(1), None)
+    OpenSession::new(id(name), InstanceId(1))
 }
 
 pub(crate) fn id(name: &str) -> MemberId {

@@ -68,7 +68,7 @@ impl Discovery {
             Topology::Sentinel { sentinels, .. } => self.order(sentinels),
             Topology::Cluster { seeds, .. } => self.order(seeds),
         };
-        let limit = (config.ttl / 4).clamp(LIMIT.0, LIMIT.1);
+        let limit = (config.limits.ttl / 4).clamp(LIMIT.0, LIMIT.1);
         let (mut failures, mut behind) = (Vec::new(), None::<Found>);
         for who in asked {
             let found = match spawner.timeout(limit, Box::pin(self.query(config, &who))).await {

@@ -167,7 +167,7 @@ impl Link {
             }
         };
         tokio::pin!(exchanging);
-        let (spawner, limit) = (&self.shared.context.spawner, self.shared.config.operation_timeout);
+        let (spawner, limit) = (&self.shared.context.spawner, self.shared.config.limits.operation_timeout);
         let in_time = spawner.timeout(limit, exchanging.as_mut()).await;
         let outcome = if let Some(outcome) = in_time {
             outcome

@@ -127,7 +127,7 @@ impl Reader {
         let path = &self.paths.database;
         let failed = |error| error::io(path.display(), error);
         let file = file_id::open(path).map_err(failed)?;
-        let limit = self.context.clock.now() + BUSY.min(self.config.operation_timeout);
+        let limit = self.context.clock.now() + BUSY.min(self.config.limits.operation_timeout);
         while !try_lock_range(&file, Hold::Together, READERS).map_err(failed)? {
             if self.context.clock.now() >= limit {
                 let what =
@@ -150,7 +150,7 @@ impl Reader {
             Connection::open_with_flags(&self.paths.database, flags)
         };
         let connection = connection.map_err(native)?;
-        connection.busy_timeout(BUSY.min(self.config.operation_timeout)).map_err(native)?;
+        connection.busy_timeout(BUSY.min(self.config.limits.operation_timeout)).map_err(native)?;
         let transaction = connection.unchecked_transaction().map_err(native)?;
         let (shown, ours) = (self.paths.database.display(), self.site.layout);
         match schema::check(&transaction, &shown, ours)? {

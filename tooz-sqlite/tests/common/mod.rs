@@ -27,7 +27,7 @@ pub(crate) fn url(directory: &Path, query: &str) -> String {
 
 pub(crate) async fn try_connect(url: &str) -> Result<Arc<dyn Driver>> {
     let context = Context::new(Clock::boot(), Entropy::system(), Spawner::new(Runtime::Library).unwrap());
-    tooz_sqlite::connect(Connect::new(BackendUrl::parse(url).unwrap(), context)).await
+    tooz_sqlite::connect(Connect::new(BackendUrl::parse(url).unwrap(), context).unwrap()).await
 }
 
 pub(crate) async fn connect(url: &str) -> Arc<dyn Driver> {
@@ -39,7 +39,7 @@ pub(crate) async fn session(driver: &Arc<dyn Driver>, name: &str) -> Arc<dyn Ses
 }
 
 pub(crate) fn opening(name: &str) -> OpenSession {
-    OpenSession::new(id(name), InstanceId(Entropy::system().id()), None)
+    OpenSession::new(id(name), InstanceId(Entropy::system().id()))
 }
 
 pub(crate) fn id(name: &str) -> MemberId {

@@ -36,7 +36,7 @@ impl Keeper {
         let sent = self.shared.clock.now();
         let ttl = up.lease.ttl();
         self.number += 1;
-        up.flying = Some((self.number, sent + time_limit(ttl, self.shared.config.operation_timeout)));
+        up.flying = Some((self.number, sent + time_limit(ttl, self.shared.config.limits.operation_timeout)));
         up.next = sent + period(ttl);
         let here = Some(up.lease.id());
         let joined = self.shared.joined();

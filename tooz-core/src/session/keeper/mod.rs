@@ -218,7 +218,7 @@ impl Keeper {
                     up.flying = None;
                     // Another is sent at once; the unanswered one may still prove the session.
                     up.next = now;
-                    let limit = time_limit(up.lease.ttl(), self.shared.config.operation_timeout);
+                    let limit = time_limit(up.lease.ttl(), self.shared.config.limits.operation_timeout);
                     let error =
                         Error::new(ErrorKind::Timeout, format!("no answer to a beat within {limit:?}"));
                     self.beat_failed(&error.during("heartbeat"));
@@ -290,7 +290,7 @@ impl Keeper {
         let beats = self.beats;
         // When the time is over it is dropped, and the session with it: its operating-system locks must not stay
         // as long as this process does, and what it has on a network ends because it is not renewed.
-        let (limit, spawner) = (self.shared.config.close_timeout, self.shared.spawner.clone());
+        let (limit, spawner) = (self.shared.config.limits.close_timeout, self.shared.spawner.clone());
         let closing = self.shared.spawner.spawn(async move {
             // What callers left unfinished goes first: it may hold what the session's end would not.
             while let Some(command) = commands.recv().await {

@@ -45,20 +45,20 @@ impl Keeper {
         let State::Down(down) = &mut self.state else { return };
         self.number += 1;
         down.next = None;
-        let limit = self.shared.config.connect_timeout;
+        let limit = self.shared.config.limits.connect_timeout;
         let now = self.shared.clock.now();
         let wait = down.over.take().map_or(Duration::ZERO, |over| over.saturating_since(now));
         down.flying = Some((self.number, now + wait + limit * 2));
         let (shared, number, old) = (Arc::clone(&self.shared), self.number, down.old.clone());
-        let request = OpenSession::new(shared.config.member.clone(), shared.instance, shared.config.ttl)
-            .after(Some(self.last_session));
+        let request =
+            OpenSession::new(shared.config.member.clone(), shared.instance).after(Some(self.last_session));
         self.jobs.spawn(async move {
             if !wait.is_zero() {
                 shared.spawner.sleep(wait).await;
             }
             if let Some(old) = old {
                 let mut closing = shared.spawner.spawn(async move { old.close(End::Unclean).await });
-                let limit = period(shared.config.ttl).min(limit / 2);
+                let limit = period(Some(shared.config.limits.ttl)).min(limit / 2);
                 // A backend that does not end it now ends it by its ttl, or for the new session.
                 if !matches!(shared.spawner.timeout(limit, &mut closing).await, Some(Some(Ok(())))) {
                     tracing::debug!("the lost session could not be closed yet");

@@ -104,7 +104,7 @@ pub(super) async fn a_release_does_not_give_back_what_python_took() -> Outcome {
     let etcd = Etcd::start()?;
     let builder = Coordinator::builder(format!("etcd://{}", etcd.address()), "driver");
     let (driver, _) = builder.connect_driver().await?;
-    let open = OpenSession::new(MemberId::new("a")?, InstanceId(1), Some(Duration::from_mins(1)));
+    let open = OpenSession::new(MemberId::new("a")?, InstanceId(1));
     let session = driver.open_session(&open).await?;
     let key = LockKey::Named(LockName::new("x")?);
     for (attempt, mode) in (1..).step_by(2).zip([LockMode::Exclusive, LockMode::Shared]) {
