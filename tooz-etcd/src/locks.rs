@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use etcd_client::{Compare, CompareOp, Txn, TxnOp};
+use tooz_core::driver::support::errors::other_limit;
 use tooz_core::driver::{
     Acquire, Acquired, AttemptId, End, Grant, LockKey, Previous, QueueEntry, Released, SessionLocks, Turn,
 };
@@ -14,7 +15,7 @@ use crate::error::closed;
 use crate::keys::LockKeys;
 use crate::lock::attempt::{Attempt, Step};
 use crate::lock::record::write_mark;
-use crate::lock::state::{Verdict, named};
+use crate::lock::state::Verdict;
 use crate::lock::turn;
 use crate::session::EtcdSession;
 use crate::session_state::SessionState;
@@ -51,14 +52,14 @@ impl SessionState {
                 return Err(Error::new(ErrorKind::Unavailable, what).indeterminate());
             }
             let waiter = state.waiter(attempt.id);
-            if let Err(error) = state.check(attempt.mode, attempt.id) {
-                if waiter.is_some() {
-                    self.clear(&attempt.key, attempt.id, End::Clean).await?;
-                }
-                return Err(named(&attempt.key, &error));
-            }
-            match state.verdict(attempt.mode, waiter.map(|waiter| waiter.position))? {
+            match state.verdict(attempt.mode, waiter.map(|waiter| waiter.position)) {
                 Verdict::Free => step = self.claim(&attempt, &state).await?,
+                Verdict::OtherLimit { asked, other } => {
+                    if waiter.is_some() {
+                        self.clear(&attempt.key, attempt.id, End::Clean).await?;
+                    }
+                    return Err(other_limit(&attempt.key, asked, other));
+                }
                 _ if waiter.is_some() => {
                     self.set_position(attempt.id, waiter.map(|waiter| (waiter.mode, waiter.position)));
                     break;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tooz_core::driver::support::rule::Verdict;
 use tooz_core::driver::{
     Acquire, Acquired, AttemptId, End, Grant, LockKey, LockMode, Previous, QueueEntry, Released,
     SessionLocks, Turn,
@@ -130,10 +131,7 @@ impl SessionState {
         let Contender { attempt, key, hash, mode, waiting } = *contender;
         let failed = |cause| error::lock_records(key, cause);
         let tree = &self.tree;
-        let admitted = records
-            .admits(attempt, mode)
-            .map_err(|error| Error::new(error.kind(), format!("{key}: {}", error.context())))?;
-        if !admitted {
+        if records.verdict(attempt, mode).checked(key)? != Verdict::Free {
             return Ok(Moment::Done(Outcome::Blocked {
                 before: records.before(attempt, mode),
                 spare: spare.and_then(Arc::into_inner),
@@ -208,7 +206,7 @@ impl SessionState {
         let mut records = LockRecords::read(directory, &hash, &tree.sessions).map_err(failed)?;
         if records.is_queued(attempt) {
             records.remove_dead_before(attempt, mode, Access::Look).map_err(failed)?;
-            if !records.admits(attempt, mode)? {
+            if records.verdict(attempt, mode) != Verdict::Free {
                 return Ok(Outcome::Blocked { before: records.before(attempt, mode), spare: None });
             }
         }

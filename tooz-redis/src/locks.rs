@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tooz_core::driver::support::errors::other_limit;
 use tooz_core::driver::{
     Acquire, Acquired, AttemptId, End, Grant, Instant, LockKey, QueueEntry, Released, SessionLocks, Turn,
 };
@@ -78,13 +79,7 @@ impl RedisSession {
             "limit" => {
                 state.attempts.forget(attempt);
                 let (other, (_, limit)) = (answer.text("the limit")?, mode_code(request.mode));
-                Err(Error::new(
-                    ErrorKind::Invalid,
-                    format!(
-                        "{}: permits of limit {limit} were asked for where permits of limit {other} are in use",
-                        request.key
-                    ),
-                ))
+                Err(other_limit(&request.key, limit, other))
             }
             // Only a look says so.
             "gone" => Ok(None),

@@ -1,11 +1,9 @@
 //! A session's locks: request, wait, withdraw, release.
 
-use std::num::NonZeroU32;
-
 use async_trait::async_trait;
+use tooz_core::driver::support::rule::{Foreign, Verdict, verdict};
 use tooz_core::driver::{
-    Acquire, Acquired, Admission, AttemptId, End, Grant, LockKey, LockMode, QueueEntry, Released,
-    SessionLocks, Turn, admits,
+    Acquire, Acquired, AttemptId, End, Grant, LockKey, LockMode, QueueEntry, Released, SessionLocks, Turn,
 };
 use tooz_core::{Error, ErrorKind, Result};
 
@@ -108,11 +106,13 @@ fn request_lock(tx: &mut Tx<'_>, session: &SessionState, request: &Acquire, lock
             .into());
         }
     }
-    if let LockMode::Permit { limit } = request.mode {
-        refuse_other_limit(tx, lock, limit)?;
-    }
-    let admission = admits(request.mode, holders.iter().map(|held| held.mode))?;
-    if queue.is_none() && admission == Admission::Yes {
+    // Of the waiters only the first one and one with another limit are read, or a thousand waiters would cost each request a
+    // thousand rows.
+    let before = queue.iter().map(|waiter| waiter.mode).chain(other_limit_waiting(tx, lock, request.mode)?);
+    let before = before.map(|mode| ((), mode));
+    let verdict = verdict(request.mode, before, holders.iter().map(|held| held.mode), Foreign::None);
+    // A reader does not pass the first reader: a writer may stand between them.
+    if verdict.checked(&lock.key)? == Verdict::Free && queue.is_none() {
         return Ok(Acquired::Granted(grant(tx, lock, session.seq, request.attempt, request.mode)?));
     }
     if !request.wait {
@@ -134,19 +134,17 @@ fn enqueue(tx: &mut Tx<'_>, session: &SessionState, request: &Acquire, lock: &Lo
     Acquired::Queued(QueueEntry::new(request.attempt, request.key.clone()))
 }
 
-/// Refuses a permit whose limit differs from that of a waiting permit (L15). The grant rule compares the holders.
-fn refuse_other_limit(tx: &Tx<'_>, lock: &Lock, limit: NonZeroU32) -> Work<()> {
+/// A waiting permit whose limit differs from that of a request (L15).
+fn other_limit_waiting(tx: &Tx<'_>, lock: &Lock, mode: LockMode) -> Work<Option<LockMode>> {
+    let LockMode::Permit { limit } = mode else { return Ok(None) };
     let (namespace, kind, name) = lock.columns()?;
     let other = tx.first(
         "SELECT mode FROM waiters WHERE namespace = ?1 AND kind = ?2 AND name = ?3 AND mode > 0 AND mode <> ?4 \
          LIMIT 1",
-        (namespace, kind, name, limit),
+        (namespace, kind, name, limit.get()),
         |row| row.get::<_, Mode>(0),
     )?;
-    if let Some(Mode(other)) = other {
-        admits(LockMode::Permit { limit }, [other])?;
-    }
-    Ok(())
+    Ok(other.map(|Mode(other)| other))
 }
 
 /// Gives back the grant of this attempt and session.

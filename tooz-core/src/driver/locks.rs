@@ -10,7 +10,7 @@ use futures_core::Stream;
 
 use super::ids::AttemptId;
 use crate::platform::clock::Instant;
-use crate::{Error, ErrorKind, FencingToken, GroupId, LockName, MemberId, Result};
+use crate::{FencingToken, GroupId, LockName, MemberId, Result};
 
 /// Which lock: an election is a lock with a key space of its own and a public holder.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,44 +44,6 @@ pub enum LockMode {
         /// The same for all sessions that use the name.
         limit: NonZeroU32,
     },
-}
-
-/// What the grant rule says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Admission {
-    /// The mode fits beside the holders.
-    Yes,
-    /// It has to wait.
-    No,
-}
-
-/// The grant rule, one function for every driver: whether `mode` may be held beside `holders`.
-///
-/// The caller checks who is before it in the queue: in a fair driver no request is admitted past a waiter,
-/// and one release admits waiters from the front while this says [`Admission::Yes`].
-///
-/// # Errors
-/// [`ErrorKind::Invalid`] if permits of another limit stand beside it, naming both limits (L15).
-pub fn admits(mode: LockMode, holders: impl IntoIterator<Item = LockMode>) -> Result<Admission> {
-    let mut beside = 0_u32;
-    let mut fits = true;
-    for holder in holders {
-        beside = beside.saturating_add(1);
-        fits &= match (mode, holder) {
-            (LockMode::Shared, LockMode::Shared) => true,
-            (LockMode::Permit { limit }, LockMode::Permit { limit: other }) if limit != other => {
-                return Err(Error::new(
-                    ErrorKind::Invalid,
-                    format!(
-                        "permits of limit {limit} were asked for where permits of limit {other} are in use"
-                    ),
-                ));
-            }
-            (LockMode::Permit { limit }, LockMode::Permit { .. }) => beside < limit.get(),
-            _ => false,
-        };
-    }
-    Ok(if fits { Admission::Yes } else { Admission::No })
 }
 
 /// A request for a lock.
@@ -344,32 +306,4 @@ pub trait Locks: Send + Sync {
 
     /// Follows the holders of one lock (E3). Dropping the stream frees what it took; it survives a reconnect.
     async fn watch(&self, key: &LockKey) -> Result<HolderStream>;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_grant_rule() {
-        use Admission::{No, Yes};
-        use LockMode::{Exclusive, Shared};
-        let [permit, other] = [2, 3].map(|limit| LockMode::Permit { limit: NonZeroU32::new(limit).unwrap() });
-        for (mode, holders, expected) in [
-            (Exclusive, vec![], Yes),
-            (Exclusive, vec![Exclusive], No),
-            (Exclusive, vec![Shared], No),
-            (Shared, vec![Shared, Shared], Yes),
-            (Shared, vec![Exclusive], No),
-            (permit, vec![permit], Yes),
-            (permit, vec![permit, permit], No),
-            (permit, vec![Shared], No),
-            (Shared, vec![permit], No),
-        ] {
-            assert_eq!(admits(mode, holders.clone()).unwrap(), expected, "{mode:?} beside {holders:?}");
-        }
-        let error = admits(permit, [other]).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Invalid);
-        assert!(error.to_string().contains("limit 2") && error.to_string().contains("limit 3"));
-    }
 }

@@ -32,8 +32,8 @@ pub use examine::{Examining, Finding, Severity};
 pub use groups::{ChangeStream, GroupChange, Groups, Join, MemberRecord, SessionGroups};
 pub use ids::{AttemptId, Epoch, InstanceId, SessionId};
 pub use locks::{
-    Acquire, Acquired, Admission, BreakRequest, End, Grant, HolderRecord, HolderStream, Holders, LockKey,
-    LockMode, Locks, Previous, QueueEntry, Released, SessionLocks, Turn, admits,
+    Acquire, Acquired, BreakRequest, End, Grant, HolderRecord, HolderStream, Holders, LockKey, LockMode,
+    Locks, Previous, QueueEntry, Released, SessionLocks, Turn,
 };
 #[doc(hidden)]
 pub use registry::FEATURES;

@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use crate::driver::{Admission, Grant, LockKey, LockMode, admits};
+use crate::driver::support::rule::{Foreign, fits, verdict};
+use crate::driver::{Grant, LockKey, LockMode};
 use crate::platform::await_point::traced;
 use crate::{Error, ErrorKind, FencingToken, Result};
 
@@ -72,15 +73,14 @@ impl Queue {
     fn may_pass(&self, mode: LockMode) -> bool {
         // One at a time asks or waits at the backend.
         self.passed.iter().all(|passed| passed.stage == Stage::Granted)
-            && matches!(admits(mode, self.passed.iter().map(|passed| passed.mode)), Ok(Admission::Yes))
+            && fits(mode, self.passed.iter().map(|passed| passed.mode))
     }
 
     /// Whether the backend's word to those who have passed means that `mode` cannot be had now.
     fn is_taken(&self, mode: LockMode) -> bool {
         let staying = || self.passed.iter().filter(|passed| !passed.leaving);
         let granted = staying().filter(|passed| passed.stage == Stage::Granted).map(|passed| passed.mode);
-        staying().any(|passed| passed.stage == Stage::Queued)
-            || !matches!(admits(mode, granted), Ok(Admission::Yes))
+        staying().any(|passed| passed.stage == Stage::Queued) || !fits(mode, granted)
     }
 
     fn let_pass(&mut self) {
@@ -110,8 +110,8 @@ impl Contention {
         let queue = queues.keys.entry(key.clone()).or_default();
         // One that is leaving is no lasting obstacle, though the backend may take its time to say so.
         let staying = queue.passed.iter().filter(|passed| !passed.leaving).map(|passed| passed.mode);
-        let modes = staying.chain(queue.waiting.iter().map(|w| w.mode));
-        admits(mode, modes)?;
+        let before = queue.waiting.iter().map(|waiting| (waiting.id, waiting.mode));
+        verdict(mode, before, staying, Foreign::None).checked(key)?;
         let passed = Arc::new(Notify::new());
         queue.waiting.push_back(Waiting { id, mode, passed: Arc::clone(&passed) });
         queue.let_pass();

@@ -11,6 +11,7 @@ mod contention;
 mod groups;
 mod hooks;
 mod keeper;
+mod lock_state;
 mod own_deadlines;
 mod properties;
 mod reopening;

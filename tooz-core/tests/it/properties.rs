@@ -12,7 +12,7 @@ use proptest::test_runner::RngSeed;
 use tooz_core::driver::{SessionId, parse_duration};
 use tooz_core::{BackendUrl, Capabilities, FencingToken, Term};
 
-fn config() -> ProptestConfig {
+pub(crate) fn config() -> ProptestConfig {
     let set = |name| std::env::var(name).ok();
     let rng_seed = match set("TOOZ_PROPTEST_SEED").as_deref() {
         None => RngSeed::Fixed(0x7072_6f70),

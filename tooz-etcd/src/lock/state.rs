@@ -1,8 +1,9 @@
 //! The state of one lock, and what an attempt may do in it. Nothing here talks to a server.
 
 use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, SortOrder, SortTarget, TxnOp, TxnResponse};
-use tooz_core::driver::{Admission, AttemptId, LockMode, Previous, admits};
-use tooz_core::{Error, Result};
+use tooz_core::Result;
+use tooz_core::driver::support::rule::{self, Foreign};
+use tooz_core::driver::{AttemptId, LockMode, Previous};
 
 use crate::connection::answer;
 use crate::error::corrupt;
@@ -24,15 +25,8 @@ pub(crate) struct State {
     pub(crate) gate: Option<Gate>,
 }
 
-/// Whether an attempt may have the lock.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    Free,
-    /// No waiter is before the attempt, and the holders have to go first.
-    Held,
-    /// The waiter with this key has to go first.
-    Behind(Vec<u8>),
-}
+/// Whether an attempt may have the lock. A waiter that has to go first is named by its key.
+pub(crate) type Verdict = rule::Verdict<Vec<u8>>;
 
 fn all(prefix: Vec<u8>) -> TxnOp {
     TxnOp::get(prefix, Some(GetOptions::new().with_prefix()))
@@ -120,30 +114,18 @@ impl State {
         self.queue.iter().find(|waiter| waiter.attempt == attempt)
     }
 
-    /// Refuses a mode that can never be held beside the present holders and waiters (L15).
-    pub(crate) fn check(&self, mode: LockMode, attempt: AttemptId) -> Result<()> {
-        let queue = self.queue.iter().filter(|waiter| waiter.attempt != attempt).map(|waiter| waiter.mode);
-        admits(mode, self.holders.iter().map(|holder| holder.mode).chain(queue)).map(|_| ())
-    }
-
     /// Whether the attempt at `position`, or else the last one, may hold the lock in this mode.
-    pub(crate) fn verdict(&self, mode: LockMode, position: Option<i64>) -> Result<Verdict> {
+    pub(crate) fn verdict(&self, mode: LockMode, position: Option<i64>) -> Verdict {
         let before =
             self.queue.iter().filter(|waiter| position.is_none_or(|position| waiter.position < position));
-        // Readers pass readers: those before the attempt are granted together with it.
-        let mut blocking =
-            before.filter(|waiter| mode != LockMode::Shared || waiter.mode != LockMode::Shared);
-        if let Some(last) = blocking.next_back() {
-            return Ok(Verdict::Behind(last.key.clone()));
-        }
-        let fits = admits(mode, self.holders.iter().map(|holder| holder.mode))? == Admission::Yes;
-        let gate = match self.gate.map(|gate| gate.kind) {
-            Some(GateKind::Foreign) => false,
+        let foreign = match self.gate.map(|gate| gate.kind) {
+            Some(GateKind::Foreign) => Foreign::Exclusive,
             // A crash or an operator left a gate without its holder.
-            Some(GateKind::Holder(attempt)) => self.holder(attempt).is_none(),
-            Some(GateKind::Shared) | None => true,
+            Some(GateKind::Holder(attempt)) if self.holder(attempt).is_none() => Foreign::Exclusive,
+            _ => Foreign::None,
         };
-        Ok(if fits && gate { Verdict::Free } else { Verdict::Held })
+        let before = before.map(|waiter| (waiter.key.clone(), waiter.mode));
+        rule::verdict(mode, before, self.holders.iter().map(|holder| holder.mode), foreign)
     }
 
     /// The gate's lease, if the present holders share the gate.
@@ -205,9 +187,4 @@ pub(crate) fn alone(keys: &LockKeys, attempt: AttemptId) -> Vec<Compare> {
         Compare::create_revision(from, CompareOp::Equal, 0).with_range(own),
         Compare::create_revision(after, CompareOp::Equal, 0).with_range(end),
     ]
-}
-
-/// The error of a limit that does not fit, with the name of the lock.
-pub(crate) fn named(key: &tooz_core::driver::LockKey, error: &Error) -> Error {
-    Error::new(error.kind(), format!("{key}: {}", error.context()))
 }

@@ -52,7 +52,7 @@ async fn once(session: &SessionState, entry: &QueueEntry) -> Result<Turn> {
             state = session.look(&attempt).await?;
             continue;
         }
-        let verdict = state.verdict(attempt.mode, Some(waiter.position))?;
+        let verdict = state.verdict(attempt.mode, Some(waiter.position));
         if verdict == Verdict::Free {
             match session.claim(&attempt, &state).await? {
                 Step::Granted(grant) => return Ok(Turn::Granted(grant)),
@@ -106,7 +106,7 @@ async fn change(
                 // verdict is the same, the watch goes on and tells the next change.
                 let now = session.look(attempt).await?;
                 let position = now.waiter(attempt.id).map(|waiter| waiter.position);
-                if position.is_none() || now.verdict(attempt.mode, position)? != *verdict {
+                if position.is_none() || now.verdict(attempt.mode, position) != *verdict {
                     return Ok(Changed::Seen(now));
                 }
             }

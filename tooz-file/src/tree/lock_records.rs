@@ -5,8 +5,8 @@ use std::io;
 use std::num::NonZeroU32;
 use std::os::unix::fs::FileExt;
 
-use tooz_core::Result;
-use tooz_core::driver::{Admission, AttemptId, LockMode, Previous, admits};
+use tooz_core::driver::support::rule::{Foreign, Verdict, fits, verdict};
+use tooz_core::driver::{AttemptId, LockMode, Previous};
 
 use crate::error;
 use crate::keys::{self, KeyHash};
@@ -207,7 +207,8 @@ impl<'a> LockRecords<'a> {
             self.remove_dead_holders(access)?;
         }
         // The limit of permits is compared with all who live.
-        if self.admits(attempt, wanted).is_err() { self.remove_dead(access) } else { Ok(()) }
+        let refused = matches!(self.verdict(attempt, wanted), Verdict::OtherLimit { .. });
+        if refused { self.remove_dead(access) } else { Ok(()) }
     }
 
     /// The index of this attempt in the queue; a new attempt comes last.
@@ -220,17 +221,15 @@ impl<'a> LockRecords<'a> {
         self.position(attempt) < self.queue.len()
     }
 
-    /// Whether a request may be granted now: no waiter is before it, and it fits beside the holders.
-    ///
-    /// # Errors
-    /// `Invalid` if permits of another limit are held or waited for.
-    pub(crate) fn admits(&self, attempt: AttemptId, mode: LockMode) -> Result<bool> {
-        // Two limits in one queue could never both be right.
-        let others = self.queue.iter().filter(|entry| entry.record.attempt != attempt);
-        admits(mode, others.map(|entry| entry.record.mode))?;
-        let fits = admits(mode, self.holders.iter().map(|entry| entry.record.mode))? == Admission::Yes;
-        let first = self.queue.first().is_none_or(|entry| entry.record.attempt == attempt);
-        Ok(fits && first)
+    /// Whether a request may be granted now. A reader does not pass the readers before it, as the rule would let it: of the
+    /// waiters before it only the nearest is known to live.
+    pub(crate) fn verdict(&self, attempt: AttemptId, mode: LockMode) -> Verdict<()> {
+        let position = self.position(attempt);
+        let before = self.queue[..position].iter().map(|entry| ((), entry.record.mode));
+        match verdict(mode, before, self.holders.iter().map(|entry| entry.record.mode), Foreign::None) {
+            Verdict::Free if position > 0 => Verdict::Behind(()),
+            verdict => verdict,
+        }
     }
 
     /// What is immediately before a waiter: the waiter before it in the queue, or all holders. Until one of them ends
@@ -243,7 +242,7 @@ impl<'a> LockRecords<'a> {
         let before = |entry: &Entry| Before {
             name: entry.name.clone(),
             owner: entry.record.owner.clone(),
-            together: matches!(admits(mode, [entry.record.mode]), Ok(Admission::Yes)),
+            together: fits(mode, [entry.record.mode]),
         };
         entries.iter().map(before).collect()
     }

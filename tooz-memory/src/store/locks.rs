@@ -1,19 +1,45 @@
-//! Locks: a strictly fair queue, and how holders and queue change, each change in one step.
+//! Locks: how a session's calls, its end and operators change a lock, each change in one step. The state machine is that
+//! of [`LockState`](tooz_core::driver::support::lock_state::LockState).
 
 use std::sync::Arc;
 
+use tooz_core::driver::support::lock_state::Effect;
+use tooz_core::driver::support::rule::{Verdict, fits};
 use tooz_core::driver::{
-    Acquire, Acquired, Admission, AttemptId, End, Grant, HolderRecord, Holders, LockKey, LockMode, Notice,
-    Previous, QueueEntry, Released, Turn, admits,
+    Acquire, Acquired, AttemptId, End, Grant, HolderRecord, Holders, LockKey, LockMode, Notice, Previous,
+    QueueEntry, Released, Turn,
 };
 use tooz_core::{Error, ErrorKind, FencingToken, LossReason, MemberId, Result};
 
-use super::state::{Ended, Fate, Holder, Lock, State, Step, Waiter};
+use super::state::{Asker, Ended, Fate, Holder, Lock, State, Step, Waiter};
 use crate::faults::oracle::Happened;
 use crate::faults::planted::Fault;
 
 fn attempt_over(attempt: AttemptId, how: &str) -> Error {
     Error::new(ErrorKind::Invalid, format!("attempt {attempt} {how}; ask with a new attempt"))
+}
+
+fn grant(key: &LockKey, holder: &Holder) -> Grant {
+    Grant::new(holder.attempt, key.clone(), holder.mode, holder.token, holder.previous)
+}
+
+fn record(holder: &Holder) -> HolderRecord {
+    HolderRecord::new(Some(holder.data.member.clone()), Some(holder.token), holder.mode, holder.data.since)
+}
+
+fn freed(key: &LockKey, holder: &Holder, how: Previous) -> Happened {
+    let (member, attempt) = (holder.data.member.clone(), holder.attempt.0);
+    Happened::Freed { key: key.clone(), member, attempt, token: holder.token, how }
+}
+
+fn unqueued(key: &LockKey, waiter: &Waiter) -> Happened {
+    Happened::Unqueued { key: key.clone(), member: waiter.data.member.clone(), attempt: waiter.attempt.0 }
+}
+
+/// What a grant needs of the backend.
+pub(super) struct Grants<'a> {
+    lives: &'a dyn Fn(&Waiter) -> bool,
+    token: &'a mut dyn FnMut(&mut Waiter) -> FencingToken,
 }
 
 impl State {
@@ -31,55 +57,34 @@ impl State {
             }
             return Ok(self.report_attempt(&space, key, attempt));
         }
-        let lock = self.spaces.entry(space.clone()).or_default().locks.entry(key.clone()).or_default();
-        // Waiters count, too: two limits in one queue could never both be right.
-        let contenders = lock.modes().chain(lock.queue.iter().map(|waiter| waiter.mode));
-        let beside = admits(request.mode, contenders).and_then(|_| admits(request.mode, lock.modes()));
-        let mut free = match beside {
-            Ok(admission) => admission == Admission::Yes && lock.queue.is_empty(),
-            Err(error) => {
-                self.remove_idle(&space, key);
-                return Err(Error::new(error.kind(), format!("{key}: {}", error.context())));
+        self.spaces.entry(space.clone()).or_default().locks.entry(key.clone()).or_default();
+        let (fault, mut verdict) = (self.fault, Verdict::Held);
+        self.change(&space, key, |lock, grants| {
+            let asker = Asker { member: member.clone(), since: None, unseen: false, granted: Arc::default() };
+            let waiter = Waiter { attempt, session: fate.id, mode: request.mode, data: asker };
+            verdict = if is_admitted_by_fault(fault, lock, request.mode) {
+                lock.grant(waiter, grants.token);
+                Verdict::Free
+            } else {
+                lock.request(waiter, request.wait, grants.token)
+            };
+            if fault == Some(Fault::LastFirst) && lock.waiter(attempt).is_some() {
+                lock.queue.rotate_right(1);
             }
-        };
-        free |= match self.fault {
-            Some(Fault::TwoHolders) => request.mode == LockMode::Exclusive,
-            Some(Fault::Barging) => matches!(admits(request.mode, lock.modes()), Ok(Admission::Yes)),
-            Some(Fault::ReaderBesideWriter) => {
-                request.mode == LockMode::Shared && lock.modes().all(|mode| mode == LockMode::Exclusive)
-            }
-            Some(Fault::TooManyPermits) => {
-                matches!(request.mode, LockMode::Permit { limit }
-                    if lock.modes().all(|mode| mode == request.mode)
-                        && u32::try_from(lock.holders.len()).is_ok_and(|holders| holders <= limit.get()))
-            }
-            _ => false,
-        };
-        if !free && !request.wait {
+            if verdict == Verdict::Free { vec![Effect::Granted(attempt)] } else { Vec::new() }
+        });
+        if verdict != Verdict::Free {
             self.remove_idle(&space, key);
-            return Ok(Acquired::Held);
+            verdict.checked(key)?;
+            if !request.wait {
+                return Ok(Acquired::Held);
+            }
+            self.tell(&space, || Happened::Queued { key: key.clone(), member, attempt: attempt.0 });
         }
-        let waiter = Waiter {
-            attempt,
-            session: fate.id,
-            member: member.clone(),
-            mode: request.mode,
-            granted: Arc::default(),
-        };
         if let Some(session) = self.sessions.get_mut(&fate.id) {
             session.attempts.insert(attempt, key.clone());
         }
-        if free {
-            self.grant(&space, key, waiter);
-        } else if let Some(lock) = self.lock_mut(&space, key) {
-            lock.queue.push_back(waiter);
-            self.tell(&space, || Happened::Queued { key: key.clone(), member, attempt: attempt.0 });
-        }
         Ok(self.report_attempt(&space, key, attempt))
-    }
-
-    fn lock_mut(&mut self, space: &str, key: &LockKey) -> Option<&mut Lock> {
-        self.spaces.get_mut(space)?.locks.get_mut(key)
     }
 
     pub(super) fn lock(&self, space: &str, key: &LockKey) -> Option<&Lock> {
@@ -89,69 +94,75 @@ impl State {
     /// The answer for an attempt that holds or waits.
     fn report_attempt(&self, space: &str, key: &LockKey, attempt: AttemptId) -> Acquired {
         match self.lock(space, key).and_then(|lock| lock.holder(attempt)) {
-            Some(holder) => Acquired::Granted(holder.grant(key)),
+            Some(holder) => Acquired::Granted(grant(key, holder)),
             None => Acquired::Queued(QueueEntry::new(attempt, key.clone())),
         }
     }
 
-    /// Makes a waiter a holder and wakes it.
-    fn grant(&mut self, space: &str, key: &LockKey, waiter: Waiter) {
-        if !(self.has(Fault::TokenRepeats) && self.fence > 0) {
-            self.fence += 1;
-        }
-        let Some(token) = FencingToken::new(self.fence) else { return };
+    /// Changes a lock, and wakes and tells whom the effects concern.
+    pub(super) fn change(
+        &mut self,
+        space: &str,
+        key: &LockKey,
+        change: impl FnOnce(&mut Lock, Grants<'_>) -> Vec<Effect<Asker>>,
+    ) -> Vec<Effect<Asker>> {
+        let (repeats, dead_too) = (self.has(Fault::TokenRepeats), self.has(Fault::DeadWaiter));
         let since = self.wall();
-        let Some(lock) = self.lock_mut(space, key) else { return };
-        lock.holders.push(Holder {
-            attempt: waiter.attempt,
-            session: waiter.session,
-            member: waiter.member.clone(),
-            mode: waiter.mode,
-            token,
-            since,
-            previous: lock.previous.take().unwrap_or_default(),
-            unseen: false,
-        });
-        self.wakes.push(waiter.granted);
-        self.holders_changed(space, key);
-        self.tell(space, || Happened::Granted {
-            key: key.clone(),
-            member: waiter.member,
-            attempt: waiter.attempt.0,
-            mode: waiter.mode,
-            token,
-        });
+        let Self { spaces, sessions, fence, .. } = self;
+        let Some(lock) = spaces.get_mut(space).and_then(|space| space.locks.get_mut(key)) else {
+            return Vec::new();
+        };
+        // INVARIANT: the queue has waiters of live sessions only, since a session takes its waiters with it.
+        // Checked again here: a grant to a dead session would never be given back (L14).
+        let lives = |waiter: &Waiter| dead_too || sessions.contains_key(&waiter.session);
+        let mut token = |waiter: &mut Waiter| {
+            if !(repeats && *fence > 0) {
+                *fence += 1;
+            }
+            waiter.data.since = since;
+            FencingToken::new(*fence).expect("microseconds since 1970 fit into 63 bits for 292,000 years")
+        };
+        let effects = change(lock, Grants { lives: &lives, token: &mut token });
+        for effect in &effects {
+            self.apply(space, key, effect);
+        }
+        effects
     }
 
-    /// Hands the lock on: admits from the front of the queue while the grant rule says yes.
-    pub(super) fn advance(&mut self, space: &str, key: &LockKey) {
-        let (last_first, dead_too) = (self.has(Fault::LastFirst), self.has(Fault::DeadWaiter));
-        loop {
-            let Some(lock) = self.spaces.get_mut(space).and_then(|space| space.locks.get_mut(key)) else {
-                return;
-            };
-            let next = if last_first { lock.queue.pop_back() } else { lock.queue.pop_front() };
-            let Some(waiter) = next else { break };
-            // INVARIANT: the queue has waiters of live sessions only, since a session takes its waiters with it.
-            // Checked again here: a grant to a dead session would never be given back (L14).
-            if !self.sessions.contains_key(&waiter.session) && !dead_too {
-                continue;
+    fn apply(&mut self, space: &str, key: &LockKey, effect: &Effect<Asker>) {
+        match effect {
+            Effect::Granted(attempt) => {
+                let Some(holder) = self.lock(space, key).and_then(|lock| lock.holder(*attempt)) else {
+                    return;
+                };
+                let (member, mode, token) = (holder.data.member.clone(), holder.mode, holder.token);
+                let granted = holder.data.granted.clone();
+                self.wakes.push(granted);
+                self.holders_changed(space, key);
+                let (key, attempt) = (key.clone(), attempt.0);
+                self.tell(space, || Happened::Granted { key, member, attempt, mode, token });
             }
-            if !matches!(admits(waiter.mode, lock.modes()), Ok(Admission::Yes)) {
-                if last_first {
-                    lock.queue.push_back(waiter);
-                } else {
-                    lock.queue.push_front(waiter);
-                }
-                break;
+            Effect::Freed(holder, how) => {
+                self.holders_changed(space, key);
+                self.tell(space, || freed(key, holder, *how));
             }
-            self.grant(space, key, waiter);
-            if self.has(Fault::LostWakeup)
-                && let Some(holder) = self.lock_mut(space, key).and_then(|lock| lock.holders.last_mut())
-            {
-                holder.unseen = true;
+            Effect::Unqueued(waiter) => {
+                // A call may be waiting for this turn right now, and learns that there is none.
+                self.wakes.push(waiter.data.granted.clone());
+                self.tell(space, || unqueued(key, waiter));
             }
         }
+    }
+
+    /// Hands the lock on.
+    pub(super) fn advance(&mut self, space: &str, key: &LockKey) {
+        let unseen = self.has(Fault::LostWakeup);
+        self.change(space, key, |lock, grants| {
+            lock.promote(grants.lives, |waiter| {
+                waiter.data.unseen = unseen;
+                (grants.token)(waiter)
+            })
+        });
         self.remove_idle(space, key);
     }
 
@@ -173,44 +184,19 @@ impl State {
         }
     }
 
-    /// Removes an attempt, whether it holds or waits; the caller hands the lock on.
-    pub(super) fn remove_attempt(&mut self, space: &str, key: &LockKey, attempt: AttemptId, how: Previous) {
-        let Some(lock) = self.lock_mut(space, key) else { return };
-        if let Some(index) = lock.queue.iter().position(|waiter| waiter.attempt == attempt) {
-            let Some(waiter) = lock.queue.remove(index) else { return };
-            // A call may be waiting for this turn right now, and learns that there is none.
-            self.wakes.push(waiter.granted);
-            self.tell(space, || Happened::Unqueued {
-                key: key.clone(),
-                member: waiter.member,
-                attempt: attempt.0,
-            });
-        } else if let Some(index) = lock.holders.iter().position(|holder| holder.attempt == attempt) {
-            let holder = lock.holders.remove(index);
-            // Of several ends the lock remembers the one that says most.
-            if how != Previous::Clean && lock.previous != Some(Previous::Broken) {
-                lock.previous = Some(how);
-            }
-            self.holders_changed(space, key);
-            self.tell(space, || holder.freed(key, how));
-        }
-    }
-
     /// Ends one attempt of a live session, remembers that, and hands the lock on.
-    /// `end`: how its owner gave it back. `None`: the grant was never used, and its `previous` passes on unread.
-    fn settle(&mut self, fate: &Fate, attempt: AttemptId, end: Option<End>) {
+    fn settle(
+        &mut self,
+        fate: &Fate,
+        attempt: AttemptId,
+        leave: impl FnOnce(&mut Lock) -> Vec<Effect<Asker>>,
+    ) {
         let Some(session) = self.sessions.get_mut(&fate.id) else { return };
         session.ended.put(attempt, Ended::Settled);
         // The backend knows which lock the attempt is at; the caller's key is not trusted.
         let Some(key) = session.attempts.remove(&attempt) else { return };
         let space = session.space.clone();
-        let how = if let Some(end) = end {
-            self.mark_of(end)
-        } else {
-            let holder = self.lock(&space, &key).and_then(|lock| lock.holder(attempt));
-            holder.map_or(Previous::Clean, |holder| holder.previous)
-        };
-        self.remove_attempt(&space, &key, attempt, how);
+        self.change(&space, &key, |lock, _| leave(lock));
         self.advance(&space, &key);
     }
 
@@ -222,7 +208,7 @@ impl State {
     /// Takes an attempt back without an end of its owner's, whether it holds or waits.
     pub(crate) fn withdraw(&mut self, fate: &Fate, attempt: AttemptId) {
         if !self.has(Fault::CancelLeaks) {
-            self.settle(fate, attempt, None);
+            self.settle(fate, attempt, |lock| lock.withdraw(fate.id, attempt));
         }
     }
 
@@ -237,7 +223,8 @@ impl State {
             }
             return Released::WasNotHolder;
         }
-        self.settle(fate, grant.attempt, Some(end));
+        let how = self.mark_of(end);
+        self.settle(fate, grant.attempt, |lock| lock.release(fate.id, grant.attempt, how));
         Released::Released
     }
 
@@ -249,7 +236,7 @@ impl State {
         if let Some(session) = self.sessions.get_mut(&session) {
             session.attempts.remove(&attempt);
         }
-        self.remove_attempt(&space, key, attempt, Previous::Clean);
+        self.change(&space, key, |lock, _| lock.release(session, attempt, Previous::Clean));
         self.advance(&space, key);
     }
 
@@ -258,13 +245,13 @@ impl State {
         let Some(session) = self.sessions.get(&fate.id) else { return Step::Done(Err(fate.error())) };
         if let Some(lock) = self.lock(&session.space, &entry.key) {
             if let Some(waiter) = lock.waiter(entry.attempt) {
-                return Step::Wait(waiter.granted.clone());
+                return Step::Wait(waiter.data.granted.clone());
             }
             if let Some(holder) = lock.holder(entry.attempt) {
-                if holder.unseen {
+                if holder.data.unseen {
                     return Step::Wait(Arc::default());
                 }
-                return Step::Done(Ok(Turn::Granted(holder.grant(&entry.key))));
+                return Step::Done(Ok(Turn::Granted(grant(&entry.key, holder))));
             }
         }
         if self.has(Fault::PlaceLost) {
@@ -275,7 +262,7 @@ impl State {
 
     pub(crate) fn holders(&self, space: &str, key: &LockKey) -> Holders {
         let lock = self.lock(space, key);
-        let holders = lock.map(|lock| lock.holders.iter().map(Holder::record).collect()).unwrap_or_default();
+        let holders = lock.map(|lock| lock.holders.iter().map(record).collect()).unwrap_or_default();
         let waiters = lock.map_or(0, |lock| lock.queue.len());
         Holders::new(holders, Some(u64::try_from(waiters).unwrap_or(u64::MAX)))
     }
@@ -289,30 +276,26 @@ impl State {
         by: Option<&MemberId>,
         why: &str,
     ) -> Vec<HolderRecord> {
-        let Some(lock) = self.lock(space, key) else { return Vec::new() };
-        let victims: Vec<_> = lock
-            .holders
-            .iter()
-            .filter(|holder| only.is_none_or(|token| token == holder.token))
-            .map(|holder| (holder.attempt, holder.session, holder.record()))
-            .collect();
         let reason = LossReason::Broken { by: by.cloned(), why: why.to_owned() };
-        for (attempt, session, record) in &victims {
-            tracing::info!(%key, token = ?record.token, reason = %reason, "lock broken");
-            self.remove_attempt(space, key, *attempt, Previous::Broken);
-            let silent = self.has(Fault::SilentBreak);
-            if let Some(session) = self.sessions.get_mut(session) {
-                session.attempts.remove(attempt);
+        let silent = self.has(Fault::SilentBreak);
+        let mut victims = Vec::new();
+        for effect in self.change(space, key, |lock, _| lock.break_grants(only)) {
+            let Effect::Freed(holder, _) = effect else { continue };
+            let attempt = holder.attempt;
+            tracing::info!(%key, token = ?Some(holder.token), reason = %reason, "lock broken");
+            victims.push(record(&holder));
+            if let Some(session) = self.sessions.get_mut(&holder.session) {
+                session.attempts.remove(&attempt);
                 session
                     .ended
-                    .put(*attempt, if silent { Ended::Silenced } else { Ended::Broken(reason.clone()) });
+                    .put(attempt, if silent { Ended::Silenced } else { Ended::Broken(reason.clone()) });
                 if !silent {
-                    session.notify(Notice::GrantLost(*attempt, reason.clone()), &mut self.wakes);
+                    session.notify(Notice::GrantLost(attempt, reason.clone()), &mut self.wakes);
                 }
             }
         }
         self.advance(space, key);
-        victims.into_iter().map(|(_, _, record)| record).collect()
+        victims
     }
 
     /// Deletes a lock's record as if by hand: no session is told, and holders find out at their next beat.
@@ -333,7 +316,7 @@ impl State {
             }
         }
         self.tell_gone(space, key, &lock);
-        self.wakes.extend(lock.queue.into_iter().map(|waiter| waiter.granted));
+        self.wakes.extend(lock.queue.into_iter().map(|waiter| waiter.data.granted));
         self.holders_changed(space, key);
         lock.holders.len()
     }
@@ -341,11 +324,10 @@ impl State {
     /// A lock's record was deleted with everything in it.
     fn tell_gone(&mut self, space: &str, key: &LockKey, lock: &Lock) {
         for holder in &lock.holders {
-            self.tell(space, || holder.freed(key, Previous::Unknown));
+            self.tell(space, || freed(key, holder, Previous::Unknown));
         }
         for waiter in &lock.queue {
-            let (member, attempt) = (&waiter.member, waiter.attempt.0);
-            self.tell(space, || Happened::Unqueued { key: key.clone(), member: member.clone(), attempt });
+            self.tell(space, || unqueued(key, waiter));
         }
     }
 
@@ -356,7 +338,7 @@ impl State {
         };
         for (key, lock) in lost {
             self.tell_gone(space, &key, &lock);
-            self.wakes.extend(lock.queue.into_iter().map(|waiter| waiter.granted));
+            self.wakes.extend(lock.queue.into_iter().map(|waiter| waiter.data.granted));
             self.holders_changed(space, &key);
         }
     }
@@ -366,5 +348,20 @@ impl State {
         if !self.has(Fault::RaiseIgnored) {
             self.fence = self.fence.max(least.get() - 1);
         }
+    }
+}
+
+/// Whether a planted fault grants what the rule refuses.
+fn is_admitted_by_fault(fault: Option<Fault>, lock: &Lock, mode: LockMode) -> bool {
+    match fault {
+        Some(Fault::TwoHolders) => mode == LockMode::Exclusive,
+        Some(Fault::Barging) => fits(mode, lock.modes()),
+        Some(Fault::ReaderBesideWriter) => {
+            mode == LockMode::Shared && lock.modes().all(|mode| mode == LockMode::Exclusive)
+        }
+        Some(Fault::TooManyPermits) => matches!(mode, LockMode::Permit { limit }
+            if lock.modes().all(|other| other == mode)
+                && u32::try_from(lock.holders.len()).is_ok_and(|holders| holders <= limit.get())),
+        _ => false,
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tooz_core::driver::support::attempts::EndedAttempts;
-use tooz_core::driver::{AttemptId, Clock, Epoch, Held, LockKey, OpenSession, Previous, Renewal, SessionId};
+use tooz_core::driver::{Clock, Epoch, Held, LockKey, OpenSession, Previous, Renewal, SessionId};
 use tooz_core::{GroupId, LossReason};
 
 use super::state::{Ended, Fate, LiveSession, State};
@@ -133,9 +133,9 @@ impl State {
         self.wakes.push(session.fate.woken.clone());
         // All attempts go before anything is handed on: a waiter of the dead session must not be granted.
         let keys: BTreeSet<LockKey> = session.attempts.values().cloned().collect();
-        for (attempt, key) in &session.attempts {
-            if !self.is_kept_by_fault(&session.space, key, *attempt) {
-                self.remove_attempt(&session.space, key, *attempt, how);
+        for key in session.attempts.values() {
+            if !self.is_kept_by_fault(&session.space, key, id) {
+                self.change(&session.space, key, |lock, _| lock.session_ended(id, how));
             }
         }
         for key in &keys {
@@ -155,12 +155,12 @@ impl State {
         tracing::debug!(session = %id, member = %session.member, reason = %why, "session ended");
     }
 
-    /// Whether a planted fault lets an attempt outlive its session.
-    fn is_kept_by_fault(&self, space: &str, key: &LockKey, attempt: AttemptId) -> bool {
+    /// Whether a planted fault lets the attempts at a lock outlive their session.
+    fn is_kept_by_fault(&self, space: &str, key: &LockKey, id: SessionId) -> bool {
         let Some(lock) = self.lock(space, key) else { return false };
         match self.fault {
-            Some(Fault::DeadWaiter) => lock.waiter(attempt).is_some(),
-            Some(Fault::OrphanLock) => lock.holder(attempt).is_some(),
+            Some(Fault::DeadWaiter) => lock.queue.iter().any(|waiter| waiter.session == id),
+            Some(Fault::OrphanLock) => lock.holders.iter().any(|holder| holder.session == id),
             _ => false,
         }
     }

@@ -11,11 +11,11 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
 use tooz_core::driver::support::attempts::EndedAttempts;
+use tooz_core::driver::support::lock_state::{self, LockState};
 use tooz_core::driver::{
-    AttemptId, Clock, Epoch, Grant, GroupChange, HolderRecord, Instant, LockKey, LockMode, MemberRecord,
-    Notice, Previous, SessionId,
+    AttemptId, Clock, Epoch, GroupChange, Instant, LockKey, MemberRecord, Notice, SessionId,
 };
-use tooz_core::{Capabilities, Error, ErrorKind, FencingToken, GroupId, LossReason, MemberId};
+use tooz_core::{Capabilities, Error, ErrorKind, GroupId, LossReason, MemberId};
 
 use crate::faults::gate::Plan;
 use crate::faults::oracle::{Happened, Listener};
@@ -170,33 +170,18 @@ pub(super) enum Ended {
 }
 
 /// One lock; it exists while it is held, waited for, or remembers an unclean end.
-#[derive(Debug, Default)]
-pub(crate) struct Lock {
-    pub(crate) holders: Vec<Holder>,
-    pub(crate) queue: VecDeque<Waiter>,
-    /// How the last holder ended, if uncleanly; the next grant consumes it (L12).
-    pub(super) previous: Option<Previous>,
-}
+pub(crate) type Lock = LockState<Asker>;
+pub(super) type Holder = lock_state::Holder<Asker>;
+pub(super) type Waiter = lock_state::Waiter<Asker>;
 
+/// What else this backend records of an attempt.
 #[derive(Debug)]
-pub(crate) struct Holder {
-    pub(super) attempt: AttemptId,
-    pub(super) session: SessionId,
+pub(crate) struct Asker {
     pub(super) member: MemberId,
-    pub(super) mode: LockMode,
-    pub(super) token: FencingToken,
+    /// Since when it holds the lock.
     pub(super) since: Option<SystemTime>,
-    pub(super) previous: Previous,
     /// Granted, but a planted fault hides it from the waiter.
     pub(super) unseen: bool,
-}
-
-#[derive(Debug)]
-pub(crate) struct Waiter {
-    pub(super) attempt: AttemptId,
-    pub(super) session: SessionId,
-    pub(super) member: MemberId,
-    pub(super) mode: LockMode,
     /// One for each waiter: a release wakes exactly the waiters that it grants.
     pub(super) granted: Arc<Notify>,
 }
@@ -208,46 +193,6 @@ pub(crate) struct WatchedLock {
     /// Grows with every change of the holders.
     pub(super) version: u64,
     pub(super) changed: Arc<Notify>,
-}
-
-impl Lock {
-    /// The holder with this attempt.
-    pub(super) fn holder(&self, attempt: AttemptId) -> Option<&Holder> {
-        self.holders.iter().find(|holder| holder.attempt == attempt)
-    }
-
-    /// The waiter with this attempt.
-    pub(super) fn waiter(&self, attempt: AttemptId) -> Option<&Waiter> {
-        self.queue.iter().find(|waiter| waiter.attempt == attempt)
-    }
-
-    pub(super) fn modes(&self) -> impl Iterator<Item = LockMode> + '_ {
-        self.holders.iter().map(|holder| holder.mode)
-    }
-
-    pub(super) fn is_idle(&self) -> bool {
-        self.holders.is_empty() && self.queue.is_empty() && self.previous.is_none()
-    }
-}
-
-impl Holder {
-    pub(super) fn grant(&self, key: &LockKey) -> Grant {
-        Grant::new(self.attempt, key.clone(), self.mode, self.token, self.previous)
-    }
-
-    pub(super) fn freed(&self, key: &LockKey, how: Previous) -> Happened {
-        Happened::Freed {
-            key: key.clone(),
-            member: self.member.clone(),
-            attempt: self.attempt.0,
-            token: self.token,
-            how,
-        }
-    }
-
-    pub(super) fn record(&self) -> HolderRecord {
-        HolderRecord::new(Some(self.member.clone()), Some(self.token), self.mode, self.since)
-    }
 }
 
 /// One group.

@@ -1,6 +1,7 @@
 //! Handing locks on: the queue of a lock's waiters, in order, without the dead.
 
-use tooz_core::driver::{Admission, AttemptId, Grant, LockMode, admits};
+use tooz_core::driver::support::rule::fits;
+use tooz_core::driver::{AttemptId, Grant, LockMode};
 
 use crate::engine::fence;
 use crate::engine::lock_rows::{Held, first_waiter, holders_changed, holders_of};
@@ -30,8 +31,7 @@ pub(crate) fn settle(tx: &mut Tx<'_>) -> Work<()> {
 pub(crate) fn is_overdue(tx: &Tx<'_>, lock: &Lock) -> Work<bool> {
     let Some(waiter) = first_waiter(tx, lock)? else { return Ok(false) };
     let holders = holders_of(tx, lock)?;
-    Ok(admits(waiter.mode, holders.iter().map(|held| held.mode))
-        .is_ok_and(|admission| admission == Admission::Yes))
+    Ok(fits(waiter.mode, holders.iter().map(|held| held.mode)))
 }
 
 /// Grants to the first waiters, in order, as long as they are admitted: one writer, or all readers up to the next.
@@ -39,9 +39,7 @@ pub(crate) fn is_overdue(tx: &Tx<'_>, lock: &Lock) -> Work<bool> {
 fn hand_on(tx: &mut Tx<'_>, lock: &Lock) -> Work<()> {
     while let Some(waiter) = first_waiter(tx, lock)? {
         let holders = holders_of(tx, lock)?;
-        // Permits of another limit wait until those in use are returned.
-        let admission = admits(waiter.mode, holders.iter().map(|held| held.mode)).unwrap_or(Admission::No);
-        if admission == Admission::No {
+        if !fits(waiter.mode, holders.iter().map(|held| held.mode)) {
             // The waiter may be the first only now, and then has to listen for the holders' ends.
             if tx.own_session(waiter.session).is_none() {
                 wake(tx, waiter.session)?;

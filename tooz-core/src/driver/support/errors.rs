@@ -1,5 +1,8 @@
 //! The errors that every driver answers with the same words.
 
+use std::fmt::Display;
+
+use crate::driver::LockKey;
 use crate::{Error, ErrorKind, GroupId, LossReason, MemberId};
 
 /// There is no such group.
@@ -32,6 +35,13 @@ pub fn joined_before(group: &GroupId, member: &MemberId) -> Error {
 pub fn member_id_taken(member: &MemberId) -> Error {
     let why = format!("member id \"{member}\" belongs to another live coordinator; use another id");
     Error::new(ErrorKind::MemberExists, why)
+}
+
+/// Permits of two limits were asked for (L15).
+pub fn other_limit(key: &LockKey, asked: impl Display, other: impl Display) -> Error {
+    let why =
+        format!("{key}: permits of limit {asked} were asked for where permits of limit {other} are in use");
+    Error::new(ErrorKind::Invalid, why)
 }
 
 /// What a session answers after it has ended.

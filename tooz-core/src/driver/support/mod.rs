@@ -5,4 +5,6 @@ pub mod backoff;
 pub mod errors;
 pub mod feed;
 pub mod fork;
+pub mod lock_state;
 pub mod notices;
+pub mod rule;
