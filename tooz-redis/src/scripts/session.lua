@@ -1,14 +1,16 @@
--- Ends a session: its places first, or its own locks would be handed to itself. `how` is left in locks that it held.
+-- Ends a session: its places first, or its own locks would be handed to itself; then all that it held in a lock, and only then the
+-- lock is handed on, or two next holders would be told of one end. `how` is left in locks that it held.
 local function end_session(id, how, time)
-  local all, locks = redis.call('HGETALL', session(id)), {}
+  local all, locks, attempts = redis.call('HGETALL', session(id)), {}, {}
   for i = 1, #all, 2 do
     local kind, rest = string.sub(all[i], 1, 1), string.sub(all[i], 2)
     if kind == 'k' and #rest == 32 then
       local key, base = unpair(all[i + 1])
       if key then
-        local l = lock(key, base)
+        local l = locks[base] or lock(key, base)
         unqueue(l, rest)
-        locks[#locks + 1] = { rest, l }
+        locks[base] = l
+        attempts[#attempts + 1] = { rest, l }
       end
     elseif kind == 'g' then
       local g = group(NS .. '_group:' .. rest, all[i + 1])
@@ -17,13 +19,16 @@ local function end_session(id, how, time)
       if r and r.session == id then drop(g, member) end
     end
   end
-  for _, one in ipairs(locks) do
-    local l = read(one[2])
-    local h = l.holders[one[1]]
+  for _, l in pairs(locks) do read(l) end
+  for _, one in ipairs(attempts) do
+    local attempt, l = one[1], one[2]
+    local h = l.holders[attempt]
     if h and h.session == id then
-      remove(l, one[1])
+      remove(l, attempt)
       if how then mark(l, how) end
     end
+  end
+  for _, l in pairs(locks) do
     if l.p then keep(l, time) end
     advance(l, time)
     finish(l)
