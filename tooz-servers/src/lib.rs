@@ -6,6 +6,7 @@
 mod certificates;
 #[cfg(feature = "etcd")]
 pub mod etcd;
+pub mod histories;
 #[cfg(feature = "lab")]
 pub mod lab;
 #[cfg(feature = "servers")]
