@@ -91,15 +91,22 @@ pub fn create(directory: impl AsFd, name: &OsStr, rights: Rights) -> io::Result<
     Ok(file)
 }
 
-/// Opens a directory, which is made if it is missing. Another process may make it at the same moment.
-pub fn open_or_make_directory(parent: impl AsFd, name: &OsStr, rights: Rights) -> io::Result<OwnedFd> {
-    let open = || -> io::Result<OwnedFd> { Ok(openat(&parent, name, DIRECTORY | SAFE, Mode::empty())?) };
+/// Opens a directory, which is made if it is missing: with `O_RDONLY`, or with `O_PATH` where it need not be readable.
+pub fn open_or_make_directory(
+    parent: impl AsFd,
+    name: &OsStr,
+    rights: Rights,
+    access: OFlag,
+) -> io::Result<OwnedFd> {
+    let flags = access | OFlag::O_DIRECTORY | SAFE;
+    let open = || -> io::Result<OwnedFd> { Ok(openat(&parent, name, flags, Mode::empty())?) };
     if let Some(there) = existing(open())? {
         return Ok(there);
     }
     match make(parent.as_fd(), name, rights, DIRECTORY, |inside| stat::mkdirat(inside, name, rights.mode)) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => open(),
-        made => made,
+        // Another process may have made it at the same moment, and may have replaced the one that was made here.
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => open(),
     }
 }
 

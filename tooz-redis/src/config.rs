@@ -7,7 +7,7 @@ use tooz_core::driver::{LAYOUT_OPTION, Limits, OptionKind, OptionSpec, layout_of
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
 use crate::connection::address::{self, Address, Topology};
-use crate::connection::tls::{self, Tls};
+use crate::connection::tls::Tls;
 
 /// The schemes; the first is the driver's name.
 pub(crate) const SCHEMES: &[&str] = &[
@@ -278,7 +278,7 @@ fn misplaced(url: &BackendUrl, topology: &Topology) -> Result<()> {
 #[cfg(feature = "tls")]
 fn tls(url: &BackendUrl) -> Result<Option<Tls>> {
     if ["rediss", "valkeys"].iter().any(|word| url.scheme().starts_with(word)) {
-        return tls::read(url).map(Some);
+        return crate::connection::tls::read(url).map(Some);
     }
     match ["tls_ca", "tls_cert", "tls_key"].into_iter().find(|option| url.option(option).is_some()) {
         Some(option) => Err(Error::new(

@@ -8,7 +8,7 @@ use tooz_core::driver::{ChangeStream, Groups, Join, MemberRecord, SessionGroups}
 use tooz_core::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
 
 use crate::client::Client;
-use crate::connection::reply::Parts;
+use crate::connection::reply::{Parts, bytes};
 use crate::driver::Redis;
 use crate::scripts::{self, Script};
 use crate::session::RedisSession;
@@ -69,9 +69,9 @@ impl Groups for Redis {
     async fn list(&self) -> Result<Vec<GroupId>> {
         let mut command = redis::cmd("SMEMBERS");
         command.arg(self.client.keys.groups());
-        let names: Vec<Vec<u8>> =
-            redis::from_redis_value(self.client.read(&command).await?).unwrap_or_default();
-        let mut groups: Vec<_> = names.into_iter().filter_map(|name| GroupId::new(name).ok()).collect();
+        let names = self.client.read(&command).await?.into_sequence().unwrap_or_default();
+        let mut groups: Vec<_> =
+            names.into_iter().filter_map(|name| GroupId::new(bytes(name)?).ok()).collect();
         groups.sort_unstable();
         Ok(groups)
     }

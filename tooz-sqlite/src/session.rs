@@ -14,7 +14,7 @@ use tooz_core::{LossReason, Result};
 use tooz_local::file_id::FileId;
 
 use crate::client::Client;
-use crate::engine::jobs::Level;
+use crate::engine::jobs::{self, Level};
 use crate::engine::session_file;
 use crate::engine::tx::{Effect, Tx};
 use crate::engine::{lock_rows, schema};
@@ -40,8 +40,12 @@ impl SqliteSession {
     pub(crate) async fn open(client: &Arc<Client>, request: &OpenSession) -> Result<Self> {
         let opened_at = client.jobs.clock.now();
         let id = SessionId(client.jobs.entropy.id());
-        let (owner, request) = (client.clone(), request.clone());
-        let work = move |tx: &mut Tx<'_>| open(tx, &owner, id, opened_at, &request);
+        // A caller that waits no longer, and drops the client, must not keep the database open by this job.
+        let (owner, request) = (Arc::downgrade(client), request.clone());
+        let work = move |tx: &mut Tx<'_>| {
+            let owner = owner.upgrade().ok_or_else(jobs::closed)?;
+            open(tx, &owner, id, opened_at, &request)
+        };
         client.call("open session", Level::Write, work).await
     }
 

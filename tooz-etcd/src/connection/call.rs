@@ -88,7 +88,7 @@ impl Connection {
     {
         let channel = self.channel().await?;
         let generation = channel.generation;
-        let mut call = std::pin::pin!(make(channel));
+        let mut call = Box::pin(make(channel));
         let answered = if let Some(answered) = self.context.spawner.timeout(limit, &mut call).await {
             answered
         } else {
@@ -123,7 +123,7 @@ impl Connection {
                 Ok(answer) => return Some(answer),
                 Err(error) if error.kind() == ErrorKind::Closed => return None,
                 Err(error) => {
-                    tracing::debug!(%error, what, "the server did not answer; it is asked again");
+                    tracing::debug!(%error, what, "could not be asked; it is asked again");
                     self.pause().await;
                 }
             }

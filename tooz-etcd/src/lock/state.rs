@@ -81,9 +81,8 @@ impl State {
                 continue;
             }
             let (key, value, created) = (kv.key(), kv.value(), kv.create_revision());
-            let unreadable = || {
-                corrupt(key, "holds a foreign value; look at it, and delete it if no program needs it")
-            };
+            let unreadable =
+                || corrupt(key, "holds a foreign value; look at it, and delete it if no program needs it");
             match keys.parse(key) {
                 Some(LockPart::Holder(attempt)) => {
                     let holder = Holder::read(attempt, value, created, kv.mod_revision());

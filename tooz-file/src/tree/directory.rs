@@ -64,7 +64,7 @@ impl Directory {
     /// Opens a directory in this one, made if it is missing.
     pub(crate) fn make(&self, name: &(impl AsRef<Path> + ?Sized)) -> io::Result<Self> {
         let (name, rights) = (name.as_ref(), Rights::within(&self.fd, directory_mode(self.mode))?);
-        let fd = ownership::open_or_make_directory(&self.fd, name.as_os_str(), rights)?;
+        let fd = ownership::open_or_make_directory(&self.fd, name.as_os_str(), rights, OFlag::O_RDONLY)?;
         Ok(Self { fd, path: self.path.join(name), mode: self.mode })
     }
 

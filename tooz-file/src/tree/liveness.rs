@@ -98,7 +98,7 @@ impl Sessions {
             if !wanted(id) {
                 continue;
             }
-            let lives = match self.owner_of(id) {
+            let lives = match self.owner_of(id).filter(|owner| owner.session == id) {
                 Some(owner) => !self.is_dead(&owner),
                 // The file does not name its owner, but its lock says whether it lives.
                 None => match existing(self.directory.open(&id.to_string()))? {

@@ -12,6 +12,7 @@ use tooz_core::driver::Spawner;
 use tooz_core::{Error, ErrorKind, Result};
 
 use super::address::{Address, Topology};
+use super::reply::bytes;
 use crate::config::Config;
 use crate::error;
 
@@ -223,9 +224,17 @@ fn text(value: &Value) -> Option<String> {
     redis::from_redis_value_ref(value).ok()
 }
 
-/// Names and values, as a map or one after the other.
-fn properties(value: Value) -> BTreeMap<String, String> {
-    redis::from_redis_value(value).unwrap_or_default()
+/// Names and values, as a map or one after the other. What cannot be read is left out alone: without the others a master
+/// would lose its epoch, and a replica its state.
+fn properties(mut value: Value) -> BTreeMap<String, String> {
+    if let Value::Array(items) = &mut value
+        && items.len() % 2 == 1
+    {
+        items.pop();
+    }
+    let text = |value| String::from_utf8(bytes(value)?).ok();
+    let pairs = value.into_map_iter().into_iter().flatten();
+    pairs.filter_map(|(name, value)| Some((text(name)?, text(value)?))).collect()
 }
 
 fn nonsense(who: &Address, what: &str) -> Error {
@@ -246,6 +255,17 @@ mod tests {
 
     fn bulk(text: &str) -> Value {
         Value::BulkString(text.as_bytes().to_vec())
+    }
+
+    #[test]
+    fn what_cannot_be_read_hides_no_other_property() {
+        let flat = |items: &[Value]| properties(Value::Array(items.to_vec()));
+        let expected: BTreeMap<_, _> = [("flags".to_owned(), "slave".to_owned())].into();
+        for unreadable in [Value::Nil, Value::BulkString(vec![0xff]), Value::Array(vec![bulk("x")])] {
+            assert_eq!(flat(&[bulk("x"), unreadable, bulk("flags"), bulk("slave")]), expected);
+        }
+        assert_eq!(flat(&[bulk("flags"), bulk("slave"), bulk("odd")]), expected);
+        assert_eq!(properties(Value::Map(vec![(bulk("flags"), bulk("slave"))])), expected);
     }
 
     fn tcp(host: &str, port: u16) -> Address {

@@ -65,7 +65,9 @@ where
     }
 
     fn finish(self: Box<Self>, outcome: Result<()>) {
-        let Self { answer, reply, .. } = *self;
+        let Self { work, answer, reply } = *self;
+        // It may hold the client, which the caller may drop as soon as it has the answer.
+        drop(work);
         let missing = || Error::new(ErrorKind::Backend, "the job was not run");
         reply(outcome.and_then(|()| answer.ok_or_else(missing)));
     }

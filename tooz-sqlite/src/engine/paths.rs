@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::OFlag;
 use nix::sys::stat::lstat;
 use nix::unistd::geteuid;
 use tooz_core::{Error, ErrorKind, Result};
@@ -143,9 +144,11 @@ impl Paths {
         // around both does not matter.
         let database = lstat(&self.database).map_err(|errno| failed(errno.into()))?;
         let rights = Rights::like(&database, mode);
-        let inside = ownership::open_or_make_directory(&directory, &name, rights).map_err(failed)?;
+        let inside =
+            ownership::open_or_make_directory(&directory, &name, rights, OFlag::O_PATH).map_err(failed)?;
         let rights = Rights::within(&inside, mode).map_err(failed)?;
-        let fifos = ownership::open_or_make_directory(&inside, wakeup::DIRECTORY.as_ref(), rights);
+        let fifos =
+            ownership::open_or_make_directory(&inside, wakeup::DIRECTORY.as_ref(), rights, OFlag::O_PATH);
         let shown = sessions.join(wakeup::DIRECTORY);
         fifos.map(drop).map_err(|error| error::io(format!("creating {}", shown.display()), error))
     }
