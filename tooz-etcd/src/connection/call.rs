@@ -88,7 +88,7 @@ impl Connection {
     {
         let channel = self.channel().await?;
         let generation = channel.generation;
-        let mut call = Box::pin(make(channel));
+        let mut call = std::pin::pin!(make(channel));
         let answered = if let Some(answered) = self.context.spawner.timeout(limit, &mut call).await {
             answered
         } else {

@@ -139,7 +139,8 @@ impl Connection {
         if let Some(client) = current.client {
             return Ok(Channel { client, generation });
         }
-        let connecting = Client::connect([&self.endpoints[current.endpoint]], Some(self.options.clone()));
+        let connecting =
+            Box::pin(Client::connect([&self.endpoints[current.endpoint]], Some(self.options.clone())));
         let client = match self.context.spawner.timeout(self.limit, connecting).await {
             Some(Ok(client)) => client,
             Some(Err(error)) => {
