@@ -7,6 +7,7 @@ mod coordinator;
 mod corrupt;
 mod files;
 mod groups;
+mod histories;
 mod linked;
 mod locks;
 mod processes;
