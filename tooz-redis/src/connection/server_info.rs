@@ -86,7 +86,7 @@ pub(crate) async fn check_master(link: &Link) -> Result<()> {
         Some(b"master") => Ok(()),
         role => {
             let role = role.unwrap_or(b"unknown").escape_ascii();
-            let why = format!("{}: others name it as the master, but its role is {role}", link.address);
+            let why = format!("{}: others name it the master, its own role is {role}", link.address);
             Err(Error::new(ErrorKind::Unavailable, why))
         }
     }

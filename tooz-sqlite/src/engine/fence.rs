@@ -33,12 +33,12 @@ pub(crate) fn take(tx: &mut Tx<'_>) -> Work<FencingToken> {
             .ok_or_else(missing)?,
     };
     if fence.next > MOST || fence.ceiling > MOST {
-        let what = "is close to the largest number there is; set it above the largest token granted";
+        let what = "is close to the largest number there is; correct it to above the largest token granted";
         return Err(corrupt(what));
     }
     let token = u64::try_from(fence.next).ok().and_then(FencingToken::new);
     let Some(token) = token.filter(|_| fence.ceiling >= fence.next) else {
-        let what = "is damaged; set it above the largest token granted";
+        let what = "is damaged; correct it to above the largest token granted";
         return Err(corrupt(what));
     };
     if fence.next >= fence.ceiling {
