@@ -302,10 +302,12 @@ mod tests {
     fn a_stopped_one_stands_and_goes_on() {
         let mut helper = Helper::start(shell("while read -r line; do echo $line; done")).unwrap();
         helper.stop().unwrap();
-        assert!(stands(std::path::Path::new(&format!("/proc/{}", helper.id()))));
+        assert!(stands(std::path::Path::new(&format!("/proc/{}", helper.id())), "T"));
         helper.tell("word").unwrap();
         assert_eq!(helper.hear_within(Duration::from_millis(20)), None);
         helper.resume().unwrap();
         assert_eq!(helper.hear().as_deref(), Some("word"));
+        assert!(helper.end().is_none() && helper.wait().unwrap().success());
+        assert!(helper.stop().is_err(), "it has ended");
     }
 }

@@ -1,5 +1,7 @@
 //! The state machine of a lock, and the grant rule that it asks.
 
+use std::num::NonZeroU32;
+
 use proptest::prelude::*;
 use tooz_core::FencingToken;
 use tooz_core::driver::support::lock_state::{Effect, LockState, Waiter};
@@ -8,8 +10,9 @@ use tooz_core::driver::{AttemptId, LockMode, Previous, SessionId};
 
 use LockMode::{Exclusive, Shared};
 
-const TWO: LockMode = LockMode::Permit { limit: 2 };
-const THREE: LockMode = LockMode::Permit { limit: 3 };
+const LIMITS: [NonZeroU32; 2] = [NonZeroU32::new(2).unwrap(), NonZeroU32::new(3).unwrap()];
+const TWO: LockMode = LockMode::Permit { limit: LIMITS[0] };
+const THREE: LockMode = LockMode::Permit { limit: LIMITS[1] };
 
 /// A lock, and the counter of its tokens.
 #[derive(Default)]
@@ -51,7 +54,7 @@ fn a_request_sent_again_changes_nothing() {
     assert_eq!(stage.request(asks(1, 1, TWO)), Verdict::Free);
     assert_eq!(stage.request(asks(2, 1, Exclusive)), Verdict::Held);
     assert_eq!(stage.request(asks(3, 2, TWO)), Verdict::Behind(AttemptId(2)));
-    assert_eq!(stage.request(asks(4, 2, THREE)), Verdict::OtherLimit { asked: 3, other: 2 });
+    assert_eq!(stage.request(asks(4, 2, THREE)), Verdict::OtherLimit { asked: LIMITS[1], other: LIMITS[0] });
     let before = stage.0.clone();
     assert_eq!(stage.request(asks(1, 1, TWO)), Verdict::Free);
     assert_eq!(stage.request(asks(3, 2, TWO)), Verdict::Held);

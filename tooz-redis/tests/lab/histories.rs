@@ -29,7 +29,8 @@ async fn the_scripts_are_the_state_machine() {
     let redis = Redis::start_with(&["--appendonly", "no"]).unwrap();
     let url = format!("redis://{}?ttl=1h", redis.address());
     let context = Context::new(Clock::boot(), Entropy::system(), Spawner::new(Runtime::Current).unwrap());
-    let driver = tooz_redis::connect(Connect::new(BackendUrl::parse(&url).unwrap(), context)).await.unwrap();
+    let driver =
+        tooz_redis::connect(Connect::new(BackendUrl::parse(&url).unwrap(), context).unwrap()).await.unwrap();
     let plain = ::redis::Client::open(format!("redis://{}", redis.address())).unwrap();
     let mut stage = Stage {
         plain: plain.get_connection().unwrap(),
@@ -79,7 +80,7 @@ fn mode(mode: Mode) -> LockMode {
     match mode {
         Mode::Exclusive => LockMode::Exclusive,
         Mode::Shared => LockMode::Shared,
-        Mode::Permit(limit) => LockMode::Permit { limit },
+        Mode::Permit(limit) => LockMode::Permit { limit: limit.try_into().unwrap() },
     }
 }
 
@@ -96,7 +97,7 @@ fn previous(letter: Option<&str>) -> Previous {
     }
 }
 
-fn same<T: PartialEq + std::fmt::Debug>(what: &str, server: T, model: T) -> Result<(), String> {
+fn same<T: PartialEq + std::fmt::Debug>(what: &str, server: &T, model: &T) -> Result<(), String> {
     if server == model {
         Ok(())
     } else {
@@ -142,7 +143,7 @@ impl Stage {
     /// Opens a session at this place.
     async fn open(&mut self, place: usize) {
         let member = MemberId::new(format!("m{place}")).unwrap();
-        let session = self.driver.open_session(&OpenSession::new(member, InstanceId(1), None)).await.unwrap();
+        let session = self.driver.open_session(&OpenSession::new(member, InstanceId(1))).await.unwrap();
         self.living.insert(session.id());
         if place < self.sessions.len() {
             self.sessions[place] = session;
@@ -181,10 +182,9 @@ impl Stage {
             .filter_map(|(field, text)| {
                 let attempt = AttemptId::parse(field)?;
                 let words: Vec<_> = text.split(' ').collect();
-                let limit = words[4].parse().unwrap();
                 let mode = match words[3] {
                     "s" => LockMode::Shared,
-                    "p" => LockMode::Permit { limit },
+                    "p" => LockMode::Permit { limit: words[4].parse().unwrap() },
                     _ => LockMode::Exclusive,
                 };
                 Some((words[1].parse::<u64>().unwrap(), (attempt, mode, previous(Some(words[6])))))
@@ -229,7 +229,7 @@ impl Stage {
         for (at, step) in steps.iter().enumerate() {
             let done = self.step(lock, *step).await.and_then(|()| {
                 let server = self.read(lock);
-                same("the lock", server, lock.shown())
+                same("the lock", &server, &lock.shown())
             });
             done.map_err(|why| format!("{step:?} at {at}: {why}"))?;
         }
@@ -246,7 +246,7 @@ impl Stage {
             };
             self.step(lock, step).await?;
             let server = self.read(lock);
-            same("the lock at the end", server, lock.shown())?;
+            same("the lock at the end", &server, &lock.shown())?;
         }
         Ok(())
     }
@@ -282,7 +282,7 @@ impl Stage {
                 lock.look(&self.living);
                 let held = !lock.model.release(*session, *attempt, end(clean).previous()).is_empty();
                 lock.promote(&self.living);
-                same("released", released == Released::Released, held)?;
+                same("released", &(released == Released::Released), &held)?;
             }
             Step::Withdraw(number) => {
                 let attempts = lock.attempts(&self.living);
@@ -307,7 +307,7 @@ impl Stage {
                 let foreign = only.is_none() && std::mem::take(&mut lock.foreign);
                 let ended = lock.model.break_grants(only);
                 lock.promote(&self.living);
-                same("how many were broken", broken.len(), ended.len() + usize::from(foreign))?;
+                same("how many were broken", &broken.len(), &(ended.len() + usize::from(foreign)))?;
             }
             Step::Close { session, clean } => {
                 let place = session % SESSIONS;
@@ -330,7 +330,7 @@ impl Stage {
                 lock.promote(&self.living);
                 let holders = lock.model.holders.len() + usize::from(lock.foreign);
                 let waiters = u64::try_from(lock.model.queue.len()).unwrap();
-                same("the list", (listed.holders.len(), listed.waiters), (holders, Some(waiters)))?;
+                same("the list", &(listed.holders.len(), listed.waiters), &(holders, Some(waiters)))?;
             }
             Step::ForeignComes => {
                 let python = lock.python.clone();
@@ -381,6 +381,6 @@ impl Stage {
             Ok(_) => "held".into(),
             Err(error) => format!("{:?}", error.kind()),
         };
-        same("the answer", answer, expected)
+        same("the answer", &answer, &expected)
     }
 }

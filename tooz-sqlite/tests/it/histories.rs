@@ -74,7 +74,7 @@ fn mode(mode: Mode) -> LockMode {
     match mode {
         Mode::Exclusive => LockMode::Exclusive,
         Mode::Shared => LockMode::Shared,
-        Mode::Permit(limit) => LockMode::Permit { limit },
+        Mode::Permit(limit) => LockMode::Permit { limit: limit.try_into().unwrap() },
     }
 }
 
@@ -94,7 +94,7 @@ fn end(clean: bool) -> End {
     if clean { End::Clean } else { End::Unclean }
 }
 
-fn same<T: PartialEq + std::fmt::Debug>(what: &str, there: T, model: T) -> Result<(), String> {
+fn same<T: PartialEq + std::fmt::Debug>(what: &str, there: &T, model: &T) -> Result<(), String> {
     if there == model {
         Ok(())
     } else {
@@ -216,7 +216,7 @@ impl Stage {
         // Nothing is left behind, and all waiters have their turn in order.
         while !lock.attempts().is_empty() {
             self.step(&mut lock, Step::Withdraw(0)).await?;
-            same("the lock at the end", self.read(&mut lock), lock.shown())?;
+            same("the lock at the end", &(self.read(&mut lock)), &lock.shown())?;
         }
         Ok(())
     }
@@ -242,7 +242,7 @@ impl Stage {
                 let released = self.session(held.session).locks().release(&grant, end(clean)).await.unwrap();
                 let how = end(clean).previous();
                 let ended = lock.change(false, |model| model.release(held.session, held.attempt, how));
-                same("released", usize::from(released == Released::Released), ended)?;
+                same("released", &(usize::from(released == Released::Released)), &ended)?;
             }
             Step::Withdraw(number) => {
                 let attempts = lock.attempts();
@@ -261,7 +261,7 @@ impl Stage {
                 }
                 let broken = self.driver.locks().break_lock(&request).await.unwrap();
                 let ended = lock.change(false, |model| model.break_grants(only));
-                same("how many were broken", broken.len(), ended)?;
+                same("how many were broken", &broken.len(), &ended)?;
             }
             Step::Close { session, clean } => {
                 let place = session % SESSIONS;
@@ -287,7 +287,7 @@ impl Stage {
                 let listed = self.driver.locks().holders(&lock.key).await.unwrap();
                 let waiters = u64::try_from(lock.model.queue.len()).unwrap();
                 let model = (lock.model.holders.len(), Some(waiters));
-                same("the list", (listed.holders.len(), listed.waiters), model)?;
+                same("the list", &(listed.holders.len(), listed.waiters), &model)?;
             }
             // No other program writes here.
             Step::ForeignComes | Step::ForeignGoes => {}
@@ -326,6 +326,6 @@ impl Stage {
             Ok(_) => "held".into(),
             Err(error) => format!("{:?}", error.kind()),
         };
-        same("the answer", answer, expected)
+        same("the answer", &answer, &expected)
     }
 }

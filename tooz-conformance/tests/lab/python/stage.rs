@@ -51,7 +51,7 @@ impl Stage {
 
 /// Waits until `check` returns true.
 pub(crate) async fn eventually(what: &str, check: impl AsyncFnMut() -> bool) {
-    tooz_servers::until(what, Duration::from_secs(60), check).await;
+    tooz_servers::until(what, Duration::from_mins(1), check).await;
 }
 
 pub(crate) fn ids(members: &[tooz_core::driver::MemberRecord]) -> Vec<String> {
