@@ -74,7 +74,7 @@ fn mode(mode: Mode) -> LockMode {
     match mode {
         Mode::Exclusive => LockMode::Exclusive,
         Mode::Shared => LockMode::Shared,
-        Mode::Permit(limit) => LockMode::Permit { limit: limit.try_into().unwrap() },
+        Mode::Permit(limit) => LockMode::Permit { limit },
     }
 }
 
@@ -210,13 +210,13 @@ impl Stage {
         };
         for (at, step) in steps.iter().enumerate() {
             let done = self.step(&mut lock, *step).await;
-            let done = done.and_then(|()| same("the lock", self.read(&mut lock), lock.shown()));
+            let done = done.and_then(|()| same("the lock", &self.read(&mut lock), &lock.shown()));
             done.map_err(|why| format!("{step:?} at {at}: {why}"))?;
         }
         // Nothing is left behind, and all waiters have their turn in order.
         while !lock.attempts().is_empty() {
             self.step(&mut lock, Step::Withdraw(0)).await?;
-            same("the lock at the end", &(self.read(&mut lock)), &lock.shown())?;
+            same("the lock at the end", &self.read(&mut lock), &lock.shown())?;
         }
         Ok(())
     }
@@ -242,7 +242,7 @@ impl Stage {
                 let released = self.session(held.session).locks().release(&grant, end(clean)).await.unwrap();
                 let how = end(clean).previous();
                 let ended = lock.change(false, |model| model.release(held.session, held.attempt, how));
-                same("released", &(usize::from(released == Released::Released)), &ended)?;
+                same("released", &usize::from(released == Released::Released), &ended)?;
             }
             Step::Withdraw(number) => {
                 let attempts = lock.attempts();
