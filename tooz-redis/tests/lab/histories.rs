@@ -20,8 +20,8 @@ use tooz_servers::redis::Redis;
 
 pub(crate) const CASES: &[(&str, Case)] = cases![the_scripts_are_the_state_machine];
 
-/// How many histories a normal run compares: about 20 s on two busy cores.
-const HISTORIES: u64 = 500;
+/// How many histories a normal run compares: 20 s on two busy cores.
+const HISTORIES: u64 = 1_000;
 const SESSIONS: usize = 4;
 
 async fn the_scripts_are_the_state_machine() {

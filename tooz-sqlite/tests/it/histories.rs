@@ -20,8 +20,8 @@ use tooz_servers::histories::{Mode, Step, compare};
 
 use crate::common::{connect, id, key, session, url};
 
-/// How many histories a normal run compares: about 20 s on two busy cores.
-const HISTORIES: u64 = 500;
+/// How many histories a normal run compares: 20 s on two busy cores.
+const HISTORIES: u64 = 700;
 const SESSIONS: usize = 4;
 
 #[tokio::test]
