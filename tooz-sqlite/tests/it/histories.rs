@@ -74,7 +74,7 @@ fn mode(mode: Mode) -> LockMode {
     match mode {
         Mode::Exclusive => LockMode::Exclusive,
         Mode::Shared => LockMode::Shared,
-        Mode::Permit(limit) => LockMode::Permit { limit },
+        Mode::Permit(limit) => LockMode::Permit { limit: limit.try_into().unwrap() },
     }
 }
 
@@ -82,7 +82,7 @@ fn mode_of(number: i64) -> LockMode {
     match number {
         0 => LockMode::Exclusive,
         -1 => LockMode::Shared,
-        limit => LockMode::Permit { limit: limit.try_into().unwrap() },
+        limit => LockMode::Permit { limit: u32::try_from(limit).unwrap().try_into().unwrap() },
     }
 }
 
