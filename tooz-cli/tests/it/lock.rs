@@ -34,6 +34,7 @@ fn a_command_that_cannot_run_is_reported_as_by_a_shell() {
 #[test]
 fn wrong_usage_is_64_and_says_what_to_do() {
     let place = TestBackend::new();
+    std::fs::write(place.path("file"), "").unwrap();
     for arguments in [
         &["lock"][..],
         &["lock", "x"],
@@ -42,6 +43,7 @@ fn wrong_usage_is_64_and_says_what_to_do() {
         &["lock", "--wait", "soon", "x", "--", "true"],
         &["--url", "nonsense", "lock", "x", "--", "true"],
         &["--url", "nosuch://x", "lock", "x", "--", "true"],
+        &["--url", "sqlite://file/tooz.db", "lock", "x", "--", "true"],
         &["--url", "memory://x?tll=5s", "lock", "x", "--", "true"],
         &["join", "--capabilities", "{", "g"],
         &["__guard"],
@@ -55,9 +57,9 @@ fn wrong_usage_is_64_and_says_what_to_do() {
 #[test]
 fn a_backend_that_cannot_be_used_is_69() {
     let place = TestBackend::new();
-    std::fs::write(place.path("file"), "").unwrap();
-    let url = format!("sqlite://{}/tooz.db", place.path("file").display());
-    let finished = place.run(&["--url", &url, "lock", "x", "--", "true"]);
+    // No server listens at this port.
+    let url = "redis://127.0.0.1:1?connect_timeout=1s";
+    let finished = place.run(&["--url", url, "lock", "x", "--", "true"]);
     assert_eq!(finished.code, Some(69), "{}", finished.stderr);
     assert_eq!(finished.stderr.lines().count(), 1, "{}", finished.stderr);
 }

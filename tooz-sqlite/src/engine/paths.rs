@@ -39,8 +39,12 @@ impl Paths {
             return Err(invalid(format!("{shown} is no file")));
         };
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        let not_a_directory =
+            || invalid(format!("{} is not a directory; name a file in a directory", parent.display()));
         let directory = match parent.canonicalize() {
-            Ok(directory) => directory,
+            Ok(directory) if directory.is_dir() => directory,
+            Ok(_) => return Err(not_a_directory()),
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Err(not_a_directory()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(invalid(format!(
                     "the directory {} does not exist; create it first",

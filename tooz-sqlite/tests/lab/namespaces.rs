@@ -207,7 +207,7 @@ async fn a_database_that_is_mounted_alone_is_refused() {
     holder.hear();
     fs::write(container.join("tooz.db"), "").unwrap();
     bind(&host.join("tooz.db"), &container.join("tooz.db"));
-    refused(&url(&container, ""), ErrorKind::Invalid, "mount the directory").await;
+    refused(&url(&container, ""), ErrorKind::Invalid, "mount its directory").await;
     let looking = tooz_core::Coordinator::builder(url(&container, ""), "m").examine();
     let found = looking.await.unwrap();
     assert!(
