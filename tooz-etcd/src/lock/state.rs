@@ -174,6 +174,8 @@ impl State {
 pub(crate) fn ranges(keys: &LockKeys, verdict: &Verdict) -> Vec<Range> {
     match verdict {
         Verdict::Behind(key) => vec![only(key)],
+        // Holders and waiters.
+        Verdict::OtherLimit { .. } => vec![below(&keys.prefix)],
         _ => std::iter::once(below(&keys.holders())).chain(keys.gate.as_deref().map(only)).collect(),
     }
 }

@@ -15,6 +15,7 @@ local function holder(text)
   local expires, token, since, mode, limit, id, previous, member =
     string.match(text, '^(%d+) (%d+) (%d+) (%a) (%d+) (%x+) (%a) (.*)$')
   if not expires then return nil end
+  if mode == 'p' and (tonumber(limit) < 1 or tonumber(limit) > 4294967295) then return nil end
   return { expires = tonumber(expires), token = token, since = since, mode = mode, limit = limit, session = id,
     previous = previous, member = member }
 end

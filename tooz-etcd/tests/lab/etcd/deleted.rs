@@ -102,7 +102,7 @@ pub(super) async fn a_deleted_key_is_heard_of_at_once() -> Outcome {
 /// its own in the way of who comes next.
 pub(super) async fn a_release_does_not_give_back_what_python_took() -> Outcome {
     let etcd = Etcd::start()?;
-    let builder = Coordinator::builder(format!("etcd://{}", etcd.address()), "driver");
+    let builder = Coordinator::builder(format!("etcd://{}?ttl=60s", etcd.address()), "driver");
     let (driver, _) = builder.connect_driver().await?;
     let open = OpenSession::new(MemberId::new("a")?, InstanceId(1));
     let session = driver.open_session(&open).await?;
