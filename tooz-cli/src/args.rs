@@ -44,7 +44,7 @@ pub(crate) struct Backend {
     /// How long the session lives without a renewal, on backends with a session ttl [default: 15s]
     #[arg(long, global = true, value_name = "DURATION", value_parser = duration)]
     pub(crate) ttl: Option<Duration>,
-    /// Namespace: equal names in two namespaces are two different locks or groups [default: tooz]
+    /// Namespace: equal names in two namespaces are two different locks or groups
     #[arg(long, global = true, value_name = "NAME")]
     pub(crate) namespace: Option<String>,
 }

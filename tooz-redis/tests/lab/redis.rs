@@ -1,18 +1,38 @@
-//! What only Redis can do to a coordinator: restarts, lost scripts and keys, a full memory, late requests, permissions.
+//! What only Redis can do to a coordinator: restarts and late requests; lost data and permissions below.
 #![allow(clippy::disallowed_methods)] // in real time, and a failure is one
+
+/// A server; that none is installed is a failure which says so.
+macro_rules! server {
+    ($($more:expr),*) => {
+        Redis::start_with(&[$($more),*]).unwrap()
+    };
+}
+
+mod lost;
+mod permissions;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tooz_core::{
-    Capabilities, Characteristics, Coordinator, Error, ErrorKind, Event, FencingToken, Group, GroupEvent,
-    GroupWatch, Liveness, LockGuard, LossReason, MemberRecord, Viewer,
+    Capabilities, Coordinator, Error, ErrorKind, Event, FencingToken, GroupEvent, GroupWatch, Liveness,
+    MemberRecord,
 };
 use tooz_servers::lab::Case;
 use tooz_servers::redis::{Redis, command, list, text};
 use tooz_servers::{Proxy, cases};
 
 use crate::within;
+
+use lost::{
+    a_deleted_stamp_is_not_replaced_beside_another_layout, a_full_server_keeps_what_it_has,
+    a_lost_message_delays_a_hand_over_and_no_more, a_wiped_queue_is_queued_in_again,
+    forgotten_scripts_are_told_again, lost_data_is_noticed_and_tokens_grow,
+};
+use permissions::{
+    a_full_server_can_be_looked_at, a_user_who_may_only_read_looks, the_server_lowers_what_is_promised,
+    users_and_permissions,
+};
 
 pub(crate) const CASES: &[(&str, Case)] = cases![
     a_restart_is_survived,
@@ -48,13 +68,6 @@ const PATIENT: &str = "15s";
 
 /// What nobody has to wait for comes within so many seconds, on any machine.
 const SOON: u64 = 15;
-
-/// A server; that none is installed is a failure which says so.
-macro_rules! server {
-    ($($more:expr),*) => {
-        Redis::start_with(&[$($more),*]).unwrap()
-    };
-}
 
 fn url(redis: &Redis, ttl: &str) -> String {
     format!("redis://{}?ttl={ttl}", redis.address())
@@ -124,104 +137,6 @@ async fn a_raise_is_kept_across_a_kill() {
     let b = connect(&redis, PATIENT, "b").await;
     let after = within("the lock", SOON, b.lock("y").unwrap().acquire()).await.unwrap();
     assert!(after.token().get() >= n, "{} after the tokens were raised to {n}", after.token());
-}
-
-/// A server that forgot the scripts is told them again, by every kind of call.
-async fn forgotten_scripts_are_told_again() {
-    let redis = server!();
-    let a = connect(&redis, "6s", "a").await;
-    let group = a.group("g").unwrap();
-    let flush = || drop(redis.command(&[b"SCRIPT", b"FLUSH"]).unwrap());
-    flush();
-    let guard = a.lock("x").unwrap().try_acquire().await.unwrap().unwrap();
-    flush();
-    group.join_or_create(Capabilities::none()).await.unwrap();
-    flush();
-    tokio::time::sleep(Duration::from_secs(3)).await; // beats
-    flush();
-    assert_eq!(group.members().await.unwrap().len(), 1);
-    assert!(guard.is_held());
-    flush();
-    guard.release().await.unwrap();
-    flush();
-    a.raise_tokens(1).await.unwrap();
-    flush();
-    a.close().await.unwrap();
-}
-
-/// A hand-over whose message is lost is found out.
-async fn a_lost_message_delays_a_hand_over_and_no_more() {
-    let redis = server!();
-    // So long that no beat and no look at a holder's end comes to help.
-    let (a, b) = (connect(&redis, "60s", "a").await, connect(&redis, "60s", "b").await);
-    for _ in 0..5 {
-        let guard = a.lock("x").unwrap().acquire().await.unwrap();
-        let waiting = wait_for(&b, "x", 0).await;
-        redis.command(&[b"CLIENT", b"KILL", b"TYPE", b"pubsub"]).unwrap();
-        guard.release().await.unwrap();
-        let next = within("the hand-over", SOON, waiting).await.unwrap();
-        assert!(next.is_held());
-        next.release().await.unwrap();
-    }
-}
-
-/// Whoever waited in a queue that was wiped queues again; nobody needs to let go for that.
-async fn a_wiped_queue_is_queued_in_again() {
-    let redis = server!();
-    let (a, b) = (connect(&redis, PATIENT, "a").await, connect(&redis, PATIENT, "b").await);
-    let guard = a.lock("x").unwrap().acquire().await.unwrap();
-    let waiting = wait_for(&b, "x", 0).await;
-    redis.command(&[b"DEL", b"_tooz_rs:lock:x:q", b"_tooz_rs:lock:x:w"]).unwrap();
-    eventually("it waits again", async || a.lock("x").unwrap().holders().await.unwrap().waiters == Some(1))
-        .await;
-    guard.release().await.unwrap();
-    assert!(within("the hand-over", SOON, waiting).await.unwrap().is_held());
-}
-
-/// X7: what says that sessions live says in which layout they work, too.
-async fn a_deleted_stamp_is_not_replaced_beside_another_layout() {
-    let redis = server!();
-    let _a = connect(&redis, PATIENT, "a").await;
-    redis.command(&[b"DEL", b"_tooz_rs:epoch"]).unwrap();
-    let later = Coordinator::builder(url(&redis, PATIENT), "b").option("layout", "1000");
-    let error = later.connect().await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Incompatible, "{error}");
-    let _c = connect(&redis, PATIENT, "c").await;
-}
-
-/// Data that is gone is noticed at somebody's next beat, and told to all the others by a message; tokens grow all the same.
-async fn lost_data_is_noticed_and_tokens_grow() {
-    let redis = server!();
-    let (a, b) = (connect(&redis, "60s", "a").await, connect(&redis, "6s", "b").await);
-    let guard = a.lock("x").unwrap().acquire().await.unwrap();
-    let waiting = wait_for(&b, "x", 0).await;
-    redis.command(&[b"FLUSHALL"]).unwrap();
-    assert_eq!(within("the loss", SOON, guard.lost()).await, LossReason::Vanished);
-    let next = within("the lock", SOON, waiting).await.unwrap();
-    assert!(next.token() > guard.token());
-    // The counter alone is lost, too.
-    redis.command(&[b"DEL", b"_tooz_rs:fence"]).unwrap();
-    let last = next.token();
-    next.release().await.unwrap();
-    assert!(a.lock("y").unwrap().acquire().await.unwrap().token() > last);
-}
-
-/// What is held stays held in a server without memory, and can be given back; nothing new is promised.
-async fn a_full_server_keeps_what_it_has() {
-    let redis = server!();
-    let a = connect(&redis, "4s", "a").await;
-    a.group("g").unwrap().join_or_create(Capabilities::none()).await.unwrap();
-    let guard = a.lock("x").unwrap().acquire().await.unwrap();
-    redis.command(&[b"CONFIG", b"SET", b"maxmemory", b"1"]).unwrap();
-    let error = a.lock("y").unwrap().try_acquire().await.unwrap_err();
-    assert!(error.kind() == ErrorKind::Unavailable && !error.is_indeterminate(), "{error}");
-    assert!(error.to_string().contains("maxmemory"), "{error}");
-    tokio::time::sleep(Duration::from_secs(6)).await;
-    assert!(guard.is_held() && matches!(a.liveness(), Liveness::Alive { .. }));
-    guard.release().await.unwrap();
-    a.group("g").unwrap().leave().await.unwrap();
-    redis.command(&[b"CONFIG", b"SET", b"maxmemory", b"0"]).unwrap();
-    assert!(a.lock("y").unwrap().try_acquire().await.unwrap().is_some());
 }
 
 /// A request that arrives over a connection older than one that was heard since is not done, whenever it arrives.
@@ -551,133 +466,6 @@ async fn futures<F: Future>(count: usize, make: impl Fn(usize) -> F) -> Vec<F::O
         done.push(make(n).await);
     }
     done
-}
-
-/// A user with the permissions that the README names can do everything; without a password nobody can do anything.
-async fn users_and_permissions() {
-    let redis = server!();
-    // A new user of Redis 6.2 may use every channel, and then none can be added to them.
-    let rules = "on >hunter2 ~_tooz_* resetchannels &_tooz_* -@all +@read +@write +@pubsub +@scripting +@connection \
-                 +time -@dangerous";
-    let words: Vec<_> =
-        ["ACL", "SETUSER", "app"].into_iter().chain(rules.split(' ')).map(str::as_bytes).collect();
-    assert_eq!(redis.command(&words).unwrap(), b"+OK\r\n");
-    redis.command(&[b"ACL", b"SETUSER", b"default", b"off"]).unwrap();
-    let address = redis.address();
-    let good = format!("redis://app:hunter2@{address}?ttl=4s");
-    let (a, b) = (
-        Coordinator::builder(&good, "a").connect().await.unwrap(),
-        Coordinator::builder(&good, "b").connect().await.unwrap(),
-    );
-    // What cannot be asked is not promised.
-    assert!(!a.characteristics().contains(Characteristics::DURABLE_FENCING));
-    a.group("g").unwrap().join_or_create(Capabilities::none()).await.unwrap();
-    let mut watch = b.group("g").unwrap().watch().await.unwrap();
-    assert!(watch.next().await.unwrap().is_ok());
-    let guard = a.lock("x").unwrap().acquire().await.unwrap();
-    let lock = b.lock("x").unwrap();
-    let waiting = tokio::spawn(async move { lock.acquire().await.unwrap() });
-    tokio::time::sleep(Duration::from_secs(3)).await; // beats
-    guard.release().await.unwrap();
-    assert!(within("the hand-over", SOON, waiting).await.unwrap().is_held());
-    for bad in ["redis://app:wrong@", "redis://nobody:hunter2@", "redis://:hunter2@", "redis://"] {
-        let error = Coordinator::builder(format!("{bad}{address}"), "c").connect().await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Denied, "{bad}: {error}");
-        assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
-    }
-}
-
-/// A user with no more than what the README names for a view sees everything, and what writes is `Denied`.
-async fn a_user_who_may_only_read_looks() {
-    let redis = server!();
-    let a = connect(&redis, PATIENT, "a").await;
-    let group = a.group("g").unwrap();
-    group.join_or_create(Capabilities::none()).await.unwrap();
-    let guard = a.lock("x").unwrap().acquire().await.unwrap();
-    let rules = "on >hunter2 resetkeys %R~_tooz_* resetchannels &_tooz_* -@all +@read +@connection +@scripting \
-                 +subscribe +unsubscribe +time -@dangerous";
-    let words: Vec<_> =
-        ["ACL", "SETUSER", "eye"].into_iter().chain(rules.split(' ')).map(str::as_bytes).collect();
-    assert_eq!(redis.command(&words).unwrap(), b"+OK\r\n");
-    let reader = || Coordinator::builder(format!("redis://eye:hunter2@{}?ttl=4s", redis.address()), "eye");
-    let keys_before = keys(&redis, "*").len();
-    let viewer = reader().view().await.unwrap();
-    sees_everything(&viewer, &group, &guard).await;
-    assert_eq!(keys(&redis, "*").len(), keys_before);
-    viewer.close().await.unwrap();
-    // Forbidden to write keys, and then to call what writes, which only a script's command finds.
-    for rules in ["+@read", "resetkeys ~_tooz_*"] {
-        let words: Vec<_> =
-            ["ACL", "SETUSER", "eye"].into_iter().chain(rules.split(' ')).map(str::as_bytes).collect();
-        assert_eq!(redis.command(&words).unwrap(), b"+OK\r\n");
-        let error = reader().connect().await.unwrap_err();
-        assert!(error.kind() == ErrorKind::Denied && !error.is_indeterminate(), "{error:?}");
-        assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
-    }
-}
-
-/// Where nothing can be written any more, what stands can be looked at.
-async fn a_full_server_can_be_looked_at() {
-    let redis = server!();
-    let a = connect(&redis, PATIENT, "a").await;
-    let group = a.group("g").unwrap();
-    group.join_or_create(Capabilities::none()).await.unwrap();
-    let guard = a.lock("x").unwrap().acquire().await.unwrap();
-    redis.command(&[b"SCRIPT", b"FLUSH"]).unwrap();
-    redis.command(&[b"CONFIG", b"SET", b"maxmemory", b"1"]).unwrap();
-    let error = Coordinator::builder(url(&redis, PATIENT), "eye").connect().await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
-    let viewer = Coordinator::builder(url(&redis, PATIENT), "eye").view().await.unwrap();
-    sees_everything(&viewer, &group, &guard).await;
-    viewer.close().await.unwrap();
-}
-
-/// Of a group `g` with the member `a` and a lock `x` that `a` holds.
-async fn sees_everything(viewer: &Viewer, group: &Group, guard: &LockGuard) {
-    assert_eq!(viewer.groups().await.unwrap(), [group.id().clone()]);
-    assert_eq!(viewer.members("g").await.unwrap().len(), 1);
-    let mut watch = viewer.watch("g").await.unwrap();
-    assert!(matches!(watch.next().await.unwrap().unwrap(), GroupEvent::Snapshot(all) if all.len() == 1));
-    let found = viewer.holders("x").await.unwrap();
-    assert!(found.holders.len() == 1 && found.holders[0].token == Some(guard.token()), "{found:?}");
-    assert!(viewer.leader("g").await.unwrap().is_none());
-    let mut observer = viewer.observe("g").await.unwrap();
-    assert!(observer.next().await.unwrap().unwrap().is_none());
-    // Its ticks and what is published go on.
-    group.leave().await.unwrap();
-    let left = within("the leave", SOON, watch.next()).await.unwrap().unwrap();
-    assert!(matches!(left, GroupEvent::Left(_)), "{left:?}");
-    assert!(viewer.members("g").await.unwrap().is_empty());
-}
-
-/// What a server does not keep is not promised, and a server that cannot be one is refused.
-async fn the_server_lowers_what_is_promised() {
-    let durable = Characteristics::DURABLE_FENCING;
-    let redis = server!();
-    assert!(connect(&redis, PATIENT, "a").await.characteristics().contains(durable));
-    let refused = Coordinator::builder(url(&redis, PATIENT), "a")
-        .require(Characteristics::LINEARIZABLE)
-        .connect()
-        .await;
-    assert_eq!(refused.unwrap_err().kind(), ErrorKind::MissingCharacteristic);
-    redis.command(&[b"CONFIG", b"SET", b"appendfsync", b"everysec"]).unwrap();
-    assert!(!connect(&redis, PATIENT, "a").await.characteristics().contains(durable));
-    redis
-        .command(&[b"CONFIG", b"SET", b"appendfsync", b"always", b"maxmemory-policy", b"allkeys-lru"])
-        .unwrap();
-    let refused = Coordinator::builder(url(&redis, PATIENT), "a").require(durable).connect().await;
-    assert_eq!(refused.unwrap_err().kind(), ErrorKind::MissingCharacteristic);
-    let port = redis.address().port().to_string();
-    let replica = server!("--replicaof", "127.0.0.1", &port);
-    let error = Coordinator::builder(url(&replica, PATIENT), "a").connect().await.unwrap_err();
-    assert!(error.kind() == ErrorKind::Unavailable && error.to_string().contains("replica"), "{error}");
-    let node = server!("--cluster-enabled", "yes");
-    let error = Coordinator::builder(url(&node, PATIENT), "a").connect().await.unwrap_err();
-    assert!(error.kind() == ErrorKind::Unsupported && error.to_string().contains("cluster"), "{error}");
-    let gone = url(&replica, PATIENT);
-    drop(replica);
-    let error = Coordinator::builder(gone, "a").connect().await.unwrap_err();
-    assert!(error.kind() == ErrorKind::Unavailable && error.to_string().contains("refused"), "{error}");
 }
 
 /// A unix socket and another database are other ways to the same.
