@@ -84,11 +84,16 @@ fn request_lock(tx: &mut Tx<'_>, session: &SessionState, request: &Acquire, lock
         return Ok(enqueue(tx, session, request, lock));
     }
     // A holder or waiter in the way may be dead, and no process has noticed yet.
-    let in_the_way: Vec<i64> =
-        holders.iter().map(|held| held.session).chain(queue.iter().map(|waiter| waiter.session)).collect();
+    let in_the_way: Vec<_> = holders
+        .iter()
+        .map(|held| (held.session, held.mode))
+        .chain(queue.iter().map(|waiter| (waiter.session, waiter.mode)))
+        .collect();
     let mut gone = Vec::new();
-    for other in in_the_way {
-        if tx.own_session(other).is_none_or(|own| own.is_over()) && reaper::reap_stale(tx, other)? {
+    for (other, its) in in_the_way {
+        let refuses =
+            matches!(verdict::<()>(request.mode, [], [its], Foreign::None), Verdict::OtherLimit { .. });
+        if is_gone(tx, other, refuses)? {
             gone.push(other);
         }
     }
@@ -134,17 +139,31 @@ fn enqueue(tx: &mut Tx<'_>, session: &SessionState, request: &Acquire, lock: &Lo
     Acquired::Queued(QueueEntry::new(request.attempt, request.key.clone()))
 }
 
-/// A waiting permit whose limit differs from that of a request (L15).
-fn other_limit_waiting(tx: &Tx<'_>, lock: &Lock, mode: LockMode) -> Work<Option<LockMode>> {
+/// A living waiter's permit whose limit differs from that of a request (L15).
+fn other_limit_waiting(tx: &mut Tx<'_>, lock: &Lock, mode: LockMode) -> Work<Option<LockMode>> {
     let LockMode::Permit { limit } = mode else { return Ok(None) };
     let (namespace, kind, name) = lock.columns()?;
-    let other = tx.first(
-        "SELECT mode FROM waiters WHERE namespace = ?1 AND kind = ?2 AND name = ?3 AND mode > 0 AND mode <> ?4 \
-         LIMIT 1",
-        (namespace, kind, name, limit.get()),
-        |row| row.get::<_, Mode>(0),
-    )?;
-    Ok(other.map(|Mode(other)| other))
+    let mut last = None;
+    loop {
+        let found = tx.first(
+            "SELECT session, mode FROM waiters WHERE namespace = ?1 AND kind = ?2 AND name = ?3 AND mode > 0 \
+             AND mode <> ?4 LIMIT 1",
+            (namespace, kind, name, limit.get()),
+            |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Mode>(1)?.0)),
+        )?;
+        let Some((session, other)) = found else { return Ok(None) };
+        // A session without a record cannot be cleared away, and must not make this loop endless.
+        if last.replace(session) == Some(session) || !is_gone(tx, session, true)? {
+            return Ok(Some(other));
+        }
+    }
+}
+
+/// Ends a session that stands in the way, if it is dead and no process has noticed yet. `refuses`: the request would be
+/// refused because of it, so that a look of a moment ago does not do.
+fn is_gone(tx: &mut Tx<'_>, session: i64, refuses: bool) -> Work<bool> {
+    let reap = if refuses { reaper::reap } else { reaper::reap_stale };
+    Ok(tx.own_session(session).is_none_or(|own| own.is_over()) && reap(tx, session)?)
 }
 
 /// Gives back the grant of this attempt and session.

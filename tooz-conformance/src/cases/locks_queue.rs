@@ -15,6 +15,7 @@ pub(super) const CASES: &[Case] = &[
     case!(everybody_is_served_without_order, "L8").lacks(Characteristics::FAIR_LOCKS),
     case!(a_cancelled_waiter_is_in_nobodys_way, "L8", "L6"),
     case!(a_crashed_waiter_is_in_nobodys_way, "L8").ttl(),
+    case!(a_crashed_waiters_limit_refuses_no_request, "L8", "L15").ttl(),
     case!(a_waiter_whose_place_vanished_asks_again, "L8").ttl().kit(),
     case!(one_release_grants_one_writer, "L8", "L1"),
     case!(every_hand_over_is_a_grant, "L8", "L3"),
@@ -217,6 +218,23 @@ async fn a_crashed_waiter_is_in_nobodys_way(h: Harness) -> Outcome {
     guard.release().await?;
     all(&h, vec![last]).await?;
     ensure(order.seen().first().is_some_and(|who| who == "last"), format!("{:?}", order.seen()))
+}
+
+/// L8, L15: a waiter that died refuses no permit of another limit once its session has ended, wherever it stood in the queue.
+async fn a_crashed_waiters_limit_refuses_no_request(h: Harness) -> Outcome {
+    let order = Order::default();
+    let a = h.coordinator("a").await?;
+    let dead = h.keep(h.builder("dead").manual_heart().rejoin(false)).await?; // it never beats
+    let guard = taken(&a, "x").await?;
+    let first = wait(&h, &order, "first", h.coordinator("b").await?.lock("x")?).await;
+    h.waiters("x", 1).await?;
+    let _never = wait(&h, &order, "dead", dead.lock("x")?.permits(3)?).await;
+    h.waiters("x", 2).await?;
+    h.outlive().await;
+    let last = wait(&h, &order, "last", h.coordinator("c").await?.lock("x")?.permits(2)?).await;
+    guard.release().await?;
+    all(&h, vec![first, last]).await?;
+    ensure(order.seen() == ["first", "last"], format!("{:?}", order.seen()))
 }
 
 /// L8: a lock's record is deleted with its queue; whoever waited learns it at its next beat, and asks again.

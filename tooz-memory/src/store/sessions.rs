@@ -134,9 +134,22 @@ impl State {
         // All attempts go before anything is handed on: a waiter of the dead session must not be granted.
         let keys: BTreeSet<LockKey> = session.attempts.values().cloned().collect();
         for key in session.attempts.values() {
-            if !self.is_kept_by_fault(&session.space, key, id) {
-                self.change(&session.space, key, |lock, _| lock.session_ended(id, how));
-            }
+            let fault = self.fault;
+            self.change(&session.space, key, |lock, _| match fault {
+                Some(Fault::DeadWaiter) => {
+                    let queue = std::mem::take(&mut lock.queue);
+                    let ended = lock.session_ended(id, how);
+                    lock.queue = queue;
+                    ended
+                }
+                Some(Fault::OrphanLock) => {
+                    let holders = std::mem::take(&mut lock.holders);
+                    let ended = lock.session_ended(id, how);
+                    lock.holders = holders;
+                    ended
+                }
+                _ => lock.session_ended(id, how),
+            });
         }
         for key in &keys {
             self.advance(&session.space, key);
@@ -153,16 +166,6 @@ impl State {
         }
         self.tell(&session.space, || Happened::Ended(session.member.clone()));
         tracing::debug!(session = %id, member = %session.member, reason = %why, "session ended");
-    }
-
-    /// Whether a planted fault lets the attempts at a lock outlive their session.
-    fn is_kept_by_fault(&self, space: &str, key: &LockKey, id: SessionId) -> bool {
-        let Some(lock) = self.lock(space, key) else { return false };
-        match self.fault {
-            Some(Fault::DeadWaiter) => lock.queue.iter().any(|waiter| waiter.session == id),
-            Some(Fault::OrphanLock) => lock.holders.iter().any(|holder| holder.session == id),
-            _ => false,
-        }
     }
 
     /// Forgets everything but the fencing token, as does a backend that lost its disk.

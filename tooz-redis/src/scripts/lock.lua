@@ -33,8 +33,9 @@ local function waiter(l, attempt)
 end
 
 -- Records how the last holder ended. A break is kept when another holder expires afterwards.
+local RANK = { B = 3, E = 2, U = 1 }
 local function mark(l, how)
-  if how == 'E' and l.p == 'B' then return end
+  if (RANK[l.p] or 0) >= RANK[how] then return end
   l.p = how
   redis.call('HSET', l.h, 'p', how)
 end
@@ -98,7 +99,10 @@ local function read(l)
     tell(one[2], 'X ' .. one[1] .. ' ' .. one[3])
   end
   -- A Python process held the lock meanwhile: how that ended is unknown.
-  if l.foreign and l.p then mark(l, 'U') end
+  if l.foreign and l.p then
+    l.p = 'U'
+    redis.call('HSET', l.h, 'p', 'U')
+  end
   -- Our generation without any holder: delete it, or the lock stays taken until it expires.
   if l.value and not l.foreign and l.count == 0 then
     redis.call('DEL', l.key)

@@ -13,13 +13,21 @@ if l.holders[attempt] then
 end
 local waits = redis.call('ZSCORE', l.q, attempt)
 if mode == 'p' and not waits then
-  local limits = {}
-  for _, h in pairs(l.holders) do limits[#limits + 1] = { h.mode, h.limit } end
-  for _, text in ipairs(redis.call('HVALS', l.w)) do
-    limits[#limits + 1] = { string.match(text, '^(%a) (%d+)') }
+  local other
+  for _, h in pairs(l.holders) do
+    if h.mode == 'p' and h.limit ~= limit then other = h.limit end
   end
-  for _, other in ipairs(limits) do
-    if other[1] == 'p' and other[2] ~= limit then return { 'limit', other[2] } end
+  local waiters = redis.call('HGETALL', l.w)
+  for i = 1, #waiters, 2 do
+    local its_mode, its_limit, its_session = string.match(waiters[i + 1], '^(%a) (%d+) (%x+)')
+    if its_mode == 'p' and its_limit ~= limit then
+      -- Only `advance` removes dead waiters otherwise, and only the first ones: a dead one must not refuse a request.
+      if alive(its_session) then other = its_limit else unqueue(l, waiters[i]) end
+    end
+  end
+  if other then
+    finish(l)
+    return { 'limit', other }
   end
 end
 advance(l, time)

@@ -360,7 +360,17 @@ impl Stage {
         let answer = self.session(session).locks().request(&request).await;
         lock.look(&self.living);
         let waiter = || Waiter { attempt, session, mode, data: () };
-        // A limit is compared before dead waiters are removed, and a holder gets its answer at once.
+        // Dead waiters of another limit refuse no request. The others are removed only where the lock is handed on, and a
+        // holder gets its answer before that.
+        if let LockMode::Permit { limit } = mode
+            && lock.model.holder(attempt).is_none()
+            && lock.model.waiter(attempt).is_none()
+        {
+            lock.model.queue.retain(|waiter| match waiter.mode {
+                LockMode::Permit { limit: other } if other != limit => self.living.contains(&waiter.session),
+                _ => true,
+            });
+        }
         let mut verdict = lock.model.clone().request(waiter(), wait, |_| next(&mut 0));
         if lock.model.holder(attempt).is_none() && !matches!(verdict, Verdict::OtherLimit { .. }) {
             lock.promote(&self.living);

@@ -266,6 +266,14 @@ async fn member(url: &str, name: &str) {
                     _ => say("held"),
                 }
             }
+            ["queue", name, limit] => {
+                let mode = LockMode::Permit { limit: limit.parse().unwrap() };
+                match session.locks().request(&ask(name, mode)).await {
+                    Ok(Acquired::Queued(_)) => say("queued"),
+                    Ok(_) => say("not queued"),
+                    Err(error) => say(format!("{:?}", error.kind())),
+                }
+            }
             ["release", name] => {
                 let grant = grants.remove(*name).unwrap();
                 say(format!("{:?}", session.locks().release(&grant, End::Clean).await.unwrap()));

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::*;
 use nix::sys::signal::Signal;
-use tooz_core::driver::{Acquired, BreakRequest, End, LockKey, Notice, Previous, Turn};
+use tooz_core::driver::{Acquired, BreakRequest, End, LockKey, LockMode, Notice, Previous, Turn};
 use tooz_core::{ErrorKind, FencingToken, LossReason};
 
 #[tokio::test]
@@ -93,6 +93,30 @@ async fn a_killed_holder_is_noticed_at_once() {
     println!("from kill -9 to the next holder: {times:?}");
     // By the event, not by the look every second.
     assert!(times[3] < Duration::from_millis(400), "{times:?}");
+}
+
+/// L15: a dead waiter refuses no permit of another limit, also where a living waiter stands before it.
+#[tokio::test]
+async fn a_killed_waiters_limit_refuses_no_request() {
+    let directory = tempfile::tempdir().unwrap();
+    let url = url(directory.path(), "");
+    let driver = connect(&url).await;
+    let us = session(&driver, "us").await;
+    let permit = |limit: u32| LockMode::Permit { limit: limit.try_into().unwrap() };
+    granted(&us, &ask("x", Exclusive)).await;
+    queued(&us, &ask("x", Exclusive)).await;
+    let mut dead: Vec<_> = ["a", "b"].iter().map(|name| Actor::start("member", &[&url, name]).0).collect();
+    for (actor, limit) in dead.iter_mut().zip(["3", "4"]) {
+        actor.tell(&format!("queue x {limit}"));
+        assert_eq!(actor.hear(), if limit == "3" { "queued" } else { "Invalid" });
+    }
+    dead[0].kill();
+    dead[1].tell("queue x 4");
+    assert_eq!(dead[1].hear(), "queued");
+    dead[1].kill();
+    queued(&us, &ask("x", permit(2))).await;
+    let error = us.locks().request(&ask("x", permit(3))).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "the one before it lives");
 }
 
 /// The same with a long queue of processes (`TOOZ_STRESS` says how long), of which three that wait die first: whoever

@@ -147,7 +147,11 @@ impl<T> LockState<T> {
             return Verdict::Held;
         }
         let before = self.queue.iter().map(|other| (other.attempt, other.mode));
-        let verdict = verdict(waiter.mode, before, self.modes(), self.foreign);
+        let verdict = match verdict(waiter.mode, before, self.modes(), self.foreign) {
+            // The readers in the queue are first: the next `promote` grants the lock to them, and then to this one.
+            Verdict::Free => self.queue.back().map_or(Verdict::Free, |last| Verdict::Behind(last.attempt)),
+            verdict => verdict,
+        };
         match verdict {
             Verdict::Free => drop(self.grant(waiter, token)),
             Verdict::Held | Verdict::Behind(_) if wait => self.queue.push_back(waiter),
@@ -243,7 +247,13 @@ impl<T> LockState<T> {
 
     /// Of several ends, the one that says most (L12).
     fn note(&mut self, how: Previous) {
-        if how != Previous::Clean && (how, self.mark) != (Previous::Expired, Previous::Broken) {
+        let rank = |how| match how {
+            Previous::Clean => 0,
+            Previous::Unknown => 1,
+            Previous::Expired => 2,
+            Previous::Broken => 3,
+        };
+        if rank(how) > rank(self.mark) {
             self.mark = how;
         }
     }
