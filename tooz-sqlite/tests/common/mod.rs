@@ -182,6 +182,11 @@ impl Actor {
         self.0.stop().unwrap();
     }
 
+    /// Ends it as a crash would, and waits until it has ended.
+    pub(crate) fn crash(&mut self) {
+        self.0.kill().unwrap();
+    }
+
     /// Ends it as a crash would; it stays a zombie until this is dropped.
     pub(crate) fn kill(&mut self) {
         self.signal(nix::sys::signal::Signal::SIGKILL);

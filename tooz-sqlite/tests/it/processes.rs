@@ -110,10 +110,10 @@ async fn a_killed_waiters_limit_refuses_no_request() {
         actor.tell(&format!("queue x {limit}"));
         assert_eq!(actor.hear(), if limit == "3" { "queued" } else { "Invalid" });
     }
-    dead[0].kill();
+    dead[0].crash();
     dead[1].tell("queue x 4");
     assert_eq!(dead[1].hear(), "queued");
-    dead[1].kill();
+    dead[1].crash();
     queued(&us, &ask("x", permit(2))).await;
     let error = us.locks().request(&ask("x", permit(3))).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid, "the one before it lives");
