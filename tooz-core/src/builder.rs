@@ -27,6 +27,8 @@ use crate::{
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_hours(24);
+/// A time limit or a pause.
+const TIME: OptionKind = OptionKind::Duration { min: Duration::from_millis(1), max: DAY };
 
 /// The options that every driver has.
 pub const COMMON_OPTIONS: &[OptionSpec] = &[
@@ -37,31 +39,15 @@ pub const COMMON_OPTIONS: &[OptionSpec] = &[
         "how long a session lives without a renewal, on backends with a session ttl (default 15s)",
     ),
     OptionSpec::new("namespace", OptionKind::Text, "separates equal names (default tooz)"),
-    OptionSpec::new(
-        "connect_timeout",
-        OptionKind::Duration { min: Duration::from_millis(1), max: DAY },
-        "time limit of connecting (default 10s)",
-    ),
+    OptionSpec::new("connect_timeout", TIME, "time limit of connecting (default 10s)"),
     OptionSpec::new(
         "operation_timeout",
-        OptionKind::Duration { min: Duration::from_millis(1), max: DAY },
+        TIME,
         "time limit of every operation; waiting for a lock does not count (default 10s)",
     ),
-    OptionSpec::new(
-        "close_timeout",
-        OptionKind::Duration { min: Duration::from_millis(1), max: DAY },
-        "time limit of closing (default 5s)",
-    ),
-    OptionSpec::new(
-        "initial_reconnect_backoff",
-        OptionKind::Duration { min: Duration::from_millis(1), max: DAY },
-        "first pause before a retry (default 100ms)",
-    ),
-    OptionSpec::new(
-        "max_reconnect_backoff",
-        OptionKind::Duration { min: Duration::from_millis(1), max: DAY },
-        "longest pause before a retry (default 5s)",
-    ),
+    OptionSpec::new("close_timeout", TIME, "time limit of closing (default 5s)"),
+    OptionSpec::new("initial_reconnect_backoff", TIME, "first pause before a retry (default 100ms)"),
+    OptionSpec::new("max_reconnect_backoff", TIME, "longest pause before a retry (default 5s)"),
     OptionSpec::new("rejoin", OptionKind::Flag, "join the groups again after a loss (default true)"),
 ];
 
