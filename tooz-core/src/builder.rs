@@ -111,7 +111,17 @@ impl Coordinator {
     /// Begins to connect to the backend at `url` as `member`. What is wrong with either is told by
     /// [`Builder::connect`].
     pub fn builder(url: impl Into<String>, member: impl AsRef<[u8]>) -> Builder {
-        Builder::new(url.into(), member.as_ref().to_vec())
+        Builder {
+            url: url.into(),
+            member: member.as_ref().to_vec(),
+            options: Vec::new(),
+            require: Characteristics::empty(),
+            runtime: Runtime::default(),
+            beating: true,
+            seed: None,
+            drivers: Vec::new(),
+            adopt: false,
+        }
     }
 
     /// Connects, runs `work` with the coordinator, and closes it before it returns, whether `work` succeeds, fails or
@@ -161,20 +171,6 @@ impl Coordinator {
 }
 
 impl Builder {
-    fn new(url: String, member: Vec<u8>) -> Self {
-        Self {
-            url,
-            member,
-            options: Vec::new(),
-            require: Characteristics::empty(),
-            runtime: Runtime::default(),
-            beating: true,
-            seed: None,
-            drivers: Vec::new(),
-            adopt: false,
-        }
-    }
-
     /// An option by name; see the driver's README and [`COMMON_OPTIONS`].
     pub fn option(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.options.push((name.into(), value.into()));
@@ -252,13 +248,8 @@ impl Builder {
     /// # Cancel safety
     /// A session that was opened meanwhile is closed in the background.
     pub async fn connect(self) -> Result<Coordinator> {
-        self.connect_within().await.map_err(|error| error.during("connect"))
-    }
-
-    async fn connect_within(self) -> Result<Coordinator> {
-        let plan = self.plan()?;
-        let (spawner, limit) = (plan.request.context.spawner.clone(), plan.request.limits.connect_timeout);
-        in_time(&spawner, limit, plan.connect()).await
+        let connected = async { self.plan()?.in_time(Plan::connect).await };
+        connected.await.map_err(|error| error.during("connect"))
     }
 
     /// Connects for looking alone, without a session: who is in which group, who holds a lock, who leads.
@@ -275,13 +266,8 @@ impl Builder {
     /// # Cancel safety
     /// The connection is closed in the background.
     pub async fn view(self) -> Result<Viewer> {
-        self.view_within().await.map_err(|error| error.during("view"))
-    }
-
-    async fn view_within(self) -> Result<Viewer> {
-        let plan = self.plan()?;
-        let (spawner, limit) = (plan.request.context.spawner.clone(), plan.request.limits.connect_timeout);
-        in_time(&spawner, limit, plan.view()).await
+        let connected = async { self.plan()?.in_time(Plan::view).await };
+        connected.await.map_err(|error| error.during("view"))
     }
 
     /// Lets [`Builder::examine`] adopt a backend that was moved: where its driver says that the sessions recorded there
@@ -313,10 +299,7 @@ impl Builder {
         let examining = spawner.spawn(examining);
         let found = match spawner.timeout(limit, examining).await {
             Some(found) => found.unwrap_or_else(|| Err(closed())),
-            None => Err(Error::new(
-                ErrorKind::Timeout,
-                format!("the backend did not answer within {limit:?} (option connect_timeout)"),
-            )),
+            None => Err(too_late(limit)),
         };
         let mut found = found.map_err(|error| error.during("examine"))?;
         if adopt && !found.iter().any(|finding| finding.topic() == "adopt") {
@@ -384,27 +367,9 @@ fn check_characteristics(url: &BackendUrl, missing: Characteristics) -> Result<(
     ))
 }
 
-/// Connects on the coordinator's runtime, and to its end: a coordinator whose caller is gone closes itself.
-async fn in_time<T: Send + 'static>(
-    spawner: &Spawner,
-    limit: Duration,
-    connecting: impl Future<Output = Result<T>> + Send + 'static,
-) -> Result<T> {
-    let (answer, answered) = oneshot::channel();
-    spawner
-        .spawn(async move {
-            let connected = connecting.await;
-            let _ = answer.send(connected);
-        })
-        .detach();
-    match spawner.timeout(limit, answered).await {
-        Some(Ok(connected)) => connected,
-        Some(Err(_)) => Err(Error::new(ErrorKind::Backend, "the driver panicked while connecting")),
-        None => Err(Error::new(
-            ErrorKind::Timeout,
-            format!("the backend did not answer within {limit:?} (option connect_timeout)"),
-        )),
-    }
+fn too_late(limit: Duration) -> Error {
+    let why = format!("the backend did not answer within {limit:?} (option connect_timeout)");
+    Error::new(ErrorKind::Timeout, why)
 }
 
 /// Everything that is known before the backend is asked.
@@ -417,6 +382,28 @@ struct Plan {
 }
 
 impl Plan {
+    /// Connects on the coordinator's runtime, and to its end: a coordinator whose caller is gone closes itself.
+    async fn in_time<T, F>(self, connect: impl FnOnce(Self) -> F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let (spawner, limit) = (self.request.context.spawner.clone(), self.request.limits.connect_timeout);
+        let (answer, answered) = oneshot::channel();
+        let connecting = connect(self);
+        spawner
+            .spawn(async move {
+                let connected = connecting.await;
+                let _ = answer.send(connected);
+            })
+            .detach();
+        match spawner.timeout(limit, answered).await {
+            Some(Ok(connected)) => connected,
+            Some(Err(_)) => Err(Error::new(ErrorKind::Backend, "the driver panicked while connecting")),
+            None => Err(too_late(limit)),
+        }
+    }
+
     async fn driver(&self, view: bool) -> Result<Arc<dyn Driver>> {
         let request = Connect { view, ..self.request.clone() };
         let driver = self.registration.connect(request).await?;
