@@ -64,34 +64,22 @@ impl OptionSpec {
     }
 
     fn check(&self, value: &str) -> Result<()> {
-        match self.kind {
+        let (fits, wanted) = match self.kind {
             OptionKind::Duration { min, max } => {
                 let duration = parse_duration(value).ok_or_else(|| {
                     refuse(self.name, "write a duration such as 250ms, 15s, 2m, or a number of seconds")
                 })?;
-                if duration < min || duration > max {
-                    return Err(refuse(self.name, &format!("it must be between {min:?} and {max:?}")));
-                }
+                ((min..=max).contains(&duration), format!("between {min:?} and {max:?}"))
             }
-            OptionKind::Integer { min, max } => {
-                if !value.parse::<u64>().is_ok_and(|number| (min..=max).contains(&number)) {
-                    return Err(refuse(
-                        self.name,
-                        &format!("it must be a whole number between {min} and {max}"),
-                    ));
-                }
-            }
-            OptionKind::Flag => {
-                parse_flag(value).ok_or_else(|| refuse(self.name, "it must be true or false"))?;
-            }
-            OptionKind::Word(words) => {
-                if !words.contains(&value) {
-                    return Err(refuse(self.name, &format!("it must be one of {}", words.join(", "))));
-                }
-            }
-            OptionKind::Text => {}
-        }
-        Ok(())
+            OptionKind::Integer { min, max } => (
+                value.parse::<u64>().is_ok_and(|number| (min..=max).contains(&number)),
+                format!("a whole number between {min} and {max}"),
+            ),
+            OptionKind::Flag => (parse_flag(value).is_some(), "true or false".to_owned()),
+            OptionKind::Word(words) => (words.contains(&value), format!("one of {}", words.join(", "))),
+            OptionKind::Text => return Ok(()),
+        };
+        if fits { Ok(()) } else { Err(refuse(self.name, &format!("it must be {wanted}"))) }
     }
 }
 
