@@ -330,8 +330,9 @@ impl Builder {
         for (name, value) in self.options {
             url.set_option(&name, value);
         }
-        let foreign = [registration.own_foreign_options(), options::FOREIGN_OPTIONS];
-        options::check(&url, &[COMMON_OPTIONS, registration.own_options()], &foreign)?;
+        let known = [COMMON_OPTIONS, registration.own_options()].concat();
+        let foreign = [registration.own_foreign_options(), options::FOREIGN_OPTIONS].concat();
+        options::check(&url, &known, &foreign)?;
         let member = MemberId::new(&self.member)?;
         let missing = self.require - registration.characteristics(&url);
         check_characteristics(&url, missing)?;

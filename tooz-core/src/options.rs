@@ -99,27 +99,23 @@ pub(crate) const FOREIGN_OPTIONS: &[(&str, &str)] = &[
 ];
 const LIFETIME: &str = "write ttl: how long a session and what it holds live without a renewal";
 
-/// Checks every option of `url` against the lists of those that exist; `foreign`: names that others use, and what to write
+/// Checks every option of `url` against those that exist; `foreign`: names that others use, and what to write
 /// instead.
-pub(crate) fn check(url: &BackendUrl, known: &[&[OptionSpec]], foreign: &[&[(&str, &str)]]) -> Result<()> {
+pub(crate) fn check(url: &BackendUrl, known: &[OptionSpec], foreign: &[(&str, &str)]) -> Result<()> {
     for (index, (name, value)) in url.options().iter().enumerate() {
         // The namespace among them: one that looks the same would be another, without a word.
         if let Some(why) = invisible(name).or_else(|| invisible(value)) {
             return Err(refuse(name, &why));
         }
-        let Some(spec) = known.iter().flat_map(|list| list.iter()).find(|spec| spec.name == name) else {
-            if let Some((_, instead)) =
-                foreign.iter().flat_map(|list| list.iter()).find(|(other, _)| other == name)
-            {
-                let why = format!("{}:// does not know this option of Python tooz; {instead}", url.scheme());
-                return Err(refuse(name, &why));
-            }
-            let mut names: Vec<_> = known.iter().flat_map(|list| list.iter()).map(|spec| spec.name).collect();
-            names.sort_unstable();
-            return Err(refuse(
-                name,
-                &format!("{}:// does not know this option; it knows {}", url.scheme(), names.join(", ")),
-            ));
+        let Some(spec) = known.iter().find(|spec| spec.name == name) else {
+            let why = if let Some((_, instead)) = foreign.iter().find(|(other, _)| other == name) {
+                format!("this option of Python tooz; {instead}")
+            } else {
+                let mut names: Vec<_> = known.iter().map(|spec| spec.name).collect();
+                names.sort_unstable();
+                format!("this option; it knows {}", names.join(", "))
+            };
+            return Err(refuse(name, &format!("{}:// does not know {why}", url.scheme())));
         };
         if !spec.repeatable && url.options()[..index].iter().any(|(earlier, _)| earlier == name) {
             return Err(refuse(name, "it is given twice; remove one"));
@@ -208,18 +204,18 @@ mod tests {
             "",
         )];
         for query in ["tll=5s", "ttl=hunter2", "ttl=0", "ttl=90s", "ttl=5s&ttl=6s"] {
-            let error = check(&BackendUrl::parse(&format!("memory://x?{query}")).unwrap(), &[KNOWN], &[])
-                .unwrap_err();
+            let error =
+                check(&BackendUrl::parse(&format!("memory://x?{query}")).unwrap(), KNOWN, &[]).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidOption, "{query}");
             assert!(error.to_string().contains("ttl") && !error.to_string().contains("hunter"), "{error}");
         }
-        check(&BackendUrl::parse("memory://x?ttl=1.5").unwrap(), &[KNOWN], &[]).unwrap();
+        check(&BackendUrl::parse("memory://x?ttl=1.5").unwrap(), KNOWN, &[]).unwrap();
     }
 
     #[test]
     fn the_names_of_others_are_refused_with_ours() {
         let url = BackendUrl::parse("memory://x?lock_timeout=hunter2").unwrap();
-        let error = check(&url, &[], &[&[("other", "x")], FOREIGN_OPTIONS]).unwrap_err().to_string();
+        let error = check(&url, &[], FOREIGN_OPTIONS).unwrap_err().to_string();
         assert!(
             error.contains("lock_timeout") && error.contains("write ttl") && !error.contains("hunter"),
             "{error}"
