@@ -104,24 +104,20 @@ impl BackendUrl {
                  and %40 for '@', and in a path or an option %40 for '@'",
             ));
         }
-        let (userinfo, hosts) = match authority.rsplit_once('@') {
-            Some((userinfo, hosts)) => (Some(userinfo), hosts),
-            None => (None, authority),
+        let (userinfo, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
+        let (user, password) = match userinfo.split_once(':') {
+            Some((user, password)) => (user, Some(password)),
+            None => (userinfo, None),
         };
-        let (user, password) = match userinfo.map(|text| text.split_once(':').ok_or(text)) {
-            None => (None, None),
-            Some(Err(user)) => (Some(decode("user name", user)?), None),
-            Some(Ok((user, password))) => {
-                (Some(decode("user name", user)?), Some(decode("password", password)?))
-            }
-        };
+        let user = decode("user name", user)?;
+        let password = password.map(|password| decode("password", password)).transpose()?;
         let hosts = match hosts {
             "" => Vec::new(),
             hosts => hosts.split(',').map(Host::parse).collect::<Result<_>>()?,
         };
         Ok(Self {
             scheme: scheme.to_ascii_lowercase(),
-            user: user.filter(|user| !user.is_empty()),
+            user: (!user.is_empty()).then_some(user),
             password,
             hosts,
             path: percent_decode_str(path).collect(),
