@@ -58,9 +58,9 @@ pub enum ErrorKind {
     Backend,
 }
 
-impl ErrorKind {
-    const fn phrase(self) -> &'static str {
-        match self {
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
             Self::UnknownScheme => "unknown scheme",
             Self::InvalidUrl => "invalid backend URL",
             Self::InvalidOption => "invalid option",
@@ -83,13 +83,7 @@ impl ErrorKind {
             Self::HookNotFound => "hook not found",
             Self::HolderUnresponsive => "holder does not let go",
             Self::Backend => "backend error",
-        }
-    }
-}
-
-impl fmt::Display for ErrorKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.phrase())
+        })
     }
 }
 
@@ -181,7 +175,7 @@ impl fmt::Display for Error {
         if !self.0.operation.is_empty() {
             write!(f, "{}: ", self.0.operation)?;
         }
-        f.write_str(self.0.kind.phrase())?;
+        self.0.kind.fmt(f)?;
         if !self.0.context.is_empty() {
             write!(f, ": {}", self.0.context)?;
         }
