@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::OwnedMutexGuard;
 
+use crate::driver::support::errors::joined_before;
 use crate::driver::{Join, MemberRecord, Session};
 use crate::session::call::{Kept, Owned, read};
 use crate::session::live::SessionLease;
@@ -130,15 +131,11 @@ impl Group {
     }
 
     async fn join_as(&self, capabilities: Capabilities, create: bool) -> Result<()> {
-        let change = Change::begin(&self.shared).await?;
+        let Change { lease, session, turn } = Change::begin(&self.shared).await?;
         if self.shared.joined().contains_key(&self.id) {
-            return Err(Error::new(
-                ErrorKind::MemberExists,
-                format!("member \"{}\" is in group \"{}\" already", self.shared.config.member, self.id),
-            ));
+            return Err(joined_before(&self.id, &self.shared.config.member));
         }
         let join = Join::new(self.id.clone(), capabilities.clone()).create(create);
-        let Change { lease, session, turn } = change;
         let (shared, id) = (Arc::clone(&self.shared), self.id.clone());
         let call = Box::pin(async move {
             session.groups().join(&join).await?;
