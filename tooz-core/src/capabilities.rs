@@ -49,7 +49,13 @@ impl Capabilities {
             Error::new(ErrorKind::Invalid, "the capabilities cannot be written as MessagePack")
                 .caused_by(error)
         })?;
-        Self::checked_size(bytes)
+        let size = bytes.len();
+        if size > MAX_CAPABILITIES_BYTES {
+            let why =
+                format!("the capabilities have {size} bytes, at most {MAX_CAPABILITIES_BYTES} are allowed");
+            return Err(Error::new(ErrorKind::Invalid, why));
+        }
+        Ok(Self(bytes.into()))
     }
 
     /// Raw bytes, which readers get back with [`Capabilities::raw`]: MessagePack's bin, Python's `bytes`.
@@ -83,19 +89,6 @@ impl Capabilities {
             .map_err(|error| corrupt("are not MessagePack").caused_by(error))?;
         if !reader.is_empty() {
             return Err(corrupt("have bytes after the end of the MessagePack value"));
-        }
-        Ok(Self(bytes.into()))
-    }
-
-    fn checked_size(bytes: Vec<u8>) -> Result<Self> {
-        if bytes.len() > MAX_CAPABILITIES_BYTES {
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                format!(
-                    "the capabilities have {} bytes, at most {MAX_CAPABILITIES_BYTES} are allowed",
-                    bytes.len()
-                ),
-            ));
         }
         Ok(Self(bytes.into()))
     }
