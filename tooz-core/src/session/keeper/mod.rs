@@ -93,13 +93,6 @@ enum Done {
     Rejoined { session: SessionId, rejoined: Rejoined },
 }
 
-enum Wake {
-    Command(Option<Command>),
-    Notice(Notice),
-    Job(Option<std::result::Result<Done, tokio::task::JoinError>>),
-    Time,
-}
-
 /// When the runtime ends, or the keeper panics: everything is lost at once.
 struct Abandon(Arc<Shared>);
 
@@ -158,24 +151,23 @@ impl Keeper {
                     None => std::future::pending().await,
                 }
             };
-            let wake = tokio::select! {
+            tokio::select! {
                 // Time first: at the deadline everything is lost, whatever else has come. Commands last: each makes
                 // at most one job, so they cannot keep the answer to a beat from being heard.
                 biased;
-                () = self.sleeper.until(due) => Wake::Time,
-                job = self.jobs.join_next(), if !self.jobs.is_empty() => Wake::Job(job),
-                notice = notice => Wake::Notice(notice),
-                command = self.commands.recv() => Wake::Command(command),
-            };
-            match wake {
-                Wake::Time | Wake::Job(None) | Wake::Command(Some(Command::Wake)) => {}
-                Wake::Command(Some(Command::Settle(job))) => self.settle(job),
-                Wake::Command(Some(Command::Beat(answer))) => self.beat_by_hand(answer),
-                Wake::Command(Some(Command::Suspect)) => self.suspect(),
-                Wake::Command(Some(Command::Close) | None) => break,
-                Wake::Notice(notice) => self.noticed(notice),
-                Wake::Job(Some(Ok(done))) => self.done(done),
-                Wake::Job(Some(Err(panic))) => tracing::error!(%panic, "a driver panicked"),
+                () = self.sleeper.until(due) => {}
+                Some(job) = self.jobs.join_next() => match job {
+                    Ok(done) => self.done(done),
+                    Err(panic) => tracing::error!(%panic, "a driver panicked"),
+                },
+                notice = notice => self.noticed(notice),
+                command = self.commands.recv() => match command {
+                    Some(Command::Wake) => {}
+                    Some(Command::Settle(job)) => self.settle(job),
+                    Some(Command::Beat(answer)) => self.beat_by_hand(answer),
+                    Some(Command::Suspect) => self.suspect(),
+                    Some(Command::Close) | None => break,
+                },
             }
             self.on_time();
         }
