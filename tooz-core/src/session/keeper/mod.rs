@@ -163,7 +163,7 @@ impl Keeper {
                 notice = notice => self.noticed(notice),
                 command = self.commands.recv() => match command {
                     Some(Command::Wake) => {}
-                    Some(Command::Settle(job)) => self.settle(job),
+                    Some(Command::Settle(job)) => settle(&mut self.jobs, job),
                     Some(Command::Beat(answer)) => self.beat_by_hand(answer),
                     Some(Command::Suspect) => self.suspect(),
                     Some(Command::Close) | None => break,
@@ -233,13 +233,6 @@ impl Keeper {
         }
     }
 
-    fn settle(&mut self, job: Owned<()>) {
-        self.jobs.spawn(async move {
-            job.await;
-            Done::Settled
-        });
-    }
-
     /// A caller was told that the session is gone: the next beat is due at once.
     fn suspect(&mut self) {
         if let State::Up(up) = &mut self.state {
@@ -287,10 +280,7 @@ impl Keeper {
             // What callers left unfinished goes first: it may hold what the session's end would not.
             while let Some(command) = commands.recv().await {
                 if let Command::Settle(job) = command {
-                    jobs.spawn(async move {
-                        job.await;
-                        Done::Settled
-                    });
+                    settle(&mut jobs, job);
                 }
             }
             let session = match session {
@@ -305,10 +295,8 @@ impl Keeper {
             // An answer to a beat says nothing any more, and may be as late as the backend likes.
             beats.iter().for_each(AbortHandle::abort);
             while let Some(done) = jobs.join_next().await {
-                if let Ok(Done::Opened { answer: Ok(late), .. }) = done
-                    && let Err(error) = late.close(End::Clean).await
-                {
-                    tracing::debug!(%error, "a session that came too late could not be closed");
+                if let Ok(Done::Opened { answer: Ok(late), .. }) = done {
+                    close_late(late).await;
                 }
             }
             session.and(driver.close().await)
@@ -326,6 +314,20 @@ impl Keeper {
         };
         let result = result.map_err(|error| error.during("close"));
         self.shared.phase.send_replace(Phase::Closed(Some(result)));
+    }
+}
+
+fn settle(jobs: &mut JoinSet<Done>, job: Owned<()>) {
+    jobs.spawn(async move {
+        job.await;
+        Done::Settled
+    });
+}
+
+/// A session that was opened too late must not linger.
+async fn close_late(session: Arc<dyn Session>) {
+    if let Err(error) = session.close(End::Clean).await {
+        tracing::debug!(%error, "a session that came too late could not be closed");
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Done, Down, Keeper, Rejoining, State, Up};
+use super::{Done, Down, Keeper, Rejoining, State, Up, close_late, settle};
 use crate::driver::{End, OpenSession, Session, SessionId};
 use crate::platform::clock::Instant;
 use crate::session::events::Event;
@@ -78,14 +78,8 @@ impl Keeper {
             Err(_) => return,
         };
         if !wanted {
-            // Too late: another one stands or is being opened. This one must not linger.
-            self.jobs.spawn(async move {
-                if let Err(error) = session.close(End::Clean).await {
-                    tracing::debug!(%error, "a session that came too late could not be closed");
-                }
-                Done::Settled
-            });
-            return;
+            // Another one stands or is being opened.
+            return settle(&mut self.jobs, Box::pin(close_late(session)));
         }
         let lease = SessionLease::new(Arc::clone(&session), self.shared.clock.clone());
         if lease.loss().is_some() {
