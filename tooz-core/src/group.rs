@@ -148,7 +148,7 @@ impl Group {
             Box::pin(async move {
                 // Or until the session is over, which takes the record along.
                 let answer = lease.or_lost(unfinished).await;
-                if !answer.is_some_and(|answer| answer.is_err_and(|error| !error.is_indeterminate())) {
+                if !answer.is_ok_and(|answer| answer.is_err_and(|error| !error.is_indeterminate())) {
                     shared.joined().remove(&id);
                     leave_until_answered(&shared, &lease, &id).await;
                 }
@@ -187,7 +187,7 @@ impl Group {
         let finish = Box::new(|unfinished: Owned<Result<()>>| -> Owned<()> {
             Box::pin(async move {
                 let answer = lease.or_lost(unfinished).await;
-                if answer.is_some_and(|answer| answer.is_err_and(|error| error.is_indeterminate())) {
+                if answer.is_ok_and(|answer| answer.is_err_and(|error| error.is_indeterminate())) {
                     leave_until_answered(&shared, &lease, &id).await;
                 }
                 drop(kept);
@@ -246,7 +246,7 @@ impl Group {
         let kept = Arc::clone(&turn);
         let finish = Box::new(|unfinished: Owned<Result<()>>| -> Owned<()> {
             Box::pin(async move {
-                lease.or_lost(unfinished).await;
+                let _ = lease.or_lost(unfinished).await;
                 drop(kept);
             })
         });

@@ -150,11 +150,7 @@ impl<'a> Contender<'a> {
         let request = request.wait(!matches!(self.patience, Patience::None));
         let mut attempt = Attempt::new(self.shared, &lease, session, ticket, request);
         let asked = match limit {
-            None => tokio::select! {
-                biased; // an answer says more than the news that the session ended
-                asked = attempt.ask() => asked,
-                reason = lease.lost() => Err(Error::new(ErrorKind::SessionLost, reason.to_string())),
-            },
+            None => lease.or_lost(attempt.ask()).await.unwrap_or_else(|reason| Err(reason.into())),
             Some(limit) => match self.shared.limited(limit, attempt.ask()).await {
                 Some(asked) => asked,
                 None => return Err(self.shared.timed_out()),
@@ -302,12 +298,7 @@ impl<'a> Attempt<'a> {
             ticket.set_leaving();
         }
         if self.asking.is_some() {
-            let lease = self.lease;
-            tokio::select! {
-                biased; // an answer says more than the news that the session ended
-                answer = self.ask() => drop(answer),
-                _ = lease.lost() => {}
-            }
+            let _ = self.lease.or_lost(self.ask()).await;
         }
         withdraw(self.shared, self.lease, &self.key, self.id).await;
         // Only accept() and withdraw() take the ticket, and both consume the entry.
@@ -330,7 +321,7 @@ impl Drop for Attempt<'_> {
         self.shared.settle(Box::pin(async move {
             if let Some(unfinished) = unfinished {
                 // A request that never returns must not keep the name longer than its session lives.
-                lease.or_lost(unfinished).await;
+                let _ = lease.or_lost(unfinished).await;
             }
             withdraw(&shared, &lease, &key, id).await;
             drop(ticket);

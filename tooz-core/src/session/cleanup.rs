@@ -26,11 +26,7 @@ where
 {
     let mut pause = shared.config.backoff();
     while let Some(session) = lease.session() {
-        let answer = tokio::select! {
-            biased; // an answer is worth more than the news that the session ended
-            answer = call(session) => answer,
-            _ = lease.lost() => return,
-        };
+        let Ok(answer) = lease.or_lost(call(session)).await else { return };
         match answer {
             Ok(()) => return,
             Err(error) if error.kind() == ErrorKind::SessionLost => {

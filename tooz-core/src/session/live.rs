@@ -190,11 +190,11 @@ impl SessionLease {
     }
 
     /// Drives a call of this session to its end, or to the session's: what is unanswered then went with it.
-    pub(crate) async fn or_lost<T>(&self, call: impl Future<Output = T>) -> Option<T> {
+    pub(crate) async fn or_lost<T>(&self, call: impl Future<Output = T>) -> Result<T, LossReason> {
         tokio::select! {
             biased; // an answer says more than the news that the session ended
-            output = call => Some(output),
-            _ = self.lost() => None,
+            output = call => Ok(output),
+            reason = self.lost() => Err(reason),
         }
     }
 

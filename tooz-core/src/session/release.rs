@@ -69,7 +69,7 @@ impl Drop for Releasing<'_> {
         let end = self.end;
         self.shared.settle(Box::pin(async move {
             let answered = match call {
-                Some(call) => state.lease.or_lost(call).await.is_some_and(|answer| answer.is_ok()),
+                Some(call) => state.lease.or_lost(call).await.is_ok_and(|answer| answer.is_ok()),
                 None => false,
             };
             if !answered {
