@@ -58,13 +58,6 @@ pub(crate) struct GrantState {
     ticket: Mutex<Option<Ticket>>,
 }
 
-/// A release that was begun.
-pub(crate) struct Release {
-    pub(crate) session: Arc<dyn Session>,
-    pub(crate) ticket: Ticket,
-    pub(crate) end: End,
-}
-
 impl SessionLease {
     pub(crate) fn new(session: Arc<dyn Session>, clock: Clock) -> Arc<Self> {
         Arc::new(Self {
@@ -362,7 +355,7 @@ impl GrantState {
 
     /// Begins a release: from now on it is not held. The release frees the ticket when it is answered.
     /// `None`: it had ended before.
-    pub(crate) fn begin_release(&self, end: End) -> Option<Release> {
+    pub(crate) fn begin_release(&self, end: End) -> Option<(Arc<dyn Session>, Ticket, End)> {
         let lost = self.loss().is_some();
         let end = if lost { End::Unclean } else { end };
         let mut inner = self.lease.inner();
@@ -381,7 +374,7 @@ impl GrantState {
         if !lost {
             self.ended.set(LossReason::Released);
         }
-        Some(Release { session: session?, ticket: ticket?, end })
+        Some((session?, ticket?, end))
     }
 
     fn take_ticket(&self) -> Option<Ticket> {

@@ -5,7 +5,7 @@ use std::task::Poll;
 
 use super::call::Owned;
 use super::cleanup::until_answered;
-use super::live::{GrantState, Release};
+use super::live::GrantState;
 use super::queue::Ticket;
 use super::state::Shared;
 use crate::Result;
@@ -25,7 +25,7 @@ impl<'a> Releasing<'a> {
         if shared.check().is_err() {
             return None; // closed: everything has ended; forked: it is the parent's
         }
-        let Release { session, ticket, end } = state.begin_release(end)?;
+        let (session, ticket, end) = state.begin_release(end)?;
         ticket.set_leaving();
         let call = release_call(session, Arc::clone(state), end);
         Some(Self { shared, state, call: Some(call), ticket: Some(ticket), end })
