@@ -316,7 +316,7 @@ impl Change {
         let turn = shared.limited(shared.config.limits.operation_timeout, turn).await.ok_or_else(|| {
             Error::new(ErrorKind::Unavailable, "an earlier change of membership has not been answered yet")
         })?;
-        let (lease, session) = shared.lease_soon().await?;
+        let (lease, session) = shared.lease_within(shared.config.limits.operation_timeout).await?;
         Ok(Self { lease, session, turn: Arc::new(turn) })
     }
 }

@@ -58,7 +58,7 @@ async fn acquire_key(
         }
         Patience::For(limit) => limit,
     };
-    let id = ticket.id();
+    let id = ticket.id;
     let mut contending = pin!(async {
         ticket.pass().await;
         Contender::new(shared, key, mode, patience).contend(ticket).await
@@ -146,7 +146,7 @@ impl<'a> Contender<'a> {
             Some(limit) => self.shared.lease_within(limit).await?.0,
         };
         let Some(session) = lease.session() else { return Ok(Outcome::Again(ticket)) };
-        let request = Acquire::new(self.shared.attempt(), self.key.clone(), self.mode);
+        let request = Acquire::new(AttemptId(self.shared.entropy.id()), self.key.clone(), self.mode);
         let request = request.wait(!matches!(self.patience, Patience::None));
         let mut attempt = Attempt::new(self.shared, &lease, session, ticket, request);
         let asked = match limit {

@@ -15,13 +15,11 @@ pub(crate) struct Latch {
 }
 
 impl Latch {
-    /// Sets the reason, unless there is one already; answers whether this call set it.
-    pub(crate) fn set(&self, reason: LossReason) -> bool {
-        let first = self.reason.set(reason).is_ok();
-        if first {
+    /// Sets the reason, unless there is one already.
+    pub(crate) fn set(&self, reason: LossReason) {
+        if self.reason.set(reason).is_ok() {
             self.waiters.notify_waiters();
         }
-        first
     }
 
     pub(crate) fn get(&self) -> Option<&LossReason> {

@@ -136,16 +136,12 @@ impl Contention {
 pub(crate) struct Ticket {
     contention: Arc<Contention>,
     key: LockKey,
-    id: u64,
+    pub(crate) id: u64,
     passed: Arc<Notify>,
 }
 
+/// Whether no task of this coordinator is before it.
 impl Ticket {
-    pub(crate) fn id(&self) -> u64 {
-        self.id
-    }
-
-    /// Whether no task of this coordinator is before it.
     fn has_passed(&self) -> bool {
         let queues = self.contention.queues();
         queues.keys.get(&self.key).is_some_and(|queue| queue.passed.iter().any(|passed| passed.id == self.id))

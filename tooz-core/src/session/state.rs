@@ -14,7 +14,7 @@ use super::limits::Config;
 use super::live::SessionLease;
 use super::queue::Contention;
 use crate::driver::support::fork::OwnerProcess;
-use crate::driver::{AttemptId, Driver, InstanceId, Session, SessionId};
+use crate::driver::{Driver, InstanceId, Session, SessionId};
 use crate::platform::clock::Clock;
 use crate::platform::entropy::Entropy;
 use crate::platform::runtime::Spawner;
@@ -163,10 +163,6 @@ impl Shared {
         }
     }
 
-    pub(crate) fn attempt(&self) -> AttemptId {
-        AttemptId(self.entropy.id())
-    }
-
     /// # Errors
     /// `Invalid` in a forked child.
     pub(crate) fn check_process(&self) -> Result<()> {
@@ -207,11 +203,6 @@ impl Shared {
             }
             phase.changed().await;
         }
-    }
-
-    /// [`Shared::lease`] within the operation time limit.
-    pub(crate) async fn lease_soon(&self) -> Result<(Arc<SessionLease>, Arc<dyn Session>)> {
-        self.lease_within(self.config.limits.operation_timeout).await
     }
 
     /// [`Shared::lease`] within `limit`.
