@@ -60,7 +60,7 @@ use crate::{FencingToken, LockName, LossReason, Lost, Result};
 pub struct LockGuard {
     shared: Arc<CloseOnDrop>,
     name: LockName,
-    state: Arc<GrantState>,
+    pub(crate) state: Arc<GrantState>,
 }
 
 impl fmt::Debug for LockGuard {
@@ -77,10 +77,6 @@ impl fmt::Debug for LockGuard {
 impl LockGuard {
     pub(crate) fn new(shared: Arc<CloseOnDrop>, name: LockName, state: Arc<GrantState>) -> Self {
         Self { shared, name, state }
-    }
-
-    pub(crate) fn state(&self) -> &GrantState {
-        &self.state
     }
 
     /// The lock's name.

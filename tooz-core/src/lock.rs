@@ -52,9 +52,9 @@ use crate::{Error, ErrorKind, FencingToken, LockName, Result};
 /// ```
 #[derive(Clone)]
 pub struct Lock {
-    shared: Arc<CloseOnDrop>,
+    pub(crate) shared: Arc<CloseOnDrop>,
     name: LockName,
-    mode: LockMode,
+    pub(crate) mode: LockMode,
 }
 
 impl fmt::Debug for Lock {
@@ -103,9 +103,7 @@ impl Lock {
     /// Dropping the future leaves neither a lock nor a place in the queue, within one more round trip, or with
     /// the session's end if the backend is away.
     pub async fn acquire(&self) -> Result<LockGuard> {
-        let state = acquire(&self.shared, self.key(), self.mode, Patience::Forever).await?;
-        let state = state.ok_or_else(|| Error::from(ErrorKind::Backend))?;
-        Ok(LockGuard::new(Arc::clone(&self.shared), self.name.clone(), state))
+        self.acquire_by(Patience::Forever).await?.ok_or_else(|| Error::from(ErrorKind::Backend))
     }
 
     /// Acquires the lock if it is free and no waiter is before this one; answers at once.
@@ -180,14 +178,6 @@ impl Lock {
 
     fn key(&self) -> LockKey {
         LockKey::Named(self.name.clone())
-    }
-
-    pub(crate) fn shared_state(&self) -> &Arc<CloseOnDrop> {
-        &self.shared
-    }
-
-    pub(crate) fn mode(&self) -> LockMode {
-        self.mode
     }
 }
 

@@ -23,7 +23,7 @@ pub struct LockSet {
 
 impl LockSet {
     pub(crate) fn new(mut locks: Vec<Lock>) -> Self {
-        let shared_last = |lock: &Lock| lock.mode() == LockMode::Shared;
+        let shared_last = |lock: &Lock| lock.mode == LockMode::Shared;
         locks.sort_by(|a, b| a.name().cmp(b.name()).then(shared_last(a).cmp(&shared_last(b))));
         locks.dedup_by(|later, earlier| later.name() == earlier.name());
         let names = locks.iter().map(|lock| lock.name().clone()).collect();
@@ -82,7 +82,7 @@ impl LockSet {
     /// # Cancel safety
     /// As [`LockSet::acquire`].
     pub async fn acquire_within(&self, limit: Duration) -> Result<Option<LockSetGuard>> {
-        let end = self.locks.first().map(|first| first.shared_state().clock.now() + limit);
+        let end = self.locks.first().map(|first| first.shared.clock.now() + limit);
         let left = |now| Patience::For(end.map_or(limit, |end| end.saturating_since(now)));
         self.take(left).await
     }
@@ -94,7 +94,7 @@ impl LockSet {
         loop {
             let mut guards = Vec::with_capacity(self.locks.len());
             for lock in &self.locks {
-                match lock.acquire_by(patience(lock.shared_state().clock.now())).await? {
+                match lock.acquire_by(patience(lock.shared.clock.now())).await? {
                     Some(guard) => guards.push(guard),
                     None => return Ok(None),
                 }
@@ -151,7 +151,7 @@ impl LockSetGuard {
     /// # Cancel safety
     /// Dropping it drops `work`; the locks stay held.
     pub async fn run<F: Future>(&self, work: F) -> Result<F::Output, Lost<F::Output>> {
-        let under: Vec<_> = self.guards.iter().map(LockGuard::state).collect();
+        let under: Vec<_> = self.guards.iter().map(|guard| &*guard.state).collect();
         run_under(&under, self.lost(), work).await
     }
 
