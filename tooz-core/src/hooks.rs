@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::session::hook_registry::{BoxError, HookEvent, HookId, HookKind};
+use crate::session::hook_registry::{BoxError, Callback, HookEvent, HookId, HookKind};
 use crate::session::state::CloseOnDrop;
 use crate::session::watchers::Watchers;
 use crate::{GroupId, Result};
@@ -37,12 +37,9 @@ impl Hooks {
         Self { shared: Arc::clone(shared), watchers }
     }
 
-    async fn hook<F>(&self, kind: HookKind, group: impl AsRef<[u8]>, hook: F) -> Result<HookId>
-    where
-        F: Fn(&HookEvent) -> Result<(), BoxError> + Send + Sync + 'static,
-    {
+    async fn hook(&self, kind: HookKind, group: impl AsRef<[u8]>, hook: Callback) -> Result<HookId> {
         self.shared.check()?;
-        self.watchers.register(&self.shared, kind, GroupId::new(group)?, Arc::new(hook)).await
+        self.watchers.register(&self.shared, kind, GroupId::new(group)?, hook).await
     }
 
     /// Runs `hook` inside [`Hooks::run_watchers`] for every member that joins `group` from now on.
@@ -56,7 +53,7 @@ impl Hooks {
     where
         F: Fn(&HookEvent) -> Result<(), BoxError> + Send + Sync + 'static,
     {
-        self.hook(HookKind::Join, group, hook).await
+        self.hook(HookKind::Join, group, Arc::new(hook)).await
     }
 
     /// Ends what [`Hooks::watch_join_group`] began.
@@ -64,7 +61,7 @@ impl Hooks {
     /// # Errors
     /// `HookNotFound`.
     pub fn unwatch_join_group(&self, group: impl AsRef<[u8]>, hook: HookId) -> Result<()> {
-        self.watchers.unregister(HookKind::Join, &GroupId::new(group)?, hook)
+        self.watchers.hooks.remove(HookKind::Join, &GroupId::new(group)?, hook)
     }
 
     /// Runs `hook` inside [`Hooks::run_watchers`] for every member that leaves `group` from now on.
@@ -78,7 +75,7 @@ impl Hooks {
     where
         F: Fn(&HookEvent) -> Result<(), BoxError> + Send + Sync + 'static,
     {
-        self.hook(HookKind::Leave, group, hook).await
+        self.hook(HookKind::Leave, group, Arc::new(hook)).await
     }
 
     /// Ends what [`Hooks::watch_leave_group`] began.
@@ -86,7 +83,7 @@ impl Hooks {
     /// # Errors
     /// `HookNotFound`.
     pub fn unwatch_leave_group(&self, group: impl AsRef<[u8]>, hook: HookId) -> Result<()> {
-        self.watchers.unregister(HookKind::Leave, &GroupId::new(group)?, hook)
+        self.watchers.hooks.remove(HookKind::Leave, &GroupId::new(group)?, hook)
     }
 
     /// Makes the coordinator a candidate of `group`: [`Hooks::run_elect_coordinator`] runs for leader, and
@@ -101,7 +98,7 @@ impl Hooks {
     where
         F: Fn(&HookEvent) -> Result<(), BoxError> + Send + Sync + 'static,
     {
-        self.hook(HookKind::Elected, group, hook).await
+        self.hook(HookKind::Elected, group, Arc::new(hook)).await
     }
 
     /// Ends what [`Hooks::watch_elected_as_leader`] began; a leadership that was won stays until
@@ -110,7 +107,7 @@ impl Hooks {
     /// # Errors
     /// `HookNotFound`.
     pub fn unwatch_elected_as_leader(&self, group: impl AsRef<[u8]>, hook: HookId) -> Result<()> {
-        self.watchers.unregister(HookKind::Elected, &GroupId::new(group)?, hook)
+        self.watchers.hooks.remove(HookKind::Elected, &GroupId::new(group)?, hook)
     }
 
     /// Runs the hooks of everything that happened since the last call, then runs for leader where elected hooks are

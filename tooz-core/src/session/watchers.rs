@@ -43,7 +43,7 @@ struct WatchedGroup {
 /// The hooks, and what was read of their groups.
 #[derive(Default)]
 pub(crate) struct Watchers {
-    hooks: HookRegistry,
+    pub(crate) hooks: HookRegistry,
     /// One run at a time.
     running: tokio::sync::Mutex<Running>,
 }
@@ -95,10 +95,6 @@ impl Watchers {
         }
         // INVARIANT: added while it has the turn, or a run in between would forget the group again.
         Ok(self.hooks.add(kind, group, callback))
-    }
-
-    pub(crate) fn unregister(&self, kind: HookKind, group: &GroupId, id: HookId) -> Result<()> {
-        self.hooks.remove(kind, group, id)
     }
 
     /// Reads these groups and runs the hooks of what has changed since they were read before. Where one cannot be read no hook
