@@ -21,7 +21,7 @@ pub struct Hooks {
 
 impl fmt::Debug for Hooks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hooks").field("watchers", &self.watchers).finish_non_exhaustive()
+        f.write_str("Hooks")
     }
 }
 

@@ -1,6 +1,5 @@
 //! The hooks that are registered, and what they are told.
 
-use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::driver::MemberRecord;
@@ -63,12 +62,6 @@ struct Hook {
 #[derive(Default)]
 pub(crate) struct HookRegistry {
     hooks: Mutex<(u64, Vec<Hook>)>,
-}
-
-impl fmt::Debug for HookRegistry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "HookRegistry({} hooks)", self.hooks().1.len())
-    }
 }
 
 impl HookRegistry {

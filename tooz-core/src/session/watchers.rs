@@ -5,7 +5,6 @@
 //! nothing in it says which.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -46,12 +45,6 @@ pub(crate) struct Watchers {
     pub(crate) hooks: HookRegistry,
     /// One run at a time.
     running: tokio::sync::Mutex<Running>,
-}
-
-impl fmt::Debug for Watchers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watchers").field("hooks", &self.hooks).finish_non_exhaustive()
-    }
 }
 
 impl Watchers {
