@@ -41,16 +41,10 @@ use crate::{Error, ErrorKind, GroupId, LossReason, Lost, MemberId, Result, Term}
 /// # c.close().await
 /// # }
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Election {
     shared: Arc<CloseOnDrop>,
     group: GroupId,
-}
-
-impl fmt::Debug for Election {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Election").field("group", &self.group).finish_non_exhaustive()
-    }
 }
 
 /// Who leads a group.

@@ -1,6 +1,5 @@
 //! Groups: who is there, and what they publish about themselves.
 
-use std::fmt;
 use std::sync::Arc;
 
 use tokio::sync::OwnedMutexGuard;
@@ -56,16 +55,10 @@ use crate::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
 /// # c.close().await
 /// # }
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Group {
     shared: Arc<CloseOnDrop>,
     id: GroupId,
-}
-
-impl fmt::Debug for Group {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Group").field("id", &self.id).finish_non_exhaustive()
-    }
 }
 
 impl Group {

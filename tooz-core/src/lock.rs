@@ -1,6 +1,5 @@
 //! Locks: handles without I/O, and how a lock is acquired.
 
-use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,17 +49,11 @@ use crate::{Error, ErrorKind, FencingToken, LockName, Result};
 /// # other.close().await
 /// # }
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Lock {
     pub(crate) shared: Arc<CloseOnDrop>,
     name: LockName,
     pub(crate) mode: LockMode,
-}
-
-impl fmt::Debug for Lock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lock").field("name", &self.name).field("mode", &self.mode).finish_non_exhaustive()
-    }
 }
 
 impl Lock {

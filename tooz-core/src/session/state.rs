@@ -1,6 +1,7 @@
 //! What a coordinator's handles, its guards and its keeper share.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -287,6 +288,13 @@ impl Reads for Shared {
 
 /// The last of these closes the coordinator (S11). The keeper holds none.
 pub(crate) struct CloseOnDrop(pub(crate) Arc<Shared>);
+
+/// What handles share is not shown with each of them.
+impl fmt::Debug for CloseOnDrop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("..")
+    }
+}
 
 impl Drop for CloseOnDrop {
     fn drop(&mut self) {
