@@ -292,11 +292,9 @@ impl Builder {
         let plan = self.plan()?;
         let (spawner, limit) = (plan.request.context.spawner.clone(), plan.request.limits.connect_timeout);
         let request = Connect { adopt, ..plan.request };
-        let Some(examining) = plan.registration.start_examination(request) else {
-            return Ok(Vec::new());
-        };
+        let Some(examine) = plan.registration.examine else { return Ok(Vec::new()) };
         // On the coordinator's runtime: what a driver's connections run on must not depend on the caller's.
-        let examining = spawner.spawn(examining);
+        let examining = spawner.spawn(examine(request));
         let found = match spawner.timeout(limit, examining).await {
             Some(found) => found.unwrap_or_else(|| Err(closed())),
             None => Err(too_late(limit)),
@@ -331,7 +329,7 @@ impl Builder {
             url.set_option(&name, value);
         }
         let known = [COMMON_OPTIONS, registration.own_options()].concat();
-        let foreign = [registration.own_foreign_options(), options::FOREIGN_OPTIONS].concat();
+        let foreign = [registration.foreign_options, options::FOREIGN_OPTIONS].concat();
         options::check(&url, &known, &foreign)?;
         let member = MemberId::new(&self.member)?;
         let missing = self.require - registration.characteristics(&url);

@@ -24,10 +24,10 @@ pub struct Registration {
     crate_name: &'static str,
     schemes: &'static [&'static str],
     options: &'static [OptionSpec],
-    foreign_options: &'static [(&'static str, &'static str)],
+    pub(crate) foreign_options: &'static [(&'static str, &'static str)],
     characteristics: fn(&BackendUrl) -> Characteristics,
     connect: fn(Connect) -> Connecting,
-    examine: Option<fn(Connect) -> Examining>,
+    pub(crate) examine: Option<fn(Connect) -> Examining>,
 }
 
 inventory::collect!(Registration);
@@ -93,17 +93,9 @@ impl Registration {
         self.options
     }
 
-    pub(crate) fn own_foreign_options(&self) -> &'static [(&'static str, &'static str)] {
-        self.foreign_options
-    }
-
     /// What `url` can keep at best; `connect` asks the server and may lower it.
     pub fn characteristics(&self, url: &BackendUrl) -> Characteristics {
         (self.characteristics)(url)
-    }
-
-    pub(crate) fn start_examination(&self, request: Connect) -> Option<Examining> {
-        self.examine.map(|examine| examine(request))
     }
 
     pub(crate) fn connect(&self, request: Connect) -> Connecting {
