@@ -145,12 +145,7 @@ impl Coordinator {
             self.shared.check()?;
             let (answer, answered) = oneshot::channel();
             self.shared.command(Command::Beat(answer));
-            let limit = self.shared.config.limits.operation_timeout;
-            match self.shared.limited(limit, answered).await {
-                Some(Ok(result)) => result,
-                Some(Err(_)) => Err(closed()),
-                None => Err(self.shared.timed_out()),
-            }
+            self.shared.in_time(async { answered.await.unwrap_or_else(|_| Err(closed())) }).await
         };
         beat.await.map_err(|error| error.during("heartbeat"))
     }

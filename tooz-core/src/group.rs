@@ -109,7 +109,7 @@ impl Group {
     /// # Cancel safety
     /// Dropping the future leaves no membership behind, within one more round trip or by the session's end.
     pub async fn join(&self, capabilities: Capabilities) -> Result<()> {
-        self.limited(self.join_as(capabilities, false)).await.map_err(|error| error.during("join"))
+        self.shared.in_time(self.join_as(capabilities, false)).await.map_err(|error| error.during("join"))
     }
 
     /// As [`Group::join`], and creates the group in the same step if it is missing.
@@ -120,7 +120,7 @@ impl Group {
     /// # Cancel safety
     /// As [`Group::join`]; the group may have been created.
     pub async fn join_or_create(&self, capabilities: Capabilities) -> Result<()> {
-        self.limited(self.join_as(capabilities, true)).await.map_err(|error| error.during("join"))
+        self.shared.in_time(self.join_as(capabilities, true)).await.map_err(|error| error.during("join"))
     }
 
     async fn join_as(&self, capabilities: Capabilities, create: bool) -> Result<()> {
@@ -159,7 +159,7 @@ impl Group {
     /// # Cancel safety
     /// A leave that was begun is driven to its end.
     pub async fn leave(&self) -> Result<()> {
-        let result = self.limited(self.leave_group()).await;
+        let result = self.shared.in_time(self.leave_group()).await;
         result.map_err(|error| error.during("leave"))
     }
 
@@ -206,14 +206,8 @@ impl Group {
     /// # Cancel safety
     /// An update that was begun is driven to its end.
     pub async fn update_capabilities(&self, capabilities: Capabilities) -> Result<()> {
-        let result = self.limited(self.update(capabilities)).await;
+        let result = self.shared.in_time(self.update(capabilities)).await;
         result.map_err(|error| error.during("update_capabilities"))
-    }
-
-    /// One time limit for everything that a change waits for: its turn, a session, the answer.
-    async fn limited<T>(&self, change: impl Future<Output = Result<T>>) -> Result<T> {
-        let limit = self.shared.config.limits.operation_timeout;
-        self.shared.limited(limit, change).await.unwrap_or_else(|| Err(self.shared.timed_out()))
     }
 
     async fn update(&self, capabilities: Capabilities) -> Result<()> {

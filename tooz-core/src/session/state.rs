@@ -239,6 +239,12 @@ impl Shared {
         limited(&self.spawner, limit, future)
     }
 
+    /// One operation time limit for everything that a change waits for: its turn, a session, the answer.
+    pub(crate) async fn in_time<T>(&self, change: impl Future<Output = Result<T>>) -> Result<T> {
+        let limit = self.config.limits.operation_timeout;
+        self.limited(limit, change).await.unwrap_or_else(|| Err(self.timed_out()))
+    }
+
     /// Drives one call to the backend within the operation time limit. A call that outlives the limit, or its
     /// caller, is handed over to the keeper; `settle` turns it into what has to be done then.
     pub(crate) async fn call<T: Send + 'static>(
@@ -247,9 +253,7 @@ impl Shared {
         settle: Settle<T>,
     ) -> Result<T> {
         self.check()?;
-        let limit = self.config.limits.operation_timeout;
-        let call = Call::new(call, settle, self);
-        self.limited(limit, call).await.unwrap_or_else(|| Err(self.timed_out()))
+        self.in_time(Call::new(call, settle, self)).await
     }
 
     /// This, as what the functions that only look are given.
