@@ -15,9 +15,8 @@ use crate::hooks::Hooks;
 use crate::lock::Lock;
 use crate::lock_set::LockSet;
 use crate::platform::runtime::block_on;
-use crate::session::call::closed;
+use crate::session::call::{closed, groups};
 use crate::session::events::Events;
-use crate::session::lookup::groups;
 use crate::session::state::{CloseOnDrop, Command, Phase, Shared};
 use crate::{
     BackendUrl, Characteristics, Error, ErrorKind, FencingToken, GroupId, LockName, LossReason, MemberId,

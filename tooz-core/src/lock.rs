@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::driver::{BreakRequest, HolderRecord, Holders, LockKey, LockMode};
 use crate::guard::LockGuard;
 use crate::session::acquire::{Patience, acquire};
-use crate::session::lookup::holders;
+use crate::session::call::holders;
 use crate::session::state::{CloseOnDrop, Shared};
 use crate::{Error, ErrorKind, FencingToken, LockName, Result};
 

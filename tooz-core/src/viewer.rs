@@ -11,9 +11,8 @@ use crate::driver::support::fork::OwnerProcess;
 use crate::driver::{Driver, Holders, Limits, LockKey, MemberRecord};
 use crate::election::{self, Leader, Observer};
 use crate::platform::runtime::Spawner;
-use crate::session::call::{Kept, Owned, Reads, closed};
+use crate::session::call::{Kept, Owned, Reads, closed, groups, holders, members};
 use crate::session::limits::Config;
-use crate::session::lookup::{groups, holders, members};
 use crate::watch::GroupWatch;
 use crate::{BackendUrl, Characteristics, Error, ErrorKind, GroupId, LockName, Result};
 

@@ -1,4 +1,5 @@
-//! One call to the driver: its time limit, and what happens to it when its caller goes away.
+//! One call to the driver: its time limit, and what happens to it when its caller goes away. And what is read without a
+//! session.
 
 use std::any::Any;
 use std::future::Future;
@@ -7,9 +8,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::driver::Driver;
+use crate::driver::{Driver, Holders, LockKey, MemberRecord};
 use crate::platform::runtime::Spawner;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, GroupId, Result};
 
 /// A future that stands on its own: it can be handed over to the keeper.
 pub(crate) type Owned<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -42,6 +43,24 @@ pub(crate) async fn read<T: Send + 'static>(reader: &dyn Reads, call: Owned<Resu
     let (spawner, limit) = reader.limit();
     let call = Call::new(call, Box::new(drive::<T>), reader);
     limited(spawner, limit, call).await.unwrap_or_else(|| Err(no_answer(limit)))
+}
+
+pub(crate) async fn groups(reader: &dyn Reads) -> Result<Vec<GroupId>> {
+    let driver = reader.driver();
+    let call = Box::pin(async move { driver.groups().list().await });
+    read(reader, call).await.map_err(|error| error.during("groups"))
+}
+
+pub(crate) async fn members(reader: &dyn Reads, id: &GroupId) -> Result<Vec<MemberRecord>> {
+    let (driver, id) = (reader.driver(), id.clone());
+    let call = Box::pin(async move { driver.groups().members(&id).await });
+    read(reader, call).await.map_err(|error| error.during("members"))
+}
+
+pub(crate) async fn holders(reader: &dyn Reads, key: LockKey) -> Result<Holders> {
+    let driver = reader.driver();
+    let call = Box::pin(async move { driver.locks().holders(&key).await });
+    read(reader, call).await.map_err(|error| error.during("holders"))
 }
 
 /// Polls `future` for at most `limit`; `None` when the time is over.

@@ -9,7 +9,6 @@ pub(crate) mod keeper;
 pub(crate) mod latch;
 pub(crate) mod limits;
 pub(crate) mod live;
-pub(crate) mod lookup;
 pub(crate) mod queue;
 pub(crate) mod rejoin;
 pub(crate) mod release;

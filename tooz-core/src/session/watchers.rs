@@ -16,10 +16,10 @@ use futures_core::Stream as _;
 
 use crate::driver::{LockKey, LockMode, MemberRecord};
 use crate::session::acquire::{Patience, acquire};
+use crate::session::call::members;
 use crate::session::events::Event;
 use crate::session::hook_registry::{Callback, HookEvent, HookId, HookKind, HookRegistry};
 use crate::session::live::GrantState;
-use crate::session::lookup::members;
 use crate::session::release::release;
 use crate::session::state::Shared;
 use crate::watch::{GroupEvent, GroupWatch};
