@@ -422,22 +422,14 @@ impl Plan {
     }
 
     async fn connect(self) -> Result<Coordinator> {
-        let Context { clock, entropy, spawner, .. } = self.request.context.clone();
+        let context = self.request.context.clone();
         let driver = self.driver(false).await?;
-        let instance = InstanceId(entropy.id());
+        let instance = InstanceId(context.entropy.id());
         let request = OpenSession::new(self.config.member.clone(), instance);
         let session = driver.open_session(&request).await?;
-        let lease = SessionLease::new(Arc::clone(&session), clock.clone());
-        let (shared, commands) = Shared::new(
-            self.config,
-            driver,
-            instance,
-            clock,
-            entropy,
-            spawner,
-            self.beating,
-            Arc::clone(&lease),
-        );
+        let lease = SessionLease::new(Arc::clone(&session), context.clock.clone());
+        let first = Arc::clone(&lease);
+        let (shared, commands) = Shared::new(self.config, driver, instance, context, self.beating, first);
         Keeper::start(&shared, commands, lease, session);
         tracing::debug!(url = %shared.config.url, member = %shared.config.member, "connected");
         Ok(Coordinator::new(shared))

@@ -15,7 +15,7 @@ use super::limits::Config;
 use super::live::SessionLease;
 use super::queue::Contention;
 use crate::driver::support::fork::OwnerProcess;
-use crate::driver::{Driver, InstanceId, Session, SessionId};
+use crate::driver::{Context, Driver, InstanceId, Session, SessionId};
 use crate::platform::clock::Clock;
 use crate::platform::entropy::Entropy;
 use crate::platform::runtime::Spawner;
@@ -78,18 +78,16 @@ pub(crate) enum Command {
 }
 
 impl Shared {
-    #[allow(clippy::too_many_arguments)] // made in one place
     pub(crate) fn new(
         config: Config,
         driver: Arc<dyn Driver>,
         instance: InstanceId,
-        clock: Clock,
-        entropy: Entropy,
-        spawner: Spawner,
+        context: Context,
         beating: bool,
         first: Arc<SessionLease>,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Command>) {
         let (keeper, commands) = mpsc::unbounded_channel();
+        let Context { clock, entropy, spawner } = context;
         let shared = Arc::new(Self {
             config,
             characteristics: driver.characteristics(),
