@@ -16,17 +16,10 @@ use crate::{Error, ErrorKind, LossReason, Result};
 impl Keeper {
     pub(super) fn beat_by_hand(&mut self, answer: oneshot::Sender<Result<Option<Duration>>>) {
         self.asked.push(answer);
-        match &mut self.state {
-            State::Up(up) => {
-                if up.flying.is_none() {
-                    self.beat();
-                }
-            }
-            State::Down(down) => {
-                if down.flying.is_none() {
-                    self.open();
-                }
-            }
+        match &self.state {
+            State::Up(up) if up.flying.is_none() => self.beat(),
+            State::Down(down) if down.flying.is_none() => self.open(),
+            _ => {} // the answer to what is under way answers this one, too
         }
     }
 
@@ -124,10 +117,7 @@ impl Keeper {
     /// Answers the beats that were asked for by hand: how long until the next is due.
     pub(super) fn answer_beats(&mut self, outcome: &Result<()>) {
         let until = match &self.state {
-            State::Up(up) => {
-                let left = up.next.saturating_since(self.shared.clock.now());
-                up.lease.ttl().map(|_| left)
-            }
+            State::Up(up) => up.lease.ttl().map(|_| up.next.saturating_since(self.shared.clock.now())),
             State::Down(_) => None,
         };
         for answer in self.asked.drain(..) {

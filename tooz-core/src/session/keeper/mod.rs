@@ -157,7 +157,10 @@ impl Keeper {
                 biased;
                 () = self.sleeper.until(due) => {}
                 Some(job) = self.jobs.join_next() => match job {
-                    Ok(done) => self.done(done),
+                    Ok(Done::Settled) => {}
+                    Ok(Done::Beat { number, sent, held, answer }) => self.beaten(number, sent, &held, answer),
+                    Ok(Done::Opened { number, answer }) => self.opened(number, answer),
+                    Ok(Done::Rejoined { session, rejoined }) => self.rejoined(session, rejoined),
                     Err(panic) => tracing::error!(%panic, "a driver panicked"),
                 },
                 notice = notice => self.noticed(notice),
@@ -237,15 +240,6 @@ impl Keeper {
     fn suspect(&mut self) {
         if let State::Up(up) = &mut self.state {
             up.next = self.shared.clock.now();
-        }
-    }
-
-    fn done(&mut self, done: Done) {
-        match done {
-            Done::Settled => {}
-            Done::Beat { number, sent, held, answer } => self.beaten(number, sent, &held, answer),
-            Done::Opened { number, answer } => self.opened(number, answer),
-            Done::Rejoined { session, rejoined } => self.rejoined(session, rejoined),
         }
     }
 
