@@ -67,6 +67,7 @@ struct Up {
     rejoin: Option<Rejoining>,
 }
 
+#[derive(Default)]
 struct Rejoining {
     at: Option<Instant>,
     announce: bool,

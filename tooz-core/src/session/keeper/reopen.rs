@@ -127,10 +127,8 @@ impl Keeper {
         self.shared.publish(Event::Evicted(group));
         if self.shared.config.rejoin {
             let at = Some(self.shared.clock.now());
-            match &mut up.rejoin {
-                Some(rejoin) => rejoin.at = rejoin.at.or(at),
-                None => up.rejoin = Some(Rejoining { at, announce: false, joined: Vec::new() }),
-            }
+            let rejoining = up.rejoin.get_or_insert_default();
+            rejoining.at = rejoining.at.or(at);
         }
     }
 
@@ -154,8 +152,7 @@ impl Keeper {
             self.shared.publish(Event::GroupDeleted(group));
         }
         // Gone where two tries of it crossed and the other one came to the end first.
-        let nothing = Rejoining { at: None, announce: false, joined: Vec::new() };
-        let rejoining = up.rejoin.get_or_insert(nothing);
+        let rejoining = up.rejoin.get_or_insert_default();
         rejoining.joined.extend(rejoined.joined);
         if rejoined.open {
             rejoining.at = Some(self.shared.clock.now() + self.backoff.next(&self.shared.entropy));
