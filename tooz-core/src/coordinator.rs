@@ -106,7 +106,7 @@ impl Coordinator {
     /// The present session's id; `None` while there is none.
     pub fn session_id(&self) -> Option<SessionId> {
         match &*self.shared.phase.borrow() {
-            Phase::Up(lease) if lease.loss().is_none() => Some(lease.id()),
+            Phase::Up(lease) if lease.loss().is_none() => Some(lease.id),
             _ => None,
         }
     }

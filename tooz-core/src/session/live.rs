@@ -21,8 +21,8 @@ use crate::{GroupId, LossReason};
 
 #[derive(Debug)]
 pub(crate) struct SessionLease {
-    id: SessionId,
-    ttl: Option<Duration>,
+    pub(crate) id: SessionId,
+    pub(crate) ttl: Option<Duration>,
     clock: Clock,
     /// The process that opened it: a forked child holds nothing.
     owner: OwnerProcess,
@@ -79,14 +79,6 @@ impl SessionLease {
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn id(&self) -> SessionId {
-        self.id
-    }
-
-    pub(crate) fn ttl(&self) -> Option<Duration> {
-        self.ttl
     }
 
     /// The driver's session; `None` once it has ended.

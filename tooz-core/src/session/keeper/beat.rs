@@ -27,11 +27,11 @@ impl Keeper {
     pub(super) fn beat(&mut self) {
         let State::Up(up) = &mut self.state else { return };
         let sent = self.shared.clock.now();
-        let ttl = up.lease.ttl();
+        let ttl = up.lease.ttl;
         self.number += 1;
         up.flying = Some((self.number, sent + time_limit(ttl, self.shared.config.limits.operation_timeout)));
         up.next = sent + period(ttl);
-        let here = Some(up.lease.id());
+        let here = Some(up.lease.id);
         let joined = self.shared.joined();
         let groups = joined.iter().filter(|(_, m)| m.session == here).map(|(id, _)| id.clone()).collect();
         drop(joined);
@@ -55,7 +55,7 @@ impl Keeper {
             up.flying = None;
         }
         let took = self.shared.clock.now().saturating_since(sent);
-        let late = time_limit(up.lease.ttl(), period(None));
+        let late = time_limit(up.lease.ttl, period(None));
         if took > late {
             tracing::warn!(
                 ?took,
@@ -92,7 +92,7 @@ impl Keeper {
             self.evicted(group);
         }
         self.shared.beats.fetch_add(1, Ordering::AcqRel);
-        if lease.set_suspended(false) && lease.ttl().is_some() {
+        if lease.set_suspended(false) && lease.ttl.is_some() {
             self.shared.publish(Event::Recovered);
         }
         self.answer_beats(&Ok(()));
@@ -101,7 +101,7 @@ impl Keeper {
     pub(super) fn beat_failed(&mut self, error: &Error) {
         let State::Up(up) = &mut self.state else { return };
         tracing::warn!(%error, "a beat failed");
-        let ttl = up.lease.ttl();
+        let ttl = up.lease.ttl;
         if let Some(ttl) = ttl {
             if !up.lease.set_suspended(true) {
                 self.shared.publish(Event::Suspended);
@@ -117,7 +117,7 @@ impl Keeper {
     /// Answers the beats that were asked for by hand: how long until the next is due.
     pub(super) fn answer_beats(&mut self, outcome: &Result<()>) {
         let until = match &self.state {
-            State::Up(up) => up.lease.ttl().map(|_| up.next.saturating_since(self.shared.clock.now())),
+            State::Up(up) => up.lease.ttl.map(|_| up.next.saturating_since(self.shared.clock.now())),
             State::Down(_) => None,
         };
         for answer in self.asked.drain(..) {

@@ -214,7 +214,7 @@ impl Keeper {
                     up.flying = None;
                     // Another is sent at once; the unanswered one may still prove the session.
                     up.next = now;
-                    let limit = time_limit(up.lease.ttl(), self.shared.config.limits.operation_timeout);
+                    let limit = time_limit(up.lease.ttl, self.shared.config.limits.operation_timeout);
                     let error =
                         Error::new(ErrorKind::Timeout, format!("no answer to a beat within {limit:?}"));
                     self.beat_failed(&error.during("heartbeat"));

@@ -116,7 +116,7 @@ impl Keeper {
         {
             let mut joined = self.shared.joined();
             let Some(membership) = joined.get_mut(&group) else { return };
-            if membership.session != Some(up.lease.id()) {
+            if membership.session != Some(up.lease.id) {
                 return; // told before
             }
             membership.session = None;
@@ -138,14 +138,14 @@ impl Keeper {
         if rejoining.at.is_some_and(|at| at <= now) {
             rejoining.at = None;
             let job = rejoin(Arc::clone(&self.shared), Arc::clone(&up.session), self.recreate);
-            let session = up.lease.id();
+            let session = up.lease.id;
             self.jobs.spawn(async move { Done::Rejoined { session, rejoined: job.await } });
         }
     }
 
     pub(super) fn rejoined(&mut self, session: SessionId, rejoined: Rejoined) {
         let State::Up(up) = &mut self.state else { return };
-        if up.lease.id() != session {
+        if up.lease.id != session {
             return;
         }
         for group in rejoined.deleted {
