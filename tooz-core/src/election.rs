@@ -80,8 +80,7 @@ impl Election {
     }
 
     async fn run_for(&self, patience: Patience) -> Result<Option<Leadership>> {
-        let state = acquire(&self.shared, self.key(), LockMode::Exclusive, patience).await;
-        let state = state.map_err(|error| error.during("campaign"))?;
+        let state = acquire(&self.shared, self.key(), LockMode::Exclusive, patience).await?;
         Ok(state.map(|state| Leadership {
             shared: Arc::clone(&self.shared),
             group: self.group.clone(),
@@ -160,8 +159,7 @@ impl Election {
 }
 
 pub(crate) async fn leader(reader: &dyn Reads, group: &GroupId) -> Result<Option<Leader>> {
-    let holders = holders(reader, LockKey::Leader(group.clone())).await;
-    holders.map(Leader::of).map_err(|error| error.during("leader"))
+    holders(reader, LockKey::Leader(group.clone())).await.map(Leader::of)
 }
 
 pub(crate) async fn observe(reader: &dyn Reads, group: &GroupId, kept: Kept) -> Result<Observer> {

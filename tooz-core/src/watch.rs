@@ -82,14 +82,13 @@ impl fmt::Debug for GroupWatch {
 }
 
 impl GroupWatch {
-    fn new(kept: Option<Kept>, stream: ChangeStream) -> Self {
-        Self { _kept: kept, stream: Some(stream), started: false }
-    }
-
     pub(crate) async fn open(reader: &dyn Reads, id: &GroupId, kept: Option<Kept>) -> Result<Self> {
         let (driver, id) = (reader.driver(), id.clone());
         // The answer is a type of ours: with the stream's trait object in it, rustc would not see that this is `Send`.
-        let call = Box::pin(async move { Ok(Self::new(kept, driver.groups().watch(&id).await?)) });
+        let call = Box::pin(async move {
+            let stream = driver.groups().watch(&id).await?;
+            Ok(Self { _kept: kept, stream: Some(stream), started: false })
+        });
         read(reader, call).await.map_err(|error| error.during("watch"))
     }
 
