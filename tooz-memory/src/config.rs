@@ -1,9 +1,7 @@
 //! From the URL to what this driver needs to know.
 
-use std::fmt::Write as _;
-
 use tooz_core::driver::{OptionKind, OptionSpec};
-use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
+use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Host, Result};
 
 use crate::faults::planted::Fault;
 
@@ -39,38 +37,24 @@ pub(crate) struct Config {
 
 impl Config {
     pub(crate) fn read(url: &BackendUrl) -> Result<Self> {
+        let refused = |why| Error::new(ErrorKind::InvalidUrl, format!("{}:// {why}", url.scheme()));
         if !SCHEMES.contains(&url.scheme()) {
-            return Err(Error::new(
-                ErrorKind::InvalidUrl,
-                format!("{}:// is not served by tooz-memory; write memory://name", url.scheme()),
-            ));
+            return Err(refused("is not served by tooz-memory; write memory://name"));
         }
         if url.user().is_some() || url.password().is_some() {
-            return Err(Error::new(
-                ErrorKind::InvalidUrl,
-                format!("{}:// has no users; remove what stands before the '@'", url.scheme()),
-            ));
+            return Err(refused("has no users; remove what stands before the '@'"));
         }
-        let mut hosts = String::new();
-        for (index, host) in url.hosts().iter().enumerate() {
-            let comma = if index == 0 { "" } else { "," };
-            // Writing to a string cannot fail.
-            let _ = write!(hosts, "{comma}{}", host.name);
-            if let Some(port) = host.port {
-                let _ = write!(hosts, ":{port}");
-            }
-        }
-        let mut name = hosts.into_bytes();
-        name.extend_from_slice(url.path());
-        let fault = match url.option("fault") {
-            None => None,
-            Some(word) => Some(Fault::parse(word).ok_or_else(|| {
-                Error::new(
-                    ErrorKind::InvalidOption,
-                    format!("option \"fault\": it must be one of {}", Fault::WORDS.join(", ")),
-                )
-            })?),
+        let host = |host: &Host| match host.port {
+            Some(port) => format!("{}:{port}", host.name),
+            None => host.name.clone(),
         };
+        let mut name = url.hosts().iter().map(host).collect::<Vec<_>>().join(",").into_bytes();
+        name.extend_from_slice(url.path());
+        let unknown = || {
+            let why = format!("option \"fault\": it must be one of {}", Fault::WORDS.join(", "));
+            Error::new(ErrorKind::InvalidOption, why)
+        };
+        let fault = url.option("fault").map(|word| Fault::parse(word).ok_or_else(unknown)).transpose()?;
         Ok(Self {
             name,
             namespace: url.option("namespace").unwrap_or(DEFAULT_NAMESPACE).to_owned(),
