@@ -96,7 +96,7 @@ pub enum Cut {
 }
 
 /// What the kit wants to happen.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Plan {
     pub(crate) paused: bool,
     pub(crate) delay: Duration,
@@ -108,7 +108,6 @@ pub(crate) struct Plan {
     pub(crate) hanging: usize,
 }
 
-#[derive(Debug)]
 struct Planned {
     operation: Operation,
     member: Option<MemberId>,

@@ -3,7 +3,6 @@
 //! A checker of histories needs it. Clients know only what they were told. The backend knows when a session ended,
 //! which attempt was granted, and what became of a call whose answer was lost.
 
-use std::fmt;
 use std::sync::Arc;
 
 use tooz_core::driver::{LockKey, LockMode, MemberRecord, Previous};
@@ -79,10 +78,4 @@ pub enum Happened {
 pub(crate) struct Listener {
     pub(crate) space: Arc<str>,
     pub(crate) tell: Box<dyn FnMut(&Happened) + Send>,
-}
-
-impl fmt::Debug for Listener {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Listener").field("space", &self.space).finish_non_exhaustive()
-    }
 }

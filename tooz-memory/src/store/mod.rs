@@ -28,7 +28,6 @@ static BACKENDS: Mutex<BTreeMap<Vec<u8>, Weak<Backend>>> = Mutex::new(BTreeMap::
 const SLICE: Duration = Duration::from_millis(250);
 
 /// One backend.
-#[derive(Debug)]
 pub(crate) struct Backend {
     name: Vec<u8>,
     state: Mutex<State>,

@@ -22,7 +22,7 @@ use crate::faults::oracle::{Happened, Listener};
 use crate::faults::planted::Fault;
 
 /// Everything that a backend knows.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct State {
     /// The backend's own clock: that of the first driver that connected.
     pub(super) clock: Option<Clock>,
@@ -85,7 +85,7 @@ impl State {
 }
 
 /// One namespace.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Space {
     pub(crate) locks: BTreeMap<LockKey, Lock>,
     pub(crate) watched: BTreeMap<LockKey, WatchedLock>,
@@ -98,7 +98,6 @@ pub(crate) struct Space {
 }
 
 /// A session that lives.
-#[derive(Debug)]
 pub(crate) struct LiveSession {
     pub(crate) member: MemberId,
     pub(super) space: Arc<str>,
@@ -159,7 +158,7 @@ impl Fate {
 }
 
 /// How an attempt that is over ended.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) enum Ended {
     /// Released or withdrawn.
     Settled,
@@ -175,7 +174,6 @@ pub(super) type Holder = lock_state::Holder<Asker>;
 pub(super) type Waiter = lock_state::Waiter<Asker>;
 
 /// What else this backend records of an attempt.
-#[derive(Debug)]
 pub(crate) struct Asker {
     pub(super) member: MemberId,
     /// Since when it holds the lock.
@@ -187,7 +185,7 @@ pub(crate) struct Asker {
 }
 
 /// A lock with watchers.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct WatchedLock {
     pub(crate) watchers: usize,
     /// Grows with every change of the holders.
@@ -196,14 +194,13 @@ pub(crate) struct WatchedLock {
 }
 
 /// One group.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Group {
     pub(super) members: BTreeMap<MemberId, Member>,
     /// The log of its changes, while it has watchers.
     pub(super) log: Option<LogId>,
 }
 
-#[derive(Debug)]
 pub(crate) struct Member {
     pub(super) record: MemberRecord,
     pub(super) session: SessionId,
@@ -221,7 +218,6 @@ impl Group {
 pub(super) type LogId = u64;
 
 /// The changes of one group, or what is left of it.
-#[derive(Debug)]
 pub(crate) struct Log {
     pub(super) space: Arc<str>,
     pub(super) group: GroupId,
