@@ -101,7 +101,7 @@ impl Client {
         yield_now().await;
         self.random_pace().await;
         let delay = self.backend.act(|state| {
-            state.plan.count(operation);
+            *state.plan.calls.entry(operation).or_default() += 1;
             state.plan.delay
         });
         if !delay.is_zero() {

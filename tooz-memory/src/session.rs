@@ -92,7 +92,7 @@ impl Session for MemorySession {
         self.client
             .listen(|state| {
                 if let Some(session) = state.sessions.get_mut(&self.fate.id) {
-                    if let Some(notice) = session.next_notice() {
+                    if let Some(notice) = session.notices.pop_front() {
                         return Step::Done(notice);
                     }
                 } else if !state.has(Fault::RenewsTheDead) && !self.told.swap(true, Ordering::AcqRel) {

@@ -102,13 +102,13 @@ pub(crate) struct Plan {
     pub(crate) delay: Duration,
     pub(crate) answer_delay: Duration,
     pub(crate) cut: BTreeMap<MemberId, Cut>,
-    next: VecDeque<Planned>,
+    pub(crate) next: VecDeque<Planned>,
     pub(crate) calls: BTreeMap<Operation, u64>,
     /// Calls that hang at the gate now.
     pub(crate) hanging: usize,
 }
 
-struct Planned {
+pub(crate) struct Planned {
     operation: Operation,
     member: Option<MemberId>,
     left: u64,
@@ -116,11 +116,6 @@ struct Planned {
 }
 
 impl Plan {
-    /// Counts a call.
-    pub(crate) fn count(&mut self, operation: Operation) {
-        *self.calls.entry(operation).or_default() += 1;
-    }
-
     /// Plans the outcome of the next `left` calls, of one member or of any.
     pub(crate) fn next(
         &mut self,
@@ -132,11 +127,6 @@ impl Plan {
         if left > 0 {
             self.next.push_back(Planned { operation, member, left, outcome });
         }
-    }
-
-    /// Forgets what is planned.
-    pub(crate) fn forget_next(&mut self) {
-        self.next.clear();
     }
 
     /// Takes what is planned for this call.
@@ -189,7 +179,7 @@ mod tests {
         assert_eq!(plan.take(Operation::Join, Some(&member)), Some(Outcome::Fail));
         assert_eq!(plan.take(Operation::Join, Some(&member)), None);
         plan.next(Operation::Join, None, 1, Outcome::Fail);
-        plan.forget_next();
+        plan.next.clear();
         assert_eq!(plan.take(Operation::Join, Some(&member)), None);
     }
 }

@@ -129,7 +129,7 @@ impl Kit {
 
     /// Forgets what [`Kit::next`] and [`Kit::next_of`] decided for calls that have not been made.
     pub fn forget_next(&self) {
-        self.backend.act(|state| state.plan.forget_next());
+        self.backend.act(|state| state.plan.next.clear());
     }
 
     /// Breaks a lock, naming no member as the breaker, and returns how many held it.

@@ -109,7 +109,7 @@ pub(crate) struct LiveSession {
     pub(super) ended: EndedAttempts<Ended>,
     /// The groups that its member joined.
     pub(super) groups: BTreeSet<GroupId>,
-    pub(super) notices: VecDeque<Notice>,
+    pub(crate) notices: VecDeque<Notice>,
     pub(super) fate: Arc<Fate>,
 }
 
@@ -125,10 +125,6 @@ impl LiveSession {
         }
         self.notices.push_back(notice);
         wakes.push(self.fate.woken.clone());
-    }
-
-    pub(crate) fn next_notice(&mut self) -> Option<Notice> {
-        self.notices.pop_front()
     }
 }
 
