@@ -315,20 +315,20 @@ impl State {
                 session.attempts.remove(&waiter.attempt);
             }
         }
-        self.tell_gone(space, key, &lock);
-        self.wakes.extend(lock.queue.into_iter().map(|waiter| waiter.data.granted));
-        self.holders_changed(space, key);
+        self.lose_lock(space, key, &lock);
         lock.holders.len()
     }
 
-    /// A lock's record was deleted with everything in it.
-    fn tell_gone(&mut self, space: &str, key: &LockKey, lock: &Lock) {
+    /// A lock's record was deleted with everything in it: its waiters and watches look again.
+    fn lose_lock(&mut self, space: &str, key: &LockKey, lock: &Lock) {
         for holder in &lock.holders {
             self.tell(space, || freed(key, holder, Previous::Unknown));
         }
         for waiter in &lock.queue {
             self.tell(space, || unqueued(key, waiter));
+            self.wakes.push(waiter.data.granted.clone());
         }
+        self.holders_changed(space, key);
     }
 
     /// All locks of a namespace are gone with the backend's data, and the sessions with them.
@@ -337,9 +337,7 @@ impl State {
             return;
         };
         for (key, lock) in lost {
-            self.tell_gone(space, &key, &lock);
-            self.wakes.extend(lock.queue.into_iter().map(|waiter| waiter.data.granted));
-            self.holders_changed(space, &key);
+            self.lose_lock(space, &key, &lock);
         }
     }
 
