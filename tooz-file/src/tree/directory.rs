@@ -152,11 +152,7 @@ impl Directory {
 
     /// `None` if it is missing.
     pub(crate) fn stat(&self, name: &str) -> io::Result<Option<FileStat>> {
-        match stat::fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-            Ok(data) => Ok(Some(data)),
-            Err(Errno::ENOENT) => Ok(None),
-            Err(errno) => Err(errno.into()),
-        }
+        existing(stat::fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(io::Error::from))
     }
 
     /// Whether the file of this id stands under this name.
