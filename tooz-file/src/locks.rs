@@ -101,13 +101,8 @@ impl SessionState {
         directory.create(&record).map_err(failed)?;
         let (name, hash, spare) = (record.clone(), hash.clone(), spare.map(Arc::new));
         let waiting = Waiting { key: key.clone(), hash, record: name, mode: *mode, spare };
-        let mut state = match self.state_for(*attempt) {
-            Ok(state) => state,
-            Err(error) => {
-                directory.remove(&record).map_err(failed)?;
-                return Err(error);
-            }
-        };
+        let undo = |error| directory.remove(&record).map_err(failed).and(Err(error));
+        let mut state = self.state_for(*attempt).or_else(undo)?;
         state.waiting.insert(*attempt, waiting);
         Ok(Moment::Done(Acquired::Queued(QueueEntry::new(*attempt, key.clone()))))
     }
@@ -174,13 +169,8 @@ impl SessionState {
             None => Vec::new(),
         };
         let grant = Grant::new(attempt, key.clone(), mode, token, records.mark.unwrap_or_default());
-        let mut state = match self.state_for(attempt) {
-            Ok(state) => state,
-            Err(error) => {
-                directory.remove(&record).map_err(failed)?;
-                return Err(error);
-            }
-        };
+        let undo = |error| directory.remove(&record).map_err(failed).and(Err(error));
+        let mut state = self.state_for(attempt).or_else(undo)?;
         state.waiting.remove(&attempt);
         state.held.insert(attempt, Held { grant: grant.clone(), hash: hash.clone(), record, told, files });
         drop(state);
