@@ -10,30 +10,21 @@ impl Writer {
         Self(vec![0x80 | (entries & 0x0f)])
     }
 
-    fn header(&mut self, length: usize, short: Option<(u8, usize)>, codes: [u8; 3]) {
-        // Every length here comes from a checked name or from capabilities of at most 64 KiB.
-        let length = u32::try_from(length).unwrap_or(u32::MAX);
-        match (short, length) {
-            (Some((base, limit)), n) if (n as usize) < limit => self.0.push(base | n.to_be_bytes()[3]),
-            (_, n) if n <= 0xff => self.0.extend([codes[0], n.to_be_bytes()[3]]),
-            (_, n) if n <= 0xffff => {
-                self.0.push(codes[1]);
-                self.0.extend(&n.to_be_bytes()[2..]);
-            }
-            (_, n) => {
-                self.0.push(codes[2]);
-                self.0.extend(n.to_be_bytes());
-            }
-        }
+    /// The header of a name, an owner or a date. INVARIANT: each of them has at most 255 bytes.
+    fn header(&mut self, code: u8, bytes: &[u8]) {
+        self.0.extend([code, u8::try_from(bytes.len()).unwrap_or(u8::MAX)]);
     }
 
     pub(crate) fn str(&mut self, text: &str) -> &mut Self {
-        self.header(text.len(), Some((0xa0, 32)), [0xd9, 0xda, 0xdb]);
+        match u8::try_from(text.len()) {
+            Ok(length @ ..32) => self.0.push(0xa0 | length),
+            _ => self.header(0xd9, text.as_bytes()),
+        }
         self.raw(text.as_bytes())
     }
 
     pub(crate) fn bin(&mut self, bytes: &[u8]) -> &mut Self {
-        self.header(bytes.len(), None, [0xc4, 0xc5, 0xc6]);
+        self.header(0xc4, bytes);
         self.raw(bytes)
     }
 
@@ -48,7 +39,7 @@ impl Writer {
     }
 
     pub(crate) fn ext(&mut self, kind: i8, bytes: &[u8]) -> &mut Self {
-        self.header(bytes.len(), None, [0xc7, 0xc8, 0xc9]);
+        self.header(0xc7, bytes);
         self.0.extend(kind.to_be_bytes());
         self.raw(bytes)
     }
