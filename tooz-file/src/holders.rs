@@ -142,7 +142,7 @@ impl SessionState {
             let (by, why) = content.split_once('\n').unwrap_or(("", &content));
             let by = keys::unhex(by).and_then(|id| MemberId::new(id).ok());
             let reason = LossReason::Broken { by, why: why.to_owned() };
-            self.end_grant(attempt, reason, Some(Previous::Broken)).await?;
+            self.end_grant(attempt, reason, Previous::Broken).await?;
         }
         Ok(())
     }

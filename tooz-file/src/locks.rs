@@ -337,8 +337,9 @@ impl SessionState {
         }
     }
 
-    /// Under the mutex, so that a process that reads the records one after the other sees the record or the mark.
-    async fn remove_and_mark(&self, held: &Held, how: Previous) -> Result<bool> {
+    /// Under the mutex, so that a process that reads the records one after the other sees the record or the mark. An
+    /// end that is `Unknown` is not marked.
+    pub(crate) async fn remove_and_mark(&self, held: &Held, how: Previous) -> Result<bool> {
         let tree = &self.tree;
         let work = |directory: &Directory| {
             let marked = match how {

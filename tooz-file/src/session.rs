@@ -91,7 +91,7 @@ impl SessionState {
             (held, waiting, groups)
         };
         for attempt in held {
-            self.end_grant(attempt, LossReason::SessionClosed, Some(how)).await?;
+            self.end_grant(attempt, LossReason::SessionClosed, how).await?;
         }
         for (attempt, key) in waiting {
             self.end_attempt(&key, attempt).await?;
@@ -145,7 +145,7 @@ impl SessionState {
         let failed = |cause| error::lock_records(&key, cause);
         if matches!(tree.mutexes.stripe(hash.stripe()).map_err(failed)?.stat(&record), Ok(None)) {
             // A release removes the grant from the state first, so a grant that is still there has lost its record.
-            return self.end_grant(attempt, LossReason::Vanished, None).await;
+            return self.end_grant(attempt, LossReason::Vanished, Previous::Unknown).await;
         }
         let Some(path) = tree.python_path(&key) else { return Ok(()) };
         let replaced = {
@@ -165,7 +165,7 @@ impl SessionState {
                 Ok(())
             }
             Tried::Impossible => Ok(()),
-            Tried::Busy(_) => self.end_grant(attempt, LossReason::Vanished, Some(Previous::Expired)).await,
+            Tried::Busy(_) => self.end_grant(attempt, LossReason::Vanished, Previous::Expired).await,
         }
     }
 

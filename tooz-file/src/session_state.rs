@@ -16,12 +16,8 @@ use tooz_local::file_id::FileId;
 use tooz_local::os_lock::Hold;
 
 use crate::client::Client;
-use crate::error;
 use crate::keys::KeyHash;
-use crate::tree::{
-    Access, Directory, LocalSession, Mark, Membership, Moment, Owner, Sessions, Topic, Tree, Watch,
-    directory, liveness, lock_records,
-};
+use crate::tree::{LocalSession, Mark, Membership, Owner, Sessions, Topic, Tree, Watch, directory, liveness};
 
 #[derive(Debug)]
 pub(crate) struct SessionState {
@@ -201,12 +197,6 @@ impl SessionState {
         self.tree.notify(&Topic::Deaths);
     }
 
-    /// One grant is lost.
-    pub(crate) fn lose(&self, attempt: AttemptId, why: LossReason) {
-        self.state().lost.put(attempt, why.clone());
-        self.notices.add(Notice::GrantLost(attempt, why));
-    }
-
     /// From now on a request of this attempt fails, also one that is under way.
     pub(crate) fn mark_withdrawn(&self, attempt: AttemptId) {
         self.state().withdrawn.put(attempt, ());
@@ -217,25 +207,16 @@ impl SessionState {
         &self,
         attempt: AttemptId,
         reason: LossReason,
-        mark: Option<Previous>,
+        how: Previous,
     ) -> Result<()> {
-        let tree = &self.tree;
         let Some(mut held) = self.state().held.remove(&attempt) else { return Ok(()) };
         self.mark_withdrawn(attempt);
-        self.lose(attempt, reason);
-        let key = held.grant.key.clone();
+        self.state().lost.put(attempt, reason.clone());
+        self.notices.add(Notice::GrantLost(attempt, reason));
         // Before the record: a process that finds the record gone finds the file unlocked.
         held.files.clear();
-        let work = |directory: &Directory| {
-            let failed = |cause| error::lock_records(&key, cause);
-            if let Some(how) = mark {
-                lock_records::write_mark(directory, &held.hash, how, attempt).map_err(failed)?;
-            }
-            directory.remove(&held.record).map_err(failed)?;
-            Ok(Moment::Done(()))
-        };
-        self.client.in_stripe(tree, held.hash.stripe(), Access::Change, self.client.deadline(), work).await?;
-        tree.notify(&Topic::Lock(held.hash));
+        self.remove_and_mark(&held, how).await?;
+        self.tree.notify(&Topic::Lock(held.hash));
         Ok(())
     }
 }

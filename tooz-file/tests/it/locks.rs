@@ -95,6 +95,20 @@ async fn a_killed_holder_frees_at_once_and_leaves_a_mark() {
     }
 }
 
+/// L12: what a holder was told goes with its clean end, also where that is the end of its session.
+#[tokio::test]
+async fn a_clean_close_forgets_how_the_holder_before_it_ended() {
+    let directory = tempfile::tempdir().unwrap();
+    let url = url(directory.path(), "");
+    let (_d1, one) = member(&url, "one").await;
+    let (_d2, other) = member(&url, "other").await;
+    let cut_off = granted(&one, 1, "x", Exclusive).await;
+    one.locks().release(&cut_off, End::Unclean).await.unwrap();
+    assert_eq!(granted(&other, 2, "x", Exclusive).await.previous, Previous::Expired);
+    other.close(End::Clean).await.unwrap();
+    assert_eq!(granted(&one, 3, "x", Exclusive).await.previous, Previous::Clean);
+}
+
 #[tokio::test]
 async fn a_stopped_holder_keeps_what_it_has() {
     let directory = tempfile::tempdir().unwrap();
