@@ -15,7 +15,7 @@ use crate::hooks::Hooks;
 use crate::lock::Lock;
 use crate::lock_set::LockSet;
 use crate::platform::runtime::block_on;
-use crate::session::call::{closed, groups};
+use crate::session::call::{Reads, closed, groups};
 use crate::session::events::Events;
 use crate::session::state::{CloseOnDrop, Command, Phase, Shared};
 use crate::{

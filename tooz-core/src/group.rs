@@ -6,7 +6,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::driver::support::errors::joined_before;
 use crate::driver::{Join, MemberRecord, Session};
-use crate::session::call::{Kept, Owned, members, read};
+use crate::session::call::{Kept, Owned, Reads, members, read};
 use crate::session::live::SessionLease;
 use crate::session::rejoin::leave_until_answered;
 use crate::session::state::{CloseOnDrop, Membership, Shared};

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::session::call::Reads;
 use crate::session::hook_registry::{BoxError, Callback, HookEvent, HookId, HookKind};
 use crate::session::state::CloseOnDrop;
 use crate::session::watchers::Watchers;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use super::call::Owned;
+use super::call::{Owned, Reads};
 use super::cleanup::withdraw;
 use super::limits::LAST_WORD;
 use super::live::{GrantState, SessionLease};

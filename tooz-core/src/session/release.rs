@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::task::Poll;
 
-use super::call::Owned;
+use super::call::{Owned, Reads};
 use super::cleanup::until_answered;
 use super::live::GrantState;
 use super::queue::Ticket;

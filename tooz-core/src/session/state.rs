@@ -155,27 +155,10 @@ impl Shared {
         let _ = self.keeper.send(command);
     }
 
-    /// Hands unfinished business of a caller that is gone over to the keeper, which drives it to its end.
-    pub(crate) fn settle(&self, job: Owned<()>) {
-        if !self.abandoning.load(Ordering::Relaxed) {
-            self.command(Command::Settle(job));
-        }
-    }
-
     /// # Errors
     /// `Invalid` in a forked child.
     pub(crate) fn check_process(&self) -> Result<()> {
         self.owner.check("coordinator")
-    }
-
-    /// # Errors
-    /// `Invalid` in a forked child, `Closed`.
-    pub(crate) fn check(&self) -> Result<()> {
-        self.check_process()?;
-        match *self.phase.borrow() {
-            Phase::Closed(_) => Err(closed()),
-            _ => Ok(()),
-        }
     }
 
     /// Whether the last beat was not answered.
@@ -280,11 +263,15 @@ impl Reads for Shared {
     }
 
     fn check(&self) -> Result<()> {
-        self.check()
+        self.check_process()?;
+        if matches!(*self.phase.borrow(), Phase::Closed(_)) { Err(closed()) } else { Ok(()) }
     }
 
+    /// Hands it over to the keeper.
     fn settle(&self, job: Owned<()>) {
-        self.settle(job);
+        if !self.abandoning.load(Ordering::Relaxed) {
+            self.command(Command::Settle(job));
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use futures_core::Stream as _;
 
 use crate::driver::{LockKey, LockMode, MemberRecord};
 use crate::session::acquire::{Patience, acquire};
-use crate::session::call::members;
+use crate::session::call::{Reads, members};
 use crate::session::events::Event;
 use crate::session::hook_registry::{Callback, HookEvent, HookId, HookKind, HookRegistry};
 use crate::session::live::GrantState;

@@ -18,7 +18,7 @@ use crate::driver::support::backoff::Backoff;
 use crate::driver::{End, Epoch, Grant, Held, Notice, Renewal, Session, SessionId};
 use crate::platform::clock::{Instant, Sleeper};
 use crate::platform::runtime::Spawner;
-use crate::session::call::{Owned, closed};
+use crate::session::call::{Owned, Reads, closed};
 use crate::session::limits::{period, time_limit};
 use crate::session::live::SessionLease;
 use crate::session::rejoin::Rejoined;
