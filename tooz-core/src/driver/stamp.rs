@@ -64,26 +64,24 @@ impl fmt::Display for Stamp {
     }
 }
 
+fn incompatible(place: &dyn fmt::Display, found: u32, why: &str) -> Error {
+    Error::new(ErrorKind::Incompatible, format!("{place} has layout {found}, {why}"))
+}
+
 /// The data is in a layout that this version does not know.
 pub fn later_layout(place: &dyn fmt::Display, found: u32, ours: u32) -> Error {
-    Error::new(
-        ErrorKind::Incompatible,
-        format!(
-            "{place} has layout {found}, which a later version of tooz wrote; this program knows layouts up \
-             to {ours}, upgrade it"
-        ),
-    )
+    let why =
+        format!("which a later version of tooz wrote; this program knows layouts up to {ours}, upgrade it");
+    incompatible(place, found, &why)
 }
 
 /// The data is in an earlier layout, and is to be looked at alone.
 pub fn earlier_layout(place: &dyn fmt::Display, found: u32, ours: u32) -> Error {
-    Error::new(
-        ErrorKind::Incompatible,
-        format!(
-            "{place} has layout {found}, which an earlier version of tooz wrote; this one reads layout \
-             {ours}: view it with that version, or open a session, which changes the layout"
-        ),
-    )
+    let why = format!(
+        "which an earlier version of tooz wrote; this one reads layout {ours}: view it with that version, or open a \
+         session, which changes the layout"
+    );
+    incompatible(place, found, &why)
 }
 
 /// The data is in an earlier layout, in which `who` still lives.
@@ -93,13 +91,11 @@ pub fn earlier_layout_in_use(
     ours: u32,
     who: &dyn fmt::Display,
 ) -> Error {
-    Error::new(
-        ErrorKind::Incompatible,
-        format!(
-            "{place} has layout {found}, and {who} uses it with an earlier version of tooz; end all programs \
-             of that version, then connect again, which changes the data to layout {ours}"
-        ),
-    )
+    let why = format!(
+        "and {who} uses it with an earlier version of tooz; end all programs of that version, then connect again, which \
+         changes the data to layout {ours}"
+    );
+    incompatible(place, found, &why)
 }
 
 /// The option with which a test pretends to be of a later version.
