@@ -41,7 +41,7 @@ pub(crate) fn read_group(bytes: &[u8]) -> Result<GroupId> {
     let mut id = None;
     fields(bytes, |name, value| {
         if name == b"group_id" {
-            id = value.text();
+            id = Reader::new(value).text();
         }
     })?;
     id.and_then(|id| GroupId::new(id).ok()).ok_or_else(|| corrupt("has no group_id"))
@@ -79,13 +79,13 @@ impl Member {
         let (mut member, mut capabilities, mut joined_on) = (None, None, None);
         let (mut owner, mut incarnation, mut joined, mut updated) = (None, None, None, None);
         fields(bytes, |name, value| match name {
-            b"member_id" => member = value.text(),
-            b"capabilities" => capabilities = Some(value.bytes()),
-            b"joined_on" => joined_on = Some(value.bytes()),
-            _ if name == OWNER.as_bytes() => owner = value.text(),
-            _ if name == INCARNATION.as_bytes() => incarnation = value.text(),
-            _ if name == JOINED.as_bytes() => joined = value.uint(),
-            _ if name == UPDATED.as_bytes() => updated = value.uint(),
+            b"member_id" => member = Reader::new(value).text(),
+            b"capabilities" => capabilities = Some(value),
+            b"joined_on" => joined_on = Some(value),
+            _ if name == OWNER.as_bytes() => owner = Reader::new(value).text(),
+            _ if name == INCARNATION.as_bytes() => incarnation = Reader::new(value).text(),
+            _ if name == JOINED.as_bytes() => joined = Reader::new(value).uint(),
+            _ if name == UPDATED.as_bytes() => updated = Reader::new(value).uint(),
             _ => {}
         })?;
         let member =
@@ -117,36 +117,18 @@ fn corrupt(why: &str) -> Error {
     Error::new(ErrorKind::Corrupt, format!("the record {why}"))
 }
 
-fn fields<'a>(bytes: &'a [u8], mut field: impl FnMut(&[u8], Value<'a>)) -> Result<()> {
+fn fields<'a>(bytes: &'a [u8], mut field: impl FnMut(&[u8], &'a [u8])) -> Result<()> {
     let unreadable = || corrupt("is not a MessagePack map");
     let mut reader = Reader::new(bytes);
     for _ in 0..reader.map().ok_or_else(unreadable)? {
         // Old versions of Python tooz wrote the names as bytes.
-        let name = Value(reader.value().ok_or_else(unreadable)?);
+        let name = reader.value().ok_or_else(unreadable)?;
         let value = reader.value().ok_or_else(unreadable)?;
-        if let Some(name) = name.text() {
-            field(name, Value(value));
+        if let Some(name) = Reader::new(name).text() {
+            field(name, value);
         }
     }
     if reader.is_done() { Ok(()) } else { Err(corrupt("goes on after its end")) }
-}
-
-/// One encoded value.
-struct Value<'a>(&'a [u8]);
-
-impl<'a> Value<'a> {
-    fn bytes(&self) -> &'a [u8] {
-        self.0
-    }
-
-    /// A text or bytes: Python writes an id as either.
-    fn text(&self) -> Option<&'a [u8]> {
-        Reader::new(self.0).text()
-    }
-
-    fn uint(&self) -> Option<u64> {
-        Reader::new(self.0).uint()
-    }
 }
 
 /// A datetime as oslo.serialization packs it.
