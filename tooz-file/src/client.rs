@@ -114,11 +114,6 @@ impl Client {
         self.context.clock.now() + early(self.config.limits.operation_timeout)
     }
 
-    /// How long closing takes at most.
-    pub(crate) fn close_limit(&self) -> Duration {
-        early(self.config.limits.close_timeout)
-    }
-
     pub(crate) async fn pause(&self, deadline: Instant, what: &str, holder: Option<u32>) -> Result<()> {
         if self.context.clock.now() >= deadline {
             let why = match holder {
@@ -164,6 +159,6 @@ impl Client {
     }
 }
 
-fn early(limit: Duration) -> Duration {
+pub(crate) fn early(limit: Duration) -> Duration {
     limit.saturating_sub((limit / 10).min(Duration::from_millis(500)))
 }

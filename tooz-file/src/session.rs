@@ -12,7 +12,7 @@ use tooz_core::driver::{
 use tooz_core::{Error, ErrorKind, GroupId, LossReason, Result};
 use tooz_local::os_lock::Hold;
 
-use crate::client::Client;
+use crate::client::{Client, early};
 use crate::error;
 use crate::reaper;
 use crate::session_state::{self, SessionState, Waiting};
@@ -266,7 +266,8 @@ impl Session for FileSession {
         let mut renewal = Renewal::confirmed();
         for (_, attempt) in &held.grants {
             if !state.held.contains_key(attempt) {
-                renewal.gone.push((*attempt, state.why_gone(*attempt)));
+                let why = state.lost.get(*attempt).cloned().unwrap_or(LossReason::Vanished);
+                renewal.gone.push((*attempt, why));
             }
         }
         for (_, attempt) in &held.waiting {
@@ -303,7 +304,7 @@ impl Session for FileSession {
             Some(LossReason::SessionClosed) | None => end.previous(),
             Some(_) => Previous::Expired,
         };
-        let limit = self.state.client.close_limit();
+        let limit = early(self.state.client.config.limits.close_timeout);
         let cleared = self.state.client.context.spawner.timeout(limit, self.state.clear(how)).await;
         // What could not be removed in time ends as after a crash.
         self.state.abandon();

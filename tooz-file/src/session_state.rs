@@ -42,7 +42,7 @@ pub(crate) struct State {
     pub(crate) waiting: BTreeMap<AttemptId, Waiting>,
     pub(crate) members: BTreeMap<GroupId, Membership>,
     /// Grants that were lost, and why. Notices have told of them already, but a beat that crossed one asks once more.
-    lost: EndedAttempts<LossReason>,
+    pub(crate) lost: EndedAttempts<LossReason>,
     /// Watches of the sessions before the last attempt that waited. Mostly the next one waits behind the same, and
     /// then no watch has to be changed, which would wake the thread that reads events.
     pub(crate) predecessors: Vec<Watch>,
@@ -218,12 +218,5 @@ impl SessionState {
         self.remove_and_mark(&held, how).await?;
         self.tree.notify(&Topic::Lock(held.hash));
         Ok(())
-    }
-}
-
-impl State {
-    /// Why a grant that is not held any more is gone.
-    pub(crate) fn why_gone(&self, attempt: AttemptId) -> LossReason {
-        self.lost.get(attempt).cloned().unwrap_or(LossReason::Vanished)
     }
 }
