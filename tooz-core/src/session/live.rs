@@ -135,16 +135,19 @@ impl SessionLease {
         if !self.owner.is_current() {
             return Some(LossReason::SessionClosed);
         }
-        if self.passed(self.deadline_at()) {
-            let inner = self.inner();
+        self.expired(|| self.is_past_deadline(), &self.ended)
+    }
+
+    /// Latches the loss of what has passed its deadline.
+    fn expired(&self, passed: impl Fn() -> bool, ended: &Latch) -> Option<LossReason> {
+        if passed() {
+            let _inner = self.inner();
             // Once more under the mutex: a renewal may just have moved it.
-            if self.passed(self.deadline_at()) {
-                self.ended.set(self.expiry());
+            if passed() {
+                ended.set(self.expiry());
             }
-            drop(inner);
-            return self.ended.get().cloned();
         }
-        None
+        ended.get().cloned()
     }
 
     fn expiry(&self) -> LossReason {
@@ -296,15 +299,8 @@ impl GrantState {
         if let Some(reason) = self.lease.loss() {
             return Some(reason);
         }
-        if self.proved.as_ref().is_some_and(|at| self.lease.passed_from(at)) {
-            let inner = self.lease.inner();
-            if self.proved.as_ref().is_some_and(|at| self.lease.passed_from(at)) {
-                self.ended.set(self.lease.expiry());
-            }
-            drop(inner);
-            return self.ended.get().cloned();
-        }
-        None
+        let passed = || self.proved.as_ref().is_some_and(|at| self.lease.passed_from(at));
+        self.lease.expired(passed, &self.ended)
     }
 
     pub(crate) fn deadline(&self) -> Option<Deadline> {
