@@ -36,18 +36,15 @@ static LIBRARY: Mutex<Option<(u32, Handle)>> = Mutex::new(None);
 fn library() -> Result<Handle> {
     let mut library = LIBRARY.lock().unwrap_or_else(PoisonError::into_inner);
     let pid = std::process::id();
-    match &*library {
-        Some((owner, handle)) if *owner == pid => return Ok(handle.clone()),
-        Some((owner, _)) => {
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                format!(
-                    "this process was forked from process {owner}, and a fork does not copy tooz's thread; \
-                     start the process with exec instead"
-                ),
-            ));
+    if let Some((owner, handle)) = &*library {
+        if *owner == pid {
+            return Ok(handle.clone());
         }
-        None => {}
+        let why = format!(
+            "this process was forked from process {owner}, and a fork does not copy tooz's thread; start the process \
+             with exec instead"
+        );
+        return Err(Error::new(ErrorKind::Invalid, why));
     }
     let failed = |error: std::io::Error| {
         Error::new(ErrorKind::NoRuntime, "cannot start the library's runtime thread").caused_by(error)
