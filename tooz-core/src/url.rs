@@ -218,19 +218,16 @@ fn path_from_bytes(path: Vec<u8>) -> Result<PathBuf> {
 impl Host {
     fn parse(text: &str) -> Result<Self> {
         let (name, port) = match text.strip_prefix('[').map(|inner| inner.split_once(']')) {
-            Some(Some((name, port))) => (name, (!port.is_empty()).then_some(port)),
+            Some(Some(parts)) => parts,
             Some(None) => return Err(invalid("an IPv6 address lacks its closing ']'")),
-            None => match text.find(':') {
-                Some(colon) => (&text[..colon], Some(&text[colon..])),
-                None => (text, None),
-            },
+            None => text.split_at(text.find(':').unwrap_or(text.len())),
         };
         if name.is_empty() {
             return Err(invalid("a host is empty"));
         }
         let port = match port {
-            None => None,
-            Some(port) => Some(port.strip_prefix(':').and_then(|digits| digits.parse::<u16>().ok()).ok_or_else(
+            "" => None,
+            port => Some(port.strip_prefix(':').and_then(|digits| digits.parse::<u16>().ok()).ok_or_else(
                 // Not shown: a password with an unescaped '/' or '@' may have ended up here.
                 || invalid("a port is not a number from 0 to 65535 (in a password, write %2F for '/' and %40 for '@')"),
             )?),
