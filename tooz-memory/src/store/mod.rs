@@ -88,19 +88,17 @@ impl Backend {
     pub(crate) async fn wait<T>(&self, spawner: &Spawner, mut look: impl FnMut(&mut State) -> Step<T>) -> T {
         loop {
             // The wake-ups count from here, inside the lock, so that none is lost between look and wait.
-            let (woken, changed, expiry) = {
-                let step = self.act(|state| match look(state) {
-                    Step::Done(answer) => Err(answer),
-                    Step::Wait(notify) => Ok((
-                        notify.notified_owned(),
-                        state.changed.clone().notified_owned(),
-                        state.until_expiry(),
-                    )),
-                });
-                match step {
-                    Ok(wait) => wait,
-                    Err(answer) => return answer,
-                }
+            let step = self.act(|state| match look(state) {
+                Step::Done(answer) => Err(answer),
+                Step::Wait(notify) => Ok((
+                    notify.notified_owned(),
+                    state.changed.clone().notified_owned(),
+                    state.until_expiry(),
+                )),
+            });
+            let (woken, changed, expiry) = match step {
+                Ok(wait) => wait,
+                Err(answer) => return answer,
             };
             let (mut woken, mut changed) = (pin!(woken), pin!(changed));
             let mut sleep = pin!(expiry.map(|left| spawner.sleep(left.min(SLICE))));
