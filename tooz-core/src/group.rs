@@ -6,12 +6,12 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::driver::support::errors::joined_before;
 use crate::driver::{Join, MemberRecord, Session};
-use crate::session::call::{Kept, Owned, Reads, members, read};
+use crate::session::call::{Kept, Reads, Settle, members, read};
 use crate::session::live::SessionLease;
 use crate::session::rejoin::leave_until_answered;
 use crate::session::state::{CloseOnDrop, Membership, Shared};
 use crate::watch::GroupWatch;
-use crate::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
+use crate::{Capabilities, Error, ErrorKind, GroupId, LossReason, MemberId, Result};
 
 /// A named set of members, and what each publishes about itself. Making a handle does no I/O.
 ///
@@ -135,19 +135,8 @@ impl Group {
             shared.joined().insert(id, Membership { capabilities, session: Some(session.id()) });
             Ok(())
         });
-        let (shared, id, kept) = (Arc::clone(&self.shared), self.id.clone(), Arc::clone(&turn));
-        let undo = Box::new(|unfinished: Owned<Result<()>>| -> Owned<()> {
-            Box::pin(async move {
-                // Or until the session is over, which takes the record along.
-                let answer = lease.or_lost(unfinished).await;
-                if !answer.is_ok_and(|answer| answer.is_err_and(|error| !error.is_indeterminate())) {
-                    shared.joined().remove(&id);
-                    leave_until_answered(&shared, &lease, &id).await;
-                }
-                drop(kept); // only now may the next change begin, or this would undo it
-            })
-        });
-        self.shared.call(call, undo).await
+        let unless_refused = |answer| !matches!(answer, Ok(Err(error)) if !Error::is_indeterminate(&error));
+        self.shared.call(call, self.settle(lease, turn, unless_refused)).await
     }
 
     /// Leaves the group.
@@ -175,17 +164,8 @@ impl Group {
                 .await
                 .map_err(|e| if e.is_retryable() { e.indeterminate() } else { e })
         });
-        let (shared, id, kept) = (Arc::clone(&self.shared), self.id.clone(), Arc::clone(&turn));
-        let finish = Box::new(|unfinished: Owned<Result<()>>| -> Owned<()> {
-            Box::pin(async move {
-                let answer = lease.or_lost(unfinished).await;
-                if answer.is_ok_and(|answer| answer.is_err_and(|error| error.is_indeterminate())) {
-                    leave_until_answered(&shared, &lease, &id).await;
-                }
-                drop(kept);
-            })
-        });
-        match self.shared.call(call, finish).await {
+        let if_unknown = |answer| matches!(answer, Ok(Err(error)) if Error::is_indeterminate(&error));
+        match self.shared.call(call, self.settle(lease, turn, if_unknown)).await {
             // Lost with its session and not rejoined yet: it is out, as was wanted.
             Err(error)
                 if error.kind() == ErrorKind::MemberNotFound
@@ -229,14 +209,27 @@ impl Group {
             }
             done
         });
-        let kept = Arc::clone(&turn);
-        let finish = Box::new(|unfinished: Owned<Result<()>>| -> Owned<()> {
+        self.shared.call(call, self.settle(lease, turn, |_| false)).await
+    }
+
+    /// What is left of a change whose caller is gone: it is driven to its end, or to that of the session, which takes
+    /// the record along. `undo` says after which answers the member has to leave.
+    fn settle(
+        &self,
+        lease: Arc<SessionLease>,
+        turn: OwnedMutexGuard<()>,
+        undo: fn(Result<Result<()>, LossReason>) -> bool,
+    ) -> Settle<()> {
+        let (shared, id) = (Arc::clone(&self.shared), self.id.clone());
+        Box::new(move |unfinished| {
             Box::pin(async move {
-                let _ = lease.or_lost(unfinished).await;
-                drop(kept);
+                if undo(lease.or_lost(unfinished).await) {
+                    shared.joined().remove(&id);
+                    leave_until_answered(&shared, &lease, &id).await;
+                }
+                drop(turn); // only now may the next change begin, or this would undo it
             })
-        });
-        self.shared.call(call, finish).await
+        })
     }
 
     /// The living members with what they publish, sorted by id, as one consistent view.
@@ -292,7 +285,7 @@ struct Change {
     lease: Arc<SessionLease>,
     session: Arc<dyn Session>,
     /// Kept until the backend has answered for good.
-    turn: Arc<OwnedMutexGuard<()>>,
+    turn: OwnedMutexGuard<()>,
 }
 
 impl Change {
@@ -303,6 +296,6 @@ impl Change {
             Error::new(ErrorKind::Unavailable, "an earlier change of membership has not been answered yet")
         })?;
         let (lease, session) = shared.lease_within(shared.config.limits.operation_timeout).await?;
-        Ok(Self { lease, session, turn: Arc::new(turn) })
+        Ok(Self { lease, session, turn })
     }
 }
