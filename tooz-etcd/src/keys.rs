@@ -25,6 +25,7 @@ use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, percent_encode};
 use tooz_core::driver::{AttemptId, LockKey, SessionId};
 use tooz_core::{FencingToken, GroupId, MemberId};
 
@@ -35,32 +36,14 @@ use crate::shared_with_python;
 const EMPTY: &[u8] = b"%none";
 
 /// Unreserved characters stand for themselves, everything else as `%XX`: one spelling for each name.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
 fn encode(name: &[u8]) -> Vec<u8> {
-    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
-    let mut text = Vec::with_capacity(name.len());
-    for byte in name {
-        if byte.is_ascii_alphanumeric() || b"-_.~".contains(byte) {
-            text.push(*byte);
-        } else {
-            text.extend([b'%', DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
-        }
-    }
-    text
+    percent_encode(name, RESERVED).to_string().into_bytes()
 }
 
 fn decode(text: &[u8]) -> Option<Vec<u8>> {
-    let mut name = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let [first, after @ ..] = rest {
-        if *first == b'%' {
-            let digits = std::str::from_utf8(after.get(..2)?).ok()?;
-            name.push(u8::from_str_radix(digits, 16).ok()?);
-            rest = &after[2..];
-        } else {
-            name.push(*first);
-            rest = after;
-        }
-    }
+    let name: Vec<u8> = percent_decode(text).collect();
     // A name in another spelling was not written by this library.
     (encode(&name) == text).then_some(name)
 }

@@ -14,15 +14,15 @@ mod groups;
 mod holders;
 
 use std::collections::HashMap;
-use std::fmt::Write;
 use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use rusqlite::{Connection, OpenFlags};
 use tooz_core::driver::{Context, earlier_layout};
 use tooz_core::{Characteristics, Error, ErrorKind, Result};
@@ -57,18 +57,9 @@ pub(crate) struct Reader {
 }
 
 /// The database as a URI with parameters for SQLite, for a database that no process changes meanwhile.
-fn immutable(path: &Path) -> PathBuf {
-    let mut uri = String::from("file:");
-    for byte in path.as_os_str().as_bytes() {
-        if byte.is_ascii_alphanumeric() || b"/._-".contains(byte) {
-            uri.push(char::from(*byte));
-        } else {
-            // Writing to a string does not fail.
-            let _ = write!(uri, "%{byte:02X}");
-        }
-    }
-    uri.push_str("?immutable=1");
-    PathBuf::from(uri)
+fn immutable(path: &Path) -> String {
+    const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'.').remove(b'_').remove(b'-');
+    format!("file:{}?immutable=1", percent_encode(path.as_os_str().as_bytes(), RESERVED))
 }
 
 impl Reader {
@@ -176,6 +167,6 @@ mod tests {
     #[test]
     fn no_byte_of_a_path_is_a_parameter() {
         let uri = immutable(Path::new("/a b/c?mode=rw#%25.db"));
-        assert_eq!(uri, Path::new("file:/a%20b/c%3Fmode%3Drw%23%2525.db?immutable=1"));
+        assert_eq!(uri, "file:/a%20b/c%3Fmode%3Drw%23%2525.db?immutable=1");
     }
 }
