@@ -97,15 +97,13 @@ impl Client {
         Lock::new(&self.config.namespace, key)
     }
 
-    /// Runs `work` within the operation's time limit. An error says during which operation it came.
+    /// Runs `work` within the operation's time limit.
     pub(crate) async fn call<T: Send + 'static>(
         &self,
-        operation: &'static str,
         level: Level,
         work: impl FnMut(&mut Tx<'_>) -> Work<T> + Send + 'static,
     ) -> Result<T> {
-        let answer = self.call_within(level, self.config.limits.operation_timeout, work).await;
-        answer.map_err(|error| error.during(operation))
+        self.call_within(level, self.config.limits.operation_timeout, work).await
     }
 
     pub(crate) async fn call_within<T: Send + 'static>(

@@ -22,7 +22,7 @@ impl SessionLocks for SqliteSession {
     async fn request(&self, request: &Acquire) -> Result<Acquired> {
         let (session, lock, request) =
             (self.session.clone(), self.client.lock(&request.key), request.clone());
-        self.client.call("request", Level::Write, move |tx| request_lock(tx, &session, &request, &lock)).await
+        self.client.call(Level::Write, move |tx| request_lock(tx, &session, &request, &lock)).await
     }
 
     async fn turn(&self, entry: &QueueEntry) -> Result<Turn> {
@@ -43,7 +43,7 @@ impl SessionLocks for SqliteSession {
                 }
                 Ok(outcome)
             };
-            let outcome = self.client.call("turn", Level::Read, work).await?;
+            let outcome = self.client.call(Level::Read, work).await?;
             if let Some(turn) = outcome {
                 return Ok(turn);
             }
@@ -58,12 +58,12 @@ impl SessionLocks for SqliteSession {
             return Ok(()); // everything of an ended session is gone
         }
         let (seq, lock) = (self.session.seq, self.client.lock(key));
-        self.client.call("withdraw", Level::Write, move |tx| withdraw(tx, seq, &lock, attempt)).await
+        self.client.call(Level::Write, move |tx| withdraw(tx, seq, &lock, attempt)).await
     }
 
     async fn release(&self, grant: &Grant, end: End) -> Result<Released> {
         let (seq, lock, attempt) = (self.session.seq, self.client.lock(&grant.key), grant.attempt);
-        self.client.call("release", Level::Write, move |tx| release(tx, seq, &lock, attempt, end)).await
+        self.client.call(Level::Write, move |tx| release(tx, seq, &lock, attempt, end)).await
     }
 }
 

@@ -46,7 +46,7 @@ impl SqliteSession {
             let owner = owner.upgrade().ok_or_else(jobs::closed)?;
             open(tx, &owner, id, opened_at, &request)
         };
-        client.call("open session", Level::Write, work).await
+        client.call(Level::Write, work).await
     }
 
     fn unlock_file(&self) {
@@ -158,7 +158,7 @@ impl Session for SqliteSession {
 
     async fn renew(&self, held: &Held) -> Result<Renewal> {
         let (session, held) = (self.session.clone(), held.clone());
-        self.client.call("renew", Level::Read, move |tx| renew(tx, &session, &held)).await
+        self.client.call(Level::Read, move |tx| renew(tx, &session, &held)).await
     }
 
     async fn notice(&self) -> Notice {
@@ -195,7 +195,7 @@ impl Session for SqliteSession {
         self.session.end(LossReason::SessionClosed);
         self.unlock_file();
         self.client.jobs.note_abandoned();
-        outcome.map_err(|error| error.during("close session"))
+        outcome
     }
 }
 

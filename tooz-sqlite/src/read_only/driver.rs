@@ -22,7 +22,7 @@ pub(crate) async fn connect(url: &BackendUrl, config: Config, context: Context) 
     let closed = AtomicBool::new(false);
     let reader = Arc::new(Reader { paths, site, config, context, characteristics, closed });
     // If there is a database, this fails with what is wrong with it.
-    reader.look("connect", |_| Ok(())).await?;
+    reader.look(|_| Ok(())).await?;
     Ok(Arc::new(ReadOnly(reader)))
 }
 

@@ -26,19 +26,19 @@ impl Groups for ReadOnly {
 
     async fn list(&self) -> Result<Vec<GroupId>> {
         let namespace = self.0.config.namespace.clone();
-        let found = self.0.look("list groups", move |tx| view::list(tx, &namespace)).await?;
+        let found = self.0.look(move |tx| view::list(tx, &namespace)).await?;
         Ok(found.unwrap_or_default())
     }
 
     async fn members(&self, group: &GroupId) -> Result<Vec<MemberRecord>> {
         let (namespace, id) = (self.0.config.namespace.clone(), group.clone());
-        let found = self.0.look("members", move |tx| view::members(tx, &namespace, &id)).await?;
+        let found = self.0.look(move |tx| view::members(tx, &namespace, &id)).await?;
         found.ok_or_else(|| group_not_found(group))
     }
 
     async fn member(&self, group: &GroupId, member: &MemberId) -> Result<MemberRecord> {
         let (namespace, id, name) = (self.0.config.namespace.clone(), group.clone(), member.clone());
-        let found = self.0.look("member", move |tx| view::member(tx, &namespace, &id, &name)).await?;
+        let found = self.0.look(move |tx| view::member(tx, &namespace, &id, &name)).await?;
         found.ok_or_else(|| group_not_found(group))
     }
 
@@ -76,7 +76,7 @@ async fn read_group(reader: &Arc<Reader>, group: &GroupId) -> Result<(Which, Vec
             Err(fail) => Err(fail),
         }
     };
-    Ok(reader.look("watch group", work).await?.unwrap_or_default())
+    Ok(reader.look(work).await?.unwrap_or_default())
 }
 
 /// Looks at a group again and again.

@@ -47,6 +47,6 @@ impl Locks for ReadOnly {
 
 async fn read_holders(reader: &Arc<Reader>, key: &LockKey) -> Result<Holders> {
     let lock = Lock::new(&reader.config.namespace, key);
-    let found = reader.look("holders", move |tx| view::holders(tx, &lock)).await?;
+    let found = reader.look(move |tx| view::holders(tx, &lock)).await?;
     Ok(found.unwrap_or_else(|| Holders::new(Vec::new(), Some(0))))
 }

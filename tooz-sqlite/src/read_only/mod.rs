@@ -66,15 +66,13 @@ impl Reader {
     /// Reads in one transaction; `None`: there is no database, or nothing in it.
     pub(crate) async fn look<T: Send + 'static>(
         self: &Arc<Self>,
-        what: &'static str,
         work: impl FnMut(&mut Tx<'_>) -> Work<T> + Send + 'static,
     ) -> Result<Option<T>> {
         if self.is_closed() {
             return Err(Error::new(ErrorKind::Closed, "connect a new view"));
         }
         let reader = Arc::clone(self);
-        let looked = self.context.spawner.blocking(move || reader.look_here(work)).await;
-        looked.and_then(|looked| looked).map_err(|error| error.during(what))
+        self.context.spawner.blocking(move || reader.look_here(work)).await?
     }
 
     fn look_here<T>(&self, mut work: impl FnMut(&mut Tx<'_>) -> Work<T>) -> Result<Option<T>> {
