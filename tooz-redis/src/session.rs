@@ -191,10 +191,10 @@ impl Session for RedisSession {
         }
         // Not call(): the core sends another beat instead of repeating one, and none waits behind other confirmations.
         let value = match client.exchange(&link, &call).await {
-            Outcome::Answered(value) => value,
+            Outcome::Answered(value, None) => value,
             // What is not confirmed has not happened, except a loss: a session that is gone here is gone.
-            Outcome::Unconfirmed(value, _) if begins_with(&value, b"lost") => value,
-            Outcome::Unconfirmed(_, why) => {
+            Outcome::Answered(value, _) if begins_with(&value, b"lost") => value,
+            Outcome::Answered(_, Some(why)) => {
                 state.fail_beat();
                 return Err(why);
             }

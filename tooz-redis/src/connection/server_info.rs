@@ -94,7 +94,7 @@ pub(crate) async fn check_master(link: &Link) -> Result<()> {
 
 async fn command(link: &Link, command: &redis::Cmd) -> Result<Value> {
     match link.exchange(command, false).await {
-        Outcome::Answered(value) | Outcome::Unconfirmed(value, _) => Ok(value),
+        Outcome::Answered(value, _) => Ok(value),
         Outcome::Refused(refusal) => Err(error::connecting(&link.address.to_string(), refusal)),
         Outcome::Lost => Err(Error::new(ErrorKind::Unavailable, format!("{}: {}", link.address, link.why()))),
     }
