@@ -120,7 +120,6 @@ pub(crate) async fn read_holders(client: &Client, key: &LockKey) -> Result<Holde
     let mut answer = Parts::of(client.call(&call).await?.value)?;
     let waiters = u64::try_from(answer.number("how many wait")?).unwrap_or_default();
     let foreign = answer.number("who holds it")? == 1;
-    answer.number("for how long")?;
     let mut holders = holder_records(answer)?;
     if foreign {
         // Python's lock holds a random word, which names no member.
