@@ -105,11 +105,6 @@ pub(crate) fn characteristics(url: &BackendUrl) -> Characteristics {
 /// How long the rest of a lock is kept at least, so that the next holder learns how the last one ended.
 const RETENTION: Duration = Duration::from_hours(1);
 
-/// How long the rest of a lock is kept among sessions with this ttl.
-pub(crate) fn retention(ttl: Duration) -> Duration {
-    RETENTION.max(ttl * 10)
-}
-
 /// What a URL says.
 #[derive(Clone)]
 pub(crate) struct Config {
@@ -226,6 +221,11 @@ impl Config {
     /// How many of the healthy replicas must have a session, grant or renewal.
     pub(crate) fn needed(&self, healthy: u32) -> u32 {
         self.wait_replicas.unwrap_or(healthy.max(1))
+    }
+
+    /// How long the rest of a lock is kept among sessions with this ttl.
+    pub(crate) fn retention(&self) -> Duration {
+        RETENTION.max(self.limits.ttl * 10)
     }
 
     /// How long the server waits for replicas. Shorter than `beat_limit`, so that "not confirmed" still reaches the beat.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tooz_core::driver::support::errors::other_limit;
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, End, Grant, Instant, LockKey, QueueEntry, Released, SessionLocks, Turn,
+    Acquire, Acquired, AttemptId, End, Grant, LockKey, QueueEntry, Released, SessionLocks, Turn,
 };
 use tooz_core::{Error, ErrorKind, FencingToken, Result};
 
@@ -34,7 +34,7 @@ impl RedisSession {
             .arg(mode)
             .number(limit)
             .number(state.ttl.as_millis())
-            .number(state.retention().as_millis())
+            .number(client.config().retention().as_millis())
             .arg(wish)
             .arg(&lock.base)
             .arg(state.member.as_bytes())
@@ -55,7 +55,8 @@ impl RedisSession {
                     token.ok_or_else(|| Error::new(ErrorKind::Corrupt, "a fencing token is no number"))?;
                 let how = parse_previous(&answer.text("how the last holder ended")?);
                 let left = Duration::from_millis(u64::try_from(answer.number("the time left")?).unwrap_or(0));
-                let proved = proved_at(sent, state.ttl, left);
+                // If less than the ttl is left, an earlier request proved it.
+                let proved = sent - state.ttl.saturating_sub(left);
                 match (state.attempts.grant(attempt, token, how, proved, unconfirmed.is_none()), unconfirmed)
                 {
                     (Some(grant), None) => Ok(Some(Acquired::Granted(grant))),
@@ -112,17 +113,12 @@ impl RedisSession {
             .keys([state.key(), client.keys.fence()])
             .arg(attempt.to_string())
             .arg(state.id.to_string())
-            .number(state.retention().as_millis())
+            .number(client.config().retention().as_millis())
             .arg(&lock.base)
             .arg(end_code(end));
         let answer = client.call(&call).await?;
         Ok((answer.value == redis::Value::Int(1), answer.repeated))
     }
-}
-
-/// The time at which a grant was proved that lives for `left` by the answer to a request sent at `sent`.
-fn proved_at(sent: Instant, ttl: Duration, left: Duration) -> Instant {
-    sent - ttl.saturating_sub(left)
 }
 
 #[async_trait]

@@ -54,7 +54,7 @@ impl RedisSession {
             .number(state.ttl.as_millis())
             .arg(Epoch(client.context().entropy.id()).to_string())
             .arg(request.previous.map(|id| id.to_string()).unwrap_or_default())
-            .number(state.retention().as_millis())
+            .number(client.config().retention().as_millis())
             .arg(state.member.as_bytes())
             .number(client.config().layout)
             .confirm();
@@ -172,7 +172,7 @@ impl Session for RedisSession {
             .keys([state.key(), client.keys.epoch(), client.keys.beat(&state.member), client.keys.lives()])
             .arg(state.id.to_string())
             .number(state.ttl.as_millis())
-            .number(state.retention().as_millis())
+            .number(client.config().retention().as_millis())
             .number(number)
             .arg(state.stamp.get().map(ToString::to_string).unwrap_or_default())
             .arg(state.member.as_bytes())
@@ -225,7 +225,7 @@ impl Session for RedisSession {
             .call()
             .keys([state.key(), client.keys.beat(&state.member)])
             .arg(state.id.to_string())
-            .number(state.retention().as_millis())
+            .number(client.config().retention().as_millis())
             .arg(end_code(end));
         client.call(&call).await.map(|_| ())
     }
