@@ -72,18 +72,13 @@ impl Discovery {
         let limit = (config.limits.ttl / 4).clamp(LIMIT.0, LIMIT.1);
         let (mut failures, mut behind) = (Vec::new(), None::<Found>);
         for who in asked {
-            let found = match spawner.timeout(limit, Box::pin(self.query(config, &who))).await {
-                Some(Ok(found)) => found,
-                Some(Err(error)) => {
-                    failures.push(error);
-                    continue;
-                }
-                None => {
-                    let why = format!("{who} does not answer within {limit:?}");
-                    failures.push(Error::new(ErrorKind::Unavailable, why));
-                    continue;
-                }
+            let asked = spawner.timeout(limit, Box::pin(self.query(config, &who))).await;
+            let silent = || {
+                let why = format!("{who} does not answer within {limit:?}");
+                Err(Error::new(ErrorKind::Unavailable, why))
             };
+            let found = asked.unwrap_or_else(silent).map_err(|error| failures.push(error));
+            let Ok(found) = found else { continue };
             if found.epoch >= self.epoch {
                 self.epoch = found.epoch;
                 return Ok(found);
