@@ -262,10 +262,14 @@ fn with_user(
 /// Refuses an option without effect for this kind of URL, since the user would rely on it.
 fn misplaced(url: &BackendUrl, topology: &Topology) -> Result<()> {
     let (sentinel, discovered) = (matches!(topology, Topology::Sentinel { .. }), topology.is_discovered());
+    let encrypted = address::is_encrypted(url.scheme());
     for (option, fits, schemes) in [
         (WAIT_REPLICAS, discovered, "redis+sentinel:// and redis+cluster://"),
         (SENTINEL_USER, sentinel, "redis+sentinel://"),
         (SENTINEL_PASSWORD, sentinel, "redis+sentinel://"),
+        ("tls_ca", encrypted, "rediss://"),
+        ("tls_cert", encrypted, "rediss://"),
+        ("tls_key", encrypted, "rediss://"),
     ] {
         if !fits && url.option(option).is_some() {
             let why = format!("option \"{option}\": it belongs to {schemes}");
@@ -277,16 +281,7 @@ fn misplaced(url: &BackendUrl, topology: &Topology) -> Result<()> {
 
 #[cfg(feature = "tls")]
 fn tls(url: &BackendUrl) -> Result<Option<Tls>> {
-    if ["rediss", "valkeys"].iter().any(|word| url.scheme().starts_with(word)) {
-        return crate::connection::tls::read(url).map(Some);
-    }
-    match ["tls_ca", "tls_cert", "tls_key"].into_iter().find(|option| url.option(option).is_some()) {
-        Some(option) => Err(Error::new(
-            ErrorKind::InvalidOption,
-            format!("option \"{option}\": {}:// is not encrypted; write rediss://", url.scheme()),
-        )),
-        None => Ok(None),
-    }
+    address::is_encrypted(url.scheme()).then(|| crate::connection::tls::read(url)).transpose()
 }
 
 #[cfg(not(feature = "tls"))]
@@ -338,6 +333,7 @@ mod tests {
             ("redis://a?wait_replicas=1", "redis+sentinel://"),
             ("redis+cluster://a?sentinel_user=x", "redis+sentinel://"),
             ("redis+cluster://a?db=1", "one database"),
+            ("redis://a?tls_ca=x", "rediss://"),
         ] {
             let error = config(url).unwrap_err();
             assert!(error.to_string().contains(word), "{url}: {error}");
