@@ -34,7 +34,7 @@ use crate::engine::database::{BUSY_HIGH, BUSY_LOW};
 use crate::engine::paths::Paths;
 use crate::engine::tx::{Probes, Site, Tx};
 use crate::engine::{presence, schema};
-use crate::error::{self, Fail, Work, native};
+use crate::error::{self, Fail, Work};
 
 /// SQLite's `SHARED_FIRST` and `SHARED_SIZE`: the bytes of a database on which its readers have a lock.
 const READERS: Range = (0x4000_0000 + 2, 510);
@@ -72,10 +72,10 @@ impl Reader {
             return Err(Error::new(ErrorKind::Closed, "connect a new view"));
         }
         let reader = Arc::clone(self);
-        self.context.spawner.blocking(move || reader.look_here(work)).await?
+        self.context.spawner.blocking(move || reader.look_here(work)).await?.map_err(Fail::into_error)
     }
 
-    fn look_here<T>(&self, mut work: impl FnMut(&mut Tx<'_>) -> Work<T>) -> Result<Option<T>> {
+    fn look_here<T>(&self, mut work: impl FnMut(&mut Tx<'_>) -> Work<T>) -> Work<Option<T>> {
         let missing =
             |path: &Path| path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
         if missing(&self.paths.database) {
@@ -102,12 +102,13 @@ impl Reader {
                     shared_memory.display(),
                     log.display()
                 );
-                return Err(Error::new(ErrorKind::Unavailable, what));
+                return Err(Error::new(ErrorKind::Unavailable, what).into());
             }
             looked = Some(self.read(false, &mut work));
         }
         drop(reader);
-        looked.unwrap_or_else(|| Err(Error::new(ErrorKind::Unavailable, "the log was replaced; try again")))
+        let replaced = || Err(Error::new(ErrorKind::Unavailable, "the log was replaced; try again").into());
+        looked.unwrap_or_else(replaced)
     }
 
     /// Locks the database as a reader does. INVARIANT: this process has the database open in no other way than by looks, since
@@ -128,7 +129,7 @@ impl Reader {
         Ok(file)
     }
 
-    fn read<T>(&self, alone: bool, work: &mut impl FnMut(&mut Tx<'_>) -> Work<T>) -> Result<Option<T>> {
+    fn read<T>(&self, alone: bool, work: &mut impl FnMut(&mut Tx<'_>) -> Work<T>) -> Work<Option<T>> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
             | OpenFlags::SQLITE_OPEN_NO_MUTEX // one thread only
             | OpenFlags::SQLITE_OPEN_NOFOLLOW;
@@ -138,19 +139,18 @@ impl Reader {
         } else {
             Connection::open_with_flags(&self.paths.database, flags)
         };
-        let connection = connection.map_err(native)?;
-        connection.busy_timeout(BUSY.min(self.config.limits.operation_timeout)).map_err(native)?;
-        let transaction = connection.unchecked_transaction().map_err(native)?;
+        let connection = connection?;
+        connection.busy_timeout(BUSY.min(self.config.limits.operation_timeout))?;
+        let transaction = connection.unchecked_transaction()?;
         let (shown, ours) = (self.paths.database.display(), self.site.layout);
         match schema::check(&transaction, &shown, ours)? {
             0 => return Ok(None),
-            earlier if earlier < ours => return Err(earlier_layout(&shown, earlier, ours)),
+            earlier if earlier < ours => return Err(earlier_layout(&shown, earlier, ours).into()),
             _ => {}
         }
         let (own_sessions, mut probes) = (HashMap::new(), Probes::default());
         // Leaves out sessions that look dead, and leaves them for others to clear away.
-        let found = work(&mut Tx::new(&transaction, &self.site, &own_sessions, &mut probes));
-        found.map(Some).map_err(Fail::into_error)
+        work(&mut Tx::new(&transaction, &self.site, &own_sessions, &mut probes)).map(Some)
     }
 
     pub(crate) fn is_closed(&self) -> bool {
