@@ -20,7 +20,7 @@ use crate::engine::tx::{Effect, Tx};
 use crate::engine::{lock_rows, schema};
 use crate::error::{self, Work};
 use crate::keys::{Id, Lock};
-use crate::reaper::{self, Recorded, SessionEnd};
+use crate::reaper::{self, Recorded};
 use crate::session_state::SessionState;
 use crate::view;
 
@@ -135,7 +135,7 @@ fn end_previous(tx: &mut Tx<'_>, previous: SessionId, request: &OpenSession) -> 
         return Ok(());
     }
     let Some(session) = Recorded::by_id(tx, previous)? else { return Ok(()) };
-    reaper::end(tx, &session, SessionEnd::Dead)
+    reaper::end(tx, &session, None)
 }
 
 #[async_trait]
@@ -184,7 +184,7 @@ impl Session for SqliteSession {
             if session.loss().is_none()
                 && let Some(recorded) = Recorded::by_id(tx, session.id)?
             {
-                reaper::end(tx, &recorded, SessionEnd::Closed(end))?;
+                reaper::end(tx, &recorded, Some(end))?;
             }
             Ok(())
         };
