@@ -136,10 +136,6 @@ impl std::fmt::Debug for Config {
     }
 }
 
-fn invalid(why: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidUrl, why)
-}
-
 impl Config {
     pub(crate) fn read(url: &BackendUrl, limits: Limits) -> Result<Self> {
         let scheme = url.scheme();
@@ -150,12 +146,13 @@ impl Config {
         let namespace = if address::is_cluster(scheme) { address::tagged(&namespace)? } else { namespace };
         let (topology, path_db) = Topology::read(url, &namespace)?;
         let db = match (url.integer("db")?, path_db) {
-            (Some(_), Some(_)) => return Err(invalid("the database is named twice, in the path and as db")),
+            (Some(_), Some(_)) => {
+                let why = "the database is named twice, in the path and as db";
+                return Err(Error::new(ErrorKind::InvalidUrl, why));
+            }
             (Some(1..), None) if address::is_cluster(scheme) => {
-                return Err(Error::new(
-                    ErrorKind::InvalidOption,
-                    "option \"db\": a cluster has one database, 0",
-                ));
+                let why = "option \"db\": a cluster has one database, 0";
+                return Err(Error::new(ErrorKind::InvalidOption, why));
             }
             (db, path) => db.or(path).unwrap_or(0),
         };

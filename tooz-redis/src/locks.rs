@@ -125,12 +125,11 @@ impl RedisSession {
 impl SessionLocks for RedisSession {
     async fn request(&self, request: &Acquire) -> Result<Acquired> {
         self.state.attempts.register(request)?;
+        let unconfirmed = || matches!(self.state.attempts.state(request.attempt), AttemptState::Unconfirmed);
         let wish = if request.wait { "wait" } else { "try" };
         let mut asked = self.call_request(request, wish).await;
         for _ in 1..CONFIRMATIONS {
-            if asked.is_ok()
-                || !matches!(self.state.attempts.state(request.attempt), AttemptState::Unconfirmed)
-            {
+            if asked.is_ok() || !unconfirmed() {
                 break;
             }
             asked = self.call_request(request, "look").await;
@@ -142,7 +141,7 @@ impl SessionLocks for RedisSession {
                 let why = format!("{}: the grant is gone, and no replica had confirmed it", request.key);
                 Err(Error::new(ErrorKind::Unavailable, why))
             }
-            Err(error) if matches!(self.state.attempts.state(request.attempt), AttemptState::Unconfirmed) => {
+            Err(error) if unconfirmed() => {
                 // A grant that does not count must not keep others out.
                 let back = self.withdraw(&request.key, request.attempt).await;
                 Err(if back.is_ok() { error } else { error.indeterminate() })
