@@ -84,7 +84,7 @@ pub(crate) struct Keys {
     groups: Vec<u8>,
     locks: Vec<u8>,
     root: Vec<u8>,
-    fence: Fence,
+    pub(crate) fence: Fence,
     /// Whether it is Python's namespace. In others nothing is shared with Python, and no warning is needed.
     pythons: bool,
     /// Whether a warning named an id that is not shared with Python, by kind.
@@ -119,10 +119,6 @@ impl Keys {
 
     pub(crate) fn epoch(&self) -> Vec<u8> {
         self.ours(&[b"epoch"])
-    }
-
-    pub(crate) fn fence(&self) -> &Fence {
-        &self.fence
     }
 
     /// A session's key; also the prefix of the records for it.
@@ -400,7 +396,7 @@ mod tests {
         let mut all = vec![
             (format!("{namespace:?} claim {other:?}"), keys.claim(&member)),
             (format!("{namespace:?} epoch"), keys.epoch()),
-            (format!("{namespace:?} raise"), keys.fence().raise(7)),
+            (format!("{namespace:?} raise"), keys.fence.raise(7)),
             (format!("{namespace:?} group {name:?}"), keys.group(&group).group().to_vec()),
             (format!("{namespace:?} member {name:?} {other:?}"), keys.group(&group).member(&member)),
         ];
@@ -461,7 +457,7 @@ mod tests {
             for prefix in [&b""[..], &lock.prefix, &keys.all_groups()[0], &keys.all_groups()[1]] {
                 let key = [prefix, &key].concat();
                 let _ = (keys.parse_group(&key), group.parse_member(&key), lock.parse(&key));
-                let _ = (keys.parse_broken(SessionId(1), &key), keys.fence().parse(&key), keys.is_session(&key));
+                let _ = (keys.parse_broken(SessionId(1), &key), keys.fence.parse(&key), keys.is_session(&key));
             }
         }
     }
