@@ -89,10 +89,6 @@ impl Client {
         Ok(Self { jobs, config, done: AtomicBool::new(false) })
     }
 
-    pub(crate) fn namespace(&self) -> Arc<str> {
-        self.config.namespace.clone()
-    }
-
     pub(crate) fn lock(&self, key: &LockKey) -> Lock {
         Lock::new(&self.config.namespace, key)
     }

@@ -135,7 +135,7 @@ fn update(tx: &mut Tx<'_>, session: &SessionState, group: &GroupId, capabilities
 #[async_trait]
 impl Groups for SqliteDriver {
     async fn create(&self, group: &GroupId) -> Result<()> {
-        let (namespace, group) = (self.client.namespace(), group.clone());
+        let (namespace, group) = (self.client.config.namespace.clone(), group.clone());
         // Durable: after a power cut members join again by themselves, but a group would be gone.
         let work = move |tx: &mut Tx<'_>| {
             if create(tx, &namespace, &group)? {
@@ -147,27 +147,27 @@ impl Groups for SqliteDriver {
     }
 
     async fn delete(&self, group: &GroupId) -> Result<()> {
-        let (namespace, group) = (self.client.namespace(), group.clone());
+        let (namespace, group) = (self.client.config.namespace.clone(), group.clone());
         self.client.call(Level::Durable, move |tx| delete(tx, &namespace, &group)).await
     }
 
     async fn list(&self) -> Result<Vec<GroupId>> {
-        let namespace = self.client.namespace();
+        let namespace = self.client.config.namespace.clone();
         self.client.call(Level::Read, move |tx| view::list(tx, &namespace)).await
     }
 
     async fn members(&self, group: &GroupId) -> Result<Vec<MemberRecord>> {
-        let (namespace, group) = (self.client.namespace(), group.clone());
+        let (namespace, group) = (self.client.config.namespace.clone(), group.clone());
         self.client.call(Level::Read, move |tx| view::members(tx, &namespace, &group)).await
     }
 
     async fn member(&self, group: &GroupId, id: &MemberId) -> Result<MemberRecord> {
-        let (namespace, group, id) = (self.client.namespace(), group.clone(), id.clone());
+        let (namespace, group, id) = (self.client.config.namespace.clone(), group.clone(), id.clone());
         self.client.call(Level::Read, move |tx| view::member(tx, &namespace, &group, &id)).await
     }
 
     async fn watch(&self, group: &GroupId) -> Result<ChangeStream> {
-        watch::group(&self.client, self.client.namespace(), group.clone()).await
+        watch::group(&self.client, self.client.config.namespace.clone(), group.clone()).await
     }
 }
 

@@ -90,7 +90,7 @@ fn open(
     let (file, file_id) = session_file::create(directory, id, client.jobs.paths.mode)
         .map_err(|error| error::io(format!("a session file in {}", directory.display()), error))?;
     let path = session_file::path_of(directory, id);
-    let (namespace, process) = (client.namespace(), &tx.site.process);
+    let (namespace, process) = (client.config.namespace.clone(), &tx.site.process);
     let inserted = tx.value::<i64>(
         "INSERT INTO sessions \
          (id, namespace, member, instance, inode, pid, started, pid_namespace, boot_id, opened_at, bell) \
