@@ -93,7 +93,7 @@ fn join(tx: &mut Tx<'_>, session: &SessionState, request: &Join) -> Work<()> {
     let row = MemberRow {
         member: session.member.as_bytes().to_vec(),
         capabilities: request.capabilities.as_msgpack().to_vec(),
-        incarnation: tx.site.entropy.id(),
+        incarnation: tx.site.context.entropy.id(),
         joined_at: now,
         updated_at: now,
     };

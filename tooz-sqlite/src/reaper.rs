@@ -118,7 +118,7 @@ fn judge(site: &Site, session: &Recorded) -> Verdict {
 
 /// Whether a session is dead, as far as a read may say. Leaves the dead for the thread to clear away.
 pub(crate) fn is_dead(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
-    let now = tx.site.clock.now();
+    let now = tx.site.context.clock.now();
     if let Some(own) = tx.own_session(seq) {
         return Ok(own.is_over());
     }
@@ -145,7 +145,7 @@ pub(crate) fn is_dead(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
 
 /// Ends a session of another process if it is dead; returns whether it is gone now. Relies on a recent look.
 pub(crate) fn reap_stale(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
-    if tx.probes.is_fresh(seq, tx.site.clock.now()) {
+    if tx.probes.is_fresh(seq, tx.site.context.clock.now()) {
         return Ok(false);
     }
     reap(tx, seq)
@@ -164,7 +164,7 @@ pub(crate) fn reap(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
     }
     match judge(tx.site, &session) {
         Verdict::Alive => {
-            let now = tx.site.clock.now();
+            let now = tx.site.context.clock.now();
             tx.probes.alive(seq, now);
             Ok(false)
         }
@@ -184,7 +184,7 @@ pub(crate) fn reap(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
 
 /// Other processes' sessions that look dead.
 pub(crate) fn find_dead(tx: &mut Tx<'_>) -> Work<Vec<i64>> {
-    let now = tx.site.clock.now();
+    let now = tx.site.context.clock.now();
     let mut dead = Vec::new();
     for session in Recorded::all(tx)? {
         match tx.own_session(session.seq) {

@@ -38,8 +38,8 @@ pub(crate) struct SqliteSession {
 
 impl SqliteSession {
     pub(crate) async fn open(client: &Arc<Client>, request: &OpenSession) -> Result<Self> {
-        let opened_at = client.jobs.clock.now();
-        let id = SessionId(client.jobs.entropy.id());
+        let opened_at = client.jobs.context.clock.now();
+        let id = SessionId(client.jobs.context.entropy.id());
         // A caller that waits no longer, and drops the client, must not keep the database open by this job.
         let (owner, request) = (Arc::downgrade(client), request.clone());
         let work = move |tx: &mut Tx<'_>| {

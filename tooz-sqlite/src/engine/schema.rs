@@ -193,8 +193,8 @@ fn read_epoch(connection: &Connection, paths: &Paths) -> Work<Epoch> {
 
 fn create(transaction: &Connection, site: &Site) -> rusqlite::Result<()> {
     transaction.execute_batch(include_str!("schema.sql"))?;
-    let first = first_token(site.clock.wall(), 0);
-    transaction.execute("INSERT INTO tooz (one, epoch) VALUES (1, ?1)", [Id(site.entropy.id())])?;
+    let first = first_token(site.context.clock.wall(), 0);
+    transaction.execute("INSERT INTO tooz (one, epoch) VALUES (1, ?1)", [Id(site.context.entropy.id())])?;
     transaction.execute(
         "INSERT INTO fence (one, next, ceiling, boot_id) VALUES (1, ?1, ?2, ?3)",
         (first, first.saturating_add(STEP), &site.boot_id),

@@ -50,7 +50,7 @@ impl Groups for ReadOnly {
         }
         let feed = GroupFeed::new(members);
         let follower = Follower { reader, group: group.clone(), known, feed: feed.clone() };
-        let task = self.0.context.spawner.spawn(follower.run());
+        let task = self.0.site.context.spawner.spawn(follower.run());
         Ok(feed.stream(task))
     }
 }
@@ -90,7 +90,7 @@ struct Follower {
 impl Follower {
     async fn run(mut self) {
         loop {
-            self.reader.context.spawner.sleep(LOOK).await;
+            self.reader.site.context.spawner.sleep(LOOK).await;
             match read_group(&self.reader, &self.group).await {
                 Ok((which, members)) => {
                     if self.see(which, members) {

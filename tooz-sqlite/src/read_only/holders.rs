@@ -30,9 +30,9 @@ impl Locks for ReadOnly {
         let (reader, key) = (Arc::clone(&self.0), key.clone());
         let feed = HolderFeed::new(read_holders(&reader, &key).await?);
         let told = feed.clone();
-        let task = self.0.context.spawner.spawn(async move {
+        let task = self.0.site.context.spawner.spawn(async move {
             loop {
-                reader.context.spawner.sleep(LOOK).await;
+                reader.site.context.spawner.sleep(LOOK).await;
                 match read_holders(&reader, &key).await {
                     Ok(now) => told.set(now),
                     Err(_) if reader.is_closed() => return told.end(),

@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use rusqlite::{Connection, OpenFlags};
-use tooz_core::driver::{Context, earlier_layout};
+use tooz_core::driver::earlier_layout;
 use tooz_core::{Characteristics, Error, ErrorKind, Result};
 use tooz_local::file_id;
 use tooz_local::os_lock::{Hold, Range, try_lock_range};
@@ -51,7 +51,6 @@ pub(crate) struct Reader {
     pub(crate) paths: Paths,
     pub(crate) site: Site,
     pub(crate) config: Config,
-    pub(crate) context: Context,
     pub(crate) characteristics: Characteristics,
     pub(crate) closed: AtomicBool,
 }
@@ -72,7 +71,7 @@ impl Reader {
             return Err(Error::new(ErrorKind::Closed, "connect a new view"));
         }
         let reader = Arc::clone(self);
-        self.context.spawner.blocking(move || reader.look_here(work)).await?.map_err(Fail::into_error)
+        self.site.context.spawner.blocking(move || reader.look_here(work)).await?.map_err(Fail::into_error)
     }
 
     fn look_here<T>(&self, mut work: impl FnMut(&mut Tx<'_>) -> Work<T>) -> Work<Option<T>> {
@@ -117,14 +116,14 @@ impl Reader {
         let path = &self.paths.database;
         let failed = |error| error::io(path.display(), error);
         let file = file_id::open(path).map_err(failed)?;
-        let limit = self.context.clock.now() + BUSY.min(self.config.limits.operation_timeout);
+        let limit = self.site.context.clock.now() + BUSY.min(self.config.limits.operation_timeout);
         while !try_lock_range(&file, Hold::Together, READERS).map_err(failed)? {
-            if self.context.clock.now() >= limit {
+            if self.site.context.clock.now() >= limit {
                 let what =
                     format!("{} is being closed or recovered by another process; try again", path.display());
                 return Err(Error::new(ErrorKind::Unavailable, what));
             }
-            std::thread::park_timeout(self.context.entropy.between(BUSY_LOW, BUSY_HIGH));
+            std::thread::park_timeout(self.site.context.entropy.between(BUSY_LOW, BUSY_HIGH));
         }
         Ok(file)
     }
