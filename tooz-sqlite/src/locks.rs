@@ -169,13 +169,9 @@ fn is_gone(tx: &mut Tx<'_>, session: i64, refuses: bool) -> Work<bool> {
 /// Gives back the grant of this attempt and session.
 fn release(tx: &mut Tx<'_>, session: i64, lock: &Lock, attempt: AttemptId, end: End) -> Work<Released> {
     tx.effect(Effect::Forgotten(session, attempt));
-    match remove_holder(tx, session, lock, attempt)? {
-        Some(told) => {
-            record_end(tx, lock, told, end)?;
-            Ok(Released::Released)
-        }
-        None => Ok(Released::WasNotHolder),
-    }
+    let Some(told) = remove_holder(tx, session, lock, attempt)? else { return Ok(Released::WasNotHolder) };
+    record_end(tx, lock, told, end)?;
+    Ok(Released::Released)
 }
 
 /// Ends an attempt, whether it waits or holds. A grant that its caller has not seen leaves the mark: the caller was not told

@@ -131,11 +131,10 @@ fn end_previous(tx: &mut Tx<'_>, previous: SessionId, request: &OpenSession) -> 
         "SELECT 1 FROM sessions WHERE id = ?1 AND instance = ?2 AND member = ?3",
         (Id(previous.0), Id(request.instance.0), request.member.as_bytes()),
     )?;
-    if !own {
-        return Ok(());
+    if own && let Some(session) = Recorded::by_id(tx, previous)? {
+        reaper::end(tx, &session, None)?;
     }
-    let Some(session) = Recorded::by_id(tx, previous)? else { return Ok(()) };
-    reaper::end(tx, &session, None)
+    Ok(())
 }
 
 #[async_trait]
