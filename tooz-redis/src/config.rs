@@ -157,7 +157,6 @@ impl Config {
             (db, path) => db.or(path).unwrap_or(0),
         };
         misplaced(url, &topology)?;
-        let wait_replicas = url.integer(WAIT_REPLICAS)?.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
         Ok(Self {
             topology,
             namespace,
@@ -165,7 +164,7 @@ impl Config {
             password: url.password().map(str::to_owned),
             sentinel_user: url.option(SENTINEL_USER).map(str::to_owned),
             sentinel_password: url.option(SENTINEL_PASSWORD).map(str::to_owned),
-            wait_replicas,
+            wait_replicas: url.integer(WAIT_REPLICAS)?.map(|n| u32::try_from(n).unwrap_or(u32::MAX)),
             tls: tls(url)?,
             db: i64::try_from(db).unwrap_or_default(),
             limits,

@@ -107,9 +107,7 @@ impl Discovery {
         match &config.topology {
             Topology::Sentinel { master, .. } => query_sentinel(&mut connection, who, master).await,
             Topology::Cluster { slot, .. } => {
-                let mut command = redis::cmd("CLUSTER");
-                command.arg("SLOTS");
-                let slots = answer(&mut connection, who, &command).await?;
+                let slots = answer(&mut connection, who, redis::cmd("CLUSTER").arg("SLOTS")).await?;
                 let (owner, nodes) = slot_owner(&slots, *slot, who)?;
                 self.nodes = nodes;
                 Ok(owner)
