@@ -11,7 +11,7 @@ use tooz_core::{Error, ErrorKind, FencingToken, Result};
 
 use crate::connection::reply::Parts;
 use crate::scripts::codes::{end_code, mode_code, parse_previous};
-use crate::scripts::{self, Call, Script};
+use crate::scripts::{self, Script};
 use crate::session::RedisSession;
 use crate::session_state::{AttemptState, CONFIRMATIONS};
 
@@ -21,15 +21,15 @@ const POLL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_mi
 const STAGGER: Duration = Duration::from_millis(20);
 
 impl RedisSession {
-    fn request_call(&self, request: &Acquire, wish: &str) -> Call {
-        let (state, client) = (&self.state, &self.state.client);
-        let lock = client.keys.lock(&request.key);
-        let (mode, limit) = mode_code(request.mode);
-        scripts::REQUEST
+    /// Calls the script; `None`: the attempt is not on the server any more.
+    async fn call_request(&self, request: &Acquire, wish: &str) -> Result<Option<Acquired>> {
+        let (state, client, attempt) = (&self.state, &self.state.client, request.attempt);
+        let (lock, (mode, limit)) = (client.keys.lock(&request.key), mode_code(request.mode));
+        let call = scripts::REQUEST
             .call()
             .keys(lock.keys())
             .keys([state.key(), client.keys.fence()])
-            .arg(request.attempt.to_string())
+            .arg(attempt.to_string())
             .arg(state.id.to_string())
             .arg(mode)
             .number(limit)
@@ -38,14 +38,9 @@ impl RedisSession {
             .arg(wish)
             .arg(&lock.base)
             .arg(state.member.as_bytes())
-            .confirm()
-    }
-
-    /// Calls the script; `None`: the attempt is not on the server any more.
-    async fn call_request(&self, request: &Acquire, wish: &str) -> Result<Option<Acquired>> {
-        let (state, attempt) = (&self.state, request.attempt);
-        let sent = state.client.context().clock.now();
-        let answer = state.client.call(&self.request_call(request, wish)).await?;
+            .confirm();
+        let sent = client.context().clock.now();
+        let answer = client.call(&call).await?;
         let unconfirmed = answer.unconfirmed;
         let mut answer = Parts::of(answer.value)?;
         match answer.text("its outcome")?.as_str() {
@@ -79,8 +74,7 @@ impl RedisSession {
             }
             "limit" => {
                 state.attempts.forget(attempt);
-                let (other, (_, limit)) = (answer.text("the limit")?, mode_code(request.mode));
-                Err(other_limit(&request.key, limit, other))
+                Err(other_limit(&request.key, limit, answer.text("the limit")?))
             }
             // Only a look says so.
             "gone" => Ok(None),
