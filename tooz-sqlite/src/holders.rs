@@ -26,13 +26,12 @@ impl Locks for SqliteDriver {
     }
 
     async fn break_lock(&self, request: &BreakRequest) -> Result<Vec<HolderRecord>> {
-        let (lock, request) = (self.client.lock(&request.key), request.clone());
-        let (key, by, why) = (request.key.clone(), request.by.clone(), request.why.clone());
-        let work = move |tx: &mut Tx<'_>| break_lock(tx, &lock, &request);
+        let (lock, asked) = (self.client.lock(&request.key), request.clone());
+        let work = move |tx: &mut Tx<'_>| break_lock(tx, &lock, &asked);
         let broken = self.client.call(Level::Write, work).await?;
         for holder in &broken {
             let token = holder.token.map(FencingToken::get);
-            tracing::warn!(%key, %by, why, ?token, "a lock was broken");
+            tracing::warn!(key = %request.key, by = %request.by, why = request.why, ?token, "a lock was broken");
         }
         Ok(broken)
     }
