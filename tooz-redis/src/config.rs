@@ -105,16 +105,17 @@ pub(crate) fn characteristics(url: &BackendUrl) -> Characteristics {
 /// How long the rest of a lock is kept at least, so that the next holder learns how the last one ended.
 const RETENTION: Duration = Duration::from_hours(1);
 
+/// A user and a password.
+type Login = (Option<String>, Option<String>);
+
 /// What a URL says.
 #[derive(Clone)]
 pub(crate) struct Config {
     pub(crate) topology: Topology,
     /// As written in keys: in a cluster it has a tag, so that all keys are in one slot.
     pub(crate) namespace: String,
-    user: Option<String>,
-    password: Option<String>,
-    sentinel_user: Option<String>,
-    sentinel_password: Option<String>,
+    login: Login,
+    sentinel_login: Login,
     /// How many replicas must acknowledge; `None`: those that are called healthy.
     pub(crate) wait_replicas: Option<u32>,
     /// `None`: the connection is not encrypted.
@@ -157,13 +158,12 @@ impl Config {
             (db, path) => db.or(path).unwrap_or(0),
         };
         misplaced(url, &topology)?;
+        let option = |name| url.option(name).map(str::to_owned);
         Ok(Self {
             topology,
             namespace,
-            user: url.user().map(str::to_owned),
-            password: url.password().map(str::to_owned),
-            sentinel_user: url.option(SENTINEL_USER).map(str::to_owned),
-            sentinel_password: url.option(SENTINEL_PASSWORD).map(str::to_owned),
+            login: (url.user().map(str::to_owned), url.password().map(str::to_owned)),
+            sentinel_login: (option(SENTINEL_USER), option(SENTINEL_PASSWORD)),
             wait_replicas: url.integer(WAIT_REPLICAS)?.map(|n| u32::try_from(n).unwrap_or(u32::MAX)),
             tls: tls(url)?,
             db: i64::try_from(db).unwrap_or_default(),
@@ -179,22 +179,28 @@ impl Config {
             .set_protocol(ProtocolVersion::RESP3)
             .set_lib_name("tooz", env!("CARGO_PKG_VERSION"))
             .set_db(self.db);
-        self.reach(address, with_user(settings, self.user.as_ref(), self.password.as_ref()))
+        self.reach(address, settings, &self.login)
     }
 
     /// How to connect to a sentinel or node that knows where the server is. Old sentinels do not know RESP3.
     pub(crate) fn connection_for_discovery(&self, address: &Address) -> redis::RedisResult<ConnectionInfo> {
         let settings = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP2);
-        let settings = match self.topology {
-            Topology::Sentinel { .. } => {
-                with_user(settings, self.sentinel_user.as_ref(), self.sentinel_password.as_ref())
-            }
-            _ => with_user(settings, self.user.as_ref(), self.password.as_ref()),
-        };
-        self.reach(address, settings)
+        let sentinel = matches!(self.topology, Topology::Sentinel { .. });
+        self.reach(address, settings, if sentinel { &self.sentinel_login } else { &self.login })
     }
 
-    fn reach(&self, address: &Address, settings: RedisConnectionInfo) -> redis::RedisResult<ConnectionInfo> {
+    fn reach(
+        &self,
+        address: &Address,
+        mut settings: RedisConnectionInfo,
+        (user, password): &Login,
+    ) -> redis::RedisResult<ConnectionInfo> {
+        if let Some(user) = user {
+            settings = settings.set_username(user);
+        }
+        if let Some(password) = password {
+            settings = settings.set_password(password);
+        }
         let addr = match address {
             Address::Tcp(host, port) if self.tls.is_some() => {
                 ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure: false, tls_params: None }
@@ -239,20 +245,6 @@ impl Config {
     pub(crate) fn beat_limit(&self) -> Duration {
         self.limits.ttl / 6
     }
-}
-
-fn with_user(
-    mut settings: RedisConnectionInfo,
-    user: Option<&String>,
-    password: Option<&String>,
-) -> RedisConnectionInfo {
-    if let Some(user) = user {
-        settings = settings.set_username(user);
-    }
-    if let Some(password) = password {
-        settings = settings.set_password(password);
-    }
-    settings
 }
 
 /// Refuses an option without effect for this kind of URL, since the user would rely on it.
