@@ -128,11 +128,11 @@ pub(crate) async fn load_scripts(link: &Link) {
     }
     let Ok(answer) = command(link, &known).await.and_then(Parts::of) else { return };
     for (script, known) in scripts::ALL.iter().zip(answer) {
-        if known != Value::Int(1) {
-            if let Err(error) = command(link, redis::cmd("SCRIPT").arg("LOAD").arg(script.source)).await {
-                tracing::debug!(%error, "a script could not be loaded ahead");
-                return;
-            }
+        if known != Value::Int(1)
+            && let Err(error) = command(link, redis::cmd("SCRIPT").arg("LOAD").arg(script.source)).await
+        {
+            tracing::debug!(%error, "a script could not be loaded ahead");
+            return;
         }
     }
 }
