@@ -230,16 +230,11 @@ impl<'a> Tx<'a> {
         self.own_sessions.get(&session)
     }
 
-    /// Now, for people to read.
+    /// Now, in microseconds since 1970, for people to read; 0 for what lies before.
     pub(crate) fn wall(&self) -> i64 {
-        to_micros(self.site.context.clock.wall())
+        let since = self.site.context.clock.wall().duration_since(UNIX_EPOCH).unwrap_or_default();
+        i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
     }
-}
-
-/// Microseconds since 1970; 0 for what lies before.
-pub(crate) fn to_micros(time: SystemTime) -> i64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// The time that a record names; `None` if it cannot be represented.
