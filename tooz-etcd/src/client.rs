@@ -1,7 +1,6 @@
 //! What a driver's sessions and watches share: the connection, the keys, and the stamp of the namespace.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use etcd_client::{Txn, TxnOp};
 use tooz_core::Result;
@@ -17,18 +16,14 @@ use crate::keys::Keys;
 pub(crate) struct Client {
     pub(crate) connection: Arc<Connection>,
     pub(crate) keys: Keys,
-    pub(crate) ttl: Duration,
-    pub(crate) layout: u32,
-    namespace: String,
+    pub(crate) config: Config,
     /// The stamp as it was last seen; empty: none.
     stamp: Mutex<Vec<u8>>,
 }
 
 impl Client {
     pub(crate) fn new(connection: Arc<Connection>, config: Config) -> Self {
-        let Config { limits, layout, namespace, .. } = config;
-        let keys = Keys::new(&namespace);
-        Self { connection, keys, ttl: limits.ttl, layout, namespace, stamp: Mutex::default() }
+        Self { connection, keys: Keys::new(&config.namespace), config, stamp: Mutex::default() }
     }
 
     /// Checks for a view that the data is of this version's layout, the only one that it reads. Where no session ever was
@@ -37,7 +32,7 @@ impl Client {
         let look = [TxnOp::get(self.keys.epoch(), None)];
         let response = self.connection.send(true, Txn::new().and_then(look)).await?;
         match answer::one(&response, 0) {
-            Some(kv) => self.parse(kv.value())?.readable(&self.described(), self.layout),
+            Some(kv) => self.parse(kv.value())?.readable(&self.described(), self.config.layout),
             None => Ok(()),
         }
     }
@@ -52,7 +47,7 @@ impl Client {
 
     /// The namespace, for messages.
     pub(crate) fn described(&self) -> String {
-        format!("namespace \"{}\"", self.namespace)
+        format!("namespace \"{}\"", self.config.namespace)
     }
 
     /// The stamp as it was last seen; empty: none.

@@ -125,11 +125,10 @@ fn explain_status(number: i32, message: &str, status: &(dyn StdError + 'static))
                 .into(),
         ),
         code::RESOURCE_EXHAUSTED => refused(ErrorKind::Unavailable, message.to_owned()),
-        code::OUT_OF_RANGE => refused(ErrorKind::Backend, message.to_owned()),
         code::UNIMPLEMENTED => {
             refused(ErrorKind::Incompatible, format!("the server does not know this: {message}"))
         }
-        code::INVALID_ARGUMENT | code::FAILED_PRECONDITION | code::NOT_FOUND => {
+        code::INVALID_ARGUMENT | code::FAILED_PRECONDITION | code::NOT_FOUND | code::OUT_OF_RANGE => {
             refused(ErrorKind::Backend, message.to_owned())
         }
         // Cancelled, DeadlineExceeded and Unavailable; Unknown and Internal, too, are codes of a broken stream.

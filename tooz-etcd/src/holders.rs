@@ -51,7 +51,7 @@ impl Locks for Etcd {
                 lease
             } else {
                 // For the records of who broke a grant. It is never prolonged.
-                let ttl = self.client.ttl.saturating_mul(10).max(RETENTION);
+                let ttl = self.client.config.limits.ttl.saturating_mul(10).max(RETENTION);
                 *lease.insert(self.client.connection.grant_lease(ttl).await?.id())
             };
             let mut compares = Vec::new();
@@ -80,7 +80,7 @@ impl Locks for Etcd {
     }
 
     async fn raise_tokens(&self, least: FencingToken) -> Result<()> {
-        let fence = self.client.keys.fence();
+        let fence = &self.client.keys.fence;
         let found = self.client.connection.send(true, Txn::new().and_then([fence::look(fence)])).await?;
         match fence::raise_to(fence, least, &found) {
             Some(raise) => self.client.connection.send(true, raise).await.map(|_| ()),

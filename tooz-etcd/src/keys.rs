@@ -25,6 +25,7 @@ use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, percent_encode};
 use tooz_core::driver::{AttemptId, LockKey, SessionId};
 use tooz_core::{FencingToken, GroupId, MemberId};
 
@@ -35,32 +36,14 @@ use crate::shared_with_python;
 const EMPTY: &[u8] = b"%none";
 
 /// Unreserved characters stand for themselves, everything else as `%XX`: one spelling for each name.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
 fn encode(name: &[u8]) -> Vec<u8> {
-    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
-    let mut text = Vec::with_capacity(name.len());
-    for byte in name {
-        if byte.is_ascii_alphanumeric() || b"-_.~".contains(byte) {
-            text.push(*byte);
-        } else {
-            text.extend([b'%', DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
-        }
-    }
-    text
+    percent_encode(name, RESERVED).to_string().into_bytes()
 }
 
 fn decode(text: &[u8]) -> Option<Vec<u8>> {
-    let mut name = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let [first, after @ ..] = rest {
-        if *first == b'%' {
-            let digits = std::str::from_utf8(after.get(..2)?).ok()?;
-            name.push(u8::from_str_radix(digits, 16).ok()?);
-            rest = &after[2..];
-        } else {
-            name.push(*first);
-            rest = after;
-        }
-    }
+    let name: Vec<u8> = percent_decode(text).collect();
     // A name in another spelling was not written by this library.
     (encode(&name) == text).then_some(name)
 }
@@ -101,7 +84,7 @@ pub(crate) struct Keys {
     groups: Vec<u8>,
     locks: Vec<u8>,
     root: Vec<u8>,
-    fence: Fence,
+    pub(crate) fence: Fence,
     /// Whether it is Python's namespace. In others nothing is shared with Python, and no warning is needed.
     pythons: bool,
     /// Whether a warning named an id that is not shared with Python, by kind.
@@ -136,10 +119,6 @@ impl Keys {
 
     pub(crate) fn epoch(&self) -> Vec<u8> {
         self.ours(&[b"epoch"])
-    }
-
-    pub(crate) fn fence(&self) -> &Fence {
-        &self.fence
     }
 
     /// A session's key; also the prefix of the records for it.
@@ -417,7 +396,7 @@ mod tests {
         let mut all = vec![
             (format!("{namespace:?} claim {other:?}"), keys.claim(&member)),
             (format!("{namespace:?} epoch"), keys.epoch()),
-            (format!("{namespace:?} raise"), keys.fence().raise(7)),
+            (format!("{namespace:?} raise"), keys.fence.raise(7)),
             (format!("{namespace:?} group {name:?}"), keys.group(&group).group().to_vec()),
             (format!("{namespace:?} member {name:?} {other:?}"), keys.group(&group).member(&member)),
         ];
@@ -478,7 +457,7 @@ mod tests {
             for prefix in [&b""[..], &lock.prefix, &keys.all_groups()[0], &keys.all_groups()[1]] {
                 let key = [prefix, &key].concat();
                 let _ = (keys.parse_group(&key), group.parse_member(&key), lock.parse(&key));
-                let _ = (keys.parse_broken(SessionId(1), &key), keys.fence().parse(&key), keys.is_session(&key));
+                let _ = (keys.parse_broken(SessionId(1), &key), keys.fence.parse(&key), keys.is_session(&key));
             }
         }
     }

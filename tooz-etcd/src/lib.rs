@@ -29,16 +29,10 @@ pub const REGISTRATION: Registration =
 
 tooz_core::inventory::submit! { REGISTRATION }
 
-pub use driver::connect;
-
-/// What a server of this version guarantees of the best that a URL promises, for tests that start servers.
+/// What a server of this version guarantees, for tests that start servers.
 #[doc(hidden)]
-pub fn kept(
-    best: tooz_core::Characteristics,
-    version: &str,
-) -> tooz_core::Result<tooz_core::Characteristics> {
-    connection::version::lower(best, version)
-}
+pub use connection::version::lower as kept;
+pub use driver::connect;
 
 #[cfg(test)]
 mod tests {

@@ -18,7 +18,6 @@ use crate::lock::record::write_mark;
 use crate::lock::state::Verdict;
 use crate::lock::turn;
 use crate::session::EtcdSession;
-use crate::session_state::SessionState;
 
 /// How often a request tries to claim a free lock that another session takes between its look and its claim.
 const TRIES: usize = 64;
@@ -30,22 +29,24 @@ fn unmark_unused(keys: &LockKeys, attempt: AttemptId) -> TxnOp {
     TxnOp::txn(Txn::new().when([held]).and_then([TxnOp::delete(mark, None)]))
 }
 
-impl SessionState {
+#[async_trait]
+impl SessionLocks for EtcdSession {
     async fn request(&self, request: &Acquire) -> Result<Acquired> {
-        let attempt = Attempt::new(self, request.attempt, &request.key, request.mode);
-        if self.is_ended(attempt.id) {
+        let session = &*self.state;
+        let attempt = Attempt::new(session, request.attempt, &request.key, request.mode);
+        if session.is_ended(attempt.id) {
             let what =
                 format!("attempt {} was withdrawn, released or lost; ask with a new attempt", attempt.id);
             return Err(Error::new(ErrorKind::Invalid, what));
         }
-        let mut step = self.ask(&attempt, request.wait).await?;
+        let mut step = session.ask(&attempt, request.wait).await?;
         for _ in 0..TRIES {
             let state = match step {
                 Step::Granted(grant) => return Ok(Acquired::Granted(grant)),
                 Step::Otherwise(state) => state,
             };
             if let Some(holder) = state.holder(attempt.id) {
-                if let Some(grant) = self.confirm_grant(&attempt, holder).await? {
+                if let Some(grant) = session.confirm_grant(&attempt, holder).await? {
                     return Ok(Acquired::Granted(grant));
                 }
                 let what = "the Python key that it shares with other holders is about to expire; try again";
@@ -53,15 +54,15 @@ impl SessionState {
             }
             let waiter = state.waiter(attempt.id);
             match state.verdict(attempt.mode, waiter.map(|waiter| waiter.position)) {
-                Verdict::Free => step = self.claim(&attempt, &state).await?,
+                Verdict::Free => step = session.claim(&attempt, &state).await?,
                 Verdict::OtherLimit { asked, other } => {
                     if waiter.is_some() {
-                        self.clear(&attempt.key, attempt.id, End::Clean).await?;
+                        session.clear(&attempt.key, attempt.id, End::Clean).await?;
                     }
                     return Err(other_limit(&attempt.key, asked, other));
                 }
                 _ if waiter.is_some() => {
-                    self.set_position(attempt.id, waiter.map(|waiter| (waiter.mode, waiter.position)));
+                    session.set_position(attempt.id, waiter.map(|waiter| (waiter.mode, waiter.position)));
                     break;
                 }
                 _ => return Ok(Acquired::Held),
@@ -74,21 +75,30 @@ impl SessionState {
         Ok(Acquired::Held)
     }
 
+    async fn turn(&self, entry: &QueueEntry) -> Result<Turn> {
+        // A task, so that waiting does not depend on how often it is polled. Dropped, it leaves the queue as it was.
+        let (session, entry) = (Arc::clone(&self.state), entry.clone());
+        let spawner = self.state.client.connection.context.spawner.clone();
+        let waiting = spawner.spawn(async move { turn::wait(&session, &entry).await });
+        waiting.await.unwrap_or_else(|| Err(closed()))
+    }
+
     async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
-        let keys = self.client.keys.lock(key);
-        self.mark_leaving(attempt);
-        let mut operations = vec![self.advance_session_epoch(), unmark_unused(&keys, attempt)];
-        operations.extend(self.clear_operations(&keys, attempt));
+        let session = &*self.state;
+        let keys = session.client.keys.lock(key);
+        session.mark_leaving(attempt);
+        let mut operations = vec![session.advance_session_epoch(), unmark_unused(&keys, attempt)];
+        operations.extend(session.clear_operations(&keys, attempt));
         // Only while the session lives: its key is never made again.
-        let txn = Txn::new().when([self.lives()]).and_then(operations);
-        match self.client.connection.send(true, txn).await {
-            Ok(response) if response.succeeded() => self.set_session_epoch(answer::revision(&response)),
+        let txn = Txn::new().when([session.lives()]).and_then(operations);
+        match session.client.connection.send(true, txn).await {
+            Ok(response) if response.succeeded() => session.set_session_epoch(answer::revision(&response)),
             Ok(_) => {}
             // The session is over, and without its key all its requests fail.
             Err(error) if error.kind() == ErrorKind::SessionLost => {}
             Err(error) => return Err(error),
         }
-        self.mark_ended(attempt);
+        session.mark_ended(attempt);
         Ok(())
     }
 
@@ -96,50 +106,27 @@ impl SessionState {
     /// `break_` deleted ours, and a Python process may hold the lock. Then its gate stays, and the holder's key is deleted,
     /// which would otherwise stay as long as the lease lives.
     async fn release(&self, grant: &Grant, end: End) -> Result<Released> {
-        let keys = self.client.keys.lock(&grant.key);
+        let session = &*self.state;
+        let keys = session.client.keys.lock(&grant.key);
         let holder = keys.holder(grant.attempt);
         // An unknown grant is not of this session, or nothing of it is left on the server.
-        let Some(known) = self.known_grant(grant.attempt) else { return Ok(Released::WasNotHolder) };
-        self.mark_leaving(grant.attempt);
+        let Some(known) = session.known_grant(grant.attempt) else { return Ok(Released::WasNotHolder) };
+        session.mark_leaving(grant.attempt);
         let mut operations = vec![TxnOp::delete(holder.clone(), None)];
         if end == End::Clean {
             operations.push(TxnOp::delete(keys.mark(grant.attempt), None));
         }
-        operations.extend(self.delete_gate(&keys, grant.attempt));
-        let all = known.compares(&keys, self.opened.lease);
-        let own = known.own_compares(&keys, self.opened.lease);
+        operations.extend(session.delete_gate(&keys, grant.attempt));
+        let all = known.compares(&keys, session.opened.lease);
+        let own = known.own_compares(&keys, session.opened.lease);
         let ungated = [
             TxnOp::delete(holder, None),
             TxnOp::put(keys.mark(grant.attempt), write_mark(Previous::Unknown), None),
         ];
         let ungated = TxnOp::txn(Txn::new().when(own).and_then(ungated));
         let txn = Txn::new().when(all).and_then(operations).or_else([ungated]);
-        let response = self.client.connection.send(false, txn).await?;
-        self.mark_ended(grant.attempt);
+        let response = session.client.connection.send(false, txn).await?;
+        session.mark_ended(grant.attempt);
         Ok(if response.succeeded() { Released::Released } else { Released::WasNotHolder })
-    }
-}
-
-#[async_trait]
-impl SessionLocks for EtcdSession {
-    async fn request(&self, request: &Acquire) -> Result<Acquired> {
-        self.state.request(request).await.map_err(|error| error.during("acquire"))
-    }
-
-    async fn turn(&self, entry: &QueueEntry) -> Result<Turn> {
-        // A task, so that waiting does not depend on how often it is polled. Dropped, it leaves the queue as it was.
-        let (session, entry) = (Arc::clone(&self.state), entry.clone());
-        let spawner = self.state.client.connection.context.spawner.clone();
-        let waiting = spawner.spawn(async move { turn::wait(&session, &entry).await });
-        let turn = waiting.await.unwrap_or_else(|| Err(closed()));
-        turn.map_err(|error| error.during("acquire"))
-    }
-
-    async fn withdraw(&self, key: &LockKey, attempt: AttemptId) -> Result<()> {
-        self.state.withdraw(key, attempt).await.map_err(|error| error.during("withdraw"))
-    }
-
-    async fn release(&self, grant: &Grant, end: End) -> Result<Released> {
-        self.state.release(grant, end).await.map_err(|error| error.during("release"))
     }
 }

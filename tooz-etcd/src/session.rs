@@ -42,7 +42,7 @@ impl EtcdSession {
         let (opened, ttl, opened_at) = loop {
             tries -= 1;
             let opened_at = client.connection.context.clock.now();
-            let granted = client.connection.grant_lease(client.ttl).await?;
+            let granted = client.connection.grant_lease(client.config.limits.ttl).await?;
             let lease = granted.id();
             let revision = granted.header().map_or(0, ResponseHeader::revision);
             let ttl = Duration::from_secs(u64::try_from(granted.ttl()).unwrap_or_default());
@@ -93,7 +93,7 @@ impl Client {
         }
         let stamp = self.parse(seen)?;
         let compares = vec![Compare::value(self.keys.epoch(), CompareOp::Equal, seen)];
-        let same = stamp.compare(&self.described(), self.layout)?.is_eq();
+        let same = stamp.compare(&self.described(), self.config.layout)?.is_eq();
         Ok(same.then(|| Beginning { stamp, compares, write: Vec::new() }))
     }
 
@@ -106,7 +106,7 @@ impl Client {
         if let Some(beginning) = self.prepare_beside(seen)? {
             return Ok(beginning);
         }
-        let (key, (from, end)) = (self.keys.epoch(), self.keys.sessions());
+        let (layout, key, (from, end)) = (self.config.layout, self.keys.epoch(), self.keys.sessions());
         let list = TxnOp::get(from.clone(), Some(GetOptions::new().with_range(end.clone())));
         let look = Txn::new().and_then([TxnOp::get(key.clone(), None), list]);
         let response = self.connection.send(true, look).await?;
@@ -120,21 +120,21 @@ impl Client {
             let who = record::read_session(kv.value())
                 .map_or_else(|| "a session".to_owned(), |member| format!("member \"{member}\""));
             return Err(match found {
-                Some(found) => earlier_layout_in_use(&self.described(), found.layout, self.layout, &who),
+                Some(found) => earlier_layout_in_use(&self.described(), found.layout, layout, &who),
                 None => {
                     corrupt(&key, &format!("is missing, although {who} lives; end all programs that use it"))
                 }
             });
         }
         let stamp = match found {
-            Some(found) => Stamp { layout: self.layout, ..found },
-            None => Stamp { layout: self.layout, epoch: Epoch(self.connection.context.entropy.id()) },
+            Some(found) => Stamp { layout, ..found },
+            None => Stamp { layout, epoch: Epoch(self.connection.context.entropy.id()) },
         };
         let mut write = vec![TxnOp::put(key.clone(), stamp.to_string(), None)];
         // Layout 1 had no raises.
         let raised = found.is_some_and(|found| found.layout > 1);
         write.extend(
-            (!raised).then(|| fence::first(self.keys.fence(), &self.connection.context.clock, revision)),
+            (!raised).then(|| fence::first(&self.keys.fence, &self.connection.context.clock, revision)),
         );
         let unchanged = match found {
             Some(_) => Compare::value(key, CompareOp::Equal, present),

@@ -101,12 +101,8 @@ impl Client {
             };
             match outcome {
                 // Refused: it came over an older link than the newest that the script has heard of.
-                Outcome::Answered(value) | Outcome::Unconfirmed(value, _) if begins_with(&value, b"late") => {
-                }
-                Outcome::Answered(value) => return Ok(Answer { value, repeated, unconfirmed: None }),
-                Outcome::Unconfirmed(value, why) => {
-                    return Ok(Answer { value, repeated, unconfirmed: Some(why) });
-                }
+                Outcome::Answered(value, _) if begins_with(&value, b"late") => {}
+                Outcome::Answered(value, unconfirmed) => return Ok(Answer { value, repeated, unconfirmed }),
                 // Not run, and the supervisor looks for the server that will run it.
                 Outcome::Refused(refusal)
                     if self.config().topology.is_discovered() && error::is_elsewhere(&refusal) => {}
@@ -137,7 +133,7 @@ impl Client {
         let mut links = self.links();
         loop {
             match links.next().await?.exchange(command, false).await {
-                Outcome::Answered(value) | Outcome::Unconfirmed(value, _) => return Ok(value),
+                Outcome::Answered(value, _) => return Ok(value),
                 Outcome::Refused(refusal) => return Err(error::of(refusal)),
                 Outcome::Lost => {}
             }

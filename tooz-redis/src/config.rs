@@ -105,10 +105,8 @@ pub(crate) fn characteristics(url: &BackendUrl) -> Characteristics {
 /// How long the rest of a lock is kept at least, so that the next holder learns how the last one ended.
 const RETENTION: Duration = Duration::from_hours(1);
 
-/// How long the rest of a lock is kept among sessions with this ttl.
-pub(crate) fn retention(ttl: Duration) -> Duration {
-    RETENTION.max(ttl * 10)
-}
+/// A user and a password.
+type Login = (Option<String>, Option<String>);
 
 /// What a URL says.
 #[derive(Clone)]
@@ -116,10 +114,8 @@ pub(crate) struct Config {
     pub(crate) topology: Topology,
     /// As written in keys: in a cluster it has a tag, so that all keys are in one slot.
     pub(crate) namespace: String,
-    user: Option<String>,
-    password: Option<String>,
-    sentinel_user: Option<String>,
-    sentinel_password: Option<String>,
+    login: Login,
+    sentinel_login: Login,
     /// How many replicas must acknowledge; `None`: those that are called healthy.
     pub(crate) wait_replicas: Option<u32>,
     /// `None`: the connection is not encrypted.
@@ -141,10 +137,6 @@ impl std::fmt::Debug for Config {
     }
 }
 
-fn invalid(why: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidUrl, why)
-}
-
 impl Config {
     pub(crate) fn read(url: &BackendUrl, limits: Limits) -> Result<Self> {
         let scheme = url.scheme();
@@ -155,25 +147,24 @@ impl Config {
         let namespace = if address::is_cluster(scheme) { address::tagged(&namespace)? } else { namespace };
         let (topology, path_db) = Topology::read(url, &namespace)?;
         let db = match (url.integer("db")?, path_db) {
-            (Some(_), Some(_)) => return Err(invalid("the database is named twice, in the path and as db")),
+            (Some(_), Some(_)) => {
+                let why = "the database is named twice, in the path and as db";
+                return Err(Error::new(ErrorKind::InvalidUrl, why));
+            }
             (Some(1..), None) if address::is_cluster(scheme) => {
-                return Err(Error::new(
-                    ErrorKind::InvalidOption,
-                    "option \"db\": a cluster has one database, 0",
-                ));
+                let why = "option \"db\": a cluster has one database, 0";
+                return Err(Error::new(ErrorKind::InvalidOption, why));
             }
             (db, path) => db.or(path).unwrap_or(0),
         };
         misplaced(url, &topology)?;
-        let wait_replicas = url.integer(WAIT_REPLICAS)?.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+        let option = |name| url.option(name).map(str::to_owned);
         Ok(Self {
             topology,
             namespace,
-            user: url.user().map(str::to_owned),
-            password: url.password().map(str::to_owned),
-            sentinel_user: url.option(SENTINEL_USER).map(str::to_owned),
-            sentinel_password: url.option(SENTINEL_PASSWORD).map(str::to_owned),
-            wait_replicas,
+            login: (url.user().map(str::to_owned), url.password().map(str::to_owned)),
+            sentinel_login: (option(SENTINEL_USER), option(SENTINEL_PASSWORD)),
+            wait_replicas: url.integer(WAIT_REPLICAS)?.map(|n| u32::try_from(n).unwrap_or(u32::MAX)),
             tls: tls(url)?,
             db: i64::try_from(db).unwrap_or_default(),
             limits,
@@ -188,22 +179,28 @@ impl Config {
             .set_protocol(ProtocolVersion::RESP3)
             .set_lib_name("tooz", env!("CARGO_PKG_VERSION"))
             .set_db(self.db);
-        self.reach(address, with_user(settings, self.user.as_ref(), self.password.as_ref()))
+        self.reach(address, settings, &self.login)
     }
 
     /// How to connect to a sentinel or node that knows where the server is. Old sentinels do not know RESP3.
     pub(crate) fn connection_for_discovery(&self, address: &Address) -> redis::RedisResult<ConnectionInfo> {
         let settings = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP2);
-        let settings = match self.topology {
-            Topology::Sentinel { .. } => {
-                with_user(settings, self.sentinel_user.as_ref(), self.sentinel_password.as_ref())
-            }
-            _ => with_user(settings, self.user.as_ref(), self.password.as_ref()),
-        };
-        self.reach(address, settings)
+        let sentinel = matches!(self.topology, Topology::Sentinel { .. });
+        self.reach(address, settings, if sentinel { &self.sentinel_login } else { &self.login })
     }
 
-    fn reach(&self, address: &Address, settings: RedisConnectionInfo) -> redis::RedisResult<ConnectionInfo> {
+    fn reach(
+        &self,
+        address: &Address,
+        mut settings: RedisConnectionInfo,
+        (user, password): &Login,
+    ) -> redis::RedisResult<ConnectionInfo> {
+        if let Some(user) = user {
+            settings = settings.set_username(user);
+        }
+        if let Some(password) = password {
+            settings = settings.set_password(password);
+        }
         let addr = match address {
             Address::Tcp(host, port) if self.tls.is_some() => {
                 ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure: false, tls_params: None }
@@ -228,6 +225,11 @@ impl Config {
         self.wait_replicas.unwrap_or(healthy.max(1))
     }
 
+    /// How long the rest of a lock is kept among sessions with this ttl.
+    pub(crate) fn retention(&self) -> Duration {
+        RETENTION.max(self.limits.ttl * 10)
+    }
+
     /// How long the server waits for replicas. Shorter than `beat_limit`, so that "not confirmed" still reaches the beat.
     pub(crate) fn confirmation_limit(&self) -> Duration {
         self.limits.ttl / 8
@@ -245,27 +247,17 @@ impl Config {
     }
 }
 
-fn with_user(
-    mut settings: RedisConnectionInfo,
-    user: Option<&String>,
-    password: Option<&String>,
-) -> RedisConnectionInfo {
-    if let Some(user) = user {
-        settings = settings.set_username(user);
-    }
-    if let Some(password) = password {
-        settings = settings.set_password(password);
-    }
-    settings
-}
-
 /// Refuses an option without effect for this kind of URL, since the user would rely on it.
 fn misplaced(url: &BackendUrl, topology: &Topology) -> Result<()> {
     let (sentinel, discovered) = (matches!(topology, Topology::Sentinel { .. }), topology.is_discovered());
+    let encrypted = address::is_encrypted(url.scheme());
     for (option, fits, schemes) in [
         (WAIT_REPLICAS, discovered, "redis+sentinel:// and redis+cluster://"),
         (SENTINEL_USER, sentinel, "redis+sentinel://"),
         (SENTINEL_PASSWORD, sentinel, "redis+sentinel://"),
+        ("tls_ca", encrypted, "rediss://"),
+        ("tls_cert", encrypted, "rediss://"),
+        ("tls_key", encrypted, "rediss://"),
     ] {
         if !fits && url.option(option).is_some() {
             let why = format!("option \"{option}\": it belongs to {schemes}");
@@ -277,16 +269,7 @@ fn misplaced(url: &BackendUrl, topology: &Topology) -> Result<()> {
 
 #[cfg(feature = "tls")]
 fn tls(url: &BackendUrl) -> Result<Option<Tls>> {
-    if ["rediss", "valkeys"].iter().any(|word| url.scheme().starts_with(word)) {
-        return crate::connection::tls::read(url).map(Some);
-    }
-    match ["tls_ca", "tls_cert", "tls_key"].into_iter().find(|option| url.option(option).is_some()) {
-        Some(option) => Err(Error::new(
-            ErrorKind::InvalidOption,
-            format!("option \"{option}\": {}:// is not encrypted; write rediss://", url.scheme()),
-        )),
-        None => Ok(None),
-    }
+    address::is_encrypted(url.scheme()).then(|| crate::connection::tls::read(url)).transpose()
 }
 
 #[cfg(not(feature = "tls"))]
@@ -338,6 +321,7 @@ mod tests {
             ("redis://a?wait_replicas=1", "redis+sentinel://"),
             ("redis+cluster://a?sentinel_user=x", "redis+sentinel://"),
             ("redis+cluster://a?db=1", "one database"),
+            ("redis://a?tls_ca=x", "rediss://"),
         ] {
             let error = config(url).unwrap_err();
             assert!(error.to_string().contains(word), "{url}: {error}");

@@ -17,8 +17,7 @@ pub fn connect(request: Connect) -> Connecting {
         let Connect { url, limits, context, view, .. } = request;
         let mut config = Config::read(&url, limits)?;
         config.view = view;
-        let (client, unkept, supervisor) =
-            connection::connect(config, context).await.map_err(|e| e.during("connect"))?;
+        let (client, unkept, supervisor) = connection::connect(config, context).await?;
         Ok(Arc::new(Redis {
             characteristics: config::characteristics(&url) - unkept,
             supervisor: Mutex::new(Some(supervisor)),

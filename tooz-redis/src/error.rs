@@ -37,42 +37,41 @@ pub(crate) fn is_elsewhere(error: &RedisError) -> bool {
     matches!(error.kind(), Native::Server(Ask | ClusterDown | MasterDown | Moved | ReadOnly))
 }
 
+const REFUSED_USER: &str = "the server refuses the user or the password";
+const NO_PERMISSION: &str = "the user may not do this; see the README for the permissions";
+const OTHER_NODE: &str = "another node of the cluster is in charge";
+
 /// The kind, what to say, and whether the command may have been done.
 fn meaning(error: &RedisError) -> (ErrorKind, &'static str, bool) {
+    use ErrorKind::{Backend, Corrupt, Denied, Incompatible, InvalidUrl, Unavailable};
     use ServerErrorKind as S;
     match error.kind() {
         Native::RESP3NotSupported => {
-            (ErrorKind::Incompatible, "the server is too old; Redis 6 or newer is needed", false)
+            (Incompatible, "the server is too old; Redis 6 or newer is needed", false)
         }
-        Native::AuthenticationFailed => {
-            (ErrorKind::Denied, "the server refuses the user or the password", false)
-        }
-        Native::Server(S::NoPerm) => {
-            (ErrorKind::Denied, "the user may not do this; see the README for the permissions", false)
-        }
-        Native::Server(S::BusyLoading) => (ErrorKind::Unavailable, "the server is loading its data", false),
-        Native::Server(S::ReadOnly) => (ErrorKind::Unavailable, "the server is a replica", false),
-        Native::Server(S::Moved | S::Ask | S::CrossSlot) => {
-            (ErrorKind::Unavailable, "another node of the cluster is in charge", false)
-        }
+        Native::AuthenticationFailed => (Denied, REFUSED_USER, false),
+        Native::Server(S::NoPerm) => (Denied, NO_PERMISSION, false),
+        Native::Server(S::BusyLoading) => (Unavailable, "the server is loading its data", false),
+        Native::Server(S::ReadOnly) => (Unavailable, "the server is a replica", false),
+        Native::Server(S::Moved | S::Ask | S::CrossSlot) => (Unavailable, OTHER_NODE, false),
         Native::Server(S::MasterDown | S::ClusterDown | S::TryAgain) => {
-            (ErrorKind::Unavailable, "the server cannot reach the other servers that it needs", false)
+            (Unavailable, "the server cannot reach the other servers that it needs", false)
         }
         Native::Server(_) | Native::Extension => by_code(error),
-        Native::Io if error.is_connection_refusal() => (ErrorKind::Unavailable, "connection refused", false),
+        Native::Io if error.is_connection_refusal() => (Unavailable, "connection refused", false),
         Native::Io if is_tls(error) => (
-            ErrorKind::Denied,
+            Denied,
             "TLS failed: the server's certificate or ours was rejected, or the server does not use TLS",
             false,
         ),
-        Native::Io | Native::Client => (ErrorKind::Unavailable, "the connection failed", true),
+        Native::Io | Native::Client => (Unavailable, "the connection failed", true),
         Native::Parse | Native::UnexpectedReturnType => {
-            (ErrorKind::Corrupt, "the server's reply cannot be understood", true)
+            (Corrupt, "the server's reply cannot be understood", true)
         }
         Native::InvalidClientConfig => {
-            (ErrorKind::InvalidUrl, "the URL's options do not describe a possible connection", false)
+            (InvalidUrl, "the URL's options do not describe a possible connection", false)
         }
-        _ => (ErrorKind::Backend, "the server failed", true),
+        _ => (Backend, "the server failed", true),
     }
 }
 
@@ -83,35 +82,28 @@ fn is_tls(error: &RedisError) -> bool {
 }
 
 fn by_code(error: &RedisError) -> (ErrorKind, &'static str, bool) {
+    use ErrorKind::{Backend, Corrupt, Denied, Unavailable};
+    // What a command inside a script failed with stands in the text.
     let detail = error.detail().unwrap_or_default();
+    let says = |words: &[&str]| words.iter().any(|words| detail.contains(words));
     match error.code().unwrap_or_default() {
-        "OOM" => (ErrorKind::Unavailable, "the server is out of memory (maxmemory)", false),
-        "MISCONF" => (ErrorKind::Unavailable, "the server cannot write to its disk", false),
-        "NOREPLICAS" => (ErrorKind::Unavailable, "the server has too few replicas to write", false),
-        "BUSY" => (ErrorKind::Unavailable, "the server is busy with a script", false),
-        "NOAUTH" | "WRONGPASS" | "NOPERM" => {
-            (ErrorKind::Denied, "the server refuses the user or the password", false)
+        "MISCONF" => (Unavailable, "the server cannot write to its disk", false),
+        "NOREPLICAS" => (Unavailable, "the server has too few replicas to write", false),
+        "BUSY" => (Unavailable, "the server is busy with a script", false),
+        "NOAUTH" | "WRONGPASS" | "NOPERM" => (Denied, REFUSED_USER, false),
+        code if code == "OOM" || says(&["OOM "]) => {
+            (Unavailable, "the server is out of memory (maxmemory)", false)
         }
-        "WRONGTYPE" => (ErrorKind::Corrupt, "a key of this namespace has a foreign value", false),
-        // What a command inside a script failed with stands in the text.
-        _ if detail.contains("OOM ") => {
-            (ErrorKind::Unavailable, "the server is out of memory (maxmemory)", false)
-        }
-        _ if detail.contains("WRONGTYPE") || detail.contains("CORRUPT") => {
-            (ErrorKind::Corrupt, "a key of this namespace has a foreign value", false)
+        code if code == "WRONGTYPE" || says(&["WRONGTYPE", "CORRUPT"]) => {
+            (Corrupt, "a key of this namespace has a foreign value", false)
         }
         // Some of its keys have moved already; the script has ended in the middle.
-        _ if detail.contains("non local key") => {
-            (ErrorKind::Unavailable, "another node of the cluster is in charge", true)
-        }
+        _ if says(&["non local key"]) => (Unavailable, OTHER_NODE, true),
         // Redis 6 has no code for a command or a key that a script's user may not use.
-        _ if ["NOPERM", "ACL", "permissions", "The user executing the script can't"]
-            .iter()
-            .any(|words| detail.contains(words)) =>
-        {
-            (ErrorKind::Denied, "the user may not do this; see the README for the permissions", false)
+        _ if says(&["NOPERM", "ACL", "permissions", "The user executing the script can't"]) => {
+            (Denied, NO_PERMISSION, false)
         }
-        _ => (ErrorKind::Backend, "the server refused a command", false),
+        _ => (Backend, "the server refused a command", false),
     }
 }
 

@@ -54,9 +54,7 @@ async fn look(client: &Client, replicated: bool) -> Result<Vec<Finding>> {
 
 /// A setting; `None` where the user may not ask, or a provider has taken the command away.
 async fn setting(client: &Client, name: &str) -> Result<Option<String>> {
-    let mut ask = redis::cmd("CONFIG");
-    ask.arg("GET").arg(name);
-    match client.read(&ask).await {
+    match client.read(redis::cmd("CONFIG").arg("GET").arg(name)).await {
         Ok(answer) => Ok(server_info::setting(answer)),
         Err(error) if matches!(error.kind(), ErrorKind::Denied | ErrorKind::Backend) => Ok(None),
         Err(error) => Err(error),

@@ -67,9 +67,8 @@ impl Groups for Redis {
     }
 
     async fn list(&self) -> Result<Vec<GroupId>> {
-        let mut command = redis::cmd("SMEMBERS");
-        command.arg(self.client.keys.groups());
-        let names = self.client.read(&command).await?.into_sequence().unwrap_or_default();
+        let names = self.client.read(redis::cmd("SMEMBERS").arg(self.client.keys.groups())).await?;
+        let names = names.into_sequence().unwrap_or_default();
         let mut groups: Vec<_> =
             names.into_iter().filter_map(|name| GroupId::new(bytes(name)?).ok()).collect();
         groups.sort_unstable();

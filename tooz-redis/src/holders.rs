@@ -9,7 +9,6 @@ use tooz_core::driver::support::feed::HolderFeed;
 use tooz_core::driver::{BreakRequest, HolderRecord, HolderStream, Holders, LockKey, Locks};
 use tooz_core::{Error, ErrorKind, FencingToken, Result};
 
-use crate::config;
 use crate::connection::reply::Parts;
 use crate::connection::subscription::Subscription;
 use crate::driver::Redis;
@@ -30,8 +29,8 @@ impl Locks for Redis {
         let call = scripts::BREAK
             .call()
             .keys(lock.keys())
-            .key(client.keys.fence())
-            .number(config::retention(client.config().limits.ttl).as_millis())
+            .keys([client.keys.fence()])
+            .number(client.config().retention().as_millis())
             .arg(&lock.base)
             .arg(request.token.map(|token| token.to_string()).unwrap_or_default())
             .arg(request.by.as_bytes())
@@ -51,7 +50,7 @@ impl Locks for Redis {
 
     async fn raise_tokens(&self, least: FencingToken) -> Result<()> {
         let client = &self.client;
-        let call = scripts::RAISE.call().key(client.keys.fence()).number(least.get() - 1).confirm();
+        let call = scripts::RAISE.call().keys([client.keys.fence()]).number(least.get() - 1).confirm();
         // The server has the new value; a replica that is promoted might not.
         let unconfirmed = client.call(&call).await?.unconfirmed;
         unconfirmed.map_or(Ok(()), |why| Err(why.indeterminate()))

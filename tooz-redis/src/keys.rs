@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use tooz_core::driver::{LockKey, SessionId, Stamp};
 use tooz_core::{Error, ErrorKind, GroupId, MemberId, Result};
 
@@ -164,16 +165,8 @@ impl LockKeys {
 
 /// Percent-encoded with one spelling only, so without the `:` that ends it.
 fn encoded(name: &[u8]) -> Vec<u8> {
-    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
-    let mut text = Vec::with_capacity(name.len());
-    for &byte in name {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.') {
-            text.push(byte);
-        } else {
-            text.extend([b'%', DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
-        }
-    }
-    text
+    const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
+    percent_encode(name, RESERVED).to_string().into_bytes()
 }
 
 #[cfg(test)]

@@ -5,13 +5,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tooz_core::driver::support::errors::other_limit;
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, End, Grant, Instant, LockKey, QueueEntry, Released, SessionLocks, Turn,
+    Acquire, Acquired, AttemptId, End, Grant, LockKey, QueueEntry, Released, SessionLocks, Turn,
 };
 use tooz_core::{Error, ErrorKind, FencingToken, Result};
 
 use crate::connection::reply::Parts;
 use crate::scripts::codes::{end_code, mode_code, parse_previous};
-use crate::scripts::{self, Call, Script};
+use crate::scripts::{self, Script};
 use crate::session::RedisSession;
 use crate::session_state::{AttemptState, CONFIRMATIONS};
 
@@ -21,31 +21,26 @@ const POLL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_mi
 const STAGGER: Duration = Duration::from_millis(20);
 
 impl RedisSession {
-    fn request_call(&self, request: &Acquire, wish: &str) -> Call {
-        let (state, client) = (&self.state, &self.state.client);
-        let lock = client.keys.lock(&request.key);
-        let (mode, limit) = mode_code(request.mode);
-        scripts::REQUEST
+    /// Calls the script; `None`: the attempt is not on the server any more.
+    async fn call_request(&self, request: &Acquire, wish: &str) -> Result<Option<Acquired>> {
+        let (state, client, attempt) = (&self.state, &self.state.client, request.attempt);
+        let (lock, (mode, limit)) = (client.keys.lock(&request.key), mode_code(request.mode));
+        let call = scripts::REQUEST
             .call()
             .keys(lock.keys())
             .keys([state.key(), client.keys.fence()])
-            .arg(request.attempt.to_string())
+            .arg(attempt.to_string())
             .arg(state.id.to_string())
             .arg(mode)
             .number(limit)
             .number(state.ttl.as_millis())
-            .number(state.retention().as_millis())
+            .number(client.config().retention().as_millis())
             .arg(wish)
             .arg(&lock.base)
             .arg(state.member.as_bytes())
-            .confirm()
-    }
-
-    /// Calls the script; `None`: the attempt is not on the server any more.
-    async fn call_request(&self, request: &Acquire, wish: &str) -> Result<Option<Acquired>> {
-        let (state, attempt) = (&self.state, request.attempt);
-        let sent = state.client.context().clock.now();
-        let answer = state.client.call(&self.request_call(request, wish)).await?;
+            .confirm();
+        let sent = client.context().clock.now();
+        let answer = client.call(&call).await?;
         let unconfirmed = answer.unconfirmed;
         let mut answer = Parts::of(answer.value)?;
         match answer.text("its outcome")?.as_str() {
@@ -55,7 +50,8 @@ impl RedisSession {
                     token.ok_or_else(|| Error::new(ErrorKind::Corrupt, "a fencing token is no number"))?;
                 let how = parse_previous(&answer.text("how the last holder ended")?);
                 let left = Duration::from_millis(u64::try_from(answer.number("the time left")?).unwrap_or(0));
-                let proved = proved_at(sent, state.ttl, left);
+                // If less than the ttl is left, an earlier request proved it.
+                let proved = sent - state.ttl.saturating_sub(left);
                 match (state.attempts.grant(attempt, token, how, proved, unconfirmed.is_none()), unconfirmed)
                 {
                     (Some(grant), None) => Ok(Some(Acquired::Granted(grant))),
@@ -78,8 +74,7 @@ impl RedisSession {
             }
             "limit" => {
                 state.attempts.forget(attempt);
-                let (other, (_, limit)) = (answer.text("the limit")?, mode_code(request.mode));
-                Err(other_limit(&request.key, limit, other))
+                Err(other_limit(&request.key, limit, answer.text("the limit")?))
             }
             // Only a look says so.
             "gone" => Ok(None),
@@ -112,7 +107,7 @@ impl RedisSession {
             .keys([state.key(), client.keys.fence()])
             .arg(attempt.to_string())
             .arg(state.id.to_string())
-            .number(state.retention().as_millis())
+            .number(client.config().retention().as_millis())
             .arg(&lock.base)
             .arg(end_code(end));
         let answer = client.call(&call).await?;
@@ -120,21 +115,15 @@ impl RedisSession {
     }
 }
 
-/// The time at which a grant was proved that lives for `left` by the answer to a request sent at `sent`.
-fn proved_at(sent: Instant, ttl: Duration, left: Duration) -> Instant {
-    sent - ttl.saturating_sub(left)
-}
-
 #[async_trait]
 impl SessionLocks for RedisSession {
     async fn request(&self, request: &Acquire) -> Result<Acquired> {
         self.state.attempts.register(request)?;
+        let unconfirmed = || matches!(self.state.attempts.state(request.attempt), AttemptState::Unconfirmed);
         let wish = if request.wait { "wait" } else { "try" };
         let mut asked = self.call_request(request, wish).await;
         for _ in 1..CONFIRMATIONS {
-            if asked.is_ok()
-                || !matches!(self.state.attempts.state(request.attempt), AttemptState::Unconfirmed)
-            {
+            if asked.is_ok() || !unconfirmed() {
                 break;
             }
             asked = self.call_request(request, "look").await;
@@ -146,7 +135,7 @@ impl SessionLocks for RedisSession {
                 let why = format!("{}: the grant is gone, and no replica had confirmed it", request.key);
                 Err(Error::new(ErrorKind::Unavailable, why))
             }
-            Err(error) if matches!(self.state.attempts.state(request.attempt), AttemptState::Unconfirmed) => {
+            Err(error) if unconfirmed() => {
                 // A grant that does not count must not keep others out.
                 let back = self.withdraw(&request.key, request.attempt).await;
                 Err(if back.is_ok() { error } else { error.indeterminate() })

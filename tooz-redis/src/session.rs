@@ -54,7 +54,7 @@ impl RedisSession {
             .number(state.ttl.as_millis())
             .arg(Epoch(client.context().entropy.id()).to_string())
             .arg(request.previous.map(|id| id.to_string()).unwrap_or_default())
-            .number(state.retention().as_millis())
+            .number(client.config().retention().as_millis())
             .arg(state.member.as_bytes())
             .number(client.config().layout)
             .confirm();
@@ -172,7 +172,7 @@ impl Session for RedisSession {
             .keys([state.key(), client.keys.epoch(), client.keys.beat(&state.member), client.keys.lives()])
             .arg(state.id.to_string())
             .number(state.ttl.as_millis())
-            .number(state.retention().as_millis())
+            .number(client.config().retention().as_millis())
             .number(number)
             .arg(state.stamp.get().map(ToString::to_string).unwrap_or_default())
             .arg(state.member.as_bytes())
@@ -191,10 +191,10 @@ impl Session for RedisSession {
         }
         // Not call(): the core sends another beat instead of repeating one, and none waits behind other confirmations.
         let value = match client.exchange(&link, &call).await {
-            Outcome::Answered(value) => value,
+            Outcome::Answered(value, None) => value,
             // What is not confirmed has not happened, except a loss: a session that is gone here is gone.
-            Outcome::Unconfirmed(value, _) if begins_with(&value, b"lost") => value,
-            Outcome::Unconfirmed(_, why) => {
+            Outcome::Answered(value, _) if begins_with(&value, b"lost") => value,
+            Outcome::Answered(_, Some(why)) => {
                 state.fail_beat();
                 return Err(why);
             }
@@ -225,7 +225,7 @@ impl Session for RedisSession {
             .call()
             .keys([state.key(), client.keys.beat(&state.member)])
             .arg(state.id.to_string())
-            .number(state.retention().as_millis())
+            .number(client.config().retention().as_millis())
             .arg(end_code(end));
         client.call(&call).await.map(|_| ())
     }

@@ -13,7 +13,6 @@ use tooz_core::driver::{
 use tooz_core::{Error, ErrorKind, FencingToken, LossReason, MemberId, Result};
 
 use crate::client::Client;
-use crate::config;
 use crate::connection::link::Link;
 use crate::scripts::codes::{parse_broken, parse_previous};
 
@@ -72,10 +71,6 @@ impl SessionState {
 
     pub(crate) fn key(&self) -> Vec<u8> {
         self.client.keys.session(self.id)
-    }
-
-    pub(crate) fn retention(&self) -> Duration {
-        config::retention(self.ttl)
     }
 
     /// The error of a session that is not on the server any more.

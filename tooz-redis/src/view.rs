@@ -4,7 +4,6 @@ use tooz_core::driver::{HolderRecord, Holders, LockKey, LockMode, MemberRecord};
 use tooz_core::{Capabilities, Error, FencingToken, GroupId, MemberId, Result};
 
 use crate::client::Client;
-use crate::config;
 use crate::connection::reply::{Parts, corrupt};
 use crate::scripts;
 use crate::scripts::codes::{parse_mode, parse_time};
@@ -114,13 +113,12 @@ pub(crate) async fn read_holders(client: &Client, key: &LockKey) -> Result<Holde
     let call = client
         .question(&scripts::HOLDERS, &scripts::SEE_HOLDERS)
         .keys(lock.keys())
-        .key(client.keys.fence())
-        .number(config::retention(client.config().limits.ttl).as_millis())
+        .keys([client.keys.fence()])
+        .number(client.config().retention().as_millis())
         .arg(&lock.base);
     let mut answer = Parts::of(client.call(&call).await?.value)?;
     let waiters = u64::try_from(answer.number("how many wait")?).unwrap_or_default();
     let foreign = answer.number("who holds it")? == 1;
-    answer.number("for how long")?;
     let mut holders = holder_records(answer)?;
     if foreign {
         // Python's lock holds a random word, which names no member.

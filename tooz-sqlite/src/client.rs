@@ -89,23 +89,17 @@ impl Client {
         Ok(Self { jobs, config, done: AtomicBool::new(false) })
     }
 
-    pub(crate) fn namespace(&self) -> Arc<str> {
-        self.config.namespace.clone()
-    }
-
     pub(crate) fn lock(&self, key: &LockKey) -> Lock {
         Lock::new(&self.config.namespace, key)
     }
 
-    /// Runs `work` within the operation's time limit. An error says during which operation it came.
+    /// Runs `work` within the operation's time limit.
     pub(crate) async fn call<T: Send + 'static>(
         &self,
-        operation: &'static str,
         level: Level,
         work: impl FnMut(&mut Tx<'_>) -> Work<T> + Send + 'static,
     ) -> Result<T> {
-        let answer = self.call_within(level, self.config.limits.operation_timeout, work).await;
-        answer.map_err(|error| error.during(operation))
+        self.call_within(level, self.config.limits.operation_timeout, work).await
     }
 
     pub(crate) async fn call_within<T: Send + 'static>(

@@ -23,10 +23,7 @@ pub fn connect(request: Connect) -> Connecting {
         }
         let client = Arc::new(Client::new(config, &context)?);
         // Opens the database, or fails with the reason.
-        client
-            .call_within(Level::Read, limits.connect_timeout, |_| Ok(()))
-            .await
-            .map_err(|error| error.during("connect"))?;
+        client.call_within(Level::Read, limits.connect_timeout, |_| Ok(())).await?;
         let characteristics = guarantees(config::characteristics(&url), client.jobs.paths.known_file_system);
         Ok(Arc::new(SqliteDriver { client, characteristics }) as Arc<dyn Driver>)
     })

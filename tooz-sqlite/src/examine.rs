@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use tooz_core::driver::{Connect, Context, Examining, Spawner};
-use tooz_core::{Characteristics, Error, Finding, Result, Severity};
+use tooz_core::{Characteristics, Finding, Result, Severity};
 use tooz_local::examine::{
     check_space, find_stopped_writer, find_unwritable, judge_file_system, stopped_holder,
 };
@@ -112,7 +112,10 @@ async fn examine_inside(config: Config, context: &Context) -> Result<Vec<Finding
     let closed = client.close().await;
     let (mode, holding) = match asked {
         Ok(asked) => asked,
-        Err(error) => return Ok(vec![cannot_be_read(&error)]),
+        Err(error) => {
+            let advice = "do what the message says; a damaged database is to be restored";
+            return Ok(vec![Finding::bad("journal", error.to_string(), advice)]);
+        }
     };
     closed?;
     let synced = if durable { "full" } else { "normal; tokens and groups are written at full" };
@@ -120,14 +123,6 @@ async fn examine_inside(config: Config, context: &Context) -> Result<Vec<Finding
     let stopped = holding.into_iter().filter(|(process, _)| process.is_stopped());
     found.extend(stopped.map(|(process, locks)| stopped_holder(process.pid, locks)));
     Ok(found)
-}
-
-fn cannot_be_read(error: &Error) -> Finding {
-    Finding::bad(
-        "journal",
-        error.to_string(),
-        "do what the message says; a damaged database is to be restored",
-    )
 }
 
 #[cfg(test)]

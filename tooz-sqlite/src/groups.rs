@@ -93,7 +93,7 @@ fn join(tx: &mut Tx<'_>, session: &SessionState, request: &Join) -> Work<()> {
     let row = MemberRow {
         member: session.member.as_bytes().to_vec(),
         capabilities: request.capabilities.as_msgpack().to_vec(),
-        incarnation: tx.site.entropy.id(),
+        incarnation: tx.site.context.entropy.id(),
         joined_at: now,
         updated_at: now,
     };
@@ -135,7 +135,7 @@ fn update(tx: &mut Tx<'_>, session: &SessionState, group: &GroupId, capabilities
 #[async_trait]
 impl Groups for SqliteDriver {
     async fn create(&self, group: &GroupId) -> Result<()> {
-        let (namespace, group) = (self.client.namespace(), group.clone());
+        let (namespace, group) = (self.client.config.namespace.clone(), group.clone());
         // Durable: after a power cut members join again by themselves, but a group would be gone.
         let work = move |tx: &mut Tx<'_>| {
             if create(tx, &namespace, &group)? {
@@ -143,31 +143,31 @@ impl Groups for SqliteDriver {
             }
             Err(group_exists(&group).into())
         };
-        self.client.call("create group", Level::Durable, work).await
+        self.client.call(Level::Durable, work).await
     }
 
     async fn delete(&self, group: &GroupId) -> Result<()> {
-        let (namespace, group) = (self.client.namespace(), group.clone());
-        self.client.call("delete group", Level::Durable, move |tx| delete(tx, &namespace, &group)).await
+        let (namespace, group) = (self.client.config.namespace.clone(), group.clone());
+        self.client.call(Level::Durable, move |tx| delete(tx, &namespace, &group)).await
     }
 
     async fn list(&self) -> Result<Vec<GroupId>> {
-        let namespace = self.client.namespace();
-        self.client.call("list groups", Level::Read, move |tx| view::list(tx, &namespace)).await
+        let namespace = self.client.config.namespace.clone();
+        self.client.call(Level::Read, move |tx| view::list(tx, &namespace)).await
     }
 
     async fn members(&self, group: &GroupId) -> Result<Vec<MemberRecord>> {
-        let (namespace, group) = (self.client.namespace(), group.clone());
-        self.client.call("members", Level::Read, move |tx| view::members(tx, &namespace, &group)).await
+        let (namespace, group) = (self.client.config.namespace.clone(), group.clone());
+        self.client.call(Level::Read, move |tx| view::members(tx, &namespace, &group)).await
     }
 
     async fn member(&self, group: &GroupId, id: &MemberId) -> Result<MemberRecord> {
-        let (namespace, group, id) = (self.client.namespace(), group.clone(), id.clone());
-        self.client.call("member", Level::Read, move |tx| view::member(tx, &namespace, &group, &id)).await
+        let (namespace, group, id) = (self.client.config.namespace.clone(), group.clone(), id.clone());
+        self.client.call(Level::Read, move |tx| view::member(tx, &namespace, &group, &id)).await
     }
 
     async fn watch(&self, group: &GroupId) -> Result<ChangeStream> {
-        watch::group(&self.client, self.client.namespace(), group.clone()).await
+        watch::group(&self.client, self.client.config.namespace.clone(), group.clone()).await
     }
 }
 
@@ -177,17 +177,17 @@ impl SessionGroups for SqliteSession {
         let (session, request) = (self.session.clone(), request.clone());
         // A group that a join creates has to be as durable as one from `create`.
         let level = if request.create { Level::Durable } else { Level::Write };
-        self.client.call("join", level, move |tx| join(tx, &session, &request)).await
+        self.client.call(level, move |tx| join(tx, &session, &request)).await
     }
 
     async fn leave(&self, group: &GroupId) -> Result<()> {
         let (session, group) = (self.session.clone(), group.clone());
-        self.client.call("leave", Level::Write, move |tx| leave(tx, &session, &group)).await
+        self.client.call(Level::Write, move |tx| leave(tx, &session, &group)).await
     }
 
     async fn update(&self, group: &GroupId, capabilities: &Capabilities) -> Result<()> {
         let (session, group, capabilities) = (self.session.clone(), group.clone(), capabilities.clone());
         let work = move |tx: &mut Tx<'_>| update(tx, &session, &group, &capabilities);
-        self.client.call("update capabilities", Level::Write, work).await
+        self.client.call(Level::Write, work).await
     }
 }

@@ -22,23 +22,22 @@ const BREAKS_KEPT_MICROS: i64 = 3_600_000_000;
 impl Locks for SqliteDriver {
     async fn holders(&self, key: &LockKey) -> Result<Holders> {
         let lock = self.client.lock(key);
-        self.client.call("holders", Level::Read, move |tx| view::holders(tx, &lock)).await
+        self.client.call(Level::Read, move |tx| view::holders(tx, &lock)).await
     }
 
     async fn break_lock(&self, request: &BreakRequest) -> Result<Vec<HolderRecord>> {
-        let (lock, request) = (self.client.lock(&request.key), request.clone());
-        let (key, by, why) = (request.key.clone(), request.by.clone(), request.why.clone());
-        let work = move |tx: &mut Tx<'_>| break_lock(tx, &lock, &request);
-        let broken = self.client.call("break", Level::Write, work).await?;
+        let (lock, asked) = (self.client.lock(&request.key), request.clone());
+        let work = move |tx: &mut Tx<'_>| break_lock(tx, &lock, &asked);
+        let broken = self.client.call(Level::Write, work).await?;
         for holder in &broken {
             let token = holder.token.map(FencingToken::get);
-            tracing::warn!(%key, %by, why, ?token, "a lock was broken");
+            tracing::warn!(key = %request.key, by = %request.by, why = request.why, ?token, "a lock was broken");
         }
         Ok(broken)
     }
 
     async fn raise_tokens(&self, least: FencingToken) -> Result<()> {
-        self.client.call("raise tokens", Level::Durable, move |tx| fence::raise_to(tx, least)).await
+        self.client.call(Level::Durable, move |tx| fence::raise_to(tx, least)).await
     }
 
     async fn watch(&self, key: &LockKey) -> Result<HolderStream> {

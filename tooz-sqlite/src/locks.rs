@@ -22,7 +22,7 @@ impl SessionLocks for SqliteSession {
     async fn request(&self, request: &Acquire) -> Result<Acquired> {
         let (session, lock, request) =
             (self.session.clone(), self.client.lock(&request.key), request.clone());
-        self.client.call("request", Level::Write, move |tx| request_lock(tx, &session, &request, &lock)).await
+        self.client.call(Level::Write, move |tx| request_lock(tx, &session, &request, &lock)).await
     }
 
     async fn turn(&self, entry: &QueueEntry) -> Result<Turn> {
@@ -43,7 +43,7 @@ impl SessionLocks for SqliteSession {
                 }
                 Ok(outcome)
             };
-            let outcome = self.client.call("turn", Level::Read, work).await?;
+            let outcome = self.client.call(Level::Read, work).await?;
             if let Some(turn) = outcome {
                 return Ok(turn);
             }
@@ -58,12 +58,12 @@ impl SessionLocks for SqliteSession {
             return Ok(()); // everything of an ended session is gone
         }
         let (seq, lock) = (self.session.seq, self.client.lock(key));
-        self.client.call("withdraw", Level::Write, move |tx| withdraw(tx, seq, &lock, attempt)).await
+        self.client.call(Level::Write, move |tx| withdraw(tx, seq, &lock, attempt)).await
     }
 
     async fn release(&self, grant: &Grant, end: End) -> Result<Released> {
         let (seq, lock, attempt) = (self.session.seq, self.client.lock(&grant.key), grant.attempt);
-        self.client.call("release", Level::Write, move |tx| release(tx, seq, &lock, attempt, end)).await
+        self.client.call(Level::Write, move |tx| release(tx, seq, &lock, attempt, end)).await
     }
 }
 
@@ -169,13 +169,9 @@ fn is_gone(tx: &mut Tx<'_>, session: i64, refuses: bool) -> Work<bool> {
 /// Gives back the grant of this attempt and session.
 fn release(tx: &mut Tx<'_>, session: i64, lock: &Lock, attempt: AttemptId, end: End) -> Work<Released> {
     tx.effect(Effect::Forgotten(session, attempt));
-    match remove_holder(tx, session, lock, attempt)? {
-        Some(told) => {
-            record_end(tx, lock, told, end)?;
-            Ok(Released::Released)
-        }
-        None => Ok(Released::WasNotHolder),
-    }
+    let Some(told) = remove_holder(tx, session, lock, attempt)? else { return Ok(Released::WasNotHolder) };
+    record_end(tx, lock, told, end)?;
+    Ok(Released::Released)
 }
 
 /// Ends an attempt, whether it waits or holds. A grant that its caller has not seen leaves the mark: the caller was not told

@@ -71,15 +71,6 @@ fn process(row: &Row<'_>) -> rusqlite::Result<Process> {
     Ok(Process { pid: row.get(3)?, started: row.get(4)?, pid_namespace: row.get(5)? })
 }
 
-/// How a session ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum SessionEnd {
-    /// Its owner closed the session.
-    Closed(End),
-    /// Its owner died.
-    Dead,
-}
-
 #[derive(Debug)]
 enum Verdict {
     Alive,
@@ -127,7 +118,7 @@ fn judge(site: &Site, session: &Recorded) -> Verdict {
 
 /// Whether a session is dead, as far as a read may say. Leaves the dead for the thread to clear away.
 pub(crate) fn is_dead(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
-    let now = tx.site.clock.now();
+    let now = tx.site.context.clock.now();
     if let Some(own) = tx.own_session(seq) {
         return Ok(own.is_over());
     }
@@ -154,7 +145,7 @@ pub(crate) fn is_dead(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
 
 /// Ends a session of another process if it is dead; returns whether it is gone now. Relies on a recent look.
 pub(crate) fn reap_stale(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
-    if tx.probes.is_fresh(seq, tx.site.clock.now()) {
+    if tx.probes.is_fresh(seq, tx.site.context.clock.now()) {
         return Ok(false);
     }
     reap(tx, seq)
@@ -167,19 +158,19 @@ pub(crate) fn reap(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
         // This process knows its own sessions without asking the kernel.
         let is_over = own.is_over();
         if is_over {
-            end(tx, &session, SessionEnd::Dead)?;
+            end(tx, &session, None)?;
         }
         return Ok(is_over);
     }
     match judge(tx.site, &session) {
         Verdict::Alive => {
-            let now = tx.site.clock.now();
+            let now = tx.site.context.clock.now();
             tx.probes.alive(seq, now);
             Ok(false)
         }
         Verdict::Dead(file) => {
             tracing::debug!(session = %session.id, pid = session.process.as_ref().map(|process| process.pid), "a dead session is cleared away");
-            end(tx, &session, SessionEnd::Dead)?;
+            end(tx, &session, None)?;
             if let Some(file) = file {
                 tx.effect(Effect::Clear(file));
             }
@@ -193,7 +184,7 @@ pub(crate) fn reap(tx: &mut Tx<'_>, seq: i64) -> Work<bool> {
 
 /// Other processes' sessions that look dead.
 pub(crate) fn find_dead(tx: &mut Tx<'_>) -> Work<Vec<i64>> {
-    let now = tx.site.clock.now();
+    let now = tx.site.context.clock.now();
     let mut dead = Vec::new();
     for session in Recorded::all(tx)? {
         match tx.own_session(session.seq) {
@@ -206,8 +197,8 @@ pub(crate) fn find_dead(tx: &mut Tx<'_>) -> Work<Vec<i64>> {
 }
 
 /// Deletes all records of a session, and the file of one of this process; another process is told. Its locks are handed on
-/// when the job settles.
-pub(crate) fn end(tx: &mut Tx<'_>, session: &Recorded, how: SessionEnd) -> Work<()> {
+/// when the job settles. `closed`: how its owner closed it; `None`: the owner died.
+pub(crate) fn end(tx: &mut Tx<'_>, session: &Recorded, closed: Option<End>) -> Work<()> {
     let seq = session.seq;
     // One damaged record must not keep the others from being freed.
     let held = tx.readable(
@@ -221,10 +212,7 @@ pub(crate) fn end(tx: &mut Tx<'_>, session: &Recorded, how: SessionEnd) -> Work<
     tx.run("DELETE FROM waiters WHERE session = ?1", [seq])?;
     for (lock, previous) in held {
         let Some(lock) = lock else { continue };
-        let end = match how {
-            SessionEnd::Closed(end) => end,
-            SessionEnd::Dead => End::Unclean,
-        };
+        let end = closed.unwrap_or(End::Unclean);
         lock_rows::record_end(tx, &lock, number_to_previous(previous), end)?;
         lock_rows::holders_changed(tx, &lock)?;
         tx.unsettled.push(lock);
@@ -244,10 +232,10 @@ pub(crate) fn end(tx: &mut Tx<'_>, session: &Recorded, how: SessionEnd) -> Work<
     tx.probes.doubt(seq);
     if let Some(own) = tx.own_session(seq) {
         let file = DeadFile::inherited(own.path.clone(), own.file);
-        let reason = if how == SessionEnd::Dead { LossReason::Vanished } else { LossReason::SessionClosed };
+        let reason = if closed.is_none() { LossReason::Vanished } else { LossReason::SessionClosed };
         tx.effect(Effect::Ended(seq, reason));
         tx.effect(Effect::Clear(file));
-    } else if how == SessionEnd::Dead && !session.is_of_another_boot(tx.site) {
+    } else if closed.is_none() && !session.is_of_another_boot(tx.site) {
         // The session looks dead; should it be alive after all, it has to know.
         log::append(tx, &Event::SessionEnded(seq))?;
         if let Some(id) = session.wakeup {

@@ -20,7 +20,7 @@ use crate::engine::tx::{Effect, Tx};
 use crate::engine::{lock_rows, schema};
 use crate::error::{self, Work};
 use crate::keys::{Id, Lock};
-use crate::reaper::{self, Recorded, SessionEnd};
+use crate::reaper::{self, Recorded};
 use crate::session_state::SessionState;
 use crate::view;
 
@@ -38,15 +38,15 @@ pub(crate) struct SqliteSession {
 
 impl SqliteSession {
     pub(crate) async fn open(client: &Arc<Client>, request: &OpenSession) -> Result<Self> {
-        let opened_at = client.jobs.clock.now();
-        let id = SessionId(client.jobs.entropy.id());
+        let opened_at = client.jobs.context.clock.now();
+        let id = SessionId(client.jobs.context.entropy.id());
         // A caller that waits no longer, and drops the client, must not keep the database open by this job.
         let (owner, request) = (Arc::downgrade(client), request.clone());
         let work = move |tx: &mut Tx<'_>| {
             let owner = owner.upgrade().ok_or_else(jobs::closed)?;
             open(tx, &owner, id, opened_at, &request)
         };
-        client.call("open session", Level::Write, work).await
+        client.call(Level::Write, work).await
     }
 
     fn unlock_file(&self) {
@@ -90,7 +90,7 @@ fn open(
     let (file, file_id) = session_file::create(directory, id, client.jobs.paths.mode)
         .map_err(|error| error::io(format!("a session file in {}", directory.display()), error))?;
     let path = session_file::path_of(directory, id);
-    let (namespace, process) = (client.namespace(), &tx.site.process);
+    let (namespace, process) = (client.config.namespace.clone(), &tx.site.process);
     let inserted = tx.value::<i64>(
         "INSERT INTO sessions \
          (id, namespace, member, instance, inode, pid, started, pid_namespace, boot_id, opened_at, bell) \
@@ -131,11 +131,10 @@ fn end_previous(tx: &mut Tx<'_>, previous: SessionId, request: &OpenSession) -> 
         "SELECT 1 FROM sessions WHERE id = ?1 AND instance = ?2 AND member = ?3",
         (Id(previous.0), Id(request.instance.0), request.member.as_bytes()),
     )?;
-    if !own {
-        return Ok(());
+    if own && let Some(session) = Recorded::by_id(tx, previous)? {
+        reaper::end(tx, &session, None)?;
     }
-    let Some(session) = Recorded::by_id(tx, previous)? else { return Ok(()) };
-    reaper::end(tx, &session, SessionEnd::Dead)
+    Ok(())
 }
 
 #[async_trait]
@@ -158,7 +157,7 @@ impl Session for SqliteSession {
 
     async fn renew(&self, held: &Held) -> Result<Renewal> {
         let (session, held) = (self.session.clone(), held.clone());
-        self.client.call("renew", Level::Read, move |tx| renew(tx, &session, &held)).await
+        self.client.call(Level::Read, move |tx| renew(tx, &session, &held)).await
     }
 
     async fn notice(&self) -> Notice {
@@ -184,7 +183,7 @@ impl Session for SqliteSession {
             if session.loss().is_none()
                 && let Some(recorded) = Recorded::by_id(tx, session.id)?
             {
-                reaper::end(tx, &recorded, SessionEnd::Closed(end))?;
+                reaper::end(tx, &recorded, Some(end))?;
             }
             Ok(())
         };
@@ -195,7 +194,7 @@ impl Session for SqliteSession {
         self.session.end(LossReason::SessionClosed);
         self.unlock_file();
         self.client.jobs.note_abandoned();
-        outcome.map_err(|error| error.during("close session"))
+        outcome
     }
 }
 

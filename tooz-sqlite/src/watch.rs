@@ -31,7 +31,7 @@ pub(crate) async fn group(client: &Arc<Client>, namespace: Arc<str>, group: Grou
         tx.effect(Effect::WatchGroup(told.clone(), seq, view));
         Ok(())
     };
-    client.call("watch group", Level::Read, work).await?;
+    client.call(Level::Read, work).await?;
     Ok(Box::pin(WatchStream { watch, client: client.clone(), poll: poll_group, refused: false }))
 }
 
@@ -44,7 +44,7 @@ pub(crate) async fn holders(client: &Arc<Client>, lock: Lock) -> Result<HolderSt
         tx.effect(Effect::WatchLock(told.clone(), holders));
         Ok(())
     };
-    client.call("watch lock", Level::Read, work).await?;
+    client.call(Level::Read, work).await?;
     let poll: PollWatch<LockWatch, Holders> = |watch, _, cx| watch.feed.poll(cx);
     Ok(Box::pin(WatchStream { watch, client: client.clone(), poll, refused: false }))
 }

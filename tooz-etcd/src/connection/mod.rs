@@ -141,28 +141,21 @@ impl Connection {
         }
         let connecting =
             Box::pin(Client::connect([&self.endpoints[current.endpoint]], Some(self.options.clone())));
-        let client = match self.context.spawner.timeout(self.limit, connecting).await {
-            Some(Ok(client)) => client,
-            Some(Err(error)) => {
-                let (error, then) = explain(error);
-                if then != Then::Nothing {
-                    self.give_up(generation);
-                }
-                // Connecting changes nothing: it may always be tried elsewhere.
-                let then = match then {
-                    Then::Unknown => Then::Elsewhere,
-                    // No request was refused, so there is none to send again.
-                    Then::Anew => Then::Nothing,
-                    then => then,
-                };
-                return Err((error, then));
-            }
-            None => {
+        let connected = self.context.spawner.timeout(self.limit, connecting).await;
+        let silent = || Err((Error::new(ErrorKind::Unavailable, "etcd does not answer"), Then::Elsewhere));
+        let connected = connected.map_or_else(silent, |connected| connected.map_err(explain));
+        let client = connected.map_err(|(error, then)| {
+            if then != Then::Nothing {
                 self.give_up(generation);
-                let error = Error::new(ErrorKind::Unavailable, "etcd does not answer");
-                return Err((error, Then::Elsewhere));
             }
-        };
+            match then {
+                // Connecting changes nothing: it may always be tried elsewhere.
+                Then::Unknown => (error, Then::Elsewhere),
+                // No request was refused, so there is none to send again.
+                Then::Anew => (error, Then::Nothing),
+                then => (error, then),
+            }
+        })?;
         let mut current = self.current();
         if *self.generation.borrow() == generation && !self.is_closed() {
             current.client = Some(client.clone());

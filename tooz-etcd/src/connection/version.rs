@@ -71,7 +71,7 @@ pub(crate) const MAINTAINED: Version = Version(3, 5, 0);
 ///
 /// # Errors
 /// `Incompatible`: it is too old for this driver.
-pub(crate) fn lower(best: Characteristics, version: &str) -> Result<Characteristics> {
+pub fn lower(best: Characteristics, version: &str) -> Result<Characteristics> {
     let Some(number) = Version::parse(version) else {
         return Ok(best - Characteristics::STRICT_EXCLUSION - Characteristics::LINEARIZABLE);
     };

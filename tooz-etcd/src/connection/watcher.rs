@@ -172,23 +172,19 @@ impl Watcher {
                     continue;
                 }
             };
-            let Some(followed) = self.ranges.get_mut(&response.watch_id()) else {
-                // An event of a range that is not watched any more, or the server's refusal of a new range.
-                if response.canceled() && response.watch_id() < 0 {
-                    self.interrupt();
-                    self.connection.pause().await;
-                }
-                continue;
-            };
-            if response.compact_revision() > 0 {
+            let known = self.ranges.contains_key(&response.watch_id());
+            if known && response.compact_revision() > 0 {
                 self.stream = None;
                 return News::Gap;
             }
-            if response.canceled() {
+            // The end of a range, or the server's refusal of a new one.
+            if response.canceled() && (known || response.watch_id() < 0) {
                 self.interrupt();
                 self.connection.pause().await;
                 continue;
             }
+            // Otherwise an event of a range that is not watched any more.
+            let Some(followed) = self.ranges.get_mut(&response.watch_id()) else { continue };
             let now = response.header().map_or(0, etcd_client::ResponseHeader::revision);
             if response.created() && now >= followed.next && std::mem::take(&mut self.hurried) {
                 return News::Behind;

@@ -42,15 +42,6 @@ struct Monitor {
     waiting: Option<Sleep>,
 }
 
-/// What the server says of the session.
-enum Answer {
-    /// It lives, as of this revision.
-    Lives(i64),
-    SessionGone,
-    /// The server was not asked to the end.
-    DriverClosed,
-}
-
 impl Monitor {
     /// Why the session ended; `None`: the driver did.
     async fn run(&mut self, mut watcher: Watcher) -> Option<LossReason> {
@@ -83,12 +74,16 @@ impl Monitor {
                 // The history is gone, or the data.
                 News::Gap => (self.session.held(), true),
             };
-            match self.verify(suspects).await {
-                Answer::Lives(revision) if gap => watcher.restart(self.session.data_epoch(), revision),
-                Answer::Lives(_) => {}
-                Answer::SessionGone if gap => return Some(LossReason::Vanished),
-                Answer::SessionGone => return Some(LossReason::Expired),
-                Answer::DriverClosed => return None,
+            // Those that are not there are lost.
+            let session = &self.session;
+            let verify = || session.verify(&suspects);
+            let verified = session.client.connection.ask_again("what is held", verify).await?;
+            let Some(Verified { revision, gone }) = verified else {
+                return Some(if gap { LossReason::Vanished } else { LossReason::Expired });
+            };
+            self.lose(gone).await;
+            if gap {
+                watcher.restart(self.session.data_epoch(), revision);
             }
         }
     }
@@ -130,19 +125,6 @@ impl Monitor {
         let mut held = self.session.held();
         held.retain(|known| known.keys(&self.session.client.keys).iter().any(|key| key == kv.key()));
         Some(Read::Suspect(held))
-    }
-
-    /// Verifies these grants until the server answers; those that are not there are lost.
-    async fn verify(&self, held: Vec<KnownGrant>) -> Answer {
-        let connection = &self.session.client.connection;
-        match connection.ask_again("what is held", || self.session.verify(&held)).await {
-            Some(Some(Verified { revision, gone })) => {
-                self.lose(gone).await;
-                Answer::Lives(revision)
-            }
-            Some(None) => Answer::SessionGone,
-            None => Answer::DriverClosed,
-        }
     }
 
     async fn lose(&self, gone: Vec<(AttemptId, LossReason)>) {

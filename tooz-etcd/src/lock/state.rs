@@ -1,6 +1,6 @@
 //! The state of one lock, and what an attempt may do in it. Nothing here talks to a server.
 
-use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, SortOrder, SortTarget, TxnOp, TxnResponse};
+use etcd_client::{Compare, CompareOp, GetOptions, SortOrder, SortTarget, TxnOp, TxnResponse};
 use tooz_core::Result;
 use tooz_core::driver::support::rule::{self, Foreign};
 use tooz_core::driver::{AttemptId, LockMode, Previous};
@@ -61,17 +61,8 @@ pub(crate) fn look_before(keys: &LockKeys, own: Vec<u8>, position: Option<i64>) 
 impl State {
     /// Reads what the operations of [`look`] or [`look_before`] found, which are the last ones, from this index on.
     pub(crate) fn read(keys: &LockKeys, response: &TxnResponse, at: usize) -> Result<Self> {
-        Self::of(keys, answer::revision(response), &answer::found_from(response, at))
-    }
-
-    /// The guess that there is no holder and no other waiter.
-    pub(crate) fn free_for(waiter: Waiter) -> Self {
-        Self { queue: vec![waiter], ..Self::default() }
-    }
-
-    fn of(keys: &LockKeys, revision: i64, found: &[KeyValue]) -> Result<Self> {
-        let mut state = Self { revision, ..Self::default() };
-        for kv in found {
+        let mut state = Self { revision: answer::revision(response), ..Self::default() };
+        for kv in &answer::found_from(response, at) {
             if keys.gate.as_deref() == Some(kv.key()) {
                 state.gate = Some(Gate::read(kv));
                 continue;
@@ -103,6 +94,11 @@ impl State {
         // Two operations may have found the attempt's own key.
         state.queue.dedup_by_key(|waiter| waiter.attempt);
         Ok(state)
+    }
+
+    /// The guess that there is no holder and no other waiter.
+    pub(crate) fn free_for(waiter: Waiter) -> Self {
+        Self { queue: vec![waiter], ..Self::default() }
     }
 
     pub(crate) fn holder(&self, attempt: AttemptId) -> Option<&Holder> {

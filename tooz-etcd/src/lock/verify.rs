@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, KeyValue, Txn, TxnOp};
 use tooz_core::driver::{AttemptId, Held, Renewal};
 use tooz_core::{ErrorKind, GroupId, LossReason, Result};
 
@@ -118,7 +118,7 @@ impl SessionState {
         let (mut asked, spawner) = (Vec::new(), &self.client.connection.context.spawner);
         for page in &pages {
             let keys = page.iter().flat_map(|check| check.keys.iter().cloned());
-            let gets = keys.map(|key| TxnOp::get(key, Some(GetOptions::new())));
+            let gets = keys.map(|key| TxnOp::get(key, None));
             let operations = [self.change_nothing(), self.get_session_epoch()].into_iter().chain(gets);
             let txn = Txn::new().when([self.lives()]).and_then(operations.collect::<Vec<_>>());
             let connection = Arc::clone(&self.client.connection);

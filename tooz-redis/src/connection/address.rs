@@ -67,6 +67,10 @@ pub(crate) fn is_cluster(scheme: &str) -> bool {
     scheme.ends_with("+cluster")
 }
 
+pub(crate) fn is_encrypted(scheme: &str) -> bool {
+    scheme.starts_with("rediss") || scheme.starts_with("valkeys")
+}
+
 impl Topology {
     /// Reads the topology, and the number of the database if the path names one; `namespace` as written in keys.
     pub(crate) fn read(url: &BackendUrl, namespace: &str) -> Result<(Self, Option<u64>)> {
@@ -112,8 +116,7 @@ impl Topology {
             [] => Ok((Self::Server(Address::Tcp("localhost".to_owned(), PORT)), db)),
             [address] => Ok((Self::Server(address.clone()), db)),
             others => {
-                let secret =
-                    if scheme.starts_with("rediss") || scheme.starts_with("valkeys") { "s" } else { "" };
+                let secret = if is_encrypted(scheme) { "s" } else { "" };
                 Err(invalid(format!(
                     "{scheme}:// takes one server, not {}; write {scheme}://host:{PORT}, or where there are several \
                      redis{secret}+sentinel://sentinel-1,sentinel-2/mymaster or redis{secret}+cluster://node-1,node-2",

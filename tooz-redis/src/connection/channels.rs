@@ -53,15 +53,8 @@ impl Channels {
 
     /// Gives a message to the channel's listeners.
     pub(crate) fn deliver(&self, channel: &[u8], message: &[u8]) {
-        let listeners: Vec<Listener> = self
-            .listeners()
-            .by_channel
-            .get(channel)
-            .into_iter()
-            .flat_map(BTreeMap::values)
-            .cloned()
-            .collect();
-        for listener in listeners {
+        let listeners = self.listeners().by_channel.get(channel).cloned().unwrap_or_default();
+        for listener in listeners.values() {
             listener(Some(message));
         }
     }

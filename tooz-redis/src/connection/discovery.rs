@@ -72,18 +72,13 @@ impl Discovery {
         let limit = (config.limits.ttl / 4).clamp(LIMIT.0, LIMIT.1);
         let (mut failures, mut behind) = (Vec::new(), None::<Found>);
         for who in asked {
-            let found = match spawner.timeout(limit, Box::pin(self.query(config, &who))).await {
-                Some(Ok(found)) => found,
-                Some(Err(error)) => {
-                    failures.push(error);
-                    continue;
-                }
-                None => {
-                    let why = format!("{who} does not answer within {limit:?}");
-                    failures.push(Error::new(ErrorKind::Unavailable, why));
-                    continue;
-                }
+            let asked = spawner.timeout(limit, Box::pin(self.query(config, &who))).await;
+            let silent = || {
+                let why = format!("{who} does not answer within {limit:?}");
+                Err(Error::new(ErrorKind::Unavailable, why))
             };
+            let found = asked.unwrap_or_else(silent).map_err(|error| failures.push(error));
+            let Ok(found) = found else { continue };
             if found.epoch >= self.epoch {
                 self.epoch = found.epoch;
                 return Ok(found);
@@ -112,9 +107,7 @@ impl Discovery {
         match &config.topology {
             Topology::Sentinel { master, .. } => query_sentinel(&mut connection, who, master).await,
             Topology::Cluster { slot, .. } => {
-                let mut command = redis::cmd("CLUSTER");
-                command.arg("SLOTS");
-                let slots = answer(&mut connection, who, &command).await?;
+                let slots = answer(&mut connection, who, redis::cmd("CLUSTER").arg("SLOTS")).await?;
                 let (owner, nodes) = slot_owner(&slots, *slot, who)?;
                 self.nodes = nodes;
                 Ok(owner)
@@ -153,11 +146,11 @@ async fn query_sentinel(
         command
     };
     let address = answer(connection, who, &command("GET-MASTER-ADDR-BY-NAME")).await?;
-    let Value::Array(parts) = address else {
+    if address == Value::Nil {
         let why = format!("{who} knows no master called \"{}\"", master.escape_debug());
         return Err(Error::new(ErrorKind::Unavailable, why));
-    };
-    let address = endpoint(&parts, who).ok_or_else(|| nonsense(who, "an address"))?;
+    }
+    let address = endpoint(&address, who).ok_or_else(|| nonsense(who, "an address"))?;
     let state = properties(answer(connection, who, &command("MASTER")).await?);
     let epoch = state.get("config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
     let replicas = match answer(connection, who, &command("REPLICAS")).await? {
@@ -182,7 +175,7 @@ fn slot_owner(slots: &Value, slot: u16, who: &Address) -> Result<(Found, Vec<Add
         let [Value::Int(from), Value::Int(to), servers @ ..] = parts.as_slice() else {
             return Err(nonsense(who, "a range of slots"));
         };
-        let servers: Vec<_> = servers.iter().filter_map(|server| node(server, who)).collect();
+        let servers: Vec<_> = servers.iter().filter_map(|server| endpoint(server, who)).collect();
         if (*from..=*to).contains(&i64::from(slot)) {
             // The first is the master; replicas that fail are not named.
             owner = servers.first().map(|address| Found {
@@ -203,14 +196,10 @@ fn slot_owner(slots: &Value, slot: u16, who: &Address) -> Result<(Found, Vec<Add
     Ok((owner, nodes))
 }
 
-fn node(server: &Value, who: &Address) -> Option<Address> {
-    let Value::Array(parts) = server else { return None };
-    endpoint(parts, who)
-}
-
 /// The address whose host and port an answer begins with; one without a host is at the same host as `who`.
-fn endpoint(parts: &[Value], who: &Address) -> Option<Address> {
-    let [host, port, ..] = parts else { return None };
+fn endpoint(server: &Value, who: &Address) -> Option<Address> {
+    let Value::Array(parts) = server else { return None };
+    let [host, port, ..] = parts.as_slice() else { return None };
     let port = text(port)?.parse().ok()?;
     match (text(host).filter(|host| !host.is_empty() && host != "?"), who) {
         (Some(host), _) => Some(Address::Tcp(host, port)),

@@ -83,10 +83,9 @@ impl LinkHealth {
 /// What became of a command.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    Answered(Value),
+    /// The server ran it; the error says that too few replicas have it.
+    Answered(Value, Option<Error>),
     Refused(RedisError),
-    /// The server ran it, and too few replicas have it.
-    Unconfirmed(Value, Error),
     /// The link ended first.
     Lost,
 }
@@ -180,7 +179,7 @@ impl Link {
             Outcome::Refused(refusal) if error::is_elsewhere(refusal) => {
                 self.end("the server gave its part to another");
             }
-            Outcome::Unconfirmed(_, why) => {
+            Outcome::Answered(_, Some(why)) => {
                 tracing::debug!(%why, "not confirmed");
                 self.shared.doubts.notify_one();
             }
@@ -205,11 +204,11 @@ impl Link {
             None => return Outcome::Lost,
         };
         let value = match self.outcome(done) {
-            Outcome::Answered(value) => value,
+            Outcome::Answered(value, _) => value,
             other => return other,
         };
         let missing = match confirmed {
-            Ok(Value::Int(have)) if have >= i64::from(needed) => return Outcome::Answered(value),
+            Ok(Value::Int(have)) if have >= i64::from(needed) => return Outcome::Answered(value, None),
             Ok(Value::Int(have)) => Error::new(
                 ErrorKind::Unavailable,
                 format!(
@@ -220,7 +219,7 @@ impl Link {
             Ok(_) => Error::new(ErrorKind::Corrupt, format!("{}: WAIT returned no number", self.address)),
             Err(refusal) => error::of(refusal),
         };
-        Outcome::Unconfirmed(value, missing)
+        Outcome::Answered(value, Some(missing))
     }
 
     /// The server's answer; `None`: there will be none. A retired link still waits for as long as a beat does.
@@ -245,7 +244,7 @@ impl Link {
         match answer {
             Ok(value) => {
                 self.health.send_modify(|health| health.answers += 1);
-                Outcome::Answered(value)
+                Outcome::Answered(value, None)
             }
             Err(error) if error.is_unrecoverable_error() || error.is_connection_dropped() => {
                 self.end("a command failed on the connection");

@@ -94,7 +94,7 @@ pub(crate) async fn check_master(link: &Link) -> Result<()> {
 
 async fn command(link: &Link, command: &redis::Cmd) -> Result<Value> {
     match link.exchange(command, false).await {
-        Outcome::Answered(value) | Outcome::Unconfirmed(value, _) => Ok(value),
+        Outcome::Answered(value, _) => Ok(value),
         Outcome::Refused(refusal) => Err(error::connecting(&link.address.to_string(), refusal)),
         Outcome::Lost => Err(Error::new(ErrorKind::Unavailable, format!("{}: {}", link.address, link.why()))),
     }
@@ -102,9 +102,7 @@ async fn command(link: &Link, command: &redis::Cmd) -> Result<Value> {
 
 /// Whether every write is on disk before it is answered. Where the user may not ask, it counts as not.
 async fn always_synced(link: &Link) -> bool {
-    let mut ask = redis::cmd("CONFIG");
-    ask.arg("GET").arg("appendfsync");
-    let answer = command(link, &ask).await.ok();
+    let answer = command(link, redis::cmd("CONFIG").arg("GET").arg("appendfsync")).await.ok();
     answer.and_then(setting).as_deref() == Some("always")
 }
 
@@ -115,9 +113,7 @@ pub(crate) fn setting(answer: Value) -> Option<String> {
 
 /// A view reads only the layout of this version. Where no session ever was, there is no layout, and nothing to see.
 pub(crate) async fn check_layout(config: &Config, keys: &Keys, link: &Link) -> Result<()> {
-    let mut get = redis::cmd("GET");
-    get.arg(keys.epoch());
-    match bytes(command(link, &get).await?) {
+    match bytes(command(link, redis::cmd("GET").arg(keys.epoch())).await?) {
         Some(stamp) => keys.read_stamp(&stamp)?.readable(&keys.shown(), config.layout),
         None => Ok(()),
     }
@@ -132,13 +128,11 @@ pub(crate) async fn load_scripts(link: &Link) {
     }
     let Ok(answer) = command(link, &known).await.and_then(Parts::of) else { return };
     for (script, known) in scripts::ALL.iter().zip(answer) {
-        if known != Value::Int(1) {
-            let mut load = redis::cmd("SCRIPT");
-            load.arg("LOAD").arg(script.source);
-            if let Err(error) = command(link, &load).await {
-                tracing::debug!(%error, "a script could not be loaded ahead");
-                return;
-            }
+        if known != Value::Int(1)
+            && let Err(error) = command(link, redis::cmd("SCRIPT").arg("LOAD").arg(script.source)).await
+        {
+            tracing::debug!(%error, "a script could not be loaded ahead");
+            return;
         }
     }
 }

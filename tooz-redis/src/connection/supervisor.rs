@@ -142,23 +142,17 @@ impl Supervisor {
         }
     }
 
-    async fn link_up_in_time(&mut self) -> Result<Link> {
-        let client = Arc::clone(&self.client);
-        let config = client.config();
-        match client.context().spawner.timeout(config.greeting_limit(), self.link_up()).await {
-            Some(result) => result,
-            None => Err(Error::new(ErrorKind::Unavailable, format!("{} sends no greeting", config.topology))),
-        }
-    }
-
     /// Makes a link, however long that takes; `failed` hears of each try.
     async fn make_link(&mut self, failed: impl Fn(Error)) -> Link {
         // With jitter: many clients of a server that came back must not call in step.
         let mut pauses = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         let client = Arc::clone(&self.client);
-        let context = client.context();
+        let (config, context) = (client.config(), client.context());
+        let silent =
+            || Err(Error::new(ErrorKind::Unavailable, format!("{} sends no greeting", config.topology)));
         loop {
-            match self.link_up_in_time().await {
+            let linked = context.spawner.timeout(config.greeting_limit(), self.link_up()).await;
+            match linked.unwrap_or_else(silent) {
                 Ok(link) => return link,
                 Err(error) => {
                     tracing::debug!(%error, "no connection yet");

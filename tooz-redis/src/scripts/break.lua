@@ -2,18 +2,15 @@
 -- cannot be told.
 -- KEYS: Python's key, h, q, w, fence. ARGV: NS, 0, keep, base, token or '', by, why
 local l = read(lock(KEYS[1], ARGV[4]))
-local answer, victims = {}, {}
+local answer, told = {}, pair(ARGV[6], ARGV[7])
 for attempt, h in pairs(l.holders) do
-  if ARGV[5] == '' or ARGV[5] == h.token then victims[#victims + 1] = { attempt, h } end
-end
-local told = pair(ARGV[6], ARGV[7])
-for _, victim in ipairs(victims) do
-  local attempt, h = victim[1], victim[2]
-  remove(l, attempt)
-  mark(l, 'B')
-  redis.call('SET', OWN .. 'x:' .. attempt, told, 'PX', ARGV[3])
-  tell(h.session, 'B ' .. attempt .. ' ' .. told)
-  answer[#answer + 1] = { h.token, h.since, h.mode, h.limit, h.member }
+  if ARGV[5] == '' or ARGV[5] == h.token then
+    remove(l, attempt)
+    mark(l, 'B')
+    redis.call('SET', OWN .. 'x:' .. attempt, told, 'PX', ARGV[3])
+    tell(h.session, 'B ' .. attempt .. ' ' .. told)
+    answer[#answer + 1] = { h.token, h.since, h.mode, h.limit, h.member }
+  end
 end
 if l.foreign and ARGV[5] == '' then
   redis.call('DEL', l.key)

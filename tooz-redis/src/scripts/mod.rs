@@ -95,11 +95,6 @@ impl Call {
         Self { needs_confirmation: true, ..self }
     }
 
-    pub(crate) fn key(mut self, key: impl Into<Vec<u8>>) -> Self {
-        self.keys.push(key.into());
-        self
-    }
-
     pub(crate) fn keys(mut self, keys: impl IntoIterator<Item = Vec<u8>>) -> Self {
         self.keys.extend(keys);
         self

@@ -138,7 +138,8 @@ impl Engine {
             }
         }
         // While another process recovers the log, or closes it as the last, even reads have to wait.
-        let locked = level == Level::Read && outcomes.iter().any(is_locked_out);
+        let busy = |outcome: &_| matches!(outcome, Err(Fail::Sql(error)) if error::is_busy(error));
+        let locked = level == Level::Read && outcomes.iter().any(busy);
         let single_failed = !savepoints && level != Level::Read && outcomes.iter().any(Result::is_err);
         let mut effects = std::mem::take(&mut tx.effects);
         let committed = match broken {
@@ -257,10 +258,6 @@ fn begin(database: &mut Database, level: Level) -> rusqlite::Result<()> {
 fn statement(database: &Database, sql: &str) -> rusqlite::Result<()> {
     database.connection.prepare_cached(sql)?.execute([])?;
     Ok(())
-}
-
-fn is_locked_out(outcome: &Result<(), Fail>) -> bool {
-    matches!(outcome, Err(Fail::Sql(error)) if error::is_busy(error))
 }
 
 /// Whether an effect outlives a rollback: a suspicion comes from what the kernel said, not from what the transaction did.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::libc;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
-use tooz_core::driver::{Clock, Entropy, Instant};
+use tooz_core::driver::{Context, Instant};
 use tooz_core::{Error, ErrorKind, Result};
 use tooz_local::file_id::{self, FileId};
 use tooz_local::os_lock::posix_lock_holder;
@@ -17,7 +17,7 @@ use crate::engine::paths::Paths;
 use crate::engine::presence::{self, First, Last};
 use crate::engine::schema;
 use crate::engine::tx::Site;
-use crate::error::{self, native};
+use crate::error::{self, Fail, Work};
 
 /// How many statements stay prepared: all of this crate's.
 const STATEMENTS: usize = 128;
@@ -39,8 +39,7 @@ const BUSY_MOST: Duration = Duration::from_millis(16);
 /// How this thread's connection waits for another writer.
 #[derive(Debug)]
 struct BusyWait {
-    clock: Clock,
-    entropy: Entropy,
+    context: Context,
     until: Instant,
     /// How often the connection has waited since it last wrote.
     waits: u32,
@@ -72,39 +71,33 @@ impl Database {
     /// Opens the database, creating what is missing.
     pub(crate) fn open(paths: &Paths, site: &Site, deadline: Instant) -> Result<Self> {
         loop {
-            match Self::try_open(paths, site, deadline) {
+            match Self::try_open(paths, site, deadline).map_err(Fail::into_error) {
                 // Some steps (switching to the log, recovery) return busy without asking the busy handler.
-                Err(error) if is_busy(&error) && site.clock.now() < deadline => {
-                    std::thread::park_timeout(site.entropy.between(BUSY_LOW, BUSY_HIGH));
+                Err(error) if is_busy(&error) && site.context.clock.now() < deadline => {
+                    std::thread::park_timeout(site.context.entropy.between(BUSY_LOW, BUSY_HIGH));
                 }
                 outcome => return outcome,
             }
         }
     }
 
-    fn try_open(paths: &Paths, site: &Site, deadline: Instant) -> Result<Self> {
+    fn try_open(paths: &Paths, site: &Site, deadline: Instant) -> Work<Self> {
         let opening = presence::enter(&paths.database);
         let file = paths.prepare()?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX // one thread only
             | OpenFlags::SQLITE_OPEN_NOFOLLOW;
-        let mut connection = Connection::open_with_flags(&paths.database, flags).map_err(native)?;
+        let mut connection = Connection::open_with_flags(&paths.database, flags)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
         // Otherwise SQLite, built with STAT4 as rusqlite's is, plans a prepared statement anew whenever its parameters
         // change (seen in 3.54): several times the cost of running it.
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map_err(native)?;
-        BUSY_WAIT.set(Some(BusyWait {
-            clock: site.clock.clone(),
-            entropy: site.entropy.clone(),
-            until: deadline,
-            waits: 0,
-        }));
-        connection.busy_handler(Some(wait_for_writer as fn(i32) -> bool)).map_err(native)?;
-        if connection.is_readonly("main").map_err(native)? {
-            return Err(Error::new(
-                ErrorKind::Denied,
-                format!("{} is read-only; give write permission", paths.database.display()),
-            ));
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+        let context = site.context.clone();
+        BUSY_WAIT.set(Some(BusyWait { context, until: deadline, waits: 0 }));
+        connection.busy_handler(Some(wait_for_writer as fn(i32) -> bool))?;
+        if connection.is_readonly("main")? {
+            let what = format!("{} is read-only; give write permission", paths.database.display());
+            return Err(Error::new(ErrorKind::Denied, what).into());
         }
         schema::prepare(&mut connection, paths, site, file)?;
         let shm = paths.beside("-shm");
@@ -170,9 +163,9 @@ fn wait_for_writer(_: i32) -> bool {
     let wait = BUSY_WAIT.with_borrow_mut(|wait| {
         let wait = wait.as_mut()?;
         wait.waits = wait.waits.saturating_add(1);
-        let left = wait.until.saturating_since(wait.clock.now());
+        let left = wait.until.saturating_since(wait.context.clock.now());
         let most = BUSY_HIGH.saturating_mul(1 << (wait.waits / BUSY_STEADY).min(16)).min(BUSY_MOST);
-        (!left.is_zero()).then(|| wait.entropy.between(BUSY_LOW, most).min(left))
+        (!left.is_zero()).then(|| wait.context.entropy.between(BUSY_LOW, most).min(left))
     });
     wait.map(std::thread::park_timeout).is_some()
 }

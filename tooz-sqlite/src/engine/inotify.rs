@@ -14,6 +14,9 @@ use tooz_core::driver::SessionId;
 
 use crate::engine::paths::Paths;
 
+/// What was watched is no longer at its path.
+const GONE: AddWatchFlags = AddWatchFlags::IN_DELETE_SELF.union(AddWatchFlags::IN_MOVE_SELF);
+
 /// One event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FileEvent {
@@ -43,10 +46,9 @@ impl FileEvents {
     /// Fails where the user has too many instances or watches already.
     pub(crate) fn new(paths: &Paths) -> Result<Self, Errno> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        let gone = AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_MOVE_SELF;
         // An unlinked file that is still open changes its attributes (the number of links) only.
-        let database = inotify.add_watch(&paths.database, gone | AddWatchFlags::IN_ATTRIB)?;
-        let sessions = inotify.add_watch(&paths.sessions(), gone | AddWatchFlags::IN_ONLYDIR)?;
+        let database = inotify.add_watch(&paths.database, GONE | AddWatchFlags::IN_ATTRIB)?;
+        let sessions = inotify.add_watch(&paths.sessions(), GONE | AddWatchFlags::IN_ONLYDIR)?;
         Ok(Self { inotify, database, log: None, sessions, own: HashMap::new() })
     }
 
@@ -75,18 +77,14 @@ impl FileEvents {
 
     /// Adding the same path again replaces the mask of its watch.
     fn listen_to_sessions(&mut self, paths: &Paths, what: AddWatchFlags) -> Result<(), Errno> {
-        let gone = AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_MOVE_SELF;
-        self.sessions = self.inotify.add_watch(&paths.sessions(), gone | AddWatchFlags::IN_ONLYDIR | what)?;
+        self.sessions = self.inotify.add_watch(&paths.sessions(), GONE | AddWatchFlags::IN_ONLYDIR | what)?;
         Ok(())
     }
 
     /// Listens for the loss of a session's file. Where that fails, the check every second has to do.
     pub(crate) fn watch_session(&mut self, path: &Path, id: SessionId) {
-        let lost = AddWatchFlags::IN_ATTRIB | AddWatchFlags::IN_MOVE_SELF | AddWatchFlags::IN_DELETE_SELF;
-        match self.inotify.add_watch(path, lost) {
-            Ok(watch) => {
-                self.own.insert(watch, id);
-            }
+        match self.inotify.add_watch(path, GONE | AddWatchFlags::IN_ATTRIB) {
+            Ok(watch) => drop(self.own.insert(watch, id)),
             Err(error) => {
                 tracing::debug!(%error, session = %id, "the loss of the session's file makes no event");
             }
@@ -95,9 +93,7 @@ impl FileEvents {
 
     /// Stops listening: the session has ended.
     pub(crate) fn forget_session(&mut self, id: SessionId) {
-        let watch = self.own.iter().find(|(_, own)| **own == id).map(|(watch, _)| *watch);
-        if let Some(watch) = watch {
-            self.own.remove(&watch);
+        for (watch, _) in self.own.extract_if(|_, own| *own == id) {
             let _ = self.inotify.rm_watch(watch); // the watch is gone already if the file is
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{oneshot, watch};
 use tooz_core::driver::support::fork::OwnerProcess;
-use tooz_core::driver::{Clock, Context, Entropy, Instant};
+use tooz_core::driver::{Context, Instant};
 use tooz_core::{Error, ErrorKind, Result};
 
 use crate::config::Config;
@@ -76,8 +76,7 @@ where
 /// One database as the callers of this process and its thread share it.
 pub(crate) struct Jobs {
     pub(crate) paths: Paths,
-    pub(crate) clock: Clock,
-    pub(crate) entropy: Entropy,
+    pub(crate) context: Context,
     /// A boot that a test pretends.
     pub(crate) boot_id: Option<String>,
     pub(crate) layout: u32,
@@ -126,8 +125,7 @@ impl Jobs {
             .map_err(|errno| error::io("creating an event descriptor", errno.into()))?;
         Ok(Self {
             paths,
-            clock: context.clock.clone(),
-            entropy: context.entropy.clone(),
+            context: context.clone(),
             boot_id: config.boot_id.clone(),
             layout: config.layout,
             adopt: AtomicBool::new(config.adopt),
@@ -159,7 +157,7 @@ impl Jobs {
         work: impl FnMut(&mut Tx<'_>) -> Work<T> + Send + 'static,
         reply: impl FnOnce(Result<T>) + Send + 'static,
     ) -> bool {
-        let deadline = self.clock.now() + limit;
+        let deadline = self.context.clock.now() + limit;
         let job = Job { level, deadline, call: Box::new(Call { work, answer: None, reply }) };
         let mut queue = self.queue();
         if queue.ended {
@@ -213,7 +211,7 @@ impl Jobs {
                 Err(oneshot::error::TryRecvError::Empty) => None,
                 Err(oneshot::error::TryRecvError::Closed) => Some(Err(closed())),
             };
-            if let Some(answer) = self.spin.wait(&self.clock, SPIN, look) {
+            if let Some(answer) = self.spin.wait(&self.context.clock, SPIN, look) {
                 return answer;
             }
         }

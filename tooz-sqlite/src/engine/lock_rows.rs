@@ -87,21 +87,18 @@ pub(crate) fn mark(tx: &Tx<'_>, lock: &Lock, how: Previous) -> Work<()> {
     Ok(())
 }
 
-/// A clean release ends what its holder was told when it was granted. A holder that was told nothing leaves the mark that
-/// another holder has left meanwhile.
-fn unmark(tx: &Tx<'_>, lock: &Lock, told: Previous) -> Work<()> {
-    if told != Previous::Clean {
-        tx.run("DELETE FROM marks WHERE namespace = ?1 AND kind = ?2 AND name = ?3", lock.columns()?)?;
-    }
-    Ok(())
-}
-
 /// Records for the next holder how a grant ended; `told`: what its holder was told of the grant before.
 pub(crate) fn record_end(tx: &Tx<'_>, lock: &Lock, told: Previous, end: End) -> Work<()> {
-    match end {
-        End::Clean => unmark(tx, lock, told),
-        End::Unclean => mark(tx, lock, end.previous()),
+    match (end, told) {
+        (End::Unclean, _) => mark(tx, lock, end.previous())?,
+        // A holder that was told nothing leaves the mark that another holder has left meanwhile.
+        (End::Clean, Previous::Clean) => {}
+        // A clean release ends what its holder was told when it was granted.
+        (End::Clean, _) => {
+            tx.run("DELETE FROM marks WHERE namespace = ?1 AND kind = ?2 AND name = ?3", lock.columns()?)?;
+        }
     }
+    Ok(())
 }
 
 /// Tells the watches of the lock.

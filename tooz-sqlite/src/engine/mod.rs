@@ -151,7 +151,7 @@ impl Engine {
     /// wait for several callers: while the thread wakes up, the jobs of the others join the first.
     fn linger(&self, one_caller: bool) -> bool {
         let look = || (self.jobs.waiting() > 0).then_some(());
-        let found = if one_caller { self.spin.wait(&self.jobs.clock, LINGER, look) } else { look() };
+        let found = if one_caller { self.spin.wait(&self.jobs.context.clock, LINGER, look) } else { look() };
         found.is_some()
     }
 

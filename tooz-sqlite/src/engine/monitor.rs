@@ -164,8 +164,11 @@ impl Engine {
 
     /// The look at everything that finds what no event has told.
     pub(crate) fn check_everything(&mut self, now: Instant) {
-        let wait =
-            if self.misses_events() { self.jobs.entropy.between(POLL_LOW, POLL_HIGH) } else { CHECK_EVERY };
+        let wait = if self.misses_events() {
+            self.jobs.context.entropy.between(POLL_LOW, POLL_HIGH)
+        } else {
+            CHECK_EVERY
+        };
         self.next_check = now + wait;
         self.check_database_file();
         self.check_own_files();

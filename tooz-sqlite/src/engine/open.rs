@@ -26,7 +26,7 @@ impl Engine {
         let mut site = Site {
             known: self.known,
             adopt: jobs.adopt.load(Ordering::SeqCst),
-            ..Site::new(&jobs.paths, jobs.boot_id.as_deref(), jobs.layout, &jobs.clock, &jobs.entropy)?
+            ..Site::new(&jobs.paths, jobs.boot_id.as_deref(), jobs.layout, &jobs.context)?
         };
         let database = Database::open(&jobs.paths, &site, deadline)?;
         self.known = Some(database.file);
@@ -34,7 +34,7 @@ impl Engine {
         // Before the first read, so that no event falls between the read and the listening.
         self.probes = Probes::default();
         self.open_file_events();
-        self.wakeup = Wakeup::create(&site.sessions, jobs.paths.mode, || jobs.entropy.id())
+        self.wakeup = Wakeup::create(&site.sessions, jobs.paths.mode, || jobs.context.entropy.id())
             .inspect_err(|error| tracing::warn!(%error, "no FIFO can be had: changes are looked for instead"))
             .ok();
         site.wakeup = self.wakeup.as_ref().map(|wakeup| wakeup.id);
@@ -44,11 +44,11 @@ impl Engine {
         self.site = Some(site.clone());
         while let Err(error) = self.prepare(&site, deadline) {
             // A read is busy, too, while another process recovers the log or closes the database as the last.
-            if !database::is_busy(&error) || jobs.clock.now() >= deadline {
+            if !database::is_busy(&error) || jobs.context.clock.now() >= deadline {
                 self.database = None;
                 return Err(error);
             }
-            std::thread::park_timeout(jobs.entropy.between(BUSY_LOW, BUSY_HIGH));
+            std::thread::park_timeout(jobs.context.entropy.between(BUSY_LOW, BUSY_HIGH));
         }
         if self.misses_events() {
             self.next_check = self.now() + POLL_LOW;

@@ -20,7 +20,7 @@ use tooz_local::process::Process;
 use crate::engine::paths::Paths;
 use crate::engine::session_file;
 use crate::engine::tx::Site;
-use crate::error::{self, native};
+use crate::error::{self, Work};
 use crate::keys::Id;
 
 /// "tooz" in ASCII, for the database to say which program it belongs to.
@@ -30,57 +30,53 @@ const APPLICATION: i32 = 0x746f_6f7a;
 ///
 /// # Errors
 /// `Incompatible`: the layout is later than `ours`. `Corrupt`: the database belongs to another program.
-pub(crate) fn check(connection: &Connection, shown: &dyn std::fmt::Display, ours: u32) -> Result<u32> {
+pub(crate) fn check(connection: &Connection, shown: &dyn std::fmt::Display, ours: u32) -> Work<u32> {
     let layout = layout(connection)?;
     let application = number(connection, "application_id")?;
-    let tables: i64 =
-        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(native)?;
+    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     match (application, layout) {
         (0, 0) if tables == 0 => Ok(0),
         (APPLICATION, 1..) if layout <= ours => Ok(layout),
-        (APPLICATION, later) if later > ours => Err(later_layout(shown, later, ours)),
-        _ => Err(error::corrupt(format!("{shown} is a database of another program; give another path"))),
+        (APPLICATION, later) if later > ours => Err(later_layout(shown, later, ours).into()),
+        _ => {
+            Err(error::corrupt(format!("{shown} is a database of another program; give another path")).into())
+        }
     }
 }
 
 /// Checks which program the database belongs to before any change, then brings it up to this version.
-pub(crate) fn prepare(connection: &mut Connection, paths: &Paths, site: &Site, file: FileId) -> Result<()> {
+pub(crate) fn prepare(connection: &mut Connection, paths: &Paths, site: &Site, file: FileId) -> Work<()> {
     let shown = paths.database.display();
     let check = |connection: &Connection| check(connection, &shown, site.layout);
     {
         // In one transaction: between two of its questions another process may create the schema.
-        let seen = connection.unchecked_transaction().map_err(native)?;
+        let seen = connection.unchecked_transaction()?;
         check(&seen)?;
-        seen.commit().map_err(native)?;
+        seen.commit()?;
     }
-    let mode: String =
-        connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).map_err(native)?;
+    let mode: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0))?;
     if mode != "wal" {
-        let mode: String = connection
-            .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))
-            .map_err(native)?;
+        let mode: String =
+            connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
         if mode != "wal" {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("{shown} cannot use a write-ahead log on this file system"),
-            ));
+            let what = format!("{shown} cannot use a write-ahead log on this file system");
+            return Err(Error::new(ErrorKind::Unsupported, what).into());
         }
     }
     // FULL until the schema exists: its creation must survive a power cut as a whole.
     connection
-        .execute_batch("PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY")
-        .map_err(native)?;
+        .execute_batch("PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY")?;
     paths.make_sessions()?;
     // Without the write lock where there is nothing to do: many processes may start together.
-    let known = connection.unchecked_transaction().map_err(native)?;
+    let known = connection.unchecked_transaction()?;
     if check(&known)? == site.layout && is_marked(paths, read_epoch(&known, paths)?)? {
-        return known.commit().map_err(native);
+        return Ok(known.commit()?);
     }
     drop(known);
     if site.adopt {
         adopt(connection, paths, site)?;
     }
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(native)?;
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     // Again, now that no other process changes it.
     let found = check(&transaction)?;
     let fresh = found == 0;
@@ -94,13 +90,14 @@ pub(crate) fn prepare(connection: &mut Connection, paths: &Paths, site: &Site, f
             "{shown} has sessions that may live, but {} lacks them: it is in use elsewhere, or was moved; mount the \
              directory and not the file, or stop all its users and run `tooz doctor --adopt`",
             paths.sessions().display()
-        )));
+        ))
+        .into());
     }
     if !fresh && found < site.layout {
         bring_up(&transaction, paths, site, found)?;
     }
     claim_directory(paths, epoch, fresh)?;
-    transaction.commit().map_err(native)?;
+    transaction.commit()?;
     if fresh {
         paths.sync_directory()?;
     }
@@ -109,40 +106,40 @@ pub(crate) fn prepare(connection: &mut Connection, paths: &Paths, site: &Site, f
 
 /// Brings a database of an earlier layout to this version's, inside the write transaction. An earlier version reads the
 /// layout in the transaction that opens a session.
-fn bring_up(transaction: &Connection, paths: &Paths, site: &Site, found: u32) -> Result<()> {
+fn bring_up(transaction: &Connection, paths: &Paths, site: &Site, found: u32) -> Work<()> {
     let living = sessions(transaction, site, |file| !matches!(file, Ok(Look::Free)))?;
     if let Some(seq) = living.first() {
         let member =
             transaction.query_row("SELECT member FROM sessions WHERE seq = ?1", [seq], |row| row.get(0));
         let member = MemberId::new(member.unwrap_or_else(|_| Vec::new()));
         let who = member.map_or_else(|_| "a session".to_owned(), |member| format!("member \"{member}\""));
-        return Err(earlier_layout_in_use(&paths.database.display(), found, site.layout, &who));
+        return Err(earlier_layout_in_use(&paths.database.display(), found, site.layout, &who).into());
     }
     // A layout that changes the schema changes it here.
-    transaction.pragma_update(None, "user_version", site.layout).map_err(native)
+    Ok(transaction.pragma_update(None, "user_version", site.layout)?)
 }
 
 /// Fails unless the layout is this version's: no session begins in another.
-pub(crate) fn check_layout(connection: &Connection, site: &Site) -> Result<()> {
+pub(crate) fn check_layout(connection: &Connection, site: &Site) -> Work<()> {
     let (found, database) = (layout(connection)?, connection.path().unwrap_or("the database"));
     match found.cmp(&site.layout) {
         Ordering::Equal => Ok(()),
-        Ordering::Greater => Err(later_layout(&database, found, site.layout)),
-        Ordering::Less => Err(Error::new(
-            ErrorKind::Unavailable,
-            format!("{database} was replaced by that of an earlier version; connect again"),
-        )),
+        Ordering::Greater => Err(later_layout(&database, found, site.layout).into()),
+        Ordering::Less => {
+            let what = format!("{database} was replaced by that of an earlier version; connect again");
+            Err(Error::new(ErrorKind::Unavailable, what).into())
+        }
     }
 }
 
-fn layout(connection: &Connection) -> Result<u32> {
+fn layout(connection: &Connection) -> rusqlite::Result<u32> {
     // A negative number is no layout of ours.
     number(connection, "user_version").map(|number| u32::try_from(number).unwrap_or(0))
 }
 
 /// The sessions of this boot whose processes are not known to be gone and whose files are not here. Without this check, a
 /// process that has the database alone, without its directory of sessions, would become a second holder.
-fn find_elsewhere(connection: &Connection, site: &Site) -> Result<Vec<i64>> {
+fn find_elsewhere(connection: &Connection, site: &Site) -> rusqlite::Result<Vec<i64>> {
     sessions(connection, site, |file| matches!(file, Ok(Look::Missing)))
 }
 
@@ -151,7 +148,7 @@ fn sessions(
     connection: &Connection,
     site: &Site,
     wanted: impl Fn(&io::Result<Look>) -> bool,
-) -> Result<Vec<i64>> {
+) -> rusqlite::Result<Vec<i64>> {
     let sql = "SELECT pid, started, pid_namespace, id, inode, seq FROM sessions WHERE boot_id = ?1";
     let is_wanted = |row: &Row<'_>| -> rusqlite::Result<bool> {
         let process = Process { pid: row.get(0)?, started: row.get(1)?, pid_namespace: row.get(2)? };
@@ -159,63 +156,51 @@ fn sessions(
         let inode = row.get::<_, i64>(4)?.cast_unsigned();
         Ok(!process.is_gone(&site.process) && wanted(&session_file::look(&path, inode)))
     };
-    let find = || -> rusqlite::Result<Vec<i64>> {
-        let mut statement = connection.prepare(sql)?;
-        let mut rows = statement.query([&site.boot_id])?;
-        let mut found = Vec::new();
-        while let Some(row) = rows.next()? {
-            // A damaged record says nothing against a life elsewhere.
-            if is_wanted(row).unwrap_or(true) {
-                found.push(row.get(5)?);
-            }
+    let mut statement = connection.prepare(sql)?;
+    let mut rows = statement.query([&site.boot_id])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        // A damaged record says nothing against a life elsewhere.
+        if is_wanted(row).unwrap_or(true) {
+            found.push(row.get(5)?);
         }
-        Ok(found)
-    };
-    find().map_err(native)
+    }
+    Ok(found)
 }
 
 /// Declares the sessions that are elsewhere to be of an earlier boot. Then the directory may be marked, and the next process
 /// to open the database clears them away. Committed before the mark, so that a crash between the two leaves no session
 /// that seems to live.
-fn adopt(connection: &mut Connection, paths: &Paths, site: &Site) -> Result<()> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(native)?;
+fn adopt(connection: &mut Connection, paths: &Paths, site: &Site) -> Work<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     if (1..=site.layout).contains(&layout(&transaction)?) && is_unmarked(paths)? {
         for session in find_elsewhere(&transaction, site)? {
-            transaction
-                .execute("UPDATE sessions SET boot_id = '' WHERE seq = ?1", [session])
-                .map_err(native)?;
+            transaction.execute("UPDATE sessions SET boot_id = '' WHERE seq = ?1", [session])?;
         }
     }
-    transaction.commit().map_err(native)
+    Ok(transaction.commit()?)
 }
 
-fn number(connection: &Connection, pragma: &str) -> Result<i32> {
-    connection.pragma_query_value(None, pragma, |row| row.get(0)).map_err(native)
+fn number(connection: &Connection, pragma: &str) -> rusqlite::Result<i32> {
+    connection.pragma_query_value(None, pragma, |row| row.get(0))
 }
 
-fn read_epoch(connection: &Connection, paths: &Paths) -> Result<Epoch> {
-    let epoch = connection
-        .query_row("SELECT epoch FROM tooz", [], |row| row.get::<_, Id>(0))
-        .optional()
-        .map_err(native)?;
-    epoch
-        .map(|epoch| Epoch(epoch.0))
-        .ok_or_else(|| error::corrupt(format!("{} has no epoch; restore it", paths.database.display())))
+fn read_epoch(connection: &Connection, paths: &Paths) -> Work<Epoch> {
+    let epoch = connection.query_row("SELECT epoch FROM tooz", [], |row| row.get::<_, Id>(0)).optional()?;
+    let missing = || error::corrupt(format!("{} has no epoch; restore it", paths.database.display()));
+    Ok(Epoch(epoch.ok_or_else(missing)?.0))
 }
 
-fn create(transaction: &Connection, site: &Site) -> Result<()> {
-    transaction.execute_batch(include_str!("schema.sql")).map_err(native)?;
-    let first = first_token(site.clock.wall(), 0);
-    let filled = || -> rusqlite::Result<()> {
-        transaction.execute("INSERT INTO tooz (one, epoch) VALUES (1, ?1)", [Id(site.entropy.id())])?;
-        transaction.execute(
-            "INSERT INTO fence (one, next, ceiling, boot_id) VALUES (1, ?1, ?2, ?3)",
-            (first, first.saturating_add(STEP), &site.boot_id),
-        )?;
-        transaction.pragma_update(None, "application_id", APPLICATION)?;
-        transaction.pragma_update(None, "user_version", site.layout)
-    };
-    filled().map_err(native)
+fn create(transaction: &Connection, site: &Site) -> rusqlite::Result<()> {
+    transaction.execute_batch(include_str!("schema.sql"))?;
+    let first = first_token(site.context.clock.wall(), 0);
+    transaction.execute("INSERT INTO tooz (one, epoch) VALUES (1, ?1)", [Id(site.context.entropy.id())])?;
+    transaction.execute(
+        "INSERT INTO fence (one, next, ceiling, boot_id) VALUES (1, ?1, ?2, ?3)",
+        (first, first.saturating_add(STEP), &site.boot_id),
+    )?;
+    transaction.pragma_update(None, "application_id", APPLICATION)?;
+    transaction.pragma_update(None, "user_version", site.layout)
 }
 
 /// The mark of the directory of sessions, which names its database; empty if there is none.

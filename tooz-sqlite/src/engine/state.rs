@@ -65,7 +65,7 @@ pub(crate) struct Engine {
 
 impl Engine {
     pub(crate) fn new(jobs: Arc<Jobs>) -> Self {
-        let next_check = jobs.clock.now() + CHECK_EVERY;
+        let next_check = jobs.context.clock.now() + CHECK_EVERY;
         Self {
             jobs,
             database: None,
@@ -92,7 +92,7 @@ impl Engine {
     }
 
     pub(crate) fn now(&self) -> Instant {
-        self.jobs.clock.now()
+        self.jobs.context.clock.now()
     }
 
     /// Whether a caller of this process waits for something that another process may do.

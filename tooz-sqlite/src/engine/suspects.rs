@@ -50,7 +50,7 @@ impl Engine {
             Ok(Some((seq, sessions))) => {
                 self.probes.doubt(seq);
                 // Every process with a watch hears it at once: one is enough to clear it away, and the rest find it done.
-                let wait = self.jobs.entropy.between(Duration::ZERO, TURNS * sessions);
+                let wait = self.jobs.context.entropy.between(Duration::ZERO, TURNS * sessions);
                 let at = self.now() + wait.min(CHECK_EVERY);
                 self.suspects.entry(seq).or_insert((at, 0));
             }

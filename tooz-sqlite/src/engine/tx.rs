@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::types::FromSql;
 use rusqlite::{Connection, OptionalExtension, Params, Row};
-use tooz_core::driver::{AttemptId, Clock, Entropy, Grant, GroupChange, Holders, Instant};
+use tooz_core::driver::{AttemptId, Context, Grant, GroupChange, Holders, Instant};
 use tooz_core::{LossReason, Result};
 use tooz_local::file_id::FileId;
 use tooz_local::process::{self, Process};
@@ -32,18 +32,11 @@ pub(crate) struct Site {
     pub(crate) known: Option<FileId>,
     /// An operator says that no process uses the database at another path any more.
     pub(crate) adopt: bool,
-    pub(crate) clock: Clock,
-    pub(crate) entropy: Entropy,
+    pub(crate) context: Context,
 }
 
 impl Site {
-    pub(crate) fn new(
-        paths: &Paths,
-        boot_id: Option<&str>,
-        layout: u32,
-        clock: &Clock,
-        entropy: &Entropy,
-    ) -> Result<Self> {
+    pub(crate) fn new(paths: &Paths, boot_id: Option<&str>, layout: u32, context: &Context) -> Result<Self> {
         let boot_id =
             process::boot_id(boot_id).map_err(|error| error::io("/proc/sys/kernel/random/boot_id", error))?;
         Ok(Self {
@@ -54,8 +47,7 @@ impl Site {
             wakeup: None,
             known: None,
             adopt: false,
-            clock: clock.clone(),
-            entropy: entropy.clone(),
+            context: context.clone(),
         })
     }
 }
@@ -238,16 +230,11 @@ impl<'a> Tx<'a> {
         self.own_sessions.get(&session)
     }
 
-    /// Now, for people to read.
+    /// Now, in microseconds since 1970, for people to read; 0 for what lies before.
     pub(crate) fn wall(&self) -> i64 {
-        to_micros(self.site.clock.wall())
+        let since = self.site.context.clock.wall().duration_since(UNIX_EPOCH).unwrap_or_default();
+        i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
     }
-}
-
-/// Microseconds since 1970; 0 for what lies before.
-pub(crate) fn to_micros(time: SystemTime) -> i64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// The time that a record names; `None` if it cannot be represented.

@@ -76,11 +76,7 @@ impl Drop for Wakeup {
     }
 }
 
-/// Opens a FIFO and takes its lock; fails if another process has the lock, or the FIFO is no longer in place.
-fn open_locked(path: &Path) -> io::Result<File> {
-    lock(file_id::open_write(path)?, path)
-}
-
+/// Takes a FIFO's lock; fails if another process has the lock, or the FIFO is no longer in place.
 fn lock(file: File, path: &Path) -> io::Result<File> {
     if Flavor::OpenFile.try_lock(&file, Hold::Alone)? && FileId::at(path)? == FileId::of(&file)? {
         Ok(file)
@@ -110,7 +106,7 @@ pub(crate) fn remove_dead(sessions: &Path, id: u128) {
     let path = path_of(sessions, id);
     // Locked, so that no process can use the FIFO while it is removed.
     if watch_owner(sessions, id).is_ok_and(|owned| owned.is_none())
-        && let Ok(_lock) = open_locked(&path)
+        && let Ok(_lock) = file_id::open_write(&path).and_then(|file| lock(file, &path))
     {
         let _ = fs::remove_file(path); // what stays is removed by the next who looks
     }

@@ -16,13 +16,13 @@ use crate::read_only::Reader;
 /// Connects for looking.
 pub(crate) async fn connect(url: &BackendUrl, config: Config, context: Context) -> Result<Arc<dyn Driver>> {
     let paths = Paths::find(&config.path, config.force_filesystem)?;
-    let site = Site::new(&paths, config.boot_id.as_deref(), config.layout, &context.clock, &context.entropy)?;
+    let site = Site::new(&paths, config.boot_id.as_deref(), config.layout, &context)?;
     let best = guarantees(config::characteristics(url), paths.known_file_system);
     let characteristics = best - Characteristics::PUSH_WATCHES;
     let closed = AtomicBool::new(false);
-    let reader = Arc::new(Reader { paths, site, config, context, characteristics, closed });
+    let reader = Arc::new(Reader { paths, site, config, characteristics, closed });
     // If there is a database, this fails with what is wrong with it.
-    reader.look("connect", |_| Ok(())).await?;
+    reader.look(|_| Ok(())).await?;
     Ok(Arc::new(ReadOnly(reader)))
 }
 

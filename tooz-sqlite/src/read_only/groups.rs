@@ -26,19 +26,19 @@ impl Groups for ReadOnly {
 
     async fn list(&self) -> Result<Vec<GroupId>> {
         let namespace = self.0.config.namespace.clone();
-        let found = self.0.look("list groups", move |tx| view::list(tx, &namespace)).await?;
+        let found = self.0.look(move |tx| view::list(tx, &namespace)).await?;
         Ok(found.unwrap_or_default())
     }
 
     async fn members(&self, group: &GroupId) -> Result<Vec<MemberRecord>> {
         let (namespace, id) = (self.0.config.namespace.clone(), group.clone());
-        let found = self.0.look("members", move |tx| view::members(tx, &namespace, &id)).await?;
+        let found = self.0.look(move |tx| view::members(tx, &namespace, &id)).await?;
         found.ok_or_else(|| group_not_found(group))
     }
 
     async fn member(&self, group: &GroupId, member: &MemberId) -> Result<MemberRecord> {
         let (namespace, id, name) = (self.0.config.namespace.clone(), group.clone(), member.clone());
-        let found = self.0.look("member", move |tx| view::member(tx, &namespace, &id, &name)).await?;
+        let found = self.0.look(move |tx| view::member(tx, &namespace, &id, &name)).await?;
         found.ok_or_else(|| group_not_found(group))
     }
 
@@ -49,8 +49,7 @@ impl Groups for ReadOnly {
             return Err(group_not_found(group));
         }
         let feed = GroupFeed::new(members);
-        let follower = Follower { reader, group: group.clone(), known, feed: feed.clone() };
-        let task = self.0.context.spawner.spawn(follower.run());
+        let task = self.0.site.context.spawner.spawn(follow(reader, group.clone(), known, feed.clone()));
         Ok(feed.stream(task))
     }
 }
@@ -76,48 +75,29 @@ async fn read_group(reader: &Arc<Reader>, group: &GroupId) -> Result<(Which, Vec
             Err(fail) => Err(fail),
         }
     };
-    Ok(reader.look("watch group", work).await?.unwrap_or_default())
+    Ok(reader.look(work).await?.unwrap_or_default())
 }
 
 /// Looks at a group again and again.
-struct Follower {
-    reader: Arc<Reader>,
-    group: GroupId,
-    known: Which,
-    feed: GroupFeed,
-}
-
-impl Follower {
-    async fn run(mut self) {
-        loop {
-            self.reader.context.spawner.sleep(LOOK).await;
-            match read_group(&self.reader, &self.group).await {
-                Ok((which, members)) => {
-                    if self.see(which, members) {
-                        return;
-                    }
+async fn follow(reader: Arc<Reader>, group: GroupId, mut known: Which, feed: GroupFeed) {
+    loop {
+        reader.site.context.spawner.sleep(LOOK).await;
+        match read_group(&reader, &group).await {
+            Ok((which, members)) => {
+                let lost = which.epoch != known.epoch || known.id == 0;
+                if !lost && which.id != known.id {
+                    return feed.deleted();
                 }
-                Err(_) if self.reader.is_closed() => return self.feed.end(),
-                Err(error) if error.is_retryable() => {}
-                Err(error) => self.feed.report(error),
+                if std::mem::replace(&mut known, which) == which {
+                    feed.update(members);
+                } else {
+                    // The data was lost, and the group with it. The group was not deleted and may come back.
+                    feed.reset(members);
+                }
             }
+            Err(_) if reader.is_closed() => return feed.end(),
+            Err(error) if error.is_retryable() => {}
+            Err(error) => feed.report(error),
         }
-    }
-
-    /// Whether the group was deleted.
-    fn see(&mut self, which: Which, members: Vec<MemberRecord>) -> bool {
-        let lost = which.epoch != self.known.epoch || self.known.id == 0;
-        if !lost && which.id != self.known.id {
-            self.feed.deleted();
-            return true;
-        }
-        let same = std::mem::replace(&mut self.known, which) == which;
-        if same {
-            self.feed.update(members);
-        } else {
-            // The data was lost, and the group with it. The group was not deleted and may come back.
-            self.feed.reset(members);
-        }
-        false
     }
 }

@@ -30,9 +30,9 @@ impl Locks for ReadOnly {
         let (reader, key) = (Arc::clone(&self.0), key.clone());
         let feed = HolderFeed::new(read_holders(&reader, &key).await?);
         let told = feed.clone();
-        let task = self.0.context.spawner.spawn(async move {
+        let task = self.0.site.context.spawner.spawn(async move {
             loop {
-                reader.context.spawner.sleep(LOOK).await;
+                reader.site.context.spawner.sleep(LOOK).await;
                 match read_holders(&reader, &key).await {
                     Ok(now) => told.set(now),
                     Err(_) if reader.is_closed() => return told.end(),
@@ -47,6 +47,6 @@ impl Locks for ReadOnly {
 
 async fn read_holders(reader: &Arc<Reader>, key: &LockKey) -> Result<Holders> {
     let lock = Lock::new(&reader.config.namespace, key);
-    let found = reader.look("holders", move |tx| view::holders(tx, &lock)).await?;
+    let found = reader.look(move |tx| view::holders(tx, &lock)).await?;
     Ok(found.unwrap_or_else(|| Holders::new(Vec::new(), Some(0))))
 }

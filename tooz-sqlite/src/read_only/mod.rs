@@ -14,17 +14,17 @@ mod groups;
 mod holders;
 
 use std::collections::HashMap;
-use std::fmt::Write;
 use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use rusqlite::{Connection, OpenFlags};
-use tooz_core::driver::{Context, earlier_layout};
+use tooz_core::driver::earlier_layout;
 use tooz_core::{Characteristics, Error, ErrorKind, Result};
 use tooz_local::file_id;
 use tooz_local::os_lock::{Hold, Range, try_lock_range};
@@ -34,7 +34,7 @@ use crate::engine::database::{BUSY_HIGH, BUSY_LOW};
 use crate::engine::paths::Paths;
 use crate::engine::tx::{Probes, Site, Tx};
 use crate::engine::{presence, schema};
-use crate::error::{self, Fail, Work, native};
+use crate::error::{self, Fail, Work};
 
 /// SQLite's `SHARED_FIRST` and `SHARED_SIZE`: the bytes of a database on which its readers have a lock.
 const READERS: Range = (0x4000_0000 + 2, 510);
@@ -51,42 +51,30 @@ pub(crate) struct Reader {
     pub(crate) paths: Paths,
     pub(crate) site: Site,
     pub(crate) config: Config,
-    pub(crate) context: Context,
     pub(crate) characteristics: Characteristics,
     pub(crate) closed: AtomicBool,
 }
 
 /// The database as a URI with parameters for SQLite, for a database that no process changes meanwhile.
-fn immutable(path: &Path) -> PathBuf {
-    let mut uri = String::from("file:");
-    for byte in path.as_os_str().as_bytes() {
-        if byte.is_ascii_alphanumeric() || b"/._-".contains(byte) {
-            uri.push(char::from(*byte));
-        } else {
-            // Writing to a string does not fail.
-            let _ = write!(uri, "%{byte:02X}");
-        }
-    }
-    uri.push_str("?immutable=1");
-    PathBuf::from(uri)
+fn immutable(path: &Path) -> String {
+    const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'.').remove(b'_').remove(b'-');
+    format!("file:{}?immutable=1", percent_encode(path.as_os_str().as_bytes(), RESERVED))
 }
 
 impl Reader {
     /// Reads in one transaction; `None`: there is no database, or nothing in it.
     pub(crate) async fn look<T: Send + 'static>(
         self: &Arc<Self>,
-        what: &'static str,
         work: impl FnMut(&mut Tx<'_>) -> Work<T> + Send + 'static,
     ) -> Result<Option<T>> {
         if self.is_closed() {
             return Err(Error::new(ErrorKind::Closed, "connect a new view"));
         }
         let reader = Arc::clone(self);
-        let looked = self.context.spawner.blocking(move || reader.look_here(work)).await;
-        looked.and_then(|looked| looked).map_err(|error| error.during(what))
+        self.site.context.spawner.blocking(move || reader.look_here(work)).await?.map_err(Fail::into_error)
     }
 
-    fn look_here<T>(&self, mut work: impl FnMut(&mut Tx<'_>) -> Work<T>) -> Result<Option<T>> {
+    fn look_here<T>(&self, mut work: impl FnMut(&mut Tx<'_>) -> Work<T>) -> Work<Option<T>> {
         let missing =
             |path: &Path| path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
         if missing(&self.paths.database) {
@@ -113,12 +101,13 @@ impl Reader {
                     shared_memory.display(),
                     log.display()
                 );
-                return Err(Error::new(ErrorKind::Unavailable, what));
+                return Err(Error::new(ErrorKind::Unavailable, what).into());
             }
             looked = Some(self.read(false, &mut work));
         }
         drop(reader);
-        looked.unwrap_or_else(|| Err(Error::new(ErrorKind::Unavailable, "the log was replaced; try again")))
+        let replaced = || Err(Error::new(ErrorKind::Unavailable, "the log was replaced; try again").into());
+        looked.unwrap_or_else(replaced)
     }
 
     /// Locks the database as a reader does. INVARIANT: this process has the database open in no other way than by looks, since
@@ -127,19 +116,19 @@ impl Reader {
         let path = &self.paths.database;
         let failed = |error| error::io(path.display(), error);
         let file = file_id::open(path).map_err(failed)?;
-        let limit = self.context.clock.now() + BUSY.min(self.config.limits.operation_timeout);
+        let limit = self.site.context.clock.now() + BUSY.min(self.config.limits.operation_timeout);
         while !try_lock_range(&file, Hold::Together, READERS).map_err(failed)? {
-            if self.context.clock.now() >= limit {
+            if self.site.context.clock.now() >= limit {
                 let what =
                     format!("{} is being closed or recovered by another process; try again", path.display());
                 return Err(Error::new(ErrorKind::Unavailable, what));
             }
-            std::thread::park_timeout(self.context.entropy.between(BUSY_LOW, BUSY_HIGH));
+            std::thread::park_timeout(self.site.context.entropy.between(BUSY_LOW, BUSY_HIGH));
         }
         Ok(file)
     }
 
-    fn read<T>(&self, alone: bool, work: &mut impl FnMut(&mut Tx<'_>) -> Work<T>) -> Result<Option<T>> {
+    fn read<T>(&self, alone: bool, work: &mut impl FnMut(&mut Tx<'_>) -> Work<T>) -> Work<Option<T>> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
             | OpenFlags::SQLITE_OPEN_NO_MUTEX // one thread only
             | OpenFlags::SQLITE_OPEN_NOFOLLOW;
@@ -149,19 +138,18 @@ impl Reader {
         } else {
             Connection::open_with_flags(&self.paths.database, flags)
         };
-        let connection = connection.map_err(native)?;
-        connection.busy_timeout(BUSY.min(self.config.limits.operation_timeout)).map_err(native)?;
-        let transaction = connection.unchecked_transaction().map_err(native)?;
+        let connection = connection?;
+        connection.busy_timeout(BUSY.min(self.config.limits.operation_timeout))?;
+        let transaction = connection.unchecked_transaction()?;
         let (shown, ours) = (self.paths.database.display(), self.site.layout);
         match schema::check(&transaction, &shown, ours)? {
             0 => return Ok(None),
-            earlier if earlier < ours => return Err(earlier_layout(&shown, earlier, ours)),
+            earlier if earlier < ours => return Err(earlier_layout(&shown, earlier, ours).into()),
             _ => {}
         }
         let (own_sessions, mut probes) = (HashMap::new(), Probes::default());
         // Leaves out sessions that look dead, and leaves them for others to clear away.
-        let found = work(&mut Tx::new(&transaction, &self.site, &own_sessions, &mut probes));
-        found.map(Some).map_err(Fail::into_error)
+        work(&mut Tx::new(&transaction, &self.site, &own_sessions, &mut probes)).map(Some)
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -176,6 +164,6 @@ mod tests {
     #[test]
     fn no_byte_of_a_path_is_a_parameter() {
         let uri = immutable(Path::new("/a b/c?mode=rw#%25.db"));
-        assert_eq!(uri, Path::new("file:/a%20b/c%3Fmode%3Drw%23%2525.db?immutable=1"));
+        assert_eq!(uri, "file:/a%20b/c%3Fmode%3Drw%23%2525.db?immutable=1");
     }
 }
