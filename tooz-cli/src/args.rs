@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use tooz::BackendUrl;
 
@@ -93,15 +93,18 @@ data even when everything else fails.
 The signals INT, TERM, HUP, QUIT, USR1, USR2, WINCH and TSTP are passed on to the command's process group. If \
 standard input is a terminal, the group gets the terminal.
 
-On a backend with a session ttl, a guard process sends the group SIGTERM --kill-grace before the deadline and \
-SIGKILL shortly before the deadline, even while tooz itself is stopped or dead. So the group is gone before the \
-lock can be granted again. If the lock is broken (`tooz break`), the group is killed at once, but the next holder \
-may run already; only the token tells the two apart. If tooz is killed (kill -9), the guard kills the group \
-within 100 ms. A backend that notices the death sooner may grant the lock to the next holder before that.
+On a backend with a session ttl, a guard process sends the command and all its descendants, in whichever process \
+group or session, SIGTERM --kill-grace before the deadline and SIGKILL shortly before the deadline, even while \
+tooz itself is stopped or dead. So they are gone before the lock can be granted again. If the lock is broken \
+(`tooz break`), they are killed at once, but the next holder may run already; only the token tells the two apart. \
+If tooz is killed (kill -9), the guard kills them within 100 ms. A backend that notices the death sooner may grant \
+the lock to the next holder before that. A tooz among them first gets SIGTERM, and releases its own lock.
 
-Not covered: a process that leaves the group (setsid, a daemon), and a process that becomes another user (sudo), \
-which the guard cannot kill. If the command exits by itself, its background processes continue without the lock. \
-If a signal ends the command, the rest of its group is killed.";
+If a signal ends the command, its descendants get SIGTERM, and SIGKILL after --kill-grace, and then the lock is \
+released. If the command exits by itself, --children decides about them.
+
+Not covered: what is no descendant, because another process starts it (docker, systemctl, systemd-run, at, cron, \
+ssh), and a process that runs as another user (sudo, su), unless tooz runs as root. tooz names what it cannot end.";
 
 const BREAK_HELP: &str = "\
 The lock is free when tooz returns. A message or the next renewal tells the old holder that it lost the lock; \
@@ -131,6 +134,28 @@ Each line is good, warning (the backend works, but a foreseeable event would los
 bad. Exit codes: 0 all good; 78 the backend works, and there are warnings or worse; 69 the backend is \
 unreachable, or an operation failed; 77 user, password, certificate or permission refused; 64 wrong usage.";
 
+/// How what the command started is ended.
+#[derive(Debug, Args)]
+pub(crate) struct Ending {
+    /// Time between SIGTERM and SIGKILL; at most a third of the ttl
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "2s")]
+    pub(crate) kill_grace: Duration,
+    /// When the command has exited, what to do with processes that it started and that still run
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = Children::Leave)]
+    pub(crate) children: Children,
+}
+
+/// What happens to what the command started and left running when it exited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Children {
+    /// Keep the lock until they have ended, as flock does
+    Wait,
+    /// End them before the lock is released
+    End,
+    /// Name them, and leave them running without the lock
+    Leave,
+}
+
 /// How to acquire a lock or leadership, and how to end the command that runs under it.
 #[derive(Debug, Args)]
 pub(crate) struct Guarded {
@@ -140,9 +165,8 @@ pub(crate) struct Guarded {
     /// Give up after this time, such as 250ms, 30s or 5m [default: wait without limit]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) wait: Option<Duration>,
-    /// Time between SIGTERM and SIGKILL before the deadline; at most a third of the ttl
-    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "2s")]
-    pub(crate) kill_grace: Duration,
+    #[command(flatten)]
+    pub(crate) ending: Ending,
     /// Exit code if the lock or leadership was not acquired
     #[arg(long, value_name = "N", default_value_t = crate::exit::NOT_ACQUIRED)]
     pub(crate) exit_not_acquired: u8,
@@ -212,6 +236,8 @@ pub(crate) struct Join {
     /// Capabilities that the group publishes about this member
     #[arg(long, value_name = "JSON")]
     pub(crate) capabilities: Option<String>,
+    #[command(flatten)]
+    pub(crate) ending: Ending,
     /// The command and its arguments, after `--`
     #[arg(last = true, value_name = "CMD")]
     pub(crate) command: Vec<OsString>,
@@ -300,7 +326,8 @@ mod tests {
         let Verb::Lock(lock) = Cli::try_parse_from(words).unwrap().verb else { panic!() };
         assert_eq!(lock.command, ["ls", "--url", "-l", "--"]);
         assert!(lock.guarded.once && !lock.shared);
-        assert_eq!(lock.guarded.kill_grace, Duration::from_secs(2));
+        assert_eq!(lock.guarded.ending.kill_grace, Duration::from_secs(2));
+        assert_eq!(lock.guarded.ending.children, Children::Leave);
     }
 
     #[test]

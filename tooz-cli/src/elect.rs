@@ -59,7 +59,9 @@ async fn lead(coordinator: &Coordinator, options: &Elect, signals: &mut Signals)
             ("TOOZ_FENCING_TOKEN", term.to_string().into()),
             ("TOOZ_MEMBER", member_text(coordinator)),
         ],
-        grace: wanted.kill_grace,
+        grace: wanted.ending.kill_grace,
+        children: wanted.ending.children,
+        held: "leadership",
     };
     let ended = run(&job, &leadership, signals).await.map_err(|error| cannot_start(&error))?;
     conclude(&what, ended, leadership.resign(), wanted).await

@@ -1,7 +1,5 @@
 //! `tooz groups`, `tooz members`, `tooz join`.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 use tooz::driver::MemberRecord;
 use tooz::{Capabilities, Coordinator, GroupEvent};
@@ -9,7 +7,7 @@ use tooz::{Capabilities, Coordinator, GroupEvent};
 use crate::args::{Backend, Join, List, Members};
 use crate::backend::{bytes, connect, view};
 use crate::exit::{Failure, LOST, USAGE, by_signal};
-use crate::lock::{cannot_start, member_text, unless_signaled};
+use crate::lock::{cannot_start, ended_all, member_text, unless_signaled};
 use crate::run::{Ended, Hold, Job, Signals, run};
 use crate::text;
 
@@ -109,12 +107,14 @@ async fn take_part(
     let job = Job {
         command: &options.command,
         environment: vec![("TOOZ_GROUP", options.group.clone()), ("TOOZ_MEMBER", member_text(coordinator))],
-        grace: Duration::ZERO,
+        grace: options.ending.kill_grace,
+        children: options.ending.children,
+        held: "membership",
     };
     match run(&job, &Membership, signals).await.map_err(|error| cannot_start(&error))? {
         Ended::Exited(code) => Ok(code),
         Ended::Signaled(signal) => Ok(by_signal(signal)),
-        Ended::Lost(why) => Err(Failure::new(LOST, why)),
+        Ended::Lost { why, left } => Err(Failure::new(LOST, format!("{why}; {}", ended_all(&left)))),
     }
 }
 

@@ -8,7 +8,8 @@ use tooz::{Coordinator, Deadline, LockGuard};
 use crate::args::{Backend, Guarded, Lock};
 use crate::backend::{bytes, connect};
 use crate::exit::{Failure, by_signal};
-use crate::run::{Ended, Hold, Job, Signals, run};
+use crate::guard::descendants::{Process, some_are_hidden};
+use crate::run::{Ended, Hold, Job, Signals, list, run};
 use crate::text;
 
 impl Hold for LockGuard {
@@ -63,7 +64,9 @@ async fn hold(
             ("TOOZ_FENCING_TOKEN", guard.token().get().to_string().into()),
             ("TOOZ_MEMBER", member_text(coordinator)),
         ],
-        grace: wanted.kill_grace,
+        grace: wanted.ending.kill_grace,
+        children: wanted.ending.children,
+        held: "lock",
     };
     let ended = run(&job, &guard, signals).await.map_err(|error| cannot_start(&error))?;
     conclude(&what, ended, guard.release(), wanted).await
@@ -109,6 +112,16 @@ pub(crate) fn remedy(options: &Guarded) -> &'static str {
     if options.once { "try again, or wait with --wait" } else { "try again, or wait longer" }
 }
 
+/// Says what became of the command after a loss.
+pub(crate) fn ended_all(left: &[Process]) -> String {
+    let what = match left {
+        [] => "tooz ended the command and all that it started".to_owned(),
+        left => format!("tooz could not end {}; end it by hand", list(left)),
+    };
+    let hidden = "; /proc hides processes of other users (hidepid), which tooz does not find then";
+    what + if some_are_hidden() { hidden } else { "" }
+}
+
 /// Releases the lock or leadership, and returns the exit code.
 pub(crate) async fn conclude(
     what: &str,
@@ -119,7 +132,7 @@ pub(crate) async fn conclude(
     let released = release.await;
     let lost = |why: &str| Failure::new(options.exit_lost, format!("lost {what}: {why}"));
     match (ended, released) {
-        (Ended::Lost(why), _) => Err(lost(&format!("{why}; tooz ended the command's process group"))),
+        (Ended::Lost { why, left }, _) => Err(lost(&format!("{why}; {}", ended_all(&left)))),
         (_, Ok(tooz::driver::Released::WasNotHolder)) => {
             Err(lost("it was no longer held when the command ended; check what the command did"))
         }
@@ -132,7 +145,7 @@ pub(crate) async fn conclude(
             Ok(match ended {
                 Ended::Exited(code) => code,
                 Ended::Signaled(signal) => by_signal(signal),
-                Ended::Lost(_) => options.exit_lost,
+                Ended::Lost { .. } => options.exit_lost,
             })
         }
     }

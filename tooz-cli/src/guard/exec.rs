@@ -55,8 +55,7 @@ fn prepare(orders: &Orders) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits until `tooz` knows the group of this process. From then on any of `tooz`, guard and launcher can kill the
-/// group.
+/// Waits until `tooz` knows this process. From then on any of `tooz`, guard and launcher can kill what it starts.
 fn wait_to_begin(gate: i32) -> io::Result<()> {
     let mut gate = adopt(gate, OpenOptions::new().read(true))?;
     let mut ready = [PollFd::new(gate.as_fd(), PollFlags::POLLIN)];

@@ -15,10 +15,10 @@ use super::link::ourselves;
 use super::orders::{EXEC, Orders};
 use super::protocol::{Order, Report};
 use super::supervisor::{Supervisor, Wake};
-use super::{group, terminal};
+use super::terminal;
 use crate::exit;
 
-/// Runs until the command has ended or the guard is gone.
+/// Runs until it is told to leave, or until the guard is gone.
 pub(super) fn run(orders: &Orders) -> ExitCode {
     match launch(orders) {
         Ok(()) => ExitCode::SUCCESS,
@@ -34,28 +34,29 @@ fn launch(orders: &Orders) -> io::Result<()> {
     let orders = Orders { input: 0, output: 0, parent: getpid(), ..orders.clone() };
     // Wait for the first deadline: the guard could be stopped before it passes one on.
     while !supervisor.orders_seen.iter().any(|order| matches!(order, Order::Deadline(_) | Order::End)) {
-        if supervisor.wait(None)? == Wake::Orphaned {
+        if matches!(supervisor.wait(None)?, Wake::Orphaned | Wake::Left) {
             return Ok(());
         }
     }
+    let mut gate = None;
     if supervisor.is_over() {
         supervisor.report(Report::Signaled(Signal::SIGKILL as i32));
-        return Ok(());
+    } else {
+        // The group exists, with this very number, as soon as the stub runs; it becomes the command.
+        let (child, opened) = stub(&orders)?;
+        gate = Some(opened);
+        let command = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
+        supervisor.child = Some(command);
+        supervisor.report(Report::Started { command, launcher: getpid() });
     }
-    // The group exists, with this very number, as soon as the stub runs; it becomes the command.
-    let (child, gate) = stub(&orders)?;
-    let mut gate = Some(gate);
-    let pid = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
     terminal::release_streams(false);
-    supervisor.started(pid);
-    supervisor.report(Report::Started(pid));
     loop {
         match supervisor.wait(None)? {
-            Wake::Orphaned => return Ok(()),
+            Wake::Orphaned | Wake::Left => return Ok(()),
             Wake::Child => {
-                if let Some(end) = look(pid, &mut supervisor)? {
+                if let Some(end) = look(&mut supervisor)? {
+                    supervisor.child = None;
                     supervisor.report(end);
-                    return Ok(());
                 }
             }
             Wake::Other => {}
@@ -80,18 +81,15 @@ fn stub(orders: &Orders) -> io::Result<(Child, PipeWriter)> {
 }
 
 /// What happened to the command; `Some` is its end.
-fn look(pid: Pid, supervisor: &mut Supervisor) -> io::Result<Option<Report>> {
+fn look(supervisor: &mut Supervisor) -> io::Result<Option<Report>> {
+    let Some(pid) = supervisor.child else { return Ok(None) };
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG;
     loop {
         match waitid(Id::Pid(pid), flags) {
             Ok(WaitStatus::Exited(_, code)) => {
                 return Ok(Some(Report::Exited(u8::try_from(code & 0xff).unwrap_or(u8::MAX))));
             }
-            Ok(WaitStatus::Signaled(_, signal, _)) => {
-                // A signal ended the command, so its children may be in the middle of the protected work.
-                group::kill(pid);
-                return Ok(Some(Report::Signaled(signal as i32)));
-            }
+            Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(Some(Report::Signaled(signal as i32))),
             Ok(WaitStatus::Stopped(_, signal)) => supervisor.report(Report::Stopped(signal as i32)),
             Ok(WaitStatus::StillAlive) => return Ok(None),
             Ok(_) | Err(Errno::EINTR) => {}

@@ -2,29 +2,29 @@
 //!
 //! ```text
 //! tooz            holds the lock; sends every new deadline down
-//!  └─ guard       ends the group when a deadline nears, when `tooz` is gone or when the launcher is gone
-//!      └─ launcher    starts and reaps the command; ends the group when the guard is gone
-//!          └─ command     leader of the process group that is ended
+//!  └─ guard       ends all below it when a deadline nears, when `tooz` is gone or when the launcher is gone
+//!      └─ launcher    starts and reaps the command; ends all below it when the guard is gone
+//!          └─ command     and what it starts, in whichever process group or session
 //! ```
 //!
 //! *Why two processes besides `tooz`.* The promise is that `kill -9` of `tooz`, of its guard, or of both leaves
-//! neither the command nor its children behind. A parent-death signal reaches only the direct child, so
-//! a third process must survive both to send SIGKILL to the group: the launcher. Two pipes join each pair of
-//! neighbours, and a closed pipe means that the neighbour is gone:
+//! neither the command nor its descendants behind. A parent-death signal reaches only the direct child, so
+//! a third process must survive both to kill the descendants: the launcher. All three are child subreapers, so that
+//! every descendant stays below one that lives (see [`descendants`]). Two pipes join each pair of neighbours, and a
+//! closed pipe means that the neighbour is gone:
 //!
-//! | killed -9 | who ends the group |
+//! | killed -9 | who ends the descendants |
 //! |---|---|
 //! | `tooz` | the guard, at the end of its pipe |
-//! | guard | the launcher, at the end of its pipe, and `tooz`, which waits for the guard |
+//! | guard | the launcher, at the end of its pipe, and `tooz`, which then has adopted the launcher |
 //! | launcher | the guard, at the end of its pipe; the command itself by its parent-death signal |
 //! | `tooz` and guard | the launcher |
 //! | `tooz` and launcher | the guard |
 //! | guard and launcher | `tooz`; the command itself by its parent-death signal |
-//! | all three | the command itself by its parent-death signal; its children are *not* ended |
+//! | all three | the command itself by its parent-death signal; what it started is *not* ended |
 //!
-//! *The command begins* only when all three know its group. A stub, which becomes the command, reports its process id
-//! up and waits at a pipe until `tooz` has answered. If the command began earlier, a kill of guard and launcher in that
-//! moment would leave children of the command behind that no process knows of.
+//! *The command begins* only when all three know it. A stub, which becomes the command, reports its process id up and
+//! waits at a pipe until `tooz` has answered. Until then a closed pipe ends it.
 //!
 //! Parent-death signals are set besides (they follow the thread that forked: `tooz` forks on its main thread,
 //! the others have only one), and wake a neighbour whose pipe a stranger might hold open.
@@ -32,19 +32,25 @@
 //! *Deadlines* travel as absolute nanoseconds of `CLOCK_BOOTTIME`, which counts suspend and means the same to
 //! every process of the machine, however late the line is read. The guard alone, whatever `tooz` does, sends
 //! SIGTERM at deadline − grace and SIGKILL shortly before the deadline. The guard passes the lines on, and the
-//! launcher sends the SIGKILL too, in case the guard is stopped. Once a group is being ended no later deadline
-//! saves it: the command has been told to stop.
+//! launcher sends the SIGKILL too, in case the guard is stopped. Once the end has begun no later deadline
+//! puts it off: the command has been told to stop.
+//!
+//! *The end of the command.* A signal that ended it may have left what it started in the middle of the protected work:
+//! `tooz` orders guard and launcher to ask the rest to end, and to kill it after the grace. If the command exited by
+//! itself, `--children` decides. Guard and launcher stay until `tooz` orders them to leave; if `tooz` dies before, they
+//! kill what runs.
 //!
 //! *Groups.* Guard and launcher have process groups of their own, so that neither a `kill -9` of a shell's job
 //! nor a terminal's ^C reaches them, and they block every signal. The command's group is a third one, not
-//! orphaned as long as the launcher lives, so ^Z works. A process that leaves the group (`setsid`, a daemon)
-//! escapes, and one that changed its user (`sudo`) cannot be signalled by us.
+//! orphaned as long as the launcher lives, so ^Z works. Signals of the job go to that group. A process that runs as
+//! another user (`sudo`) cannot be signalled by us; `tooz` names it.
 //!
 //! *Absent:* no unsafe code (hence no `pre_exec`: a stub of ourselves sets up the terminal and the parent-death
 //! signal, then execs the command), no shared memory, no cgroup (needs privileges).
 
+pub(crate) mod descendants;
 mod exec;
-pub(crate) mod group;
+pub(crate) mod killing;
 mod launch;
 mod link;
 mod orders;

@@ -21,7 +21,7 @@ pub(crate) struct Orders {
     pub(crate) parent: Pid,
     /// The process group of `tooz`, from which the command takes the terminal and to which it goes back.
     pub(crate) home: Pid,
-    /// How long before the deadline the group is asked to end.
+    /// How long before the deadline all that the command started is asked to end.
     pub(crate) grace: Duration,
     /// The command and its arguments.
     pub(crate) command: Vec<OsString>,

@@ -12,22 +12,30 @@ pub(crate) enum Order {
     Deadline(Option<Duration>),
     /// The group is known all the way up: the command may begin.
     Begin,
-    /// The lock is lost: end the group at once.
+    /// The lock is lost: kill everything that the command started, at once.
     End,
+    /// The lock is held: ask everything that the command started to end, and kill it after the grace.
+    Finish,
+    /// Nothing is to be ended any more: go, and leave what runs alone.
+    Leave,
 }
 
 /// From the launcher up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Report {
     /// The command is ready to begin as the leader of this group, and waits for [`Order::Begin`].
-    Started(Pid),
+    Started {
+        /// The command's process id, and its group.
+        command: Pid,
+        launcher: Pid,
+    },
     /// It was stopped by this signal.
     Stopped(i32),
-    /// The group is being ended because its deadline came.
+    /// Everything that the command started is being ended because the deadline came.
     Expired,
-    /// The command exited with this code; its background processes go on.
+    /// The command exited with this code. What it started may run.
     Exited(u8),
-    /// The command was ended by this signal, and its group with it.
+    /// This signal ended the command. What it started may run.
     Signaled(i32),
 }
 
@@ -36,6 +44,8 @@ impl Order {
         match line.split_once(' ') {
             None if line == "begin" => Some(Self::Begin),
             None if line == "end" => Some(Self::End),
+            None if line == "finish" => Some(Self::Finish),
+            None if line == "leave" => Some(Self::Leave),
             Some(("deadline", "none")) => Some(Self::Deadline(None)),
             Some(("deadline", nanos)) => {
                 Some(Self::Deadline(Some(Duration::from_nanos(nanos.parse().ok()?))))
@@ -52,21 +62,26 @@ impl fmt::Display for Order {
             Self::Deadline(Some(at)) => write!(f, "deadline {}", at.as_nanos()),
             Self::Begin => f.write_str("begin"),
             Self::End => f.write_str("end"),
+            Self::Finish => f.write_str("finish"),
+            Self::Leave => f.write_str("leave"),
         }
     }
 }
 
 impl Report {
     pub(crate) fn parse(line: &str) -> Option<Self> {
-        let (word, number) = line.split_once(' ').unwrap_or((line, "0"));
-        let number: i32 = number.parse().ok()?;
-        match word {
+        let mut words = line.split(' ');
+        let word = words.next()?;
+        let numbers: Vec<i32> = words.map(|number| number.parse().ok()).collect::<Option<_>>()?;
+        match (word, numbers.as_slice()) {
             // kill(2) gives 0, 1 and negative numbers meanings that must never come from a mangled line.
-            "started" if number > 1 => Some(Self::Started(Pid::from_raw(number))),
-            "stopped" => Some(Self::Stopped(number)),
-            "expired" => Some(Self::Expired),
-            "exited" => Some(Self::Exited(u8::try_from(number).ok()?)),
-            "signaled" => Some(Self::Signaled(number)),
+            ("started", &[command, launcher]) if command > 1 && launcher > 1 => {
+                Some(Self::Started { command: Pid::from_raw(command), launcher: Pid::from_raw(launcher) })
+            }
+            ("stopped", &[signal]) => Some(Self::Stopped(signal)),
+            ("expired", []) => Some(Self::Expired),
+            ("exited", &[code]) => Some(Self::Exited(u8::try_from(code).ok()?)),
+            ("signaled", &[signal]) => Some(Self::Signaled(signal)),
             _ => None,
         }
     }
@@ -75,7 +90,7 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Started(pid) => write!(f, "started {pid}"),
+            Self::Started { command, launcher } => write!(f, "started {command} {launcher}"),
             Self::Stopped(signal) => write!(f, "stopped {signal}"),
             Self::Expired => f.write_str("expired"),
             Self::Exited(code) => write!(f, "exited {code}"),
@@ -116,11 +131,12 @@ mod tests {
     #[test]
     fn every_line_is_read_as_it_was_written() {
         let deadlines = [Order::Deadline(None), Order::Deadline(Some(Duration::from_nanos(17)))];
-        for order in [Order::Begin, Order::End].into_iter().chain(deadlines) {
+        let words = [Order::Begin, Order::End, Order::Finish, Order::Leave];
+        for order in words.into_iter().chain(deadlines) {
             assert_eq!(Order::parse(&order.to_string()), Some(order));
         }
         let reports = [
-            Report::Started(Pid::from_raw(7)),
+            Report::Started { command: Pid::from_raw(7), launcher: Pid::from_raw(6) },
             Report::Stopped(20),
             Report::Expired,
             Report::Exited(255),
@@ -136,7 +152,8 @@ mod tests {
         for line in ["", "deadline", "deadline -1", "deadline x", "ended", "end now", "begin 1"] {
             assert_eq!(Order::parse(line), None, "{line}");
         }
-        for line in ["started 1", "started 0", "started -7", "started", "exited 256", "exited x", "x 1"] {
+        let started = ["started 1 7", "started 7 0", "started -7 7", "started 7", "started"];
+        for line in started.into_iter().chain(["exited 256", "exited x", "exited", "expired 1", "x 1"]) {
             assert_eq!(Report::parse(line), None, "{line}");
         }
     }

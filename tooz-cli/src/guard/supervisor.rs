@@ -1,5 +1,5 @@
-//! What guard and launcher have in common: they block every signal, listen to the parent, and end the group when
-//! its deadline nears or the parent is gone.
+//! What guard and launcher have in common: they block every signal, listen to the parent, and end what the command
+//! started when the deadline nears or the parent is gone.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -7,18 +7,20 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl::{set_child_subreaper, set_pdeathsig};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::unistd::{Pid, getppid};
 
-use super::group;
+use super::descendants::{self, Descendants};
+use super::killing::Killing;
 use super::link::{Heard, Link};
 use super::orders::Orders;
 use super::protocol::{Lines, Order, Report};
 
-/// SIGKILL is sent this long before the deadline: the kernel needs a moment to end a large process, and the group
+/// SIGKILL is sent this long before the deadline: the kernel needs a moment to end a large process, and everything
 /// must be gone when the lock can move. Never more than a quarter of the grace, which would make SIGTERM useless.
 const LEAD: Duration = Duration::from_millis(100);
 /// And at least this long, however short the grace.
@@ -27,7 +29,9 @@ const LEAST_LEAD: Duration = Duration::from_millis(20);
 /// Why the loop woke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wake {
-    /// The parent is gone and the group is being killed.
+    /// The parent told us to leave what runs alone.
+    Left,
+    /// The parent is gone, and all has been killed.
     Orphaned,
     /// Something may have happened to the child.
     Child,
@@ -43,12 +47,14 @@ pub(super) struct Supervisor {
     timer: TimerFd,
     deadline: Option<Duration>,
     grace: Duration,
-    /// Set once the group has been told to end; from then on no deadline is put off.
+    /// Set once all have been told to end; from then on no deadline is put off.
     ending: Option<Duration>,
-    killed: bool,
-    /// Whether this process sends SIGTERM before SIGKILL: only the guard does, so that the command sees one SIGTERM.
+    killing: Option<Killing>,
+    /// Whether this process sends SIGTERM before SIGKILL: only the guard does, so that each sees one SIGTERM.
     asks: bool,
-    pub(super) group: Option<Pid>,
+    /// The child that is reaped elsewhere.
+    pub(super) child: Option<Pid>,
+    pub(super) descendants: Descendants,
     pub(super) orders_seen: Vec<Order>,
 }
 
@@ -58,7 +64,8 @@ impl Supervisor {
         SigSet::all().thread_block()?;
         let parent = Link::adopt(orders.input, orders.output)?;
         // Only wakes the loop, which then finds that getppid changed.
-        nix::sys::prctl::set_pdeathsig(Signal::SIGUSR1)?;
+        set_pdeathsig(Signal::SIGUSR1)?;
+        set_child_subreaper(true)?;
         let mut set = SigSet::empty();
         set.add(Signal::SIGCHLD);
         set.add(Signal::SIGUSR1);
@@ -71,9 +78,10 @@ impl Supervisor {
             deadline: None,
             grace: orders.grace,
             ending: None,
-            killed: false,
+            killing: None,
             asks,
-            group: None,
+            child: None,
+            descendants: Descendants::of_this_process(),
             orders_seen: Vec::new(),
         })
     }
@@ -83,25 +91,19 @@ impl Supervisor {
         self.parent.send(report);
     }
 
-    /// Whether the group has been killed, or was to be before there was one.
+    /// Whether the killing has begun.
     pub(super) fn is_over(&self) -> bool {
-        self.killed
+        self.killing.is_some()
     }
 
-    /// Kills the group if it is known.
+    /// Kills everything that runs now; `wait` goes on with it.
     pub(super) fn kill(&mut self) {
-        self.killed = true;
-        if let Some(group) = self.group {
-            group::kill(group);
-        }
+        self.killing.get_or_insert_default().strike(&self.descendants);
     }
 
-    /// Learns the group. One that was to be killed before it was known is killed now.
-    pub(super) fn started(&mut self, group: Pid) {
-        self.group = Some(group);
-        if self.killed {
-            group::kill(group);
-        }
+    /// Kills until nothing is left that can be killed.
+    pub(super) fn kill_all(&mut self) {
+        self.killing.get_or_insert_default().finish(&self.descendants);
     }
 
     /// Waits until something happens and deals with what concerns both roles. `beside` is watched, too.
@@ -123,16 +125,22 @@ impl Supervisor {
             while let Ok(Some(signal)) = self.signals.read_signal() {
                 child |= signal.ssi_signo == Signal::SIGCHLD as u32;
             }
+            descendants::reap_adopted(self.child);
         }
-        let heard = if woken[0] { self.parent.read() } else { Heard::Bytes(Vec::new()) };
-        if matches!(heard, Heard::Gone(_)) || getppid() != self.parent_pid {
-            self.kill();
+        let (heard, mut gone) = match if woken[0] { self.parent.read() } else { Heard::Bytes(Vec::new()) } {
+            Heard::Bytes(bytes) => (bytes, false),
+            Heard::Gone(bytes) => (bytes, true),
+        };
+        gone |= getppid() != self.parent_pid;
+        for order in self.lines.push(&heard).iter().filter_map(|line| Order::parse(line)) {
+            self.obey(order);
+        }
+        if self.orders_seen.contains(&Order::Leave) {
+            return Ok(Wake::Left);
+        }
+        if gone {
+            self.kill_all();
             return Ok(Wake::Orphaned);
-        }
-        if let Heard::Bytes(bytes) = heard {
-            for order in self.lines.push(&bytes).iter().filter_map(|line| Order::parse(line)) {
-                self.obey(order);
-            }
         }
         if woken[2] {
             // Nothing to read if it was set again meanwhile; the clock decides anyway.
@@ -147,7 +155,11 @@ impl Supervisor {
         self.orders_seen.push(order);
         match order {
             Order::Deadline(deadline) if self.ending.is_none() => self.deadline = deadline,
-            Order::Deadline(_) | Order::Begin => {}
+            Order::Deadline(_) | Order::Begin | Order::Leave => {}
+            Order::Finish => {
+                let end = boot_time() + self.grace + self.lead();
+                self.end(self.deadline.map_or(end, |deadline| deadline.min(end)));
+            }
             Order::End => self.kill(),
         }
     }
@@ -158,13 +170,23 @@ impl Supervisor {
 
     /// The next moment at which to act.
     fn next(&self) -> Option<Duration> {
-        if self.killed {
-            return None;
+        if let Some(killing) = &self.killing {
+            return killing.next;
         }
         let kill = self.ending.or(self.deadline)?.saturating_sub(self.lead());
         match self.ending {
             None if self.asks => Some(self.deadline?.saturating_sub(self.grace).min(kill)),
             _ => Some(kill),
+        }
+    }
+
+    /// Asks all to end, and lets them be killed shortly before `at`.
+    fn end(&mut self, at: Duration) {
+        if self.ending.is_none() {
+            self.ending = Some(at);
+            if self.asks && !self.is_over() {
+                self.descendants.ask();
+            }
         }
     }
 
@@ -174,14 +196,9 @@ impl Supervisor {
         if self.next().is_none_or(|next| now < next) {
             return;
         }
-        if self.ending.is_none() {
-            self.ending = self.deadline;
+        if let (None, None, Some(deadline)) = (&self.killing, self.ending, self.deadline) {
             self.report(Report::Expired);
-            if let (true, Some(group)) = (self.asks, self.group) {
-                group::signal(group, Signal::SIGTERM);
-                // A stopped command could not act on it.
-                group::signal(group, Signal::SIGCONT);
-            }
+            self.end(deadline);
         }
         if self.next().is_some_and(|next| now >= next) {
             self.kill();

@@ -3,6 +3,9 @@
 use std::io;
 use std::process::ExitCode;
 
+use nix::unistd::Pid;
+
+use super::descendants::Process;
 use super::link::{Heard, Link, Prepared};
 use super::orders::{LAUNCH, Orders};
 use super::protocol::{Lines, Report};
@@ -10,7 +13,7 @@ use super::supervisor::{Supervisor, Wake};
 use super::terminal;
 use crate::exit;
 
-/// Runs until the launcher has reported the command's end, or until one of its neighbours is gone.
+/// Runs until it is told to leave, or until one of its neighbours is gone.
 pub(super) fn run(orders: &Orders) -> ExitCode {
     match guard(orders) {
         Ok(()) => ExitCode::SUCCESS,
@@ -25,47 +28,54 @@ fn guard(orders: &Orders) -> io::Result<()> {
     let mut supervisor = Supervisor::new(orders, true)?;
     let (mut prepared, mut launcher) = Prepared::new(LAUNCH, orders)?;
     let mut child = prepared.command.spawn()?;
+    let pid = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
+    supervisor.child = Some(pid);
+    supervisor.descendants.own.extend(Process::of(pid));
     // Close our copies of its pipe ends; otherwise we would never read the end of its pipe.
     drop(prepared);
     terminal::release_streams(true);
     let mut lines = Lines::default();
-    let mut over = false;
-    while !over {
+    let mut command = None;
+    loop {
         let wake = supervisor.wait(Some(launcher.input()))?;
         for order in std::mem::take(&mut supervisor.orders_seen) {
             launcher.send(order);
         }
-        if wake == Wake::Orphaned {
+        if matches!(wake, Wake::Orphaned | Wake::Left)
+            || !relay(&mut supervisor, &mut launcher, &mut lines, &mut command)
+        {
             break;
         }
-        over = relay(&mut supervisor, &mut launcher, &mut lines);
     }
-    if let Some(group) = supervisor.group {
+    if let Some(group) = command {
         // A living `tooz` does it, too. If `tooz` was killed, the shell script around it must get the terminal back.
         terminal::pass(group, orders.home);
     }
-    // The launcher is about to end: it has reported, or it reads the end of our pipe.
+    // The launcher is about to end: it was told to leave, or it reads the end of our pipe.
     drop(launcher);
     let _ = child.wait();
     Ok(())
 }
 
-/// Passes reports on to `tooz`; returns whether the command has ended or the launcher is dead.
-fn relay(supervisor: &mut Supervisor, launcher: &mut Link, lines: &mut Lines) -> bool {
+/// Passes reports on to `tooz`; returns whether the launcher lives. If not, all that the command started is killed.
+fn relay(
+    supervisor: &mut Supervisor,
+    launcher: &mut Link,
+    lines: &mut Lines,
+    command: &mut Option<Pid>,
+) -> bool {
     let (bytes, gone) = match launcher.read() {
         Heard::Bytes(bytes) => (bytes, false),
         Heard::Gone(bytes) => (bytes, true),
     };
     for report in lines.push(&bytes).iter().filter_map(|line| Report::parse(line)) {
         supervisor.report(report);
-        match report {
-            Report::Started(group) => supervisor.started(group),
-            Report::Exited(_) | Report::Signaled(_) => return true,
-            Report::Stopped(_) | Report::Expired => {}
+        if let Report::Started { command: pid, .. } = report {
+            *command = Some(pid);
         }
     }
     if gone {
-        supervisor.kill();
+        supervisor.kill_all();
     }
-    gone
+    !gone
 }

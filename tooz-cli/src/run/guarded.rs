@@ -7,15 +7,15 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use nix::sys::prctl::set_child_subreaper;
 use nix::unistd::{Pid, getpgrp};
 use tokio::net::unix::pipe;
 use tokio::process::Child;
 
+use crate::args::Children;
+use crate::guard::descendants::{Descendants, Process, own_children};
 use crate::guard::protocol::{Lines, Order, Report};
-use crate::guard::{GUARD, Orders, Prepared, group};
-
-/// How often to check whether the group is gone. The kernel takes a few milliseconds, and no event announces the end.
-const LOOK: Duration = Duration::from_millis(2);
+use crate::guard::{GUARD, Orders, Prepared};
 
 /// What to run.
 #[derive(Debug)]
@@ -24,8 +24,12 @@ pub(crate) struct Job<'a> {
     pub(crate) command: &'a [OsString],
     /// Variables for its environment, besides those of `tooz`.
     pub(crate) environment: Vec<(&'static str, OsString)>,
-    /// Time between SIGTERM and SIGKILL when the deadline nears.
+    /// Time between SIGTERM and SIGKILL.
     pub(crate) grace: Duration,
+    /// What happens to what the command started and left running when it exited.
+    pub(crate) children: Children,
+    /// What the command runs under, for messages.
+    pub(crate) held: &'static str,
 }
 
 #[derive(Debug)]
@@ -35,8 +39,14 @@ pub(super) struct Guard {
     orders: File,
     lines: Lines,
     queue: VecDeque<Report>,
-    /// The command's group, once it is known.
+    /// The guard itself.
+    pub(super) pid: Option<Pid>,
+    /// The command, whose group has the same number.
+    pub(super) command: Option<Pid>,
+    /// The command's group, while the command runs.
     pub(super) group: Option<Pid>,
+    /// What the command started.
+    pub(super) descendants: Descendants,
 }
 
 impl Guard {
@@ -51,19 +61,27 @@ impl Guard {
             grace,
             command: job.command.to_vec(),
         };
+        let mut descendants = Descendants::of_this_process();
+        descendants.strangers = own_children();
+        set_child_subreaper(true)?;
         let (mut prepared, link) = Prepared::new(GUARD, &orders)?;
         prepared.command.envs(job.environment.iter().map(|(name, value)| (name, value)));
         let (input, output): (OwnedFd, OwnedFd) = link.into_ends();
         let command = std::mem::replace(&mut prepared.command, std::process::Command::new(""));
         let child = tokio::process::Command::from(command).spawn()?;
         drop(prepared);
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw);
+        descendants.own.extend(pid.and_then(Process::of));
         Ok(Self {
             child,
             reports: pipe::Receiver::from_owned_fd(input)?,
             orders: output.into(),
             lines: Lines::default(),
             queue: VecDeque::new(),
+            pid,
+            command: None,
             group: None,
+            descendants,
         })
     }
 
@@ -77,8 +95,14 @@ impl Guard {
     pub(super) async fn report(&mut self) -> Option<Report> {
         loop {
             if let Some(report) = self.queue.pop_front() {
-                if let Report::Started(group) = report {
-                    self.group = Some(group);
+                match report {
+                    Report::Started { command, launcher } => {
+                        (self.command, self.group) = (Some(command), Some(command));
+                        self.descendants.own.extend(Process::of(launcher));
+                    }
+                    // Its number may go to another group now.
+                    Report::Exited(_) | Report::Signaled(_) => self.group = None,
+                    Report::Stopped(_) | Report::Expired => {}
                 }
                 return Some(report);
             }
@@ -96,24 +120,19 @@ impl Guard {
         }
     }
 
-    /// Kills the command's group, by the guard and directly.
-    pub(super) fn kill(&mut self) {
-        self.order(Order::End);
-        if let Some(group) = self.group {
-            group::kill(group);
+    /// Takes note of processes that became children of `tooz` and do not belong to the command. As long as the guard runs,
+    /// it adopts what the command started.
+    pub(super) fn note_strangers(&mut self) {
+        let mut children = own_children();
+        if self.pid.and_then(Process::of).is_some_and(|guard| guard.is_running) {
+            children.retain(|child| Some(child.pid) != self.pid);
+            self.descendants.strangers = children;
         }
     }
 
-    /// Waits until no process of the group runs, without a time limit. A process in the middle of a write that the
-    /// kernel cannot interrupt still belongs to the work that the lock protects.
-    pub(super) async fn gone(&self) {
-        while self.group.is_some_and(|group| !group::is_gone(group)) {
-            tokio::time::sleep(LOOK).await;
-        }
-    }
-
-    /// Waits for the guard itself, so that it leaves no zombie.
-    pub(super) async fn reap(mut self) {
+    /// Lets what runs alone, and waits for the guard itself, so that it leaves no zombie.
+    pub(super) async fn leave(mut self) {
+        self.order(Order::Leave);
         drop(self.orders);
         let _ = self.child.wait().await;
     }

@@ -3,7 +3,8 @@
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, getsid};
 
-use crate::guard::{group, terminal};
+use crate::guard::descendants::Process;
+use crate::guard::terminal;
 
 /// Passes a signal that `tooz` received on to the command's group.
 pub(super) fn pass_on(signal: Signal, group: Pid, home: Pid) {
@@ -11,7 +12,12 @@ pub(super) fn pass_on(signal: Signal, group: Pid, home: Pid) {
         // After `fg` our group has the terminal and passes it on; after `bg` our group does not have it.
         terminal::pass(home, group);
     }
-    group::signal(group, signal);
+    send(group, signal);
+}
+
+/// Sends `signal` to every process of the group. Errors are ignored: the group may be gone or run as another user.
+pub(super) fn send(group: Pid, signal: Signal) {
+    let _ = killpg(group, signal);
 }
 
 /// The command was stopped by `signal`. If that came from the terminal, our own job stops with it, so that the
@@ -29,7 +35,7 @@ pub(super) fn stopped(signal: i32, group: Option<Pid>, home: Pid) {
             terminal::pass(home, group);
         }
         if signal == Signal::SIGTSTP as i32 {
-            group::signal(group, Signal::SIGCONT);
+            send(group, Signal::SIGCONT);
         }
         return;
     }
@@ -40,7 +46,7 @@ pub(super) fn stopped(signal: i32, group: Option<Pid>, home: Pid) {
 /// Whether no shell controls the group: no process of the session outside the group is a member's parent. Only the
 /// group's leader is examined. A group whose leader is gone counts as orphaned, so ^Z has no effect there.
 fn is_orphaned(home: Pid) -> bool {
-    let parent = group::stat(home.as_raw()).and_then(|leader| group::stat(leader.parent.as_raw()));
+    let parent = Process::of(home).and_then(|leader| Process::of(leader.parent));
     let session = getsid(None).ok();
     parent.is_none_or(|parent| Some(parent.session) != session || parent.group == home)
 }

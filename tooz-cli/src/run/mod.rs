@@ -10,11 +10,14 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::unistd::getpgrp;
-use tokio::time::sleep;
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tooz::Deadline;
 
+use crate::args::Children;
+use crate::guard::descendants::Process;
+use crate::guard::killing::Killing;
 use crate::guard::protocol::{Order, Report};
-use crate::guard::{boot_time, group, terminal};
+use crate::guard::{boot_time, terminal};
 use guarded::Guard;
 pub(crate) use guarded::Job;
 pub(crate) use signals::Signals;
@@ -34,26 +37,38 @@ pub(crate) trait Hold {
 }
 
 /// How the command ended.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Ended {
     /// The command exited with this code.
     Exited(u8),
-    /// This signal ended it.
+    /// This signal ended the command.
     Signaled(i32),
-    /// The lock or leadership was lost for this reason, and the command's group was killed.
-    Lost(String),
+    /// The lock or leadership was lost, and all that the command started was killed.
+    Lost {
+        /// The reason.
+        why: String,
+        /// What could not be killed.
+        left: Vec<Process>,
+    },
 }
 
 /// How often `tooz` reads the deadline. A renewal moves the deadline every third of a ttl, and a ttl is at least a
 /// second.
 const LOOK: Duration = Duration::from_millis(100);
+/// How often it looks whether what the command started has ended. No event announces the end of a process that is no
+/// child.
+const LOOK_FOR_END: Duration = Duration::from_millis(10);
+/// How long a killed process may take before `tooz` names it. The kernel needs milliseconds, unless the process waits
+/// for a disk.
+const KILLED: Duration = Duration::from_secs(1);
 
 const TOO_LATE: &str = "the session was not renewed before its deadline";
 
 /// Runs `job` to its end.
 ///
-/// Must be polled on the main thread, which lives as long as `tooz`. When it returns [`Ended::Signaled`] or
-/// [`Ended::Lost`], no member of the command's group runs any more.
+/// Must be polled on the main thread, which lives as long as `tooz`. When it returns, nothing that the command started
+/// runs any more, but for what [`Ended::Lost`] names, what [`Children::Leave`] leaves alone, and what a second signal
+/// told `tooz` not to wait for.
 pub(crate) async fn run(job: &Job<'_>, held: &impl Hold, signals: &mut Signals) -> io::Result<Ended> {
     signals.catch_job()?;
     let mut deadline = absolute(held.deadline());
@@ -61,70 +76,148 @@ pub(crate) async fn run(job: &Job<'_>, held: &impl Hold, signals: &mut Signals) 
     // The first deadline is at most a ttl away, so this is at most a third of the ttl.
     let grace = left.map_or(job.grace, |left| job.grace.min(left / 3));
     let mut guard = Guard::start(job, grace)?;
+    signals.guard = guard.pid;
     guard.order(Order::Deadline(deadline));
     let ending = held.lost();
     tokio::pin!(ending);
     let mut lost: Option<String> = None;
-    let mut told = false;
+    let mut end: Option<Ended> = None;
     let mut early = Vec::new();
+    let mut finishing: Option<Duration> = None;
+    let mut named = false;
     let home = getpgrp();
-    let end = loop {
+    let (mut look, mut look_for_end) = (interval(LOOK), interval(LOOK_FOR_END));
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    look_for_end.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
         tokio::select! {
             biased;
             // Reports come first: once the command has ended, no signal must go to its group, which may be gone.
             report = guard.report() => match report {
-                Some(Report::Started(group)) => {
+                Some(Report::Started { command, .. }) => {
                     for signal in early.drain(..) {
-                        group::signal(group, signal);
+                        job_control::send(command, signal);
                     }
-                    if lost.is_some() {
-                        guard.kill();
-                    } else {
-                        guard.order(Order::Begin);
-                    }
+                    guard.order(Order::Begin);
                 }
                 Some(Report::Stopped(signal)) => job_control::stopped(signal, guard.group, home),
                 Some(Report::Expired) => lost = lost.or_else(|| held.reason().or_else(|| Some(TOO_LATE.into()))),
-                Some(Report::Exited(code)) => break Some(Ended::Exited(code)),
-                Some(Report::Signaled(signal)) => break Some(Ended::Signaled(signal)),
-                None => break None,
+                Some(Report::Exited(code)) => {
+                    end = Some(Ended::Exited(code));
+                    match job.children {
+                        Children::Leave if lost.is_none() => break,
+                        Children::Leave | Children::Wait => {}
+                        Children::End => finish(&mut guard, &mut finishing),
+                    }
+                }
+                Some(Report::Signaled(signal)) => {
+                    end = Some(Ended::Signaled(signal));
+                    finish(&mut guard, &mut finishing);
+                }
+                None => {
+                    lost = lost.or_else(|| Some("the guard process, which ends the command in time, was killed".into()));
+                    break;
+                }
             },
             // Polled also after the guard has acted: the reason of the loss says more than the guard's report.
-            reason = &mut ending, if !told => {
-                told = true;
+            reason = &mut ending => {
                 lost = Some(reason);
-                guard.kill();
+                break;
             }
             signal = signals.next() => match guard.group {
                 Some(group) => job_control::pass_on(signal, group, home),
-                None => early.push(signal),
+                None if end.is_none() => early.push(signal),
+                None if !signals::is_ending(signal) => {}
+                None if named => break,
+                None => finish(&mut guard, &mut finishing),
             },
-            () = sleep(LOOK), if lost.is_none() => {
+            _ = look_for_end.tick(), if end.is_some() => {
+                if guard.descendants.are_gone() {
+                    break;
+                }
+                if !named && finishing.is_some_and(|at| boot_time() > at + grace + KILLED) {
+                    named = true;
+                    name_survivors(&guard.descendants.running());
+                }
+            }
+            _ = look.tick(), if lost.is_none() => {
                 let now = absolute(held.deadline());
                 if moved(deadline, now) {
                     deadline = now;
                     guard.order(Order::Deadline(now));
                 }
+                guard.note_strangers();
             }
         }
-    };
-    if end.is_none() {
-        // The guard was killed. The launcher kills the group, too.
-        guard.kill();
-        lost = lost.or_else(|| Some("the guard process, which ends the command in time, was killed".into()));
     }
-    if !matches!(end, Some(Ended::Exited(_))) {
-        guard.gone().await;
+    let left = if lost.is_some() { kill(&mut guard, held, signals).await } else { Vec::new() };
+    if let (None, Some(Ended::Exited(_)), Children::Leave) = (&lost, &end, job.children) {
+        let left =
+            guard.descendants.glance().filter(Vec::is_empty).unwrap_or_else(|| guard.descendants.running());
+        if !left.is_empty() {
+            let held = job.held;
+            eprintln!(
+                "tooz: the command exited, and what it started still runs without the {held}: {}",
+                list(&left)
+            );
+        }
     }
-    if let Some(group) = guard.group {
-        terminal::pass(group, home);
+    if let Some(command) = guard.command {
+        terminal::pass(command, home);
     }
-    guard.reap().await;
+    guard.leave().await;
     Ok(match (lost, end) {
-        (Some(reason), _) => Ended::Lost(reason),
+        (Some(why), _) => Ended::Lost { why, left },
         (None, Some(end)) => end,
         (None, None) => Ended::Signaled(Signal::SIGKILL as i32),
     })
+}
+
+/// Orders that all be asked to end, and be killed after the grace.
+fn finish(guard: &mut Guard, since: &mut Option<Duration>) {
+    guard.order(Order::Finish);
+    since.get_or_insert_with(boot_time);
+}
+
+/// Kills all that the command started, by the guard and directly, and waits until it is gone. Returns what is left of it
+/// after a while if the lock is lost. As long as the lock is held, the wait goes on: a process in the middle of a write
+/// that the kernel cannot interrupt still belongs to the work that the lock protects. A second signal ends the wait.
+async fn kill(guard: &mut Guard, held: &impl Hold, signals: &mut Signals) -> Vec<Process> {
+    guard.order(Order::End);
+    let mut killing = Killing::default();
+    let mut named = false;
+    loop {
+        killing.strike(&guard.descendants);
+        let left: Vec<_> = killing.left.iter().map(|left| left.process).collect();
+        if left.is_empty() {
+            return left;
+        }
+        if killing.lasts() > KILLED {
+            if held.reason().is_some() {
+                return left;
+            }
+            if !named {
+                named = true;
+                name_survivors(&left);
+            }
+        }
+        tokio::select! {
+            signal = signals.next() => if named && signals::is_ending(signal) { return left },
+            () = sleep(LOOK_FOR_END) => {}
+        }
+    }
+}
+
+fn name_survivors(left: &[Process]) {
+    eprintln!(
+        "tooz: waiting for what could not be killed: {}; end it by hand, or send tooz a second signal to leave it alone",
+        list(left)
+    );
+}
+
+/// Processes for a message.
+pub(crate) fn list(processes: &[Process]) -> String {
+    processes.iter().map(Process::describe).collect::<Vec<_>>().join(", ")
 }
 
 /// The deadline on the boot-time clock, which every process of the machine reads alike. The clock is read first,

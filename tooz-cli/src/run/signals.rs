@@ -6,7 +6,10 @@ use std::io;
 use std::task::Poll;
 
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use tokio::signal::unix::{self, SignalKind};
+
+use crate::guard::descendants::reap_adopted;
 
 /// By default each ends a process. `tooz` releases what it holds before it ends.
 const ENDING: [Signal; 6] =
@@ -19,14 +22,17 @@ const OF_A_JOB: [Signal; 3] = [Signal::SIGTSTP, Signal::SIGCONT, Signal::SIGWINC
 #[derive(Debug)]
 pub(crate) struct Signals {
     streams: Vec<(Signal, unix::Signal)>,
-    /// Never read. If our parent ignored SIGCHLD, children could not be waited for; catching the signal undoes that.
-    _child: unix::Signal,
+    /// If our parent ignored SIGCHLD, children could not be waited for; catching the signal undoes that.
+    child: unix::Signal,
+    /// The child that the runtime reaps.
+    pub(super) guard: Option<Pid>,
 }
 
 impl Signals {
     /// Catches the signals that end a process.
     pub(crate) fn catch() -> io::Result<Self> {
-        let mut signals = Self { streams: Vec::new(), _child: unix::signal(SignalKind::child())? };
+        let mut signals =
+            Self { streams: Vec::new(), child: unix::signal(SignalKind::child())?, guard: None };
         signals.add(&ENDING)?;
         Ok(signals)
     }
@@ -48,9 +54,12 @@ impl Signals {
         Ok(())
     }
 
-    /// The next signal. Cancel-safe.
+    /// The next signal. Cancel-safe. While it is awaited, adopted processes are reaped.
     pub(crate) async fn next(&mut self) -> Signal {
         poll_fn(|context| {
+            while let Poll::Ready(Some(())) = self.child.poll_recv(context) {
+                reap_adopted(self.guard);
+            }
             for (signal, stream) in &mut self.streams {
                 if let Poll::Ready(Some(())) = stream.poll_recv(context) {
                     return Poll::Ready(*signal);
@@ -60,6 +69,11 @@ impl Signals {
         })
         .await
     }
+}
+
+/// Whether this signal asks a process to end.
+pub(super) fn is_ending(signal: Signal) -> bool {
+    matches!(signal, Signal::SIGINT | Signal::SIGTERM | Signal::SIGHUP | Signal::SIGQUIT)
 }
 
 /// The signals that this process ignores, one bit each. No other safe interface tells the disposition.

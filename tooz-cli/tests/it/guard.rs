@@ -41,7 +41,8 @@ impl Guard {
     fn prepare(place: &TestBackend, grace: u32, first: &str, script: &str) -> Self {
         let mut guard = Self::unprepared(place, grace, first, script);
         let report = guard.report();
-        guard.group = report.strip_prefix("started ").unwrap().parse().unwrap();
+        let command = report.strip_prefix("started ").and_then(|rest| rest.split(' ').next());
+        guard.group = command.unwrap().parse().unwrap();
         guard
     }
 
@@ -116,6 +117,7 @@ fn asked_and_then_killed() -> bool {
         last = guard.report();
     }
     assert_eq!(last, "signaled 9");
+    guard.order("leave");
     assert_eq!(guard.process.code(), 0);
     given_the_grace && before_the_deadline
 }
@@ -148,6 +150,7 @@ fn without_a_deadline_the_command_ends_by_itself() {
     let place = TestBackend::new();
     let mut guard = Guard::start(&place, 100, "deadline none", "exit 7");
     assert_eq!(guard.report(), "exited 7");
+    guard.order("leave");
     assert_eq!(guard.process.code(), 0);
 }
 
@@ -201,6 +204,7 @@ fn a_command_whose_deadline_has_passed_is_not_started() {
         last = guard.report();
     }
     assert_eq!(last, "signaled 9");
+    guard.order("leave");
     guard.process.code();
     assert!(!place.path("ran").exists());
 }

@@ -253,3 +253,35 @@ fn what_a_command_leaves_behind_when_it_exits_by_itself_goes_on() {
     std::fs::write(place.path("go"), "").unwrap();
     place.wait_for("done");
 }
+
+/// A shell that has started something becomes `tooz` (`logger & exec tooz lock …`).
+#[test]
+fn a_child_that_tooz_had_before_is_no_part_of_the_command() {
+    let place = TestBackend::new();
+    let script = "sh -c 'echo $$ > before; until [ -e go ]; do sleep 0.02; done' >/dev/null 2>&1 & \
+                  until [ -s before ]; do sleep 0.02; done; exec \"$0\" lock --children wait x -- sh -c \"$1\"";
+    let start = |command: &str| {
+        let mut shell = process("sh");
+        shell.args(["-c", script, env!("CARGO_BIN_EXE_tooz"), command]);
+        shell.env("TOOZ_URL", place.url()).current_dir(place.path("")).stdin(Stdio::null());
+        Running::start(shell)
+    };
+    assert_eq!(start("exit 3").code(), 3, "nothing to wait for");
+    let mut lost = start("echo 1 > holds; exec sleep 300");
+    place.wait_for("holds");
+    assert_eq!(place.run(&["break", "x", "--reason", "test"]).code, Some(0));
+    assert_eq!(lost.code(), 74);
+    assert!(runs(place.number("before")), "the command did not start it");
+    std::fs::write(place.path("go"), "").unwrap();
+}
+
+#[test]
+fn children_can_be_ended_with_the_command() {
+    let place = TestBackend::new();
+    let script = "setsid -f sh -c 'trap \"echo asked > asked; exit\" TERM; echo $$ > child; while :; do sleep 0.02; done' \
+                  >/dev/null 2>&1; until [ -s child ]; do sleep 0.02; done; exit 5";
+    let ended = place.run(&["lock", "--children", "end", "x", "--", "sh", "-c", script]);
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(5), ""));
+    assert!(!runs(place.number("child")));
+    assert_eq!(place.read("asked"), "asked\n", "it is asked before it is killed");
+}

@@ -247,7 +247,7 @@ fn help_tells_the_exit_codes_and_what_escapes() {
     assert!(help.stdout.contains("75 not acquired"));
     // Wrapped to the width of a terminal.
     let lock = place.run(&["lock", "--help"]).stdout.split_whitespace().collect::<Vec<_>>().join(" ");
-    for word in ["TOOZ_FENCING_TOKEN", "setsid", "the next holder may run already", "kill -9"] {
+    for word in ["TOOZ_FENCING_TOKEN", "systemd-run", "the next holder may run already", "kill -9"] {
         assert!(lock.contains(word), "{word}");
     }
     assert_eq!(place.run(&["--version"]).code, Some(0));

@@ -14,6 +14,7 @@ macro_rules! tests {
 #[allow(unreachable_pub, clippy::redundant_pub_crate)]
 #[path = "../common/mod.rs"]
 mod common;
+mod descendants;
 mod doctor;
 mod rounds;
 mod terminal;
@@ -40,6 +41,8 @@ fn main() -> ExitCode {
     let mut all = trials("terminal", None, &terminal::TESTS);
     let no_users = users::missing().map(|why| format!("root, who may be other users and mount: {why}"));
     all.extend(trials("users", no_users.as_ref(), &users::TESTS));
+    all.extend(trials("descendants", no_redis.as_ref(), &descendants::TESTS));
+    all.extend(trials("descendants", no_redis.as_ref().or(no_users.as_ref()), &descendants::AS_ROOT));
     all.extend(trials("doctor", no_redis.as_ref(), &doctor::TESTS));
     all.extend(trials("rounds", no_redis.as_ref(), &rounds::REDIS));
     #[cfg(feature = "etcd")]

@@ -1,17 +1,21 @@
-//! Looking at files that may only be read, and on a full disk. Root starts processes of other users, who need not exist.
+//! Looking at files that may only be read, and on a full disk; commands that run as another user, and `tooz` as the first
+//! process of a container. Root starts processes of other users, who need not exist.
 
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use crate::common::{Running, eventually};
+use crate::common::{self, Running, TestBackend, children, eventually, runs};
 
-pub(crate) const TESTS: [(&str, fn()); 4] = tests![
+pub(crate) const TESTS: [(&str, fn()); 7] = tests![
     a_reader_of_a_database_looks,
     a_reader_of_a_directory_looks,
     a_full_disk_with_a_database_can_be_looked_at,
     a_full_disk_with_a_directory_can_be_looked_at,
+    what_runs_as_another_user_is_named_after_a_loss,
+    hidden_processes_are_mentioned_after_a_loss,
+    the_first_process_of_a_container_reaps_and_does_not_wait_for_strangers,
 ];
 
 const ALICE: u32 = 65_101;
@@ -156,4 +160,75 @@ fn a_full_disk_with_a_database_can_be_looked_at() {
 
 fn a_full_disk_with_a_directory_can_be_looked_at() {
     a_full_disk_can_be_looked_at(|place| format!("file://{}/there", place.display()));
+}
+
+/// Breaks the lock of alice's `tooz`, and returns what she is told.
+fn broken(scene: &Scene, mut tooz: Running) -> String {
+    let broken = scene.tooz(ALICE, &["break", "x", "--reason", "test"]).output().unwrap();
+    assert_eq!(broken.status.code(), Some(0), "{broken:?}");
+    assert_eq!(tooz.code(), 74);
+    fs::read_to_string(scene.path("stderr")).unwrap()
+}
+
+fn what_runs_as_another_user_is_named_after_a_loss() {
+    let scene = Scene::new(|place| format!("sqlite://{}/tooz.db", place.display()));
+    let become_root = scene.path("become-root");
+    fs::copy("/usr/bin/setpriv", &become_root).unwrap();
+    fs::set_permissions(&become_root, Permissions::from_mode(0o4755)).unwrap();
+    let mut command = scene.tooz(ALICE, &["lock", "x", "--"]);
+    command.arg(&become_root).args(["--reuid", "0", "--regid", "0", "--clear-groups", "sleep", "300"]);
+    command.stderr(File::create(scene.path("stderr")).unwrap());
+    let tooz = Running::start(command);
+    let below = |pid: i32| children(pid).first().copied().unwrap_or(0);
+    let mut sleeper = 0;
+    eventually("it runs as root", || {
+        sleeper = below(below(below(tooz.pid().as_raw())));
+        fs::read_to_string(format!("/proc/{sleeper}/comm")).is_ok_and(|name| name == "sleep\n")
+    });
+    let said = broken(&scene, tooz);
+    assert!(said.contains(&format!("could not end {sleeper} (user root, sleep)")), "{said}");
+    assert!(runs(sleeper), "alice may not end it");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(sleeper), nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
+fn hidden_processes_are_mentioned_after_a_loss() {
+    let scene = Scene::new(|place| format!("sqlite://{}/tooz.db", place.display()));
+    let lock = scene.tooz(ALICE, &["lock", "x", "--", "sh", "-c", "echo $$ > command; sleep 300"]);
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", "mount -t proc -o hidepid=2 proc /proc && exec \"$@\"", "sh"]);
+    command.arg(lock.get_program()).args(lock.get_args());
+    command.env("TOOZ_URL", &scene.url).current_dir(scene.path("place"));
+    command.stderr(File::create(scene.path("stderr")).unwrap());
+    let tooz = Running::start(command);
+    eventually("the command runs", || fs::exists(scene.path("place/command")).unwrap());
+    let said = broken(&scene, tooz);
+    assert!(said.contains("hides processes of other users (hidepid)"), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+}
+
+fn the_first_process_of_a_container_reaps_and_does_not_wait_for_strangers() {
+    let place = TestBackend::new();
+    let script = "echo 1 > started; until [ -e go ]; do sleep 0.02; done";
+    let lock = place.tooz(&["lock", "--children", "wait", "x", "--", "sh", "-c", script]);
+    let mut command = common::process("unshare");
+    command.args(["--pid", "--fork", "--mount-proc", "--kill-child"]);
+    command.arg(lock.get_program()).args(lock.get_args());
+    command.env("TOOZ_URL", place.url()).current_dir(place.path(""));
+    let mut container = Running::start(command);
+    place.wait_for("started");
+    let first = children(container.pid().as_raw())[0];
+    let guard = children(first);
+    assert_eq!(guard.len(), 1);
+    let strangers = "(sleep 0.01 &); (sleep 300 &); sleep 0.02";
+    let entered = Command::new("nsenter")
+        .args(["--pid", "--mount", "--target", &first.to_string(), "sh", "-c", strangers])
+        .status()
+        .unwrap();
+    assert!(entered.success());
+    eventually("one is adopted, and the other is reaped", || {
+        let adopted: Vec<_> = children(first).into_iter().filter(|pid| !guard.contains(pid)).collect();
+        adopted.len() == 1 && fs::read_to_string(format!("/proc/{}/comm", adopted[0])).unwrap() == "sleep\n"
+    });
+    fs::write(place.path("go"), "").unwrap();
+    assert_eq!(container.code(), 0);
 }
