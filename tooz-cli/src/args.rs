@@ -159,10 +159,11 @@ pub(crate) enum Children {
 /// How to acquire a lock or leadership, and how to end the command that runs under it.
 #[derive(Debug, Args)]
 pub(crate) struct Guarded {
-    /// Give up at once if the lock or leadership is taken
+    /// Give up at once if the lock or leadership is taken, and after 2 s if the backend does not answer
     #[arg(long = "try", conflicts_with = "wait")]
     pub(crate) once: bool,
-    /// Give up after this time, such as 250ms, 30s or 5m [default: wait without limit]
+    /// Give up after this time, such as 250ms, 30s or 5m; until then a backend that is away is tried again [default: wait
+    /// without limit, but not for a backend that is away]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) wait: Option<Duration>,
     #[command(flatten)]

@@ -3,19 +3,83 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::DirBuilder;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::time::Duration;
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
-use tooz::{Builder, Coordinator, MAX_NAME_BYTES, Viewer};
+use tokio::time::{sleep, timeout};
+use tooz::{Builder, Coordinator, ErrorKind, Liveness, MAX_NAME_BYTES, Viewer};
 
 use crate::args::Backend;
-use crate::exit::{Failure, USAGE};
+use crate::exit::{Failure, QUICK, UNAVAILABLE, USAGE};
+use crate::guard::boot_time;
 
 /// Characters that the path of a backend URL holds percent-encoded.
 const IN_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'#').add(b'?').add(b'%');
 
+/// Between two attempts to connect to a backend that is away.
+const PAUSE: Duration = Duration::from_millis(200);
+
 /// Connects as the options say.
 pub(crate) async fn connect(options: &Backend) -> Result<Coordinator, Failure> {
     Ok(builder(options)?.connect().await?)
+}
+
+/// Ends the session. What cannot be released ends with it; the caller wants the command's own exit code. After a failure
+/// that is in a hurry, a backend that did not answer the last beat is not waited for.
+pub(crate) async fn close(coordinator: &Coordinator, result: Result<u8, Failure>) -> Result<u8, Failure> {
+    match result {
+        Err(failure) if failure.is_in_a_hurry() => {
+            let told = failure.told();
+            if matches!(coordinator.liveness(), Liveness::Alive { .. }) {
+                let _ = timeout(QUICK, coordinator.close()).await;
+            }
+            Err(told)
+        }
+        result => {
+            let _ = coordinator.close().await;
+            result
+        }
+    }
+}
+
+/// Connects within `limit`. If `again`, a backend that is away is tried again until then. The session of an attempt that
+/// comes too late is closed.
+pub(crate) async fn connect_within(
+    options: &Backend,
+    limit: Duration,
+    again: bool,
+) -> Result<Coordinator, Failure> {
+    let end = boot_time() + limit;
+    let left = || end.saturating_sub(boot_time());
+    loop {
+        let mut connecting = pin!(builder(options)?.connect());
+        let error = match timeout(left(), &mut connecting).await {
+            Ok(Ok(coordinator)) => return Ok(coordinator),
+            Ok(Err(error)) => error,
+            Err(_) => {
+                let told = no_answer(limit).told();
+                let leaving = async {
+                    if let Ok(coordinator) = connecting.await {
+                        let _ = coordinator.close().await;
+                    }
+                };
+                let _ = timeout(QUICK, leaving).await;
+                return Err(told);
+            }
+        };
+        let is_away = matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout);
+        if !again || !is_away || timeout(left(), sleep(PAUSE)).await.is_err() {
+            return Err(error.into());
+        }
+    }
+}
+
+/// The backend did not answer in time.
+pub(crate) fn no_answer(limit: Duration) -> Failure {
+    let why =
+        format!("the backend did not answer within {limit:?}; check that it runs, or wait longer (--wait)");
+    Failure::new(UNAVAILABLE, why).in_a_hurry()
 }
 
 /// Connects without a session. That works on a full store, and for a user who may only read.

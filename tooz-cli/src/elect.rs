@@ -1,12 +1,14 @@
 //! `tooz elect` runs a command under a leadership, `tooz leader` shows the leader.
 
 use serde_json::{Value, json};
+use tokio::time::timeout;
 use tooz::{Coordinator, Deadline, Leader, Leadership};
 
 use crate::args::{self, Backend, Elect};
-use crate::backend::{bytes, connect, view};
-use crate::exit::Failure;
+use crate::backend::{bytes, close, view};
+use crate::exit::{Failure, QUICK};
 use crate::lock::{cannot_start, conclude, member_text, remedy, unless_signaled};
+use crate::patience::{Patience, Wait};
 use crate::run::{Hold, Job, Signals, run};
 use crate::text;
 
@@ -26,26 +28,29 @@ impl Hold for Leadership {
 
 pub(crate) async fn elect(backend: &Backend, options: &Elect) -> Result<u8, Failure> {
     let mut signals = Signals::catch()?;
-    let coordinator = unless_signaled(&mut signals, connect(backend)).await??;
-    let result = lead(&coordinator, options, &mut signals).await;
-    let _ = coordinator.close().await; // as in `lock`
-    result
+    let patience = Patience::of(&options.guarded);
+    let coordinator = unless_signaled(&mut signals, patience.connect(backend)).await??;
+    let result = lead(&coordinator, options, patience, &mut signals).await;
+    close(&coordinator, result).await
 }
 
-async fn lead(coordinator: &Coordinator, options: &Elect, signals: &mut Signals) -> Result<u8, Failure> {
+async fn lead(
+    coordinator: &Coordinator,
+    options: &Elect,
+    patience: Patience,
+    signals: &mut Signals,
+) -> Result<u8, Failure> {
     let election = coordinator.election(bytes(&options.group))?;
     let wanted = &options.guarded;
-    let leadership = unless_signaled(signals, async {
-        match (wanted.once, wanted.wait) {
-            (true, _) => election.try_campaign().await,
-            (false, Some(limit)) => election.campaign_within(limit).await,
-            (false, None) => election.campaign().await.map(Some),
-        }
-    })
-    .await??;
+    let campaigning = async |limit| match limit {
+        Wait::Never => election.try_campaign().await,
+        Wait::For(limit) => election.campaign_within(limit).await,
+        Wait::Forever => election.campaign().await.map(Some),
+    };
+    let leadership = unless_signaled(signals, patience.acquire(campaigning)).await??;
     let what = format!("the leadership of group \"{}\"", election.group());
     let Some(leadership) = leadership else {
-        let leader = election.leader().await.ok().flatten();
+        let leader = timeout(QUICK, election.leader()).await.ok().and_then(Result::ok).flatten();
         let by = leader.as_ref().map_or_else(|| "another candidate leads or waits before us".into(), leads);
         let why = format!("did not win \"{}\": {by}; {}", election.group(), remedy(wanted));
         return Err(Failure::new(wanted.exit_not_acquired, why));

@@ -2,6 +2,7 @@
 
 use std::error::Error as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use tooz::ErrorKind;
 
@@ -35,16 +36,35 @@ pub(crate) fn by_signal(signal: i32) -> u8 {
 pub(crate) struct Failure {
     code: u8,
     message: String,
+    is_in_a_hurry: bool,
 }
+
+/// Enough for a withdrawal at a backend that answers. At one that does not, nobody waits for `tooz`.
+pub(crate) const QUICK: Duration = Duration::from_secs(1);
 
 impl Failure {
     pub(crate) fn new(code: u8, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: message.into(), is_in_a_hurry: false }
+    }
+
+    /// The same; its message is printed before the session is closed, which may take [`QUICK`].
+    pub(crate) fn in_a_hurry(self) -> Self {
+        Self { is_in_a_hurry: true, ..self }
+    }
+
+    pub(crate) fn is_in_a_hurry(&self) -> bool {
+        self.is_in_a_hurry
     }
 
     /// Ends with this code and prints nothing: the reason was printed before.
     pub(crate) fn silent(code: u8) -> Self {
         Self::new(code, "")
+    }
+
+    /// Prints the message now.
+    pub(crate) fn told(self) -> Self {
+        let _ = self.report();
+        Self::silent(self.code)
     }
 
     pub(crate) fn code(&self) -> u8 {
@@ -93,7 +113,7 @@ impl From<tooz::Error> for Failure {
             message.push_str(&cause.to_string());
             source = cause.source();
         }
-        Self { code, message }
+        Self::new(code, message)
     }
 }
 

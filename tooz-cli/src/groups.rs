@@ -5,7 +5,7 @@ use tooz::driver::MemberRecord;
 use tooz::{Capabilities, Coordinator, GroupEvent};
 
 use crate::args::{Backend, Join, List, Members};
-use crate::backend::{bytes, connect, view};
+use crate::backend::{bytes, close, connect, view};
 use crate::exit::{Failure, LOST, USAGE, by_signal};
 use crate::lock::{cannot_start, ended_all, member_text, unless_signaled};
 use crate::run::{Ended, Hold, Job, Signals, run};
@@ -88,8 +88,7 @@ pub(crate) async fn join(backend: &Backend, options: &Join) -> Result<u8, Failur
     let mut signals = Signals::catch()?;
     let coordinator = unless_signaled(&mut signals, connect(backend)).await??;
     let result = take_part(&coordinator, options, capabilities, &mut signals).await;
-    let _ = coordinator.close().await; // as in `lock`
-    result
+    close(&coordinator, result).await
 }
 
 async fn take_part(
@@ -114,7 +113,9 @@ async fn take_part(
     match run(&job, &Membership, signals).await.map_err(|error| cannot_start(&error))? {
         Ended::Exited(code) => Ok(code),
         Ended::Signaled(signal) => Ok(by_signal(signal)),
-        Ended::Lost { why, left } => Err(Failure::new(LOST, format!("{why}; {}", ended_all(&left)))),
+        Ended::Lost { why, left } => {
+            Err(Failure::new(LOST, format!("{why}; {}", ended_all(&left))).in_a_hurry())
+        }
     }
 }
 

@@ -2,13 +2,15 @@
 
 use std::future::Future;
 
+use tokio::time::timeout;
 use tooz::driver::Holders;
 use tooz::{Coordinator, Deadline, LockGuard};
 
 use crate::args::{Backend, Guarded, Lock};
-use crate::backend::{bytes, connect};
-use crate::exit::{Failure, by_signal};
+use crate::backend::{bytes, close};
+use crate::exit::{Failure, QUICK, by_signal};
 use crate::guard::descendants::{Process, some_are_hidden};
+use crate::patience::{Patience, Wait};
 use crate::run::{Ended, Hold, Job, Signals, list, run};
 use crate::text;
 
@@ -28,34 +30,33 @@ impl Hold for LockGuard {
 
 pub(crate) async fn lock(backend: &Backend, options: &Lock) -> Result<u8, Failure> {
     let mut signals = Signals::catch()?;
-    let coordinator = unless_signaled(&mut signals, connect(backend)).await??;
+    let patience = Patience::of(&options.guarded);
+    let coordinator = unless_signaled(&mut signals, patience.connect(backend)).await??;
     let name = bytes(&options.name);
-    let result = hold(&coordinator, name, options, &mut signals).await;
-    // A lock that could not be released ends with the session; the caller wants the command's own exit code.
-    let _ = coordinator.close().await;
-    result
+    let result = hold(&coordinator, name, options, patience, &mut signals).await;
+    close(&coordinator, result).await
 }
 
 async fn hold(
     coordinator: &Coordinator,
     name: &[u8],
     options: &Lock,
+    patience: Patience,
     signals: &mut Signals,
 ) -> Result<u8, Failure> {
     let lock = coordinator.lock(name)?;
     let lock = if options.shared { lock.shared() } else { lock };
     let wanted = &options.guarded;
-    let guard = unless_signaled(signals, async {
-        match (wanted.once, wanted.wait) {
-            (true, _) => lock.try_acquire().await,
-            (false, Some(limit)) => lock.acquire_within(limit).await,
-            (false, None) => lock.acquire().await.map(Some),
-        }
-    })
-    .await??;
+    let acquiring = async |limit| match limit {
+        Wait::Never => lock.try_acquire().await,
+        Wait::For(limit) => lock.acquire_within(limit).await,
+        Wait::Forever => lock.acquire().await.map(Some),
+    };
+    let guard = unless_signaled(signals, patience.acquire(acquiring)).await??;
     let what = format!("lock \"{}\"", lock.name());
     let Some(guard) = guard else {
-        return Err(not_acquired(&what, lock.holders().await.ok().as_ref(), wanted));
+        let holders = timeout(QUICK, lock.holders()).await.ok().and_then(Result::ok);
+        return Err(not_acquired(&what, holders.as_ref(), wanted));
     };
     let job = Job {
         command: &options.command,
@@ -122,17 +123,19 @@ pub(crate) fn ended_all(left: &[Process]) -> String {
     what + if some_are_hidden() { hidden } else { "" }
 }
 
-/// Releases the lock or leadership, and returns the exit code.
+/// Releases the lock or leadership, and returns the exit code. After a loss nothing is released: the next holder may have it,
+/// or the backend is away.
 pub(crate) async fn conclude(
     what: &str,
     ended: Ended,
     release: impl Future<Output = tooz::Result<tooz::driver::Released>>,
     options: &Guarded,
 ) -> Result<u8, Failure> {
-    let released = release.await;
     let lost = |why: &str| Failure::new(options.exit_lost, format!("lost {what}: {why}"));
-    match (ended, released) {
-        (Ended::Lost { why, left }, _) => Err(lost(&format!("{why}; {}", ended_all(&left)))),
+    if let Ended::Lost { why, left } = &ended {
+        return Err(lost(&format!("{why}; {}", ended_all(left))).in_a_hurry());
+    }
+    match (ended, release.await) {
         (_, Ok(tooz::driver::Released::WasNotHolder)) => {
             Err(lost("it was no longer held when the command ended; check what the command did"))
         }

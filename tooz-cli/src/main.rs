@@ -17,6 +17,7 @@ mod groups;
 mod guard;
 mod holders;
 mod lock;
+mod patience;
 mod run;
 mod text;
 

@@ -34,6 +34,7 @@ fn launch(orders: &Orders) -> io::Result<()> {
     let orders = Orders { input: 0, output: 0, parent: getpid(), ..orders.clone() };
     // Wait for the first deadline: the guard could be stopped before it passes one on.
     while !supervisor.orders_seen.iter().any(|order| matches!(order, Order::Deadline(_) | Order::End)) {
+        // Nothing was started.
         if matches!(supervisor.wait(None)?, Wake::Orphaned | Wake::Left) {
             return Ok(());
         }
@@ -52,7 +53,11 @@ fn launch(orders: &Orders) -> io::Result<()> {
     terminal::release_streams(false);
     loop {
         match supervisor.wait(None)? {
-            Wake::Orphaned | Wake::Left => return Ok(()),
+            Wake::Left => return Ok(()),
+            Wake::Orphaned => {
+                supervisor.kill_all();
+                return Ok(());
+            }
             Wake::Child => {
                 if let Some(end) = look(&mut supervisor)? {
                     supervisor.child = None;

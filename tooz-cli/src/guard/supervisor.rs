@@ -31,7 +31,7 @@ const LEAST_LEAD: Duration = Duration::from_millis(20);
 pub(super) enum Wake {
     /// The parent told us to leave what runs alone.
     Left,
-    /// The parent is gone, and all has been killed.
+    /// The parent is gone, and SIGKILL is on its way to all; [`Supervisor::kill_all`] finishes that.
     Orphaned,
     /// Something may have happened to the child.
     Child,
@@ -139,7 +139,7 @@ impl Supervisor {
             return Ok(Wake::Left);
         }
         if gone {
-            self.kill_all();
+            self.kill();
             return Ok(Wake::Orphaned);
         }
         if woken[2] {

@@ -36,7 +36,7 @@ fn guard(orders: &Orders) -> io::Result<()> {
     terminal::release_streams(true);
     let mut lines = Lines::default();
     let mut command = None;
-    loop {
+    let was_left = loop {
         let wake = supervisor.wait(Some(launcher.input()))?;
         for order in std::mem::take(&mut supervisor.orders_seen) {
             launcher.send(order);
@@ -44,15 +44,19 @@ fn guard(orders: &Orders) -> io::Result<()> {
         if matches!(wake, Wake::Orphaned | Wake::Left)
             || !relay(&mut supervisor, &mut launcher, &mut lines, &mut command)
         {
-            break;
+            break wake == Wake::Left;
         }
-    }
+    };
     if let Some(group) = command {
-        // A living `tooz` does it, too. If `tooz` was killed, the shell script around it must get the terminal back.
+        // A living `tooz` does it, too. If `tooz` was killed, the shell script around it must get the terminal back, at
+        // once: it reads next.
         terminal::pass(group, orders.home);
     }
     // The launcher is about to end: it was told to leave, or it reads the end of our pipe.
     drop(launcher);
+    if !was_left {
+        supervisor.kill_all();
+    }
     let _ = child.wait();
     Ok(())
 }
@@ -75,7 +79,7 @@ fn relay(
         }
     }
     if gone {
-        supervisor.kill_all();
+        supervisor.kill();
     }
     !gone
 }

@@ -14,7 +14,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tooz::Deadline;
 
 use crate::args::Children;
-use crate::guard::descendants::Process;
+use crate::guard::descendants::{Descendants, Process};
 use crate::guard::killing::Killing;
 use crate::guard::protocol::{Order, Report};
 use crate::guard::{boot_time, terminal};
@@ -151,16 +151,8 @@ pub(crate) async fn run(job: &Job<'_>, held: &impl Hold, signals: &mut Signals) 
         }
     }
     let left = if lost.is_some() { kill(&mut guard, held, signals).await } else { Vec::new() };
-    if let (None, Some(Ended::Exited(_)), Children::Leave) = (&lost, &end, job.children) {
-        let left =
-            guard.descendants.glance().filter(Vec::is_empty).unwrap_or_else(|| guard.descendants.running());
-        if !left.is_empty() {
-            let held = job.held;
-            eprintln!(
-                "tooz: the command exited, and what it started still runs without the {held}: {}",
-                list(&left)
-            );
-        }
+    if lost.is_none() && matches!(end, Some(Ended::Exited(_))) && job.children == Children::Leave {
+        name_rest(&guard.descendants, job.held);
     }
     if let Some(command) = guard.command {
         terminal::pass(command, home);
@@ -171,6 +163,17 @@ pub(crate) async fn run(job: &Job<'_>, held: &impl Hold, signals: &mut Signals) 
         (None, Some(end)) => end,
         (None, None) => Ended::Signaled(Signal::SIGKILL as i32),
     })
+}
+
+/// Names what goes on when `tooz` is about to let go of what was `held`.
+fn name_rest(descendants: &Descendants, held: &str) {
+    let left = descendants.glance().filter(Vec::is_empty).unwrap_or_else(|| descendants.running());
+    if !left.is_empty() {
+        eprintln!(
+            "tooz: the command exited, and what it started still runs without the {held}: {}",
+            list(&left)
+        );
+    }
 }
 
 /// Orders that all be asked to end, and be killed after the grace.

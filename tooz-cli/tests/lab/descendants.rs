@@ -136,7 +136,9 @@ impl Scene {
                 assert_eq!(self.tooz.code(), 74);
             }
             End::KillTooz | End::KillGuard | End::KillBoth => {
-                victims.into_iter().for_each(|pid| kill(pid, Signal::SIGKILL).unwrap());
+                for pid in victims {
+                    kill(pid, Signal::SIGKILL).unwrap();
+                }
                 within(AT_MOST, "the worker is gone", || !runs(self.worker));
                 if end == End::KillGuard {
                     assert_eq!(self.tooz.code(), 74);

@@ -16,6 +16,7 @@ macro_rules! tests {
 mod common;
 mod descendants;
 mod doctor;
+mod outages;
 mod rounds;
 mod terminal;
 mod users;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
     all.extend(trials("descendants", no_redis.as_ref(), &descendants::TESTS));
     all.extend(trials("descendants", no_redis.as_ref().or(no_users.as_ref()), &descendants::AS_ROOT));
     all.extend(trials("doctor", no_redis.as_ref(), &doctor::TESTS));
+    all.extend(trials("outages", no_redis.as_ref(), &outages::TESTS));
     all.extend(trials("rounds", no_redis.as_ref(), &rounds::REDIS));
     #[cfg(feature = "etcd")]
     all.extend(trials("rounds", tooz_servers::etcd::program().err().as_ref(), &rounds::ETCD));
