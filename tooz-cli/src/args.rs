@@ -88,7 +88,8 @@ pub(crate) enum Verb {
 const LOCK_HELP: &str = "\
 tooz sets TOOZ_LOCK_NAME, TOOZ_FENCING_TOKEN and TOOZ_MEMBER in the command's environment. Send the token along \
 with every write, and let the receiver refuse a token smaller than the largest it has seen. That protects the \
-data even when everything else fails.
+data even when everything else fails. TOOZ_HELD lists what outer tooz processes hold for the command: a tooz lock of \
+the same name inside it is refused (64), since each would wait for the other; shared inside shared is let through.
 
 The signals INT, TERM, HUP, QUIT, USR1, USR2, WINCH and TSTP are passed on to the command's process group. If \
 standard input is a terminal, the group gets the terminal.

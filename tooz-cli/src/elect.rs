@@ -2,11 +2,13 @@
 
 use serde_json::{Value, json};
 use tokio::time::timeout;
+use tooz::driver::LockMode;
 use tooz::{Coordinator, Deadline, Leader, Leadership};
 
 use crate::args::{self, Backend, Elect};
 use crate::backend::{bytes, close, view};
 use crate::exit::{Failure, QUICK};
+use crate::held::Wanted;
 use crate::lock::{cannot_start, conclude, member_text, remedy, unless_signaled};
 use crate::patience::{Patience, Wait};
 use crate::run::{Hold, Job, Signals, run};
@@ -30,13 +32,15 @@ pub(crate) async fn elect(backend: &Backend, options: &Elect) -> Result<u8, Fail
     let mut signals = Signals::catch()?;
     let patience = Patience::of(&options.guarded);
     let coordinator = unless_signaled(&mut signals, patience.connect(backend)).await??;
-    let result = lead(&coordinator, options, patience, &mut signals).await;
+    let wanted = Wanted::leadership(&coordinator, backend, bytes(&options.group));
+    let result = lead(&coordinator, options, &wanted, patience, &mut signals).await;
     close(&coordinator, result).await
 }
 
 async fn lead(
     coordinator: &Coordinator,
     options: &Elect,
+    held: &Wanted,
     patience: Patience,
     signals: &mut Signals,
 ) -> Result<u8, Failure> {
@@ -47,8 +51,13 @@ async fn lead(
         Wait::For(limit) => election.campaign_within(limit).await,
         Wait::Forever => election.campaign().await.map(Some),
     };
-    let leadership = unless_signaled(signals, patience.acquire(campaigning)).await??;
     let what = format!("the leadership of group \"{}\"", election.group());
+    if held.may_be_held() {
+        let leader = unless_signaled(signals, patience.ask(election.leader())).await??;
+        let token = leader.and_then(|leader| leader.term).map(tooz::Term::token);
+        held.refuse_if_held(&what, token, LockMode::Exclusive, LockMode::Exclusive)?;
+    }
+    let leadership = unless_signaled(signals, patience.acquire(campaigning)).await??;
     let Some(leadership) = leadership else {
         let leader = timeout(QUICK, election.leader()).await.ok().and_then(Result::ok).flatten();
         let by = leader.as_ref().map_or_else(|| "another candidate leads or waits before us".into(), leads);
@@ -63,6 +72,7 @@ async fn lead(
             ("TOOZ_TERM", term.to_string().into()),
             ("TOOZ_FENCING_TOKEN", term.to_string().into()),
             ("TOOZ_MEMBER", member_text(coordinator)),
+            held.got(term.get()),
         ],
         grace: wanted.ending.kill_grace,
         children: wanted.ending.children,

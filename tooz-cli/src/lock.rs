@@ -3,13 +3,14 @@
 use std::future::Future;
 
 use tokio::time::timeout;
-use tooz::driver::Holders;
+use tooz::driver::{Holders, LockMode};
 use tooz::{Coordinator, Deadline, LockGuard};
 
 use crate::args::{Backend, Guarded, Lock};
 use crate::backend::{bytes, close};
 use crate::exit::{Failure, QUICK, by_signal};
 use crate::guard::descendants::{Process, some_are_hidden};
+use crate::held::Wanted;
 use crate::patience::{Patience, Wait};
 use crate::run::{Ended, Hold, Job, Signals, list, run};
 use crate::text;
@@ -33,7 +34,8 @@ pub(crate) async fn lock(backend: &Backend, options: &Lock) -> Result<u8, Failur
     let patience = Patience::of(&options.guarded);
     let coordinator = unless_signaled(&mut signals, patience.connect(backend)).await??;
     let name = bytes(&options.name);
-    let result = hold(&coordinator, name, options, patience, &mut signals).await;
+    let wanted = Wanted::lock(&coordinator, backend, name);
+    let result = hold(&coordinator, name, options, &wanted, patience, &mut signals).await;
     close(&coordinator, result).await
 }
 
@@ -41,6 +43,7 @@ async fn hold(
     coordinator: &Coordinator,
     name: &[u8],
     options: &Lock,
+    held: &Wanted,
     patience: Patience,
     signals: &mut Signals,
 ) -> Result<u8, Failure> {
@@ -52,8 +55,14 @@ async fn hold(
         Wait::For(limit) => lock.acquire_within(limit).await,
         Wait::Forever => lock.acquire().await.map(Some),
     };
-    let guard = unless_signaled(signals, patience.acquire(acquiring)).await??;
     let what = format!("lock \"{}\"", lock.name());
+    if held.may_be_held() {
+        let ours = if options.shared { LockMode::Shared } else { LockMode::Exclusive };
+        for holder in unless_signaled(signals, patience.ask(lock.holders())).await??.holders {
+            held.refuse_if_held(&what, holder.token, holder.mode, ours)?;
+        }
+    }
+    let guard = unless_signaled(signals, patience.acquire(acquiring)).await??;
     let Some(guard) = guard else {
         let holders = timeout(QUICK, lock.holders()).await.ok().and_then(Result::ok);
         return Err(not_acquired(&what, holders.as_ref(), wanted));
@@ -64,6 +73,7 @@ async fn hold(
             ("TOOZ_LOCK_NAME", options.name.clone()),
             ("TOOZ_FENCING_TOKEN", guard.token().get().to_string().into()),
             ("TOOZ_MEMBER", member_text(coordinator)),
+            held.got(guard.token().get()),
         ],
         grace: wanted.ending.kill_grace,
         children: wanted.ending.children,

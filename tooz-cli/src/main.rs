@@ -15,6 +15,7 @@ mod elect;
 mod exit;
 mod groups;
 mod guard;
+mod held;
 mod holders;
 mod lock;
 mod patience;

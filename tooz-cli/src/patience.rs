@@ -49,6 +49,13 @@ impl Patience {
         }
     }
 
+    /// The answer to a question that has to be answered before an attempt.
+    pub(crate) async fn ask<T>(self, question: impl Future<Output = tooz::Result<T>>) -> Result<T, Failure> {
+        let Some((limit, end)) = self.limit else { return Ok(question.await?) };
+        let answer = timeout(end.saturating_sub(boot_time()), question).await;
+        answer.map_err(|_| no_answer(limit))?.map_err(|error| Failure::from(error).in_a_hurry())
+    }
+
     /// Acquires by `attempt`, which is told how long to wait for the holder. `None`: the backend says that it is taken.
     pub(crate) async fn acquire<T>(
         self,

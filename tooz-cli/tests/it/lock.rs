@@ -285,3 +285,46 @@ fn children_can_be_ended_with_the_command() {
     assert!(!runs(place.number("child")));
     assert_eq!(place.read("asked"), "asked\n", "it is asked before it is killed");
 }
+
+/// Each would wait for the other for ever.
+#[test]
+fn the_same_lock_inside_itself_is_refused() {
+    let place = TestBackend::new();
+    let inside = |outer: &[&str], inner: &[&str], script: &str| {
+        let inner = inner.join(" ");
+        let script = script.replace("TOOZ", &format!("{} {inner}", env!("CARGO_BIN_EXE_tooz")));
+        place.run(&[outer, &["x", "--", "sh", "-c", &script]].concat())
+    };
+    for (verb, what) in [("lock", "lock \"x\""), ("elect", "leadership of group \"x\"")] {
+        let refused = inside(&[verb], &[verb], "TOOZ x -- touch ran");
+        assert_eq!(refused.code, Some(64), "{refused:?}");
+        assert!(refused.stderr.contains(&format!("{what} is held for this very command")), "{refused:?}");
+        assert!(!place.path("ran").exists());
+        let deeper = inside(&[verb], &["lock"], "TOOZ y -- sh -c 'TOOZ z -- TOOZ x -- true'");
+        assert_eq!(deeper.code, Some(if verb == "lock" { 64 } else { 0 }), "{deeper:?}");
+    }
+    let shared = inside(&["lock", "--shared"], &["lock", "--shared"], "TOOZ x -- true");
+    assert_eq!(shared.code, Some(0), "shared inside shared: {shared:?}");
+    let both = inside(&["lock", "--shared"], &["lock"], "TOOZ x -- true");
+    assert_eq!(both.code, Some(64), "exclusive inside shared: {both:?}");
+    for other in ["--namespace other", "--url sqlite://$DIR/other.db"] {
+        let finished = inside(&["lock"], &[other, "lock"], "TOOZ x -- true");
+        assert_eq!(finished.code, Some(0), "another lock of this name: {finished:?}");
+    }
+}
+
+#[test]
+fn what_an_outer_tooz_held_once_is_no_hindrance() {
+    let place = TestBackend::new();
+    let first = place.run(&["lock", "x", "--", "sh", "-c", "echo $TOOZ_HELD"]);
+    let held = first.stdout.trim();
+    assert!(held.starts_with("lock:") && held.contains(":x:"), "{first:?}");
+    let mut other = holder(&place, "x");
+    let mut waiting = place.tooz(&["lock", "--try", "x", "--", "true"]);
+    let taken = waiting.env("TOOZ_HELD", held).output().unwrap();
+    assert_eq!(taken.status.code(), Some(75), "another holds it now: {taken:?}");
+    std::fs::write(place.path("go"), "").unwrap();
+    assert_eq!(other.code(), 0);
+    let mut free = place.tooz(&["lock", "x", "--", "true"]);
+    assert_eq!(free.env("TOOZ_HELD", held).status().unwrap().code(), Some(0));
+}
