@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 use tokio::time::{sleep, timeout};
-use tooz::{Builder, Coordinator, ErrorKind, Liveness, MAX_NAME_BYTES, Viewer};
+use tooz::{Builder, Characteristics, Coordinator, ErrorKind, Liveness, MAX_NAME_BYTES, Viewer};
 
 use crate::args::Backend;
 use crate::exit::{Failure, QUICK, UNAVAILABLE, USAGE};
@@ -98,8 +98,13 @@ pub(crate) fn url(options: &Backend) -> Result<String, Failure> {
     }
 }
 
-/// A builder with the URL, the member and the options of the command line.
+/// A builder for what coordinates processes: within one process there is nobody but `tooz` itself.
 pub(crate) fn builder(options: &Backend) -> Result<Builder, Failure> {
+    Ok(any_builder(options)?.require(Characteristics::DISTRIBUTED_ACROSS_PROCESSES))
+}
+
+/// A builder with the URL, the member and the options of the command line.
+pub(crate) fn any_builder(options: &Backend) -> Result<Builder, Failure> {
     let url = url(options)?;
     let member = options.member.as_deref().map_or_else(default_member, |member| bytes(member).to_vec());
     let mut builder = Coordinator::builder(url, member);

@@ -26,15 +26,15 @@ pub(crate) async fn doctor(backend: &Backend, options: &Doctor) -> Result<u8, Fa
     let clock = Clock::boot();
     let mut adopted = Vec::new();
     if options.adopt {
-        let examined = backend::builder(&backend)?.adopt().examine();
+        let examined = backend::any_builder(&backend)?.adopt().examine();
         adopted = unless_signaled(&mut signals, examined).await??;
         adopted.retain(|finding| finding.topic() == "adopt");
     }
     let begun = clock.now();
-    let connected = unless_signaled(&mut signals, backend::builder(&backend)?.connect()).await?;
+    let connected = unless_signaled(&mut signals, backend::any_builder(&backend)?.connect()).await?;
     let took = clock.now().saturating_since(begun);
     // Examined also if connecting failed: the findings may say why.
-    let examined = unless_signaled(&mut signals, backend::builder(&backend)?.examine()).await?;
+    let examined = unless_signaled(&mut signals, backend::any_builder(&backend)?.examine()).await?;
     let found = examined.as_deref().unwrap_or_default();
     let coordinator = match connected {
         Ok(coordinator) => coordinator,
@@ -48,6 +48,13 @@ pub(crate) async fn doctor(backend: &Backend, options: &Doctor) -> Result<u8, Fa
     };
     report.show(&Finding::good("backend", url.to_string()))?;
     report.show(&Finding::good("reachable", "connected, and a session was opened"))?;
+    if !coordinator.characteristics().contains(Characteristics::DISTRIBUTED_ACROSS_PROCESSES) {
+        report.show(&Finding::bad(
+            "processes",
+            "what is held here is held within one process; the commands of tooz refuse this backend",
+            "name a backend that processes share, such as sqlite:///var/lib/app/tooz.db",
+        ))?;
+    }
     adopted.iter().chain(found).try_for_each(|finding| report.show(finding))?;
     if let Err(error) = &examined {
         report.fail("examination", error, "the driver could not examine the backend; try again")?;
@@ -144,7 +151,7 @@ async fn measure(
         if round > 0 {
             // Another member id, since this coordinator uses ours.
             let other = Backend { member: None, ..backend.clone() };
-            let builder = backend::builder(&other)
+            let builder = backend::any_builder(&other)
                 .map_err(|failure| ("connect", Error::new(ErrorKind::Invalid, failure.message())))?;
             let begun = clock.now();
             let other = builder.connect().await.map_err(|error| ("connect", error))?;

@@ -33,12 +33,38 @@ fn a_backend_that_is_well_is_good_and_nothing_of_ours_stays() {
 #[test]
 fn the_url_may_be_an_argument_and_people_get_text() {
     let place = TestBackend::new();
-    let finished = place.run(&["doctor", "memory://x"]);
-    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let url = format!("file://{}", place.path("other").display());
+    let finished = place.run(&["doctor", &url]);
+    assert_eq!(finished.code, of_the_disk(&place.path(".")).0, "{finished:?}");
     let lines: Vec<_> = finished.stdout.lines().collect();
-    assert_eq!(lines[0], "good     backend          memory://x");
+    assert_eq!(lines[0], format!("good     backend          {url}"));
     assert!(lines.iter().any(|line| line.starts_with("good     latency          median of 5: connect ")));
     assert!(!place.path("tooz.db").exists(), "the argument wins over TOOZ_URL");
+}
+
+/// Each process would have a backend of its own, and every lock.
+#[test]
+fn a_backend_within_one_process_is_bad_and_refused() {
+    let place = TestBackend::new();
+    let finished = place.run(&["doctor", "--json", "memory://x"]);
+    assert_eq!(finished.code, Some(78), "{finished:?}");
+    assert_eq!(finding(&finished, "processes")["severity"], "bad", "{finished:?}");
+    for verb in [
+        &["lock", "x", "--", "touch", "ran"][..],
+        &["elect", "x", "--", "touch", "ran"],
+        &["join", "x", "--", "touch", "ran"],
+        &["holders", "x"],
+        &["break", "x", "--reason", "test"],
+        &["groups"],
+        &["members", "x"],
+        &["leader", "x"],
+        &["tokens", "raise", "--to", "7"],
+    ] {
+        let refused = place.run(&[&["--url", "memory://x"], verb].concat());
+        assert_eq!((refused.code, refused.stdout.as_str()), (Some(64), ""), "{verb:?}: {refused:?}");
+        assert!(refused.stderr.contains("DISTRIBUTED_ACROSS_PROCESSES"), "{refused:?}");
+    }
+    assert!(!place.path("ran").exists());
 }
 
 #[test]

@@ -24,13 +24,9 @@ struct Scene {
 }
 
 impl Scene {
-    fn set(url: Option<&str>) -> Self {
+    fn set() -> Self {
         let place = TestBackend::new();
-        let mut arguments = vec!["lock", "x", "--", "sh", "-c", FAMILY];
-        if let Some(url) = url {
-            arguments.splice(0..0, ["--url", url]);
-        }
-        let tooz = Running::start(place.tooz(&arguments));
+        let tooz = Running::start(place.tooz(&["lock", "x", "--", "sh", "-c", FAMILY]));
         let family = ["command", "child", "grandchild"].map(|name| place.number(name));
         let launcher = parent(family[0]);
         let guard = parent(launcher);
@@ -58,7 +54,7 @@ const AT_MOST: Duration = Duration::from_secs(2);
 fn nobody_survives(what: &str, victims: impl Fn(&Scene) -> Vec<i32>) {
     let survived: Vec<_> = (0..5)
         .map(|_| {
-            let scene = Scene::set(None);
+            let scene = Scene::set();
             scene.kill(&victims(&scene))
         })
         .collect();
@@ -132,7 +128,7 @@ fn nobody_survives_a_kill_during_the_start() {
 
 #[test]
 fn the_command_itself_survives_not_even_all_three() {
-    let scene = Scene::set(None);
+    let scene = Scene::set();
     // Stopped first, so that none can act on another's death.
     let all = [scene.launcher, scene.guard, scene.tooz.pid().as_raw()];
     for pid in all {
@@ -148,7 +144,7 @@ fn the_command_itself_survives_not_even_all_three() {
 
 #[test]
 fn a_killed_guard_is_a_loss_and_frees_the_lock() {
-    let mut scene = Scene::set(None);
+    let mut scene = Scene::set();
     scene.kill(&[scene.guard]);
     assert_eq!(scene.tooz.code(), 74);
     assert_eq!(scene.place.run(&["lock", "--try", "x", "--", "true"]).code, Some(0));
@@ -156,34 +152,10 @@ fn a_killed_guard_is_a_loss_and_frees_the_lock() {
 
 #[test]
 fn a_stopped_tooz_keeps_its_lock_where_sessions_do_not_live_by_time() {
-    let scene = Scene::set(None);
+    let scene = Scene::set();
     scene.tooz.signal(Signal::SIGSTOP);
     common::eventually("tooz is stopped", || is_stopped(scene.tooz.pid().as_raw()));
     assert_eq!(scene.place.run(&["lock", "--wait", "1s", "x", "--", "true"]).code, Some(75));
     assert!(scene.family.iter().all(|&pid| runs(pid)));
     scene.tooz.signal(Signal::SIGCONT);
-}
-
-#[test]
-fn the_guard_acts_at_the_deadline_while_tooz_is_stopped() {
-    common::in_time("within the ttl", acts_while_tooz_is_stopped);
-}
-
-fn acts_while_tooz_is_stopped() -> bool {
-    // The backend inside the process is stopped with it; the deadline is the guard's business alone.
-    let mut scene = Scene::set(Some("memory://x?ttl=5s"));
-    scene.tooz.signal(Signal::SIGSTOP);
-    common::eventually("tooz is stopped", || is_stopped(scene.tooz.pid().as_raw()));
-    let took = within(LIMIT, "the family is gone", || !scene.family.iter().any(|&pid| runs(pid)));
-    println!("ttl 5 s, tooz stopped: the family was gone after {took:?}");
-    scene.tooz.signal(Signal::SIGCONT);
-    assert_eq!(scene.tooz.code(), 74);
-    took < Duration::from_secs(5)
-}
-
-#[test]
-fn a_beating_heart_keeps_the_command_alive_past_many_ttls() {
-    let place = TestBackend::new();
-    let finished = place.run(&["--url", "memory://x?ttl=6s", "lock", "x", "--", "sleep", "14"]);
-    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
 }

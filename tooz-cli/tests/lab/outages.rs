@@ -5,11 +5,14 @@ use std::fs::File;
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
-use crate::common::{Finished, Running, TestBackend, eventually, in_time, runs};
+use crate::common::{Finished, Running, TestBackend, eventually, in_time, is_stopped, runs};
+use nix::sys::signal::Signal;
 use tooz_servers::Proxy;
 use tooz_servers::redis::{self, Redis};
 
-pub(crate) const TESTS: [(&str, fn()); 5] = tests![
+pub(crate) const TESTS: [(&str, fn()); 7] = tests![
+    the_guard_acts_at_the_deadline_while_tooz_is_stopped,
+    a_beating_heart_keeps_the_command_alive_past_many_ttls,
     after_a_loss_lock_and_elect_exit_at_once,
     try_gives_up_on_a_backend_that_hangs,
     wait_gives_up_on_a_backend_that_hangs,
@@ -19,6 +22,32 @@ pub(crate) const TESTS: [(&str, fn()); 5] = tests![
 
 fn url(redis: &Redis, ttl: u32) -> String {
     format!("redis://{}?ttl={ttl}s", redis.address())
+}
+
+fn the_guard_acts_at_the_deadline_while_tooz_is_stopped() {
+    in_time("within the ttl", acts_while_tooz_is_stopped);
+}
+
+fn acts_while_tooz_is_stopped() -> bool {
+    const TTL: u32 = 5;
+    let (redis, place) = (Redis::start().unwrap(), TestBackend::new());
+    let script = "echo $$ > command; trap '' TERM; while :; do sleep 0.05; done";
+    let mut tooz =
+        Running::start(place.tooz(&["--url", &url(&redis, TTL), "lock", "x", "--", "sh", "-c", script]));
+    let command = place.number("command");
+    tooz.signal(Signal::SIGSTOP);
+    eventually("tooz is stopped", || is_stopped(tooz.pid().as_raw()));
+    let survived = eventually("the command is gone", || !runs(command));
+    println!("ttl {TTL} s, tooz stopped: the command was gone after {survived:?}");
+    tooz.signal(Signal::SIGCONT);
+    assert_eq!(tooz.code(), 74);
+    survived < Duration::from_secs(TTL.into())
+}
+
+fn a_beating_heart_keeps_the_command_alive_past_many_ttls() {
+    let (redis, place) = (Redis::start().unwrap(), TestBackend::new());
+    let finished = place.run(&["--url", &url(&redis, 6), "lock", "x", "--", "sleep", "14"]);
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
 }
 
 fn after_a_loss_lock_and_elect_exit_at_once() {
