@@ -91,8 +91,10 @@ with every write, and let the receiver refuse a token smaller than the largest i
 data even when everything else fails. TOOZ_HELD lists what outer tooz processes hold for the command: a tooz lock of \
 the same name inside it is refused (64), since each would wait for the other; shared inside shared is let through.
 
-The signals INT, TERM, HUP, QUIT, USR1, USR2, WINCH and TSTP are passed on to the command's process group. If \
-standard input is a terminal, the group gets the terminal.
+The signals INT, TERM, HUP, QUIT, USR1, USR2, WINCH and TSTP are passed on to the command's process group. It is a \
+group of its own, and gets the terminal if the group of tooz has it. In a pipeline, and in a script that runs on a \
+terminal, the command stays in the group of tooz: the others need the terminal, too. What the terminal sends to the \
+whole group (^C, ^Z) is not passed on then.
 
 On a backend with a session ttl, a guard process sends the command and all its descendants, in whichever process \
 group or session, SIGTERM --kill-grace before the deadline and SIGKILL shortly before the deadline, even while \

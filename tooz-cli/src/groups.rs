@@ -100,8 +100,8 @@ async fn take_part(
     let group = coordinator.group(bytes(&options.group))?;
     unless_signaled(signals, group.join_or_create(capabilities)).await??;
     if options.command.is_empty() {
-        let signal = signals.next().await;
-        return Ok(by_signal(signal as i32));
+        let caught = signals.next().await;
+        return Ok(by_signal(caught.signal as i32));
     }
     let job = Job {
         command: &options.command,

@@ -89,7 +89,7 @@ pub(crate) async fn unless_signaled<F: Future>(signals: &mut Signals, work: F) -
         biased;
         // If both are ready, the result wins, and the signal then reaches the command.
         output = work => Ok(output),
-        signal = signals.next() => Err(Failure::silent(by_signal(signal as i32))),
+        caught = signals.next() => Err(Failure::silent(by_signal(caught.signal as i32))),
     }
 }
 

@@ -147,6 +147,13 @@ impl Descendants {
         }
     }
 
+    /// Sends `signal` to those that run in `group`.
+    pub(crate) fn signal_group(&self, group: Pid, signal: Signal) {
+        for process in self.running().iter().filter(|process| process.group == group) {
+            let _ = self.signal(process, signal);
+        }
+    }
+
     /// Kills all but `spare`, and returns those that ran before: when the list is empty, none is left. A process that
     /// forks meanwhile leaves children to a later call.
     pub(crate) fn kill(&self, spare: Spare) -> Vec<Left> {
@@ -259,7 +266,7 @@ impl Descendants {
 }
 
 /// Every process that `/proc` shows.
-fn everything() -> impl Iterator<Item = Process> {
+pub(super) fn everything() -> impl Iterator<Item = Process> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| Process::of(Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)))
 }

@@ -49,7 +49,9 @@ fn prepare(orders: &Orders) -> io::Result<()> {
     }
     wait_to_begin(orders.input)?;
     // Before the exec: a command that reads at once must not be stopped by SIGTTIN.
-    terminal::pass(orders.home, getpgrp());
+    if !orders.shares_group {
+        terminal::pass(orders.home, getpgrp());
+    }
     // The launcher blocks every signal, and a mask is inherited.
     SigSet::empty().thread_set_mask()?;
     Ok(())

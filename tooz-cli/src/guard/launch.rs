@@ -43,14 +43,14 @@ fn launch(orders: &Orders) -> io::Result<()> {
     if supervisor.is_over() {
         supervisor.report(Report::Signaled(Signal::SIGKILL as i32));
     } else {
-        // The group exists, with this very number, as soon as the stub runs; it becomes the command.
+        // The stub becomes the command. Its own group exists, with this very number, as soon as it runs.
         let (child, opened) = stub(&orders)?;
         gate = Some(opened);
         let command = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
         supervisor.child = Some(command);
         supervisor.report(Report::Started { command, launcher: getpid() });
     }
-    terminal::release_streams(false);
+    terminal::release_streams();
     loop {
         match supervisor.wait(None)? {
             Wake::Left => return Ok(()),
@@ -82,7 +82,8 @@ fn stub(orders: &Orders) -> io::Result<(Child, PipeWriter)> {
     let (theirs, gate) = io::pipe()?;
     fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty()))?;
     let orders = Orders { input: theirs.as_raw_fd(), ..orders.clone() };
-    Ok((ourselves(EXEC, &orders).process_group(0).spawn()?, gate))
+    let group = if orders.shares_group { orders.home.as_raw() } else { 0 };
+    Ok((ourselves(EXEC, &orders).process_group(group).spawn()?, gate))
 }
 
 /// What happened to the command; `Some` is its end.

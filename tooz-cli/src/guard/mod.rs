@@ -42,7 +42,8 @@
 //!
 //! *Groups.* Guard and launcher have process groups of their own, so that neither a `kill -9` of a shell's job
 //! nor a terminal's ^C reaches them, and they block every signal. The command's group is a third one, not
-//! orphaned as long as the launcher lives, so ^Z works. Signals of the job go to that group. A process that runs as
+//! orphaned as long as the launcher lives, so ^Z works; or that of `tooz`, where others use the terminal in it (see
+//! [`terminal`]). Signals of the job go to that group. A process that runs as
 //! another user (`sudo`) cannot be signalled by us; `tooz` names it.
 //!
 //! *Absent:* no unsafe code (hence no `pre_exec`: a stub of ourselves sets up the terminal and the parent-death

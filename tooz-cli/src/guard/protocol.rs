@@ -23,9 +23,9 @@ pub(crate) enum Order {
 /// From the launcher up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Report {
-    /// The command is ready to begin as the leader of this group, and waits for [`Order::Begin`].
+    /// The command is ready to begin, and waits for [`Order::Begin`].
     Started {
-        /// The command's process id, and its group.
+        /// The command. If it has a process group of its own, that has the same number.
         command: Pid,
         launcher: Pid,
     },

@@ -1,44 +1,62 @@
-//! The terminal and the standard streams. The command gets the terminal when standard input is one and `tooz` had it,
-//! and afterwards the terminal goes back.
+//! The controlling terminal and the standard streams.
+//!
+//! The command has a process group of its own, and that gets the terminal while the command runs, if the group of `tooz`
+//! has it. Where others are in the group of `tooz` (the other commands of a pipeline, a script's shell), they would lose
+//! the terminal, and be stopped when they use it. There the command stays in the group of `tooz`.
+//!
+//! It is the terminal that counts, not standard input: ssh, sudo, git and gpg ask `/dev/tty`.
 
 use std::fs::File;
-use std::io::{IsTerminal, stdin};
 
 use nix::sys::signal::{SigSet, Signal};
-use nix::unistd::{Pid, tcgetpgrp, tcsetpgrp};
+use nix::unistd::{Pid, getpid, tcgetpgrp, tcsetpgrp};
 
-/// Whether standard input is a terminal and `group` has it.
+use super::descendants::everything;
+
+/// The controlling terminal, if there is one.
+fn controlling() -> Option<File> {
+    File::options().read(true).write(true).open("/dev/tty").ok()
+}
+
+/// Whether the command has to stay in `home`, the group of `tooz`: there is a terminal, and another process is in the group.
+pub(crate) fn is_shared(home: Pid) -> bool {
+    let is_other = |pid| pid != getpid();
+    controlling().is_some()
+        && everything().any(|process| process.group == home && process.is_running && is_other(process.pid))
+}
+
+/// Whether `group` has the terminal.
 pub(crate) fn has(group: Pid) -> bool {
-    let input = stdin();
-    input.is_terminal() && tcgetpgrp(&input).is_ok_and(|foreground| foreground == group)
+    controlling().is_some_and(|terminal| is_before(&terminal, group))
+}
+
+fn is_before(terminal: &File, group: Pid) -> bool {
+    tcgetpgrp(terminal).is_ok_and(|foreground| foreground == group)
 }
 
 /// Gives it from the group `from` to the group `to`; nothing happens if `from` does not have it, so that
 /// `tooz … &` takes nothing away from the shell.
 pub(crate) fn pass(from: Pid, to: Pid) {
-    if !has(from) {
+    let Some(terminal) = controlling().filter(|terminal| from != to && is_before(terminal, from)) else {
         return;
-    }
+    };
     // A process outside the terminal's group that moves it is stopped by SIGTTOU, unless that is blocked.
     let mut output = SigSet::empty();
     output.add(Signal::SIGTTOU);
     let before = SigSet::thread_get_mask();
     let _ = output.thread_block();
     // It may have hung up meanwhile; then no group has it.
-    let _ = tcsetpgrp(stdin(), to);
+    let _ = tcsetpgrp(terminal, to);
     if let Ok(before) = before {
         let _ = before.thread_set_mask();
     }
 }
 
-/// Points standard output and error elsewhere once the process below has them, so that their reader sees the end when
-/// the command closes them. Standard input goes, too, unless it is the terminal and `keeps_terminal`: the guard has to
-/// give it back.
-pub(super) fn release_streams(keeps_terminal: bool) {
+/// Points the standard streams elsewhere once the process below has them, so that the other end of a pipe sees the end
+/// when the command closes them.
+pub(super) fn release_streams() {
     let Ok(null) = File::options().read(true).write(true).open("/dev/null") else { return };
-    if !(keeps_terminal && stdin().is_terminal()) {
-        let _ = nix::unistd::dup2_stdin(&null);
-    }
+    let _ = nix::unistd::dup2_stdin(&null);
     let _ = nix::unistd::dup2_stdout(&null);
     let _ = nix::unistd::dup2_stderr(&null);
 }

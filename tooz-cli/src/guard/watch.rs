@@ -33,7 +33,7 @@ fn guard(orders: &Orders) -> io::Result<()> {
     supervisor.descendants.own.extend(Process::of(pid));
     // Close our copies of its pipe ends; otherwise we would never read the end of its pipe.
     drop(prepared);
-    terminal::release_streams(true);
+    terminal::release_streams();
     let mut lines = Lines::default();
     let mut command = None;
     let was_left = loop {

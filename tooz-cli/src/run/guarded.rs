@@ -41,10 +41,12 @@ pub(super) struct Guard {
     queue: VecDeque<Report>,
     /// The guard itself.
     pub(super) pid: Option<Pid>,
-    /// The command, whose group has the same number.
+    /// The command. If it has a process group of its own, that has the same number.
     pub(super) command: Option<Pid>,
-    /// The command's group, while the command runs.
-    pub(super) group: Option<Pid>,
+    /// The same, while the command runs.
+    pub(super) running: Option<Pid>,
+    /// Whether it is in our own process group.
+    pub(super) shares_group: bool,
     /// What the command started.
     pub(super) descendants: Descendants,
 }
@@ -52,12 +54,13 @@ pub(super) struct Guard {
 impl Guard {
     /// Starts the guard. Must be called on the main thread: the guard's parent-death signal follows the thread
     /// that forked.
-    pub(super) fn start(job: &Job<'_>, grace: Duration) -> io::Result<Self> {
+    pub(super) fn start(job: &Job<'_>, grace: Duration, shares_group: bool) -> io::Result<Self> {
         let orders = Orders {
             input: 0,
             output: 0,
             parent: nix::unistd::getpid(),
             home: getpgrp(),
+            shares_group,
             grace,
             command: job.command.to_vec(),
         };
@@ -80,7 +83,8 @@ impl Guard {
             queue: VecDeque::new(),
             pid,
             command: None,
-            group: None,
+            running: None,
+            shares_group,
             descendants,
         })
     }
@@ -97,11 +101,11 @@ impl Guard {
             if let Some(report) = self.queue.pop_front() {
                 match report {
                     Report::Started { command, launcher } => {
-                        (self.command, self.group) = (Some(command), Some(command));
+                        (self.command, self.running) = (Some(command), Some(command));
                         self.descendants.own.extend(Process::of(launcher));
                     }
                     // Its number may go to another group now.
-                    Report::Exited(_) | Report::Signaled(_) => self.group = None,
+                    Report::Exited(_) | Report::Signaled(_) => self.running = None,
                     Report::Stopped(_) | Report::Expired => {}
                 }
                 return Some(report);

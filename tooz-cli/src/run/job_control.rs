@@ -1,32 +1,44 @@
-//! ^Z, `fg` and `bg`: a stopped command stops `tooz`, and a continued `tooz` continues the command.
+//! Signals for the command; ^Z, `fg` and `bg`: a stopped command stops `tooz`, and a continued `tooz` continues the command.
 
 use nix::sys::signal::{Signal, killpg};
-use nix::unistd::{Pid, getsid};
+use nix::unistd::{Pid, getpid, getsid};
 
+use super::guarded::Guard;
+use super::signals::Caught;
 use crate::guard::descendants::Process;
 use crate::guard::terminal;
 
-/// Passes a signal that `tooz` received on to the command's group.
-pub(super) fn pass_on(signal: Signal, group: Pid, home: Pid) {
-    if signal == Signal::SIGCONT {
-        // After `fg` our group has the terminal and passes it on; after `bg` our group does not have it.
-        terminal::pass(home, group);
+/// Passes a signal that `tooz` received on to the command `command`, and to those that are in its group.
+pub(super) fn pass_on(caught: Caught, guard: &Guard, command: Pid, home: Pid) {
+    if !guard.shares_group {
+        if caught.signal == Signal::SIGCONT {
+            // After `fg` our group has the terminal and passes it on; after `bg` our group does not have it.
+            terminal::pass(home, command);
+        }
+        send(command, caught.signal);
+        return;
     }
-    send(group, signal);
+    // What the kernel sends goes to the whole group, and the command is in it. Only a hang-up goes to the session's leader
+    // alone.
+    let leads = getsid(None) == Ok(getpid());
+    if !caught.from_kernel || (caught.signal == Signal::SIGHUP && leads) {
+        guard.descendants.signal_group(home, caught.signal);
+    }
 }
 
 /// Sends `signal` to every process of the group. Errors are ignored: the group may be gone or run as another user.
-pub(super) fn send(group: Pid, signal: Signal) {
+fn send(group: Pid, signal: Signal) {
     let _ = killpg(group, signal);
 }
 
 /// The command was stopped by `signal`. If that came from the terminal, our own job stops with it, so that the
 /// shell sees it. While stopped, nothing renews: where sessions live by time, the guard acts at the deadline.
-pub(super) fn stopped(signal: i32, group: Option<Pid>, home: Pid) {
-    let Some(group) = group else { return };
+pub(super) fn stopped(signal: i32, guard: &Guard, home: Pid) {
+    let Some(group) = guard.running else { return };
     let from_terminal = [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU];
-    if !from_terminal.iter().any(|&stop| stop as i32 == signal) {
-        return; // `kill -STOP` of the command alone: `tooz` goes on renewing
+    // `kill -STOP` of the command alone: `tooz` goes on renewing. In a group with us, the terminal has stopped us, too.
+    if guard.shares_group || !from_terminal.iter().any(|&stop| stop as i32 == signal) {
+        return;
     }
     terminal::pass(group, home);
     if is_orphaned(home) {
@@ -39,7 +51,7 @@ pub(super) fn stopped(signal: i32, group: Option<Pid>, home: Pid) {
         }
         return;
     }
-    // Stop the whole job, as the terminal's own ^Z would: the script that runs `tooz`, the other end of a pipe.
+    // Stop the whole job, as the terminal's own ^Z would.
     let _ = killpg(home, Signal::SIGSTOP);
 }
 

@@ -70,12 +70,14 @@ const TOO_LATE: &str = "the session was not renewed before its deadline";
 /// runs any more, but for what [`Ended::Lost`] names, what [`Children::Leave`] leaves alone, and what a second signal
 /// told `tooz` not to wait for.
 pub(crate) async fn run(job: &Job<'_>, held: &impl Hold, signals: &mut Signals) -> io::Result<Ended> {
-    signals.catch_job()?;
+    let home = getpgrp();
+    let shares_group = terminal::is_shared(home);
+    signals.of_a_job = !shares_group;
     let mut deadline = absolute(held.deadline());
     let left = deadline.map(|at| at.saturating_sub(boot_time()));
     // The first deadline is at most a ttl away, so this is at most a third of the ttl.
     let grace = left.map_or(job.grace, |left| job.grace.min(left / 3));
-    let mut guard = Guard::start(job, grace)?;
+    let mut guard = Guard::start(job, grace, shares_group)?;
     signals.guard = guard.pid;
     guard.order(Order::Deadline(deadline));
     let ending = held.lost();
@@ -85,7 +87,6 @@ pub(crate) async fn run(job: &Job<'_>, held: &impl Hold, signals: &mut Signals) 
     let mut early = Vec::new();
     let mut finishing: Option<Duration> = None;
     let mut named = false;
-    let home = getpgrp();
     let (mut look, mut look_for_end) = (interval(LOOK), interval(LOOK_FOR_END));
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     look_for_end.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -95,12 +96,12 @@ pub(crate) async fn run(job: &Job<'_>, held: &impl Hold, signals: &mut Signals) 
             // Reports come first: once the command has ended, no signal must go to its group, which may be gone.
             report = guard.report() => match report {
                 Some(Report::Started { command, .. }) => {
-                    for signal in early.drain(..) {
-                        job_control::send(command, signal);
+                    for caught in early.drain(..) {
+                        job_control::pass_on(caught, &guard, command, home);
                     }
                     guard.order(Order::Begin);
                 }
-                Some(Report::Stopped(signal)) => job_control::stopped(signal, guard.group, home),
+                Some(Report::Stopped(signal)) => job_control::stopped(signal, &guard, home),
                 Some(Report::Expired) => lost = lost.or_else(|| held.reason().or_else(|| Some(TOO_LATE.into()))),
                 Some(Report::Exited(code)) => {
                     end = Some(Ended::Exited(code));
@@ -124,10 +125,10 @@ pub(crate) async fn run(job: &Job<'_>, held: &impl Hold, signals: &mut Signals) 
                 lost = Some(reason);
                 break;
             }
-            signal = signals.next() => match guard.group {
-                Some(group) => job_control::pass_on(signal, group, home),
-                None if end.is_none() => early.push(signal),
-                None if !signals::is_ending(signal) => {}
+            caught = signals.next() => match guard.running {
+                Some(command) => job_control::pass_on(caught, &guard, command, home),
+                None if end.is_none() => early.push(caught),
+                None if !caught.is_ending() => {}
                 None if named => break,
                 None => finish(&mut guard, &mut finishing),
             },
@@ -205,7 +206,7 @@ async fn kill(guard: &mut Guard, held: &impl Hold, signals: &mut Signals) -> Vec
             }
         }
         tokio::select! {
-            signal = signals.next() => if named && signals::is_ending(signal) { return left },
+            caught = signals.next() => if named && caught.is_ending() { return left },
             () = sleep(LOOK_FOR_END) => {}
         }
     }

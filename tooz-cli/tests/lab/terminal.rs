@@ -5,16 +5,18 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use crate::common::{self, Running, TestBackend, eventually, process};
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::OFlag;
 
 /// Names the terminal to the session leader.
 const TERMINAL: &str = "TOOZ_TEST_TERMINAL";
 
-pub(crate) const TESTS: [(&str, fn()); 8] = tests![
+pub(crate) const TESTS: [(&str, fn()); 16] = tests![
     the_command_reads_the_terminal,
     an_interrupt_reaches_the_command_once,
     the_terminal_goes_back,
@@ -23,6 +25,14 @@ pub(crate) const TESTS: [(&str, fn()); 8] = tests![
     a_stop_stops_the_job_and_fg_continues_it,
     without_a_shell_nothing_is_stopped_for_ever,
     a_hang_up_ends_it,
+    a_command_with_another_input_asks_the_terminal,
+    the_next_command_of_a_pipeline_keeps_the_terminal,
+    behind_another_command_of_a_pipeline_the_terminal_can_be_asked,
+    an_interrupt_in_a_script_reaches_the_command_once,
+    a_stop_stops_a_whole_pipeline,
+    a_stop_while_waiting_stops_tooz,
+    output_that_the_terminal_stops_is_written,
+    a_terminal_that_goes_away_ends_a_script_and_its_command,
 ];
 
 /// Leads the session, if this process was started for that.
@@ -57,8 +67,18 @@ impl Session {
     /// Runs `sh -c SCRIPT` or the like; `$TOOZ` is the command under test.
     fn start(command: &[&str]) -> Self {
         let place = TestBackend::new();
-        let pty = nix::pty::openpty(None, None).unwrap();
-        let terminal = nix::unistd::ttyname(&pty.slave).unwrap();
+        // No child may inherit it: the terminal hangs up when its last copy is closed.
+        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        let master = nix::pty::posix_openpt(flags).unwrap();
+        nix::pty::grantpt(&master).unwrap();
+        nix::pty::unlockpt(&master).unwrap();
+        let terminal = nix::pty::ptsname_r(&master).unwrap();
+        let slave = File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(OFlag::O_NOCTTY.bits())
+            .open(&terminal)
+            .unwrap();
         let mut leader = process(std::env::current_exe().unwrap());
         leader
             .args(command)
@@ -67,15 +87,14 @@ impl Session {
             .env("TOOZ_URL", place.url())
             .current_dir(place.path(""));
         let leader = Running::start(leader);
-        fcntl(&pty.master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
-        let master = File::from(pty.master);
+        let master = File::from(OwnedFd::from(master));
         let mut session = Self { place, leader, master, screen: String::new() };
         // Ours is closed only when the leader has its own, or the terminal would hang up in between.
         session.shows("", 0);
         eventually("the leader has the terminal", || {
             nix::unistd::getsid(Some(session.leader.pid())).is_ok_and(|sid| sid == session.leader.pid())
         });
-        std::mem::forget(pty.slave);
+        std::mem::forget(slave);
         session
     }
 
@@ -203,4 +222,101 @@ fn a_hang_up_ends_it() {
     session.leader.signal(nix::sys::signal::Signal::SIGHUP);
     assert_eq!(session.code(), 129);
     assert!(!common::runs(command));
+}
+
+/// As ssh, sudo, git and gpg do.
+fn a_command_with_another_input_asks_the_terminal() {
+    let script = "set -m; $TOOZ lock x -- sh -c 'echo ready; read line </dev/tty; echo \"got <$line>\"' </dev/null; \
+                  echo \"over $?\"";
+    let mut session = Session::start(&["bash", "-c", script]);
+    session.shows("ready", 1);
+    session.types("abc\n");
+    session.shows("got <abc>", 1);
+    session.shows("over 0", 1);
+}
+
+/// As less does: it reads keys from the terminal while the command runs.
+fn the_next_command_of_a_pipeline_keeps_the_terminal() {
+    let script = "set -m; $TOOZ lock x -- sh -c 'echo line; until [ -e go ]; do sleep 0.02; done' | \
+                  sh -c 'read line; echo \"pager $line\"; read key </dev/tty; echo \"key <$key>\"; echo 1 > go'; \
+                  echo \"over $?\"";
+    let mut session = Session::start(&["bash", "-c", script]);
+    session.shows("pager line", 1);
+    session.types("abc\n");
+    session.shows("key <abc>", 1);
+    session.shows("over 0", 1);
+}
+
+fn behind_another_command_of_a_pipeline_the_terminal_can_be_asked() {
+    let script = "set -m; sh -c 'echo data; until [ -e go ]; do sleep 0.02; done' | \
+                  $TOOZ lock x -- sh -c 'read data; echo \"piped $data\"; read key </dev/tty; echo \"key <$key>\"; \
+                  echo 1 > go'; echo \"over $?\"";
+    let mut session = Session::start(&["bash", "-c", script]);
+    session.shows("piped data", 1);
+    session.types("abc\n");
+    session.shows("key <abc>", 1);
+    session.shows("over 0", 1);
+}
+
+fn an_interrupt_in_a_script_reaches_the_command_once() {
+    let script = "trap : INT; $TOOZ lock x -- \
+                  sh -c 'trap \"echo caught >> caught\" INT; echo ready; read a; read a; exit 5'; echo \"over $?\"";
+    let mut session = Session::start(&["sh", "-c", script]);
+    session.shows("ready", 1);
+    session.types("\x03");
+    eventually("it is caught", || session.place.read("caught") == "caught\n");
+    session.types("go\ngo\n");
+    session.shows("over 5", 1);
+    assert_eq!(session.place.read("caught"), "caught\n");
+}
+
+fn a_stop_stops_a_whole_pipeline() {
+    let script = "set -m; $TOOZ lock x -- sh -c 'echo ready; until [ -e go ]; do sleep 0.02; done; echo done' | cat; \
+                  echo \"stopped $?\"; fg; echo \"over $?\"";
+    let mut session = Session::start(&["bash", "-c", script]);
+    session.shows("ready", 1);
+    session.types("\x1a");
+    session.shows("stopped 148", 1); // 128 + SIGTSTP
+    std::fs::write(session.place.path("go"), "").unwrap();
+    session.shows("done", 1);
+    session.shows("over 0", 1);
+}
+
+fn a_stop_while_waiting_stops_tooz() {
+    let script = "set -m; $TOOZ lock x -- sh -c 'echo 1 > held; until [ -e go ]; do sleep 0.02; done' & \
+                  until [ -e held ]; do sleep 0.02; done; echo ready; \
+                  $TOOZ --member second lock x -- echo ran; echo \"stopped $?\"; echo 1 > go; fg; echo \"over $?\"";
+    let mut session = Session::start(&["bash", "-c", script]);
+    session.shows("ready", 1);
+    eventually("the second one waits", || session.place.run(&["holders", "x"]).stdout.contains("waiting: 1"));
+    session.types("\x1a");
+    session.shows("stopped 148", 1);
+    session.shows("ran", 1);
+    session.shows("over 0", 1);
+}
+
+fn output_that_the_terminal_stops_is_written() {
+    for end in ["", " | cat"] {
+        let script =
+            format!("set -m; stty tostop; $TOOZ lock x -- sh -c 'echo one; echo two'{end}; echo \"over $?\"");
+        let mut session = Session::start(&["bash", "-c", &script]);
+        session.shows("two", 1);
+        session.shows("over 0", 1);
+    }
+}
+
+fn a_terminal_that_goes_away_ends_a_script_and_its_command() {
+    for script in [
+        "exec $TOOZ lock x -- sh -c 'echo $$ > command; exec cat'",
+        "$TOOZ lock x -- sh -c 'echo $$ > command; exec cat'; :",
+    ] {
+        let mut session = Session::start(&["sh", "-c", script]);
+        let command = session.place.number("command");
+        session.master = File::open("/dev/null").unwrap();
+        session.code();
+        eventually("the command has ended", || !common::runs(command));
+        eventually("the lock is free", || {
+            session.place.run(&["lock", "--try", "x", "--", "true"]).code == Some(0)
+        });
+    }
 }
