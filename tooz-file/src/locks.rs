@@ -343,6 +343,7 @@ impl SessionState {
         let tree = &self.tree;
         let work = |directory: &Directory| {
             let marked = match how {
+                Previous::Clean if held.told.is_empty() => Ok(()),
                 Previous::Clean => lock_records::remove_marks(directory, &held.hash, &held.told),
                 how => lock_records::write_mark(directory, &held.hash, how, held.grant.attempt),
             };

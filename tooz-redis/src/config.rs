@@ -249,15 +249,17 @@ impl Config {
 
 /// Refuses an option without effect for this kind of URL, since the user would rely on it.
 fn misplaced(url: &BackendUrl, topology: &Topology) -> Result<()> {
+    const ENCRYPTED: &str =
+        "rediss:// and valkeys://, also with +sentinel and +cluster; this URL is not encrypted";
     let (sentinel, discovered) = (matches!(topology, Topology::Sentinel { .. }), topology.is_discovered());
     let encrypted = address::is_encrypted(url.scheme());
     for (option, fits, schemes) in [
         (WAIT_REPLICAS, discovered, "redis+sentinel:// and redis+cluster://"),
         (SENTINEL_USER, sentinel, "redis+sentinel://"),
         (SENTINEL_PASSWORD, sentinel, "redis+sentinel://"),
-        ("tls_ca", encrypted, "rediss://"),
-        ("tls_cert", encrypted, "rediss://"),
-        ("tls_key", encrypted, "rediss://"),
+        ("tls_ca", encrypted, ENCRYPTED),
+        ("tls_cert", encrypted, ENCRYPTED),
+        ("tls_key", encrypted, ENCRYPTED),
     ] {
         if !fits && url.option(option).is_some() {
             let why = format!("option \"{option}\": it belongs to {schemes}");

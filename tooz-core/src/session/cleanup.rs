@@ -1,5 +1,6 @@
 //! What is repeated until the backend has answered, after a caller has gone away.
 
+use std::fmt::Display;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,15 +14,21 @@ use crate::{ErrorKind, Result};
 /// session is over.
 pub(crate) async fn withdraw(shared: &Shared, lease: &SessionLease, key: &LockKey, attempt: AttemptId) {
     lease.stop_waiting(attempt);
-    until_answered(shared, lease, |session| {
+    until_answered(shared, lease, "withdraw", key, |session| {
         Box::pin(async move { session.locks().withdraw(key, attempt).await })
     })
     .await;
 }
 
-/// Repeats an idempotent call until the backend has answered it definitely, or the session is over.
-pub(crate) async fn until_answered<'a, F>(shared: &Shared, lease: &SessionLease, call: F)
-where
+/// Repeats an idempotent call until the backend has answered it definitely, or the session is over. The log names the
+/// `operation` and what it is `of`.
+pub(crate) async fn until_answered<'a, F>(
+    shared: &Shared,
+    lease: &SessionLease,
+    operation: &'static str,
+    of: &(dyn Display + Sync),
+    call: F,
+) where
     F: Fn(Arc<dyn Session>) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>> + Send,
 {
     let mut pause = shared.config.backoff();
@@ -34,11 +41,11 @@ where
                 return;
             }
             Err(error) if error.is_retryable() || error.is_indeterminate() => {
-                tracing::debug!(%error, "cleaning up is tried again");
+                tracing::debug!(operation, %of, %error, "cleaning up is tried again");
             }
             Err(error) => {
                 // Nothing that repeating would mend; the session's end takes it along.
-                tracing::warn!(%error, "cleaning up failed");
+                tracing::warn!(operation, %of, %error, "cleaning up failed");
                 return;
             }
         }

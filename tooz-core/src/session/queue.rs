@@ -140,8 +140,8 @@ pub(crate) struct Ticket {
     passed: Arc<Notify>,
 }
 
-/// Whether no task of this coordinator is before it.
 impl Ticket {
+    /// Whether no task of this coordinator is before it.
     fn has_passed(&self) -> bool {
         let queues = self.contention.queues();
         queues.keys.get(&self.key).is_some_and(|queue| queue.passed.iter().any(|passed| passed.id == self.id))

@@ -10,7 +10,7 @@ use crate::{ErrorKind, GroupId};
 
 /// Leaves until the backend has answered, or the session is over and the membership with it.
 pub(crate) async fn leave_until_answered(shared: &Shared, lease: &SessionLease, id: &GroupId) {
-    until_answered(shared, lease, |session| {
+    until_answered(shared, lease, "leave", id, |session| {
         Box::pin(async move {
             match session.groups().leave(id).await {
                 Err(error)

@@ -59,7 +59,7 @@ async fn release_until_answered(shared: &Shared, state: &Arc<GrantState>, end: E
         let call = release_call(session, Arc::clone(state), end);
         Box::pin(async move { call.await.map(drop) }) as Owned<Result<()>>
     };
-    until_answered(shared, &state.lease, call).await;
+    until_answered(shared, &state.lease, "release", &state.grant.key, call).await;
 }
 
 impl Drop for Releasing<'_> {

@@ -12,6 +12,7 @@ impl Writer {
 
     /// The header of a name, an owner or a date. INVARIANT: each of them has at most 255 bytes.
     fn header(&mut self, code: u8, bytes: &[u8]) {
+        debug_assert!(u8::try_from(bytes.len()).is_ok(), "{} bytes", bytes.len());
         self.0.extend([code, u8::try_from(bytes.len()).unwrap_or(u8::MAX)]);
     }
 
