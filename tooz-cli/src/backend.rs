@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 use tooz::{Builder, Characteristics, Coordinator, ErrorKind, Liveness, MAX_NAME_BYTES, Viewer};
 
 use crate::args::Backend;
-use crate::exit::{Failure, QUICK, UNAVAILABLE, USAGE};
+use crate::exit::{Closing, Failure, QUICK, UNAVAILABLE, USAGE};
 use crate::guard::boot_time;
 
 /// Characters that the path of a backend URL holds percent-encoded.
@@ -25,22 +25,23 @@ pub(crate) async fn connect(options: &Backend) -> Result<Coordinator, Failure> {
     Ok(builder(options)?.connect().await?)
 }
 
-/// Ends the session. What cannot be released ends with it; the caller wants the command's own exit code. After a failure
-/// that is in a hurry, a backend that did not answer the last beat is not waited for.
+/// Ends the session. What cannot be released ends with it; the caller wants the command's own exit code.
 pub(crate) async fn close(coordinator: &Coordinator, result: Result<u8, Failure>) -> Result<u8, Failure> {
-    match result {
-        Err(failure) if failure.is_in_a_hurry() => {
-            let told = failure.told();
-            if matches!(coordinator.liveness(), Liveness::Alive { .. }) {
-                let _ = timeout(QUICK, coordinator.close()).await;
-            }
-            Err(told)
-        }
-        result => {
-            let _ = coordinator.close().await;
-            result
-        }
+    let closing = result.as_ref().map_or_else(Failure::how_to_close, |_| Closing::Patient);
+    if closing == Closing::Patient {
+        let _ = coordinator.close().await;
+        return result;
     }
+    let told = result.map_err(Failure::told);
+    let is_worth_it = match coordinator.liveness() {
+        Liveness::Alive { .. } => true,
+        Liveness::Suspended { .. } => closing == Closing::Quick,
+        _ => false,
+    };
+    if is_worth_it {
+        let _ = timeout(QUICK, coordinator.close()).await;
+    }
+    told
 }
 
 /// Connects within `limit`. If `again`, a backend that is away is tried again until then. The session of an attempt that
@@ -79,7 +80,7 @@ pub(crate) async fn connect_within(
 pub(crate) fn no_answer(limit: Duration) -> Failure {
     let why =
         format!("the backend did not answer within {limit:?}; check that it runs, or wait longer (--wait)");
-    Failure::new(UNAVAILABLE, why).in_a_hurry()
+    Failure::new(UNAVAILABLE, why).closing(Closing::Quick)
 }
 
 /// Connects without a session. That works on a full store, and for a user who may only read.

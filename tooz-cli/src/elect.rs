@@ -7,7 +7,7 @@ use tooz::{Coordinator, Deadline, Leader, Leadership};
 
 use crate::args::{self, Backend, Elect};
 use crate::backend::{bytes, close, view};
-use crate::exit::{Failure, QUICK};
+use crate::exit::{Closing, Failure, QUICK};
 use crate::held::Wanted;
 use crate::lock::{cannot_start, conclude, member_text, remedy, unless_signaled};
 use crate::patience::{Patience, Wait};
@@ -62,7 +62,7 @@ async fn lead(
         let leader = timeout(QUICK, election.leader()).await.ok().and_then(Result::ok).flatten();
         let by = leader.as_ref().map_or_else(|| "another candidate leads or waits before us".into(), leads);
         let why = format!("did not win \"{}\": {by}; {}", election.group(), remedy(wanted));
-        return Err(Failure::new(wanted.exit_not_acquired, why));
+        return Err(Failure::new(wanted.exit_not_acquired, why).closing(Closing::Quick));
     };
     let term = leadership.term();
     let job = Job {

@@ -36,7 +36,18 @@ pub(crate) fn by_signal(signal: i32) -> u8 {
 pub(crate) struct Failure {
     code: u8,
     message: String,
-    is_in_a_hurry: bool,
+    closing: Closing,
+}
+
+/// How the session is closed after a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Closing {
+    /// As patiently as the library does it.
+    Patient,
+    /// Within [`QUICK`], after the message: what was sent must not take effect after the exit.
+    Quick,
+    /// The same, if the backend has answered the last beat: what is lost is not waited for.
+    IfAlive,
 }
 
 /// Enough for a withdrawal at a backend that answers. At one that does not, nobody waits for `tooz`.
@@ -44,16 +55,16 @@ pub(crate) const QUICK: Duration = Duration::from_secs(1);
 
 impl Failure {
     pub(crate) fn new(code: u8, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), is_in_a_hurry: false }
+        Self { code, message: message.into(), closing: Closing::Patient }
     }
 
     /// The same; its message is printed before the session is closed, which may take [`QUICK`].
-    pub(crate) fn in_a_hurry(self) -> Self {
-        Self { is_in_a_hurry: true, ..self }
+    pub(crate) fn closing(self, closing: Closing) -> Self {
+        Self { closing, ..self }
     }
 
-    pub(crate) fn is_in_a_hurry(&self) -> bool {
-        self.is_in_a_hurry
+    pub(crate) fn how_to_close(&self) -> Closing {
+        self.closing
     }
 
     /// Ends with this code and prints nothing: the reason was printed before.

@@ -6,7 +6,7 @@ use tooz::{Capabilities, Coordinator, GroupEvent};
 
 use crate::args::{Backend, Join, List, Members};
 use crate::backend::{bytes, close, connect, view};
-use crate::exit::{Failure, LOST, USAGE, by_signal};
+use crate::exit::{Closing, Failure, LOST, USAGE, by_signal};
 use crate::lock::{cannot_start, ended_all, member_text, unless_signaled};
 use crate::run::{Ended, Hold, Job, Signals, run};
 use crate::text;
@@ -114,7 +114,7 @@ async fn take_part(
         Ended::Exited(code) => Ok(code),
         Ended::Signaled(signal) => Ok(by_signal(signal)),
         Ended::Lost { why, left } => {
-            Err(Failure::new(LOST, format!("{why}; {}", ended_all(&left))).in_a_hurry())
+            Err(Failure::new(LOST, format!("{why}; {}", ended_all(&left))).closing(Closing::IfAlive))
         }
     }
 }

@@ -8,7 +8,7 @@ use tooz::{Coordinator, Deadline, LockGuard};
 
 use crate::args::{Backend, Guarded, Lock};
 use crate::backend::{bytes, close};
-use crate::exit::{Failure, QUICK, by_signal};
+use crate::exit::{Closing, Failure, QUICK, by_signal};
 use crate::guard::descendants::{Process, some_are_hidden};
 use crate::held::Wanted;
 use crate::patience::{Patience, Wait};
@@ -116,7 +116,8 @@ pub(crate) fn not_acquired(what: &str, holders: Option<&Holders>, options: &Guar
         Some(holders) if !holders.is_empty() => format!("held by {}", holders.join(" and by ")),
         _ => "another member held it or waits before us".into(),
     };
-    Failure::new(options.exit_not_acquired, format!("did not acquire {what}: {by}; {}", remedy(options)))
+    let why = format!("did not acquire {what}: {by}; {}", remedy(options));
+    Failure::new(options.exit_not_acquired, why).closing(Closing::Quick)
 }
 
 pub(crate) fn remedy(options: &Guarded) -> &'static str {
@@ -143,7 +144,7 @@ pub(crate) async fn conclude(
 ) -> Result<u8, Failure> {
     let lost = |why: &str| Failure::new(options.exit_lost, format!("lost {what}: {why}"));
     if let Ended::Lost { why, left } = &ended {
-        return Err(lost(&format!("{why}; {}", ended_all(left))).in_a_hurry());
+        return Err(lost(&format!("{why}; {}", ended_all(left))).closing(Closing::IfAlive));
     }
     match (ended, release.await) {
         (_, Ok(tooz::driver::Released::WasNotHolder)) => {

@@ -7,7 +7,7 @@ use tooz::{Coordinator, ErrorKind};
 
 use crate::args::{Backend, Guarded};
 use crate::backend::{connect, connect_within, no_answer};
-use crate::exit::{Failure, QUICK};
+use crate::exit::{Closing, Failure, QUICK};
 use crate::guard::boot_time;
 
 /// `--try` gives up when the backend has not answered for this long.
@@ -53,7 +53,7 @@ impl Patience {
     pub(crate) async fn ask<T>(self, question: impl Future<Output = tooz::Result<T>>) -> Result<T, Failure> {
         let Some((limit, end)) = self.limit else { return Ok(question.await?) };
         let answer = timeout(end.saturating_sub(boot_time()), question).await;
-        answer.map_err(|_| no_answer(limit))?.map_err(|error| Failure::from(error).in_a_hurry())
+        answer.map_err(|_| no_answer(limit))?.map_err(|error| Failure::from(error).closing(Closing::Quick))
     }
 
     /// Acquires by `attempt`, which is told how long to wait for the holder. `None`: the backend says that it is taken.
@@ -70,7 +70,7 @@ impl Patience {
         };
         match timeout(word, attempt(wait)).await {
             Ok(Err(error)) if matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Unavailable) => {
-                Err(Failure::from(error).in_a_hurry())
+                Err(Failure::from(error).closing(Closing::Quick))
             }
             Ok(result) => Ok(result?),
             Err(_) => Err(no_answer(limit)),

@@ -8,14 +8,17 @@
 //! opened first, then the start time and the chain of parents are read again, and only then the signal is sent. Linux
 //! before 5.3, and some sandboxes, have no pidfd; there the signal goes to the process id right after that reading.
 //!
-//! *Looking.* The kernel lists the children of a thread in `/proc/PID/task/TID/children`. That is quick, but a list can
-//! lack a process while another one ends, and some kernels have no such lists. In doubt all processes are read.
+//! *Looking.* The kernel lists the children of a thread in `/proc/PID/task/TID/children`. Its list is empty only if there are
+//! none. A process that forks and ends, again and again, is found by no reading of all processes, but it always is on the
+//! list of a subreaper: none is left if nothing but our own processes is on the lists of all of them. Where the kernel has no
+//! lists, and where a list could lack a process because another one ended, all processes are read.
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Pid, Uid, User, getpid};
 use rustix::io::Errno;
@@ -32,8 +35,10 @@ pub(crate) struct Process {
     pub(crate) session: Pid,
     /// Whether it runs code: it is no zombie, or one whose other threads go on.
     pub(crate) is_running: bool,
-    /// Whether it waits in the kernel for what no signal interrupts, such as a disk.
-    is_uninterruptible: bool,
+    /// Whether SIGSTOP, or the terminal, has stopped it.
+    pub(crate) is_stopped: bool,
+    /// Whether `/proc` hides it from this user (`hidepid`): only its process id and parent are known.
+    is_hidden: bool,
     /// In clock ticks since the system's start.
     started: u64,
 }
@@ -41,8 +46,25 @@ pub(crate) struct Process {
 impl Process {
     /// `None` if there is no such process, or `/proc` does not show it to this user.
     pub(crate) fn of(pid: Pid) -> Option<Self> {
-        let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
-        let text = String::from_utf8_lossy(&text);
+        Self::read(pid).ok().flatten()
+    }
+
+    /// As [`Process::of`].
+    ///
+    /// # Errors
+    /// It is not known: `/proc` cannot be read now.
+    fn read(pid: Pid) -> io::Result<Option<Self>> {
+        match fs::read(format!("/proc/{pid}/stat")) {
+            Ok(text) => Ok(Self::parse(pid, &String::from_utf8_lossy(&text))),
+            Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => Ok(None),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn parse(pid: Pid, text: &str) -> Option<Self> {
         // The name stands in parentheses and may hold anything, parentheses too.
         let (_, rest) = text.rsplit_once(')')?;
         let fields: Vec<&str> = rest.split_whitespace().collect();
@@ -55,9 +77,25 @@ impl Process {
             group: number(5).map(Pid::from_raw)?,
             session: number(6).map(Pid::from_raw)?,
             is_running: !matches!(state, "Z" | "X") || number(20)? > 1,
-            is_uninterruptible: state == "D",
+            is_stopped: state == "T",
+            is_hidden: false,
             started: fields.get(22 - 3)?.parse().ok()?,
         })
+    }
+
+    /// A child of `parent` of which `/proc` shows nothing to this user.
+    fn hidden(pid: Pid, parent: Pid) -> Self {
+        let none = Pid::from_raw(0);
+        Self {
+            pid,
+            parent,
+            group: none,
+            session: none,
+            is_running: true,
+            is_stopped: false,
+            is_hidden: true,
+            started: 0,
+        }
     }
 
     fn is(&self, other: &Self) -> bool {
@@ -95,9 +133,8 @@ impl Process {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Left {
     pub(crate) process: Process,
-    /// Whether no further signal can change anything: this user may not signal it, or it has SIGKILL and waits in the
-    /// kernel.
-    pub(crate) is_out_of_reach: bool,
+    /// Whether this user may not signal it.
+    pub(crate) is_refused: bool,
 }
 
 /// Whom the killing spares.
@@ -120,82 +157,118 @@ pub(crate) struct Descendants {
     /// Not counted, and neither are their children: they were children of this process before the command began, or came
     /// to it as the first process of a container.
     pub(crate) strangers: Vec<Process>,
+    /// The process group that was made for the command.
+    pub(crate) group: Option<Pid>,
 }
 
 impl Descendants {
     /// Those below this process.
     pub(crate) fn of_this_process() -> Self {
-        Self { root: getpid(), own: Vec::new(), strangers: Vec::new() }
+        Self { root: getpid(), own: Vec::new(), strangers: Vec::new(), group: None }
     }
 
-    /// Those that run now, parents before children.
+    /// Those that run now, parents before children, as far as they can be found.
     pub(crate) fn running(&self) -> Vec<Process> {
-        self.all(|_| true)
+        let found = self.all(|_| true).unwrap_or_default();
+        found.into_iter().filter(|process| process.is_running).collect()
     }
 
-    /// Whether none runs.
+    /// Whether none is left, and none can come any more. `false` also if that is not known now.
     pub(crate) fn are_gone(&self) -> bool {
-        self.find().is_empty()
+        self.find().is_ok_and(|found| found.is_empty())
     }
 
     /// Asks all to end. A nested `tooz` is asked alone: it asks its own command.
     pub(crate) fn ask(&self) {
-        for process in self.all(|process| !process.is_nested_tooz()) {
-            let _ = self.signal(&process, Signal::SIGTERM);
-            // A stopped process could not act on it.
-            let _ = self.signal(&process, Signal::SIGCONT);
+        for process in self.all(|process| !process.is_nested_tooz()).unwrap_or_default() {
+            // A stopped process could not act on the first.
+            let _ = self.signal(&process, &[Signal::SIGTERM, Signal::SIGCONT]);
         }
     }
 
     /// Sends `signal` to those that run in `group`.
     pub(crate) fn signal_group(&self, group: Pid, signal: Signal) {
         for process in self.running().iter().filter(|process| process.group == group) {
-            let _ = self.signal(process, signal);
+            let _ = self.signal(process, &[signal]);
         }
     }
 
-    /// Kills all but `spare`, and returns those that ran before: when the list is empty, none is left. A process that
-    /// forks meanwhile leaves children to a later call.
-    pub(crate) fn kill(&self, spare: Spare) -> Vec<Left> {
-        let found = self.find().into_iter().map(|process| {
-            let spared = spare != Spare::Nothing && process.is_nested_tooz();
-            let signal = if spared { Signal::SIGTERM } else { Signal::SIGKILL };
-            let refused = (!spared || spare == Spare::AskingNested)
-                && self.signal(&process, signal) == Err(Errno::PERM);
-            Left { process, is_out_of_reach: refused || (!spared && process.is_uninterruptible) }
-        });
-        found.collect()
+    /// Continues our own processes if they are stopped. They block every signal but SIGSTOP.
+    pub(crate) fn continue_own(&self) {
+        for process in self.own.iter().filter_map(|process| Process::of(process.pid)) {
+            if process.is_stopped {
+                let _ = self.signal(&process, &[Signal::SIGCONT]);
+            }
+        }
     }
 
-    /// Those that the kernel's lists name, perhaps not all that run. `None`: there are no lists, or a process ended while
-    /// they were read, and its children may be missing.
-    pub(crate) fn glance(&self) -> Option<Vec<Process>> {
+    /// Kills our own processes.
+    pub(crate) fn kill_own(&self) {
+        for process in &self.own {
+            let _ = self.signal(process, &[Signal::SIGKILL]);
+        }
+    }
+
+    /// Kills all but `spare`, and returns what it found: when that is empty, none is left. A process that forks meanwhile
+    /// leaves children to a later call.
+    ///
+    /// # Errors
+    /// What is left is not known: `/proc` cannot be read now.
+    pub(crate) fn kill(&self, spare: Spare) -> io::Result<Vec<Left>> {
+        let found = self.find()?;
+        if spare == Spare::Nothing
+            && let Some(group) = self.group
+            && found.iter().any(|process| process.group == group && self.still_has(process))
+        {
+            // At once: none of the group can fork while SIGKILL is on its way.
+            let _ = killpg(group, Signal::SIGKILL);
+        }
+        let killed = found.into_iter().map(|process| {
+            let spared = spare != Spare::Nothing && process.is_nested_tooz();
+            let signal = if spared { Signal::SIGTERM } else { Signal::SIGKILL };
+            let is_refused = process.is_hidden
+                || (!spared || spare == Spare::AskingNested)
+                    && self.signal(&process, &[signal]) == Err(Errno::PERM);
+            Left { process, is_refused }
+        });
+        Ok(killed.collect())
+    }
+
+    /// Some of those that are left; none only if none is left.
+    ///
+    /// # Errors
+    /// It is not known: `/proc` cannot be read now.
+    fn find(&self) -> io::Result<Vec<Process>> {
+        let (found, is_sure) = self.glance();
+        if is_sure || !found.is_empty() {
+            return Ok(found);
+        }
+        let found = self.all(|_| true)?;
+        // A second reading: the first misses a process whose parent forked it and ended meanwhile, if the kernel gave it a
+        // process id that was read before.
+        if found.is_empty() { self.all(|_| true) } else { Ok(found) }
+    }
+
+    /// Those that the kernel's lists name, and whether none can be missing.
+    pub(crate) fn glance(&self) -> (Vec<Process>, bool) {
         let mut is_sure = true;
         let found = self.descend(
             |_| true,
             |parent| {
                 let children = listed_children(parent);
                 // The children of a process that has ended are listed elsewhere.
-                is_sure &= children.is_some() && Process::of(parent).is_some_and(|parent| parent.is_running);
+                is_sure &= children.is_ok() && Process::of(parent).is_some_and(|parent| parent.is_running);
                 children.unwrap_or_default()
             },
         );
-        is_sure.then_some(found)
+        (found, is_sure)
     }
 
-    /// Some of those that run; none only if none runs.
-    fn find(&self) -> Vec<Process> {
-        let quick = self.glance().filter(|found| !found.is_empty());
-        let found = quick.unwrap_or_else(|| self.running());
-        // A second reading: the first misses a process whose parent forked it and ended meanwhile, if the kernel gave it a
-        // process id that was read before.
-        if found.is_empty() { self.running() } else { found }
-    }
-
-    /// Those that run; below a process of which `enter` is false none is looked for.
-    fn all(&self, enter: impl Fn(&Process) -> bool) -> Vec<Process> {
+    /// All that are left; below a process of which `enter` is false none is looked for.
+    fn all(&self, enter: impl Fn(&Process) -> bool) -> io::Result<Vec<Process>> {
         let mut children = HashMap::<Pid, Vec<Process>>::new();
-        let processes: HashMap<Pid, Process> = everything().map(|process| (process.pid, process)).collect();
+        let processes: HashMap<Pid, Process> =
+            everything()?.into_iter().map(|process| (process.pid, process)).collect();
         for mut process in processes.values().copied() {
             // Where the parent ended meanwhile, the process has another one by now. Three ends in a row are enough: a
             // parent can also be hidden.
@@ -209,7 +282,7 @@ impl Descendants {
             children.entry(process.parent).or_default().push(process);
         }
         // Each list is taken once, so that this ends even where a process id was given to another process meanwhile.
-        self.descend(enter, |parent| children.remove(&parent).unwrap_or_default())
+        Ok(self.descend(enter, |parent| children.remove(&parent).unwrap_or_default()))
     }
 
     fn descend(
@@ -218,6 +291,7 @@ impl Descendants {
         mut children: impl FnMut(Pid) -> Vec<Process>,
     ) -> Vec<Process> {
         let (mut found, mut next) = (Vec::new(), vec![self.root]);
+        let is_ours = |pid| self.own.iter().any(|own| own.pid == pid);
         while let Some(parent) = next.pop() {
             for child in children(parent) {
                 let is_among = |list: &[Process]| list.iter().any(|one| one.is(&child));
@@ -225,10 +299,11 @@ impl Descendants {
                     continue;
                 }
                 let is_own = is_among(&self.own);
-                if child.is_running && !is_own {
+                // One that has ended counts until its parent, one of us, has reaped it: its children are ours now.
+                if !is_own && (child.is_running || parent == self.root || is_ours(parent)) {
                     found.push(child);
                 }
-                if is_own || enter(&child) {
+                if child.is_running && (is_own || enter(&child)) {
                     next.push(child.pid);
                 }
             }
@@ -236,20 +311,22 @@ impl Descendants {
         found
     }
 
-    /// Sends a signal to a process that was found, if it still is below the root.
-    fn signal(&self, process: &Process, signal: Signal) -> Result<(), Errno> {
+    /// Sends signals to a process that was found, if it still is below the root.
+    fn signal(&self, process: &Process, signals: &[Signal]) -> Result<(), Errno> {
         let pid = rustix::process::Pid::from_raw(process.pid.as_raw()).ok_or(Errno::SRCH)?;
-        let signal = rustix::process::Signal::from_named_raw(signal as i32).ok_or(Errno::INVAL)?;
         let handle = pidfd_open(pid, PidfdFlags::empty());
         if !self.still_has(process) {
             return Err(Errno::SRCH);
         }
-        match handle {
-            Ok(handle) => pidfd_send_signal(&handle, signal),
-            // No such call in this kernel; or a sandbox refuses it, since the call itself never answers EPERM.
-            Err(Errno::NOSYS | Errno::PERM) => kill_process(pid, signal),
-            Err(error) => Err(error),
-        }
+        signals.iter().try_for_each(|&signal| {
+            let signal = rustix::process::Signal::from_named_raw(signal as i32).ok_or(Errno::INVAL)?;
+            match &handle {
+                Ok(handle) => pidfd_send_signal(handle, signal),
+                Err(Errno::SRCH) => Err(Errno::SRCH),
+                // No such call in this kernel; or a sandbox refuses it, or there are too many open files.
+                Err(_) => kill_process(pid, signal),
+            }
+        })
     }
 
     /// Whether this is the same process as before, and its parents lead to the root.
@@ -266,29 +343,42 @@ impl Descendants {
 }
 
 /// Every process that `/proc` shows.
-pub(super) fn everything() -> impl Iterator<Item = Process> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| Process::of(Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)))
-}
-
-/// The children that the kernel lists. `None`: it lists none, or one of them ended meanwhile, and then the list may lack
-/// another one.
-fn listed_children(parent: Pid) -> Option<Vec<Process>> {
-    let mut children = Vec::new();
-    for thread in fs::read_dir(format!("/proc/{parent}/task")).ok()? {
-        let list = fs::read_to_string(thread.ok()?.path().join("children")).ok()?;
-        for pid in list.split_whitespace() {
-            children.push(Process::of(Pid::from_raw(pid.parse().ok()?))?);
+pub(super) fn everything() -> io::Result<Vec<Process>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        if let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {
+            found.extend(Process::read(Pid::from_raw(pid))?);
         }
     }
-    Some(children)
+    Ok(found)
+}
+
+/// The children that the kernel lists.
+///
+/// # Errors
+/// It lists none, or one of them ended meanwhile, and then the list may lack another one.
+fn listed_children(parent: Pid) -> io::Result<Vec<Process>> {
+    let mut children = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{parent}/task"))? {
+        for pid in fs::read_to_string(thread?.path().join("children"))?.split_whitespace() {
+            let pid = Pid::from_raw(pid.parse().map_err(io::Error::other)?);
+            children.push(match Process::read(pid)? {
+                Some(process) => process,
+                None if kill(pid, None) == Err(nix::errno::Errno::EPERM) => Process::hidden(pid, parent),
+                None => return Err(ErrorKind::NotFound.into()),
+            });
+        }
+    }
+    Ok(children)
 }
 
 /// The children of this process, zombies too.
 pub(crate) fn own_children() -> Vec<Process> {
     let parent = getpid();
-    listed_children(parent)
-        .unwrap_or_else(|| everything().filter(|process| process.parent == parent).collect())
+    listed_children(parent).unwrap_or_else(|_| {
+        let all = everything().unwrap_or_default();
+        all.into_iter().filter(|process| process.parent == parent).collect()
+    })
 }
 
 /// Reaps the adopted children of this process that have ended; `own` is reaped elsewhere.
@@ -342,11 +432,8 @@ mod tests {
         let all = below(root);
         // Two of the shell's, and one below each.
         assert!(crate::eventually(LIMIT, || all.running().len() == 4), "{:?}", all.running());
-        assert!(
-            crate::eventually(LIMIT, || all.glance().is_some_and(|found| found.len() == 4)),
-            "by the kernel's lists"
-        );
-        assert!(crate::eventually(LIMIT, || all.kill(Spare::Nothing).is_empty()));
+        assert!(crate::eventually(LIMIT, || all.glance().0.len() == 4), "by the kernel's lists");
+        assert!(crate::eventually(LIMIT, || all.kill(Spare::Nothing).unwrap().is_empty()));
         assert!(all.are_gone());
         child.wait().unwrap();
     }
@@ -359,13 +446,13 @@ mod tests {
         let stranger = *all
             .running()
             .iter()
-            .find(|process| listed_children(process.pid).is_some_and(|list| !list.is_empty()))
+            .find(|process| listed_children(process.pid).is_ok_and(|list| !list.is_empty()))
             .unwrap();
         all.strangers = vec![stranger];
-        assert_eq!((all.running().len(), all.glance().unwrap().len()), (1, 1));
+        assert_eq!((all.running().len(), all.glance().0.len()), (1, 1));
         all.strangers[0].started += 1;
         assert_eq!(all.running().len(), 3, "another process of the same number is no stranger");
-        assert!(crate::eventually(LIMIT, || below(root).kill(Spare::Nothing).is_empty()));
+        assert!(crate::eventually(LIMIT, || below(root).kill(Spare::Nothing).unwrap().is_empty()));
         child.wait().unwrap();
     }
 
@@ -383,12 +470,12 @@ mod tests {
         let (mut one, first) = start("exec sleep 75");
         let (mut other, second) = start("exec sleep 76");
         let stranger = Process::of(second).unwrap();
-        assert_eq!(below(first).signal(&stranger, Signal::SIGKILL), Err(Errno::SRCH));
+        assert_eq!(below(first).signal(&stranger, &[Signal::SIGKILL]), Err(Errno::SRCH));
         let earlier = Process { started: stranger.started - 1, ..stranger };
-        let given_away = below(getpid()).signal(&earlier, Signal::SIGKILL);
+        let given_away = below(getpid()).signal(&earlier, &[Signal::SIGKILL]);
         assert_eq!(given_away, Err(Errno::SRCH), "the number names another process meanwhile");
         assert!(other.try_wait().unwrap().is_none());
-        below(getpid()).signal(&stranger, Signal::SIGKILL).unwrap();
+        below(getpid()).signal(&stranger, &[Signal::SIGKILL]).unwrap();
         other.wait().unwrap();
         one.kill().unwrap();
         one.wait().unwrap();

@@ -1,16 +1,20 @@
 //! The launcher: starts the command, waits for it, and survives when `tooz` and the guard are killed together.
 
 use std::io::{self, PipeWriter, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ExitCode};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getpid};
 
+use rustix::process::{PidfdFlags, pidfd_open};
+
+use super::descendants::Process;
 use super::link::ourselves;
 use super::orders::{EXEC, Orders};
 use super::protocol::{Order, Report};
@@ -31,6 +35,7 @@ pub(super) fn run(orders: &Orders) -> ExitCode {
 
 fn launch(orders: &Orders) -> io::Result<()> {
     let mut supervisor = Supervisor::new(orders, false)?;
+    let top = watch_top(orders);
     let orders = Orders { input: 0, output: 0, parent: getpid(), ..orders.clone() };
     // Wait for the first deadline: the guard could be stopped before it passes one on.
     while !supervisor.orders_seen.iter().any(|order| matches!(order, Order::Deadline(_) | Order::End)) {
@@ -48,14 +53,20 @@ fn launch(orders: &Orders) -> io::Result<()> {
         gate = Some(opened);
         let command = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
         supervisor.child = Some(command);
+        supervisor.descendants.group = Some(command);
         supervisor.report(Report::Started { command, launcher: getpid() });
     }
     terminal::release_streams();
     loop {
-        match supervisor.wait(None)? {
+        let wake = supervisor.wait(top.as_ref().map(AsFd::as_fd))?;
+        if wake != Wake::Left && top.as_ref().is_some_and(has_ended) {
+            supervisor.kill_all(None);
+            return Ok(());
+        }
+        match wake {
             Wake::Left => return Ok(()),
             Wake::Orphaned => {
-                supervisor.kill_all();
+                supervisor.kill_all(None);
                 return Ok(());
             }
             Wake::Child => {
@@ -75,6 +86,21 @@ fn launch(orders: &Orders) -> io::Result<()> {
         }
         supervisor.orders_seen.clear();
     }
+}
+
+/// A descriptor of `tooz` by which its end can be waited for. `None` if this kernel has none; and if `tooz` is dead, which
+/// the guard sees.
+fn watch_top(orders: &Orders) -> Option<OwnedFd> {
+    let top = rustix::process::Pid::from_raw(orders.top.as_raw())?;
+    let descriptor = pidfd_open(top, PidfdFlags::empty()).ok()?;
+    // Its process id was not given away before: it still is the guard's parent.
+    Process::of(orders.parent).filter(|guard| guard.parent == orders.top).map(|_| descriptor)
+}
+
+/// Whether the process of this descriptor has ended.
+fn has_ended(descriptor: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
 /// Starts the stub, which becomes the command once something is written to the pipe, and ends when that is closed.

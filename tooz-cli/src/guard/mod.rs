@@ -27,7 +27,8 @@
 //! waits at a pipe until `tooz` has answered. Until then a closed pipe ends it.
 //!
 //! Parent-death signals are set besides (they follow the thread that forked: `tooz` forks on its main thread,
-//! the others have only one), and wake a neighbour whose pipe a stranger might hold open.
+//! the others have only one), and wake a neighbour whose pipe a stranger might hold open. The launcher also watches `tooz`
+//! itself, in case the guard is stopped when `tooz` dies; `tooz` continues a guard or a launcher that is stopped.
 //!
 //! *Deadlines* travel as absolute nanoseconds of `CLOCK_BOOTTIME`, which counts suspend and means the same to
 //! every process of the machine, however late the line is read. The guard alone, whatever `tooz` does, sends
@@ -66,7 +67,7 @@ use std::process::ExitCode;
 pub(crate) use link::Prepared;
 use orders::{EXEC, LAUNCH};
 pub(crate) use orders::{GUARD, Orders};
-pub(crate) use supervisor::boot_time;
+pub(crate) use protocol::boot_time;
 
 /// Runs one of the hidden roles if `arguments` ask for it.
 pub(crate) fn dispatch(mut arguments: impl Iterator<Item = OsString>) -> Option<ExitCode> {

@@ -19,6 +19,8 @@ pub(crate) struct Orders {
     pub(crate) output: i32,
     /// The parent's process id: if `getppid` returns another one, the parent is dead.
     pub(crate) parent: Pid,
+    /// `tooz`, which the launcher watches, too: the guard may be stopped when it dies.
+    pub(crate) top: Pid,
     /// The process group of `tooz`, from which the command takes the terminal and to which it goes back.
     pub(crate) home: Pid,
     /// Whether the command stays in that group.
@@ -32,13 +34,14 @@ pub(crate) struct Orders {
 impl Orders {
     pub(super) fn parse(mut arguments: impl Iterator<Item = OsString>) -> Option<Self> {
         let mut number = || arguments.next()?.to_str()?.parse::<i32>().ok().filter(|number| *number >= 0);
-        let (input, output, parent, home) = (number()?, number()?, number()?, number()?);
+        let (input, output, parent, top, home) = (number()?, number()?, number()?, number()?, number()?);
         let (shares_group, grace) = (number()? == 1, number()?);
         let command: Vec<_> = arguments.collect();
         (!command.is_empty()).then_some(Self {
             input,
             output,
             parent: Pid::from_raw(parent),
+            top: Pid::from_raw(top),
             home: Pid::from_raw(home),
             shares_group,
             grace: Duration::from_millis(grace.unsigned_abs().into()),
@@ -49,8 +52,8 @@ impl Orders {
     /// As arguments, in the order in which they are parsed.
     pub(super) fn to_arguments(&self, role: &str) -> Vec<OsString> {
         let grace = i32::try_from(self.grace.as_millis()).unwrap_or(i32::MAX);
-        let (parent, home) = (self.parent.as_raw(), self.home.as_raw());
-        let numbers = [self.input, self.output, parent, home, i32::from(self.shares_group), grace];
+        let (parent, top, home) = (self.parent.as_raw(), self.top.as_raw(), self.home.as_raw());
+        let numbers = [self.input, self.output, parent, top, home, i32::from(self.shares_group), grace];
         let mut arguments = vec![OsString::from(role)];
         arguments.extend(numbers.map(|number| number.to_string().into()));
         arguments.extend(self.command.iter().cloned());
@@ -68,6 +71,7 @@ mod tests {
             input: 3,
             output: 4,
             parent: Pid::from_raw(10),
+            top: Pid::from_raw(8),
             home: Pid::from_raw(9),
             shares_group: true,
             grace: Duration::from_millis(1_500),

@@ -99,6 +99,12 @@ impl fmt::Display for Report {
     }
 }
 
+/// The clock of the deadlines.
+pub(crate) fn boot_time() -> Duration {
+    // It exists on every Linux since 2.6.39 and cannot fail.
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
+}
+
 /// Longer than any line of the protocol; a longer line is dropped.
 const LONGEST: usize = 64;
 

@@ -18,7 +18,7 @@ use super::descendants::{self, Descendants};
 use super::killing::Killing;
 use super::link::{Heard, Link};
 use super::orders::Orders;
-use super::protocol::{Lines, Order, Report};
+use super::protocol::{Lines, Order, Report, boot_time};
 
 /// SIGKILL is sent this long before the deadline: the kernel needs a moment to end a large process, and everything
 /// must be gone when the lock can move. Never more than a quarter of the grace, which would make SIGTERM useless.
@@ -91,6 +91,11 @@ impl Supervisor {
         self.parent.send(report);
     }
 
+    /// Whether the end has begun: no later deadline counts.
+    pub(super) fn is_ending(&self) -> bool {
+        self.ending.is_some() || self.is_over()
+    }
+
     /// Whether the killing has begun.
     pub(super) fn is_over(&self) -> bool {
         self.killing.is_some()
@@ -98,12 +103,16 @@ impl Supervisor {
 
     /// Kills everything that runs now; `wait` goes on with it.
     pub(super) fn kill(&mut self) {
-        self.killing.get_or_insert_default().strike(&self.descendants);
+        let asked = self.ending.is_some();
+        self.killing.get_or_insert_with(|| Killing::new(asked)).strike(&self.descendants);
     }
 
-    /// Kills until nothing is left that can be killed.
-    pub(super) fn kill_all(&mut self) {
-        self.killing.get_or_insert_default().finish(&self.descendants);
+    /// Kills until nothing is left but what this user may not signal. Reaps all children but `own`.
+    pub(super) fn kill_all(&mut self, own: Option<Pid>) {
+        self.kill();
+        if let Some(killing) = &mut self.killing {
+            killing.finish(&self.descendants, own);
+        }
     }
 
     /// Waits until something happens and deals with what concerns both roles. `beside` is watched, too.
@@ -216,10 +225,4 @@ impl Supervisor {
         }
         Ok(())
     }
-}
-
-/// The clock of the deadlines.
-pub(crate) fn boot_time() -> Duration {
-    // It exists on every Linux since 2.6.39 and cannot fail.
-    nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
 }

@@ -11,7 +11,7 @@ use std::fs::File;
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Pid, getpid, tcgetpgrp, tcsetpgrp};
 
-use super::descendants::everything;
+use super::descendants::{Process, everything};
 
 /// The controlling terminal, if there is one.
 fn controlling() -> Option<File> {
@@ -20,9 +20,13 @@ fn controlling() -> Option<File> {
 
 /// Whether the command has to stay in `home`, the group of `tooz`: there is a terminal, and another process is in the group.
 pub(crate) fn is_shared(home: Pid) -> bool {
-    let is_other = |pid| pid != getpid();
-    controlling().is_some()
-        && everything().any(|process| process.group == home && process.is_running && is_other(process.pid))
+    controlling().is_some() && has_another(home, getpid())
+}
+
+/// Whether a process besides `known` runs in the group.
+fn has_another(group: Pid, known: Pid) -> bool {
+    let is_another = |process: &Process| process.group == group && process.is_running && process.pid != known;
+    everything().is_ok_and(|all| all.iter().any(is_another))
 }
 
 /// Whether `group` has the terminal.
@@ -37,9 +41,22 @@ fn is_before(terminal: &File, group: Pid) -> bool {
 /// Gives it from the group `from` to the group `to`; nothing happens if `from` does not have it, so that
 /// `tooz … &` takes nothing away from the shell.
 pub(crate) fn pass(from: Pid, to: Pid) {
-    let Some(terminal) = controlling().filter(|terminal| from != to && is_before(terminal, from)) else {
-        return;
-    };
+    if let Some(terminal) = controlling().filter(|terminal| from != to && is_before(terminal, from)) {
+        give(&terminal, to);
+    }
+}
+
+/// Gives it back to `home` after the end of `command`. A command that does job control itself may have left it to another
+/// group, of which no process runs any more.
+pub(crate) fn give_back(command: Pid, home: Pid) {
+    let Some(terminal) = controlling() else { return };
+    let is_left = |foreground| foreground == command || !has_another(foreground, getpid());
+    if tcgetpgrp(&terminal).is_ok_and(|foreground| foreground != home && is_left(foreground)) {
+        give(&terminal, home);
+    }
+}
+
+fn give(terminal: &File, to: Pid) {
     // A process outside the terminal's group that moves it is stopped by SIGTTOU, unless that is blocked.
     let mut output = SigSet::empty();
     output.add(Signal::SIGTTOU);

@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use super::descendants::Process;
 use super::link::{Heard, Link, Prepared};
 use super::orders::{LAUNCH, Orders};
-use super::protocol::{Lines, Report};
+use super::protocol::{Lines, Order, Report};
 use super::supervisor::{Supervisor, Wake};
 use super::terminal;
 use crate::exit;
@@ -37,9 +37,13 @@ fn guard(orders: &Orders) -> io::Result<()> {
     let mut lines = Lines::default();
     let mut command = None;
     let was_left = loop {
+        let was_ending = supervisor.is_ending();
         let wake = supervisor.wait(Some(launcher.input()))?;
         for order in std::mem::take(&mut supervisor.orders_seen) {
-            launcher.send(order);
+            // A deadline that does not count here must not count there.
+            if !(matches!(order, Order::Deadline(_)) && was_ending) {
+                launcher.send(order);
+            }
         }
         if matches!(wake, Wake::Orphaned | Wake::Left)
             || !relay(&mut supervisor, &mut launcher, &mut lines, &mut command)
@@ -50,12 +54,12 @@ fn guard(orders: &Orders) -> io::Result<()> {
     if let Some(group) = command {
         // A living `tooz` does it, too. If `tooz` was killed, the shell script around it must get the terminal back, at
         // once: it reads next.
-        terminal::pass(group, orders.home);
+        terminal::give_back(group, orders.home);
     }
     // The launcher is about to end: it was told to leave, or it reads the end of our pipe.
     drop(launcher);
     if !was_left {
-        supervisor.kill_all();
+        supervisor.kill_all(Some(pid));
     }
     let _ = child.wait();
     Ok(())
@@ -76,6 +80,7 @@ fn relay(
         supervisor.report(report);
         if let Report::Started { command: pid, .. } = report {
             *command = Some(pid);
+            supervisor.descendants.group = Some(pid);
         }
     }
     if gone {

@@ -11,6 +11,7 @@ use nix::sys::prctl::set_child_subreaper;
 use nix::unistd::{Pid, getpgrp};
 use tokio::net::unix::pipe;
 use tokio::process::Child;
+use tokio::time::timeout;
 
 use crate::args::Children;
 use crate::guard::descendants::{Descendants, Process, own_children};
@@ -59,11 +60,15 @@ impl Guard {
             input: 0,
             output: 0,
             parent: nix::unistd::getpid(),
+            top: nix::unistd::getpid(),
             home: getpgrp(),
             shares_group,
             grace,
             command: job.command.to_vec(),
         };
+        if std::fs::read_link("/proc/self")? != std::path::Path::new(&std::process::id().to_string()) {
+            return Err(io::Error::other("/proc is that of another pid namespace"));
+        }
         let mut descendants = Descendants::of_this_process();
         descendants.strangers = own_children();
         set_child_subreaper(true)?;
@@ -103,6 +108,7 @@ impl Guard {
                     Report::Started { command, launcher } => {
                         (self.command, self.running) = (Some(command), Some(command));
                         self.descendants.own.extend(Process::of(launcher));
+                        self.descendants.group = (!self.shares_group).then_some(command);
                     }
                     // Its number may go to another group now.
                     Report::Exited(_) | Report::Signaled(_) => self.running = None,
@@ -134,10 +140,15 @@ impl Guard {
         }
     }
 
-    /// Lets what runs alone, and waits for the guard itself, so that it leaves no zombie.
-    pub(super) async fn leave(mut self) {
+    /// Lets what runs alone, and waits for the guard itself, so that it leaves no zombie. One that does not end within
+    /// `limit` is killed.
+    pub(super) async fn leave(mut self, limit: Duration) {
+        self.descendants.continue_own();
         self.order(Order::Leave);
         drop(self.orders);
-        let _ = self.child.wait().await;
+        if timeout(limit, self.child.wait()).await.is_err() {
+            self.descendants.kill_own();
+            let _ = self.child.wait().await;
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::unistd::getpgrp;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 use tooz::Deadline;
 
 use crate::args::Children;
@@ -58,6 +58,8 @@ const LOOK: Duration = Duration::from_millis(100);
 /// How often it looks whether what the command started has ended. No event announces the end of a process that is no
 /// child.
 const LOOK_FOR_END: Duration = Duration::from_millis(10);
+/// The same after a while.
+const LOOK_LATER: Duration = Duration::from_millis(250);
 /// How long a killed process may take before `tooz` names it. The kernel needs milliseconds, unless the process waits
 /// for a disk.
 const KILLED: Duration = Duration::from_secs(1);
@@ -85,11 +87,8 @@ pub(crate) async fn run(job: &Job<'_>, held: &impl Hold, signals: &mut Signals) 
     let mut lost: Option<String> = None;
     let mut end: Option<Ended> = None;
     let mut early = Vec::new();
-    let mut finishing: Option<Duration> = None;
-    let mut named = false;
-    let (mut look, mut look_for_end) = (interval(LOOK), interval(LOOK_FOR_END));
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    look_for_end.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut finishing, mut named, mut pause) = (None, false, LOOK_FOR_END);
+    let (mut look, mut look_for_end) = (every(LOOK), every(LOOK_FOR_END));
     loop {
         tokio::select! {
             biased;
@@ -99,7 +98,10 @@ pub(crate) async fn run(job: &Job<'_>, held: &impl Hold, signals: &mut Signals) 
                     for caught in early.drain(..) {
                         job_control::pass_on(caught, &guard, command, home);
                     }
-                    guard.order(Order::Begin);
+                    // A command that is to end does not begin.
+                    if lost.is_none() {
+                        guard.order(Order::Begin);
+                    }
                 }
                 Some(Report::Stopped(signal)) => job_control::stopped(signal, &guard, home),
                 Some(Report::Expired) => lost = lost.or_else(|| held.reason().or_else(|| Some(TOO_LATE.into()))),
@@ -114,6 +116,9 @@ pub(crate) async fn run(job: &Job<'_>, held: &impl Hold, signals: &mut Signals) 
                 Some(Report::Signaled(signal)) => {
                     end = Some(Ended::Signaled(signal));
                     finish(&mut guard, &mut finishing);
+                }
+                None if guard.command.is_none() => {
+                    return Err(io::Error::other("it ended before the command was started"));
                 }
                 None => {
                     lost = lost.or_else(|| Some("the guard process, which ends the command in time, was killed".into()));
@@ -136,6 +141,8 @@ pub(crate) async fn run(job: &Job<'_>, held: &impl Hold, signals: &mut Signals) 
                 if guard.descendants.are_gone() {
                     break;
                 }
+                pause = (pause * 2).min(LOOK_LATER);
+                look_for_end.reset_after(pause);
                 if !named && finishing.is_some_and(|at| boot_time() > at + grace + KILLED) {
                     named = true;
                     name_survivors(&guard.descendants.running());
@@ -148,17 +155,20 @@ pub(crate) async fn run(job: &Job<'_>, held: &impl Hold, signals: &mut Signals) 
                     guard.order(Order::Deadline(now));
                 }
                 guard.note_strangers();
+                guard.descendants.continue_own();
             }
         }
     }
-    let left = if lost.is_some() { kill(&mut guard, held, signals).await } else { Vec::new() };
-    if lost.is_none() && matches!(end, Some(Ended::Exited(_))) && job.children == Children::Leave {
+    let mut left = Vec::new();
+    if lost.is_some() {
+        left = kill(&mut guard, held, signals).await;
+    } else if matches!(end, Some(Ended::Exited(_))) && job.children == Children::Leave {
         name_rest(&guard.descendants, job.held);
     }
     if let Some(command) = guard.command {
-        terminal::pass(command, home);
+        terminal::give_back(command, home);
     }
-    guard.leave().await;
+    guard.leave(KILLED).await;
     Ok(match (lost, end) {
         (Some(why), _) => Ended::Lost { why, left },
         (None, Some(end)) => end,
@@ -168,13 +178,20 @@ pub(crate) async fn run(job: &Job<'_>, held: &impl Hold, signals: &mut Signals) 
 
 /// Names what goes on when `tooz` is about to let go of what was `held`.
 fn name_rest(descendants: &Descendants, held: &str) {
-    let left = descendants.glance().filter(Vec::is_empty).unwrap_or_else(|| descendants.running());
+    let left = if descendants.are_gone() { Vec::new() } else { descendants.running() };
     if !left.is_empty() {
         eprintln!(
             "tooz: the command exited, and what it started still runs without the {held}: {}",
             list(&left)
         );
     }
+}
+
+/// Ticks that never come closer together.
+fn every(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }
 
 /// Orders that all be asked to end, and be killed after the grace.
@@ -188,25 +205,25 @@ fn finish(guard: &mut Guard, since: &mut Option<Duration>) {
 /// that the kernel cannot interrupt still belongs to the work that the lock protects. A second signal ends the wait.
 async fn kill(guard: &mut Guard, held: &impl Hold, signals: &mut Signals) -> Vec<Process> {
     guard.order(Order::End);
-    let mut killing = Killing::default();
+    let mut killing = Killing::new(false);
     let mut named = false;
     loop {
         killing.strike(&guard.descendants);
-        let left: Vec<_> = killing.left.iter().map(|left| left.process).collect();
-        if left.is_empty() {
-            return left;
+        let left = || killing.left.iter().flatten().map(|left| left.process).collect::<Vec<_>>();
+        if killing.is_done() {
+            return Vec::new();
         }
         if killing.lasts() > KILLED {
             if held.reason().is_some() {
-                return left;
+                return left();
             }
             if !named {
                 named = true;
-                name_survivors(&left);
+                name_survivors(&left());
             }
         }
         tokio::select! {
-            caught = signals.next() => if named && caught.is_ending() { return left },
+            caught = signals.next() => if named && caught.is_ending() { return left() },
             () = sleep(LOOK_FOR_END) => {}
         }
     }

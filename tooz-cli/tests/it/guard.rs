@@ -56,7 +56,8 @@ impl Guard {
         }
         fcntl(&their_input, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
         fcntl(&their_output, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
-        command.args([std::process::id().to_string(), "0".into(), "0".into(), grace.to_string()]);
+        let own = std::process::id().to_string();
+        command.args([&own, &own, "0", "0", &grace.to_string()]);
         command.args(["sh", "-c", script]).env("DIR", place.path(""));
         let process = Running::start(command);
         let mut guard = Self {

@@ -16,7 +16,7 @@ use nix::fcntl::OFlag;
 /// Names the terminal to the session leader.
 const TERMINAL: &str = "TOOZ_TEST_TERMINAL";
 
-pub(crate) const TESTS: [(&str, fn()); 16] = tests![
+pub(crate) const TESTS: [(&str, fn()); 17] = tests![
     the_command_reads_the_terminal,
     an_interrupt_reaches_the_command_once,
     the_terminal_goes_back,
@@ -33,6 +33,7 @@ pub(crate) const TESTS: [(&str, fn()); 16] = tests![
     a_stop_while_waiting_stops_tooz,
     output_that_the_terminal_stops_is_written,
     a_terminal_that_goes_away_ends_a_script_and_its_command,
+    the_terminal_comes_back_from_a_command_with_jobs_of_its_own,
 ];
 
 /// Leads the session, if this process was started for that.
@@ -319,4 +320,17 @@ fn a_terminal_that_goes_away_ends_a_script_and_its_command() {
             session.place.run(&["lock", "--try", "x", "--", "true"]).code == Some(0)
         });
     }
+}
+
+/// As from a shell below `tooz` in which an editor was in the foreground when the lock was lost.
+fn the_terminal_comes_back_from_a_command_with_jobs_of_its_own() {
+    let inner = "bash -c \"set -m; sh -c \\\"echo inside; exec cat\\\"; :\"";
+    let script =
+        format!("set -m; $TOOZ lock x -- {inner}; echo \"lost $?\"; read line; echo \"got <$line>\"");
+    let mut session = Session::start(&["bash", "-c", &script]);
+    session.shows("inside", 1);
+    assert_eq!(session.place.run(&["break", "x", "--reason", "test"]).code, Some(0));
+    session.shows("lost 74", 1);
+    session.types("abc\n");
+    session.shows("got <abc>", 1);
 }
