@@ -176,32 +176,3 @@ fn a_guard_that_was_stopped_goes_on() {
     assert_eq!(scene.tooz.code(), 137, "it continues them, and hears of the end");
     assert!(!scene.family.iter().any(|&pid| runs(pid)));
 }
-
-/// Each process lives for less time than a look at all processes takes.
-#[test]
-fn what_forks_without_end_is_not_overlooked() {
-    let hop = "import os\nimport sys\nopen(sys.argv[1], 'w').write('1')\nwhile True:\n    if os.fork():\n        os._exit(0)\n    \
-               if os.path.exists('stop'):\n        os._exit(0)\n";
-    let place = TestBackend::new();
-    std::fs::write(place.path("hop.py"), hop).unwrap();
-    let start = |children: &str| {
-        let script = "python3 hop.py started; exit 3";
-        Running::start(place.tooz(&["lock", "--children", children, "x", "--", "sh", "-c", script]))
-    };
-    let mut waiting = start("wait");
-    place.wait_for("started");
-    for _ in 0..20 {
-        assert_eq!(place.run(&["lock", "--try", "x", "--", "true"]).code, Some(75), "the hopper still runs");
-        assert_eq!(waiting.0.try_wait().unwrap(), None);
-    }
-    std::fs::write(place.path("stop"), "").unwrap();
-    assert_eq!(waiting.code(), 3);
-    for path in ["stop", "started"] {
-        std::fs::remove_file(place.path(path)).unwrap();
-    }
-    let mut broken = start("wait");
-    place.wait_for("started");
-    assert_eq!(place.run(&["break", "x", "--reason", "test"]).code, Some(0));
-    assert_eq!(broken.code(), 74);
-    within(AT_MOST, "no process is left", || below(&place).is_empty());
-}

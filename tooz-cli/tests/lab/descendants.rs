@@ -5,6 +5,7 @@
 //! next holder finds it taken as long as any process of the worker runs.
 
 use std::fs::{self, File};
+use std::process::Command;
 use std::time::Duration;
 
 use crate::common::{self, Running, TestBackend, eventually, parent, runs, within};
@@ -199,6 +200,14 @@ pub(crate) const TESTS: [(&str, fn()); 6] = tests![
     in_the_background,
 ];
 
+/// With an interpreter that forks quickly.
+pub(crate) const IN_PYTHON: [(&str, fn()); 1] = tests![what_forks_without_end_is_not_overlooked];
+
+/// Why there is no Python.
+pub(crate) fn no_python() -> Option<String> {
+    Command::new("python3").arg("--version").output().err().map(|error| format!("python3: {error}"))
+}
+
 /// Root may become another user.
 pub(crate) const AS_ROOT: [(&str, fn()); 1] = tests![below_su];
 
@@ -228,4 +237,32 @@ fn in_the_background() {
 
 fn below_su() {
     nothing_is_left(Way::Su);
+}
+
+/// Each process lives for less time than a look at all processes takes.
+fn what_forks_without_end_is_not_overlooked() {
+    let hop = "import os\nimport sys\nopen(sys.argv[1], 'w').write('1')\nwhile True:\n    if os.fork():\n        os._exit(0)\n    \
+               if os.path.exists('stop'):\n        os._exit(0)\n";
+    let place = TestBackend::new();
+    std::fs::write(place.path("hop.py"), hop).unwrap();
+    let start = |children: &str| {
+        let script = "python3 hop.py started; exit 3";
+        Running::start(place.tooz(&["lock", "--children", children, "x", "--", "sh", "-c", script]))
+    };
+    let mut waiting = start("wait");
+    place.wait_for("started");
+    for _ in 0..20 {
+        assert_eq!(place.run(&["lock", "--try", "x", "--", "true"]).code, Some(75), "the hopper still runs");
+        assert_eq!(waiting.0.try_wait().unwrap(), None);
+    }
+    std::fs::write(place.path("stop"), "").unwrap();
+    assert_eq!(waiting.code(), 3);
+    for path in ["stop", "started"] {
+        std::fs::remove_file(place.path(path)).unwrap();
+    }
+    let mut broken = start("wait");
+    place.wait_for("started");
+    assert_eq!(place.run(&["break", "x", "--reason", "test"]).code, Some(0));
+    assert_eq!(broken.code(), 74);
+    within(AT_MOST, "no process is left", || common::below(&place).is_empty());
 }

@@ -44,6 +44,7 @@ fn main() -> ExitCode {
     all.extend(trials("users", no_users.as_ref(), &users::TESTS));
     all.extend(trials("descendants", no_redis.as_ref(), &descendants::TESTS));
     all.extend(trials("descendants", no_redis.as_ref().or(no_users.as_ref()), &descendants::AS_ROOT));
+    all.extend(trials("descendants", descendants::no_python().as_ref(), &descendants::IN_PYTHON));
     all.extend(trials("doctor", no_redis.as_ref(), &doctor::TESTS));
     all.extend(trials("outages", no_redis.as_ref(), &outages::TESTS));
     all.extend(trials("rounds", no_redis.as_ref(), &rounds::REDIS));
