@@ -46,6 +46,8 @@ pub(super) struct Guard {
     pub(super) command: Option<Pid>,
     /// The same, while the command runs.
     pub(super) running: Option<Pid>,
+    /// Whether a signal was passed on that asks a process to end.
+    pub(super) was_told_to_end: bool,
     /// Whether it is in our own process group.
     pub(super) shares_group: bool,
     /// What the command started.
@@ -89,6 +91,7 @@ impl Guard {
             pid,
             command: None,
             running: None,
+            was_told_to_end: false,
             shares_group,
             descendants,
         })

@@ -9,7 +9,8 @@ use crate::guard::descendants::Process;
 use crate::guard::terminal;
 
 /// Passes a signal that `tooz` received on to the command `command`, and to those that are in its group.
-pub(super) fn pass_on(caught: Caught, guard: &Guard, command: Pid, home: Pid) {
+pub(super) fn pass_on(caught: Caught, guard: &mut Guard, command: Pid, home: Pid) {
+    guard.was_told_to_end |= caught.is_ending();
     if !guard.shares_group {
         if caught.signal == Signal::SIGCONT {
             // After `fg` our group has the terminal and passes it on; after `bg` our group does not have it.

@@ -86,8 +86,7 @@ pub(crate) async fn run(job: &Job<'_>, held: &impl Hold, signals: &mut Signals) 
     tokio::pin!(ending);
     let mut lost: Option<String> = None;
     let mut end: Option<Ended> = None;
-    let mut early = Vec::new();
-    let (mut finishing, mut named, mut pause) = (None, false, LOOK_FOR_END);
+    let (mut early, mut finishing, mut named, mut pause) = (Vec::new(), None, false, LOOK_FOR_END);
     let (mut look, mut look_for_end) = (every(LOOK), every(LOOK_FOR_END));
     loop {
         tokio::select! {
@@ -96,7 +95,7 @@ pub(crate) async fn run(job: &Job<'_>, held: &impl Hold, signals: &mut Signals) 
             report = guard.report() => match report {
                 Some(Report::Started { command, .. }) => {
                     for caught in early.drain(..) {
-                        job_control::pass_on(caught, &guard, command, home);
+                        job_control::pass_on(caught, &mut guard, command, home);
                     }
                     // A command that is to end does not begin.
                     if lost.is_none() {
@@ -109,8 +108,10 @@ pub(crate) async fn run(job: &Job<'_>, held: &impl Hold, signals: &mut Signals) 
                     end = Some(Ended::Exited(code));
                     match job.children {
                         Children::Leave if lost.is_none() => break,
-                        Children::Leave | Children::Wait => {}
                         Children::End => finish(&mut guard, &mut finishing),
+                        // The signal was for them, too.
+                        Children::Wait if guard.was_told_to_end => finish(&mut guard, &mut finishing),
+                        Children::Leave | Children::Wait => {}
                     }
                 }
                 Some(Report::Signaled(signal)) => {
@@ -131,7 +132,7 @@ pub(crate) async fn run(job: &Job<'_>, held: &impl Hold, signals: &mut Signals) 
                 break;
             }
             caught = signals.next() => match guard.running {
-                Some(command) => job_control::pass_on(caught, &guard, command, home),
+                Some(command) => job_control::pass_on(caught, &mut guard, command, home),
                 None if end.is_none() => early.push(caught),
                 None if !caught.is_ending() => {}
                 None if named => break,
