@@ -6,7 +6,8 @@
 //!
 //! *Signals.* The kernel may give a process id to another process at any time. So a signal goes through a pidfd: it is
 //! opened first, then the start time and the chain of parents are read again, and only then the signal is sent. Linux
-//! before 5.3, and some sandboxes, have no pidfd; there the signal goes to the process id right after that reading.
+//! before 5.3, and some sandboxes, have no pidfd; there the signal goes to the process id right after that reading. The
+//! group that was made for the command is also killed as a whole, while a descendant that was checked like this is in it.
 //!
 //! *Looking.* The kernel lists the children of a thread in `/proc/PID/task/TID/children`. Its list is empty only if there are
 //! none. A process that forks and ends, again and again, is found by no reading of all processes, but it always is on the
@@ -195,7 +196,8 @@ impl Descendants {
 
     /// Continues our own processes if they are stopped. They block every signal but SIGSTOP.
     pub(crate) fn continue_own(&self) {
-        for process in self.own.iter().filter_map(|process| Process::of(process.pid)) {
+        let now = |own: &Process| Process::of(own.pid).filter(|now| now.is(own));
+        for process in self.own.iter().filter_map(now) {
             if process.is_stopped {
                 let _ = self.signal(&process, &[Signal::SIGCONT]);
             }
