@@ -56,7 +56,7 @@ pub(crate) enum Verb {
     Lock(Lock),
     /// Show who holds a lock
     Holders(Holders),
-    /// Free a lock by force
+    /// Free a lock, or depose a leader, by force
     #[command(after_help = BREAK_HELP)]
     Break(Break),
     /// List the groups
@@ -111,7 +111,10 @@ ssh), and a process that runs as another user (sudo, su), unless tooz runs as ro
 
 const BREAK_HELP: &str = "\
 The lock is free when tooz returns. A message or the next renewal tells the old holder that it lost the lock; \
-until then the old and the next holder may both be at work. Stop the old holder first if you can.";
+until then the old and the next holder may both be at work. Stop the old holder first if you can.
+
+Only those that hold it when tooz looks are broken. If one of them lets go meanwhile, the next holder keeps the lock, \
+and tooz exits with 1; it does so, too, if nobody has the --token or the id of --held-by.";
 
 const RAISE_HELP: &str = "\
 Run this after a backend was restored from a backup, and before you use locks on another backend than before. \
@@ -204,8 +207,17 @@ pub(crate) struct Holders {
 
 #[derive(Debug, Args)]
 pub(crate) struct Break {
-    /// Name of the lock
+    /// Name of the lock; with --leader, of the group
     pub(crate) name: OsString,
+    /// Depose the leader of the group NAME
+    #[arg(long)]
+    pub(crate) leader: bool,
+    /// Break only the holder with this fencing token
+    #[arg(long, value_name = "N", conflicts_with = "held_by")]
+    pub(crate) token: Option<u64>,
+    /// Break only the holders with this member id
+    #[arg(long, value_name = "ID")]
+    pub(crate) held_by: Option<OsString>,
     /// Why the lock is broken; the holder is told
     #[arg(long, value_name = "TEXT")]
     pub(crate) reason: String,

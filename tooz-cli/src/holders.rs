@@ -1,5 +1,10 @@
 //! `tooz holders`, `tooz break` and `tooz tokens raise`.
 
+use std::fmt;
+
+use tooz::driver::HolderRecord;
+use tooz::{Coordinator, Election, FencingToken, Lock};
+
 use crate::args::{Backend, Break, Holders, Raise};
 use crate::backend::{bytes, connect, view};
 use crate::exit::Failure;
@@ -20,17 +25,80 @@ pub(crate) async fn holders(backend: &Backend, options: &Holders) -> Result<u8, 
 
 pub(crate) async fn break_lock(backend: &Backend, options: &Break) -> Result<u8, Failure> {
     let coordinator = connect(backend).await?;
-    let lock = coordinator.lock(bytes(&options.name))?;
-    let broken = lock.break_lock(options.reason.as_str()).await?;
-    for record in &broken {
-        let line = || format!("broken: {}", text::holder(record));
-        text::show(options.json, || text::holder_json(record), line)?;
-    }
-    if broken.is_empty() {
-        eprintln!("tooz: lock \"{}\" had no holder", lock.name());
-    }
+    let result = break_shown(&coordinator, options).await;
     let _ = coordinator.close().await;
-    Ok(0)
+    result
+}
+
+/// Breaks those who hold the lock now. Each is compared in the step that breaks it.
+async fn break_shown(coordinator: &Coordinator, options: &Break) -> Result<u8, Failure> {
+    let target = Target::new(coordinator, options)?;
+    let shown = target.holders().await?.holders;
+    let is_free = shown.is_empty();
+    let id = options.held_by.as_deref().map(bytes);
+    let is_meant = |record: &HolderRecord| {
+        options.token.is_none_or(|token| record.token.map(FencingToken::get) == Some(token))
+            && id.is_none_or(|id| record.member.as_ref().is_some_and(|member| member.as_bytes() == id))
+    };
+    let meant: Vec<_> = shown.into_iter().filter(is_meant).collect();
+    if meant.is_empty() {
+        let chosen = options.token.is_some() || options.held_by.is_some();
+        let whom = if is_free || !chosen { "no holder" } else { "other holders only; nothing was changed" };
+        eprintln!("tooz: {target} had {whom}");
+        return Ok(u8::from(chosen));
+    }
+    let mut code = 0;
+    for record in &meant {
+        let broken = target.break_holder(record, &options.reason).await?;
+        for record in &broken {
+            let line = || format!("broken: {}", text::holder(record));
+            text::show(options.json, || text::holder_json(record), line)?;
+        }
+        if broken.is_empty() {
+            eprintln!("tooz: {} let go of {target} meanwhile; nothing was changed", text::holder(record));
+            code = 1;
+        }
+    }
+    Ok(code)
+}
+
+/// What is to be broken.
+enum Target {
+    Lock(Lock),
+    Leadership(Election),
+}
+
+impl Target {
+    fn new(coordinator: &Coordinator, options: &Break) -> tooz::Result<Self> {
+        let name = bytes(&options.name);
+        if options.leader {
+            return coordinator.election(name).map(Self::Leadership);
+        }
+        coordinator.lock(name).map(Self::Lock)
+    }
+
+    async fn holders(&self) -> tooz::Result<tooz::driver::Holders> {
+        match self {
+            Self::Lock(lock) => lock.holders().await,
+            Self::Leadership(election) => election.holders().await,
+        }
+    }
+
+    async fn break_holder(&self, record: &HolderRecord, why: &str) -> tooz::Result<Vec<HolderRecord>> {
+        match self {
+            Self::Lock(lock) => lock.break_holder(record, why).await,
+            Self::Leadership(election) => election.break_holder(record, why).await,
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lock(lock) => write!(f, "lock \"{}\"", lock.name()),
+            Self::Leadership(election) => write!(f, "the leadership of group \"{}\"", election.group()),
+        }
+    }
 }
 
 pub(crate) async fn raise_tokens(backend: &Backend, options: &Raise) -> Result<u8, Failure> {

@@ -11,7 +11,7 @@ use futures_core::Stream;
 
 use crate::driver::{BreakRequest, HolderRecord, HolderStream, Holders, LockKey, LockMode, Released};
 use crate::guard::LossSignal;
-use crate::lock::break_lock;
+use crate::lock::{break_holder, break_lock};
 use crate::platform::clock::Deadline;
 use crate::session::acquire::{Patience, acquire};
 use crate::session::call::{Kept, Reads, holders, read};
@@ -155,6 +155,33 @@ impl Election {
     /// A break that was begun is driven to its end.
     pub async fn break_leadership(&self, why: impl Into<String>) -> Result<Vec<HolderRecord>> {
         break_lock(&self.shared, BreakRequest::new(self.key(), self.shared.config.member.clone(), why)).await
+    }
+
+    /// The leadership as a lock: who holds it, and how many wait where the backend can say.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Timeout`.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
+    pub async fn holders(&self) -> Result<Holders> {
+        holders(self.shared.reader(), self.key()).await
+    }
+
+    /// As [`Election::break_leadership`], but only this holder, as [`Election::holders`] has told it: if it has resigned
+    /// meanwhile, the answer is empty, and a later leader stays.
+    ///
+    /// # Errors
+    /// As [`Lock::break_lock`](crate::Lock::break_lock).
+    ///
+    /// # Cancel safety
+    /// A break that was begun is driven to its end.
+    pub async fn break_holder(
+        &self,
+        holder: &HolderRecord,
+        why: impl Into<String>,
+    ) -> Result<Vec<HolderRecord>> {
+        break_holder(&self.shared, self.key(), holder, why.into()).await
     }
 }
 

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::driver::{BreakRequest, HolderRecord, Holders, LockKey, LockMode};
+use crate::driver::{BreakRequest, HolderRecord, Holders, LockKey, LockMode, Meant};
 use crate::guard::LockGuard;
 use crate::session::acquire::{Patience, acquire};
 use crate::session::call::holders;
@@ -166,12 +166,40 @@ impl Lock {
         why: impl Into<String>,
     ) -> Result<Vec<HolderRecord>> {
         let request = BreakRequest::new(self.key(), self.shared.config.member.clone(), why);
-        break_lock(&self.shared, request.only(token)).await
+        break_lock(&self.shared, request.only(Meant::Token(token))).await
+    }
+
+    /// As [`Lock::break_lock`], but only this holder, as [`Lock::holders`] has told it: if it has let go meanwhile, the
+    /// answer is empty, and a later holder keeps the lock.
+    ///
+    /// # Errors
+    /// As [`Lock::break_lock`].
+    ///
+    /// # Cancel safety
+    /// As [`Lock::break_lock`].
+    pub async fn break_holder(
+        &self,
+        holder: &HolderRecord,
+        why: impl Into<String>,
+    ) -> Result<Vec<HolderRecord>> {
+        break_holder(&self.shared, self.key(), holder, why.into()).await
     }
 
     fn key(&self) -> LockKey {
         LockKey::Named(self.name.clone())
     }
+}
+
+/// Breaks one holder of a lock or leadership.
+pub(crate) async fn break_holder(
+    shared: &Shared,
+    key: LockKey,
+    holder: &HolderRecord,
+    why: String,
+) -> Result<Vec<HolderRecord>> {
+    let foreign = || Meant::Foreign(holder.foreign.clone().unwrap_or_default());
+    let meant = holder.token.map_or_else(foreign, Meant::Token);
+    break_lock(shared, BreakRequest::new(key, shared.config.member.clone(), why).only(meant)).await
 }
 
 pub(crate) async fn break_lock(shared: &Shared, request: BreakRequest) -> Result<Vec<HolderRecord>> {

@@ -35,15 +35,12 @@ impl Locks for Etcd {
             let state = self.client.look(&keys).await?;
             // A holder that came later, perhaps by this very break, is not meant.
             let asked_at = *asked_at.get_or_insert(state.revision);
-            let wanted = |holder: &&Holder| {
-                holder.created <= asked_at
-                    && request.token.is_none_or(|token| record(holder).token == Some(token))
-            };
+            let wanted = |holder: &&Holder| holder.created <= asked_at && request.means(record(holder).token);
             let victims: Vec<&Holder> = state.holders.iter().filter(wanted).take(AT_ONCE).collect();
             if victims.is_empty() {
                 let foreign = broken.is_empty()
                     && state.holders.is_empty()
-                    && request.token.is_none()
+                    && request.means_foreign(&[])
                     && state.gate.is_some_and(|gate| gate.kind == GateKind::Foreign);
                 return if foreign { Err(unresponsive(&keys, &request.key)) } else { Ok(broken) };
             }

@@ -53,7 +53,7 @@ pub(crate) fn holders(state: &State) -> Holders {
     let mut records: Vec<HolderRecord> = state.holders.iter().map(record).collect();
     if records.is_empty() && state.gate.is_some_and(|gate| gate.kind == GateKind::Foreign) {
         // Python's key holds no name.
-        records.push(HolderRecord::new(None, None, LockMode::Exclusive, None));
+        records.push(HolderRecord::foreign(LockMode::Exclusive, Vec::new()));
     }
     Holders::new(records, Some(u64::try_from(state.queue.len()).unwrap_or(u64::MAX)))
 }

@@ -36,7 +36,7 @@ async fn break_lock(client: &Client, tree: &Tree, request: &BreakRequest) -> Res
     let key = &request.key;
     let present = read_lock(client, tree, key).await?;
     match present.foreign {
-        _ if request.token.is_some() => {} // Python's has none
+        _ if !request.means_foreign(&[]) => {}
         None => {}
         Some(InTheWay::Process(pid)) if pid > 0 => {
             return Err(unresponsive(
@@ -56,7 +56,7 @@ async fn break_lock(client: &Client, tree: &Tree, request: &BreakRequest) -> Res
     let mut listener = tree.topics.listen(vec![Topic::Lock(hash.clone()), Topic::Deaths]);
     let _watched = tree.watch_lock(&hash);
     let mut asked: Vec<(Entry, HolderRecord)> = present.entries;
-    asked.retain(|(_, record)| request.token.is_none() || record.token == request.token);
+    asked.retain(|(_, record)| request.means(record.token));
     for (entry, _) in &asked {
         write_break_request(tree, entry, request)?;
     }

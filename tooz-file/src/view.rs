@@ -133,7 +133,7 @@ pub(crate) async fn read_holders(client: &Client, tree: &Tree, key: &LockKey) ->
     let mut holders: Vec<HolderRecord> = present.entries.into_iter().map(|(_, record)| record).collect();
     if present.foreign.is_some() {
         // Python records neither the holder nor the time, and takes no token.
-        holders.push(HolderRecord::new(None, None, LockMode::Exclusive, None));
+        holders.push(HolderRecord::foreign(LockMode::Exclusive, Vec::new()));
     }
     Ok(Holders::new(holders, u64::try_from(present.waiters).ok()))
 }

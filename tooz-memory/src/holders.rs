@@ -1,7 +1,7 @@
 //! Locks without a session: reading holders, watching them, breaking a lock, raising the tokens.
 
 use async_trait::async_trait;
-use tooz_core::driver::{BreakRequest, HolderRecord, HolderStream, Holders, LockKey, Locks};
+use tooz_core::driver::{BreakRequest, HolderRecord, HolderStream, Holders, LockKey, Locks, Meant};
 use tooz_core::{FencingToken, Result};
 
 use crate::driver::Memory;
@@ -15,9 +15,14 @@ impl Locks for Memory {
     }
 
     async fn break_lock(&self, request: &BreakRequest) -> Result<Vec<HolderRecord>> {
-        let BreakRequest { key, token, by, why, .. } = request;
+        let BreakRequest { key, only, by, why, .. } = request;
+        // There are no others here.
+        if matches!(only, Some(Meant::Foreign(_))) {
+            return Ok(Vec::new());
+        }
+        let only = request.token();
         self.0
-            .call(Operation::Break, |state| Ok(state.break_lock(&self.0.space, key, *token, Some(by), why)))
+            .call(Operation::Break, |state| Ok(state.break_lock(&self.0.space, key, only, Some(by), why)))
             .await
     }
 

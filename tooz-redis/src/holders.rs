@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::Notify;
 use tooz_core::driver::support::feed::HolderFeed;
-use tooz_core::driver::{BreakRequest, HolderRecord, HolderStream, Holders, LockKey, Locks};
+use tooz_core::driver::{BreakRequest, HolderRecord, HolderStream, Holders, LockKey, Locks, Meant};
 use tooz_core::{Error, ErrorKind, FencingToken, Result};
 
 use crate::connection::reply::Parts;
@@ -26,13 +26,18 @@ impl Locks for Redis {
 
     async fn break_lock(&self, request: &BreakRequest) -> Result<Vec<HolderRecord>> {
         let (client, lock) = (&self.client, self.client.keys.lock(&request.key));
+        let meant = match &request.only {
+            None => Vec::new(),
+            Some(Meant::Foreign(value)) => [b"f", &value[..]].concat(),
+            Some(_) => request.token().map(|token| token.to_string()).unwrap_or_default().into_bytes(),
+        };
         let call = scripts::BREAK
             .call()
             .keys(lock.keys())
             .keys([client.keys.fence()])
             .number(client.config().retention().as_millis())
             .arg(&lock.base)
-            .arg(request.token.map(|token| token.to_string()).unwrap_or_default())
+            .arg(meant)
             .arg(request.by.as_bytes())
             .arg(&request.why);
         let answer = client.call(&call).await?;

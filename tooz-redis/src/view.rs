@@ -118,11 +118,11 @@ pub(crate) async fn read_holders(client: &Client, key: &LockKey) -> Result<Holde
         .arg(&lock.base);
     let mut answer = Parts::of(client.call(&call).await?.value)?;
     let waiters = u64::try_from(answer.number("how many wait")?).unwrap_or_default();
-    let foreign = answer.number("who holds it")? == 1;
+    let foreign = answer.bytes("who holds it")?;
     let mut holders = holder_records(answer)?;
-    if foreign {
+    if let [b'f', value @ ..] = &*foreign {
         // Python's lock holds a random word, which names no member.
-        holders.push(HolderRecord::new(None, None, LockMode::Exclusive, None));
+        holders.push(HolderRecord::foreign(LockMode::Exclusive, value.to_vec()));
     }
     Ok(Holders::new(holders, Some(waiters)))
 }

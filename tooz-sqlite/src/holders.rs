@@ -50,10 +50,7 @@ fn break_lock(tx: &mut Tx<'_>, lock: &Lock, request: &BreakRequest) -> Work<Vec<
     let now = tx.wall();
     let mut broken = Vec::new();
     for HolderRow { session, attempt, record } in view::holder_rows(tx, lock)? {
-        let Some(token) = record.token else { continue };
-        if request.token.is_some_and(|only| only != token) {
-            continue;
-        }
+        let Some(token) = record.token.filter(|token| request.means(Some(*token))) else { continue };
         tx.run("DELETE FROM breaks WHERE at < ?1", [now.saturating_sub(BREAKS_KEPT_MICROS)])?;
         tx.run(
             "INSERT OR REPLACE INTO breaks (attempt, token, by, why, at) VALUES (?1, ?2, ?3, ?4, ?5)",

@@ -252,7 +252,7 @@ impl Descendants {
     }
 
     /// Those that the kernel's lists name, and whether none can be missing.
-    pub(crate) fn glance(&self) -> (Vec<Process>, bool) {
+    fn glance(&self) -> (Vec<Process>, bool) {
         let mut is_sure = true;
         let found = self.descend(
             |_| true,

@@ -84,8 +84,7 @@ pub(crate) async fn run(job: &Job<'_>, held: &impl Hold, signals: &mut Signals) 
     guard.order(Order::Deadline(deadline));
     let ending = held.lost();
     tokio::pin!(ending);
-    let mut lost: Option<String> = None;
-    let mut end: Option<Ended> = None;
+    let (mut lost, mut end) = (None::<String>, None::<Ended>);
     let (mut early, mut finishing, mut named, mut pause) = (Vec::new(), None, false, LOOK_FOR_END);
     let (mut look, mut look_for_end) = (every(LOOK), every(LOOK_FOR_END));
     loop {
@@ -94,16 +93,17 @@ pub(crate) async fn run(job: &Job<'_>, held: &impl Hold, signals: &mut Signals) 
             // Reports come first: once the command has ended, no signal must go to its group, which may be gone.
             report = guard.report() => match report {
                 Some(Report::Started { command, .. }) => {
-                    for caught in early.drain(..) {
-                        job_control::pass_on(caught, &mut guard, command, home);
-                    }
+                    early.drain(..).for_each(|caught| job_control::pass_on(caught, &mut guard, command, home));
                     // A command that is to end does not begin.
                     if lost.is_none() {
                         guard.order(Order::Begin);
                     }
                 }
                 Some(Report::Stopped(signal)) => job_control::stopped(signal, &guard, home),
-                Some(Report::Expired) => lost = lost.or_else(|| held.reason().or_else(|| Some(TOO_LATE.into()))),
+                Some(Report::Expired) => {
+                    finish(&mut guard, &mut finishing);
+                    lost = lost.or_else(|| held.reason().or_else(|| Some(TOO_LATE.into())));
+                }
                 Some(Report::Exited(code)) => {
                     end = Some(Ended::Exited(code));
                     match job.children {

@@ -61,6 +61,39 @@ fn breaking_what_nobody_holds_says_so() {
     assert_eq!(finished.stderr, "tooz: lock \"x\" had no holder\n");
 }
 
+/// Two shared holders and a leader: each is broken alone.
+#[test]
+fn a_break_hits_whom_it_names() {
+    let place = TestBackend::new();
+    let hold = |id: &str, verb: &[&str]| {
+        let script = format!("echo $TOOZ_FENCING_TOKEN > {id}; exec sleep 300");
+        let words = [&["--member", id], verb, &["x", "--", "sh", "-c", &script]].concat();
+        let running = Running::start(place.tooz(&words));
+        eventually("it holds", || place.read(id).ends_with('\n'));
+        running
+    };
+    let mut first = hold("first", &["lock", "--shared"]);
+    let mut second = hold("second", &["lock", "--shared"]);
+    let mut leader = hold("leader", &["elect"]);
+    let break_ = |arguments: &[&str]| place.run(&[&["break", "x", "--reason", "test"], arguments].concat());
+    for nobody in [&["--token", "1"][..], &["--held-by", "third"], &["--leader", "--held-by", "first"]] {
+        let finished = break_(nobody);
+        assert_eq!((finished.code, finished.stdout.as_str()), (Some(1), ""), "{nobody:?}: {finished:?}");
+        assert!(finished.stderr.contains("had other holders only"), "{finished:?}");
+    }
+    assert_eq!(break_(&["--held-by", "first", "--token", "1"]).code, Some(64));
+    let by_name = break_(&["--held-by", "first"]);
+    assert!(by_name.stdout.starts_with("broken: \"first\" shared"), "{by_name:?}");
+    assert_eq!(first.code(), 74);
+    let by_token = break_(&["--token", place.read("second").trim()]);
+    assert!(by_token.stdout.starts_with("broken: \"second\" shared"), "{by_token:?}");
+    assert_eq!(second.code(), 74);
+    assert_eq!(leader.0.try_wait().unwrap(), None, "another kind of lock");
+    let deposed = break_(&["--leader"]);
+    assert!(deposed.stdout.starts_with("broken: \"leader\""), "{deposed:?}");
+    assert_eq!(leader.code(), 74);
+}
+
 fn next_token(place: &TestBackend) -> u64 {
     let run = place.run(&["lock", "x", "--", "sh", "-c", "echo $TOOZ_FENCING_TOKEN"]);
     run.stdout.trim().parse().unwrap_or_else(|_| panic!("{run:?}"))

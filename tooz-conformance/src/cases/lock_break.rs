@@ -120,11 +120,19 @@ async fn break_of_an_old_token_breaks_nobody(h: Harness) -> Outcome {
     let (a, b) = h.pair().await?;
     let guard = taken(&a, "x").await?;
     let old = guard.token();
+    let shown = b.lock("x")?.holders().await?.holders;
+    ensure(shown.len() == 1 && shown[0].token == Some(old), format!("{shown:?}"))?;
     guard.release().await?;
     let next = taken(&a, "x").await?;
-    ensure(b.lock("x")?.break_token(old, "too late").await?.is_empty(), "somebody was broken")?;
+    ensure(b.lock("x")?.break_token(old, "too late").await?.is_empty(), "another holder was broken")?;
+    ensure(b.lock("x")?.break_holder(&shown[0], "too late").await?.is_empty(), "another holder was broken")?;
     ensure(next.is_held(), "the next holder lost it")?;
-    held_by_another(&b, "x").await
+    held_by_another(&b, "x").await?;
+    let shown = b.lock("x")?.holders().await?.holders;
+    ensure(
+        b.lock("x")?.break_holder(&shown[0], "now").await? == shown,
+        "the holder that was shown is not broken",
+    )
 }
 
 /// L10, L9: a break without a token takes all.

@@ -1,7 +1,7 @@
 //! L12: how the last holder ended, as the next one is told.
 
 use tooz_core::MemberId;
-use tooz_core::driver::BreakRequest;
+use tooz_core::driver::{BreakRequest, Meant};
 
 use super::prelude::*;
 
@@ -89,8 +89,8 @@ async fn of_several_unclean_ends_a_break_is_told(h: Harness) -> Outcome {
     let (a, b) = (h.session(&driver, "a").await?, h.session(&driver, "b").await?);
     for break_comes_first in [true, false] {
         let (broken, cut_off) = (granted(&a, "x", true).await?, granted(&b, "x", true).await?);
-        let request =
-            BreakRequest::new(broken.key.clone(), MemberId::new("boss")?, "enough").only(broken.token);
+        let request = BreakRequest::new(broken.key.clone(), MemberId::new("boss")?, "enough")
+            .only(Meant::Token(broken.token));
         if !break_comes_first {
             b.locks().release(&cut_off, End::Unclean).await?;
         }

@@ -225,9 +225,17 @@ pub struct HolderRecord {
     pub mode: LockMode,
     /// Since when, by the backend's clock where it has one.
     pub since: Option<SystemTime>,
+    /// What the backend has in the place of a token for a holder that does not use this library; empty where it has
+    /// nothing that tells one such holder from the next.
+    pub foreign: Option<Vec<u8>>,
 }
 
 impl HolderRecord {
+    /// A holder that does not use this library, with what tells it from the next one.
+    pub fn foreign(mode: LockMode, value: Vec<u8>) -> Self {
+        Self { foreign: Some(value), ..Self::new(None, None, mode, None) }
+    }
+
     /// A record of these.
     pub fn new(
         member: Option<MemberId>,
@@ -235,7 +243,7 @@ impl HolderRecord {
         mode: LockMode,
         since: Option<SystemTime>,
     ) -> Self {
-        Self { member, token, mode, since }
+        Self { member, token, mode, since, foreign: None }
     }
 }
 
@@ -256,14 +264,24 @@ impl Holders {
     }
 }
 
+/// The one grant that a break is to end. Compared in the step that ends it: a later holder is not meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Meant {
+    /// The grant with this token.
+    Token(FencingToken),
+    /// The holder that does not use this library, if [`HolderRecord::foreign`] is still this.
+    Foreign(Vec<u8>),
+}
+
 /// A request to break a lock.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct BreakRequest {
     /// The lock.
     pub key: LockKey,
-    /// Only the grant with this token; `None`: every holder.
-    pub token: Option<FencingToken>,
+    /// Only this grant; `None`: every holder.
+    pub only: Option<Meant>,
     /// Who breaks it.
     pub by: MemberId,
     /// Why, in the operator's words.
@@ -273,14 +291,36 @@ pub struct BreakRequest {
 impl BreakRequest {
     /// Breaks every holder's grant.
     pub fn new(key: LockKey, by: MemberId, why: impl Into<String>) -> Self {
-        Self { key, token: None, by, why: why.into() }
+        Self { key, only: None, by, why: why.into() }
     }
 
-    /// Breaks only the grant with this token.
+    /// Breaks only this grant.
     #[must_use]
-    pub fn only(mut self, token: FencingToken) -> Self {
-        self.token = Some(token);
+    pub fn only(mut self, meant: Meant) -> Self {
+        self.only = Some(meant);
         self
+    }
+
+    /// The token of the only grant that is meant, if it is one with a token.
+    pub fn token(&self) -> Option<FencingToken> {
+        match self.only {
+            Some(Meant::Token(token)) => Some(token),
+            _ => None,
+        }
+    }
+
+    /// Whether the grant with this token is meant.
+    pub fn means(&self, token: Option<FencingToken>) -> bool {
+        self.only.is_none() || (token.is_some() && self.token() == token)
+    }
+
+    /// Whether the holder that does not use this library, and of which the backend has this value, is meant.
+    pub fn means_foreign(&self, value: &[u8]) -> bool {
+        match &self.only {
+            None => true,
+            Some(Meant::Foreign(meant)) => meant == value,
+            Some(Meant::Token(_)) => false,
+        }
     }
 }
 

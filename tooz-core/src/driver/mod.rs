@@ -33,7 +33,7 @@ pub use groups::{ChangeStream, GroupChange, Groups, Join, MemberRecord, SessionG
 pub use ids::{AttemptId, Epoch, InstanceId, SessionId};
 pub use locks::{
     Acquire, Acquired, BreakRequest, End, Grant, HolderRecord, HolderStream, Holders, LockKey, LockMode,
-    Locks, Previous, QueueEntry, Released, SessionLocks, Turn,
+    Locks, Meant, Previous, QueueEntry, Released, SessionLocks, Turn,
 };
 #[doc(hidden)]
 pub use registry::FEATURES;

@@ -11,7 +11,7 @@ use crate::common::{
 };
 use nix::sys::signal::Signal;
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, BreakRequest, End, LockKey, Notice, Previous, Released, Turn,
+    Acquire, Acquired, AttemptId, BreakRequest, End, LockKey, Meant, Notice, Previous, Released, Turn,
 };
 use tooz_core::{ErrorKind, GroupId, LossReason};
 
@@ -137,7 +137,8 @@ async fn breaking_asks_the_holder_and_tells_it() {
         let (_d1, victim) = member(&url, "victim").await;
         let (operator, other) = member(&url, "other").await;
         let first = granted(&victim, 1, "x", Exclusive).await;
-        let stale = BreakRequest::new(key("x"), id("op"), "w").only(tooz_core::FencingToken::new(1).unwrap());
+        let stale = BreakRequest::new(key("x"), id("op"), "w")
+            .only(Meant::Token(tooz_core::FencingToken::new(1).unwrap()));
         assert!(operator.locks().break_lock(&stale).await.unwrap().is_empty());
         let broken =
             operator.locks().break_lock(&BreakRequest::new(key("x"), id("op"), "it hangs")).await.unwrap();

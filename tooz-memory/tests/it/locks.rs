@@ -217,7 +217,13 @@ async fn breaking_frees_tells_the_victim_and_marks_the_next_grant() {
     let place = queued(&b, 2, Exclusive).await;
     let request = BreakRequest::new(key("x"), id("operator"), "stuck");
     let other = tooz_core::FencingToken::new(grant.token.get() + 7).unwrap();
-    assert!(da.locks().break_lock(&request.clone().only(other)).await.unwrap().is_empty());
+    assert!(
+        da.locks()
+            .break_lock(&request.clone().only(tooz_core::driver::Meant::Token(other)))
+            .await
+            .unwrap()
+            .is_empty()
+    );
 
     let victims = da.locks().break_lock(&request).await.unwrap();
     assert_eq!((victims[0].member.clone(), victims[0].token), (Some(id("a")), Some(grant.token)));

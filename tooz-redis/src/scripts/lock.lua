@@ -196,9 +196,9 @@ local function finish(l)
   if l.changed then publish(l.base .. 'c', '1') end
 end
 
--- How many wait, whether Python holds it, and the holders, as they are answered.
+-- How many wait, 'f' and the value of Python's key where Python holds it, and the holders, as they are answered.
 local function shown_holders(l)
-  local answer = { redis.call('ZCARD', l.q), l.foreign and 1 or 0 }
+  local answer = { redis.call('ZCARD', l.q), l.foreign and 'f' .. l.value or '' }
   for _, h in pairs(l.holders) do answer[#answer + 1] = { h.token, h.since, h.mode, h.limit, h.member } end
   return answer
 end

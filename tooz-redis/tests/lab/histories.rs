@@ -10,7 +10,7 @@ use tooz_core::driver::support::lock_state::{Effect, LockState, Waiter};
 use tooz_core::driver::support::rule::{Foreign, Verdict};
 use tooz_core::driver::{
     Acquire, Acquired, AttemptId, BreakRequest, Clock, Connect, Context, Driver, End, Entropy, Grant,
-    InstanceId, LockKey, LockMode, OpenSession, Previous, Released, Session, SessionId, Spawner,
+    InstanceId, LockKey, LockMode, Meant, OpenSession, Previous, Released, Session, SessionId, Spawner,
 };
 use tooz_core::{BackendUrl, ErrorKind, FencingToken, LockName, MemberId, Runtime};
 use tooz_servers::cases;
@@ -299,7 +299,7 @@ impl Stage {
                 let mut only = None;
                 if let Some(number) = holder {
                     let Some(index) = number.checked_rem(lock.server_tokens.len()) else { return Ok(()) };
-                    request = request.only(lock.server_tokens[index]);
+                    request = request.only(Meant::Token(lock.server_tokens[index]));
                     only = Some(lock.model.holders[index].token);
                 }
                 let broken = self.driver.locks().break_lock(&request).await.unwrap();

@@ -59,6 +59,7 @@ pub(crate) const CASES: &[(&str, Case)] = cases![
     the_server_lowers_what_is_promised,
     a_unix_socket_and_a_database,
     nothing_is_left_behind,
+    a_break_of_a_python_holder_spares_the_next_one,
 ];
 #[cfg(feature = "tls")]
 pub(crate) const TLS: &[(&str, Case)] = cases![certificates_are_verified];
@@ -123,6 +124,27 @@ async fn a_restart_is_survived() {
         a.group("g").unwrap().members().await.is_ok_and(|m| m.len() == 1)
     })
     .await;
+}
+
+/// Python's holder has no token: what its key holds is compared.
+async fn a_break_of_a_python_holder_spares_the_next_one() {
+    let redis = server!();
+    let c = connect(&redis, PATIENT, "c").await;
+    let lock = c.lock("x").unwrap();
+    let guard = lock.acquire().await.unwrap();
+    let key = keys(&redis, "*x_lock").pop().unwrap();
+    guard.release().await.unwrap();
+    let python_has_it = |word: &str| drop(redis.command(&[b"SET", key.as_bytes(), word.as_bytes()]).unwrap());
+    python_has_it("first");
+    let shown = lock.holders().await.unwrap().holders;
+    assert_eq!((shown.len(), shown[0].foreign.as_deref()), (1, Some(&b"first"[..])));
+    python_has_it("second");
+    assert_eq!(lock.break_holder(&shown[0], "late").await.unwrap(), []);
+    let now = lock.holders().await.unwrap().holders;
+    assert_eq!((now.len(), now[0].foreign.as_deref()), (1, Some(&b"second"[..])));
+    assert_eq!(lock.break_holder(&now[0], "now").await.unwrap().len(), 1);
+    assert!(lock.holders().await.unwrap().holders.is_empty());
+    assert!(lock.try_acquire().await.unwrap().is_some());
 }
 
 /// A server that is killed right after it was told of a raise.

@@ -12,8 +12,8 @@ use rusqlite::OpenFlags;
 use tooz_core::driver::support::lock_state::{Effect, LockState, Waiter};
 use tooz_core::driver::support::rule::Verdict;
 use tooz_core::driver::{
-    Acquire, Acquired, AttemptId, BreakRequest, Driver, End, Grant, LockKey, LockMode, Previous, Released,
-    Session, SessionId,
+    Acquire, Acquired, AttemptId, BreakRequest, Driver, End, Grant, LockKey, LockMode, Meant, Previous,
+    Released, Session, SessionId,
 };
 use tooz_core::{ErrorKind, FencingToken};
 use tooz_servers::histories::{Mode, Step, compare};
@@ -256,7 +256,7 @@ impl Stage {
                 let mut only = None;
                 if let Some(number) = holder {
                     let Some(index) = number.checked_rem(lock.tokens_there.len()) else { return Ok(()) };
-                    request = request.only(lock.tokens_there[index]);
+                    request = request.only(Meant::Token(lock.tokens_there[index]));
                     only = Some(lock.model.holders[index].token);
                 }
                 let broken = self.driver.locks().break_lock(&request).await.unwrap();

@@ -1,7 +1,7 @@
 //! Locks of sessions in one process.
 
 use crate::common::*;
-use tooz_core::driver::{Acquired, BreakRequest, End, LockKey, Notice, Previous, Released, Turn};
+use tooz_core::driver::{Acquired, BreakRequest, End, LockKey, Meant, Notice, Previous, Released, Turn};
 use tooz_core::{ErrorKind, LossReason};
 
 #[tokio::test]
@@ -140,7 +140,7 @@ async fn a_break_frees_the_lock_and_tells_the_victim() {
     let driver = connect(&url(directory.path(), "")).await;
     let (a, b) = (session(&driver, "a").await, session(&driver, "b").await);
     let victim = granted(&a, &ask("x", Exclusive)).await;
-    let other = BreakRequest::new(key("x"), id("op"), "stuck").only(victim.token);
+    let other = BreakRequest::new(key("x"), id("op"), "stuck").only(Meant::Token(victim.token));
     let broken = driver.locks().break_lock(&other).await.unwrap();
     assert_eq!(broken.len(), 1);
     assert_eq!(broken[0].member, Some(id("a")));
