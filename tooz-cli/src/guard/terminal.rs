@@ -8,7 +8,6 @@
 
 use std::fs::File;
 
-use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Pid, getpid, tcgetpgrp, tcsetpgrp};
 
 use super::descendants::{Process, everything};
@@ -56,17 +55,10 @@ pub(crate) fn give_back(command: Pid, home: Pid) {
     }
 }
 
+/// A process outside the terminal's group that moves it is stopped by SIGTTOU, but `tooz`, guard, launcher and stub block that.
 fn give(terminal: &File, to: Pid) {
-    // A process outside the terminal's group that moves it is stopped by SIGTTOU, unless that is blocked.
-    let mut output = SigSet::empty();
-    output.add(Signal::SIGTTOU);
-    let before = SigSet::thread_get_mask();
-    let _ = output.thread_block();
     // It may have hung up meanwhile; then no group has it.
     let _ = tcsetpgrp(terminal, to);
-    if let Ok(before) = before {
-        let _ = before.thread_set_mask();
-    }
 }
 
 /// Points the standard streams elsewhere once the process below has them, so that the other end of a pipe sees the end

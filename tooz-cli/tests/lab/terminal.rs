@@ -3,20 +3,26 @@
 //! A terminal becomes a session's by being opened by a leader that has none, so this program runs itself as that
 //! leader (safe Rust can run nothing between fork and exec).
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 
 use crate::common::{self, Running, TestBackend, eventually, process};
 use nix::fcntl::OFlag;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::{Pid, tcsetpgrp};
 
 /// Names the terminal to the session leader.
 const TERMINAL: &str = "TOOZ_TEST_TERMINAL";
+/// Asks the session leader for [`lead_with_a_late_comer`].
+const LATE_COMER: &str = "TOOZ_TEST_LATE_COMER";
 
-pub(crate) const TESTS: [(&str, fn()); 17] = tests![
+pub(crate) const TESTS: [(&str, fn()); 19] = tests![
     the_command_reads_the_terminal,
     an_interrupt_reaches_the_command_once,
     the_terminal_goes_back,
@@ -34,6 +40,8 @@ pub(crate) const TESTS: [(&str, fn()); 17] = tests![
     output_that_the_terminal_stops_is_written,
     a_terminal_that_goes_away_ends_a_script_and_its_command,
     the_terminal_comes_back_from_a_command_with_jobs_of_its_own,
+    the_terminal_goes_back_for_one_that_came_late,
+    a_message_while_the_command_has_the_terminal_stops_nothing,
 ];
 
 /// Leads the session, if this process was started for that.
@@ -52,8 +60,37 @@ fn lead(terminal: &std::ffi::OsStr) -> ! {
     nix::unistd::dup2_stderr(&terminal).unwrap();
     drop(terminal);
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    if std::env::var_os(LATE_COMER).is_some() {
+        lead_with_a_late_comer(&arguments);
+    }
     let error = Command::new(&arguments[0]).args(&arguments[1..]).env_remove(TERMINAL).exec();
     panic!("{}: {error}", arguments[0].display());
+}
+
+/// Runs `tooz` in a group that has the terminal, and a reader of the terminal that comes into this group when the command runs:
+/// as a shell that is slow to start the rest of a pipeline.
+fn lead_with_a_late_comer(tooz: &[OsString]) -> ! {
+    let in_group = |program: &OsStr, arguments: &[OsString], group| {
+        Command::new(program).args(arguments).env_remove(TERMINAL).process_group(group).spawn().unwrap()
+    };
+    let seen = |name: &str| eventually(name, || Path::new(name).exists());
+    let mut tooz = in_group(&tooz[0], &tooz[1..], 0);
+    let group = Pid::from_raw(i32::try_from(tooz.id()).unwrap());
+    tcsetpgrp(std::io::stdin(), group).unwrap();
+    std::fs::write("given", "").unwrap();
+    seen("started");
+    let script = "echo 1 > late; until [ -e over ]; do sleep 0.02; done; read line; echo \"got <$line>\"";
+    let mut reader = in_group(OsStr::new("sh"), &["-c".into(), script.into()], group.as_raw());
+    seen("late");
+    std::fs::write("go", "").unwrap();
+    tooz.wait().unwrap();
+    std::fs::write("over", "").unwrap();
+    // After a kill the reader may be quicker than the guard, and be stopped for reading.
+    eventually("the reader ends", || {
+        let _ = killpg(group, Signal::SIGCONT);
+        reader.try_wait().unwrap().is_some()
+    });
+    std::process::exit(0);
 }
 
 /// A session on a terminal of its own, and the keyboard and screen of it.
@@ -67,6 +104,10 @@ struct Session {
 impl Session {
     /// Runs `sh -c SCRIPT` or the like; `$TOOZ` is the command under test.
     fn start(command: &[&str]) -> Self {
+        Self::start_with(command, &[])
+    }
+
+    fn start_with(command: &[&str], environment: &[(&str, &str)]) -> Self {
         let place = TestBackend::new();
         // No child may inherit it: the terminal hangs up when its last copy is closed.
         let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
@@ -86,6 +127,7 @@ impl Session {
             .env(TERMINAL, terminal)
             .env("TOOZ", env!("CARGO_BIN_EXE_tooz"))
             .env("TOOZ_URL", place.url())
+            .envs(environment.iter().copied())
             .current_dir(place.path(""));
         let leader = Running::start(leader);
         let master = File::from(OwnedFd::from(master));
@@ -175,7 +217,7 @@ fn the_terminal_goes_back_after_a_kill() {
     let pid = session.leader.pid();
     eventually("the shell reads", || {
         session.look();
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT);
+        let _ = nix::sys::signal::kill(pid, Signal::SIGCONT);
         session.screen.contains("got <abc>")
     });
     assert_eq!(session.code(), 0);
@@ -220,7 +262,7 @@ fn a_hang_up_ends_it() {
     let mut session =
         Session::start(&["sh", "-c", "exec $TOOZ lock x -- sh -c 'echo $$ > command; exec cat'"]);
     let command = session.place.number("command");
-    session.leader.signal(nix::sys::signal::Signal::SIGHUP);
+    session.leader.signal(Signal::SIGHUP);
     assert_eq!(session.code(), 129);
     assert!(!common::runs(command));
 }
@@ -333,4 +375,28 @@ fn the_terminal_comes_back_from_a_command_with_jobs_of_its_own() {
     session.shows("lost 74", 1);
     session.types("abc\n");
     session.shows("got <abc>", 1);
+}
+
+/// While the command runs, its own group has the terminal: nobody else was in that of `tooz`.
+fn the_terminal_goes_back_for_one_that_came_late() {
+    for end in ["", "kill -KILL $TOP"] {
+        let script = format!(
+            "until [ -e given ]; do sleep 0.02; done; export TOP=$$; \
+             exec $TOOZ lock x -- sh -c 'echo 1 > started; until [ -e go ]; do sleep 0.02; done; {end}'"
+        );
+        let mut session = Session::start_with(&["sh", "-c", &script], &[(LATE_COMER, "yes")]);
+        eventually("tooz has ended", || session.place.path("over").exists());
+        session.types("abc\n");
+        session.shows("got <abc>", 1);
+        assert_eq!(session.code(), 0);
+    }
+}
+
+/// Otherwise `tooz` would be stopped in the middle of its work, and the session would not be renewed.
+fn a_message_while_the_command_has_the_terminal_stops_nothing() {
+    let script =
+        "set -m; stty tostop; $TOOZ lock x -- sh -c 'setsid -f sleep 9; echo $$ > command'; echo \"over $?\"";
+    let mut session = Session::start(&["bash", "-c", script]);
+    session.shows("still runs without the lock", 1);
+    session.shows("over 0", 1);
 }
