@@ -13,7 +13,7 @@ use tooz::BackendUrl;
 #[command(after_help = EXIT_CODES)]
 pub(crate) struct Cli {
     #[command(flatten)]
-    pub(crate) backend: Backend,
+    pub(crate) backend: BackendOptions,
     #[command(subcommand)]
     pub(crate) verb: Verb,
 }
@@ -24,27 +24,32 @@ was not found; 1 if a group, member or leader does not exist, if a group or memb
 does not let go; 64 wrong usage, 69 backend unavailable, 74 lock lost, 75 not acquired, 77 permission denied by \
 the backend, 78 `tooz doctor` found something that endangers locks.
 
-Without --url and TOOZ_URL, tooz uses an SQLite database of the current user, for the processes of this machine: \
-$XDG_STATE_HOME/tooz/tooz.db, or ~/.local/state/tooz/tooz.db.";
+The backend is the first of: --url; TOOZ_URL, or the file that TOOZ_URL_FILE names; the url in \
+$XDG_CONFIG_HOME/tooz/config.toml (~/.config/tooz/config.toml), then in /etc/tooz/config.toml; else an SQLite database of \
+the current user, $XDG_STATE_HOME/tooz/tooz.db (~/.local/state/tooz/tooz.db). That default excludes only processes with \
+the same user and home on this machine: a job of root and one of yours do not exclude each other. A configuration file \
+may hold url, namespace and ttl. Namespace and ttl come with the url, unless --namespace and --ttl, or TOOZ_NAMESPACE and \
+TOOZ_TTL, give them. A command that tooz runs gets the same settings by these variables; a URL from a file is handed on as \
+the file. `tooz doctor` tells which backend is used and what names it.";
 
 /// The backend, and the member that connects to it.
 #[derive(Clone, Debug, Args)]
-pub(crate) struct Backend {
+pub(crate) struct BackendOptions {
     /// The backend
     #[arg(
         long,
         global = true,
         value_name = "URL",
-        help = "Backend, such as sqlite:///var/lib/app/tooz.db [env: TOOZ_URL]"
+        help = "Backend, such as sqlite:///var/lib/app/tooz.db [env: TOOZ_URL, TOOZ_URL_FILE] [default: see below]"
     )]
     pub(crate) url: Option<String>,
     /// Id of this member [default: host name, process id and a random number]
     #[arg(long, global = true, value_name = "ID")]
     pub(crate) member: Option<OsString>,
-    /// How long the session lives without a renewal, on backends with a session ttl [default: 15s]
+    /// How long the session lives without a renewal, on backends with a session ttl [env: TOOZ_TTL] [default: 15s]
     #[arg(long, global = true, value_name = "DURATION", value_parser = duration)]
     pub(crate) ttl: Option<Duration>,
-    /// Namespace: equal names in two namespaces are two different locks or groups
+    /// Namespace: equal names in two namespaces are two different locks or groups [env: TOOZ_NAMESPACE]
     #[arg(long, global = true, value_name = "NAME")]
     pub(crate) namespace: Option<String>,
 }
@@ -319,7 +324,7 @@ pub(crate) struct Completions {
 }
 
 /// Parses a duration in the form of a backend URL's options: `250ms`, `15s`, `2m`, `1h`, or seconds.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let mut url = BackendUrl::parse("none://x").map_err(|error| error.to_string())?;
     url.set_option("duration", text);
     let parsed = url.duration("duration").ok().flatten();

@@ -1,28 +1,25 @@
-//! The backend that the options name, and the member that connects to it.
+//! Connections to the backend.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::DirBuilder;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::pin::pin;
 use std::time::Duration;
 
-use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 use tokio::time::{sleep, timeout};
-use tooz::{Builder, Characteristics, Coordinator, ErrorKind, Liveness, MAX_NAME_BYTES, Viewer};
+use tooz::{BackendUrl, Builder, Characteristics, Coordinator, ErrorKind, Liveness, MAX_NAME_BYTES, Viewer};
 
-use crate::args::Backend;
-use crate::exit::{Closing, Failure, QUICK, UNAVAILABLE, USAGE};
+use crate::exit::{Closing, Failure, QUICK, UNAVAILABLE};
 use crate::guard::boot_time;
-
-/// Characters that the path of a backend URL holds percent-encoded.
-const IN_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'#').add(b'?').add(b'%');
+use crate::settings::{Backend, Source};
 
 /// Between two attempts to connect to a backend that is away.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// Connects as the options say.
-pub(crate) async fn connect(options: &Backend) -> Result<Coordinator, Failure> {
-    Ok(builder(options)?.connect().await?)
+pub(crate) async fn connect(backend: &Backend) -> Result<Coordinator, Failure> {
+    Ok(builder(backend)?.connect().await?)
 }
 
 /// Ends the session. What cannot be released ends with it; the caller wants the command's own exit code.
@@ -47,14 +44,14 @@ pub(crate) async fn close(coordinator: &Coordinator, result: Result<u8, Failure>
 /// Connects within `limit`. If `again`, a backend that is away is tried again until then. The session of an attempt that
 /// comes too late is closed.
 pub(crate) async fn connect_within(
-    options: &Backend,
+    backend: &Backend,
     limit: Duration,
     again: bool,
 ) -> Result<Coordinator, Failure> {
     let end = boot_time() + limit;
     let left = || end.saturating_sub(boot_time());
     loop {
-        let mut connecting = pin!(builder(options)?.connect());
+        let mut connecting = pin!(builder(backend)?.connect());
         let error = match timeout(left(), &mut connecting).await {
             Ok(Ok(coordinator)) => return Ok(coordinator),
             Ok(Err(error)) => error,
@@ -84,38 +81,30 @@ pub(crate) fn no_answer(limit: Duration) -> Failure {
 }
 
 /// Connects without a session. That works on a full store, and for a user who may only read.
-pub(crate) async fn view(options: &Backend) -> Result<Viewer, Failure> {
-    Ok(builder(options)?.view().await?)
-}
-
-/// The URL from the options, else from the environment, else that of the user's own database.
-pub(crate) fn url(options: &Backend) -> Result<String, Failure> {
-    match (&options.url, std::env::var_os("TOOZ_URL")) {
-        (Some(url), _) => Ok(url.clone()),
-        (None, Some(url)) if !url.is_empty() => url
-            .into_string()
-            .map_err(|_| Failure::new(USAGE, "TOOZ_URL is not UTF-8; percent-encode its bytes (%XX)")),
-        (None, _) => embedded(),
-    }
+pub(crate) async fn view(backend: &Backend) -> Result<Viewer, Failure> {
+    Ok(builder(backend)?.view().await?)
 }
 
 /// A builder for what coordinates processes: within one process there is nobody but `tooz` itself.
-pub(crate) fn builder(options: &Backend) -> Result<Builder, Failure> {
-    Ok(any_builder(options)?.require(Characteristics::DISTRIBUTED_ACROSS_PROCESSES))
+pub(crate) fn builder(backend: &Backend) -> Result<Builder, Failure> {
+    if backend.source == Source::Default {
+        let path = BackendUrl::parse(&backend.url)?.file_path()?;
+        path.parent().map_or(Ok(()), create_private)?;
+    }
+    Ok(any_builder(backend).require(Characteristics::DISTRIBUTED_ACROSS_PROCESSES))
 }
 
-/// A builder with the URL, the member and the options of the command line.
-pub(crate) fn any_builder(options: &Backend) -> Result<Builder, Failure> {
-    let url = url(options)?;
-    let member = options.member.as_deref().map_or_else(default_member, |member| bytes(member).to_vec());
-    let mut builder = Coordinator::builder(url, member);
-    if let Some(ttl) = options.ttl {
+/// A builder with the URL, the member and the options.
+pub(crate) fn any_builder(backend: &Backend) -> Builder {
+    let member = backend.member.as_deref().map_or_else(default_member, |member| bytes(member).to_vec());
+    let mut builder = Coordinator::builder(backend.url.as_str(), member);
+    if let Some(ttl) = backend.ttl {
         builder = builder.ttl(ttl);
     }
-    if let Some(namespace) = &options.namespace {
+    if let Some(namespace) = &backend.namespace {
         builder = builder.namespace(namespace);
     }
-    Ok(builder)
+    builder
 }
 
 /// The bytes of a name given on the command line.
@@ -150,41 +139,12 @@ pub(crate) fn random_suffix() -> String {
     format!("{}-{:08x}", std::process::id(), u32::from_ne_bytes(random))
 }
 
-/// The URL of the user's own database.
-fn embedded() -> Result<String, Failure> {
-    let directory = state_directory(std::env::var_os("XDG_STATE_HOME"), std::env::var_os("HOME"))
-        .ok_or_else(|| {
-            Failure::new(
-                USAGE,
-                "neither XDG_STATE_HOME nor HOME names a directory; give --url or set TOOZ_URL",
-            )
-        })?;
-    create_private(&directory).map_err(|error| {
-        Failure::new(
-            crate::exit::UNAVAILABLE,
-            format!(
-                "cannot create the directory {} ({error}); give --url or set TOOZ_URL",
-                directory.display()
-            ),
-        )
-    })?;
-    let path = directory.join("tooz.db");
-    Ok(format!("sqlite://{}", percent_encode(bytes(path.as_os_str()), IN_PATH)))
-}
-
-/// A relative path counts as not set, as the XDG base directory specification says.
-fn state_directory(xdg: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
-    let absolute = |path: OsString| Some(PathBuf::from(path)).filter(|path| path.is_absolute());
-    let state = xdg.and_then(absolute).or_else(|| Some(home.and_then(absolute)?.join(".local/state")))?;
-    Some(state.join("tooz"))
-}
-
-fn create_private(directory: &Path) -> std::io::Result<()> {
-    let mut builder = DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(directory)
+fn create_private(directory: &Path) -> Result<(), Failure> {
+    DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|error| {
+        let directory = directory.display();
+        let why = format!("cannot create the directory {directory} ({error}); give --url or set TOOZ_URL");
+        Failure::new(UNAVAILABLE, why)
+    })
 }
 
 #[cfg(test)]
@@ -197,17 +157,5 @@ mod tests {
         assert_ne!(one, other);
         assert!(one.len() <= MAX_NAME_BYTES);
         assert!(String::from_utf8_lossy(&one).contains(&format!("-{}-", std::process::id())));
-    }
-
-    #[test]
-    fn the_state_directory_follows_the_environment() {
-        let path = |xdg: Option<&str>, home: Option<&str>| {
-            state_directory(xdg.map(Into::into), home.map(Into::into))
-        };
-        assert_eq!(path(Some("/s"), Some("/h")), Some("/s/tooz".into()));
-        assert_eq!(path(None, Some("/h")), Some("/h/.local/state/tooz".into()));
-        assert_eq!(path(Some("s"), Some("/h")), Some("/h/.local/state/tooz".into()));
-        assert_eq!(path(Some("s"), Some("h")), None);
-        assert_eq!(path(None, None), None);
     }
 }

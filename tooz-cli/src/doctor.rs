@@ -11,42 +11,43 @@ use tooz::{
     drivers,
 };
 
-use crate::args::{Backend, Doctor};
+use crate::args::Doctor;
 use crate::backend;
 use crate::exit::{ENDANGERED, Failure};
 use crate::lock::unless_signaled;
 use crate::run::Signals;
+use crate::settings::Backend;
 use crate::text;
 
 pub(crate) async fn doctor(backend: &Backend, options: &Doctor) -> Result<u8, Failure> {
     let mut signals = Signals::catch()?;
-    let backend = Backend { url: options.at.clone().or_else(|| backend.url.clone()), ..backend.clone() };
-    let url = BackendUrl::parse(&backend::url(&backend)?)?;
+    let url = BackendUrl::parse(&backend.url)?;
+    let named = Finding::good("backend", format!("{url} ({})", backend.source));
     let mut report = Report { json: options.json, code: 0 };
     let clock = Clock::boot();
     let mut adopted = Vec::new();
     if options.adopt {
-        let examined = backend::any_builder(&backend)?.adopt().examine();
+        let examined = backend::any_builder(backend).adopt().examine();
         adopted = unless_signaled(&mut signals, examined).await??;
         adopted.retain(|finding| finding.topic() == "adopt");
     }
     let begun = clock.now();
-    let connected = unless_signaled(&mut signals, backend::any_builder(&backend)?.connect()).await?;
+    let connected = unless_signaled(&mut signals, backend::any_builder(backend).connect()).await?;
     let took = clock.now().saturating_since(begun);
     // Examined also if connecting failed: the findings may say why.
-    let examined = unless_signaled(&mut signals, backend::any_builder(&backend)?.examine()).await?;
+    let examined = unless_signaled(&mut signals, backend::any_builder(backend).examine()).await?;
     let found = examined.as_deref().unwrap_or_default();
     let coordinator = match connected {
         Ok(coordinator) => coordinator,
         Err(error) if is_usage(&error) && found.is_empty() => return Err(error.into()),
         Err(error) => {
-            report.show(&Finding::good("backend", url.to_string()))?;
+            report.show(&named)?;
             report.fail("reachable", &error, advice(error.kind()))?;
             adopted.iter().chain(found).try_for_each(|finding| report.show(finding))?;
             return Ok(report.code);
         }
     };
-    report.show(&Finding::good("backend", url.to_string()))?;
+    report.show(&named)?;
     report.show(&Finding::good("reachable", "connected, and a session was opened"))?;
     if !coordinator.characteristics().contains(Characteristics::DISTRIBUTED_ACROSS_PROCESSES) {
         report.show(&Finding::bad(
@@ -61,7 +62,7 @@ pub(crate) async fn doctor(backend: &Backend, options: &Doctor) -> Result<u8, Fa
     }
     let mut times = Times { connect: vec![took], ..Times::default() };
     let group = coordinator.group(format!("tooz-doctor-{}", backend::random_suffix()))?;
-    let measured = measure(&coordinator, &group, &backend, options.rounds, &clock, &mut times);
+    let measured = measure(&coordinator, &group, backend, options.rounds, &clock, &mut times);
     let measured = unless_signaled(&mut signals, measured).await;
     // Also after a signal: remove what was made. What cannot be removed ends with the session.
     let _ = group.leave().await;
@@ -151,10 +152,8 @@ async fn measure(
         if round > 0 {
             // Another member id, since this coordinator uses ours.
             let other = Backend { member: None, ..backend.clone() };
-            let builder = backend::any_builder(&other)
-                .map_err(|failure| ("connect", Error::new(ErrorKind::Invalid, failure.message())))?;
             let begun = clock.now();
-            let other = builder.connect().await.map_err(|error| ("connect", error))?;
+            let other = backend::any_builder(&other).connect().await.map_err(|error| ("connect", error))?;
             times.connect.push(since(begun));
             let _ = other.close().await;
         }

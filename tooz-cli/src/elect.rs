@@ -5,13 +5,14 @@ use tokio::time::timeout;
 use tooz::driver::LockMode;
 use tooz::{Coordinator, Deadline, Leader, Leadership};
 
-use crate::args::{self, Backend, Elect};
+use crate::args::{self, Elect};
 use crate::backend::{bytes, close, view};
 use crate::exit::{Closing, Failure, QUICK};
 use crate::held::Wanted;
 use crate::lock::{cannot_start, conclude, member_text, remedy, unless_signaled};
 use crate::patience::{Patience, Wait};
 use crate::run::{Hold, Job, Signals, run};
+use crate::settings::Backend;
 use crate::text;
 
 impl Hold for Leadership {
@@ -33,12 +34,13 @@ pub(crate) async fn elect(backend: &Backend, options: &Elect) -> Result<u8, Fail
     let patience = Patience::of(&options.guarded);
     let coordinator = unless_signaled(&mut signals, patience.connect(backend)).await??;
     let wanted = Wanted::leadership(&coordinator, backend, bytes(&options.group));
-    let result = lead(&coordinator, options, &wanted, patience, &mut signals).await;
+    let result = lead(&coordinator, backend, options, &wanted, patience, &mut signals).await;
     close(&coordinator, result).await
 }
 
 async fn lead(
     coordinator: &Coordinator,
+    backend: &Backend,
     options: &Elect,
     held: &Wanted,
     patience: Patience,
@@ -67,6 +69,7 @@ async fn lead(
     let term = leadership.term();
     let job = Job {
         command: &options.command,
+        backend,
         environment: vec![
             ("TOOZ_GROUP", options.group.clone()),
             ("TOOZ_TERM", term.to_string().into()),

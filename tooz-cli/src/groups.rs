@@ -4,11 +4,12 @@ use serde_json::{Value, json};
 use tooz::driver::MemberRecord;
 use tooz::{Capabilities, Coordinator, GroupEvent};
 
-use crate::args::{Backend, Join, List, Members};
+use crate::args::{Join, List, Members};
 use crate::backend::{bytes, close, connect, view};
 use crate::exit::{Closing, Failure, LOST, USAGE, by_signal};
 use crate::lock::{cannot_start, ended_all, member_text, unless_signaled};
 use crate::run::{Ended, Hold, Job, Signals, run};
+use crate::settings::Backend;
 use crate::text;
 
 pub(crate) async fn groups(backend: &Backend, options: &List) -> Result<u8, Failure> {
@@ -87,12 +88,13 @@ pub(crate) async fn join(backend: &Backend, options: &Join) -> Result<u8, Failur
     let capabilities = options.capabilities.as_deref().map_or_else(|| Ok(Capabilities::none()), published)?;
     let mut signals = Signals::catch()?;
     let coordinator = unless_signaled(&mut signals, connect(backend)).await??;
-    let result = take_part(&coordinator, options, capabilities, &mut signals).await;
+    let result = take_part(&coordinator, backend, options, capabilities, &mut signals).await;
     close(&coordinator, result).await
 }
 
 async fn take_part(
     coordinator: &Coordinator,
+    backend: &Backend,
     options: &Join,
     capabilities: Capabilities,
     signals: &mut Signals,
@@ -105,6 +107,7 @@ async fn take_part(
     }
     let job = Job {
         command: &options.command,
+        backend,
         environment: vec![("TOOZ_GROUP", options.group.clone()), ("TOOZ_MEMBER", member_text(coordinator))],
         grace: options.ending.kill_grace,
         children: options.ending.children,

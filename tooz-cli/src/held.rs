@@ -12,8 +12,8 @@ use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use tooz::driver::LockMode;
 use tooz::{Coordinator, FencingToken};
 
-use crate::args::Backend;
 use crate::exit::{Failure, USAGE};
+use crate::settings::Backend;
 
 /// The variable.
 const HELD: &str = "TOOZ_HELD";

@@ -5,9 +5,10 @@ use std::fmt;
 use tooz::driver::HolderRecord;
 use tooz::{Coordinator, Election, FencingToken, Lock};
 
-use crate::args::{Backend, Break, Holders, Raise};
+use crate::args::{Break, Holders, Raise};
 use crate::backend::{bytes, connect, view};
 use crate::exit::Failure;
+use crate::settings::Backend;
 use crate::text;
 
 pub(crate) async fn holders(backend: &Backend, options: &Holders) -> Result<u8, Failure> {

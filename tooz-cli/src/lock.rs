@@ -6,13 +6,14 @@ use tokio::time::timeout;
 use tooz::driver::{Holders, LockMode};
 use tooz::{Coordinator, Deadline, LockGuard};
 
-use crate::args::{Backend, Guarded, Lock};
+use crate::args::{Guarded, Lock};
 use crate::backend::{bytes, close};
 use crate::exit::{Closing, Failure, QUICK, by_signal};
 use crate::guard::descendants::{Process, some_are_hidden};
 use crate::held::Wanted;
 use crate::patience::{Patience, Wait};
 use crate::run::{Ended, Hold, Job, Signals, list, run};
+use crate::settings::Backend;
 use crate::text;
 
 impl Hold for LockGuard {
@@ -33,21 +34,20 @@ pub(crate) async fn lock(backend: &Backend, options: &Lock) -> Result<u8, Failur
     let mut signals = Signals::catch()?;
     let patience = Patience::of(&options.guarded);
     let coordinator = unless_signaled(&mut signals, patience.connect(backend)).await??;
-    let name = bytes(&options.name);
-    let wanted = Wanted::lock(&coordinator, backend, name);
-    let result = hold(&coordinator, name, options, &wanted, patience, &mut signals).await;
+    let wanted = Wanted::lock(&coordinator, backend, bytes(&options.name));
+    let result = hold(&coordinator, backend, options, &wanted, patience, &mut signals).await;
     close(&coordinator, result).await
 }
 
 async fn hold(
     coordinator: &Coordinator,
-    name: &[u8],
+    backend: &Backend,
     options: &Lock,
     held: &Wanted,
     patience: Patience,
     signals: &mut Signals,
 ) -> Result<u8, Failure> {
-    let lock = coordinator.lock(name)?;
+    let lock = coordinator.lock(bytes(&options.name))?;
     let lock = if options.shared { lock.shared() } else { lock };
     let wanted = &options.guarded;
     let acquiring = async |limit| match limit {
@@ -69,6 +69,7 @@ async fn hold(
     };
     let job = Job {
         command: &options.command,
+        backend,
         environment: vec![
             ("TOOZ_LOCK_NAME", options.name.clone()),
             ("TOOZ_FENCING_TOKEN", guard.token().get().to_string().into()),

@@ -20,6 +20,8 @@ mod holders;
 mod lock;
 mod patience;
 mod run;
+mod settings;
+mod settings_file;
 mod text;
 
 use std::process::ExitCode;
@@ -28,6 +30,7 @@ use clap::{CommandFactory, Parser};
 
 use args::{Cli, Tokens, Verb};
 use exit::Failure;
+use settings::Backend;
 
 fn main() -> ExitCode {
     if let Some(code) = guard::dispatch(std::env::args_os()) {
@@ -53,18 +56,20 @@ fn main() -> ExitCode {
 }
 
 async fn dispatch(cli: &Cli) -> Result<u8, Failure> {
-    let backend = &cli.backend;
+    let backend = || Backend::of(&cli.backend, None);
     match &cli.verb {
-        Verb::Lock(options) => lock::lock(backend, options).await,
-        Verb::Holders(options) => holders::holders(backend, options).await,
-        Verb::Break(options) => holders::break_lock(backend, options).await,
-        Verb::Groups(options) => groups::groups(backend, options).await,
-        Verb::Members(options) => groups::members(backend, options).await,
-        Verb::Join(options) => groups::join(backend, options).await,
-        Verb::Elect(options) => elect::elect(backend, options).await,
-        Verb::Leader(options) => elect::leader(backend, options).await,
-        Verb::Tokens { verb: Tokens::Raise(options) } => holders::raise_tokens(backend, options).await,
-        Verb::Doctor(options) => doctor::doctor(backend, options).await,
+        Verb::Lock(options) => lock::lock(&backend()?, options).await,
+        Verb::Holders(options) => holders::holders(&backend()?, options).await,
+        Verb::Break(options) => holders::break_lock(&backend()?, options).await,
+        Verb::Groups(options) => groups::groups(&backend()?, options).await,
+        Verb::Members(options) => groups::members(&backend()?, options).await,
+        Verb::Join(options) => groups::join(&backend()?, options).await,
+        Verb::Elect(options) => elect::elect(&backend()?, options).await,
+        Verb::Leader(options) => elect::leader(&backend()?, options).await,
+        Verb::Tokens { verb: Tokens::Raise(options) } => holders::raise_tokens(&backend()?, options).await,
+        Verb::Doctor(options) => {
+            doctor::doctor(&Backend::of(&cli.backend, options.at.as_deref())?, options).await
+        }
         Verb::Drivers(options) => drivers::list(options),
         Verb::Completions(options) => {
             clap_complete::generate(options.shell, &mut Cli::command(), "tooz", &mut std::io::stdout());

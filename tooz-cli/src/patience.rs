@@ -5,10 +5,11 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tooz::{Coordinator, ErrorKind};
 
-use crate::args::{Backend, Guarded};
+use crate::args::Guarded;
 use crate::backend::{connect, connect_within, no_answer};
 use crate::exit::{Closing, Failure, QUICK};
 use crate::guard::boot_time;
+use crate::settings::Backend;
 
 /// `--try` gives up when the backend has not answered for this long.
 const TRY: Duration = Duration::from_secs(2);

@@ -17,12 +17,15 @@ use crate::args::Children;
 use crate::guard::descendants::{Descendants, Process, own_children};
 use crate::guard::protocol::{Lines, Order, Report};
 use crate::guard::{GUARD, Orders, Prepared};
+use crate::settings::Backend;
 
 /// What to run.
 #[derive(Debug)]
 pub(crate) struct Job<'a> {
     /// The command and its arguments.
     pub(crate) command: &'a [OsString],
+    /// The backend, for a `tooz` below.
+    pub(crate) backend: &'a Backend,
     /// Variables for its environment, besides those of `tooz`.
     pub(crate) environment: Vec<(&'static str, OsString)>,
     /// Time between SIGTERM and SIGKILL.
@@ -75,6 +78,7 @@ impl Guard {
         descendants.strangers = own_children();
         set_child_subreaper(true)?;
         let (mut prepared, link) = Prepared::new(GUARD, &orders)?;
+        job.backend.hand_on(&mut prepared.command);
         prepared.command.envs(job.environment.iter().map(|(name, value)| (name, value)));
         let (input, output): (OwnedFd, OwnedFd) = link.into_ends();
         let command = std::mem::replace(&mut prepared.command, std::process::Command::new(""));

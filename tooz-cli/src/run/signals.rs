@@ -55,8 +55,10 @@ impl Signals {
         set.extend(
             ENDING.into_iter().chain(OF_A_JOB).filter(|&signal| ignored >> (signal as i32 - 1) & 1 == 0),
         );
-        // The last one: with `stty tostop`, a message from the background would stop `tooz`, and renewals with it.
-        SigSet::from_iter(set.iter().chain([Signal::SIGTTOU])).thread_block()?;
+        // With `stty tostop`, a message from the background would stop `tooz`, and renewals with it.
+        let mut blocked = set;
+        blocked.add(Signal::SIGTTOU);
+        blocked.thread_block()?;
         let descriptor = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         // It is no pipe, but it is read like one.
         let caught = pipe::Receiver::from_owned_fd_unchecked(descriptor.as_fd().try_clone_to_owned()?)?;

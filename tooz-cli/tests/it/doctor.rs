@@ -37,7 +37,7 @@ fn the_url_may_be_an_argument_and_people_get_text() {
     let finished = place.run(&["doctor", &url]);
     assert_eq!(finished.code, of_the_disk(&place.path(".")).0, "{finished:?}");
     let lines: Vec<_> = finished.stdout.lines().collect();
-    assert_eq!(lines[0], format!("good     backend          {url}"));
+    assert_eq!(lines[0], format!("good     backend          {url} (from the command line)"));
     assert!(lines.iter().any(|line| line.starts_with("good     latency          median of 5: connect ")));
     assert!(!place.path("tooz.db").exists(), "the argument wins over TOOZ_URL");
 }

@@ -9,5 +9,6 @@ mod doctor;
 mod guard;
 mod kill;
 mod lock;
+mod settings;
 mod stress;
 mod verbs;

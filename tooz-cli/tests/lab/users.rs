@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 
 use crate::common::{self, Running, TestBackend, children, eventually, runs};
 
-pub(crate) const TESTS: [(&str, fn()); 7] = tests![
+pub(crate) const TESTS: [(&str, fn()); 8] = tests![
     a_reader_of_a_database_looks,
     a_reader_of_a_directory_looks,
     a_full_disk_with_a_database_can_be_looked_at,
@@ -16,6 +16,7 @@ pub(crate) const TESTS: [(&str, fn()); 7] = tests![
     what_runs_as_another_user_is_named_after_a_loss,
     hidden_processes_are_mentioned_after_a_loss,
     the_first_process_of_a_container_reaps_and_does_not_wait_for_strangers,
+    the_settings_of_a_machine_are_read_if_root_or_the_user_wrote_them,
 ];
 
 const ALICE: u32 = 65_101;
@@ -231,4 +232,28 @@ fn the_first_process_of_a_container_reaps_and_does_not_wait_for_strangers() {
     });
     fs::write(place.path("go"), "").unwrap();
     assert_eq!(container.code(), 0);
+}
+
+/// Below a `/etc` that only this process sees.
+fn the_settings_of_a_machine_are_read_if_root_or_the_user_wrote_them() {
+    let place = TestBackend::new();
+    let url = format!("sqlite://{}", place.path("machine.db").display());
+    for (owner, code) in [("0", 0), ("65102", 64)] {
+        let script = format!(
+            "mount -t tmpfs tooz-test /etc && mkdir /etc/tooz && echo 'url = \"{url}\"' > /etc/tooz/config.toml && \
+             chown {owner} /etc/tooz/config.toml && exec \"$0\" lock x -- true"
+        );
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &script, env!("CARGO_BIN_EXE_tooz")]);
+        command
+            .env_remove("TOOZ_URL")
+            .env("XDG_CONFIG_HOME", place.path("none"))
+            .env("HOME", place.path("home"));
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        assert_eq!(said.contains("another user owns it"), code == 64, "{said}");
+    }
+    assert!(place.path("machine.db").exists());
+    assert!(!place.path("home").exists(), "the default is not used");
 }
