@@ -14,6 +14,12 @@ use tooz::BackendUrl;
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) backend: BackendOptions,
+    /// Print errors only; that a lock or leadership is taken is none
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+    /// Tell also what goes well: acquired, elected, the backend is away and back
+    #[arg(short, long, global = true)]
+    pub(crate) verbose: bool,
     #[command(subcommand)]
     pub(crate) verb: Verb,
 }
@@ -46,11 +52,22 @@ pub(crate) struct BackendOptions {
     /// Id of this member [default: host name, process id and a random number]
     #[arg(long, global = true, value_name = "ID")]
     pub(crate) member: Option<OsString>,
-    /// How long the session lives without a renewal, on backends with a session ttl [env: TOOZ_TTL] [default: 15s]
-    #[arg(long, global = true, value_name = "DURATION", value_parser = duration)]
+    /// How long the session lives without a renewal
+    #[arg(
+        long,
+        global = true,
+        value_name = "DURATION",
+        value_parser = duration,
+        help = "How long the session lives without a renewal, on backends with a session ttl [env: TOOZ_TTL] [default: 15s]"
+    )]
     pub(crate) ttl: Option<Duration>,
-    /// Namespace: equal names in two namespaces are two different locks or groups [env: TOOZ_NAMESPACE]
-    #[arg(long, global = true, value_name = "NAME")]
+    /// Equal names in two namespaces are two different locks or groups
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        help = "Namespace: equal names in two namespaces are two different locks or groups [env: TOOZ_NAMESPACE]"
+    )]
     pub(crate) namespace: Option<String>,
 }
 
@@ -282,7 +299,7 @@ pub(crate) struct Leader {
     /// Follow changes until a signal arrives
     #[arg(long)]
     pub(crate) watch: bool,
-    /// Print one JSON object per line; null means that there is no leader
+    /// Print the leader as JSON, or null; with --watch one object per line, with the time and the leader
     #[arg(long)]
     pub(crate) json: bool,
 }

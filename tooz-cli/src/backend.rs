@@ -12,6 +12,7 @@ use tooz::{BackendUrl, Builder, Characteristics, Coordinator, ErrorKind, Livenes
 
 use crate::exit::{Closing, Failure, QUICK, UNAVAILABLE};
 use crate::guard::boot_time;
+use crate::messages::{AWAY, tell_if_long};
 use crate::settings::{Backend, Source};
 
 /// Between two attempts to connect to a backend that is away.
@@ -19,7 +20,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// Connects as the options say.
 pub(crate) async fn connect(backend: &Backend) -> Result<Coordinator, Failure> {
-    Ok(builder(backend)?.connect().await?)
+    Ok(tell_if_long(builder(backend)?.connect(), not_yet).await?)
 }
 
 /// Ends the session. What cannot be released ends with it; the caller wants the command's own exit code.
@@ -48,6 +49,14 @@ pub(crate) async fn connect_within(
     limit: Duration,
     again: bool,
 ) -> Result<Coordinator, Failure> {
+    tell_if_long(try_to_connect(backend, limit, again), not_yet).await
+}
+
+async fn not_yet() -> String {
+    format!("{AWAY} yet; waiting for it")
+}
+
+async fn try_to_connect(backend: &Backend, limit: Duration, again: bool) -> Result<Coordinator, Failure> {
     let end = boot_time() + limit;
     let left = || end.saturating_sub(boot_time());
     loop {

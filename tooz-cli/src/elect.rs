@@ -7,13 +7,15 @@ use tooz::{Coordinator, Deadline, Leader, Leadership};
 
 use crate::args::{self, Elect};
 use crate::backend::{bytes, close, view};
-use crate::exit::{Closing, Failure, QUICK};
+use crate::exit::{Failure, QUICK};
 use crate::held::Wanted;
-use crate::lock::{cannot_start, conclude, member_text, remedy, unless_signaled};
+use crate::lock::{cannot_start, conclude, member_text, not_acquired, tell_outage, unless_signaled};
+use crate::messages;
 use crate::patience::{Patience, Wait};
 use crate::run::{Hold, Job, Signals, run};
 use crate::settings::Backend;
 use crate::text;
+use crate::watching::watch;
 
 impl Hold for Leadership {
     fn deadline(&self) -> Option<Deadline> {
@@ -34,7 +36,8 @@ pub(crate) async fn elect(backend: &Backend, options: &Elect) -> Result<u8, Fail
     let patience = Patience::of(&options.guarded);
     let coordinator = unless_signaled(&mut signals, patience.connect(backend)).await??;
     let wanted = Wanted::leadership(&coordinator, backend, bytes(&options.group));
-    let result = lead(&coordinator, backend, options, &wanted, patience, &mut signals).await;
+    let leading = lead(&coordinator, backend, options, &wanted, patience, &mut signals);
+    let result = messages::tell_events(&coordinator, tell_outage, Box::pin(leading)).await;
     close(&coordinator, result).await
 }
 
@@ -59,14 +62,19 @@ async fn lead(
         let token = leader.and_then(|leader| leader.term).map(tooz::Term::token);
         held.refuse_if_held(&what, token, LockMode::Exclusive, LockMode::Exclusive)?;
     }
-    let leadership = unless_signaled(signals, patience.acquire(campaigning)).await??;
-    let Some(leadership) = leadership else {
+    let led_by = async || {
         let leader = timeout(QUICK, election.leader()).await.ok().and_then(Result::ok).flatten();
-        let by = leader.as_ref().map_or_else(|| "another candidate leads or waits before us".into(), leads);
-        let why = format!("did not win \"{}\": {by}; {}", election.group(), remedy(wanted));
-        return Err(Failure::new(wanted.exit_not_acquired, why).closing(Closing::Quick));
+        leader.as_ref().map_or_else(|| "another candidate leads or waits before us".into(), leads)
+    };
+    let waiting = messages::tell_if_long(patience.acquire(campaigning), async || {
+        format!("waiting to lead \"{}\": {}", election.group(), led_by().await)
+    });
+    let Some(leadership) = unless_signaled(signals, waiting).await?? else {
+        let why = format!("did not win \"{}\": {}", election.group(), led_by().await);
+        return Err(not_acquired(&why, wanted));
     };
     let term = leadership.term();
+    messages::detail(&format!("elected: leads group \"{}\", term {term}", election.group()));
     let job = Job {
         command: &options.command,
         backend,
@@ -89,15 +97,13 @@ pub(crate) async fn leader(backend: &Backend, options: &args::Leader) -> Result<
     let mut signals = Signals::catch()?;
     let viewer = unless_signaled(&mut signals, view(backend)).await??;
     let group = bytes(&options.group);
-    let show = |leader: Option<&Leader>| match (leader, options.json) {
-        (leader, true) => text::line(&leader.map_or(Value::Null, json).to_string()),
-        (Some(leader), false) => text::line(&line(leader)),
-        (None, false) if options.watch => text::line("vacant"),
-        (None, false) => Ok(()),
-    };
     if !options.watch {
         let leader = viewer.leader(group).await?;
-        show(leader.as_ref())?;
+        match &leader {
+            _ if options.json => text::line(&leader.as_ref().map_or(Value::Null, json).to_string())?,
+            Some(leader) => text::line(&line(leader))?,
+            None => {}
+        }
         let _ = viewer.close().await;
         // As grep does: 1 says that there is no leader, so a script can test for it.
         return Ok(u8::from(leader.is_none()));
@@ -105,11 +111,17 @@ pub(crate) async fn leader(backend: &Backend, options: &args::Leader) -> Result<
     let mut observer = viewer.observe(group).await?;
     let follow = async {
         while let Some(leader) = observer.next().await {
-            show(leader?.as_ref())?;
+            show_change(leader?.as_ref(), options.json)?;
         }
-        Ok::<_, Failure>(0)
+        Ok(())
     };
-    unless_signaled(&mut signals, follow).await?
+    watch(&mut signals, follow, async || viewer.leader(group).await.map(drop)).await
+}
+
+fn show_change(leader: Option<&Leader>, json: bool) -> Result<(), Failure> {
+    let now = text::now();
+    let value = || json!({ "time": now, "leader": leader.map(self::json) });
+    text::show(json, value, || format!("{now} {}", leader.map_or_else(|| "vacant".to_owned(), line)))
 }
 
 fn name(leader: &Leader) -> String {

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tooz::ErrorKind;
 
+use crate::messages;
+
 /// The command line is wrong, or names something that does not exist: correct it.
 pub(crate) const USAGE: u8 = 64;
 /// The backend does not answer or refuses to work: try again later.
@@ -89,10 +91,7 @@ impl Failure {
     /// Prints the message and returns the code.
     pub(crate) fn report(&self) -> ExitCode {
         if !self.message.is_empty() {
-            // A backend's message may hold line breaks: print one line.
-            let message: String =
-                self.message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-            eprintln!("tooz: {message}");
+            messages::error(&self.message);
         }
         ExitCode::from(self.code)
     }

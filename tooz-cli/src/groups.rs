@@ -1,16 +1,24 @@
 //! `tooz groups`, `tooz members`, `tooz join`.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
+use tokio::time::sleep;
 use tooz::driver::MemberRecord;
-use tooz::{Capabilities, Coordinator, GroupEvent};
+use tooz::{Capabilities, Coordinator, ErrorKind, Event, GroupEvent, GroupWatch, Viewer};
 
 use crate::args::{Join, List, Members};
 use crate::backend::{bytes, close, connect, view};
 use crate::exit::{Closing, Failure, LOST, USAGE, by_signal};
 use crate::lock::{cannot_start, ended_all, member_text, unless_signaled};
+use crate::messages::{self, AWAY, BACK};
 use crate::run::{Ended, Hold, Job, Signals, run};
 use crate::settings::Backend;
 use crate::text;
+use crate::watching::watch;
+
+/// Between two looks whether a group exists.
+const LOOK: Duration = Duration::from_millis(500);
 
 pub(crate) async fn groups(backend: &Backend, options: &List) -> Result<u8, Failure> {
     let viewer = view(backend).await?;
@@ -34,33 +42,51 @@ pub(crate) async fn members(backend: &Backend, options: &Members) -> Result<u8, 
         let _ = viewer.close().await;
         return Ok(0);
     }
-    let mut events = viewer.watch(group).await?;
     let follow = async {
+        let mut events = appears(&viewer, group).await?;
         while let Some(event) = events.next().await {
             show(&event?, options.json)?;
         }
-        Ok::<_, Failure>(0)
+        Ok(())
     };
-    unless_signaled(&mut signals, follow).await?
+    watch(&mut signals, follow, async || viewer.members(group).await.map(drop)).await
+}
+
+/// Follows a group from the time when it exists.
+async fn appears(viewer: &Viewer, group: &[u8]) -> Result<GroupWatch, Failure> {
+    let mut is_told = false;
+    loop {
+        match viewer.watch(group).await {
+            Err(error) if error.kind() == ErrorKind::GroupNotFound => {
+                if !std::mem::replace(&mut is_told, true) {
+                    messages::notice(&format!("{error}; waiting for it"));
+                }
+                sleep(LOOK).await;
+            }
+            result => return Ok(result?),
+        }
+    }
 }
 
 /// Prints one line for each change; for a snapshot a heading and one line for each member.
 fn show(event: &GroupEvent, json: bool) -> Result<(), Failure> {
+    let now = text::now();
     let one = |word: &str, record: &MemberRecord| {
         text::line(&if json {
             let mut value = text::member_json(record);
             value["event"] = word.into();
+            value["time"] = (&*now).into();
             value.to_string()
         } else {
-            format!("{word} {}", text::member_line(record))
+            format!("{now} {word} {}", text::member_line(record))
         })
     };
     let all = |word: &str, records: &[MemberRecord]| {
         if json {
             let members: Vec<Value> = records.iter().map(text::member_json).collect();
-            return text::line(&json!({ "event": word, "members": members }).to_string());
+            return text::line(&json!({ "event": word, "time": now, "members": members }).to_string());
         }
-        text::line(&format!("{word} of {}", records.len()))?;
+        text::line(&format!("{now} {word} of {}", records.len()))?;
         records.iter().try_for_each(|record| one("member", record))
     };
     match event {
@@ -69,7 +95,9 @@ fn show(event: &GroupEvent, json: bool) -> Result<(), Failure> {
         GroupEvent::Joined(record) => one("joined", record),
         GroupEvent::Left(record) => one("left", record),
         GroupEvent::Updated(record) => one("updated", record),
-        GroupEvent::Deleted => text::show(json, || json!({ "event": "deleted" }), || "deleted".to_owned()),
+        GroupEvent::Deleted => {
+            text::show(json, || json!({ "event": "deleted", "time": now }), || format!("{now} deleted"))
+        }
         _ => Ok(()),
     }
 }
@@ -88,7 +116,8 @@ pub(crate) async fn join(backend: &Backend, options: &Join) -> Result<u8, Failur
     let capabilities = options.capabilities.as_deref().map_or_else(|| Ok(Capabilities::none()), published)?;
     let mut signals = Signals::catch()?;
     let coordinator = unless_signaled(&mut signals, connect(backend)).await??;
-    let result = take_part(&coordinator, backend, options, capabilities, &mut signals).await;
+    let taking_part = take_part(&coordinator, backend, options, capabilities, &mut signals);
+    let result = messages::tell_events(&coordinator, tell, Box::pin(taking_part)).await;
     close(&coordinator, result).await
 }
 
@@ -120,6 +149,22 @@ async fn take_part(
             Err(Failure::new(LOST, format!("{why}; {}", ended_all(&left))).closing(Closing::IfAlive))
         }
     }
+}
+
+/// Tells what becomes of the membership.
+fn tell(event: &Event) {
+    let text = match event {
+        Event::Suspended => AWAY.to_owned(),
+        Event::Recovered => BACK.to_owned(),
+        Event::Lost(why) => format!("the membership is gone ({why}); joining again"),
+        Event::Rejoined(_) => "a member again".to_owned(),
+        Event::Evicted(group) => format!("this member was removed from group \"{group}\"; joining again"),
+        Event::GroupDeleted(group) => {
+            format!("group \"{group}\" was deleted, and the membership with it; join again")
+        }
+        _ => return,
+    };
+    messages::notice(&text);
 }
 
 /// Capabilities given as JSON.

@@ -8,6 +8,7 @@ use tooz::{Coordinator, Election, FencingToken, Lock};
 use crate::args::{Break, Holders, Raise};
 use crate::backend::{bytes, connect, view};
 use crate::exit::Failure;
+use crate::messages;
 use crate::settings::Backend;
 use crate::text;
 
@@ -15,7 +16,12 @@ pub(crate) async fn holders(backend: &Backend, options: &Holders) -> Result<u8, 
     let viewer = view(backend).await?;
     let all = viewer.holders(bytes(&options.name)).await?;
     for record in &all.holders {
-        text::show(options.json, || text::holder_json(record), || text::holder(record))?;
+        let json = || {
+            let mut value = text::holder_json(record);
+            value["waiters"] = all.waiters.into();
+            value
+        };
+        text::show(options.json, json, || text::holder(record))?;
     }
     if let (Some(waiters @ 1..), false) = (all.waiters, options.json) {
         text::line(&format!("waiting: {waiters}"))?;
@@ -45,7 +51,7 @@ async fn break_shown(coordinator: &Coordinator, options: &Break) -> Result<u8, F
     if meant.is_empty() {
         let chosen = options.token.is_some() || options.held_by.is_some();
         let whom = if is_free || !chosen { "no holder" } else { "other holders only; nothing was changed" };
-        eprintln!("tooz: {target} had {whom}");
+        messages::notice(&format!("{target} had {whom}"));
         return Ok(u8::from(chosen));
     }
     let mut code = 0;
@@ -56,7 +62,8 @@ async fn break_shown(coordinator: &Coordinator, options: &Break) -> Result<u8, F
             text::show(options.json, || text::holder_json(record), line)?;
         }
         if broken.is_empty() {
-            eprintln!("tooz: {} let go of {target} meanwhile; nothing was changed", text::holder(record));
+            let who = text::holder(record);
+            messages::notice(&format!("{who} let go of {target} meanwhile; nothing was changed"));
             code = 1;
         }
     }

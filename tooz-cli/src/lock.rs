@@ -4,13 +4,14 @@ use std::future::Future;
 
 use tokio::time::timeout;
 use tooz::driver::{Holders, LockMode};
-use tooz::{Coordinator, Deadline, LockGuard};
+use tooz::{Coordinator, Deadline, Event, LockGuard};
 
 use crate::args::{Guarded, Lock};
 use crate::backend::{bytes, close};
 use crate::exit::{Closing, Failure, QUICK, by_signal};
 use crate::guard::descendants::{Process, some_are_hidden};
 use crate::held::Wanted;
+use crate::messages::{self, AWAY, BACK};
 use crate::patience::{Patience, Wait};
 use crate::run::{Ended, Hold, Job, Signals, list, run};
 use crate::settings::Backend;
@@ -35,7 +36,8 @@ pub(crate) async fn lock(backend: &Backend, options: &Lock) -> Result<u8, Failur
     let patience = Patience::of(&options.guarded);
     let coordinator = unless_signaled(&mut signals, patience.connect(backend)).await??;
     let wanted = Wanted::lock(&coordinator, backend, bytes(&options.name));
-    let result = hold(&coordinator, backend, options, &wanted, patience, &mut signals).await;
+    let holding = hold(&coordinator, backend, options, &wanted, patience, &mut signals);
+    let result = messages::tell_events(&coordinator, tell_outage, Box::pin(holding)).await;
     close(&coordinator, result).await
 }
 
@@ -62,11 +64,14 @@ async fn hold(
             held.refuse_if_held(&what, holder.token, holder.mode, ours)?;
         }
     }
-    let guard = unless_signaled(signals, patience.acquire(acquiring)).await??;
-    let Some(guard) = guard else {
-        let holders = timeout(QUICK, lock.holders()).await.ok().and_then(Result::ok);
-        return Err(not_acquired(&what, holders.as_ref(), wanted));
+    let held_by = async || held_by(timeout(QUICK, lock.holders()).await.ok().and_then(Result::ok).as_ref());
+    let waiting = messages::tell_if_long(patience.acquire(acquiring), async || {
+        format!("waiting for {what}: {}", held_by().await)
+    });
+    let Some(guard) = unless_signaled(signals, waiting).await?? else {
+        return Err(not_acquired(&format!("did not acquire {what}: {}", held_by().await), wanted));
     };
+    messages::detail(&format!("acquired {what}, token {}", guard.token()));
     let job = Job {
         command: &options.command,
         backend,
@@ -111,18 +116,28 @@ pub(crate) fn cannot_start(error: &std::io::Error) -> Failure {
 }
 
 /// Names the holder and since when it holds the lock.
-pub(crate) fn not_acquired(what: &str, holders: Option<&Holders>, options: &Guarded) -> Failure {
+fn held_by(holders: Option<&Holders>) -> String {
     let holders = holders.map(|all| all.holders.iter().map(text::holder).collect::<Vec<_>>());
-    let by = match holders {
+    match holders {
         Some(holders) if !holders.is_empty() => format!("held by {}", holders.join(" and by ")),
         _ => "another member held it or waits before us".into(),
-    };
-    let why = format!("did not acquire {what}: {by}; {}", remedy(options));
+    }
+}
+
+/// The lock or leadership is taken: an answer, and no error.
+pub(crate) fn not_acquired(why: &str, options: &Guarded) -> Failure {
+    let remedy = if options.once { "try again, or wait with --wait" } else { "try again, or wait longer" };
+    let why = if messages::is_quiet() { String::new() } else { format!("{why}; {remedy}") };
     Failure::new(options.exit_not_acquired, why).closing(Closing::Quick)
 }
 
-pub(crate) fn remedy(options: &Guarded) -> &'static str {
-    if options.once { "try again, or wait with --wait" } else { "try again, or wait longer" }
+/// Tells that the backend is away while a lock or leadership is held or waited for.
+pub(crate) fn tell_outage(event: &Event) {
+    match event {
+        Event::Suspended => messages::detail(AWAY),
+        Event::Recovered => messages::detail(BACK),
+        _ => {}
+    }
 }
 
 /// Says what became of the command after a loss.
@@ -153,9 +168,9 @@ pub(crate) async fn conclude(
         }
         (ended, released) => {
             if let Err(error) = released {
-                eprintln!(
-                    "tooz: cannot release {what} ({error}); the backend frees it when the session ends"
-                );
+                messages::error(&format!(
+                    "cannot release {what} ({error}); the backend frees it when the session ends"
+                ));
             }
             Ok(match ended {
                 Ended::Exited(code) => code,

@@ -18,11 +18,13 @@ mod guard;
 mod held;
 mod holders;
 mod lock;
+mod messages;
 mod patience;
 mod run;
 mod settings;
 mod settings_file;
 mod text;
+mod watching;
 
 use std::process::ExitCode;
 
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS };
         }
     };
+    messages::set(cli.quiet, cli.verbose);
     // On the main thread, which lives as long as the process: see `run::run`.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,

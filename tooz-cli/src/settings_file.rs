@@ -12,6 +12,7 @@ use tooz::BackendUrl;
 
 use crate::args;
 use crate::exit::{Failure, USAGE};
+use crate::messages;
 
 /// Longer than any such file.
 const LONGEST: u64 = 65_536;
@@ -87,10 +88,10 @@ struct Text {
 impl Text {
     fn warn_of_readers(&self, path: &Path, url: &str) {
         if self.is_public && BackendUrl::parse(url).is_ok_and(|url| url.password().is_some()) {
-            eprintln!(
-                "tooz: warning: {} holds a password, and every user can read it; run chmod o-r on it",
-                path.display()
-            );
+            let path = path.display();
+            messages::notice(&format!(
+                "warning: {path} holds a password, and every user can read it; run chmod o-r on it"
+            ));
         }
     }
 }

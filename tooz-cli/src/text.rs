@@ -30,12 +30,20 @@ pub(crate) fn show(
     line(&if json { value().to_string() } else { text() })
 }
 
-/// A JSON string: the name itself if it is UTF-8, else with escapes for the other bytes.
+/// The name itself if it is UTF-8, else `{"hex": "…"}`: no two names look alike.
 pub(crate) fn name(bytes: &[u8]) -> Value {
     match str::from_utf8(bytes) {
         Ok(text) => text.into(),
-        Err(_) => bytes.escape_ascii().to_string().into(),
+        Err(_) => json!({ "hex": hex(bytes) }),
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
 }
 
 pub(crate) fn member(member: Option<&MemberId>) -> Value {
@@ -44,6 +52,11 @@ pub(crate) fn member(member: Option<&MemberId>) -> Value {
 
 pub(crate) fn member_or_unknown(member: Option<&MemberId>) -> String {
     member.map_or_else(|| "an unknown member".to_owned(), |member| format!("\"{member}\""))
+}
+
+/// The time now, for a line about what has just happened.
+pub(crate) fn now() -> String {
+    time(Clock::boot().wall())
 }
 
 /// RFC 3339 in UTC, to the second.
@@ -127,14 +140,7 @@ pub(crate) fn member_json(record: &MemberRecord) -> Value {
 
 /// As JSON where they have a JSON form, else as `{"msgpack": "hex"}`.
 fn capabilities(capabilities: &Capabilities) -> Value {
-    use std::fmt::Write;
-    capabilities.get::<Value>().unwrap_or_else(|_| {
-        let hex = capabilities.as_msgpack().iter().fold(String::new(), |mut hex, byte| {
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        });
-        json!({ "msgpack": hex })
-    })
+    capabilities.get::<Value>().unwrap_or_else(|_| json!({ "msgpack": hex(capabilities.as_msgpack()) }))
 }
 
 #[cfg(test)]
@@ -162,8 +168,9 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_no_text_are_escaped() {
+    fn no_two_names_look_alike() {
         assert_eq!(name("é".as_bytes()), json!("é"));
-        assert_eq!(name(b"a\xff"), json!("a\\xff"));
+        assert_eq!(name(b"a\\xff"), json!("a\\xff"));
+        assert_eq!(name(b"a\xff"), json!({ "hex": "61ff" }));
     }
 }

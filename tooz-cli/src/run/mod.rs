@@ -18,6 +18,7 @@ use crate::guard::descendants::{Descendants, Process};
 use crate::guard::killing::Killing;
 use crate::guard::protocol::{Order, Report};
 use crate::guard::{boot_time, terminal};
+use crate::messages;
 use guarded::Guard;
 pub(crate) use guarded::Job;
 pub(crate) use signals::Signals;
@@ -181,10 +182,10 @@ pub(crate) async fn run(job: &Job<'_>, held: &impl Hold, signals: &mut Signals) 
 fn name_rest(descendants: &Descendants, held: &str) {
     let left = if descendants.are_gone() { Vec::new() } else { descendants.running() };
     if !left.is_empty() {
-        eprintln!(
-            "tooz: the command exited, and what it started still runs without the {held}: {}",
-            list(&left)
-        );
+        let left = list(&left);
+        messages::notice(&format!(
+            "the command exited, and what it started still runs without the {held}: {left}"
+        ));
     }
 }
 
@@ -231,10 +232,10 @@ async fn kill(guard: &mut Guard, held: &impl Hold, signals: &mut Signals) -> Vec
 }
 
 fn name_survivors(left: &[Process]) {
-    eprintln!(
-        "tooz: waiting for what could not be killed: {}; end it by hand, or send tooz a second signal to leave it alone",
-        list(left)
-    );
+    let left = list(left);
+    messages::error(&format!(
+        "waiting for what could not be killed: {left}; end it by hand, or send tooz a second signal to leave it alone"
+    ));
 }
 
 /// Processes for a message.

@@ -328,3 +328,66 @@ fn what_an_outer_tooz_held_once_is_no_hindrance() {
     let mut free = place.tooz(&["lock", "x", "--", "true"]);
     assert_eq!(free.env("TOOZ_HELD", held).status().unwrap().code(), Some(0));
 }
+
+/// With `-v`, as no terminal is there; with and without `elect`.
+#[test]
+fn a_long_wait_is_told_with_the_holder() {
+    for (verb, waiting, got) in [
+        (
+            "lock",
+            "tooz: waiting for lock \"x\": held by \"first\" exclusive since 20",
+            "tooz: acquired lock \"x\", token ",
+        ),
+        (
+            "elect",
+            "tooz: waiting to lead \"x\": first leads (term ",
+            "tooz: elected: leads group \"x\", term ",
+        ),
+    ] {
+        let place = TestBackend::new();
+        let script = "echo > held; until [ -e go ]; do sleep 0.02; done";
+        let mut first =
+            Running::start(place.tooz(&["--member", "first", verb, "x", "--", "sh", "-c", script]));
+        place.wait_for("held");
+        let waits = |name: &str, level: &[&str]| {
+            let mut command = place.tooz(&[level, &[verb, "x", "--", "true"]].concat());
+            command.stderr(std::fs::File::create(place.path(name)).unwrap());
+            Running::start(command)
+        };
+        let mut told = waits("told", &["-v"]);
+        let mut others = [waits("plain", &[]), waits("quiet", &["-q"])];
+        eventually("it is told", || place.read("told").starts_with(waiting));
+        std::fs::write(place.path("go"), "").unwrap();
+        assert_eq!((first.code(), told.code()), (0, 0));
+        for other in &mut others {
+            assert_eq!(other.code(), 0);
+        }
+        assert!(place.read("told").lines().nth(1).unwrap().starts_with(got), "{}", place.read("told"));
+        assert_eq!((place.read("plain").as_str(), place.read("quiet").as_str()), ("", ""));
+    }
+}
+
+/// As a line of cron that is to send no mail.
+#[test]
+fn quiet_tells_of_errors_only() {
+    let place = TestBackend::new();
+    let mut holder = holder(&place, "x");
+    for verb in ["lock", "elect"] {
+        let mut leader = (verb == "elect").then(|| {
+            Running::start(place.tooz(&["elect", "x", "--", "sh", "-c", "echo > leads; exec sleep 300"]))
+        });
+        if leader.is_some() {
+            place.wait_for("leads");
+        }
+        let taken = place.run(&["-q", verb, "--try", "--exit-not-acquired", "0", "x", "--", "true"]);
+        assert_eq!((taken.code, taken.stdout.as_str(), taken.stderr.as_str()), (Some(0), "", ""), "{verb}");
+        leader.take();
+    }
+    let nobody = place.run(&["break", "-q", "y", "--reason", "test"]);
+    assert_eq!((nobody.code, nobody.stderr.as_str()), (Some(0), ""));
+    let wrong = place.run(&["-q", "--url", "nosuch://x", "lock", "x", "--", "true"]);
+    assert!(wrong.code == Some(64) && wrong.stderr.starts_with("tooz: "), "{wrong:?}");
+    assert_eq!(place.run(&["-q", "-v", "groups"]).code, Some(64));
+    std::fs::write(place.path("go"), "").unwrap();
+    assert_eq!(holder.code(), 0);
+}

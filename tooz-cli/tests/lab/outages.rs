@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use tooz_servers::Proxy;
 use tooz_servers::redis::{self, Redis};
 
-pub(crate) const TESTS: [(&str, fn()); 7] = tests![
+pub(crate) const TESTS: [(&str, fn()); 9] = tests![
     the_guard_acts_at_the_deadline_while_tooz_is_stopped,
     a_beating_heart_keeps_the_command_alive_past_many_ttls,
     after_a_loss_lock_and_elect_exit_at_once,
@@ -18,6 +18,8 @@ pub(crate) const TESTS: [(&str, fn()); 7] = tests![
     wait_gives_up_on_a_backend_that_hangs,
     wait_waits_for_a_backend_that_starts,
     what_try_sent_too_late_is_withdrawn,
+    a_membership_that_is_gone_and_comes_back_is_told,
+    a_watch_tells_that_the_backend_is_away,
 ];
 
 fn url(redis: &Redis, ttl: u32) -> String {
@@ -151,4 +153,55 @@ fn withdrawn() -> bool {
     let free = place.run(&["--url", &url, "lock", "--try", "x", "--", "true"]);
     assert_eq!(free.code, Some(0), "{free:?}");
     true
+}
+
+/// The lines of a process on standard error, in a file.
+fn told(place: &TestBackend, name: &str, arguments: &[&str]) -> Running {
+    let mut command = place.tooz(arguments);
+    command.stdout(File::create(place.path(&format!("{name}.out"))).unwrap());
+    command.stderr(File::create(place.path(name)).unwrap());
+    Running::start(command)
+}
+
+fn a_membership_that_is_gone_and_comes_back_is_told() {
+    let (redis, place) = (Redis::start().unwrap(), TestBackend::new());
+    let url = url(&redis, 2);
+    let script = "echo > started; until [ -e go ]; do sleep 0.02; done";
+    let mut member = told(&place, "stderr", &["--url", &url, "join", "g", "--", "sh", "-c", script]);
+    place.wait_for("started");
+    redis.server().stop();
+    let lines = || place.read("stderr").lines().map(str::to_owned).collect::<Vec<_>>();
+    eventually("it is lost", || place.read("stderr").contains("joining again\n"));
+    redis.server().resume();
+    eventually("it is back", || place.read("stderr").contains("a member again\n"));
+    assert_eq!(lines()[0], "tooz: the backend does not answer");
+    assert!(lines()[1].starts_with("tooz: the membership is gone ("), "{:?}", lines());
+    assert_eq!(place.run(&["--url", &url, "members", "g"]).stdout.lines().count(), 1);
+    std::fs::write(place.path("go"), "").unwrap();
+    assert_eq!(member.code(), 0);
+}
+
+fn a_watch_tells_that_the_backend_is_away() {
+    let (redis, place) = (Redis::start().unwrap(), TestBackend::new());
+    let url = url(&redis, 15);
+    let _member = told(&place, "member", &["--url", &url, "join", "g"]);
+    eventually("the group is there", || place.run(&["--url", &url, "members", "g"]).code == Some(0));
+    let mut watches = [
+        ("members", told(&place, "members", &["--url", &url, "members", "--watch", "g"])),
+        ("leader", told(&place, "leader", &["--url", &url, "leader", "--watch", "g"])),
+    ];
+    for (name, _) in &watches {
+        eventually("it follows", || !place.read(&format!("{name}.out")).is_empty());
+    }
+    redis.server().stop();
+    for (name, _) in &watches {
+        eventually("it is away", || place.read(name) == "tooz: the backend does not answer\n");
+    }
+    redis.server().resume();
+    for (name, watch) in &mut watches {
+        let lines = "tooz: the backend does not answer\ntooz: the backend answers again\n";
+        eventually("it is back", || place.read(name) == lines);
+        watch.signal(Signal::SIGTERM);
+        assert_eq!(watch.code(), 143);
+    }
 }

@@ -22,7 +22,7 @@ const TERMINAL: &str = "TOOZ_TEST_TERMINAL";
 /// Asks the session leader for [`lead_with_a_late_comer`].
 const LATE_COMER: &str = "TOOZ_TEST_LATE_COMER";
 
-pub(crate) const TESTS: [(&str, fn()); 19] = tests![
+pub(crate) const TESTS: [(&str, fn()); 20] = tests![
     the_command_reads_the_terminal,
     an_interrupt_reaches_the_command_once,
     the_terminal_goes_back,
@@ -42,6 +42,7 @@ pub(crate) const TESTS: [(&str, fn()); 19] = tests![
     the_terminal_comes_back_from_a_command_with_jobs_of_its_own,
     the_terminal_goes_back_for_one_that_came_late,
     a_message_while_the_command_has_the_terminal_stops_nothing,
+    a_long_wait_is_told_on_a_terminal,
 ];
 
 /// Leads the session, if this process was started for that.
@@ -399,4 +400,14 @@ fn a_message_while_the_command_has_the_terminal_stops_nothing() {
     let mut session = Session::start(&["bash", "-c", script]);
     session.shows("still runs without the lock", 1);
     session.shows("over 0", 1);
+}
+
+fn a_long_wait_is_told_on_a_terminal() {
+    let script = "$TOOZ --member first lock x -- sh -c 'echo > held; until [ -e go ]; do sleep 0.02; done' & \
+                  until [ -e held ]; do sleep 0.02; done; $TOOZ lock x -- echo ran";
+    let mut session = Session::start(&["sh", "-c", script]);
+    session.shows("tooz: waiting for lock \"x\": held by \"first\" exclusive since", 1);
+    std::fs::write(session.place.path("go"), "").unwrap();
+    session.shows("ran", 1);
+    assert_eq!(session.code(), 0);
 }

@@ -1,0 +1,63 @@
+//! What `--watch` does: it follows changes until a signal arrives or its output is read no more, and tells when the backend is
+//! away.
+
+use std::io::stdout;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::net::unix::pipe;
+use tokio::time::{sleep, timeout};
+use tooz::ErrorKind;
+
+use crate::exit::{Failure, by_signal};
+use crate::lock::unless_signaled;
+use crate::messages::{self, AWAY, BACK};
+use crate::run::Signals;
+
+/// Between two questions whether the backend answers; a watch waits in silence for one that is away.
+const ASK: Duration = Duration::from_secs(5);
+
+/// Does `follow` until a signal arrives or the other end of the output is closed. `ask` is any question to the backend.
+pub(crate) async fn watch(
+    signals: &mut Signals,
+    follow: impl Future<Output = Result<(), Failure>>,
+    ask: impl AsyncFn() -> tooz::Result<()>,
+) -> Result<u8, Failure> {
+    let watching = async {
+        tokio::select! {
+            biased;
+            ended = follow => ended.map(|()| 0),
+            () = output_is_closed() => Err(Failure::silent(by_signal(13))), // SIGPIPE
+            () = tell_outages(ask) => Ok(0),
+        }
+    };
+    unless_signaled(signals, watching).await?
+}
+
+/// Tells once when the backend stops answering, and once when it answers again. Never ends.
+async fn tell_outages(ask: impl AsyncFn() -> tooz::Result<()>) {
+    let mut is_away = false;
+    loop {
+        sleep(ASK).await;
+        let answers = match timeout(ASK, ask()).await {
+            Ok(Err(error)) => !matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout),
+            Ok(Ok(())) => true,
+            Err(_) => false,
+        };
+        if answers == is_away {
+            is_away = !answers;
+            messages::notice(if is_away { AWAY } else { BACK });
+        }
+    }
+}
+
+/// Ends when nobody reads the output any more, if it is a pipe or the like.
+async fn output_is_closed() {
+    let copy = stdout().as_fd().try_clone_to_owned();
+    // Ordinary files are refused: nothing can be waited for there.
+    match copy.and_then(pipe::Sender::from_owned_fd_unchecked) {
+        Ok(output) if output.ready(Interest::ERROR).await.is_ok() => {}
+        _ => std::future::pending().await,
+    }
+}
