@@ -1,16 +1,19 @@
 //! The command line.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use tooz::BackendUrl;
+
+use crate::exit::{self, Code, LOST, NOT_ACQUIRED};
 
 /// Locks, groups and elections on the store you already run.
 #[derive(Debug, Parser)]
 #[command(name = "tooz", version, propagate_version = true, subcommand_required = true)]
-#[command(after_help = EXIT_CODES)]
+#[command(after_help = exit::table() + "\n" + SETTINGS)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) backend: BackendOptions,
@@ -24,12 +27,7 @@ pub(crate) struct Cli {
     pub(crate) verb: Verb,
 }
 
-const EXIT_CODES: &str = "\
-Exit codes: the command's own; 128+N if signal N ended the command; 126 if the command cannot be run, 127 if it \
-was not found; 1 if a group, member or leader does not exist, if a group or member exists already, or if a holder \
-does not let go; 64 wrong usage, 69 backend unavailable, 74 lock lost, 75 not acquired, 77 permission denied by \
-the backend, 78 `tooz doctor` found something that endangers locks.
-
+const SETTINGS: &str = "\
 The backend is the first of: --url; TOOZ_URL, or the file that TOOZ_URL_FILE names; the url in \
 $XDG_CONFIG_HOME/tooz/config.toml (~/.config/tooz/config.toml), then in /etc/tooz/config.toml; else an SQLite database of \
 the current user, $XDG_STATE_HOME/tooz/tooz.db (~/.local/state/tooz/tooz.db). That default excludes only processes with \
@@ -105,6 +103,8 @@ pub(crate) enum Verb {
     Drivers(List),
     /// Print a shell completion script
     Completions(Completions),
+    /// Print a manual page, or write all of them
+    Man(Man),
 }
 
 const LOCK_HELP: &str = "\
@@ -197,11 +197,11 @@ pub(crate) struct Guarded {
     #[command(flatten)]
     pub(crate) ending: Ending,
     /// Exit code if the lock or leadership was not acquired
-    #[arg(long, value_name = "N", default_value_t = crate::exit::NOT_ACQUIRED)]
-    pub(crate) exit_not_acquired: u8,
+    #[arg(long, value_name = "N", default_value_t = NOT_ACQUIRED)]
+    pub(crate) exit_not_acquired: Code,
     /// Exit code if the lock or leadership is lost while the command runs
-    #[arg(long, value_name = "N", default_value_t = crate::exit::LOST)]
-    pub(crate) exit_lost: u8,
+    #[arg(long, value_name = "N", default_value_t = LOST)]
+    pub(crate) exit_lost: Code,
 }
 
 #[derive(Debug, Args)]
@@ -214,7 +214,7 @@ pub(crate) struct Lock {
     /// Name of the lock
     pub(crate) name: OsString,
     /// The command and its arguments, after `--`
-    #[arg(last = true, required = true, value_name = "CMD")]
+    #[arg(last = true, required = true, value_name = "CMD", value_hint = ValueHint::CommandWithArguments)]
     pub(crate) command: Vec<OsString>,
 }
 
@@ -277,7 +277,7 @@ pub(crate) struct Join {
     #[command(flatten)]
     pub(crate) ending: Ending,
     /// The command and its arguments, after `--`
-    #[arg(last = true, value_name = "CMD")]
+    #[arg(last = true, value_name = "CMD", value_hint = ValueHint::CommandWithArguments)]
     pub(crate) command: Vec<OsString>,
 }
 
@@ -288,7 +288,7 @@ pub(crate) struct Elect {
     /// Name of the group
     pub(crate) group: OsString,
     /// The command and its arguments, after `--`
-    #[arg(last = true, required = true, value_name = "CMD")]
+    #[arg(last = true, required = true, value_name = "CMD", value_hint = ValueHint::CommandWithArguments)]
     pub(crate) command: Vec<OsString>,
 }
 
@@ -338,6 +338,15 @@ pub(crate) struct Doctor {
 pub(crate) struct Completions {
     /// Shell to write the script for
     pub(crate) shell: Shell,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Man {
+    /// Verb to print the page of, such as lock, or tokens raise [default: the page of tooz]
+    pub(crate) verb: Vec<String>,
+    /// Write all pages to this directory instead
+    #[arg(long, value_name = "DIR", conflicts_with = "verb")]
+    pub(crate) directory: Option<PathBuf>,
 }
 
 /// Parses a duration in the form of a backend URL's options: `250ms`, `15s`, `2m`, `1h`, or seconds.

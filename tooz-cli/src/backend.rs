@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 use tooz::{BackendUrl, Builder, Characteristics, Coordinator, ErrorKind, Liveness, MAX_NAME_BYTES, Viewer};
 
-use crate::exit::{Closing, Failure, QUICK, UNAVAILABLE};
+use crate::exit::{Closing, Code, Failure, QUICK, UNAVAILABLE};
 use crate::guard::boot_time;
 use crate::messages::{AWAY, tell_if_long};
 use crate::settings::{Backend, Source};
@@ -24,7 +24,7 @@ pub(crate) async fn connect(backend: &Backend) -> Result<Coordinator, Failure> {
 }
 
 /// Ends the session. What cannot be released ends with it; the caller wants the command's own exit code.
-pub(crate) async fn close(coordinator: &Coordinator, result: Result<u8, Failure>) -> Result<u8, Failure> {
+pub(crate) async fn close(coordinator: &Coordinator, result: Result<Code, Failure>) -> Result<Code, Failure> {
     let closing = result.as_ref().map_or_else(Failure::how_to_close, |_| Closing::Patient);
     if closing == Closing::Patient {
         let _ = coordinator.close().await;

@@ -13,17 +13,17 @@ use tooz::{
 
 use crate::args::Doctor;
 use crate::backend;
-use crate::exit::{ENDANGERED, Failure};
+use crate::exit::{Code, DONE, ENDANGERED, Failure};
 use crate::lock::unless_signaled;
 use crate::run::Signals;
 use crate::settings::Backend;
 use crate::text;
 
-pub(crate) async fn doctor(backend: &Backend, options: &Doctor) -> Result<u8, Failure> {
+pub(crate) async fn doctor(backend: &Backend, options: &Doctor) -> Result<Code, Failure> {
     let mut signals = Signals::catch()?;
     let url = BackendUrl::parse(&backend.url)?;
     let named = Finding::good("backend", format!("{url} ({})", backend.source));
-    let mut report = Report { json: options.json, code: 0 };
+    let mut report = Report { json: options.json, code: DONE };
     let clock = Clock::boot();
     let mut adopted = Vec::new();
     if options.adopt {
@@ -180,7 +180,7 @@ async fn measure(
 /// Prints the findings and derives the exit code from them.
 struct Report {
     json: bool,
-    code: u8,
+    code: Code,
 }
 
 impl Report {
@@ -190,7 +190,7 @@ impl Report {
 
     /// `more`: additional fields of the JSON object.
     fn show_with(&mut self, finding: &Finding, mut more: Value) -> Result<(), Failure> {
-        if finding.severity() > Severity::Good && self.code == 0 {
+        if finding.severity() > Severity::Good && self.code == DONE {
             self.code = ENDANGERED;
         }
         if self.json {
@@ -215,7 +215,7 @@ impl Report {
     /// An error; the first one decides the exit code.
     fn fail(&mut self, topic: &'static str, error: &Error, advice: &str) -> Result<(), Failure> {
         let failure = Failure::from(error.clone());
-        if matches!(self.code, 0 | ENDANGERED) {
+        if matches!(self.code, DONE | ENDANGERED) {
             self.code = failure.code();
         }
         self.show(&Finding::bad(topic, failure.message(), advice))
@@ -295,9 +295,9 @@ mod tests {
 
     #[test]
     fn the_first_failure_decides_the_exit_code() {
-        let mut report = Report { json: true, code: 0 };
+        let mut report = Report { json: true, code: DONE };
         report.show(&Finding::good("a", "b")).unwrap();
-        assert_eq!(report.code, 0);
+        assert_eq!(report.code, DONE);
         report.show(&Finding::warning("a", "b", "c")).unwrap();
         assert_eq!(report.code, ENDANGERED);
         report.fail("a", &ErrorKind::Denied.into(), "").unwrap();
@@ -307,10 +307,10 @@ mod tests {
 
     #[test]
     fn what_is_lowered_names_why_or_says_that_nobody_knows() {
-        let mut report = Report { json: true, code: 0 };
+        let mut report = Report { json: true, code: DONE };
         let durable = Characteristics::DURABLE_FENCING;
         report.characteristics(durable, durable, &[]).unwrap();
-        assert_eq!(report.code, 0);
+        assert_eq!(report.code, DONE);
         report.characteristics(durable, Characteristics::empty(), &[]).unwrap();
         assert_eq!(report.code, ENDANGERED);
     }

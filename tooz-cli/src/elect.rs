@@ -7,7 +7,7 @@ use tooz::{Coordinator, Deadline, Leader, Leadership};
 
 use crate::args::{self, Elect};
 use crate::backend::{bytes, close, view};
-use crate::exit::{Failure, QUICK};
+use crate::exit::{Code, Failure, QUICK};
 use crate::held::Wanted;
 use crate::lock::{cannot_start, conclude, member_text, not_acquired, tell_outage, unless_signaled};
 use crate::messages;
@@ -31,7 +31,7 @@ impl Hold for Leadership {
     }
 }
 
-pub(crate) async fn elect(backend: &Backend, options: &Elect) -> Result<u8, Failure> {
+pub(crate) async fn elect(backend: &Backend, options: &Elect) -> Result<Code, Failure> {
     let mut signals = Signals::catch()?;
     let patience = Patience::of(&options.guarded);
     let coordinator = unless_signaled(&mut signals, patience.connect(backend)).await??;
@@ -48,7 +48,7 @@ async fn lead(
     held: &Wanted,
     patience: Patience,
     signals: &mut Signals,
-) -> Result<u8, Failure> {
+) -> Result<Code, Failure> {
     let election = coordinator.election(bytes(&options.group))?;
     let wanted = &options.guarded;
     let campaigning = async |limit| match limit {
@@ -93,7 +93,7 @@ async fn lead(
     conclude(&what, ended, leadership.resign(), wanted).await
 }
 
-pub(crate) async fn leader(backend: &Backend, options: &args::Leader) -> Result<u8, Failure> {
+pub(crate) async fn leader(backend: &Backend, options: &args::Leader) -> Result<Code, Failure> {
     let mut signals = Signals::catch()?;
     let viewer = unless_signaled(&mut signals, view(backend)).await??;
     let group = bytes(&options.group);
@@ -106,7 +106,7 @@ pub(crate) async fn leader(backend: &Backend, options: &args::Leader) -> Result<
         }
         let _ = viewer.close().await;
         // As grep does: 1 says that there is no leader, so a script can test for it.
-        return Ok(u8::from(leader.is_none()));
+        return Ok(Code::of_answer(leader.is_some()));
     }
     let mut observer = viewer.observe(group).await?;
     let follow = async {

@@ -1,42 +1,97 @@
 //! Exit codes, and errors that carry one. The numbers follow `sysexits.h` and the shell.
 
 use std::error::Error as _;
+use std::fmt;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::time::Duration;
 
 use tooz::ErrorKind;
 
 use crate::messages;
 
-/// The command line is wrong, or names something that does not exist: correct it.
-pub(crate) const USAGE: u8 = 64;
-/// The backend does not answer or refuses to work: try again later.
-pub(crate) const UNAVAILABLE: u8 = 69;
-/// The lock was lost while the command ran.
-pub(crate) const LOST: u8 = 74;
-/// The lock or leadership was not acquired.
-pub(crate) const NOT_ACQUIRED: u8 = 75;
-/// The backend refused the credentials or the permission.
-pub(crate) const DENIED: u8 = 77;
-/// `tooz doctor`: the backend works, but something about it endangers locks, members or tokens.
-pub(crate) const ENDANGERED: u8 = 78;
-/// The command exists and cannot be run.
-pub(crate) const CANNOT_RUN: u8 = 126;
-/// There is no such command.
-pub(crate) const NOT_FOUND: u8 = 127;
+/// An exit code. There is no other way to end with a number than those of [`TABLE`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Code(u8);
 
-/// A signal's number is added to it.
-const SIGNALED: i32 = 128;
+/// A constant for each code of its own, and the table of all.
+macro_rules! codes {
+    ($($name:ident = $code:literal: $says:literal;)*) => {
+        $(#[doc = $says] pub(crate) const $name: Code = Code($code);)*
 
-/// The code for an end by `signal`.
-pub(crate) fn by_signal(signal: i32) -> u8 {
-    u8::try_from(SIGNALED.saturating_add(signal)).unwrap_or(u8::MAX)
+        /// Every exit code, and what it says. The README has the same table.
+        const TABLE: &[(&str, &str)] = &[
+            ("the command's own", "the command ran to its end under the lock, leadership or membership"),
+            ("128 + N", "signal N ended the command, or tooz while it waited or watched"),
+            $((stringify!($code), $says),)*
+        ];
+    };
+}
+
+codes! {
+    DONE = 0: "done; there is no command, or it exited with 0";
+    NO = 1: "no such group, member or leader; it exists already; or a holder does not let go";
+    USAGE = 64: "wrong usage: correct the command line, a variable or a file";
+    UNAVAILABLE = 69: "the backend is unavailable: try again later";
+    LOST = 74: "the lock or leadership was lost while the command ran (--exit-lost)";
+    NOT_ACQUIRED = 75: "the lock or leadership was not acquired (--exit-not-acquired)";
+    DENIED = 77: "the backend refused user, password, certificate or permission";
+    ENDANGERED = 78: "tooz doctor: something endangers locks, members or tokens";
+    CANNOT_RUN = 126: "the command cannot be run";
+    NOT_FOUND = 127: "the command was not found";
+}
+
+/// The table for help.
+pub(crate) fn table() -> String {
+    let line = |(code, says): &(&str, &str)| format!("  {code:<19} {says}\n");
+    format!("Exit codes:\n{}", TABLE.iter().map(line).collect::<String>())
+}
+
+impl Code {
+    /// That of the command.
+    pub(crate) const fn of_command(code: u8) -> Self {
+        Self(code)
+    }
+
+    /// For an end by `signal`: its number is added to 128.
+    pub(crate) fn by_signal(signal: i32) -> Self {
+        Self(u8::try_from(signal.saturating_add(128)).unwrap_or(u8::MAX))
+    }
+
+    /// The reader of our output is gone, as for any program of a pipeline.
+    pub(crate) const BROKEN_PIPE: Self = Self(128 + 13);
+
+    /// For a question with the answer yes or no, as grep does.
+    pub(crate) const fn of_answer(yes: bool) -> Self {
+        if yes { DONE } else { NO }
+    }
+}
+
+/// A code that the command line chooses.
+impl FromStr for Code {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl From<Code> for ExitCode {
+    fn from(code: Code) -> Self {
+        code.0.into()
+    }
 }
 
 /// Why `tooz` ends without success: one line for standard error, and the exit code.
 #[derive(Debug)]
 pub(crate) struct Failure {
-    code: u8,
+    code: Code,
     message: String,
     closing: Closing,
 }
@@ -56,7 +111,7 @@ pub(crate) enum Closing {
 pub(crate) const QUICK: Duration = Duration::from_secs(1);
 
 impl Failure {
-    pub(crate) fn new(code: u8, message: impl Into<String>) -> Self {
+    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), closing: Closing::Patient }
     }
 
@@ -70,7 +125,7 @@ impl Failure {
     }
 
     /// Ends with this code and prints nothing: the reason was printed before.
-    pub(crate) fn silent(code: u8) -> Self {
+    pub(crate) fn silent(code: Code) -> Self {
         Self::new(code, "")
     }
 
@@ -80,7 +135,7 @@ impl Failure {
         Self::silent(self.code)
     }
 
-    pub(crate) fn code(&self) -> u8 {
+    pub(crate) fn code(&self) -> Code {
         self.code
     }
 
@@ -113,7 +168,7 @@ impl From<tooz::Error> for Failure {
             | ErrorKind::GroupNotEmpty
             | ErrorKind::MemberExists
             | ErrorKind::MemberNotFound
-            | ErrorKind::HolderUnresponsive => 1,
+            | ErrorKind::HolderUnresponsive => NO,
             _ => UNAVAILABLE,
         };
         let mut message = error.to_string();
@@ -130,5 +185,20 @@ impl From<tooz::Error> for Failure {
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
         Self::new(UNAVAILABLE, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_readme_has_the_same_table() {
+        let readme = include_str!("../README.md");
+        let (_, table) = readme.split_once("| code | meaning |\n|---|---|\n").unwrap();
+        let rows: Vec<_> =
+            table.lines().map_while(|line| line.strip_prefix("| ")?.strip_suffix(" |")).collect();
+        let ours: Vec<_> = TABLE.iter().map(|(code, says)| format!("{code} | {says}")).collect();
+        assert_eq!(rows, ours);
     }
 }

@@ -9,7 +9,7 @@ use tooz::{Capabilities, Coordinator, ErrorKind, Event, GroupEvent, GroupWatch, 
 
 use crate::args::{Join, List, Members};
 use crate::backend::{bytes, close, connect, view};
-use crate::exit::{Closing, Failure, LOST, USAGE, by_signal};
+use crate::exit::{Closing, Code, DONE, Failure, LOST, USAGE};
 use crate::lock::{cannot_start, ended_all, member_text, unless_signaled};
 use crate::messages::{self, AWAY, BACK};
 use crate::run::{Ended, Hold, Job, Signals, run};
@@ -20,7 +20,7 @@ use crate::watching::watch;
 /// Between two looks whether a group exists.
 const LOOK: Duration = Duration::from_millis(500);
 
-pub(crate) async fn groups(backend: &Backend, options: &List) -> Result<u8, Failure> {
+pub(crate) async fn groups(backend: &Backend, options: &List) -> Result<Code, Failure> {
     let viewer = view(backend).await?;
     let groups = viewer.groups().await?;
     for group in groups {
@@ -28,10 +28,10 @@ pub(crate) async fn groups(backend: &Backend, options: &List) -> Result<u8, Fail
         text::show(options.json, value, || group.to_string())?;
     }
     let _ = viewer.close().await;
-    Ok(0)
+    Ok(DONE)
 }
 
-pub(crate) async fn members(backend: &Backend, options: &Members) -> Result<u8, Failure> {
+pub(crate) async fn members(backend: &Backend, options: &Members) -> Result<Code, Failure> {
     let mut signals = Signals::catch()?;
     let viewer = unless_signaled(&mut signals, view(backend)).await??;
     let group = bytes(&options.group);
@@ -40,7 +40,7 @@ pub(crate) async fn members(backend: &Backend, options: &Members) -> Result<u8, 
             text::show(options.json, || text::member_json(&record), || text::member_line(&record))?;
         }
         let _ = viewer.close().await;
-        return Ok(0);
+        return Ok(DONE);
     }
     let follow = async {
         let mut events = appears(&viewer, group).await?;
@@ -112,7 +112,7 @@ impl Hold for Membership {
     }
 }
 
-pub(crate) async fn join(backend: &Backend, options: &Join) -> Result<u8, Failure> {
+pub(crate) async fn join(backend: &Backend, options: &Join) -> Result<Code, Failure> {
     let capabilities = options.capabilities.as_deref().map_or_else(|| Ok(Capabilities::none()), published)?;
     let mut signals = Signals::catch()?;
     let coordinator = unless_signaled(&mut signals, connect(backend)).await??;
@@ -127,12 +127,12 @@ async fn take_part(
     options: &Join,
     capabilities: Capabilities,
     signals: &mut Signals,
-) -> Result<u8, Failure> {
+) -> Result<Code, Failure> {
     let group = coordinator.group(bytes(&options.group))?;
     unless_signaled(signals, group.join_or_create(capabilities)).await??;
     if options.command.is_empty() {
         let caught = signals.next().await;
-        return Ok(by_signal(caught.signal as i32));
+        return Ok(Code::by_signal(caught.signal as i32));
     }
     let job = Job {
         command: &options.command,
@@ -143,8 +143,8 @@ async fn take_part(
         held: "membership",
     };
     match run(&job, &Membership, signals).await.map_err(|error| cannot_start(&error))? {
-        Ended::Exited(code) => Ok(code),
-        Ended::Signaled(signal) => Ok(by_signal(signal)),
+        Ended::Exited(code) => Ok(Code::of_command(code)),
+        Ended::Signaled(signal) => Ok(Code::by_signal(signal)),
         Ended::Lost { why, left } => {
             Err(Failure::new(LOST, format!("{why}; {}", ended_all(&left))).closing(Closing::IfAlive))
         }

@@ -7,12 +7,12 @@ use tooz::{Coordinator, Election, FencingToken, Lock};
 
 use crate::args::{Break, Holders, Raise};
 use crate::backend::{bytes, connect, view};
-use crate::exit::Failure;
+use crate::exit::{Code, DONE, Failure, NO};
 use crate::messages;
 use crate::settings::Backend;
 use crate::text;
 
-pub(crate) async fn holders(backend: &Backend, options: &Holders) -> Result<u8, Failure> {
+pub(crate) async fn holders(backend: &Backend, options: &Holders) -> Result<Code, Failure> {
     let viewer = view(backend).await?;
     let all = viewer.holders(bytes(&options.name)).await?;
     for record in &all.holders {
@@ -27,10 +27,10 @@ pub(crate) async fn holders(backend: &Backend, options: &Holders) -> Result<u8, 
         text::line(&format!("waiting: {waiters}"))?;
     }
     let _ = viewer.close().await;
-    Ok(0)
+    Ok(DONE)
 }
 
-pub(crate) async fn break_lock(backend: &Backend, options: &Break) -> Result<u8, Failure> {
+pub(crate) async fn break_lock(backend: &Backend, options: &Break) -> Result<Code, Failure> {
     let coordinator = connect(backend).await?;
     let result = break_shown(&coordinator, options).await;
     let _ = coordinator.close().await;
@@ -38,7 +38,7 @@ pub(crate) async fn break_lock(backend: &Backend, options: &Break) -> Result<u8,
 }
 
 /// Breaks those who hold the lock now. Each is compared in the step that breaks it.
-async fn break_shown(coordinator: &Coordinator, options: &Break) -> Result<u8, Failure> {
+async fn break_shown(coordinator: &Coordinator, options: &Break) -> Result<Code, Failure> {
     let target = Target::new(coordinator, options)?;
     let shown = target.holders().await?.holders;
     let is_free = shown.is_empty();
@@ -52,9 +52,9 @@ async fn break_shown(coordinator: &Coordinator, options: &Break) -> Result<u8, F
         let chosen = options.token.is_some() || options.held_by.is_some();
         let whom = if is_free || !chosen { "no holder" } else { "other holders only; nothing was changed" };
         messages::notice(&format!("{target} had {whom}"));
-        return Ok(u8::from(chosen));
+        return Ok(Code::of_answer(!chosen));
     }
-    let mut code = 0;
+    let mut code = DONE;
     for record in &meant {
         let broken = target.break_holder(record, &options.reason).await?;
         for record in &broken {
@@ -64,7 +64,7 @@ async fn break_shown(coordinator: &Coordinator, options: &Break) -> Result<u8, F
         if broken.is_empty() {
             let who = text::holder(record);
             messages::notice(&format!("{who} let go of {target} meanwhile; nothing was changed"));
-            code = 1;
+            code = NO;
         }
     }
     Ok(code)
@@ -109,11 +109,11 @@ impl fmt::Display for Target {
     }
 }
 
-pub(crate) async fn raise_tokens(backend: &Backend, options: &Raise) -> Result<u8, Failure> {
+pub(crate) async fn raise_tokens(backend: &Backend, options: &Raise) -> Result<Code, Failure> {
     let coordinator = connect(backend).await?;
     let raised = coordinator.raise_tokens(options.least).await;
     let _ = coordinator.close().await;
     raised?;
     text::line(&format!("every later token is at least {}", options.least))?;
-    Ok(0)
+    Ok(DONE)
 }

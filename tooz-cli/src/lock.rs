@@ -8,7 +8,7 @@ use tooz::{Coordinator, Deadline, Event, LockGuard};
 
 use crate::args::{Guarded, Lock};
 use crate::backend::{bytes, close};
-use crate::exit::{Closing, Failure, QUICK, by_signal};
+use crate::exit::{Closing, Code, Failure, QUICK};
 use crate::guard::descendants::{Process, some_are_hidden};
 use crate::held::Wanted;
 use crate::messages::{self, AWAY, BACK};
@@ -31,7 +31,7 @@ impl Hold for LockGuard {
     }
 }
 
-pub(crate) async fn lock(backend: &Backend, options: &Lock) -> Result<u8, Failure> {
+pub(crate) async fn lock(backend: &Backend, options: &Lock) -> Result<Code, Failure> {
     let mut signals = Signals::catch()?;
     let patience = Patience::of(&options.guarded);
     let coordinator = unless_signaled(&mut signals, patience.connect(backend)).await??;
@@ -48,7 +48,7 @@ async fn hold(
     held: &Wanted,
     patience: Patience,
     signals: &mut Signals,
-) -> Result<u8, Failure> {
+) -> Result<Code, Failure> {
     let lock = coordinator.lock(bytes(&options.name))?;
     let lock = if options.shared { lock.shared() } else { lock };
     let wanted = &options.guarded;
@@ -95,7 +95,7 @@ pub(crate) async fn unless_signaled<F: Future>(signals: &mut Signals, work: F) -
         biased;
         // If both are ready, the result wins, and the signal then reaches the command.
         output = work => Ok(output),
-        caught = signals.next() => Err(Failure::silent(by_signal(caught.signal as i32))),
+        caught = signals.next() => Err(Failure::silent(Code::by_signal(caught.signal as i32))),
     }
 }
 
@@ -157,7 +157,7 @@ pub(crate) async fn conclude(
     ended: Ended,
     release: impl Future<Output = tooz::Result<tooz::driver::Released>>,
     options: &Guarded,
-) -> Result<u8, Failure> {
+) -> Result<Code, Failure> {
     let lost = |why: &str| Failure::new(options.exit_lost, format!("lost {what}: {why}"));
     if let Ended::Lost { why, left } = &ended {
         return Err(lost(&format!("{why}; {}", ended_all(left))).closing(Closing::IfAlive));
@@ -173,8 +173,8 @@ pub(crate) async fn conclude(
                 ));
             }
             Ok(match ended {
-                Ended::Exited(code) => code,
-                Ended::Signaled(signal) => by_signal(signal),
+                Ended::Exited(code) => Code::of_command(code),
+                Ended::Signaled(signal) => Code::by_signal(signal),
                 Ended::Lost { .. } => options.exit_lost,
             })
         }

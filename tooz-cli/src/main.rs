@@ -18,6 +18,7 @@ mod guard;
 mod held;
 mod holders;
 mod lock;
+mod manual;
 mod messages;
 mod patience;
 mod run;
@@ -28,10 +29,10 @@ mod watching;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::Parser;
 
 use args::{Cli, Tokens, Verb};
-use exit::Failure;
+use exit::{Code, Failure};
 use settings::Backend;
 
 fn main() -> ExitCode {
@@ -53,12 +54,12 @@ fn main() -> ExitCode {
         Err(error) => return Failure::from(error).report(),
     };
     match runtime.block_on(dispatch(&cli)) {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => code.into(),
         Err(failure) => failure.report(),
     }
 }
 
-async fn dispatch(cli: &Cli) -> Result<u8, Failure> {
+async fn dispatch(cli: &Cli) -> Result<Code, Failure> {
     let backend = || Backend::of(&cli.backend, None);
     match &cli.verb {
         Verb::Lock(options) => lock::lock(&backend()?, options).await,
@@ -74,10 +75,8 @@ async fn dispatch(cli: &Cli) -> Result<u8, Failure> {
             doctor::doctor(&Backend::of(&cli.backend, options.at.as_deref())?, options).await
         }
         Verb::Drivers(options) => drivers::list(options),
-        Verb::Completions(options) => {
-            clap_complete::generate(options.shell, &mut Cli::command(), "tooz", &mut std::io::stdout());
-            Ok(0)
-        }
+        Verb::Completions(options) => manual::completions(options),
+        Verb::Man(options) => manual::man(options),
     }
 }
 

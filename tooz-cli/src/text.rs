@@ -9,13 +9,22 @@ use tooz::{Capabilities, MemberId};
 
 use crate::exit::Failure;
 
+/// Writes all of `bytes`.
+pub(crate) fn all(bytes: &[u8]) -> Result<(), Failure> {
+    written(|output| output.write_all(bytes))
+}
+
 /// Writes one line. If the reader has closed the pipe (`tooz … | head -1`), `tooz` ends silently, as the shell's
 /// tools do.
 pub(crate) fn line(text: &str) -> Result<(), Failure> {
+    written(|output| writeln!(output, "{text}"))
+}
+
+fn written(write: impl FnOnce(&mut io::StdoutLock<'_>) -> io::Result<()>) -> Result<(), Failure> {
     let mut output = io::stdout().lock();
-    match writeln!(output, "{text}").and_then(|()| output.flush()) {
+    match write(&mut output).and_then(|()| output.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-            Err(Failure::silent(crate::exit::by_signal(13))) // SIGPIPE
+            Err(Failure::silent(crate::exit::Code::BROKEN_PIPE))
         }
         result => Ok(result?),
     }

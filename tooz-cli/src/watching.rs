@@ -10,7 +10,7 @@ use tokio::net::unix::pipe;
 use tokio::time::{sleep, timeout};
 use tooz::ErrorKind;
 
-use crate::exit::{Failure, by_signal};
+use crate::exit::{Code, DONE, Failure};
 use crate::lock::unless_signaled;
 use crate::messages::{self, AWAY, BACK};
 use crate::run::Signals;
@@ -23,13 +23,13 @@ pub(crate) async fn watch(
     signals: &mut Signals,
     follow: impl Future<Output = Result<(), Failure>>,
     ask: impl AsyncFn() -> tooz::Result<()>,
-) -> Result<u8, Failure> {
+) -> Result<Code, Failure> {
     let watching = async {
         tokio::select! {
             biased;
-            ended = follow => ended.map(|()| 0),
-            () = output_is_closed() => Err(Failure::silent(by_signal(13))), // SIGPIPE
-            () = tell_outages(ask) => Ok(0),
+            ended = follow => ended.map(|()| DONE),
+            () = output_is_closed() => Err(Failure::silent(Code::BROKEN_PIPE)),
+            () = tell_outages(ask) => Ok(DONE),
         }
     };
     unless_signaled(signals, watching).await?

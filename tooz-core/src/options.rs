@@ -12,6 +12,7 @@ pub struct OptionSpec {
     kind: OptionKind,
     doc: &'static str,
     repeatable: bool,
+    is_for_tests: bool,
 }
 
 /// What an option's value looks like.
@@ -43,7 +44,7 @@ pub enum OptionKind {
 impl OptionSpec {
     /// An option of this name and kind; `doc` is one line that says its default.
     pub const fn new(name: &'static str, kind: OptionKind, doc: &'static str) -> Self {
-        Self { name, kind, doc, repeatable: false }
+        Self { name, kind, doc, repeatable: false, is_for_tests: false }
     }
 
     /// Allows it to be given several times.
@@ -51,6 +52,18 @@ impl OptionSpec {
     pub const fn repeatable(mut self) -> Self {
         self.repeatable = true;
         self
+    }
+
+    /// Marks it as one that only tests use: lists for users leave it out.
+    #[must_use]
+    pub const fn for_tests(mut self) -> Self {
+        self.is_for_tests = true;
+        self
+    }
+
+    /// Whether only tests use it.
+    pub const fn is_for_tests(&self) -> bool {
+        self.is_for_tests
     }
 
     /// Its name.
@@ -111,7 +124,8 @@ pub(crate) fn check(url: &BackendUrl, known: &[OptionSpec], foreign: &[(&str, &s
             let why = if let Some((_, instead)) = foreign.iter().find(|(other, _)| other == name) {
                 format!("this option of Python tooz; {instead}")
             } else {
-                let mut names: Vec<_> = known.iter().map(|spec| spec.name).collect();
+                let mut names: Vec<_> =
+                    known.iter().filter(|spec| !spec.is_for_tests).map(|spec| spec.name).collect();
                 names.sort_unstable();
                 format!("this option; it knows {}", names.join(", "))
             };

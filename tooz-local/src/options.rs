@@ -21,8 +21,9 @@ pub const FORCE_FILESYSTEM_OPTION: OptionSpec = OptionSpec::new(
 pub const BOOT_ID_OPTION: OptionSpec = OptionSpec::new(
     "boot_id",
     OptionKind::Text,
-    "for tests only: pretend that the machine was booted under this id (default: the kernel's)",
-);
+    "pretend that the machine was booted under this id (default: the kernel's)",
+)
+.for_tests();
 
 /// The permissions of new files if the URL names none.
 pub const MODE: u32 = 0o600;

@@ -17,12 +17,14 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "fault",
         OptionKind::Word(Fault::WORDS),
         "makes the whole backend wrong in one way, to test tests (default: none)",
-    ),
+    )
+    .for_tests(),
     OptionSpec::new(
         "yield_seed",
         OptionKind::Integer { min: 0, max: u64::MAX },
         "makes every call yield and wait at random, replayed by this seed (default: not)",
-    ),
+    )
+    .for_tests(),
 ];
 
 /// A parsed URL.

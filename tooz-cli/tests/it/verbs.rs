@@ -264,9 +264,19 @@ fn drivers_are_listed_with_what_they_promise() {
     let place = TestBackend::new();
     let text = place.run(&["drivers"]).stdout;
     assert!(text.contains("memory://") && text.contains("sqlite://"), "{text}");
+    assert!(text.contains("    ?mode=  permissions of new files") && text.contains("    ?ttl=  "), "{text}");
+    assert!(!text.contains("?layout=") && !text.contains("?fault="), "what is for tests: {text}");
     let records = json_lines(&place.run(&["drivers", "--json"]).stdout);
     let sqlite = records.iter().find(|record| record["schemes"][0] == "sqlite").unwrap();
     assert_eq!(sqlite["crate"], "tooz-sqlite");
+    let names = |options: &Value| -> Vec<_> {
+        options.as_array().unwrap().iter().map(|option| option["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert!(
+        names(&sqlite["options"]).contains(&"mode".into())
+            && names(&sqlite["common_options"]).contains(&"ttl".into())
+    );
+    assert!(!names(&sqlite["options"]).contains(&"layout".into()), "it is for tests");
     let promised = sqlite["characteristics"].as_array().unwrap();
     assert!(promised.contains(&"distributed_across_processes".into()), "{promised:?}");
 }
@@ -277,6 +287,49 @@ fn completions_know_the_verbs_and_not_the_hidden_roles() {
     for shell in ["bash", "zsh", "fish"] {
         let script = place.run(&["completions", shell]).stdout;
         assert!(script.contains("holders") && !script.contains("__guard"), "{shell}");
+    }
+}
+
+/// What bash would offer for the last word of `words`.
+fn offered_by_bash(place: &TestBackend, words: &[&str]) -> String {
+    let script = "source /dev/stdin <<< \"$(\"$TOOZ\" completions bash)\"; COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); \
+                  _tooz_or_its_command tooz \"${COMP_WORDS[COMP_CWORD]}\" \"${COMP_WORDS[COMP_CWORD - 1]}\"; \
+                  echo \"${COMPREPLY[@]}\"";
+    let mut command = crate::common::process("bash");
+    command.args(["--norc", "-c", script, "bash"]).args(words);
+    command.env("TOOZ", env!("CARGO_BIN_EXE_tooz")).current_dir(place.path(""));
+    let output = command.output().unwrap();
+    assert!(output.stderr.is_empty(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn bash_completes_verbs_and_the_command_behind_two_dashes() {
+    let place = TestBackend::new();
+    std::fs::write(place.path("its-file"), "").unwrap();
+    assert!(offered_by_bash(&place, &["tooz", "hol"]).contains("holders"));
+    assert!(offered_by_bash(&place, &["tooz", "lock", "--child"]).contains("--children"));
+    let commands = offered_by_bash(&place, &["tooz", "lock", "x", "--", "ca"]);
+    assert!(commands.split_whitespace().any(|command| command == "cat"), "{commands}");
+    assert_eq!(offered_by_bash(&place, &["tooz", "lock", "x", "--", "cat", "its"]), "its-file\n");
+}
+
+#[test]
+fn manual_pages_come_from_the_same_definition() {
+    let place = TestBackend::new();
+    let page = place.run(&["man", "lock"]).stdout;
+    for word in [".TH tooz-lock 1", "kill\\-grace", "systemd\\-run"] {
+        assert!(page.contains(word), "{word}: {page}");
+    }
+    assert!(place.run(&["man"]).stdout.contains("Exit codes:"));
+    assert_eq!(place.run(&["man", "nonsense"]).code, Some(64));
+    let pages = place.path("pages");
+    let directory = pages.to_str().unwrap();
+    assert_eq!(place.run(&["man", "--directory", directory]).code, Some(64), "it does not exist");
+    std::fs::create_dir(&pages).unwrap();
+    assert_eq!(place.run(&["man", "--directory", directory]).code, Some(0));
+    for name in ["tooz.1", "tooz-lock.1", "tooz-tokens-raise.1"] {
+        assert!(pages.join(name).exists(), "{name}");
     }
 }
 
@@ -309,7 +362,11 @@ fn help_tells_the_exit_codes_and_what_escapes() {
     let place = TestBackend::new();
     let help = place.run(&["--help"]);
     assert_eq!(help.code, Some(0));
-    assert!(help.stdout.contains("75 not acquired"));
+    assert!(
+        help.stdout.contains("\n  75                  the lock or leadership was not acquired"),
+        "{}",
+        help.stdout
+    );
     // Wrapped to the width of a terminal.
     let lock = place.run(&["lock", "--help"]).stdout.split_whitespace().collect::<Vec<_>>().join(" ");
     for word in ["TOOZ_FENCING_TOKEN", "systemd-run", "the next holder may run already", "kill -9"] {

@@ -102,8 +102,9 @@ pub fn earlier_layout_in_use(
 pub const LAYOUT_OPTION: OptionSpec = OptionSpec::new(
     "layout",
     OptionKind::Integer { min: 1, max: 1_000_000 },
-    "for tests only: pretend to be a version whose layout has this number (default: that of this version)",
-);
+    "pretend to be a version whose layout has this number (default: that of this version)",
+)
+.for_tests();
 
 /// The number that a driver writes: its own, unless the URL has a test pretend another.
 ///
