@@ -18,14 +18,17 @@ pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) backend: BackendOptions,
     /// Print errors only; that a lock or leadership is taken is none
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = OF_EVERY_VERB)]
     pub(crate) quiet: bool,
     /// Tell also what goes well: acquired, elected, the backend is away and back
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = OF_EVERY_VERB)]
     pub(crate) verbose: bool,
     #[command(subcommand)]
     pub(crate) verb: Verb,
 }
+
+/// Heading of the options that every verb has, so that those of a verb stand together.
+const OF_EVERY_VERB: &str = "Options of every verb";
 
 const SETTINGS: &str = "\
 The backend is the first of: --url; TOOZ_URL, or the file that TOOZ_URL_FILE names; the url in \
@@ -38,13 +41,14 @@ the file. `tooz doctor` tells which backend is used and what names it.";
 
 /// The backend, and the member that connects to it.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = OF_EVERY_VERB)]
 pub(crate) struct BackendOptions {
     /// The backend
     #[arg(
         long,
         global = true,
         value_name = "URL",
-        help = "Backend, such as sqlite:///var/lib/app/tooz.db [env: TOOZ_URL, TOOZ_URL_FILE] [default: see below]"
+        help = "Backend, such as sqlite:///var/lib/app/tooz.db [env: TOOZ_URL, TOOZ_URL_FILE] (default: see tooz --help)"
     )]
     pub(crate) url: Option<String>,
     /// Id of this member [default: host name, process id and a random number]
@@ -108,9 +112,14 @@ pub(crate) enum Verb {
 }
 
 const LOCK_HELP: &str = "\
+Examples:
+  tooz lock backup -- pg_dump -f backup.sql mydb
+  tooz lock --wait 30s deploy -- ./deploy.sh
+  * * * * *  tooz -q lock --try --exit-not-acquired 0 report -- ./report     (a line of cron)
+
 tooz sets TOOZ_LOCK_NAME, TOOZ_FENCING_TOKEN and TOOZ_MEMBER in the command's environment. Send the token along \
 with every write, and let the receiver refuse a token smaller than the largest it has seen. That protects the \
-data even when everything else fails. TOOZ_HELD lists what outer tooz processes hold for the command: a tooz lock of \
+data even when everything else fails. A tooz inside uses the same backend (TOOZ_URL and others). TOOZ_HELD lists what outer tooz processes hold for the command: a tooz lock of \
 the same name inside it is refused (64), since each would wait for the other; shared inside shared is let through.
 
 The signals INT, TERM, HUP, QUIT, USR1, USR2, WINCH and TSTP are passed on to the command's process group. It is a \
@@ -129,7 +138,9 @@ If a signal ends the command, its descendants get SIGTERM, and SIGKILL after --k
 released. If the command exits by itself, --children decides about them.
 
 Not covered: what is no descendant, because another process starts it (docker, systemctl, systemd-run, at, cron, \
-ssh), and a process that runs as another user (sudo, su), unless tooz runs as root. tooz names what it cannot end.";
+ssh), and a process that runs as another user (sudo, su), unless tooz runs as root. tooz names what it cannot end.
+
+`tooz --help` lists the exit codes.";
 
 const BREAK_HELP: &str = "\
 The lock is free when tooz returns. A message or the next renewal tells the old holder that it lost the lock; \
@@ -152,7 +163,7 @@ const JOIN_HELP: &str = "tooz sets TOOZ_GROUP and TOOZ_MEMBER in the command's e
 
 const ELECT_HELP: &str = "\
 tooz sets TOOZ_GROUP, TOOZ_TERM, TOOZ_FENCING_TOKEN (the same number as TOOZ_TERM) and TOOZ_MEMBER in the \
-command's environment. Signals, the terminal and the loss of the leadership are handled as by `tooz lock`.";
+command's environment. Signals, the terminal and the loss of the leadership are handled as by `tooz lock`. `tooz --help` lists the exit codes.";
 
 const DOCTOR_HELP: &str = "\
 doctor connects as a member, measures each operation under names with a random suffix, removes what it made, and \
@@ -259,7 +270,7 @@ pub(crate) struct List {
 pub(crate) struct Members {
     /// Name of the group
     pub(crate) group: OsString,
-    /// Follow changes until a signal arrives
+    /// Follow changes until a signal arrives, also of a group that does not exist yet
     #[arg(long)]
     pub(crate) watch: bool,
     /// Print one JSON object per line
