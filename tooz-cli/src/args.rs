@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use tooz::BackendUrl;
@@ -17,7 +18,7 @@ use crate::exit::{self, Code, LOST, NOT_ACQUIRED};
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) backend: BackendOptions,
-    /// Print errors only; that a lock or leadership is taken is none
+    /// Print errors only; a taken lock or leadership is not an error
     #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = OF_EVERY_VERB)]
     pub(crate) quiet: bool,
     /// Tell also what goes well: acquired, elected, the backend is away and back
@@ -68,6 +69,7 @@ pub(crate) struct BackendOptions {
         long,
         global = true,
         value_name = "NAME",
+        value_parser = NonEmptyStringValueParser::new(),
         help = "Namespace: equal names in two namespaces are two different locks or groups [env: TOOZ_NAMESPACE]"
     )]
     pub(crate) namespace: Option<String>,

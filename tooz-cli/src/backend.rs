@@ -4,7 +4,6 @@ use std::ffi::OsStr;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::pin::pin;
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
@@ -20,7 +19,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// Connects as the options say.
 pub(crate) async fn connect(backend: &Backend) -> Result<Coordinator, Failure> {
-    Ok(tell_if_long(builder(backend)?.connect(), not_yet).await?)
+    tell_if_long(builder(backend)?.connect(), not_yet).await.map_err(|error| failed(backend, error))
 }
 
 /// Ends the session. What cannot be released ends with it; the caller wants the command's own exit code.
@@ -49,37 +48,51 @@ pub(crate) async fn connect_within(
     limit: Duration,
     again: bool,
 ) -> Result<Coordinator, Failure> {
-    tell_if_long(try_to_connect(backend, limit, again), not_yet).await
+    let end = boot_time() + limit;
+    let left = || end.saturating_sub(boot_time());
+    let attempts = async {
+        loop {
+            let mut connecting = Box::pin(builder(backend)?.connect());
+            let error = match timeout(left(), &mut connecting).await {
+                Ok(Ok(coordinator)) => return Ok(Ok(coordinator)),
+                Ok(Err(error)) => error,
+                Err(_) => return Ok(Err(connecting)),
+            };
+            let is_away = matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout);
+            if !again || !is_away || timeout(left(), sleep(PAUSE)).await.is_err() {
+                return Err(failed(backend, error));
+            }
+        }
+    };
+    match tell_if_long(attempts, not_yet).await? {
+        Ok(coordinator) => Ok(coordinator),
+        Err(connecting) => {
+            let told = no_answer(limit).told();
+            let leaving = async {
+                if let Ok(coordinator) = connecting.await {
+                    let _ = coordinator.close().await;
+                }
+            };
+            let _ = timeout(QUICK, leaving).await;
+            Err(told)
+        }
+    }
 }
 
-async fn not_yet() -> String {
+/// The line about a backend that has not answered yet.
+pub(crate) async fn not_yet() -> String {
     format!("{AWAY} yet; waiting for it")
 }
 
-async fn try_to_connect(backend: &Backend, limit: Duration, again: bool) -> Result<Coordinator, Failure> {
-    let end = boot_time() + limit;
-    let left = || end.saturating_sub(boot_time());
-    loop {
-        let mut connecting = pin!(builder(backend)?.connect());
-        let error = match timeout(left(), &mut connecting).await {
-            Ok(Ok(coordinator)) => return Ok(coordinator),
-            Ok(Err(error)) => error,
-            Err(_) => {
-                let told = no_answer(limit).told();
-                let leaving = async {
-                    if let Ok(coordinator) = connecting.await {
-                        let _ = coordinator.close().await;
-                    }
-                };
-                let _ = timeout(QUICK, leaving).await;
-                return Err(told);
-            }
-        };
-        let is_away = matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout);
-        if !again || !is_away || timeout(left(), sleep(PAUSE)).await.is_err() {
-            return Err(error.into());
+/// An error of connecting. Where the URL is wrong it says what named it.
+fn failed(backend: &Backend, error: tooz::Error) -> Failure {
+    let source = match error.kind() {
+        ErrorKind::InvalidUrl | ErrorKind::InvalidOption | ErrorKind::UnknownScheme => {
+            format!(" (the backend is {})", backend.source)
         }
-    }
+        _ => String::new(),
+    };
+    Failure::from(error).adding(&source)
 }
 
 /// The backend did not answer in time.
@@ -91,7 +104,12 @@ pub(crate) fn no_answer(limit: Duration) -> Failure {
 
 /// Connects without a session. That works on a full store, and for a user who may only read.
 pub(crate) async fn view(backend: &Backend) -> Result<Viewer, Failure> {
-    Ok(builder(backend)?.view().await?)
+    tell_if_long(builder(backend)?.view(), not_yet).await.map_err(|error| failed(backend, error))
+}
+
+/// The answer to a question. A long wait for it is told.
+pub(crate) async fn ask<T>(question: impl Future<Output = tooz::Result<T>>) -> Result<T, Failure> {
+    Ok(tell_if_long(question, not_yet).await?)
 }
 
 /// A builder for what coordinates processes: within one process there is nobody but `tooz` itself.
@@ -107,10 +125,10 @@ pub(crate) fn builder(backend: &Backend) -> Result<Builder, Failure> {
 pub(crate) fn any_builder(backend: &Backend) -> Builder {
     let member = backend.member.as_deref().map_or_else(default_member, |member| bytes(member).to_vec());
     let mut builder = Coordinator::builder(backend.url.as_str(), member);
-    if let Some(ttl) = backend.ttl {
+    if let Some(ttl) = backend.ttl() {
         builder = builder.ttl(ttl);
     }
-    if let Some(namespace) = &backend.namespace {
+    if let Some(namespace) = backend.namespace() {
         builder = builder.namespace(namespace);
     }
     builder

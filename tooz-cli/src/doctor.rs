@@ -151,7 +151,7 @@ async fn measure(
     for round in 0..rounds {
         if round > 0 {
             // Another member id, since this coordinator uses ours.
-            let other = Backend { member: None, ..backend.clone() };
+            let other = backend.of_another_member();
             let begun = clock.now();
             let other = backend::any_builder(&other).connect().await.map_err(|error| ("connect", error))?;
             times.connect.push(since(begun));

@@ -6,7 +6,7 @@ use tooz::driver::LockMode;
 use tooz::{Coordinator, Deadline, Leader, Leadership};
 
 use crate::args::{self, Elect};
-use crate::backend::{bytes, close, view};
+use crate::backend::{ask, bytes, close, view};
 use crate::exit::{Code, Failure, QUICK};
 use crate::held::Wanted;
 use crate::lock::{cannot_start, conclude, member_text, not_acquired, tell_outage, unless_signaled};
@@ -94,34 +94,36 @@ async fn lead(
 }
 
 pub(crate) async fn leader(backend: &Backend, options: &args::Leader) -> Result<Code, Failure> {
-    let mut signals = Signals::catch()?;
-    let viewer = unless_signaled(&mut signals, view(backend)).await??;
     let group = bytes(&options.group);
     if !options.watch {
-        let leader = viewer.leader(group).await?;
+        let viewer = view(backend).await?;
+        let leader = ask(viewer.leader(group)).await?;
         match &leader {
             _ if options.json => text::line(&leader.as_ref().map_or(Value::Null, json).to_string())?,
             Some(leader) => text::line(&line(leader))?,
             None => {}
         }
         let _ = viewer.close().await;
-        // As grep does: 1 says that there is no leader, so a script can test for it.
         return Ok(Code::of_answer(leader.is_some()));
     }
-    let mut observer = viewer.observe(group).await?;
+    let mut signals = Signals::catch()?;
+    let viewer = unless_signaled(&mut signals, view(backend)).await??;
     let follow = async {
+        let mut observer = viewer.observe(group).await?;
         while let Some(leader) = observer.next().await {
-            show_change(leader?.as_ref(), options.json)?;
+            text::line_in_background(change(leader?.as_ref(), options.json)).await?;
         }
         Ok(())
     };
     watch(&mut signals, follow, async || viewer.leader(group).await.map(drop)).await
 }
 
-fn show_change(leader: Option<&Leader>, json: bool) -> Result<(), Failure> {
+fn change(leader: Option<&Leader>, json: bool) -> String {
     let now = text::now();
-    let value = || json!({ "time": now, "leader": leader.map(self::json) });
-    text::show(json, value, || format!("{now} {}", leader.map_or_else(|| "vacant".to_owned(), line)))
+    if json {
+        return json!({ "time": now, "leader": leader.map(self::json) }).to_string();
+    }
+    format!("{now} {}", leader.map_or_else(|| "vacant".to_owned(), line))
 }
 
 fn name(leader: &Leader) -> String {

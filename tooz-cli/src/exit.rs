@@ -124,6 +124,12 @@ impl Failure {
         self.closing
     }
 
+    /// The same, with more in its message.
+    pub(crate) fn adding(mut self, more: &str) -> Self {
+        self.message.push_str(more);
+        self
+    }
+
     /// Ends with this code and prints nothing: the reason was printed before.
     pub(crate) fn silent(code: Code) -> Self {
         Self::new(code, "")

@@ -8,10 +8,10 @@ use tooz::driver::MemberRecord;
 use tooz::{Capabilities, Coordinator, ErrorKind, Event, GroupEvent, GroupWatch, Viewer};
 
 use crate::args::{Join, List, Members};
-use crate::backend::{bytes, close, connect, view};
+use crate::backend::{ask, bytes, close, connect, not_yet, view};
 use crate::exit::{Closing, Code, DONE, Failure, LOST, USAGE};
 use crate::lock::{cannot_start, ended_all, member_text, unless_signaled};
-use crate::messages::{self, AWAY, BACK};
+use crate::messages::{self, AWAY, BACK, tell_if_long};
 use crate::run::{Ended, Hold, Job, Signals, run};
 use crate::settings::Backend;
 use crate::text;
@@ -22,7 +22,7 @@ const LOOK: Duration = Duration::from_millis(500);
 
 pub(crate) async fn groups(backend: &Backend, options: &List) -> Result<Code, Failure> {
     let viewer = view(backend).await?;
-    let groups = viewer.groups().await?;
+    let groups = ask(viewer.groups()).await?;
     for group in groups {
         let value = || json!({ "group": text::name(group.as_bytes()) });
         text::show(options.json, value, || group.to_string())?;
@@ -32,20 +32,23 @@ pub(crate) async fn groups(backend: &Backend, options: &List) -> Result<Code, Fa
 }
 
 pub(crate) async fn members(backend: &Backend, options: &Members) -> Result<Code, Failure> {
-    let mut signals = Signals::catch()?;
-    let viewer = unless_signaled(&mut signals, view(backend)).await??;
     let group = bytes(&options.group);
     if !options.watch {
-        for record in viewer.members(group).await? {
+        let viewer = view(backend).await?;
+        for record in ask(viewer.members(group)).await? {
             text::show(options.json, || text::member_json(&record), || text::member_line(&record))?;
         }
         let _ = viewer.close().await;
         return Ok(DONE);
     }
+    let mut signals = Signals::catch()?;
+    let viewer = unless_signaled(&mut signals, view(backend)).await??;
     let follow = async {
         let mut events = appears(&viewer, group).await?;
         while let Some(event) = events.next().await {
-            show(&event?, options.json)?;
+            if let Some(text) = change(&event?, options.json) {
+                text::line_in_background(text).await?;
+            }
         }
         Ok(())
     };
@@ -56,50 +59,54 @@ pub(crate) async fn members(backend: &Backend, options: &Members) -> Result<Code
 async fn appears(viewer: &Viewer, group: &[u8]) -> Result<GroupWatch, Failure> {
     let mut is_told = false;
     loop {
-        match viewer.watch(group).await {
-            Err(error) if error.kind() == ErrorKind::GroupNotFound => {
+        match viewer.watch(group).await.map_err(|error| (error.kind(), error)) {
+            Ok(events) => return Ok(events),
+            Err((ErrorKind::GroupNotFound, _)) => {
                 if !std::mem::replace(&mut is_told, true) {
-                    messages::notice(&format!("{error}; waiting for it"));
+                    let group = group.escape_ascii();
+                    messages::notice(&format!("group \"{group}\" does not exist yet; waiting for it"));
                 }
-                sleep(LOOK).await;
             }
-            result => return Ok(result?),
+            // Told by the watch.
+            Err((ErrorKind::Unavailable | ErrorKind::Timeout, _)) if is_told => {}
+            Err((_, error)) => return Err(error.into()),
         }
+        sleep(LOOK).await;
     }
 }
 
-/// Prints one line for each change; for a snapshot a heading and one line for each member.
-fn show(event: &GroupEvent, json: bool) -> Result<(), Failure> {
+/// One line for each change; for a snapshot a heading and one line for each member. `None`: not known here.
+fn change(event: &GroupEvent, json: bool) -> Option<String> {
     let now = text::now();
     let one = |word: &str, record: &MemberRecord| {
-        text::line(&if json {
+        if json {
             let mut value = text::member_json(record);
             value["event"] = word.into();
             value["time"] = (&*now).into();
             value.to_string()
         } else {
             format!("{now} {word} {}", text::member_line(record))
-        })
+        }
     };
     let all = |word: &str, records: &[MemberRecord]| {
         if json {
             let members: Vec<Value> = records.iter().map(text::member_json).collect();
-            return text::line(&json!({ "event": word, "time": now, "members": members }).to_string());
+            return json!({ "event": word, "time": now, "members": members }).to_string();
         }
-        text::line(&format!("{now} {word} of {}", records.len()))?;
-        records.iter().try_for_each(|record| one("member", record))
+        let heading = format!("{now} {word} of {}", records.len());
+        let members = records.iter().map(|record| one("member", record));
+        std::iter::once(heading).chain(members).collect::<Vec<_>>().join("\n")
     };
-    match event {
+    Some(match event {
         GroupEvent::Snapshot(records) => all("snapshot", records),
         GroupEvent::Resync(records) => all("resync", records),
         GroupEvent::Joined(record) => one("joined", record),
         GroupEvent::Left(record) => one("left", record),
         GroupEvent::Updated(record) => one("updated", record),
-        GroupEvent::Deleted => {
-            text::show(json, || json!({ "event": "deleted", "time": now }), || format!("{now} deleted"))
-        }
-        _ => Ok(()),
-    }
+        GroupEvent::Deleted if json => json!({ "event": "deleted", "time": now }).to_string(),
+        GroupEvent::Deleted => format!("{now} deleted"),
+        _ => return None,
+    })
 }
 
 /// The session joins the group again after a loss, so only the end of `tooz` ends the command.
@@ -129,7 +136,7 @@ async fn take_part(
     signals: &mut Signals,
 ) -> Result<Code, Failure> {
     let group = coordinator.group(bytes(&options.group))?;
-    unless_signaled(signals, group.join_or_create(capabilities)).await??;
+    unless_signaled(signals, tell_if_long(group.join_or_create(capabilities), not_yet)).await??;
     if options.command.is_empty() {
         let caught = signals.next().await;
         return Ok(Code::by_signal(caught.signal as i32));
@@ -156,11 +163,11 @@ fn tell(event: &Event) {
     let text = match event {
         Event::Suspended => AWAY.to_owned(),
         Event::Recovered => BACK.to_owned(),
-        Event::Lost(why) => format!("the membership is gone ({why}); joining again"),
-        Event::Rejoined(_) => "a member again".to_owned(),
-        Event::Evicted(group) => format!("this member was removed from group \"{group}\"; joining again"),
+        Event::Lost(why) => format!("the membership is gone: {why}"),
+        Event::Rejoined(groups) if !groups.is_empty() => "joined again".to_owned(),
+        Event::Evicted(group) => format!("this member was removed from group \"{group}\""),
         Event::GroupDeleted(group) => {
-            format!("group \"{group}\" was deleted, and the membership with it; join again")
+            format!("group \"{group}\" was deleted, and the membership with it; start tooz again to join it")
         }
         _ => return,
     };

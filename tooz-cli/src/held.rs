@@ -36,7 +36,7 @@ impl Wanted {
 
     fn new(kind: &str, coordinator: &Coordinator, backend: &Backend, name: &[u8]) -> Self {
         let url = coordinator.url();
-        let namespace = backend.namespace.as_deref().or_else(|| url.option("namespace"));
+        let namespace = backend.namespace().or_else(|| url.option("namespace"));
         // User, password and other options do not say which backend it is.
         let mut place = DefaultHasher::new();
         (url.scheme(), format!("{:?}", url.hosts()), url.path(), namespace).hash(&mut place);

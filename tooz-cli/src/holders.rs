@@ -6,7 +6,7 @@ use tooz::driver::HolderRecord;
 use tooz::{Coordinator, Election, FencingToken, Lock};
 
 use crate::args::{Break, Holders, Raise};
-use crate::backend::{bytes, connect, view};
+use crate::backend::{ask, bytes, connect, view};
 use crate::exit::{Code, DONE, Failure, NO};
 use crate::messages;
 use crate::settings::Backend;
@@ -14,7 +14,7 @@ use crate::text;
 
 pub(crate) async fn holders(backend: &Backend, options: &Holders) -> Result<Code, Failure> {
     let viewer = view(backend).await?;
-    let all = viewer.holders(bytes(&options.name)).await?;
+    let all = ask(viewer.holders(bytes(&options.name))).await?;
     for record in &all.holders {
         let json = || {
             let mut value = text::holder_json(record);

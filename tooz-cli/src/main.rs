@@ -36,6 +36,12 @@ use exit::{Code, Failure};
 use settings::Backend;
 
 fn main() -> ExitCode {
+    let code = tooz();
+    messages::flush();
+    code
+}
+
+fn tooz() -> ExitCode {
     if let Some(code) = guard::dispatch(std::env::args_os()) {
         return code;
     }
@@ -53,7 +59,10 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return Failure::from(error).report(),
     };
-    match runtime.block_on(dispatch(&cli)) {
+    let ended = runtime.block_on(dispatch(&cli));
+    // Not by dropping it: a write to an output that nobody reads would be waited for.
+    runtime.shutdown_background();
+    match ended {
         Ok(code) => code.into(),
         Err(failure) => failure.report(),
     }

@@ -2,13 +2,18 @@
 
 use std::convert::Infallible;
 use std::future::{Future, pending};
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 use std::pin::Pin;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Duration;
 
+use nix::sys::signal::SigSet;
 use tokio::time::sleep;
 use tooz::{Coordinator, Event};
+
+use crate::exit::QUICK;
 
 const QUIET: u8 = 1;
 const VERBOSE: u8 = 2;
@@ -40,11 +45,58 @@ fn is_verbose() -> bool {
     LEVEL.load(Ordering::Relaxed) == VERBOSE
 }
 
-/// One line, whatever happens.
+/// Prints one line on standard error. It does not wait until the line is read: a thread writes it. So a reader that stands
+/// still stops no renewal and no signal, and one that is gone is no failure.
 pub(crate) fn error(text: &str) {
     // A backend's message may hold line breaks: print one line.
     let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    eprintln!("tooz: {text}");
+    match WRITER.get_or_init(start_writer) {
+        // Nobody reads when so many lines wait; they must not take the memory, too.
+        Some(writer) => drop(writer.try_send(Job::Line(text))),
+        None => write(&text),
+    }
+}
+
+fn write(text: &str) {
+    let _ = writeln!(io::stderr(), "tooz: {text}");
+}
+
+/// Waits until what was said is written, but not long: nobody may read it.
+pub(crate) fn flush() {
+    let Some(Some(writer)) = WRITER.get() else { return };
+    let (written, done) = sync_channel(1);
+    if writer.try_send(Job::Flush(written)).is_ok() {
+        let _ = done.recv_timeout(QUICK);
+    }
+}
+
+/// What the writer does.
+enum Job {
+    Line(String),
+    Flush(SyncSender<()>),
+}
+
+static WRITER: OnceLock<Option<SyncSender<Job>>> = OnceLock::new();
+
+/// How many lines may wait for the reader.
+const MOST_LINES: usize = 64;
+
+/// Starts the thread that writes; `None` if the system has no thread left. Signals are for the other threads.
+fn start_writer() -> Option<SyncSender<Job>> {
+    let (sender, jobs) = sync_channel(MOST_LINES);
+    let before = SigSet::thread_get_mask().ok()?;
+    SigSet::all().thread_set_mask().ok()?;
+    let work = move || {
+        for job in jobs {
+            match job {
+                Job::Line(text) => write(&text),
+                Job::Flush(written) => drop(written.send(())),
+            }
+        }
+    };
+    let started = std::thread::Builder::new().name("messages".into()).spawn(work);
+    before.thread_set_mask().ok()?;
+    started.is_ok().then_some(sender)
 }
 
 /// What should be known, and is no error.
@@ -64,7 +116,7 @@ pub(crate) fn detail(text: &str) {
 /// Does `work`. If it takes long, and people watch, the line that `what` finds says what for.
 pub(crate) async fn tell_if_long<F: Future>(work: F, what: impl AsyncFnOnce() -> String) -> F::Output {
     let line = async {
-        if is_verbose() || (!is_quiet() && std::io::stderr().is_terminal()) {
+        if is_verbose() || (!is_quiet() && io::stderr().is_terminal()) {
             sleep(LONG).await;
             error(&what().await);
         }

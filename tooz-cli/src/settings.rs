@@ -3,10 +3,10 @@
 
 use std::env::{current_dir, var_os};
 use std::ffi::OsString;
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
+use std::{fmt, io};
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 
@@ -28,8 +28,12 @@ const IN_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'#').add(b'?').add(b'%');
 pub(crate) struct Backend {
     pub(crate) url: String,
     pub(crate) source: Source,
-    pub(crate) namespace: Option<String>,
-    pub(crate) ttl: Option<Duration>,
+    /// From an option or a variable.
+    namespace: Option<String>,
+    /// From an option or a variable.
+    ttl: Option<Duration>,
+    /// What the file says that names the URL.
+    config: Config,
     pub(crate) member: Option<OsString>,
 }
 
@@ -61,21 +65,37 @@ impl fmt::Display for Source {
 impl Backend {
     /// From the options, the environment, the files and the default. `argument` is a URL besides `--url`.
     pub(crate) fn of(options: &BackendOptions, argument: Option<&str>) -> Result<Self, Failure> {
-        let ((url, source), config) = match argument.or(options.url.as_deref()) {
-            Some(url) => ((url.to_owned(), Source::CommandLine), Config::default()),
+        let (url, source, config) = match argument.or(options.url.as_deref()) {
+            Some(url) => (url.to_owned(), Source::CommandLine, Config::default()),
             None => named(variable(URL)?, variable_path(URL_FILE))?,
         };
-        let namespace = options.namespace.clone().or(variable(NAMESPACE)?).or(config.namespace);
-        let ttl = match (options.ttl, variable(TTL)?) {
-            (Some(ttl), _) => Some(ttl),
-            (None, Some(text)) => Some(args::duration(&text).map_err(|why| usage(format!("{TTL}: {why}")))?),
-            (None, None) => config.ttl,
+        let namespace = match &options.namespace {
+            Some(namespace) => Some(namespace.clone()),
+            None => variable(NAMESPACE)?,
         };
-        Ok(Self { url: absolute(url)?, source, namespace, ttl, member: options.member.clone() })
+        let ttl = match options.ttl {
+            Some(ttl) => Some(ttl),
+            None => ttl_of_variable()?,
+        };
+        let member = options.member.clone();
+        Ok(Self { url: absolute(url, &source)?, source, namespace, ttl, config, member })
     }
 
-    /// Lets `command` use the same backend. A URL from a file is handed on as the file, so that no password gets into an
-    /// environment.
+    /// The same for a member whose id is new.
+    pub(crate) fn of_another_member(&self) -> Self {
+        Self { member: None, ..self.clone() }
+    }
+
+    pub(crate) fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref().or(self.config.namespace.as_deref())
+    }
+
+    pub(crate) fn ttl(&self) -> Option<Duration> {
+        self.ttl.or(self.config.ttl)
+    }
+
+    /// Lets `command` use the same backend. What a file says is handed on as the file, so that no password gets into an
+    /// environment, and no namespace to another backend that a `tooz` below names.
     pub(crate) fn hand_on(&self, command: &mut Command) {
         let ttl = self.ttl.map(|ttl| format!("{}ms", ttl.as_millis()).into());
         let (url, file): (Option<OsString>, _) = match &self.source {
@@ -93,24 +113,29 @@ impl Backend {
     }
 }
 
+fn ttl_of_variable() -> Result<Option<Duration>, Failure> {
+    let Some(text) = variable(TTL)? else { return Ok(None) };
+    args::duration(&text).map(Some).map_err(|why| usage(format!("{TTL}: {why}")))
+}
+
 fn usage(what: impl Into<String>) -> Failure {
     Failure::new(USAGE, what)
 }
 
 /// The URL that no option names, its source, and what goes with it.
-fn named(url: Option<String>, file: Option<PathBuf>) -> Result<((String, Source), Config), Failure> {
+fn named(url: Option<String>, file: Option<PathBuf>) -> Result<(String, Source, Config), Failure> {
     match (url, file) {
         (Some(_), Some(_)) => {
             return Err(usage("TOOZ_URL and TOOZ_URL_FILE are both set; unset one of them"));
         }
         (Some(url), None) => {
             let url = settings_file::without_line_end(&url).to_owned();
-            return Ok(((url, Source::Variable), Config::default()));
+            return Ok((url, Source::Variable, Config::default()));
         }
         (None, Some(path)) => {
-            let path = current_dir()?.join(path);
+            let path = std::path::absolute(&path).map_err(|error| no_directory(&error))?;
             let url = settings_file::url(&path)?;
-            return Ok(((url, Source::UrlFile(path)), Config::default()));
+            return Ok((url, Source::UrlFile(path), Config::default()));
         }
         (None, None) => {}
     }
@@ -118,10 +143,10 @@ fn named(url: Option<String>, file: Option<PathBuf>) -> Result<((String, Source)
         user_directory("XDG_CONFIG_HOME", ".config").map(|directory| directory.join("config.toml"));
     for path in of_the_user.into_iter().chain([PathBuf::from("/etc/tooz/config.toml")]) {
         if let Some((url, config)) = settings_file::config(&path)? {
-            return Ok(((url, Source::Config(path)), config));
+            return Ok((url, Source::Config(path), config));
         }
     }
-    Ok(((embedded()?, Source::Default), Config::default()))
+    Ok((embedded()?, Source::Default, Config::default()))
 }
 
 /// A variable; an empty one counts as not set.
@@ -155,14 +180,21 @@ fn user_directory_in(base: Option<OsString>, home: Option<OsString>, below_home:
     Some(base.join("tooz"))
 }
 
-/// `sqlite://./a` names another file after a `cd`, for which commands are free.
-fn absolute(url: String) -> Result<String, Failure> {
-    match url.split_once("://") {
-        Some((scheme, rest)) if rest.starts_with("./") || rest.starts_with("../") => {
-            Ok(format!("{scheme}://{}/{rest}", in_url(&current_dir()?)))
-        }
-        _ => Ok(url),
+/// `sqlite://./a` names another file after a `cd`, for which commands are free. In a file it is meant from the file's directory.
+fn absolute(url: String, source: &Source) -> Result<String, Failure> {
+    let Some((scheme, rest)) = url.split_once("://") else { return Ok(url) };
+    if !(rest.starts_with("./") || rest.starts_with("../")) {
+        return Ok(url);
     }
+    let base = match source {
+        Source::UrlFile(path) | Source::Config(path) => path.parent().unwrap_or(path).to_owned(),
+        _ => current_dir().map_err(|error| no_directory(&error))?,
+    };
+    Ok(format!("{scheme}://{}/{rest}", in_url(&base)))
+}
+
+fn no_directory(error: &io::Error) -> Failure {
+    usage(format!("cannot find the current directory ({error}); name an absolute path"))
 }
 
 fn in_url(path: &Path) -> String {
@@ -195,7 +227,9 @@ mod tests {
             ("redis://h/./1", "redis://h/./1".to_owned()),
             ("nonsense", "nonsense".to_owned()),
         ] {
-            assert_eq!(absolute(url.to_owned()).unwrap(), becomes);
+            assert_eq!(absolute(url.to_owned(), &Source::Variable).unwrap(), becomes);
         }
+        let of_a_file = Source::Config("/etc/tooz/config.toml".into());
+        assert_eq!(absolute("file://./a".into(), &of_a_file).unwrap(), "file:///etc/tooz/./a");
     }
 }

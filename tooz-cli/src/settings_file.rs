@@ -18,7 +18,7 @@ use crate::messages;
 const LONGEST: u64 = 65_536;
 
 /// What a configuration file may say besides the URL.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Config {
     pub(crate) namespace: Option<String>,
     pub(crate) ttl: Option<Duration>,
@@ -49,17 +49,20 @@ pub(crate) fn config(path: &Path) -> Result<Option<(String, Config)>, Failure> {
     let mut table: Table = toml::from_str(&text.text).map_err(|error: toml::de::Error| {
         let before = error.span().map_or("", |span| text.text.get(..span.start).unwrap_or(""));
         // Not with the line itself: it may hold a password.
-        wrong(path, format!("line {} is no TOML: {}", before.matches('\n').count() + 1, error.message()))
+        wrong(
+            path,
+            format!("line {} is not valid TOML: {}", before.matches('\n').count() + 1, error.message()),
+        )
     })?;
     let mut take = |key: &str| match table.remove(key) {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
-        Some(_) => Err(wrong(path, format!("{key} is not a text; write {key} = \"…\""))),
+        Some(_) => Err(wrong(path, format!("{key} must be a string; write {key} = \"…\""))),
     };
     let (url, namespace, ttl) = (take("url")?, take("namespace")?, take("ttl")?);
-    if let Some(key) = table.keys().next() {
-        let key = key.escape_debug();
-        return Err(wrong(path, format!("the key \"{key}\" is unknown; there are url, namespace and ttl")));
+    if !table.is_empty() {
+        // Not with its name: it may be a URL in the wrong place.
+        return Err(wrong(path, "it has an unknown key; there are url, namespace and ttl"));
     }
     let ttl =
         ttl.map(|ttl| args::duration(&ttl)).transpose().map_err(|why| wrong(path, format!("ttl: {why}")))?;
@@ -75,6 +78,10 @@ pub(crate) fn config(path: &Path) -> Result<Option<(String, Config)>, Failure> {
     }
 }
 
+fn holds_password(url: &BackendUrl) -> bool {
+    url.password().is_some() || url.options().iter().any(|(name, _)| name.contains("password"))
+}
+
 fn wrong(path: &Path, why: impl std::fmt::Display) -> Failure {
     Failure::new(USAGE, format!("{}: {why}", path.display()))
 }
@@ -87,7 +94,7 @@ struct Text {
 
 impl Text {
     fn warn_of_readers(&self, path: &Path, url: &str) {
-        if self.is_public && BackendUrl::parse(url).is_ok_and(|url| url.password().is_some()) {
+        if self.is_public && BackendUrl::parse(url).is_ok_and(|url| holds_password(&url)) {
             let path = path.display();
             messages::notice(&format!(
                 "warning: {path} holds a password, and every user can read it; run chmod o-r on it"
@@ -109,10 +116,10 @@ fn read(path: &Path) -> Result<Option<Text>, Failure> {
     // Of the open file: what is checked is what is read.
     let about = file.metadata().map_err(|error| wrong(path, error))?;
     if !about.is_file() {
-        return Err(wrong(path, "it is no regular file; name one"));
+        return Err(wrong(path, "it is not a regular file"));
     }
     if ![0, nix::unistd::geteuid().as_raw()].contains(&about.uid()) {
-        return Err(wrong(path, "another user owns it, who could name another backend; chown it"));
+        return Err(wrong(path, "another user owns it and could name another backend; run chown on it"));
     }
     if about.mode() & 0o022 != 0 {
         return Err(wrong(path, "other users can write it and name another backend; run chmod go-w on it"));

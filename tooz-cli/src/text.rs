@@ -20,6 +20,14 @@ pub(crate) fn line(text: &str) -> Result<(), Failure> {
     written(|output| writeln!(output, "{text}"))
 }
 
+/// The same as [`line`], for a verb that goes on while nobody reads its output.
+pub(crate) async fn line_in_background(text: String) -> Result<(), Failure> {
+    match tokio::task::spawn_blocking(move || line(&text)).await {
+        Ok(result) => result,
+        Err(error) => Err(io::Error::other(error).into()),
+    }
+}
+
 fn written(write: impl FnOnce(&mut io::StdoutLock<'_>) -> io::Result<()>) -> Result<(), Failure> {
     let mut output = io::stdout().lock();
     match write(&mut output).and_then(|()| output.flush()) {

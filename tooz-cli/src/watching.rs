@@ -5,8 +5,7 @@ use std::io::stdout;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use tokio::io::Interest;
-use tokio::net::unix::pipe;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::time::{sleep, timeout};
 use tooz::ErrorKind;
 
@@ -17,6 +16,9 @@ use crate::run::Signals;
 
 /// Between two questions whether the backend answers; a watch waits in silence for one that is away.
 const ASK: Duration = Duration::from_secs(5);
+
+/// Between two looks whether the output is read.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// Does `follow` until a signal arrives or the other end of the output is closed. `ask` is any question to the backend.
 pub(crate) async fn watch(
@@ -52,12 +54,17 @@ async fn tell_outages(ask: impl AsyncFn() -> tooz::Result<()>) {
     }
 }
 
-/// Ends when nobody reads the output any more, if it is a pipe or the like.
+/// Ends when the other end of the output is closed, if it is a pipe, a socket or a terminal. It looks now and then: a runtime
+/// that is told of readiness wakes at once for an output that can be written.
 async fn output_is_closed() {
-    let copy = stdout().as_fd().try_clone_to_owned();
-    // Ordinary files are refused: nothing can be waited for there.
-    match copy.and_then(pipe::Sender::from_owned_fd_unchecked) {
-        Ok(output) if output.ready(Interest::ERROR).await.is_ok() => {}
-        _ => std::future::pending().await,
+    let output = stdout();
+    loop {
+        let mut state = [PollFd::new(output.as_fd(), PollFlags::empty())];
+        let _ = poll(&mut state, PollTimeout::ZERO);
+        let closed = PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL;
+        if state[0].revents().is_some_and(|found| found.intersects(closed)) {
+            return;
+        }
+        sleep(LOOK).await;
     }
 }

@@ -106,7 +106,13 @@ fn namespace_and_ttl_come_with_the_url_unless_they_are_given() {
         rest.split_once(" namespace ").unwrap().1.to_owned()
     };
     let variables = [("TOOZ_NAMESPACE", "variable"), ("TOOZ_TTL", "30s")];
-    assert_eq!(told(&[], &[]), "<file> ttl <20000ms>\n");
+    // The holder is seen, so the tooz below has them from the file. They must not get to another backend that it names.
+    assert_eq!(told(&[], &[]), "<> ttl <>\n");
+    let other = scene.sqlite("other.db");
+    let nested = format!("$TOOZ --url {other} lock y -- $TOOZ --url {other} --namespace file holders y");
+    let elsewhere = finish(&mut scene.tooz(&["lock", "x", "--", "sh", "-c", &nested]));
+    assert_eq!((elsewhere.code, elsewhere.stdout.as_str()), (Some(0), ""), "{elsewhere:?}");
+    assert_eq!(finish(&mut scene.tooz(&["--namespace", "", "groups"])).code, Some(64));
     assert_eq!(told(&[], &variables), "<variable> ttl <30000ms>\n");
     assert_eq!(told(&["--namespace", "option", "--ttl", "40s"], &variables), "<option> ttl <40000ms>\n");
     assert_eq!(told(&["--url", &url], &[]), "<> ttl <>\n", "another source's namespace is not meant");
@@ -127,9 +133,9 @@ fn a_file_that_cannot_be_meant_so_is_refused_and_shows_no_secret() {
         );
     };
     for (text, what) in [
-        ("url = \"redis://:s3cret@h\"\nuri = \"x\"\n", "the key \"uri\" is unknown"),
-        ("ttl = \"20s\"\nurl = redis://:s3cret@h\n", "line 2 is no TOML"),
-        ("url = [\"redis://:s3cret@h\"]\n", "url is not a text"),
+        ("url = \"redis://:s3cret@h\"\nuri = \"x\"\n", "has an unknown key"),
+        ("ttl = \"20s\"\nurl = redis://:s3cret@h\n", "line 2 is not valid TOML"),
+        ("url = [\"redis://:s3cret@h\"]\n", "url must be a string"),
         ("namespace = \"a\"\n", "names no url"),
         ("url = \"redis://:s3cret@h\"\nttl = \"soon\"\n", "ttl: write a duration"),
         (&"#".repeat(70_000), "longer than"),
@@ -150,7 +156,7 @@ fn a_file_that_cannot_be_meant_so_is_refused_and_shows_no_secret() {
     let two = scene.write("two", "redis://:s3cret@h\n\n");
     for (file, what) in [
         ("absent", "no such file"),
-        (pipe.to_str().unwrap(), "no regular file"),
+        (pipe.to_str().unwrap(), "not a regular file"),
         (&empty, "it is empty"),
         (&two, "invisible U+000A"),
     ] {
@@ -166,9 +172,13 @@ fn a_password_that_everyone_can_read_is_warned_of() {
         (":s3cret@", 0o600, false),
         (":s3cret@", 0o640, false),
         (":s3cret@", 0o644, true),
+        ("sentinel", 0o644, true),
         ("", 0o644, false),
     ] {
-        let url = format!("redis://{user}127.0.0.1:{free}");
+        let url = match user {
+            "sentinel" => format!("redis+sentinel://127.0.0.1:{free}/m?sentinel_password=s3cret"),
+            user => format!("redis://{user}127.0.0.1:{free}"),
+        };
         let file = scene.write("url", &url);
         let config = scene.configure(&format!("url = \"{url}\""));
         for path in [&file, &config] {
@@ -181,4 +191,27 @@ fn a_password_that_everyone_can_read_is_warned_of() {
             assert!(!finished.stderr.contains("s3cret"), "{finished:?}");
         }
     }
+}
+
+/// From wherever a command starts.
+#[test]
+fn a_relative_path_in_a_file_is_meant_from_the_directory_of_the_file() {
+    let scene = Scene::new();
+    let file = scene.write("url", "sqlite://./of-the-file.db");
+    scene.configure("url = \"sqlite://../of-the-config.db\"\n");
+    let script = "cd /; $TOOZ holders x | wc -l";
+    for (variable, database) in [(&*file, "of-the-file.db"), ("", "config/of-the-config.db")] {
+        let mut command = scene.tooz(&["lock", "x", "--", "sh", "-c", script]);
+        let finished = finish(command.env("TOOZ_URL_FILE", variable).current_dir("/tmp"));
+        assert_eq!((finished.code, finished.stdout.as_str()), (Some(0), "1\n"), "{finished:?}");
+        assert!(scene.0.path(database).exists(), "{database}");
+    }
+}
+
+#[test]
+fn a_wrong_url_is_refused_with_what_named_it() {
+    let scene = Scene::new();
+    let wrong = finish(scene.tooz(&["groups"]).env("TOOZ_URL", "nonsense"));
+    assert_eq!(wrong.code, Some(64), "{wrong:?}");
+    assert!(wrong.stderr.contains("from TOOZ_URL)"), "{wrong:?}");
 }

@@ -341,6 +341,15 @@ fn a_reader_that_goes_away_ends_a_listing_silently() {
     // Also where nothing changes any more.
     drop(watch.lines);
     assert_eq!(watch.running.code(), 141);
+    // Some programs give their children sockets.
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let mut command = place.tooz(&["leader", "--watch", "g"]);
+    command.stdout(std::os::fd::OwnedFd::from(theirs));
+    let mut watch = Running::start(command);
+    let mut line = String::new();
+    BufReader::new(&ours).read_line(&mut line).unwrap();
+    drop(ours);
+    assert_eq!(watch.code(), 141);
 }
 
 #[test]
