@@ -43,7 +43,7 @@ impl Locks for Redis {
         let answer = client.call(&call).await?;
         let broken = holder_records(Parts::of(answer.value)?)?;
         if broken.is_empty() && answer.repeated {
-            let why = format!("{}: the reply was lost, and the lock has no holder now", request.key);
+            let why = format!("{}: the reply was lost; what was to be broken is gone now", request.key);
             return Err(Error::new(ErrorKind::Unavailable, why).indeterminate());
         }
         for holder in &broken {
