@@ -99,6 +99,12 @@ pub(crate) fn url(options: &Backend) -> Result<String, Failure> {
     }
 }
 
+/// The directory of the user's own database, if no other backend is named.
+pub(crate) fn own_directory(options: &Backend) -> Result<Option<PathBuf>, Failure> {
+    let named = options.url.is_some() || std::env::var_os("TOOZ_URL").is_some_and(|url| !url.is_empty());
+    if named { Ok(None) } else { embedded_directory().map(Some) }
+}
+
 /// A builder for what coordinates processes: within one process there is nobody but `tooz` itself.
 pub(crate) fn builder(options: &Backend) -> Result<Builder, Failure> {
     Ok(any_builder(options)?.require(Characteristics::DISTRIBUTED_ACROSS_PROCESSES))
@@ -107,6 +113,15 @@ pub(crate) fn builder(options: &Backend) -> Result<Builder, Failure> {
 /// A builder with the URL, the member and the options of the command line.
 pub(crate) fn any_builder(options: &Backend) -> Result<Builder, Failure> {
     let url = url(options)?;
+    if let Some(directory) = own_directory(options)? {
+        create_private(&directory).map_err(|error| {
+            let why = format!(
+                "cannot create the directory {} ({error}); give --url or set TOOZ_URL",
+                directory.display()
+            );
+            Failure::new(UNAVAILABLE, why)
+        })?;
+    }
     let member = options.member.as_deref().map_or_else(default_member, |member| bytes(member).to_vec());
     let mut builder = Coordinator::builder(url, member);
     if let Some(ttl) = options.ttl {
@@ -150,25 +165,16 @@ pub(crate) fn random_suffix() -> String {
     format!("{}-{:08x}", std::process::id(), u32::from_ne_bytes(random))
 }
 
+fn embedded_directory() -> Result<PathBuf, Failure> {
+    let found = state_directory(std::env::var_os("XDG_STATE_HOME"), std::env::var_os("HOME"));
+    found.ok_or_else(|| {
+        Failure::new(USAGE, "neither XDG_STATE_HOME nor HOME names a directory; give --url or set TOOZ_URL")
+    })
+}
+
 /// The URL of the user's own database.
 fn embedded() -> Result<String, Failure> {
-    let directory = state_directory(std::env::var_os("XDG_STATE_HOME"), std::env::var_os("HOME"))
-        .ok_or_else(|| {
-            Failure::new(
-                USAGE,
-                "neither XDG_STATE_HOME nor HOME names a directory; give --url or set TOOZ_URL",
-            )
-        })?;
-    create_private(&directory).map_err(|error| {
-        Failure::new(
-            crate::exit::UNAVAILABLE,
-            format!(
-                "cannot create the directory {} ({error}); give --url or set TOOZ_URL",
-                directory.display()
-            ),
-        )
-    })?;
-    let path = directory.join("tooz.db");
+    let path = embedded_directory()?.join("tooz.db");
     Ok(format!("sqlite://{}", percent_encode(bytes(path.as_os_str()), IN_PATH)))
 }
 

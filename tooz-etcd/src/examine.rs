@@ -10,6 +10,7 @@ use tooz_core::{Characteristics, Error, ErrorKind, Finding, Result};
 use crate::config::Config;
 use crate::connection::version::{self, Version};
 use crate::error::explain;
+use crate::keys::Keys;
 
 /// The quota of a server that is not told another one, and does not tell it: etcd before 3.6.
 const DEFAULT_QUOTA: u64 = 2 << 30;
@@ -25,7 +26,13 @@ pub(crate) fn examine(request: Connect) -> Examining {
         // The whole examination takes no longer than connecting may, with one or two members that do not answer.
         let limit = limits.connect_timeout / 5;
         let options = config.connect_options(&context).await?.with_connect_timeout(limit);
-        Box::pin(Examiner { context, options, limit }.look(config.endpoints)).await
+        let stamp = Keys::new(&config.namespace).epoch();
+        let unused = format!(
+            "no session was ever opened in namespace \"{}\"; the first one writes the stamp of its data and the first token",
+            config.namespace
+        );
+        let examiner = Examiner { context, options, limit };
+        Box::pin(examiner.look(config.endpoints, stamp, unused)).await
     })
 }
 
@@ -82,7 +89,7 @@ impl Examiner {
         Ok((client, status))
     }
 
-    async fn look(self, endpoints: Vec<String>) -> Result<Vec<Finding>> {
+    async fn look(self, endpoints: Vec<String>, stamp: Vec<u8>, unused: String) -> Result<Vec<Finding>> {
         let (mut answers, mut client) = (BTreeMap::new(), None);
         let mut silent = Vec::new();
         for endpoint in &endpoints {
@@ -119,7 +126,13 @@ impl Examiner {
         }
         let asked = self.call(client.alarm(AlarmAction::Get, AlarmType::None, None)).await;
         let alarms = asked.iter().flat_map(AlarmResponse::alarms).map(|alarm| alarm.alarm().as_str_name());
-        Ok(findings(&members, &alarms.collect::<Vec<_>>()))
+        let alarms: Vec<&str> = alarms.collect();
+        let mut found = findings(&members, &alarms);
+        // With an alarm no session can be opened, and connecting says so.
+        if alarms.is_empty() && self.call(client.get(stamp, None)).await.is_ok_and(|stamp| stamp.count() == 0) {
+            found.push(Finding::good(Finding::UNUSED, unused));
+        }
+        Ok(found)
     }
 }
 

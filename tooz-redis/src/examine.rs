@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tooz_core::driver::{Connect, Examining};
+use redis::{RedisError, Value};
+use tooz_core::driver::{Connect, Examining, SessionId};
 use tooz_core::{Characteristics, Error, ErrorKind, Finding, Result};
 
 use crate::client::Client;
 use crate::config::Config;
 use crate::connection::reply::Parts;
+use crate::connection::link::Outcome;
 use crate::connection::{self, server_info};
+use crate::error;
 
 /// A clock that is this far off is likely to be corrected by a jump, and a jump ends or prolongs every session.
 const CLOCK_OFF: Duration = Duration::from_secs(5);
@@ -49,7 +52,62 @@ async fn look(client: &Client, replicated: bool) -> Result<Vec<Finding>> {
         Err(error) => return Err(error),
     }
     found.push(clock(client).await?);
+    match writing(client).await? {
+        Some(refused) => found.push(refused),
+        None => found.extend(unused(client).await?),
+    }
     Ok(found)
+}
+
+/// Whether no lock was ever granted in this namespace.
+async fn unused(client: &Client) -> Result<Option<Finding>> {
+    let keys = [client.keys.epoch(), client.keys.fence()];
+    let found = match client.read(redis::cmd("EXISTS").arg(&keys)).await {
+        Ok(Value::Int(found)) => found,
+        Ok(_) => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::Denied => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    Ok((found < 2).then(|| {
+        let what = format!(
+            "no lock was ever granted in {}; the first session writes the stamp of its data, the first lock the counter \
+             of tokens",
+            client.keys.shown()
+        );
+        Finding::good(Finding::UNUSED, what)
+    }))
+}
+
+/// Why the server refuses a write. The write is that of a key which does not exist, on the condition that it does.
+async fn writing(client: &Client) -> Result<Option<Finding>> {
+    let key = client.keys.session(SessionId(client.context().entropy.id()));
+    let mut write = redis::cmd("SET");
+    write.arg(key).arg("").arg("XX");
+    match client.links().next().await?.exchange(&write, false).await {
+        Outcome::Refused(refusal) => Ok(Some(judge_refusal(refusal))),
+        Outcome::Answered(..) | Outcome::Lost => Ok(None),
+    }
+}
+
+/// What to do about a server that refuses to write.
+fn judge_refusal(refusal: RedisError) -> Finding {
+    let advice = match refusal.code().unwrap_or_default() {
+        "OOM" => "raise maxmemory (CONFIG SET maxmemory), or remove or move other data; INFO memory shows what is used",
+        "NOREPLICAS" => {
+            "start the replicas again and look at INFO replication, or lower min-replicas-to-write (CONFIG SET)"
+        }
+        "MISCONF" => {
+            "look for space and errors where the server keeps its data, and in its log; once BGSAVE succeeds, writes \
+             are accepted again"
+        }
+        "READONLY" => "name the master, or write redis+sentinel:// with its sentinels",
+        "LOADING" => "wait until the server has loaded its data; INFO persistence says how long (loading_eta_seconds)",
+        "NOPERM" => "give the user the permissions that the driver's README names",
+        _ => "do what the message says",
+    };
+    let said = refusal.to_string();
+    let error = error::of(refusal);
+    Finding::bad("writing", format!("the server refuses writes: {} ({said})", error.context()), advice)
 }
 
 /// A setting; `None` where the user may not ask, or a provider has taken the command away.

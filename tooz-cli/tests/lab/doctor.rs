@@ -1,15 +1,23 @@
-//! `tooz doctor` on a Redis that is well and on such that are not.
+//! `tooz doctor` on servers that are well and on such that are not.
+
+use std::collections::BTreeMap;
 
 use crate::common::{TestBackend, finding, worse_than_good};
+#[cfg(feature = "etcd")]
+use tooz_servers::etcd::Etcd;
 use tooz_servers::free_port;
 use tooz_servers::redis::Redis;
 
-pub(crate) const TESTS: [(&str, fn()); 4] = tests![
+pub(crate) const TESTS: [(&str, fn()); 5] = tests![
     a_redis_as_it_is_delivered_endangers_locks,
     a_redis_that_keeps_everything_is_good,
     who_is_refused_gets_another_code_than_who_finds_nobody,
     what_may_not_be_asked_counts_as_not_kept,
+    a_redis_is_left_as_it_was,
 ];
+
+#[cfg(feature = "etcd")]
+pub(crate) const ETCD: [(&str, fn()); 1] = tests![an_etcd_is_left_as_it_was];
 
 fn a_redis_as_it_is_delivered_endangers_locks() {
     let redis = Redis::start_with(&["--appendonly", "no", "--maxmemory-policy", "allkeys-lru"]).unwrap();
@@ -59,4 +67,40 @@ fn what_may_not_be_asked_counts_as_not_kept() {
     let finished = place.run(&["doctor", "--json", &format!("redis://asker:word@{}", redis.address())]);
     assert_eq!(finished.code, Some(78), "{finished:?}");
     assert_eq!(worse_than_good(&finished), ["permissions", "not-kept", "not-kept"], "{finished:?}");
+}
+
+/// Examines a server that nobody has used, and again after its first use: `everything` in it stays as it was.
+fn is_left_as_it_was(url: &str, everything: impl Fn() -> BTreeMap<String, Vec<u8>>) {
+    let place = TestBackend::new();
+    for used in [false, true] {
+        if used {
+            assert_eq!(place.run(&["--url", url, "lock", "x", "--", "true"]).code, Some(0));
+        }
+        let before = everything();
+        assert_eq!(before.is_empty(), !used);
+        let finished = place.run(&["doctor", "--json", "--rounds", "2", url]);
+        assert_eq!(everything(), before, "{finished:?}");
+        assert!(matches!(finished.code, Some(0 | 78)), "{finished:?}");
+        assert_eq!(finished.stdout.contains("\"unused\""), !used, "{finished:?}");
+        let latency = finding(&finished, "latency");
+        assert_eq!(latency["milliseconds"].get("acquire+release").is_some(), used, "{latency}");
+        assert!(latency["milliseconds"]["connect"].as_f64().unwrap() > 0.0, "{latency}");
+    }
+}
+
+fn a_redis_is_left_as_it_was() {
+    let redis = Redis::start().unwrap();
+    is_left_as_it_was(&format!("redis://{}", redis.address()), || {
+        let mut all = redis.everything().unwrap();
+        // Tokens that were taken are gone for good, and this key expires a ttl after the last session.
+        all.get_mut("_tooz_rs:fence").map(Vec::clear);
+        all.remove("_tooz_rs:lives");
+        all
+    });
+}
+
+#[cfg(feature = "etcd")]
+fn an_etcd_is_left_as_it_was() {
+    let etcd = Etcd::start().unwrap();
+    is_left_as_it_was(&format!("etcd://{}", etcd.address()), || etcd.everything().unwrap());
 }

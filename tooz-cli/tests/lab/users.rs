@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use crate::common::{self, Running, TestBackend, children, eventually, runs};
+use crate::common::{self, Finished, Running, TestBackend, children, eventually, finding, runs};
 
 pub(crate) const TESTS: [(&str, fn()); 7] = tests![
     a_reader_of_a_database_looks,
@@ -98,6 +98,10 @@ impl Scene {
 /// A user who may read everything and write nothing sees all of it, and makes nothing.
 fn a_reader_looks(scene: &Scene) {
     assert_eq!(scene.answer(BOB, &["holders", "x"]), "", "where nobody has been yet");
+    let examined = Finished::from(scene.tooz(BOB, &["doctor", "--json"]).output().unwrap());
+    assert_eq!(examined.code, Some(77), "{examined:?}");
+    let advice = finding(&examined, "reachable")["advice"].to_string();
+    assert!(advice.contains("writable") && finding(&examined, "writable")["severity"] == "bad", "{examined:?}");
     assert!(scene.everything().is_empty(), "{:?}", scene.everything());
     let member = Running::start(scene.tooz(ALICE, &["--member", "one", "join", "g"]));
     let holder = Running::start(scene.tooz(ALICE, &["--member", "two", "lock", "x", "--", "sleep", "300"]));
@@ -141,6 +145,7 @@ fn a_full_disk_can_be_looked_at(url: impl Fn(&Path) -> String) {
                   exec \"$TOOZ\" --member me lock x -- sh -c '\
                   cat /dev/zero >\"$PLACE/fill\" 2>/dev/null; \
                   \"$TOOZ\" holders x; echo \"looked $?\"; \"$TOOZ\" lock y -- true; echo \"wrote $?\"; \
+                  \"$TOOZ\" doctor; echo \"examined $?\"; \
                   rm \"$PLACE/fill\"'";
     let output: Output = Command::new("unshare")
         .args(["--mount", "sh", "-c", script])
@@ -152,6 +157,8 @@ fn a_full_disk_can_be_looked_at(url: impl Fn(&Path) -> String) {
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(said.starts_with("\"me\" exclusive"), "{output:?}");
     assert!(said.contains("looked 0\n") && said.contains("wrote 69\n"), "{output:?}");
+    assert!(said.contains("examined 69\n") && said.contains("bad      space "), "{output:?}");
+    assert!(said.contains("advice: follow the advice of what is bad here: space\n"), "{output:?}");
 }
 
 fn a_full_disk_with_a_database_can_be_looked_at() {

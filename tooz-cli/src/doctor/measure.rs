@@ -1,0 +1,174 @@
+//! How long the operations take.
+
+use std::time::Duration;
+
+use tooz::driver::{Clock, Instant};
+use tooz::{Capabilities, Characteristics, Coordinator, Error, ErrorKind, Group};
+
+use crate::args::Backend;
+use crate::backend;
+use crate::exit::Failure;
+use crate::lock::unless_signaled;
+use crate::run::Signals;
+
+/// Connecting is measured again only where it is faster than this. Past an endpoint that does not answer it takes seconds.
+const SLOW: Duration = Duration::from_secs(1);
+
+/// What a backend showed that could be connected to.
+pub(super) struct Measured {
+    pub(super) kept: Characteristics,
+    pub(super) times: Times,
+    /// The operation that failed.
+    pub(super) failed: Option<(&'static str, Error)>,
+}
+
+/// How long each operation took, once per round.
+#[derive(Debug, Default)]
+pub(super) struct Times {
+    pub(super) connect: Vec<Duration>,
+    lock: Vec<Duration>,
+    group: Vec<Duration>,
+    members: Vec<Duration>,
+    beat: Vec<Duration>,
+    list: Vec<Duration>,
+    /// The time from one beat to the next, where sessions have a ttl.
+    pub(super) due: Option<Duration>,
+}
+
+impl Times {
+    /// The median of each, under its name.
+    pub(super) fn medians(&self) -> impl Iterator<Item = (&'static str, Duration)> {
+        let median = |times: &Vec<Duration>| {
+            let mut times = times.clone();
+            times.sort_unstable();
+            times.get(times.len() / 2).copied()
+        };
+        [
+            ("connect", median(&self.connect)),
+            ("acquire+release", median(&self.lock)),
+            ("join+leave", median(&self.group)),
+            ("members", median(&self.members)),
+            ("beat", median(&self.beat)),
+            ("list", median(&self.list)),
+        ]
+        .into_iter()
+        .filter_map(|(name, time)| Some((name, time?)))
+    }
+}
+
+fn builder(backend: &Backend) -> Result<tooz::Builder, Error> {
+    backend::any_builder(backend).map_err(|failure| Error::new(ErrorKind::Invalid, failure.message()))
+}
+
+/// Measures what leaves nothing where nothing is. A place on this machine that does not exist has nothing to measure.
+pub(super) async fn without_writing(
+    backend: &Backend,
+    rounds: u32,
+    kept: Characteristics,
+) -> Result<Measured, Error> {
+    let mut measured = Measured { kept, times: Times::default(), failed: None };
+    if !kept.contains(Characteristics::DISTRIBUTED_ACROSS_HOSTS) {
+        return Ok(measured);
+    }
+    let clock = Clock::boot();
+    for round in 0..rounds {
+        if round == 0 || measured.times.connect.iter().all(|took| *took < SLOW) {
+            let begun = clock.now();
+            let viewer = builder(backend)?.view().await?;
+            measured.times.connect.push(clock.now().saturating_since(begun));
+            let begun = clock.now();
+            let listed = viewer.groups().await;
+            measured.times.list.push(clock.now().saturating_since(begun));
+            let _ = viewer.close().await;
+            if let Err(error) = listed {
+                measured.failed = Some(("list", error));
+                break;
+            }
+        }
+    }
+    Ok(measured)
+}
+
+/// Connects, measures every operation, and removes what that made, also after a signal.
+pub(super) async fn every_operation(
+    signals: &mut Signals,
+    backend: &Backend,
+    rounds: u32,
+) -> Result<Result<Measured, Error>, Failure> {
+    let clock = Clock::boot();
+    let begun = clock.now();
+    let coordinator = match unless_signaled(signals, backend::any_builder(backend)?.connect()).await? {
+        Ok(coordinator) => coordinator,
+        Err(error) => return Ok(Err(error)),
+    };
+    let mut times = Times { connect: vec![clock.now().saturating_since(begun)], ..Times::default() };
+    let group = coordinator.group(format!("tooz-doctor-{}", backend::random_suffix()))?;
+    let measuring = measure(&coordinator, &group, backend, rounds, &clock, &mut times);
+    let measured = unless_signaled(signals, measuring).await;
+    // What cannot be removed ends with the session.
+    let _ = group.leave().await;
+    let _ = group.delete().await;
+    let kept = coordinator.characteristics();
+    let _ = coordinator.close().await;
+    Ok(Ok(Measured { kept, failed: measured?.err(), times }))
+}
+
+/// Measures every operation once per round, under the group's own random name.
+async fn measure(
+    coordinator: &Coordinator,
+    group: &Group,
+    backend: &Backend,
+    rounds: u32,
+    clock: &Clock,
+    times: &mut Times,
+) -> Result<(), (&'static str, Error)> {
+    let since = |begun: Instant| clock.now().saturating_since(begun);
+    // Below `tmp` Python tooz has no locks, so the file driver makes no file there, which would stay.
+    let name = [b"tmp/", group.id().as_bytes()].concat();
+    let lock = coordinator.lock(name).map_err(|error| ("acquire", error))?;
+    group.create().await.map_err(|error| ("create", error))?;
+    for round in 0..rounds {
+        if round > 0 && times.connect.iter().all(|took| *took < SLOW) {
+            // Another member id, since this coordinator uses ours.
+            let other = Backend { member: None, ..backend.clone() };
+            let builder = builder(&other).map_err(|error| ("connect", error))?;
+            let begun = clock.now();
+            let other = builder.connect().await.map_err(|error| ("connect", error))?;
+            times.connect.push(since(begun));
+            let _ = other.close().await;
+        }
+        let begun = clock.now();
+        let guard = lock.acquire().await.map_err(|error| ("acquire", error))?;
+        guard.release().await.map_err(|error| ("release", error))?;
+        times.lock.push(since(begun));
+        let begun = clock.now();
+        group.join(Capabilities::none()).await.map_err(|error| ("join", error))?;
+        let joined = since(begun);
+        let begun = clock.now();
+        group.members().await.map_err(|error| ("members", error))?;
+        times.members.push(since(begun));
+        let begun = clock.now();
+        group.leave().await.map_err(|error| ("leave", error))?;
+        times.group.push(joined + since(begun));
+        let begun = clock.now();
+        times.due = coordinator.heartbeat().await.map_err(|error| ("beat", error))?;
+        times.beat.push(since(begun));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_of_each_operation() {
+        let times = Times {
+            beat: [5, 1, 9].map(Duration::from_millis).into(),
+            connect: vec![Duration::from_millis(2)],
+            ..Times::default()
+        };
+        let medians: Vec<_> = times.medians().collect();
+        assert_eq!(medians, [("connect", Duration::from_millis(2)), ("beat", Duration::from_millis(5))]);
+    }
+}

@@ -1,0 +1,136 @@
+//! `tooz doctor`: whether a backend answers, how fast it is, and what about it endangers locks.
+//!
+//! The driver examines the backend; [`measure`] measures the operations, and [`report`] prints the findings.
+
+mod measure;
+mod report;
+
+use nix::unistd::{AccessFlags, access};
+use tooz::{BackendUrl, Characteristics, Error, ErrorKind, Finding, Severity, drivers};
+
+use self::measure::Measured;
+use self::report::Report;
+use crate::args::{Backend, Doctor};
+use crate::backend;
+use crate::exit::Failure;
+use crate::lock::unless_signaled;
+use crate::run::Signals;
+
+pub(crate) async fn doctor(backend: &Backend, options: &Doctor) -> Result<u8, Failure> {
+    let mut signals = Signals::catch()?;
+    let named = Backend { url: options.at.clone().or_else(|| backend.url.clone()), ..backend.clone() };
+    let address = backend::url(&named)?;
+    let url = BackendUrl::parse(&address)?;
+    let mut report = Report::new(options.json, &options.ignore);
+    // The directory of the user's own database is not made: its URL is named from here on.
+    let own = backend::own_directory(&named)?.filter(|directory| !directory.exists());
+    let backend = Backend { url: Some(address), ..named };
+    if let Some(directory) = own {
+        report.show(&Finding::good("backend", url.to_string()))?;
+        report.show(&without_own_directory(&directory))?;
+        return report.end();
+    }
+    let mut examiner = backend::any_builder(&backend)?;
+    if options.adopt {
+        examiner = examiner.adopt();
+    }
+    let examined = unless_signaled(&mut signals, examiner.examine()).await?;
+    if let (true, Err(error)) = (options.adopt, &examined) {
+        return Err(error.clone().into());
+    }
+    let found = examined.as_deref().unwrap_or_default();
+    let is_unused = found.iter().any(|finding| finding.topic() == Finding::UNUSED);
+    // A failed examination does not keep from connecting, which may say more.
+    let measured = if is_unused {
+        let promised = promised(&url);
+        unless_signaled(&mut signals, measure::without_writing(&backend, options.rounds, promised)).await?
+    } else {
+        measure::every_operation(&mut signals, &backend, options.rounds).await?
+    };
+    let measured = match measured {
+        Err(error) if is_usage(&error) && found.is_empty() => return Err(error.into()),
+        measured => measured,
+    };
+    report.show(&Finding::good("backend", url.to_string()))?;
+    match &measured {
+        Ok(_) if is_unused => {
+            let what = "no session was opened, since what the first one writes would stay";
+            report.show(&Finding::good("reachable", what))?;
+        }
+        Ok(_) => report.show(&Finding::good("reachable", "connected, and a session was opened"))?,
+        Err(error) => report.fail("reachable", error, &advice(error.kind(), found))?,
+    }
+    if let Ok(Measured { kept, .. }) = &measured
+        && !kept.contains(Characteristics::DISTRIBUTED_ACROSS_PROCESSES)
+    {
+        report.show(&Finding::bad(
+            "processes",
+            "what is held here is held within one process; the commands of tooz refuse this backend",
+            "name a backend that processes share, such as sqlite:///var/lib/app/tooz.db",
+        ))?;
+    }
+    found.iter().try_for_each(|finding| report.show(finding))?;
+    if let Ok(measured) = measured {
+        if let Err(error) = &examined {
+            report.fail("examination", error, "the driver could not examine the backend; try again")?;
+        }
+        report.latency(&measured.times)?;
+        if let Some((operation, error)) = measured.failed {
+            report.fail("operation", &error.clone().during(operation), &advice(error.kind(), found))?;
+        }
+        // A view does not keep all that a session keeps.
+        let lowered = found.iter().fold(Characteristics::empty(), |all, finding| all | finding.lowered());
+        let kept = if is_unused { promised(&url) - lowered } else { measured.kept };
+        report.characteristics(promised(&url), kept, found)?;
+    }
+    report.end()
+}
+
+/// The user's own database, whose directory does not exist either.
+fn without_own_directory(directory: &std::path::Path) -> Finding {
+    let shown = directory.display();
+    let nearest = directory.ancestors().skip(1).find(|path| path.exists());
+    match nearest.filter(|nearest| access(*nearest, AccessFlags::W_OK).is_err()) {
+        None => Finding::good(
+            Finding::UNUSED,
+            format!("{shown} does not exist yet; the first command that connects creates it and the database in it"),
+        ),
+        Some(closed) => Finding::bad(
+            "writable",
+            format!("{shown} does not exist, and this user may not create it in {}", closed.display()),
+            "give --url, set TOOZ_URL, or create the directory and give this user write permission for it",
+        ),
+    }
+}
+
+/// Whether the command line is wrong, and not the backend.
+fn is_usage(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::UnknownScheme | ErrorKind::InvalidUrl | ErrorKind::InvalidOption | ErrorKind::Invalid
+    )
+}
+
+/// What to do about an error. Where the driver found what does not work, its own advice is the one to follow.
+fn advice(kind: ErrorKind, found: &[Finding]) -> String {
+    let bad: Vec<_> = found.iter().filter(|one| one.severity() == Severity::Bad).map(Finding::topic).collect();
+    if !bad.is_empty() {
+        return format!("follow the advice of what is bad here: {}", bad.join(", "));
+    }
+    let advice = match kind {
+        ErrorKind::Denied => "correct the user, the password, the certificate or the permissions",
+        ErrorKind::Unavailable | ErrorKind::Timeout => {
+            "do what the message says, or check that the backend runs there and that no firewall blocks the connection"
+        }
+        ErrorKind::Incompatible => "upgrade the older one of backend and tooz",
+        _ => "do what the message says, then run `tooz doctor` again",
+    };
+    advice.to_owned()
+}
+
+/// The characteristics that the driver promises for this URL at best.
+fn promised(url: &BackendUrl) -> Characteristics {
+    let drivers = drivers();
+    let ours = drivers.iter().find(|driver| driver.schemes().contains(&url.scheme()));
+    ours.map_or_else(Characteristics::empty, |driver| driver.characteristics(url))
+}
