@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redis::{RedisError, Value};
-use tooz_core::driver::{Connect, Examining, SessionId};
+use tooz_core::driver::{Connect, Context, Examining, SessionId};
 use tooz_core::{Characteristics, Error, ErrorKind, Finding, Result};
 
 use crate::client::Client;
 use crate::config::Config;
-use crate::connection::reply::Parts;
+use crate::connection::address::{Address, Topology};
+use crate::connection::discovery::Discovery;
 use crate::connection::link::Outcome;
+use crate::connection::reply::Parts;
 use crate::connection::{self, server_info};
 use crate::error;
 
@@ -24,22 +26,48 @@ pub(crate) fn examine(request: Connect) -> Examining {
     Box::pin(async move {
         let Connect { url, limits, context, .. } = request;
         let config = Config::read(&url, limits)?;
-        // Where the server is discovered, its replicas confirm what is written.
-        let replicated = config.topology.is_discovered();
+        let silent = silent_endpoints(&config, &context).await;
         let (client, _, supervisor) = connection::connect(config, context).await?;
-        let found = look(&client, replicated).await;
+        let found = look(&client, silent).await;
         client.current.close();
         drop(supervisor);
         found
     })
 }
 
-async fn look(client: &Client, replicated: bool) -> Result<Vec<Finding>> {
+/// The sentinels or nodes of the URL that do not tell where the server is. All are asked at the same time.
+async fn silent_endpoints(config: &Config, context: &Context) -> Vec<Finding> {
+    let endpoints = match &config.topology {
+        Topology::Server(_) => &[][..],
+        Topology::Sentinel { sentinels, .. } => sentinels,
+        Topology::Cluster { seeds, .. } => seeds,
+    };
+    let ask = |who: &Address| {
+        let (config, spawner, who) = (config.clone(), context.spawner.clone(), who.clone());
+        let asking = async move { Discovery::default().ask(&config, &spawner, &who).await };
+        context.spawner.spawn(asking)
+    };
     let mut found = Vec::new();
+    for asking in endpoints.iter().map(ask).collect::<Vec<_>>() {
+        if let Some(Err(error)) = asking.await {
+            let what = format!("an endpoint of the URL does not tell where the server is: {}", error.context());
+            found.push(Finding::warning("endpoint", what, "start it again, or take it out of the URL"));
+        }
+    }
+    found
+}
+
+async fn look(client: &Client, mut found: Vec<Finding>) -> Result<Vec<Finding>> {
+    let config = client.config();
+    // Where the server is discovered, its replicas confirm what is written.
+    let replicated = config.topology.is_discovered();
     match client.read(&redis::cmd("INFO")).await {
         Ok(info) => {
             let appendfsync = setting(client, "appendfsync").await?;
-            found.extend(judge(&server_info::fields(&info), appendfsync.as_deref(), replicated));
+            let info = server_info::fields(&info);
+            found.extend(judge(&info, appendfsync.as_deref(), replicated));
+            let replicas = info.get("connected_slaves").and_then(|count| count.parse().ok()).unwrap_or(0);
+            found.extend(redundancy(replicas, replicated, config.wait_replicas));
         }
         Err(error) if error.kind() == ErrorKind::Denied => found.push(
             Finding::warning(
@@ -105,7 +133,7 @@ fn judge_refusal(refusal: RedisError) -> Finding {
         "NOPERM" => "give the user the permissions that the driver's README names",
         _ => "do what the message says",
     };
-    let said = refusal.to_string();
+    let said = [refusal.code(), refusal.detail()].into_iter().flatten().collect::<Vec<_>>().join(" ");
     let error = error::of(refusal);
     Finding::bad("writing", format!("the server refuses writes: {} ({said})", error.context()), advice)
 }
@@ -281,6 +309,40 @@ fn replicas(count: u64, waited_for: bool) -> Option<Finding> {
     Some(finding.lowers(Characteristics::DURABLE_FENCING | Characteristics::CAUSAL))
 }
 
+/// What the loss of one server costs. `wait_replicas`: `None`: as many as are called healthy, at least one.
+fn redundancy(replicas: u32, discovered: bool, wait_replicas: Option<u32>) -> Option<Finding> {
+    let topic = "redundancy";
+    let stops = "no lock is granted, and every session ends at its deadline";
+    let needed = match (discovered, wait_replicas) {
+        (false, _) if replicas > 0 => return None, // `replicas` is about that
+        (false, _) => {
+            let what = format!("one server without a replica: while it is down, {stops}");
+            let advice = "give it two replicas and sentinels (redis+sentinel://), or use a cluster (redis+cluster://)";
+            return Some(Finding::warning(topic, what, advice));
+        }
+        (true, Some(0)) => {
+            return Some(Finding::warning(
+                topic,
+                "wait_replicas=0: a grant counts before a replica has it, so a fail-over may lose locks and tokens",
+                "leave wait_replicas out, or set at least 1",
+            ));
+        }
+        (true, needed) => needed.unwrap_or(1),
+    };
+    let advice = "add a replica or start the missing ones; where the URL sets wait_replicas, a smaller number helps, too";
+    Some(match replicas.checked_sub(needed) {
+        None => {
+            let what = format!("replicas: {replicas}, and a grant waits for {needed}: {stops}");
+            Finding::bad(topic, what, advice)
+        }
+        Some(0) => {
+            let what = format!("replicas: {replicas}, of which none may fail: if one fails, {stops}");
+            Finding::warning(topic, what, advice)
+        }
+        Some(spare) => Finding::good(topic, format!("replicas: {replicas}, of which {spare} may fail")),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use tooz_core::Severity;
@@ -317,6 +379,18 @@ mod tests {
         ] {
             assert_eq!(bad(&judged(&info, appendfsync)), topics, "{info}");
         }
+    }
+
+    #[test]
+    fn what_cannot_bear_a_loss_is_told() {
+        let severity = |replicas, discovered, wait| {
+            redundancy(replicas, discovered, wait).map(|finding| finding.severity())
+        };
+        let (good, warning, bad) = (Some(Severity::Good), Some(Severity::Warning), Some(Severity::Bad));
+        assert_eq!((severity(0, false, None), severity(1, false, None)), (warning, None));
+        assert_eq!([0, 1, 2].map(|replicas| severity(replicas, true, None)), [bad, warning, good]);
+        assert_eq!([1, 2, 3].map(|replicas| severity(replicas, true, Some(2))), [bad, warning, good]);
+        assert_eq!(severity(3, true, Some(0)), warning);
     }
 
     #[test]

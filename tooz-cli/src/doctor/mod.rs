@@ -28,7 +28,7 @@ pub(crate) async fn doctor(backend: &Backend, options: &Doctor) -> Result<u8, Fa
     if let Some(directory) = own {
         report.show(&Finding::good("backend", url.to_string()))?;
         report.show(&without_own_directory(&directory))?;
-        return report.end();
+        return Ok(report.end());
     }
     let mut examiner = backend::any_builder(&backend)?;
     if options.adopt {
@@ -83,7 +83,7 @@ pub(crate) async fn doctor(backend: &Backend, options: &Doctor) -> Result<u8, Fa
         let kept = if is_unused { promised(&url) - lowered } else { measured.kept };
         report.characteristics(promised(&url), kept, found)?;
     }
-    report.end()
+    Ok(report.end())
 }
 
 /// The user's own database, whose directory does not exist either.

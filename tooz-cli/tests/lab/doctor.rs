@@ -24,7 +24,7 @@ fn a_redis_as_it_is_delivered_endangers_locks() {
     let place = TestBackend::new();
     let finished = place.run(&["doctor", "--json", &format!("redis://{}", redis.address())]);
     assert_eq!(finished.code, Some(78), "{finished:?}");
-    assert_eq!(worse_than_good(&finished), ["persistence", "eviction", "not-kept"]);
+    assert_eq!(worse_than_good(&finished), ["persistence", "eviction", "redundancy", "not-kept"]);
     let lost = finding(&finished, "not-kept");
     assert_eq!(lost["lowers"], serde_json::json!(["durable_fencing"]));
     assert_eq!(lost["because"], serde_json::json!(["persistence", "eviction"]));
@@ -35,19 +35,36 @@ fn a_redis_as_it_is_delivered_endangers_locks() {
 fn a_redis_that_keeps_everything_is_good() {
     let redis = Redis::start().unwrap();
     let place = TestBackend::new();
-    let finished = place.run(&["doctor", "--json", &format!("redis://{}", redis.address())]);
-    assert_eq!((finished.code, worse_than_good(&finished)), (Some(0), Vec::new()), "{finished:?}");
+    let url = format!("redis://{}", redis.address());
+    // All but itself: it is one server.
+    let alone = vec!["redundancy".to_owned()];
+    let finished = place.run(&["doctor", "--json", &url]);
+    assert_eq!((finished.code, worse_than_good(&finished)), (Some(78), alone.clone()), "{finished:?}");
+    assert_eq!(finding(&finished, "redundancy")["ignored"], false, "{finished:?}");
+    let finished = place.run(&["doctor", "--json", "--ignore", "redundancy", "--ignore", "eviktion", &url]);
+    assert_eq!((finished.code, worse_than_good(&finished)), (Some(0), alone), "{finished:?}");
+    assert_eq!(finding(&finished, "redundancy")["ignored"], true, "{finished:?}");
+    assert_eq!(finding(&finished, "eviction")["ignored"], false, "{finished:?}");
+    let said: Vec<_> = finished.stderr.lines().collect();
+    assert!(said.len() == 1 && said[0].contains("--ignore eviktion"), "{said:?}");
+    let finished = place.run(&["doctor", "--ignore", "redundancy", &url]);
+    assert_eq!((finished.code, finished.stderr.as_str()), (Some(0), ""), "{finished:?}");
+    assert!(finished.stdout.contains("\nwarning  redundancy       (ignored) one server"), "{finished:?}");
 }
 
 fn who_is_refused_gets_another_code_than_who_finds_nobody() {
     let redis = Redis::start_with(&["--requirepass", "s3cret"]).unwrap();
     let place = TestBackend::new();
     for (user, code, severity) in [(":s3cret@", 0, "good"), (":wr0ng@", 77, "bad"), ("", 77, "bad")] {
-        let finished = place.run(&["doctor", "--json", &format!("redis://{user}{}", redis.address())]);
+        let url = format!("redis://{user}{}", redis.address());
+        let finished = place.run(&["doctor", "--json", "--ignore", "redundancy", &url]);
         assert_eq!(finished.code, Some(code), "{finished:?}");
         assert_eq!(finding(&finished, "reachable")["severity"], severity, "{finished:?}");
         assert!(!finished.stdout.contains("s3cret") && !finished.stdout.contains("wr0ng"), "{finished:?}");
         assert_eq!(finished.stderr, "", "all is said in findings");
+        let finished = place.run(&["doctor", "--ignore", "reachable", &url]);
+        assert_eq!(finished.code == Some(77), code == 77, "a failure is not ignored: {finished:?}");
+        assert_eq!(finished.stderr.contains("cannot be ignored"), code == 77, "{finished:?}");
     }
     let nobody = free_port().unwrap();
     let finished = place.run(&["doctor", &format!("redis://127.0.0.1:{nobody}")]);
