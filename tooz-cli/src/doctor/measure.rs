@@ -36,6 +36,11 @@ pub(super) struct Times {
 }
 
 impl Times {
+    /// How often the operations were measured; connecting may have been measured less often.
+    pub(super) fn rounds(&self) -> usize {
+        [&self.connect, &self.lock, &self.list].map(Vec::len).into_iter().max().unwrap_or(0)
+    }
+
     /// The median of each, under its name.
     pub(super) fn medians(&self) -> impl Iterator<Item = (&'static str, Duration)> {
         let median = |times: &Vec<Duration>| {

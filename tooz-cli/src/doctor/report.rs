@@ -92,7 +92,7 @@ impl<'a> Report<'a> {
             times.medians().map(|(name, time)| format!("{name} {} ms", milliseconds(time))).collect();
         let values: serde_json::Map<String, Value> =
             times.medians().map(|(name, time)| (name.to_owned(), milliseconds(time).into())).collect();
-        let what = format!("median of {}: {}", times.connect.len(), all.join(", "));
+        let what = format!("median of {}: {}", times.rounds(), all.join(", "));
         let beat = times.medians().find_map(|(name, time)| (name == "beat").then_some(time));
         let slow = beat.zip(times.due).is_some_and(|(beat, due)| beat > due / 4);
         let finding = if slow {

@@ -8,12 +8,13 @@ use tooz_servers::etcd::Etcd;
 use tooz_servers::free_port;
 use tooz_servers::redis::Redis;
 
-pub(crate) const TESTS: [(&str, fn()); 5] = tests![
+pub(crate) const TESTS: [(&str, fn()); 6] = tests![
     a_redis_as_it_is_delivered_endangers_locks,
     a_redis_that_keeps_everything_is_good,
     who_is_refused_gets_another_code_than_who_finds_nobody,
     what_may_not_be_asked_counts_as_not_kept,
     a_redis_is_left_as_it_was,
+    a_failure_points_to_what_the_driver_found,
 ];
 
 #[cfg(feature = "etcd")]
@@ -114,6 +115,26 @@ fn a_redis_is_left_as_it_was() {
         all.remove("_tooz_rs:lives");
         all
     });
+}
+
+fn a_failure_points_to_what_the_driver_found() {
+    let redis = Redis::start().unwrap();
+    let (place, url) = (TestBackend::new(), format!("redis://{}", redis.address()));
+    for (setting, value, well, advice) in [
+        ("maxmemory", "1", "0", "CONFIG SET maxmemory"),
+        ("min-replicas-to-write", "1", "0", "min-replicas-to-write"),
+    ] {
+        assert_eq!(place.run(&["--url", &url, "lock", "x", "--", "true"]).code, Some(0));
+        let set = |value: &str| redis.command(&[b"CONFIG", b"SET", setting.as_bytes(), value.as_bytes()]);
+        set(value).unwrap();
+        // Neither can be ignored.
+        let finished = place.run(&["doctor", "--json", "--ignore", "writing", &url]);
+        set(well).unwrap();
+        assert_eq!(finished.code, Some(69), "{finished:?}");
+        let failed = finding(&finished, "reachable")["advice"].to_string();
+        assert!(failed.contains("what is bad here: writing"), "{finished:?}");
+        assert!(finding(&finished, "writing")["advice"].to_string().contains(advice), "{finished:?}");
+    }
 }
 
 #[cfg(feature = "etcd")]
