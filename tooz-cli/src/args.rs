@@ -138,7 +138,7 @@ with a random suffix, and removes what it made. It prints no password.
 
 Where no lock was ever granted, doctor writes nothing: no database, directory or key. The records of a first session \
 and a first lock would stay, for a token counter that others may use by now must not be deleted. So doctor opens no \
-session there, and measures only connecting and listing. Elsewhere only the counter of tokens moves on.
+session there, and measures only connecting and listing. Elsewhere nothing stays but that tokens were used up.
 
 Each line is good, warning (the backend works, but a foreseeable event would lose locks, members or tokens) or \
 bad, and then its topic. --ignore TOPIC accepts a risk: its findings are marked and do not count for the exit code. \

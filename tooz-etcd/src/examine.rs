@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{AlarmAction, AlarmResponse, AlarmType, Client, ConnectOptions, StatusResponse};
+use etcd_client::{
+    AlarmAction, AlarmResponse, AlarmType, Client, Compare, CompareOp, ConnectOptions, StatusResponse, Txn,
+    TxnOp,
+};
 use tooz_core::driver::{Connect, Context, Examining};
 use tooz_core::{Characteristics, Error, ErrorKind, Finding, Result};
 
@@ -137,7 +140,8 @@ impl Examiner {
                 let mut status = answers.remove(&member.id());
                 if status.is_none() {
                     let asked = self.ask_each(member.client_urls().to_vec()).await;
-                    status = asked.into_iter().flatten().next().map(|(_, status)| MemberStatus::from(&status));
+                    status =
+                        asked.into_iter().flatten().next().map(|(_, status)| MemberStatus::from(&status));
                 }
                 members.push(Member { name: named(member.name(), member.client_urls()), status });
             }
@@ -152,11 +156,22 @@ impl Examiner {
         let alarms: Vec<&str> = alarms.collect();
         let mut found = findings(&members, &alarms);
         found.extend(silent.iter().map(|(endpoint, error)| dead_endpoint(endpoint, error)));
-        // With an alarm no session can be opened, and connecting says so.
-        if alarms.is_empty() && self.call(client.get(stamp, None)).await.is_ok_and(|stamp| stamp.count() == 0) {
+        if self.is_unused(&mut client, stamp).await.unwrap_or(false) {
             found.push(Finding::good(Finding::UNUSED, unused));
         }
         Ok(found)
+    }
+
+    /// Whether there is no stamp, and one could be written. A write on a condition that cannot hold is checked like any
+    /// other, for the user's permission and for room.
+    async fn is_unused(&self, client: &mut Client, stamp: Vec<u8>) -> Result<bool> {
+        if self.call(client.get(stamp.clone(), None)).await?.count() != 0 {
+            return Ok(false);
+        }
+        let never = Compare::version(stamp.clone(), CompareOp::Less, 0);
+        let write = Txn::new().when([never]).and_then([TxnOp::put(stamp, "", None)]);
+        self.call(client.txn(write)).await?;
+        Ok(true)
     }
 }
 

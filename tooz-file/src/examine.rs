@@ -69,9 +69,7 @@ fn is_unused(path: &Path, config: &Config) -> bool {
     let ours = path.join(keys::OURS);
     let stamp = match &config.namespace {
         None => ours.join(keys::EPOCH),
-        Some(namespace) => {
-            ours.join(keys::NAMESPACES).join(keys::namespace(namespace)).join(keys::EPOCH)
-        }
+        Some(namespace) => ours.join(keys::NAMESPACES).join(keys::namespace(namespace)).join(keys::EPOCH),
     };
     [stamp, ours.join(keys::FENCE)].iter().any(|file| matches!(file.try_exists(), Ok(false)))
 }
@@ -127,8 +125,8 @@ fn find_stopped_holders(home: &Directory) -> BTreeMap<u32, u64> {
 
 #[cfg(test)]
 mod tests {
-    use tooz_core::driver::Limits;
     use tooz_core::BackendUrl;
+    use tooz_core::driver::Limits;
 
     use super::*;
 

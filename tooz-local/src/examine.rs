@@ -53,7 +53,8 @@ pub fn check_space(directory: &Path) -> Option<Finding> {
         let what = format!("no inode is free for {shown}: no session begins and no lock is granted");
         return Some(Finding::bad(topic, what, format!("remove files on that disk (df -i {shown})")));
     }
-    let (what, advice) = (format!("{} KiB are free for {shown}", free / 1024), format!("make room (df {shown})"));
+    let (what, advice) =
+        (format!("{} KiB are free for {shown}", free / 1024), format!("make room (df {shown})"));
     match free {
         0 => Some(Finding::bad(topic, format!("{what}: no session begins and no lock is granted"), advice)),
         1..LITTLE_SPACE => {

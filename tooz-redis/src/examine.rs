@@ -50,7 +50,8 @@ async fn silent_endpoints(config: &Config, context: &Context) -> Vec<Finding> {
     let mut found = Vec::new();
     for asking in endpoints.iter().map(ask).collect::<Vec<_>>() {
         if let Some(Err(error)) = asking.await {
-            let what = format!("an endpoint of the URL does not tell where the server is: {}", error.context());
+            let what =
+                format!("an endpoint of the URL does not tell where the server is: {}", error.context());
             found.push(Finding::warning("endpoint", what, "start it again, or take it out of the URL"));
         }
     }
@@ -120,7 +121,9 @@ async fn writing(client: &Client) -> Result<Option<Finding>> {
 /// What to do about a server that refuses to write.
 fn judge_refusal(refusal: RedisError) -> Finding {
     let advice = match refusal.code().unwrap_or_default() {
-        "OOM" => "raise maxmemory (CONFIG SET maxmemory), or remove or move other data; INFO memory shows what is used",
+        "OOM" => {
+            "raise maxmemory (CONFIG SET maxmemory), or remove or move other data; INFO memory shows what is used"
+        }
         "NOREPLICAS" => {
             "start the replicas again and look at INFO replication, or lower min-replicas-to-write (CONFIG SET)"
         }
@@ -129,7 +132,9 @@ fn judge_refusal(refusal: RedisError) -> Finding {
              are accepted again"
         }
         "READONLY" => "name the master, or write redis+sentinel:// with its sentinels",
-        "LOADING" => "wait until the server has loaded its data; INFO persistence says how long (loading_eta_seconds)",
+        "LOADING" => {
+            "wait until the server has loaded its data; INFO persistence says how long (loading_eta_seconds)"
+        }
         "NOPERM" => "give the user the permissions that the driver's README names",
         _ => "do what the message says",
     };
@@ -317,7 +322,8 @@ fn redundancy(replicas: u32, discovered: bool, wait_replicas: Option<u32>) -> Op
         (false, _) if replicas > 0 => return None, // `replicas` is about that
         (false, _) => {
             let what = format!("one server without a replica: while it is down, {stops}");
-            let advice = "give it two replicas and sentinels (redis+sentinel://), or use a cluster (redis+cluster://)";
+            let advice =
+                "give it two replicas and sentinels (redis+sentinel://), or use a cluster (redis+cluster://)";
             return Some(Finding::warning(topic, what, advice));
         }
         (true, Some(0)) => {

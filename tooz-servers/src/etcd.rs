@@ -221,9 +221,8 @@ impl Etcd {
     /// # Errors
     /// It does not answer.
     pub fn everything(&self) -> Result<BTreeMap<String, Vec<u8>>, String> {
-        let found = self.ask(|mut client| async move {
-            client.get("", Some(GetOptions::new().with_all_keys())).await
-        })?;
+        let found = self
+            .ask(|mut client| async move { client.get("", Some(GetOptions::new().with_all_keys())).await })?;
         let text = |key: &[u8]| String::from_utf8_lossy(key).into_owned();
         Ok(found.kvs().iter().map(|kv| (text(kv.key()), kv.value().to_vec())).collect())
     }

@@ -36,7 +36,10 @@ pub(crate) fn examine(request: Connect) -> Examining {
             matches!(reader.look(|_| Ok(())).await, Ok(None))
         };
         if is_unused {
-            let what = format!("there is no database in {} yet; the first session creates it", config.path.display());
+            let what = format!(
+                "there is no database at {} yet; the first session creates it",
+                config.path.display()
+            );
             found.push(Finding::good(Finding::UNUSED, what));
         } else if usable {
             let unmarked = adopt && is_unmarked(&spawner, &config).await?;

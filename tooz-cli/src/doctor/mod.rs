@@ -30,11 +30,11 @@ pub(crate) async fn doctor(backend: &Backend, options: &Doctor) -> Result<u8, Fa
         report.show(&without_own_directory(&directory))?;
         return Ok(report.end());
     }
-    let mut examiner = backend::any_builder(&backend)?;
+    let mut builder = backend::any_builder(&backend)?;
     if options.adopt {
-        examiner = examiner.adopt();
+        builder = builder.adopt();
     }
-    let examined = unless_signaled(&mut signals, examiner.examine()).await?;
+    let examined = unless_signaled(&mut signals, builder.examine()).await?;
     if let (true, Err(error)) = (options.adopt, &examined) {
         return Err(error.clone().into());
     }
@@ -54,7 +54,7 @@ pub(crate) async fn doctor(backend: &Backend, options: &Doctor) -> Result<u8, Fa
     report.show(&Finding::good("backend", url.to_string()))?;
     match &measured {
         Ok(_) if is_unused => {
-            let what = "no session was opened, since what the first one writes would stay";
+            let what = "no session was opened, since what the first one writes would stay (see: unused)";
             report.show(&Finding::good("reachable", what))?;
         }
         Ok(_) => report.show(&Finding::good("reachable", "connected, and a session was opened"))?,
@@ -93,7 +93,9 @@ fn without_own_directory(directory: &std::path::Path) -> Finding {
     match nearest.filter(|nearest| access(*nearest, AccessFlags::W_OK).is_err()) {
         None => Finding::good(
             Finding::UNUSED,
-            format!("{shown} does not exist yet; the first command that connects creates it and the database in it"),
+            format!(
+                "{shown} does not exist yet; the first command that connects creates it and the database in it"
+            ),
         ),
         Some(closed) => Finding::bad(
             "writable",
@@ -113,7 +115,8 @@ fn is_usage(error: &Error) -> bool {
 
 /// What to do about an error. Where the driver found what does not work, its own advice is the one to follow.
 fn advice(kind: ErrorKind, found: &[Finding]) -> String {
-    let bad: Vec<_> = found.iter().filter(|one| one.severity() == Severity::Bad).map(Finding::topic).collect();
+    let bad: Vec<_> =
+        found.iter().filter(|one| one.severity() == Severity::Bad).map(Finding::topic).collect();
     if !bad.is_empty() {
         return format!("follow the advice of what is bad here: {}", bad.join(", "));
     }

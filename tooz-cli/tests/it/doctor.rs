@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use crate::common::{Backend, Finished, Running, TestBackend, eventually, finding, is_stopped, worse_than_good};
+use crate::common::{
+    Backend, Finished, Running, TestBackend, eventually, finding, is_stopped, worse_than_good,
+};
 use nix::sys::signal::Signal;
 use nix::sys::statfs;
 
@@ -63,7 +65,13 @@ fn nothing_is_made_in_a_place_that_is_not_used_yet() {
     let place = TestBackend::new();
     std::fs::File::create(place.path("empty.db")).unwrap();
     std::fs::create_dir(place.path("empty")).unwrap();
-    let urls = ["sqlite://new.db", "sqlite://empty.db", "file://new/below", "file://empty", "file://empty?namespace=n"];
+    let urls = [
+        "sqlite://new.db",
+        "sqlite://empty.db",
+        "file://new/below",
+        "file://empty",
+        "file://empty?namespace=n",
+    ];
     let urls = urls.map(|url| url.replacen("://", &format!("://{}", place.path("").display()), 1));
     let before = place.everything();
     for url in urls.iter().map(String::as_str).chain([""]) {
@@ -73,7 +81,11 @@ fn nothing_is_made_in_a_place_that_is_not_used_yet() {
         let doctor = doctor.env("TOOZ_URL", url).env("HOME", &home).env_remove("XDG_STATE_HOME");
         let finished = Finished::from(doctor.output().unwrap());
         assert_eq!(place.everything(), before, "{url}: {finished:?}");
-        assert_eq!((finished.code, worse_than_good(&finished)), of_the_disk(&place.path(".")), "{url}: {finished:?}");
+        assert_eq!(
+            (finished.code, worse_than_good(&finished)),
+            of_the_disk(&place.path(".")),
+            "{url}: {finished:?}"
+        );
         let unused = finding(&finished, "unused");
         assert!(unused["what"].as_str().unwrap().contains("first"), "{unused}");
         assert!(!finished.stdout.contains("acquire+release"), "{finished:?}");

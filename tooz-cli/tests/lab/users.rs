@@ -101,7 +101,10 @@ fn a_reader_looks(scene: &Scene) {
     let examined = Finished::from(scene.tooz(BOB, &["doctor", "--json"]).output().unwrap());
     assert_eq!(examined.code, Some(77), "{examined:?}");
     let advice = finding(&examined, "reachable")["advice"].to_string();
-    assert!(advice.contains("writable") && finding(&examined, "writable")["severity"] == "bad", "{examined:?}");
+    assert!(
+        advice.contains("writable") && finding(&examined, "writable")["severity"] == "bad",
+        "{examined:?}"
+    );
     assert!(scene.everything().is_empty(), "{:?}", scene.everything());
     let member = Running::start(scene.tooz(ALICE, &["--member", "one", "join", "g"]));
     let holder = Running::start(scene.tooz(ALICE, &["--member", "two", "lock", "x", "--", "sleep", "300"]));

@@ -4,7 +4,7 @@
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use etcd_client::{AlarmAction, AlarmType};
+use etcd_client::{AlarmAction, AlarmType, Permission, PermissionType};
 use tooz_core::{Characteristics, Coordinator, ErrorKind, Finding, Result, Severity};
 use tooz_servers::cases;
 use tooz_servers::etcd::{Cluster, Etcd};
@@ -118,6 +118,11 @@ async fn nobody_there_and_a_wrong_password_are_errors_of_their_own() {
         client.role_add("root").await?;
         client.user_add("root", "s3cret", None).await?;
         client.user_grant_role("root", "root").await?;
+        client.role_add("looking").await?;
+        let all = Permission::new(PermissionType::Read, "").with_all_keys();
+        client.role_grant_permission("looking", all).await?;
+        client.user_add("eye", "s3cret", None).await?;
+        client.user_grant_role("eye", "looking").await?;
         client.auth_enable().await.map(|_| ())
     };
     etcd.ask(protect).unwrap();
@@ -126,4 +131,11 @@ async fn nobody_there_and_a_wrong_password_are_errors_of_their_own() {
     let error = look(&format!("etcd://root:wr0ng@{}", etcd.address())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
     assert!(!format!("{error:?}").contains("wr0ng"), "{error:?}");
+    // Nothing is there yet, and a session could be opened there; not by a user who may only read.
+    assert_eq!(of(&found, Finding::UNUSED).severity(), Severity::Good);
+    let url = format!("etcd://eye:s3cret@{}", etcd.address());
+    let found = look(&url).await.unwrap();
+    assert!(found.iter().all(|finding| finding.topic() != Finding::UNUSED), "{found:?}");
+    let refused = Coordinator::builder(&url, "m").connect().await.map(drop).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Denied, "{refused}");
 }
