@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tooz::driver::{Clock, Instant};
-use tooz::{Capabilities, Characteristics, Coordinator, Error, ErrorKind, Group};
+use tooz::{Capabilities, Coordinator, Error, ErrorKind, Group};
 
 use crate::args::Backend;
 use crate::backend;
@@ -14,11 +14,10 @@ use crate::run::Signals;
 /// Connecting is measured again only where it is faster than this. Past an endpoint that does not answer it takes seconds.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// What a backend showed that could be connected to.
+/// How long the operations took, and the first that failed.
+#[derive(Default)]
 pub(super) struct Measured {
-    pub(super) kept: Characteristics,
     pub(super) times: Times,
-    /// The operation that failed.
     pub(super) failed: Option<(&'static str, Error)>,
 }
 
@@ -65,57 +64,60 @@ fn builder(backend: &Backend) -> Result<tooz::Builder, Error> {
     backend::any_builder(backend).map_err(|failure| Error::new(ErrorKind::Invalid, failure.message()))
 }
 
-/// Measures what leaves nothing where nothing is. A place on this machine that does not exist has nothing to measure.
-pub(super) async fn without_writing(
-    backend: &Backend,
-    rounds: u32,
-    kept: Characteristics,
-) -> Result<Measured, Error> {
-    let mut measured = Measured { kept, times: Times::default(), failed: None };
-    if !kept.contains(Characteristics::DISTRIBUTED_ACROSS_HOSTS) {
-        return Ok(measured);
-    }
-    let clock = Clock::boot();
-    for round in 0..rounds {
-        if round == 0 || measured.times.connect.iter().all(|took| *took < SLOW) {
-            let begun = clock.now();
-            let viewer = builder(backend)?.view().await?;
-            measured.times.connect.push(clock.now().saturating_since(begun));
-            let begun = clock.now();
-            let listed = viewer.groups().await;
-            measured.times.list.push(clock.now().saturating_since(begun));
-            let _ = viewer.close().await;
-            if let Err(error) = listed {
-                measured.failed = Some(("list", error));
-                break;
-            }
-        }
-    }
-    Ok(measured)
+/// Measures what writes nothing.
+pub(super) async fn without_writing(backend: &Backend, rounds: u32) -> Measured {
+    let mut times = Times::default();
+    let failed = list(backend, rounds, &mut times).await.err();
+    Measured { times, failed }
 }
 
-/// Connects, measures every operation, and removes what that made, also after a signal.
-pub(super) async fn every_operation(
+async fn list(backend: &Backend, rounds: u32, times: &mut Times) -> Result<(), (&'static str, Error)> {
+    let clock = Clock::boot();
+    for _ in 0..rounds {
+        if times.connect.iter().any(|took| *took >= SLOW) {
+            break;
+        }
+        let builder = builder(backend).map_err(|error| ("connect", error))?;
+        let begun = clock.now();
+        let viewer = builder.view().await.map_err(|error| ("connect", error))?;
+        times.connect.push(clock.now().saturating_since(begun));
+        let begun = clock.now();
+        let listed = viewer.groups().await;
+        times.list.push(clock.now().saturating_since(begun));
+        let _ = viewer.close().await;
+        listed.map_err(|error| ("list", error))?;
+    }
+    Ok(())
+}
+
+/// Connects; also returns how long that took.
+pub(super) async fn connect(
     signals: &mut Signals,
     backend: &Backend,
-    rounds: u32,
-) -> Result<Result<Measured, Error>, Failure> {
+) -> Result<Result<(Coordinator, Duration), Error>, Failure> {
     let clock = Clock::boot();
     let begun = clock.now();
-    let coordinator = match unless_signaled(signals, backend::any_builder(backend)?.connect()).await? {
-        Ok(coordinator) => coordinator,
-        Err(error) => return Ok(Err(error)),
-    };
-    let mut times = Times { connect: vec![clock.now().saturating_since(begun)], ..Times::default() };
+    let connected = unless_signaled(signals, backend::any_builder(backend)?.connect()).await?;
+    Ok(connected.map(|coordinator| (coordinator, clock.now().saturating_since(begun))))
+}
+
+/// Measures every operation, removes what that made, also after a signal, and closes.
+pub(super) async fn every_operation(
+    signals: &mut Signals,
+    (coordinator, took): (Coordinator, Duration),
+    backend: &Backend,
+    rounds: u32,
+) -> Result<Measured, Failure> {
+    let mut times = Times { connect: vec![took], ..Times::default() };
     let group = coordinator.group(format!("tooz-doctor-{}", backend::random_suffix()))?;
-    let measuring = measure(&coordinator, &group, backend, rounds, &clock, &mut times);
-    let measured = unless_signaled(signals, measuring).await;
+    let clock = Clock::boot();
+    let measured = measure(&coordinator, &group, backend, rounds, &clock, &mut times);
+    let measured = unless_signaled(signals, measured).await;
     // What cannot be removed ends with the session.
     let _ = group.leave().await;
     let _ = group.delete().await;
-    let kept = coordinator.characteristics();
     let _ = coordinator.close().await;
-    Ok(Ok(Measured { kept, failed: measured?.err(), times }))
+    Ok(Measured { failed: measured?.err(), times })
 }
 
 /// Measures every operation once per round, under the group's own random name.

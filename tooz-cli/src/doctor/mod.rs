@@ -41,28 +41,29 @@ pub(crate) async fn doctor(backend: &Backend, options: &Doctor) -> Result<u8, Fa
     let found = examined.as_deref().unwrap_or_default();
     let is_unused = found.iter().any(|finding| finding.topic() == Finding::UNUSED);
     // A failed examination does not keep from connecting, which may say more.
-    let measured = if is_unused {
-        let promised = promised(&url);
-        unless_signaled(&mut signals, measure::without_writing(&backend, options.rounds, promised)).await?
-    } else {
-        measure::every_operation(&mut signals, &backend, options.rounds).await?
-    };
-    let measured = match measured {
+    let connected =
+        if is_unused { Ok(None) } else { measure::connect(&mut signals, &backend).await?.map(Some) };
+    let connected = match connected {
+        Ok(connected) => connected,
         Err(error) if is_usage(&error) && found.is_empty() => return Err(error.into()),
-        measured => measured,
+        Err(error) => {
+            report.show(&Finding::good("backend", url.to_string()))?;
+            report.fail("reachable", &error, &advice(error.kind(), found))?;
+            found.iter().try_for_each(|finding| report.show(finding))?;
+            return Ok(report.end());
+        }
+    };
+    let lowered = found.iter().fold(Characteristics::empty(), |all, finding| all | finding.lowered());
+    let (what, kept) = match &connected {
+        Some((coordinator, _)) => ("connected, and a session was opened", coordinator.characteristics()),
+        None => (
+            "no session was opened, since what the first one writes would stay (see: unused)",
+            promised(&url) - lowered,
+        ),
     };
     report.show(&Finding::good("backend", url.to_string()))?;
-    match &measured {
-        Ok(_) if is_unused => {
-            let what = "no session was opened, since what the first one writes would stay (see: unused)";
-            report.show(&Finding::good("reachable", what))?;
-        }
-        Ok(_) => report.show(&Finding::good("reachable", "connected, and a session was opened"))?,
-        Err(error) => report.fail("reachable", error, &advice(error.kind(), found))?,
-    }
-    if let Ok(Measured { kept, .. }) = &measured
-        && !kept.contains(Characteristics::DISTRIBUTED_ACROSS_PROCESSES)
-    {
+    report.show(&Finding::good("reachable", what))?;
+    if !kept.contains(Characteristics::DISTRIBUTED_ACROSS_PROCESSES) {
         report.show(&Finding::bad(
             "processes",
             "what is held here is held within one process; the commands of tooz refuse this backend",
@@ -70,19 +71,22 @@ pub(crate) async fn doctor(backend: &Backend, options: &Doctor) -> Result<u8, Fa
         ))?;
     }
     found.iter().try_for_each(|finding| report.show(finding))?;
-    if let Ok(measured) = measured {
-        if let Err(error) = &examined {
-            report.fail("examination", error, "the driver could not examine the backend; try again")?;
-        }
-        report.latency(&measured.times)?;
-        if let Some((operation, error)) = measured.failed {
-            report.fail("operation", &error.clone().during(operation), &advice(error.kind(), found))?;
-        }
-        // A view does not keep all that a session keeps.
-        let lowered = found.iter().fold(Characteristics::empty(), |all, finding| all | finding.lowered());
-        let kept = if is_unused { promised(&url) - lowered } else { measured.kept };
-        report.characteristics(promised(&url), kept, found)?;
+    if let Err(error) = &examined {
+        report.fail("examination", error, "the driver could not examine the backend; try again")?;
     }
+    let measured = match connected {
+        Some(connected) => {
+            measure::every_operation(&mut signals, connected, &backend, options.rounds).await?
+        }
+        // A place on this machine that does not exist has nothing to measure.
+        None if !kept.contains(Characteristics::DISTRIBUTED_ACROSS_HOSTS) => Measured::default(),
+        None => unless_signaled(&mut signals, measure::without_writing(&backend, options.rounds)).await?,
+    };
+    report.latency(&measured.times)?;
+    if let Some((operation, error)) = measured.failed {
+        report.fail("operation", &error.clone().during(operation), &advice(error.kind(), found))?;
+    }
+    report.characteristics(promised(&url), kept, found)?;
     Ok(report.end())
 }
 
