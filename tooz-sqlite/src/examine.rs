@@ -41,7 +41,7 @@ pub(crate) fn examine(request: Connect) -> Examining {
                 config.path.display()
             );
             found.push(Finding::good(Finding::UNUSED, what));
-        } else if usable {
+        } else if usable && config.path.is_file() {
             let unmarked = adopt && is_unmarked(&spawner, &config).await?;
             found.extend(examine_inside(config.clone(), &context).await?);
             if adopt {
