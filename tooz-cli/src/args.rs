@@ -168,12 +168,19 @@ tooz sets TOOZ_GROUP, TOOZ_TERM, TOOZ_FENCING_TOKEN (the same number as TOOZ_TER
 command's environment. Signals, the terminal and the loss of the leadership are handled as by `tooz lock`. `tooz --help` lists the exit codes.";
 
 const DOCTOR_HELP: &str = "\
-doctor connects as a member, measures each operation under names with a random suffix, removes what it made, and \
-reads the backend's version, state and settings. It changes nothing else and prints no password.
+doctor reads the backend's version, state and settings, connects as a member, measures each operation under names \
+with a random suffix, and removes what it made. It prints no password.
+
+Where no lock was ever granted, doctor writes nothing: no database, directory or key. The records of a first session \
+and a first lock would stay, for a token counter that others may use by now must not be deleted. So doctor opens no \
+session there, and measures only connecting and listing. Elsewhere nothing stays but that tokens were used up.
 
 Each line is good, warning (the backend works, but a foreseeable event would lose locks, members or tokens) or \
-bad. Exit codes: 0 all good; 78 the backend works, and there are warnings or worse; 69 the backend is \
-unreachable, or an operation failed; 77 user, password, certificate or permission refused; 64 wrong usage.";
+bad, and then its topic. --ignore TOPIC accepts a risk: its findings are marked and do not count for the exit code. \
+An unreachable backend and a failed operation always count.
+
+Exit codes: 0 all good; 78 the backend works, and there are warnings or worse; 69 the backend is unreachable, or an \
+operation failed; 77 user, password, certificate or permission refused; 64 wrong usage.";
 
 /// How what the command started is ended.
 #[derive(Debug, Args)]
@@ -339,6 +346,9 @@ pub(crate) struct Doctor {
     /// Adopt a moved backend first; this ends what users of the former place hold, so stop them before
     #[arg(long)]
     pub(crate) adopt: bool,
+    /// Do not let findings on this topic (the second column) count for the exit code; may be repeated
+    #[arg(long, value_name = "TOPIC")]
+    pub(crate) ignore: Vec<String>,
     /// How often to measure each operation; the median is shown
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) rounds: u32,

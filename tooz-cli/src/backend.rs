@@ -7,12 +7,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
-use tooz::{BackendUrl, Builder, Characteristics, Coordinator, ErrorKind, Liveness, MAX_NAME_BYTES, Viewer};
+use tooz::{Builder, Characteristics, Coordinator, ErrorKind, Liveness, MAX_NAME_BYTES, Viewer};
 
 use crate::exit::{Closing, Code, Failure, QUICK, UNAVAILABLE};
 use crate::guard::boot_time;
 use crate::messages::{AWAY, tell_if_long};
-use crate::settings::{Backend, Source};
+use crate::settings::Backend;
 
 /// Between two attempts to connect to a backend that is away.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -114,9 +114,8 @@ pub(crate) async fn ask<T>(question: impl Future<Output = tooz::Result<T>>) -> R
 
 /// A builder for what coordinates processes: within one process there is nobody but `tooz` itself.
 pub(crate) fn builder(backend: &Backend) -> Result<Builder, Failure> {
-    if backend.source == Source::Default {
-        let path = BackendUrl::parse(&backend.url)?.file_path()?;
-        path.parent().map_or(Ok(()), create_private)?;
+    if let Some(directory) = backend.own_directory()? {
+        create_private(&directory)?;
     }
     Ok(any_builder(backend).require(Characteristics::DISTRIBUTED_ACROSS_PROCESSES))
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use std::{fmt, io};
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
+use tooz::BackendUrl;
 
 use crate::args::{self, BackendOptions};
 use crate::backend::bytes;
@@ -84,6 +85,14 @@ impl Backend {
     /// The same for a member whose id is new.
     pub(crate) fn of_another_member(&self) -> Self {
         Self { member: None, ..self.clone() }
+    }
+
+    /// The directory of the user's own database, if that is the backend. It may not exist.
+    pub(crate) fn own_directory(&self) -> Result<Option<PathBuf>, Failure> {
+        if self.source != Source::Default {
+            return Ok(None);
+        }
+        Ok(BackendUrl::parse(&self.url)?.file_path()?.parent().map(Path::to_owned))
     }
 
     pub(crate) fn namespace(&self) -> Option<&str> {

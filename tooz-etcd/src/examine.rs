@@ -1,20 +1,27 @@
 //! What a look at the cluster finds, for operators: members, quorum, alarms, space and the versions' known bugs.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{AlarmAction, AlarmResponse, AlarmType, Client, ConnectOptions, StatusResponse};
+use etcd_client::{
+    AlarmAction, AlarmResponse, AlarmType, Client, Compare, CompareOp, ConnectOptions, StatusResponse, Txn,
+    TxnOp,
+};
 use tooz_core::driver::{Connect, Context, Examining};
 use tooz_core::{Characteristics, Error, ErrorKind, Finding, Result};
 
 use crate::config::Config;
 use crate::connection::version::{self, Version};
-use crate::error::explain;
+use crate::error::{closed, explain};
+use crate::keys::Keys;
 
 /// The quota of a server that is not told another one, and does not tell it: etcd before 3.6.
 const DEFAULT_QUOTA: u64 = 2 << 30;
 /// From this part of the quota on the database is nearly full, in per cent.
 const NEARLY: u64 = 80;
+/// A member is behind from so many changes on that are committed and not applied.
+const BEHIND: u64 = 1000;
 const MIB: u64 = 1 << 20;
 
 /// Looks at the cluster that the URL names.
@@ -25,7 +32,13 @@ pub(crate) fn examine(request: Connect) -> Examining {
         // The whole examination takes no longer than connecting may, with one or two members that do not answer.
         let limit = limits.connect_timeout / 5;
         let options = config.connect_options(&context).await?.with_connect_timeout(limit);
-        Box::pin(Examiner { context, options, limit }.look(config.endpoints)).await
+        let stamp = Keys::new(&config.namespace).epoch();
+        let unused = format!(
+            "no session was ever opened in namespace \"{}\"; the first one writes the stamp of its data and the first token",
+            config.namespace
+        );
+        let examiner = Arc::new(Examiner { context, options, limit });
+        Box::pin(examiner.look(config.endpoints, stamp, unused)).await
     })
 }
 
@@ -44,6 +57,8 @@ struct MemberStatus {
     in_use: u64,
     /// 0: it does not tell.
     quota: u64,
+    /// How many changes are committed and not applied.
+    behind: u64,
     errors: Vec<String>,
 }
 
@@ -56,6 +71,7 @@ impl From<&StatusResponse> for MemberStatus {
             db_size: size(status.db_size()),
             in_use: size(status.raft_used_db_size()),
             quota: size(status.db_size_quota()),
+            behind: status.raft_index().saturating_sub(status.raft_applied_index()),
             errors: status.errors().to_vec(),
         }
     }
@@ -82,11 +98,29 @@ impl Examiner {
         Ok((client, status))
     }
 
-    async fn look(self, endpoints: Vec<String>) -> Result<Vec<Finding>> {
+    /// Asks all of these at the same time; the answers are in their order.
+    async fn ask_each(self: &Arc<Self>, endpoints: Vec<String>) -> Vec<Result<(Client, StatusResponse)>> {
+        let ask = |endpoint: String| {
+            let examiner = Arc::clone(self);
+            self.context.spawner.spawn(async move { examiner.ask(&endpoint).await })
+        };
+        let mut answers = Vec::new();
+        for asking in endpoints.into_iter().map(ask).collect::<Vec<_>>() {
+            answers.push(asking.await.unwrap_or_else(|| Err(closed())));
+        }
+        answers
+    }
+
+    async fn look(
+        self: Arc<Self>,
+        endpoints: Vec<String>,
+        stamp: Vec<u8>,
+        unused: String,
+    ) -> Result<Vec<Finding>> {
         let (mut answers, mut client) = (BTreeMap::new(), None);
         let mut silent = Vec::new();
-        for endpoint in &endpoints {
-            match self.ask(endpoint).await {
+        for (endpoint, answer) in endpoints.iter().zip(self.ask_each(endpoints.clone()).await) {
+            match answer {
                 Ok((one, status)) => {
                     let id = status.header().map_or(0, etcd_client::ResponseHeader::member_id);
                     answers.insert(id, MemberStatus::from(&status));
@@ -104,10 +138,10 @@ impl Examiner {
         if let Ok(listed) = &listed {
             for member in listed.members().iter().filter(|member| !member.is_learner()) {
                 let mut status = answers.remove(&member.id());
-                for endpoint in member.client_urls() {
-                    if status.is_none() {
-                        status = self.ask(endpoint).await.ok().map(|(_, status)| MemberStatus::from(&status));
-                    }
+                if status.is_none() {
+                    let asked = self.ask_each(member.client_urls().to_vec()).await;
+                    status =
+                        asked.into_iter().flatten().next().map(|(_, status)| MemberStatus::from(&status));
                 }
                 members.push(Member { name: named(member.name(), member.client_urls()), status });
             }
@@ -119,8 +153,33 @@ impl Examiner {
         }
         let asked = self.call(client.alarm(AlarmAction::Get, AlarmType::None, None)).await;
         let alarms = asked.iter().flat_map(AlarmResponse::alarms).map(|alarm| alarm.alarm().as_str_name());
-        Ok(findings(&members, &alarms.collect::<Vec<_>>()))
+        let alarms: Vec<&str> = alarms.collect();
+        let mut found = findings(&members, &alarms);
+        found.extend(silent.iter().map(|(endpoint, error)| dead_endpoint(endpoint, error)));
+        if self.is_unused(&mut client, stamp).await.unwrap_or(false) {
+            found.push(Finding::good(Finding::UNUSED, unused));
+        }
+        Ok(found)
     }
+
+    /// Whether there is no stamp, and one could be written. A write on a condition that cannot hold is checked like any
+    /// other, for the user's permission and for room.
+    async fn is_unused(&self, client: &mut Client, stamp: Vec<u8>) -> Result<bool> {
+        if self.call(client.get(stamp.clone(), None)).await?.count() != 0 {
+            return Ok(false);
+        }
+        let never = Compare::version(stamp.clone(), CompareOp::Less, 0);
+        let write = Txn::new().when([never]).and_then([TxnOp::put(stamp, "", None)]);
+        self.call(client.txn(write)).await?;
+        Ok(true)
+    }
+}
+
+/// An endpoint of the URL that does not work from here.
+fn dead_endpoint(endpoint: &str, error: &Error) -> Finding {
+    let host = endpoint.rsplit('/').next().unwrap_or(endpoint);
+    let what = format!("{host}, which the URL names, cannot be used from here: {}", error.context());
+    Finding::warning("endpoint", what, "start it again, or take it out of the URL")
 }
 
 fn named(name: &str, urls: &[String]) -> String {
@@ -149,8 +208,8 @@ fn findings(members: &[Member], alarms: &[&str]) -> Vec<Finding> {
         found.push(Finding::bad(
             "alarm",
             "NOSPACE: the database has reached its quota, and every write is refused: no new session, lock or member",
-            "compact (etcdctl compact REVISION), defragment (etcdctl defrag), then etcdctl alarm disarm; turn \
-             auto-compaction on or raise --quota-backend-bytes",
+            "compact (etcdctl compact REVISION), defragment (etcdctl defrag), then etcdctl alarm disarm (etcdctl alarm \
+             list shows what is left); turn auto-compaction on or raise --quota-backend-bytes",
         ));
     }
     if alarmed("CORRUPT") {
@@ -161,6 +220,7 @@ fn findings(members: &[Member], alarms: &[&str]) -> Vec<Finding> {
         ));
     }
     found.extend(answered.iter().max_by_key(|status| status.db_size).map(|status| space(status)));
+    found.extend(answered.iter().map(|status| status.behind).max().and_then(load));
     found.push(Finding::good(
         "clock",
         "leases are counted without the wall clock: a clock that is wrong hurts nothing",
@@ -191,26 +251,37 @@ fn quorum(members: &[Member]) -> Finding {
         );
     }
     match all {
-        1 => Finding::good(topic, "one member: while it is down, no lock is granted and no session renewed"),
+        1 | 2 => Finding::warning(
+            "redundancy",
+            format!(
+                "members: {all}, of which none may fail: if one fails, no lock is granted, and every session ends at \
+                 its deadline"
+            ),
+            "use 3 or 5 members (etcdctl member add)",
+        ),
         all if all % 2 == 0 => Finding::warning(
             topic,
             format!("{all} members tolerate no more failures than {}", all - 1),
             "use an odd number, 3 or 5",
         ),
-        all => Finding::good(topic, format!("all {all} members answer; {} may fail", all - needed)),
+        all => Finding::good(topic, format!("members: {all}, all of them answer; {} may fail", all - needed)),
     }
 }
 
 fn space(status: &MemberStatus) -> Finding {
-    let (quota, whose) = match status.quota {
-        0 => (DEFAULT_QUOTA, " (the default; this version does not tell its own)"),
-        quota => (quota, ""),
+    let (quota, said) = match status.quota {
+        0 => (
+            DEFAULT_QUOTA,
+            "not known, since etcd before 3.6 tells it only as the metric etcd_server_quota_backend_bytes; its default \
+             is 2048 MiB"
+                .to_owned(),
+        ),
+        quota => (quota, format!("{} MiB", quota / MIB)),
     };
     let what = format!(
-        "the database has {} MiB, {} of them in use; the quota is {} MiB{whose}",
+        "the database has {} MiB, {} of them in use; the quota is {said}",
         status.db_size / MIB,
-        status.in_use / MIB,
-        quota / MIB
+        status.in_use / MIB
     );
     if status.db_size.saturating_mul(100) / quota < NEARLY {
         return Finding::good("space", what);
@@ -220,6 +291,18 @@ fn space(status: &MemberStatus) -> Finding {
         format!("{what}; at the quota every write is refused"),
         "turn auto-compaction on, defragment (etcdctl defrag), or raise --quota-backend-bytes",
     )
+}
+
+/// Whether a member is about to refuse requests ("too many requests"): it does so from 5000 changes on that are committed
+/// and not applied.
+fn load(behind: u64) -> Option<Finding> {
+    (behind >= BEHIND).then(|| {
+        Finding::warning(
+            "load",
+            format!("a member has {behind} committed changes to apply; from 5000 on it refuses requests"),
+            "look at its disk and processor, and at clients that write much",
+        )
+    })
 }
 
 fn known_bugs(version: &str) -> Vec<Finding> {
@@ -283,7 +366,8 @@ mod tests {
     fn what_endangers_locks_is_named() {
         for (answering, silent, worst) in [
             (3, 0, Severity::Good),
-            (1, 0, Severity::Good),
+            (1, 0, Severity::Warning),
+            (5, 0, Severity::Good),
             (2, 1, Severity::Warning),
             (4, 1, Severity::Warning),
             (2, 0, Severity::Warning),
@@ -305,7 +389,16 @@ mod tests {
     }
 
     #[test]
+    fn a_member_that_falls_behind_is_told() {
+        let behind = |behind| [member(Some(MemberStatus { behind, ..status("3.6.1") }))];
+        assert_eq!(bad(&behind(999), &[]), ["redundancy"]);
+        assert_eq!(bad(&behind(1000), &[]), ["redundancy", "load"]);
+    }
+
+    #[test]
     fn the_quota_is_the_servers_or_the_default() {
+        let told = |quota| space(&MemberStatus { quota, ..status("3.6.1") }).what().to_owned();
+        assert!(told(0).contains("not known") && told(64 * MIB).contains("the quota is 64 MiB"));
         let full = |db_size, quota| space(&MemberStatus { db_size, quota, ..status("3.6.1") }).severity();
         assert_eq!(full(100 * MIB, 0), Severity::Good);
         assert_eq!(full(1800 * MIB, 0), Severity::Warning);

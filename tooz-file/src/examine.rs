@@ -1,10 +1,10 @@
 //! What operators should know about the directory; also where connecting fails.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tooz_core::driver::{Connect, Examining};
-use tooz_core::{Characteristics, Finding, Result};
+use tooz_core::{Characteristics, Finding, Result, Severity};
 use tooz_local::examine::{
     check_space, find_stopped_writer, find_unwritable, judge_file_system, stopped_holder,
 };
@@ -26,14 +26,14 @@ pub(crate) fn examine(request: Connect) -> Examining {
 }
 
 fn look(config: &Config, best: Characteristics) -> Result<Vec<Finding>> {
-    let path = &config.path;
-    // Looking must not make one.
-    let Ok(path) = path.canonicalize() else {
-        return Ok(vec![Finding::good(
-            "place",
-            format!("{} does not exist; connecting makes it", path.display()),
-        )]);
-    };
+    let exists = config.path.canonicalize();
+    // Looking must not make it, so where it would be is looked at.
+    let nearest = || config.path.ancestors().skip(1).find_map(|path| path.canonicalize().ok());
+    let path = exists.as_ref().ok().cloned().or_else(nearest).unwrap_or_else(|| PathBuf::from("/"));
+    if !path.is_dir() {
+        let what = format!("{} is not a directory", path.display());
+        return Ok(vec![Finding::bad("place", what, "name a directory, or remove what stands there")]);
+    }
     let system = FileSystem::of(&path)?;
     let locks = match config.flavor {
         Flavor::OpenFile => "open-file-description locks, which exclude Python's, too (backend=ofd)",
@@ -45,10 +45,33 @@ fn look(config: &Config, best: Characteristics) -> Result<Vec<Finding>> {
     ];
     let ours = path.join(keys::OURS);
     let written = [path.clone(), ours.join("locks"), ours, path.join(keys::GROUPS)];
-    found.extend(find_unwritable(&written, "the directory and everything in it"));
+    let written = if exists.is_ok() { &written[..] } else { &written[..1] };
+    found.extend(find_unwritable(written, "the directory and everything in it"));
     found.extend(check_space(&path));
-    found.extend(find_stopped(&path, config));
+    if exists.is_ok() {
+        found.extend(find_stopped(&path, config));
+    }
+    let is_usable = found.iter().all(|finding| finding.severity() != Severity::Bad);
+    if is_usable && (exists.is_err() || is_unused(&path, config)) {
+        let here = config.path.display();
+        let what = if exists.is_ok() {
+            format!("no lock was ever granted in {here}; the first session creates what is missing")
+        } else {
+            format!("{here} does not exist yet; the first session creates it")
+        };
+        found.push(Finding::good(Finding::UNUSED, what));
+    }
     Ok(found)
+}
+
+/// Whether a session, or the first lock, would create what stays.
+fn is_unused(path: &Path, config: &Config) -> bool {
+    let ours = path.join(keys::OURS);
+    let stamp = match &config.namespace {
+        None => ours.join(keys::EPOCH),
+        Some(namespace) => ours.join(keys::NAMESPACES).join(keys::namespace(namespace)).join(keys::EPOCH),
+    };
+    [stamp, ours.join(keys::FENCE)].iter().any(|file| matches!(file.try_exists(), Ok(false)))
 }
 
 /// Processes that stand still. One in the middle of a change blocks all others, one that holds locks does not release
@@ -102,8 +125,8 @@ fn find_stopped_holders(home: &Directory) -> BTreeMap<u32, u64> {
 
 #[cfg(test)]
 mod tests {
+    use tooz_core::BackendUrl;
     use tooz_core::driver::Limits;
-    use tooz_core::{BackendUrl, Severity};
 
     use super::*;
 
@@ -117,8 +140,12 @@ mod tests {
     fn looking_makes_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("none");
-        let found = looked(&format!("file://{}", path.display()));
-        assert!(found[0].what().contains("does not exist") && !path.exists(), "{found:?}");
+        let found = looked(&format!("file://{}/below", path.display()));
+        let unused = found.iter().find(|finding| finding.topic() == Finding::UNUSED).unwrap();
+        assert!(unused.what().contains("does not exist") && !path.exists(), "{found:?}");
+        std::fs::write(&path, "").unwrap();
+        let found = looked(&format!("file://{}/below", path.display()));
+        assert_eq!(found.iter().map(Finding::topic).collect::<Vec<_>>(), ["place"], "a file is in the way");
     }
 
     #[test]

@@ -43,18 +43,25 @@ pub fn find_unwritable(paths: &[impl AsRef<Path>], all: &str) -> Option<Finding>
     ))
 }
 
-/// Whether the disk is about to be full.
+/// Whether the disk is full, or about to be.
 pub fn check_space(directory: &Path) -> Option<Finding> {
     let answer = statvfs(directory).ok()?;
+    let (shown, topic) = (directory.display(), "space");
     let free = answer.blocks_available().saturating_mul(answer.fragment_size());
-    (free < LITTLE_SPACE).then(|| {
-        let what = format!(
-            "{} KiB are free for {}; on a full disk no lock is granted",
-            free / 1024,
-            directory.display()
-        );
-        Finding::warning("space", what, "make room")
-    })
+    // Some file systems make inodes as they need them, and say that there are none.
+    if answer.files() > 0 && answer.files_available() == 0 {
+        let what = format!("no inode is free for {shown}: no session begins and no lock is granted");
+        return Some(Finding::bad(topic, what, format!("remove files on that disk (df -i {shown})")));
+    }
+    let (what, advice) =
+        (format!("{} KiB are free for {shown}", free / 1024), format!("make room (df {shown})"));
+    match free {
+        0 => Some(Finding::bad(topic, format!("{what}: no session begins and no lock is granted"), advice)),
+        1..LITTLE_SPACE => {
+            Some(Finding::warning(topic, format!("{what}; on a full disk no lock is granted"), advice))
+        }
+        _ => None,
+    }
 }
 
 /// The first of these processes that is stopped while it keeps all others waiting; `doing` says how.

@@ -3,13 +3,18 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tooz_core::driver::{Connect, Examining};
+use redis::{RedisError, Value};
+use tooz_core::driver::{Connect, Context, Examining, SessionId};
 use tooz_core::{Characteristics, Error, ErrorKind, Finding, Result};
 
 use crate::client::Client;
 use crate::config::Config;
+use crate::connection::address::{Address, Topology};
+use crate::connection::discovery::Discovery;
+use crate::connection::link::Outcome;
 use crate::connection::reply::Parts;
 use crate::connection::{self, server_info};
+use crate::error;
 
 /// A clock that is this far off is likely to be corrected by a jump, and a jump ends or prolongs every session.
 const CLOCK_OFF: Duration = Duration::from_secs(5);
@@ -21,22 +26,49 @@ pub(crate) fn examine(request: Connect) -> Examining {
     Box::pin(async move {
         let Connect { url, limits, context, .. } = request;
         let config = Config::read(&url, limits)?;
-        // Where the server is discovered, its replicas confirm what is written.
-        let replicated = config.topology.is_discovered();
+        let silent = silent_endpoints(&config, &context).await;
         let (client, _, supervisor) = connection::connect(config, context).await?;
-        let found = look(&client, replicated).await;
+        let found = look(&client, silent).await;
         client.current.close();
         drop(supervisor);
         found
     })
 }
 
-async fn look(client: &Client, replicated: bool) -> Result<Vec<Finding>> {
+/// The sentinels or nodes of the URL that do not tell where the server is. All are asked at the same time.
+async fn silent_endpoints(config: &Config, context: &Context) -> Vec<Finding> {
+    let endpoints = match &config.topology {
+        Topology::Server(_) => &[][..],
+        Topology::Sentinel { sentinels, .. } => sentinels,
+        Topology::Cluster { seeds, .. } => seeds,
+    };
+    let ask = |who: &Address| {
+        let (config, spawner, who) = (config.clone(), context.spawner.clone(), who.clone());
+        let asking = async move { Discovery::default().ask(&config, &spawner, &who).await };
+        context.spawner.spawn(asking)
+    };
     let mut found = Vec::new();
+    for asking in endpoints.iter().map(ask).collect::<Vec<_>>() {
+        if let Some(Err(error)) = asking.await {
+            let what =
+                format!("an endpoint of the URL does not tell where the server is: {}", error.context());
+            found.push(Finding::warning("endpoint", what, "start it again, or take it out of the URL"));
+        }
+    }
+    found
+}
+
+async fn look(client: &Client, mut found: Vec<Finding>) -> Result<Vec<Finding>> {
+    let config = client.config();
+    // Where the server is discovered, its replicas confirm what is written.
+    let replicated = config.topology.is_discovered();
     match client.read(&redis::cmd("INFO")).await {
         Ok(info) => {
             let appendfsync = setting(client, "appendfsync").await?;
-            found.extend(judge(&server_info::fields(&info), appendfsync.as_deref(), replicated));
+            let info = server_info::fields(&info);
+            found.extend(judge(&info, appendfsync.as_deref(), replicated));
+            let replicas = info.get("connected_slaves").and_then(|count| count.parse().ok()).unwrap_or(0);
+            found.extend(redundancy(replicas, replicated, config.wait_replicas));
         }
         Err(error) if error.kind() == ErrorKind::Denied => found.push(
             Finding::warning(
@@ -49,7 +81,66 @@ async fn look(client: &Client, replicated: bool) -> Result<Vec<Finding>> {
         Err(error) => return Err(error),
     }
     found.push(clock(client).await?);
+    match writing(client).await? {
+        Some(refused) => found.push(refused),
+        None => found.extend(unused(client).await?),
+    }
     Ok(found)
+}
+
+/// Whether no lock was ever granted in this namespace.
+async fn unused(client: &Client) -> Result<Option<Finding>> {
+    let keys = [client.keys.epoch(), client.keys.fence()];
+    let found = match client.read(redis::cmd("EXISTS").arg(&keys)).await {
+        Ok(Value::Int(found)) => found,
+        Ok(_) => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::Denied => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    Ok((found < 2).then(|| {
+        let what = format!(
+            "no lock was ever granted in {}; the first session writes the stamp of its data, the first lock the counter \
+             of tokens",
+            client.keys.shown()
+        );
+        Finding::good(Finding::UNUSED, what)
+    }))
+}
+
+/// Why the server refuses a write. The write is that of a key which does not exist, on the condition that it does.
+async fn writing(client: &Client) -> Result<Option<Finding>> {
+    let key = client.keys.session(SessionId(client.context().entropy.id()));
+    let mut write = redis::cmd("SET");
+    write.arg(key).arg("").arg("XX");
+    match client.links().next().await?.exchange(&write, false).await {
+        Outcome::Refused(refusal) => Ok(Some(judge_refusal(refusal))),
+        Outcome::Answered(..) | Outcome::Lost => Ok(None),
+    }
+}
+
+/// What to do about a server that refuses to write.
+fn judge_refusal(refusal: RedisError) -> Finding {
+    let advice = match refusal.code().unwrap_or_default() {
+        "OOM" => {
+            "raise maxmemory (CONFIG SET maxmemory), or remove or move other data; INFO memory shows what is used"
+        }
+        "NOREPLICAS" => {
+            "start the replicas again and look at INFO replication, or lower min-replicas-to-write (CONFIG SET)"
+        }
+        "MISCONF" => {
+            "look for space and errors where the server keeps its data, and in its log; once BGSAVE succeeds, writes \
+             are accepted again"
+        }
+        "READONLY" => "name the master, or write redis+sentinel:// with its sentinels",
+        "LOADING" => {
+            "wait until the server has loaded its data; INFO persistence says how long (loading_eta_seconds)"
+        }
+        "NOPERM" => "give the user the permissions that the driver's README names",
+        _ => "do what the message says",
+    };
+    let said = [refusal.code(), refusal.detail()].into_iter().flatten().collect::<Vec<_>>().join(" ");
+    let error = error::of(refusal);
+    Finding::bad("writing", format!("the server refuses writes: {} ({said})", error.context()), advice)
 }
 
 /// A setting; `None` where the user may not ask, or a provider has taken the command away.
@@ -223,6 +314,41 @@ fn replicas(count: u64, waited_for: bool) -> Option<Finding> {
     Some(finding.lowers(Characteristics::DURABLE_FENCING | Characteristics::CAUSAL))
 }
 
+/// What the loss of one server costs. `wait_replicas`: `None`: as many as are called healthy, at least one.
+fn redundancy(replicas: u32, discovered: bool, wait_replicas: Option<u32>) -> Option<Finding> {
+    let topic = "redundancy";
+    let stops = "no lock is granted, and every session ends at its deadline";
+    let needed = match (discovered, wait_replicas) {
+        (false, _) if replicas > 0 => return None, // `replicas` is about that
+        (false, _) => {
+            let what = format!("one server without a replica: while it is down, {stops}");
+            let advice =
+                "give it two replicas and sentinels (redis+sentinel://), or use a cluster (redis+cluster://)";
+            return Some(Finding::warning(topic, what, advice));
+        }
+        (true, Some(0)) => {
+            return Some(Finding::warning(
+                topic,
+                "wait_replicas=0: a grant counts before a replica has it, so a fail-over may lose locks and tokens",
+                "leave wait_replicas out, or set at least 1",
+            ));
+        }
+        (true, needed) => needed.unwrap_or(1),
+    };
+    let advice = "add a replica or start the missing ones; where the URL sets wait_replicas, a smaller number helps, too";
+    Some(match replicas.checked_sub(needed) {
+        None => {
+            let what = format!("replicas: {replicas}, and a grant waits for {needed}: {stops}");
+            Finding::bad(topic, what, advice)
+        }
+        Some(0) => {
+            let what = format!("replicas: {replicas}, of which none may fail: if one fails, {stops}");
+            Finding::warning(topic, what, advice)
+        }
+        Some(spare) => Finding::good(topic, format!("replicas: {replicas}, of which {spare} may fail")),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use tooz_core::Severity;
@@ -259,6 +385,18 @@ mod tests {
         ] {
             assert_eq!(bad(&judged(&info, appendfsync)), topics, "{info}");
         }
+    }
+
+    #[test]
+    fn what_cannot_bear_a_loss_is_told() {
+        let severity = |replicas, discovered, wait| {
+            redundancy(replicas, discovered, wait).map(|finding| finding.severity())
+        };
+        let (good, warning, bad) = (Some(Severity::Good), Some(Severity::Warning), Some(Severity::Bad));
+        assert_eq!((severity(0, false, None), severity(1, false, None)), (warning, None));
+        assert_eq!([0, 1, 2].map(|replicas| severity(replicas, true, None)), [bad, warning, good]);
+        assert_eq!([1, 2, 3].map(|replicas| severity(replicas, true, Some(2))), [bad, warning, good]);
+        assert_eq!(severity(3, true, Some(0)), warning);
     }
 
     #[test]

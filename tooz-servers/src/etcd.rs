@@ -1,5 +1,6 @@
 //! etcd: one node or several, in the clear or encrypted.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::io::{Read, Write};
@@ -9,7 +10,7 @@ use std::str::FromStr;
 use std::sync::Once;
 use std::time::Duration;
 
-use etcd_client::{Certificate, Client, ConnectOptions, DeleteOptions, Identity, TlsOptions};
+use etcd_client::{Certificate, Client, ConnectOptions, DeleteOptions, GetOptions, Identity, TlsOptions};
 
 use super::{Launch, Proxy, Server, Way, find, free_port};
 
@@ -213,6 +214,17 @@ impl Etcd {
             Ok(())
         });
         cleaned.is_ok()
+    }
+
+    /// Every key, with its value.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn everything(&self) -> Result<BTreeMap<String, Vec<u8>>, String> {
+        let found = self
+            .ask(|mut client| async move { client.get("", Some(GetOptions::new().with_all_keys())).await })?;
+        let text = |key: &[u8]| String::from_utf8_lossy(key).into_owned();
+        Ok(found.kvs().iter().map(|kv| (text(kv.key()), kv.value().to_vec())).collect())
     }
 
     /// How many watches it serves.

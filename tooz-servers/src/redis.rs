@@ -1,5 +1,6 @@
 //! Redis and Valkey.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -76,6 +77,16 @@ impl Redis {
     /// It does not answer.
     pub fn command(&self, words: &[&[u8]]) -> Result<Vec<u8>, String> {
         command(self.address, words)
+    }
+
+    /// Every key of the first database, with its value as `DUMP` writes it.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn everything(&self) -> Result<BTreeMap<String, Vec<u8>>, String> {
+        let keys = list(&self.command(&[b"KEYS", b"*"])?);
+        let value = |key: String| Ok((key.clone(), self.command(&[b"DUMP", key.as_bytes()])?));
+        keys.into_iter().map(value).collect()
     }
 
     /// Empties it; says whether that worked.

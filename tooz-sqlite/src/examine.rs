@@ -16,7 +16,7 @@ use crate::config::{self, Config};
 use crate::engine::jobs::Level;
 use crate::engine::paths::Paths;
 use crate::engine::schema;
-use crate::reaper;
+use crate::{read_only, reaper};
 
 const ADOPTED: &str =
     "adopted: the database belongs to this place, and what was recorded at another has ended";
@@ -30,7 +30,18 @@ pub(crate) fn examine(request: Connect) -> Examining {
         let spawner = context.spawner.clone();
         let (looked, best) = (config.clone(), config::characteristics(&url));
         let (mut found, usable) = spawner.blocking(move || examine_outside(&looked, best)).await??;
-        if usable {
+        let is_unused = usable && {
+            let reader = read_only::driver::reader(&url, config.clone(), &context)?;
+            // What is wrong with a database is found below.
+            matches!(reader.look(|_| Ok(())).await, Ok(None))
+        };
+        if is_unused {
+            let what = format!(
+                "there is no database at {} yet; the first session creates it",
+                config.path.display()
+            );
+            found.push(Finding::good(Finding::UNUSED, what));
+        } else if usable && config.path.is_file() {
             let unmarked = adopt && is_unmarked(&spawner, &config).await?;
             found.extend(examine_inside(config.clone(), &context).await?);
             if adopt {
@@ -70,12 +81,7 @@ fn examine_outside(config: &Config, best: Characteristics) -> Result<(Vec<Findin
     found.extend(check_space(directory));
     found.extend(stopped_writer(&paths));
     let usable = found.iter().all(|finding| finding.severity() != Severity::Bad);
-    // Examining must not create the database.
-    let exists = paths.database.is_file();
-    if !exists {
-        found.push(Finding::good("journal", "the database does not exist yet; connecting makes it"));
-    }
-    Ok((found, exists && usable))
+    Ok((found, usable))
 }
 
 /// Whether the process that has the write lock is stopped: then no other process can write.

@@ -1,10 +1,11 @@
 //! What the tests of the command share: real processes, watched from outside.
 #![allow(dead_code)] // each test uses a part
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill, killpg};
@@ -94,12 +95,7 @@ impl TestBackend {
 
     /// Runs `tooz` to its end.
     pub(crate) fn run(&self, arguments: &[&str]) -> Finished {
-        let output = self.tooz(arguments).output().unwrap();
-        Finished {
-            code: output.status.code(),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
+        Finished::from(self.tooz(arguments).output().unwrap())
     }
 
     /// The number that a process wrote into a file, once it is whole.
@@ -112,6 +108,22 @@ impl TestBackend {
             number.is_some()
         });
         number.unwrap()
+    }
+
+    /// Every path below the directory, with the content of files.
+    pub(crate) fn everything(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let (mut found, mut left) = (BTreeMap::new(), vec![self.path("")]);
+        while let Some(directory) = left.pop() {
+            for entry in fs::read_dir(directory).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    left.push(path.clone());
+                }
+                let content = if path.is_file() { fs::read(&path).unwrap() } else { Vec::new() };
+                found.insert(path, content);
+            }
+        }
+        found
     }
 
     pub(crate) fn wait_for(&self, name: &str) {
@@ -130,6 +142,16 @@ pub(crate) struct Finished {
     pub(crate) code: Option<i32>,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
+}
+
+impl From<Output> for Finished {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
 }
 
 /// A child that does not outlive its test, even a failing one.
@@ -234,8 +256,14 @@ fn topics(finished: &Finished) -> Vec<(String, String)> {
 
 /// What was found on `topic`.
 pub(crate) fn finding(finished: &Finished, topic: &str) -> Value {
-    let mut findings = finished.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    findings.find(|finding| finding["topic"] == topic).unwrap_or_else(|| panic!("no {topic}: {finished:?}"))
+    let found = findings(finished, topic).into_iter().next();
+    found.unwrap_or_else(|| panic!("no {topic}: {finished:?}"))
+}
+
+/// All that was found on `topic`.
+pub(crate) fn findings(finished: &Finished, topic: &str) -> Vec<Value> {
+    let findings = finished.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    findings.filter(|finding| finding["topic"] == topic).collect()
 }
 
 /// The topics of what is not good.

@@ -49,8 +49,12 @@ fn main() -> ExitCode {
     all.extend(trials("outages", no_redis.as_ref(), &outages::TESTS));
     all.extend(trials("rounds", no_redis.as_ref(), &rounds::REDIS));
     #[cfg(feature = "etcd")]
-    all.extend(trials("rounds", tooz_servers::etcd::program().err().as_ref(), &rounds::ETCD));
+    {
+        let no_etcd = tooz_servers::etcd::program().err();
+        all.extend(trials("doctor", no_etcd.as_ref(), &doctor::ETCD));
+        all.extend(trials("rounds", no_etcd.as_ref(), &rounds::ETCD));
+    }
     #[cfg(not(feature = "etcd"))]
-    all.push(lab::left_out("rounds", "etcd"));
+    all.extend(["doctor", "rounds"].map(|area| lab::left_out(area, "etcd")));
     lab::run(all, None)
 }

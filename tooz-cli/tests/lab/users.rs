@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use crate::common::{self, Running, TestBackend, children, eventually, runs};
+use crate::common::{self, Finished, Running, TestBackend, children, eventually, finding, runs};
 
 pub(crate) const TESTS: [(&str, fn()); 8] = tests![
     a_reader_of_a_database_looks,
@@ -99,6 +99,19 @@ impl Scene {
 /// A user who may read everything and write nothing sees all of it, and makes nothing.
 fn a_reader_looks(scene: &Scene) {
     assert_eq!(scene.answer(BOB, &["holders", "x"]), "", "where nobody has been yet");
+    let examined = Finished::from(scene.tooz(BOB, &["doctor", "--json"]).output().unwrap());
+    assert_eq!(examined.code, Some(77), "{examined:?}");
+    let advice = finding(&examined, "reachable")["advice"].to_string();
+    assert!(
+        advice.contains("writable") && finding(&examined, "writable")["severity"] == "bad",
+        "{examined:?}"
+    );
+    // Nor may he create his own database there.
+    let mut own = scene.tooz(BOB, &["doctor", "--json"]);
+    own.env("TOOZ_URL", "").env("HOME", scene.path("place")).env_remove("XDG_STATE_HOME");
+    let examined = Finished::from(own.output().unwrap());
+    assert_eq!(examined.code, Some(78), "{examined:?}");
+    assert!(finding(&examined, "writable")["advice"].to_string().contains("--url"), "{examined:?}");
     assert!(scene.everything().is_empty(), "{:?}", scene.everything());
     let member = Running::start(scene.tooz(ALICE, &["--member", "one", "join", "g"]));
     let holder = Running::start(scene.tooz(ALICE, &["--member", "two", "lock", "x", "--", "sleep", "300"]));
@@ -138,11 +151,15 @@ fn a_reader_of_a_directory_looks() {
 /// What stands is shown although nothing can be written any more.
 fn a_full_disk_can_be_looked_at(url: impl Fn(&Path) -> String) {
     let place = tempfile::tempdir().unwrap();
-    let script = "mount -t tmpfs -o size=2m tooz-test \"$PLACE\" && \
+    let script = "mount -t tmpfs -o size=2m,nr_inodes=300 tooz-test \"$PLACE\" && \
                   exec \"$TOOZ\" --member me lock x -- sh -c '\
                   cat /dev/zero >\"$PLACE/fill\" 2>/dev/null; \
                   \"$TOOZ\" holders x; echo \"looked $?\"; \"$TOOZ\" lock y -- true; echo \"wrote $?\"; \
-                  rm \"$PLACE/fill\"'";
+                  \"$TOOZ\" doctor; echo \"examined $?\"; \
+                  rm \"$PLACE/fill\"; \
+                  n=0; while touch \"$PLACE/fill$n\" 2>/dev/null; do n=$((n + 1)); done; \
+                  \"$TOOZ\" doctor; echo \"examined $?\"; \
+                  rm \"$PLACE\"/fill*'";
     let output: Output = Command::new("unshare")
         .args(["--mount", "sh", "-c", script])
         .env("PLACE", place.path())
@@ -153,6 +170,10 @@ fn a_full_disk_can_be_looked_at(url: impl Fn(&Path) -> String) {
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(said.starts_with("\"me\" exclusive"), "{output:?}");
     assert!(said.contains("looked 0\n") && said.contains("wrote 69\n"), "{output:?}");
+    assert!(said.contains("bad      space "), "{output:?}");
+    assert!(said.contains("advice: follow the advice of what is bad here: space\n"), "{output:?}");
+    assert!(said.contains(" 0 KiB are free for ") && said.contains(" no inode is free for "), "{output:?}");
+    assert_eq!(said.matches("examined 69\n").count(), 2, "{output:?}");
 }
 
 fn a_full_disk_with_a_database_can_be_looked_at() {

@@ -1,6 +1,10 @@
 //! What a look at an etcd finds that is not as it should be: alarms, silent members, wrong passwords.
+#![allow(clippy::disallowed_methods)] // in real time, and a failure is one
 
-use etcd_client::{AlarmAction, AlarmType};
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use etcd_client::{AlarmAction, AlarmType, Permission, PermissionType};
 use tooz_core::{Characteristics, Coordinator, ErrorKind, Finding, Result, Severity};
 use tooz_servers::cases;
 use tooz_servers::etcd::{Cluster, Etcd};
@@ -10,6 +14,7 @@ pub(crate) const CASES: &[(&str, Case)] = cases![
     what_is_lowered_is_explained,
     an_alarm_is_told_with_what_to_do_also_where_connecting_fails,
     silent_members_are_named_and_a_lost_majority_is_bad,
+    endpoints_that_do_not_answer_are_named_in_time,
     nobody_there_and_a_wrong_password_are_errors_of_their_own,
 ];
 
@@ -27,13 +32,19 @@ fn hosts(cluster: &Cluster) -> String {
 }
 
 async fn what_is_lowered_is_explained() {
-    let etcd = Etcd::start().unwrap();
+    let etcd = Etcd::start_with(&["--quota-backend-bytes", "67108864"]).unwrap();
     let url = format!("etcd://{}", etcd.address());
     let found = look(&url).await.unwrap();
     assert!(of(&found, "version").what().starts_with("etcd 3."), "{found:?}");
-    for topic in ["members", "space", "clock"] {
+    for topic in ["space", "clock"] {
         assert_eq!(of(&found, topic).severity(), Severity::Good, "{found:?}");
     }
+    let alone = of(&found, "redundancy");
+    assert_eq!(alone.severity(), Severity::Warning, "{alone:?}");
+    assert!(alone.what().starts_with("members: 1, of which none may fail"), "{alone:?}");
+    // Its quota is 64 MiB, which etcd before 3.6 does not tell.
+    let quota = of(&found, "space").what();
+    assert!(quota.contains("the quota is 64 MiB") || quota.contains("the quota is not known"), "{quota}");
     let coordinator = Coordinator::builder(&url, "m").connect().await.unwrap();
     let best = Characteristics::all() - Characteristics::NON_TIMEOUT_BASED;
     let explained = found.iter().fold(Characteristics::empty(), |all, finding| all | finding.lowered());
@@ -71,9 +82,31 @@ async fn silent_members_are_named_and_a_lost_majority_is_bad() {
     // Whoever names one member only is told the same.
     let one = look(&format!("etcd://{}", cluster.nodes()[0].address())).await.unwrap();
     assert_eq!(of(&one, "members"), members);
+    let gone = cluster.nodes()[2].address().to_string();
+    assert!(of(&found, "endpoint").what().starts_with(&gone), "{found:?}");
+    assert!(one.iter().all(|finding| finding.topic() != "endpoint"), "the URL names another one: {one:?}");
     cluster.nodes()[1].server().kill();
     let found = look(&url).await.unwrap();
     assert_eq!(of(&found, "members").severity(), Severity::Bad, "{found:?}");
+}
+
+async fn endpoints_that_do_not_answer_are_named_in_time() {
+    let etcd = Etcd::start().unwrap();
+    let dead = format!("127.0.0.1:{}", tooz_servers::free_port().unwrap());
+    // They take connections and never answer.
+    let listeners = [(); 6].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let hanging = listeners.each_ref().map(|listener| listener.local_addr().unwrap().to_string());
+    let url = format!("etcd://{},{dead},{}", hanging.join(","), etcd.address());
+    let begun = Instant::now();
+    let found = look(&url).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    let silent: Vec<_> = found.iter().filter(|finding| finding.topic() == "endpoint").collect();
+    assert_eq!(silent.len(), 7, "{found:?}");
+    for (finding, endpoint) in silent.iter().zip(hanging.iter().chain([&dead])) {
+        assert_eq!(finding.severity(), Severity::Warning, "{finding:?}");
+        assert!(finding.what().starts_with(endpoint), "{finding:?}");
+    }
+    assert_eq!(of(&found, "redundancy").severity(), Severity::Warning, "only members count: {found:?}");
 }
 
 async fn nobody_there_and_a_wrong_password_are_errors_of_their_own() {
@@ -85,12 +118,24 @@ async fn nobody_there_and_a_wrong_password_are_errors_of_their_own() {
         client.role_add("root").await?;
         client.user_add("root", "s3cret", None).await?;
         client.user_grant_role("root", "root").await?;
+        client.role_add("looking").await?;
+        let all = Permission::new(PermissionType::Read, "").with_all_keys();
+        client.role_grant_permission("looking", all).await?;
+        client.user_add("eye", "s3cret", None).await?;
+        client.user_grant_role("eye", "looking").await?;
         client.auth_enable().await.map(|_| ())
     };
     etcd.ask(protect).unwrap();
     let found = look(&format!("etcd://root:s3cret@{}", etcd.address())).await.unwrap();
-    assert_eq!(of(&found, "members").severity(), Severity::Good, "{found:?}");
+    assert_eq!(of(&found, "space").severity(), Severity::Good, "{found:?}");
     let error = look(&format!("etcd://root:wr0ng@{}", etcd.address())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
     assert!(!format!("{error:?}").contains("wr0ng"), "{error:?}");
+    // Nothing is there yet, and a session could be opened there; not by a user who may only read.
+    assert_eq!(of(&found, Finding::UNUSED).severity(), Severity::Good);
+    let url = format!("etcd://eye:s3cret@{}", etcd.address());
+    let found = look(&url).await.unwrap();
+    assert!(found.iter().all(|finding| finding.topic() != Finding::UNUSED), "{found:?}");
+    let refused = Coordinator::builder(&url, "m").connect().await.map(drop).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Denied, "{refused}");
 }

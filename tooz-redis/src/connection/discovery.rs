@@ -69,15 +69,9 @@ impl Discovery {
             Topology::Sentinel { sentinels, .. } => self.order(sentinels),
             Topology::Cluster { seeds, .. } => self.order(seeds),
         };
-        let limit = (config.limits.ttl / 4).clamp(LIMIT.0, LIMIT.1);
         let (mut failures, mut behind) = (Vec::new(), None::<Found>);
         for who in asked {
-            let asked = spawner.timeout(limit, Box::pin(self.query(config, &who))).await;
-            let silent = || {
-                let why = format!("{who} does not answer within {limit:?}");
-                Err(Error::new(ErrorKind::Unavailable, why))
-            };
-            let found = asked.unwrap_or_else(silent).map_err(|error| failures.push(error));
+            let found = self.ask(config, spawner, &who).await.map_err(|error| failures.push(error));
             let Ok(found) = found else { continue };
             if found.epoch >= self.epoch {
                 self.epoch = found.epoch;
@@ -93,6 +87,16 @@ impl Discovery {
             self.epoch = newest.epoch;
         }
         Ok(newest)
+    }
+
+    /// Asks one sentinel or node, within a limit; must run on the coordinator's runtime.
+    pub(crate) async fn ask(&mut self, config: &Config, spawner: &Spawner, who: &Address) -> Result<Found> {
+        let limit = (config.limits.ttl / 4).clamp(LIMIT.0, LIMIT.1);
+        let asked = spawner.timeout(limit, Box::pin(self.query(config, who))).await;
+        asked.unwrap_or_else(|| {
+            let why = format!("{who} does not answer within {limit:?}");
+            Err(Error::new(ErrorKind::Unavailable, why))
+        })
     }
 
     async fn query(&mut self, config: &Config, who: &Address) -> Result<Found> {

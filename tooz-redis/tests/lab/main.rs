@@ -3,6 +3,7 @@
 //! No test harness of the compiler's: what is missing on a machine is known only when the tests are listed.
 #![allow(clippy::unwrap_used)] // a test says by panicking that something is wrong
 
+mod examine;
 mod histories;
 mod redis;
 mod redis_clock;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
     #[cfg(not(feature = "tls"))]
     trials.push(lab::left_out("redis::certificates_are_verified", "tls"));
     trials.extend(lab::trials("redis_topology", &program, redis_topology::CASES));
+    trials.extend(lab::trials("examine", &program, examine::CASES));
     trials.extend(lab::trials("histories", &program, histories::CASES));
     trials.extend(redis_clock::trials());
     lab::run(trials, lab::WAITING)

@@ -13,14 +13,19 @@ use crate::engine::paths::Paths;
 use crate::engine::tx::Site;
 use crate::read_only::Reader;
 
-/// Connects for looking.
-pub(crate) async fn connect(url: &BackendUrl, config: Config, context: Context) -> Result<Arc<dyn Driver>> {
+/// The database that the URL names, for looks.
+pub(crate) fn reader(url: &BackendUrl, config: Config, context: &Context) -> Result<Arc<Reader>> {
     let paths = Paths::find(&config.path, config.force_filesystem)?;
-    let site = Site::new(&paths, config.boot_id.as_deref(), config.layout, &context)?;
+    let site = Site::new(&paths, config.boot_id.as_deref(), config.layout, context)?;
     let best = guarantees(config::characteristics(url), paths.known_file_system);
     let characteristics = best - Characteristics::PUSH_WATCHES;
     let closed = AtomicBool::new(false);
-    let reader = Arc::new(Reader { paths, site, config, characteristics, closed });
+    Ok(Arc::new(Reader { paths, site, config, characteristics, closed }))
+}
+
+/// Connects for looking.
+pub(crate) async fn connect(url: &BackendUrl, config: Config, context: Context) -> Result<Arc<dyn Driver>> {
+    let reader = reader(url, config, &context)?;
     // If there is a database, this fails with what is wrong with it.
     reader.look(|_| Ok(())).await?;
     Ok(Arc::new(ReadOnly(reader)))
