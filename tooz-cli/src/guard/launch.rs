@@ -27,7 +27,10 @@ pub(super) fn run(orders: &Orders) -> ExitCode {
     match launch(orders) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("tooz: cannot start or watch the command ({error}); check that /proc is mounted");
+            eprintln!(
+                "tooz: cannot start or watch the command ({}); check that /proc is mounted",
+                exit::told(&error)
+            );
             ExitCode::from(exit::CANNOT_RUN)
         }
     }

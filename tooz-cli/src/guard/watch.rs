@@ -18,7 +18,10 @@ pub(super) fn run(orders: &Orders) -> ExitCode {
     match guard(orders) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("tooz: the guard process failed ({error}) and ended the command; run it again");
+            eprintln!(
+                "tooz: the guard process failed ({}) and ended the command; run it again",
+                exit::told(&error)
+            );
             ExitCode::from(exit::CANNOT_RUN)
         }
     }
