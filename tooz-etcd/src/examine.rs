@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use etcd_client::{AlarmAction, AlarmResponse, AlarmType, Client, ConnectOptions, StatusResponse};
+use tooz_core::driver::support::tls::Files;
 use tooz_core::driver::{Connect, Context, Examining};
 use tooz_core::{Characteristics, Error, ErrorKind, Finding, Result};
 
 use crate::config::Config;
+use crate::connection::host_and_port;
 use crate::connection::version::{self, Version};
-use crate::error::explain;
+use crate::error::{Peer, explain};
 
 /// The quota of a server that is not told another one, and does not tell it: etcd before 3.6.
 const DEFAULT_QUOTA: u64 = 2 << 30;
@@ -25,7 +27,7 @@ pub(crate) fn examine(request: Connect) -> Examining {
         // The whole examination takes no longer than connecting may, with one or two members that do not answer.
         let limit = limits.connect_timeout / 5;
         let options = config.connect_options(&context).await?.with_connect_timeout(limit);
-        Box::pin(Examiner { context, options, limit }.look(config.endpoints)).await
+        Box::pin(Examiner { context, options, limit, files: config.files }.look(config.endpoints)).await
     })
 }
 
@@ -33,6 +35,7 @@ struct Examiner {
     context: Context,
     options: ConnectOptions,
     limit: Duration,
+    files: Option<Files>,
 }
 
 /// The status that one member tells.
@@ -69,16 +72,22 @@ struct Member {
 }
 
 impl Examiner {
-    async fn call<T>(&self, call: impl Future<Output = Result<T, etcd_client::Error>>) -> Result<T> {
+    async fn call<T>(
+        &self,
+        endpoint: &str,
+        call: impl Future<Output = Result<T, etcd_client::Error>>,
+    ) -> Result<T> {
+        let peer = Peer { name: host_and_port(endpoint), files: self.files.as_ref(), is_known: false };
         match self.context.spawner.timeout(self.limit, call).await {
-            Some(answer) => answer.map_err(|error| explain(error).0),
+            Some(answer) => answer.map_err(|error| explain(&error, &peer).0),
             None => Err(Error::new(ErrorKind::Timeout, format!("no answer within {:?}", self.limit))),
         }
     }
 
     async fn ask(&self, endpoint: &str) -> Result<(Client, StatusResponse)> {
-        let mut client = Box::pin(self.call(Client::connect([endpoint], Some(self.options.clone())))).await?;
-        let status = self.call(client.status()).await?;
+        let mut client =
+            Box::pin(self.call(endpoint, Client::connect([endpoint], Some(self.options.clone())))).await?;
+        let status = self.call(endpoint, client.status()).await?;
         Ok((client, status))
     }
 
@@ -99,7 +108,7 @@ impl Examiner {
             let first = silent.into_iter().next();
             return Err(first.map_or_else(|| ErrorKind::Unavailable.into(), |(_, error)| error));
         };
-        let listed = self.call(client.member_list()).await;
+        let listed = self.call("etcd", client.member_list()).await;
         let mut members = Vec::new();
         if let Ok(listed) = &listed {
             for member in listed.members().iter().filter(|member| !member.is_learner()) {
@@ -117,7 +126,7 @@ impl Examiner {
             let silent = silent.iter().map(|(endpoint, _)| ((*endpoint).clone(), None));
             members = answered.chain(silent).map(|(name, status)| Member { name, status }).collect();
         }
-        let asked = self.call(client.alarm(AlarmAction::Get, AlarmType::None, None)).await;
+        let asked = self.call("etcd", client.alarm(AlarmAction::Get, AlarmType::None, None)).await;
         let alarms = asked.iter().flat_map(AlarmResponse::alarms).map(|alarm| alarm.alarm().as_str_name());
         Ok(findings(&members, &alarms.collect::<Vec<_>>()))
     }
