@@ -57,6 +57,7 @@ mod launch;
 mod link;
 mod orders;
 pub(crate) mod protocol;
+mod refusal;
 mod supervisor;
 pub(crate) mod terminal;
 mod watch;

@@ -16,6 +16,7 @@ macro_rules! tests {
 mod common;
 mod descendants;
 mod doctor;
+mod lines;
 mod outages;
 mod rounds;
 mod terminal;
@@ -46,6 +47,15 @@ fn main() -> ExitCode {
     all.extend(trials("descendants", no_redis.as_ref().or(no_users.as_ref()), &descendants::AS_ROOT));
     all.extend(trials("descendants", descendants::no_python().as_ref(), &descendants::IN_PYTHON));
     all.extend(trials("doctor", no_redis.as_ref(), &doctor::TESTS));
+    all.extend(trials("lines", no_redis.as_ref(), &lines::REDIS));
+    #[cfg(feature = "etcd")]
+    all.extend(trials(
+        "lines",
+        no_redis.as_ref().or(tooz_servers::etcd::program().err().as_ref()),
+        &lines::ETCD,
+    ));
+    #[cfg(not(feature = "etcd"))]
+    all.push(lab::left_out("lines", "etcd"));
     all.extend(trials("outages", no_redis.as_ref(), &outages::TESTS));
     all.extend(trials("rounds", no_redis.as_ref(), &rounds::REDIS));
     #[cfg(feature = "etcd")]
