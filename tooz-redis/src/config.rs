@@ -71,6 +71,8 @@ pub(crate) const FOREIGN_OPTIONS: &[(&str, &str)] = &[
     ("sentinel_fallback", "write all sentinels in the URL: redis+sentinel://ONE:26379,OTHER:26379/MASTER"),
     ("sentinel_username", "write sentinel_user"),
     ("sentinel_ssl", "write rediss+sentinel://"),
+    ("username", LOGIN),
+    ("password", LOGIN),
     ("ssl", "write rediss://"),
     ("ssl_ca_certs", "write tls_ca"),
     ("ssl_certfile", "write tls_cert"),
@@ -81,6 +83,7 @@ pub(crate) const FOREIGN_OPTIONS: &[(&str, &str)] = &[
     ("health_check_interval", WATCHED),
     ("retry_on_timeout", "leave it out: a request that surely had no effect is sent again"),
 ];
+const LOGIN: &str = "write it before the host, as in redis://:PASSWORD@host or redis://USER:PASSWORD@host";
 const WATCHED: &str = "leave it out: a silent connection is always detected";
 
 const WAIT_REPLICAS: &str = "wait_replicas";

@@ -69,6 +69,20 @@ fn a_command_that_cannot_run_is_reported_as_by_a_shell() {
 #[test]
 fn wrong_usage_is_64_and_says_what_to_do() {
     let place = TestBackend::new();
+    for (url, says) in [
+        ("sqlit:///x", "did you mean sqlite://?"),
+        ("reddis://h", "did you mean redis://?"),
+        ("sqlite:///x?tll=5s", "did you mean \"ttl\"?"),
+        ("redis://h?password=hunter2", "redis://:PASSWORD@host"),
+        ("sqlite:///x?hunter2", "option 1 of the URL"),
+        ("redis://:a?hunter2@h", "%3F"),
+        ("redis://:hunter2:6379", "user:password@host"),
+        ("redis://u:hunter2%ff@h", "not UTF-8"),
+    ] {
+        let finished = place.run(&["--url", url, "lock", "x", "--", "true"]);
+        assert_eq!(finished.code, Some(64), "{finished:?}");
+        assert!(finished.stderr.contains(says) && !finished.stderr.contains("hunter2"), "{finished:?}");
+    }
     std::fs::write(place.path("file"), "").unwrap();
     for arguments in [
         &["lock"][..],
