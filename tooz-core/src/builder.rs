@@ -368,11 +368,9 @@ fn check_characteristics(url: &BackendUrl, missing: Characteristics) -> Result<(
 
 fn too_late(url: &BackendUrl, limit: Duration) -> Error {
     // A path relative to the working directory begins with a host of dots alone.
-    let hosts: Vec<_> = url
-        .hosts()
-        .iter()
-        .map(|host| host.name.as_str())
-        .filter(|name| !name.trim_matches('.').is_empty())
+    let hosts = url.hosts().iter().filter(|host| !host.name.trim_matches('.').is_empty());
+    let hosts: Vec<_> = hosts
+        .map(|host| host.port.map_or_else(|| host.name.clone(), |port| format!("{}:{port}", host.name)))
         .collect();
     let (who, remedy) = if hosts.is_empty() {
         ("the backend".to_owned(), "")

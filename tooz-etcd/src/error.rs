@@ -225,7 +225,9 @@ fn explain_status(number: i32, message: &str, status: &(dyn StdError + 'static))
             (denied(message), Then::Nothing)
         }
         code::FAILED_PRECONDITION if message.contains("authentication is not enabled") => {
-            (denied("the URL names a user, and the server knows no users"), Then::Nothing)
+            let why = "the URL names a user, and the server knows no users; remove the user from the URL, or give the server \
+                       users";
+            refused(ErrorKind::Denied, why.to_owned())
         }
         code::RESOURCE_EXHAUSTED if message.contains("space exceeded") => refused(
             ErrorKind::Unavailable,

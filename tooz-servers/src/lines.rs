@@ -14,7 +14,7 @@ pub fn fault(line: &str) -> Option<String> {
     if line.contains(" { ") || line.contains("script: ") || line.contains("user_script") {
         return Some("the inside of a program".to_owned());
     }
-    let lower = line.to_lowercase();
+    let lower = line.to_lowercase().replace("caused by: ", "");
     let parts: Vec<_> = lower.split([':', ';']).map(|part| cut(part.trim())).collect();
     let twice = parts.iter().filter(|part| part.contains(' ')).find(|part| lower.matches(**part).count() > 1);
     twice.map(|part| format!("\"{part}\" twice"))

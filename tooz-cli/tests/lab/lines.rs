@@ -1,8 +1,10 @@
 //! What `tooz` says about a backend that it cannot use: one line with the cause and the remedy, and the exit code.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 
+use tooz::{Coordinator, ErrorKind};
 use tooz_servers::lines::fault;
 use tooz_servers::redis::Redis;
 
@@ -133,6 +135,36 @@ fn full(url: &str) {
         }
     }
     assert!((2..68).contains(&refused), "{refused} of 70 were refused");
+    let mut shell = process("sh");
+    shell.args(["-c", "ulimit -n 64; exec \"$0\""]).arg(std::env::current_exe().unwrap()).env(FULL, url);
+    let output = shell.output().unwrap();
+    let told = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{url}: {}", String::from_utf8_lossy(&told));
+}
+
+/// Names the URL for a process of this program that is full while it works.
+pub(crate) const FULL: &str = "TOOZ_TEST_FULL";
+
+/// Connects with more and more free descriptors, until that succeeds. The library's own thread has its descriptors already.
+pub(crate) fn fill(url: &str) {
+    tooz_servers::block_on(async {
+        let connect = async || Coordinator::builder(url, "m").connect().await;
+        connect().await.unwrap().close().await.unwrap();
+        for free in 0..20 {
+            let mut open: Vec<File> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+            open.truncate(open.len().saturating_sub(free));
+            let connected = connect().await;
+            drop(open);
+            let Err(error) = connected else { return };
+            let line = format!("{error:?}");
+            assert!(
+                error.kind() == ErrorKind::Unavailable && line.contains("ulimit -n"),
+                "{free} free: {line}"
+            );
+            assert_eq!(fault(&line), None, "{free} free: {line}");
+        }
+        panic!("20 free descriptors are too few for {url}");
+    });
 }
 
 fn a_full_process_on_files() {

@@ -113,8 +113,9 @@ impl Files {
             ));
         } else if said.contains("corrupt message") || said.contains("handshake eof") {
             let plain = self.plain_scheme;
+            let does = if said.contains("eof") { "ended the handshake and may not" } else { "does not" };
             let what = format!(
-                "{peer} does not speak TLS; check the host and the port, or write {plain}:// if it has no TLS"
+                "{peer} {does} speak TLS; check the host and the port, or write {plain}:// if it has no TLS"
             );
             (ErrorKind::Unavailable, what)
         } else if let Some(damaged) = self.damaged(said) {

@@ -87,7 +87,7 @@ pub(super) async fn a_fault_names_what_to_correct() -> Outcome {
             InvalidOption,
             &["\"cert_key\"", &path("none"), "cannot be read"],
         ),
-        (plain, good, Unavailable, &["does not speak TLS", "etcd://"]),
+        (plain, good, Unavailable, &["not speak TLS", "etcd://"]),
     ] {
         let url = format!("etcds://{address}?connect_timeout=5s&{options}");
         check(&url, &[kind], says).await;
