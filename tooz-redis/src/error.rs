@@ -215,6 +215,45 @@ fn by_code(error: &RedisError) -> (ErrorKind, &'static str, bool) {
 mod tests {
     use super::*;
 
+    fn server(code: &str, detail: &str) -> RedisError {
+        redis::make_extension_error(code.into(), Some(detail.into()))
+    }
+
+    #[test]
+    fn the_place_in_a_script_is_not_told() {
+        for (detail, told) in [
+            ("no memory. script: 1c2d3e, on @user_script:12.", "OOM no memory."),
+            ("Error running script (call to f_1c2d): @user_script:7: it failed", "it failed"),
+            ("user_script:7: it failed script: 1c2d, on @user_script:7.", "it failed"),
+            ("plain", "OOM plain"),
+        ] {
+            assert_eq!(said(&server("OOM", detail)), told);
+        }
+    }
+
+    #[test]
+    fn a_login_is_told_how_to_write_it() {
+        use tooz_core::BackendUrl;
+        use tooz_core::driver::Limits;
+        let address = Address::Tcp("h".into(), 1);
+        for (url, code, detail, words) in [
+            ("redis://h", "NOAUTH", "x", &["names no password", "redis://:PASSWORD@HOST"][..]),
+            ("redis://hunter2@h", "NOAUTH", "x", &["a user without a password"]),
+            ("redis://:hunter2@h", "WRONGPASS", "x", &["refuses the password"]),
+            ("redis+sentinel://u:hunter2@h/m", "NOAUTH", "x", &["?sentinel_password=PASSWORD"]),
+            ("redis+unix:///run/redis", "NOAUTH", "x", &["redis+unix://:PASSWORD@/PATH"]),
+            ("redis://h/3", "ERR", "SELECT is not allowed in cluster mode", &["one database, 0"]),
+        ] {
+            let url = BackendUrl::parse(url).unwrap();
+            let config = Config::read(&url, Limits::of(&url).unwrap()).unwrap();
+            let error = connecting(&config, config.login_for_discovery(), &address, &server(code, detail));
+            let text = format!("{error:?}");
+            assert!(words.iter().all(|word| text.contains(word)) && !text.contains("hunter2"), "{text}");
+            let kind = if code == "ERR" { ErrorKind::InvalidUrl } else { ErrorKind::Denied };
+            assert_eq!(error.kind(), kind, "{text}");
+        }
+    }
+
     #[test]
     fn codes() {
         for (code, detail, kind) in [
@@ -232,8 +271,7 @@ mod tests {
                 ErrorKind::Denied,
             ),
         ] {
-            let native = redis::make_extension_error(code.into(), Some(detail.into()));
-            let error = of(&native);
+            let error = of(&server(code, detail));
             assert_eq!(error.kind(), kind, "{code} {detail}");
             assert!(!error.is_indeterminate(), "{code}");
         }

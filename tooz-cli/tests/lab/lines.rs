@@ -10,8 +10,13 @@ use tooz_servers::redis::Redis;
 
 use crate::common::{Finished, TestBackend, process};
 
-pub(crate) const REDIS: [(&str, fn()); 4] =
-    tests![redis_that_refuses, redis_that_is_none, a_full_process_on_files, a_full_process_on_redis,];
+pub(crate) const REDIS: [(&str, fn()); 5] = tests![
+    redis_that_refuses,
+    redis_that_refuses_inside_a_script,
+    redis_that_is_none,
+    a_full_process_on_files,
+    a_full_process_on_redis
+];
 #[cfg(feature = "etcd")]
 pub(crate) const ETCD: [(&str, fn()); 2] = tests![etcd_that_is_none, a_full_process_on_etcd];
 
@@ -70,6 +75,20 @@ fn redis_that_refuses() {
     said(&place, &format!("redis+cluster://{closed}"), 77, &["write redis+cluster://:PASSWORD@"]);
     said(&place, &format!("redis://{open}/99"), 64, &["no database 99", "databases"]);
     said(&place, &format!("redis://{open}?db=99"), 64, &["no database 99", "databases"]);
+}
+
+/// A script that fails has a hash and a line, which say nothing to a user.
+fn redis_that_refuses_inside_a_script() {
+    let place = TestBackend::new();
+    let redis = Redis::start().unwrap();
+    let url = format!("redis://{}", redis.address());
+    let lock = |what: &str, url: &str, code, says: &str| {
+        check(what, &place.run(&["--url", url, "lock", "x", "--", "true"]), code, &[says]);
+    };
+    redis.command(&[b"ACL", b"SETUSER", b"u", b"on", b">pw", b"~*", b"&*", b"+@all", b"-set"]).unwrap();
+    lock("a user", &url.replace("://", "://u:pw@"), 77, "can't run this command");
+    redis.command(&[b"CONFIG", b"SET", b"maxmemory", b"1"]).unwrap();
+    lock("full", &url, 69, "out of memory (maxmemory)");
 }
 
 fn redis_that_is_none() {
