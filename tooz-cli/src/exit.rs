@@ -1,12 +1,12 @@
 //! Exit codes, and errors that carry one. The numbers follow `sysexits.h` and the shell.
 
-use std::error::Error as _;
 use std::fmt;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
 use tooz::ErrorKind;
+use tooz::driver::support::descriptors;
 
 use crate::messages;
 
@@ -177,20 +177,19 @@ impl From<tooz::Error> for Failure {
             | ErrorKind::HolderUnresponsive => NO,
             _ => UNAVAILABLE,
         };
-        let mut message = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            message.push_str(": ");
-            message.push_str(&cause.to_string());
-            source = cause.source();
-        }
-        Self::new(code, message)
+        let parts = [vec![error.to_string()], error.causes()].concat();
+        Self::new(code, parts.join(": "))
     }
+}
+
+/// What an error of the operating system says, with the remedy where the limit on open files is its cause.
+pub(crate) fn told(error: &std::io::Error) -> String {
+    descriptors::remedy(error).map_or_else(|| error.to_string(), str::to_owned)
 }
 
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
-        Self::new(UNAVAILABLE, error.to_string())
+        Self::new(UNAVAILABLE, told(&error))
     }
 }
 

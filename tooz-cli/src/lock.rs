@@ -109,8 +109,9 @@ pub(crate) fn cannot_start(error: &std::io::Error) -> Failure {
     Failure::new(
         crate::exit::CANNOT_RUN,
         format!(
-            "cannot start the guard process ({error}), so the command did not run; check that /proc is \
-             mounted"
+            "cannot start the guard process ({}), so the command did not run; check that /proc is \
+             mounted",
+            crate::exit::told(error)
         ),
     )
 }

@@ -54,6 +54,10 @@ fn tooz() -> ExitCode {
         }
     };
     messages::set(cli.quiet, cli.verbose);
+    // A runtime that lacks a descriptor for its signals panics (tokio 1.54, 2026).
+    if let Some(remedy) = tooz::driver::support::descriptors::shortage() {
+        return Failure::new(exit::UNAVAILABLE, remedy).report();
+    }
     // On the main thread, which lives as long as the process: see `run::run`.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,

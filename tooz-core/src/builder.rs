@@ -291,15 +291,15 @@ impl Builder {
         let adopt = self.adopt;
         let plan = self.plan()?;
         let (spawner, limit) = (plan.request.context.spawner.clone(), plan.request.limits.connect_timeout);
-        let request = Connect { adopt, ..plan.request };
+        let (url, request) = (plan.config.url, Connect { adopt, ..plan.request });
         let Some(examine) = plan.registration.examine else { return Ok(Vec::new()) };
         // On the coordinator's runtime: what a driver's connections run on must not depend on the caller's.
         let examining = spawner.spawn(examine(request));
         let found = match spawner.timeout(limit, examining).await {
             Some(found) => found.unwrap_or_else(|| Err(closed())),
-            None => Err(too_late(limit)),
+            None => Err(too_late(&url, limit)),
         };
-        let mut found = found.map_err(|error| error.during("examine"))?;
+        let mut found = found.map_err(|error| error.without_effect().during("examine"))?;
         if adopt && !found.iter().any(|finding| finding.topic() == "adopt") {
             found.push(Finding::good("adopt", "nothing to adopt: this backend is not bound to a place"));
         }
@@ -366,8 +366,20 @@ fn check_characteristics(url: &BackendUrl, missing: Characteristics) -> Result<(
     ))
 }
 
-fn too_late(limit: Duration) -> Error {
-    let why = format!("the backend did not answer within {limit:?} (option connect_timeout)");
+fn too_late(url: &BackendUrl, limit: Duration) -> Error {
+    // A path relative to the working directory begins with a host of dots alone.
+    let hosts = url.hosts().iter().filter(|host| !host.name.trim_matches('.').is_empty());
+    let hosts: Vec<_> = hosts
+        .map(|host| host.port.map_or_else(|| host.name.clone(), |port| format!("{}:{port}", host.name)))
+        .collect();
+    let (who, remedy) = if hosts.is_empty() {
+        ("the backend".to_owned(), "")
+    } else {
+        let remedy = "; check the host and the port, that the server runs there, and that it speaks TLS exactly if the URL \
+                      says so";
+        (hosts.join(", "), remedy)
+    };
+    let why = format!("{who} did not answer within {limit:?} (option connect_timeout){remedy}");
     Error::new(ErrorKind::Timeout, why)
 }
 
@@ -388,6 +400,7 @@ impl Plan {
         F: Future<Output = Result<T>> + Send + 'static,
     {
         let (spawner, limit) = (self.request.context.spawner.clone(), self.request.limits.connect_timeout);
+        let url = self.config.url.clone();
         let (answer, answered) = oneshot::channel();
         let connecting = connect(self);
         spawner
@@ -399,13 +412,14 @@ impl Plan {
         match spawner.timeout(limit, answered).await {
             Some(Ok(connected)) => connected,
             Some(Err(_)) => Err(Error::new(ErrorKind::Backend, "the driver panicked while connecting")),
-            None => Err(too_late(limit)),
+            None => Err(too_late(&url, limit)),
         }
     }
 
     async fn driver(&self, view: bool) -> Result<Arc<dyn Driver>> {
         let request = Connect { view, ..self.request.clone() };
-        let driver = self.registration.connect(request).await?;
+        // Connecting changes nothing that a caller relies on.
+        let driver = self.registration.connect(request).await.map_err(Error::without_effect)?;
         let missing = self.require - driver.characteristics();
         if let Err(error) = check_characteristics(&self.config.url, missing) {
             // It has no coordinator or view that would close it.

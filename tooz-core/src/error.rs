@@ -137,6 +137,14 @@ impl Error {
         self
     }
 
+    /// Takes back that the effect may have happened: what was asked for has none.
+    pub(crate) fn without_effect(mut self) -> Self {
+        if self.0.indeterminate {
+            Arc::make_mut(&mut self.0).indeterminate = false;
+        }
+        self
+    }
+
     /// Attaches the native cause.
     #[must_use]
     pub fn caused_by(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
@@ -157,6 +165,31 @@ impl Error {
     /// The thing it happened to, and what to do.
     pub fn context(&self) -> &str {
         &self.0.context
+    }
+
+    /// What the causes say, one after the other, without what was said before. Many an error says what its own cause says.
+    pub fn causes(&self) -> Vec<String> {
+        let mut said = self.to_string().to_lowercase();
+        let mut causes = Vec::new();
+        let mut cause = StdError::source(self);
+        while let Some(error) = cause {
+            let text = error.to_string();
+            let mut new = Vec::new();
+            for part in text.split(": ") {
+                let known = part.split(" (os error").next().unwrap_or(part).to_lowercase();
+                // One word alone may stand anywhere.
+                if !known.contains(' ') || !said.contains(&known) {
+                    said.push_str(&known);
+                    said.push('\n');
+                    new.push(part);
+                }
+            }
+            if !new.is_empty() {
+                causes.push(new.join(": "));
+            }
+            cause = error.source();
+        }
+        causes
     }
 
     /// Whether the same call may succeed later without a change.
@@ -190,12 +223,7 @@ impl fmt::Display for Error {
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")?;
-        let mut cause = StdError::source(self);
-        while let Some(error) = cause {
-            write!(f, "; caused by: {error}")?;
-            cause = error.source();
-        }
-        Ok(())
+        self.causes().iter().try_for_each(|cause| write!(f, "; caused by: {cause}"))
     }
 }
 
@@ -239,6 +267,21 @@ mod tests {
             "acquire: backend unavailable: db.sqlite; caused by: permission denied by the backend: user \"x\"; \
              caused by: EACCES"
         );
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let refused = || std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let inner = std::io::Error::other(
+            Error::new(ErrorKind::Backend, "h: connection refused").caused_by(refused()),
+        );
+        let error = Error::new(ErrorKind::Unavailable, "h: connection refused").caused_by(inner);
+        assert_eq!(
+            format!("{error:?}"),
+            "backend unavailable: h: connection refused; caused by: backend error: h"
+        );
+        let error = Error::new(ErrorKind::Unavailable, "h").caused_by(std::io::Error::other(refused()));
+        assert_eq!(error.causes(), ["connection refused"]);
     }
 
     #[test]

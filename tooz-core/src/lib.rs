@@ -77,6 +77,7 @@ mod lock;
 mod lock_set;
 mod loss;
 mod names;
+mod near;
 mod options;
 mod platform;
 mod session;

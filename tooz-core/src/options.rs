@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::near::nearest;
 use crate::url::invisible;
 use crate::{BackendUrl, Error, ErrorKind, Result};
 
@@ -116,27 +117,35 @@ const LIFETIME: &str = "write ttl: how long a session and what it holds live wit
 /// instead.
 pub(crate) fn check(url: &BackendUrl, known: &[OptionSpec], foreign: &[(&str, &str)]) -> Result<()> {
     for (index, (name, value)) in url.options().iter().enumerate() {
+        let Some(spec) = known.iter().find(|spec| spec.name == name) else {
+            return Err(unknown(url.scheme(), index + 1, name, known, foreign));
+        };
         // The namespace among them: one that looks the same would be another, without a word.
-        if let Some(why) = invisible(name).or_else(|| invisible(value)) {
+        if let Some(why) = invisible(value) {
             return Err(refuse(name, &why));
         }
-        let Some(spec) = known.iter().find(|spec| spec.name == name) else {
-            let why = if let Some((_, instead)) = foreign.iter().find(|(other, _)| other == name) {
-                format!("this option of Python tooz; {instead}")
-            } else {
-                let mut names: Vec<_> =
-                    known.iter().filter(|spec| !spec.is_for_tests).map(|spec| spec.name).collect();
-                names.sort_unstable();
-                format!("this option; it knows {}", names.join(", "))
-            };
-            return Err(refuse(name, &format!("{}:// does not know {why}", url.scheme())));
-        };
         if !spec.repeatable && url.options()[..index].iter().any(|(earlier, _)| earlier == name) {
             return Err(refuse(name, "it is given twice; remove one"));
         }
         spec.check(value)?;
     }
     Ok(())
+}
+
+/// There is no such option. Its name is shown only if it is nearly one that exists: it may be a secret, since a '?' in a password
+/// begins the options.
+fn unknown(scheme: &str, nth: usize, name: &str, known: &[OptionSpec], foreign: &[(&str, &str)]) -> Error {
+    if let Some((_, instead)) = foreign.iter().find(|(other, _)| *other == name) {
+        return refuse(name, &format!("{scheme}:// does not know this option of Python tooz; {instead}"));
+    }
+    let mut names: Vec<_> = known.iter().filter(|spec| !spec.is_for_tests).map(|spec| spec.name).collect();
+    names.sort_unstable();
+    let why =
+        |more: &str| format!("{scheme}:// does not know this option; {more}it knows {}", names.join(", "));
+    match nearest(name, names.iter().copied()) {
+        Some(meant) => refuse(name, &why(&format!("did you mean \"{meant}\"? "))),
+        None => Error::new(ErrorKind::InvalidOption, format!("option {nth} of the URL: {}", why(""))),
+    }
 }
 
 /// Typed values of options. Each answers `None` if the option is not given.
@@ -224,6 +233,20 @@ mod tests {
             assert!(error.to_string().contains("ttl") && !error.to_string().contains("hunter"), "{error}");
         }
         check(&BackendUrl::parse("memory://x?ttl=1.5").unwrap(), KNOWN, &[]).unwrap();
+        let said = |query: &str| {
+            let url = BackendUrl::parse(&format!("memory://x?{query}")).unwrap();
+            check(&url, KNOWN, &[]).unwrap_err().to_string()
+        };
+        assert!(said("tll=5s").contains("\"tll\"") && said("tll=5s").contains("did you mean \"ttl\"?"));
+        // A secret may have been written where a name belongs.
+        for query in ["hunter2", "hunter2=", "ttl=5s&hunter2=x", "hunter2%00=", "%20hunter2"] {
+            let nth = if query.starts_with("ttl") { "option 2" } else { "option 1" };
+            let said = said(query);
+            assert!(
+                said.contains(nth) && said.contains("it knows ttl") && !said.contains("hunter"),
+                "{said}"
+            );
+        }
     }
 
     #[test]

@@ -223,13 +223,16 @@ impl Host {
             None => text.split_at(text.find(':').unwrap_or(text.len())),
         };
         if name.is_empty() {
-            return Err(invalid("a host is empty"));
+            return Err(invalid(
+                "a host is empty; a user and a password end with an '@': scheme://user:password@host",
+            ));
         }
         let port = match port {
             "" => None,
             port => Some(port.strip_prefix(':').and_then(|digits| digits.parse::<u16>().ok()).ok_or_else(
                 // Not shown: a password with an unescaped '/' or '@' may have ended up here.
-                || invalid("a port is not a number from 0 to 65535 (in a password, write %2F for '/' and %40 for '@')"),
+                || invalid("a port is not a number from 0 to 65535 (before the host, write a user and a password as \
+                    user:password@, with %2F for '/' and %40 for '@')"),
             )?),
         };
         let name = decode("host", name)?;
@@ -256,7 +259,8 @@ impl fmt::Display for BackendUrl {
         write!(f, "{}://", self.scheme)?;
         match (&self.user, &self.password) {
             (None, None) => {}
-            (user, None) => write!(f, "{}@", user.as_deref().unwrap_or_default().escape_debug())?,
+            // A password alone may have been written without the colon before it.
+            (_, None) => write!(f, "***@")?,
             (user, Some(_)) => write!(f, "{}:***@", user.as_deref().unwrap_or_default().escape_debug())?,
         }
         for (index, host) in self.hosts.iter().enumerate() {
@@ -303,6 +307,11 @@ mod tests {
     fn no_secret_is_shown() {
         for text in [
             "r://u:hunter2@h",
+            "r://hunter2@h",
+            "r://u:hunter2%ff@h",
+            "r://hunter2%ff@h",
+            "r://:hunter2:6379",
+            "r:hunter2@h",
             "r://u:hun/ter2@h:x",
             "r://:hunter2@h",
             "r://h:hunter2",

@@ -1,9 +1,9 @@
 //! From the URL to what this driver needs to know.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
 
 use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
+use tooz_core::driver::support::tls::{Contents, Files, PemFile};
 use tooz_core::driver::{Context, LAYOUT_OPTION, Limits, OptionKind, OptionSpec, layout_of};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
@@ -44,17 +44,11 @@ pub(crate) struct Config {
     /// `http://host:port`, at least one.
     pub(crate) endpoints: Vec<String>,
     pub(crate) user: Option<(String, String)>,
-    pub(crate) tls: Option<Tls>,
+    /// The certificates; `None`: the connection is not encrypted.
+    pub(crate) files: Option<Files>,
     pub(crate) namespace: String,
     pub(crate) layout: u32,
     pub(crate) limits: Limits,
-}
-
-/// Files, read by [`Config::connect_options`].
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Tls {
-    pub(crate) authorities: Option<PathBuf>,
-    pub(crate) identity: Option<(PathBuf, PathBuf)>,
 }
 
 /// Without the password.
@@ -63,7 +57,7 @@ impl fmt::Debug for Config {
         f.debug_struct("Config")
             .field("endpoints", &self.endpoints)
             .field("user", &self.user.as_ref().map(|(name, _)| name))
-            .field("tls", &self.tls)
+            .field("files", &self.files)
             .field("namespace", &self.namespace)
             .finish_non_exhaustive()
     }
@@ -115,21 +109,17 @@ impl Config {
                 )));
             }
         };
-        let file = |name| url.option(name).filter(|path| !path.is_empty()).map(PathBuf::from);
-        let tls = Tls {
-            authorities: file("ca_cert"),
-            identity: match (file("cert_cert"), file("cert_key")) {
-                (None, None) => None,
-                (Some(certificate), Some(key)) => Some((certificate, key)),
-                _ => {
-                    return Err(Error::new(
-                        ErrorKind::InvalidOption,
-                        "options \"cert_cert\" and \"cert_key\": give both or neither",
-                    ));
-                }
-            },
+        let file = |option| PemFile {
+            option,
+            path: url.option(option).filter(|path| !path.is_empty()).map(Into::into),
         };
-        if !secure && (tls.authorities.is_some() || tls.identity.is_some()) {
+        let files = Files {
+            authorities: file("ca_cert"),
+            certificate: file("cert_cert"),
+            key: file("cert_key"),
+            plain_scheme: "etcd",
+        };
+        if !secure && files.is_any_given() {
             // A user who names a certificate does not want an unencrypted connection.
             return Err(Error::new(
                 ErrorKind::InvalidOption,
@@ -141,7 +131,7 @@ impl Config {
         Ok(Self {
             endpoints,
             user,
-            tls: secure.then_some(tls),
+            files: secure.then_some(files),
             namespace: url.option("namespace").unwrap_or(DEFAULT_NAMESPACE).to_owned(),
             layout: layout_of(url, LAYOUT)?,
             limits,
@@ -154,31 +144,16 @@ impl Config {
         if let Some((user, password)) = &self.user {
             options = options.with_user(user, password);
         }
-        if let Some(files) = self.tls.clone() {
-            options = options.with_tls(context.spawner.blocking(move || files.read()).await??);
-        }
-        Ok(options)
-    }
-}
-
-fn read_file(option: &str, path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|error| {
-        let what = format!("option \"{option}\": {} cannot be read", path.display());
-        Error::new(ErrorKind::InvalidOption, what).caused_by(error)
-    })
-}
-
-impl Tls {
-    /// Reads the files once: a program that renews a certificate connects anew.
-    fn read(&self) -> Result<TlsOptions> {
-        let mut options = TlsOptions::new();
-        options = match &self.authorities {
-            Some(path) => options.ca_certificate(Certificate::from_pem(read_file("ca_cert", path)?)),
-            None => options.with_native_roots(),
-        };
-        if let Some((certificate, key)) = &self.identity {
-            let certificate = read_file("cert_cert", certificate)?;
-            options = options.identity(Identity::from_pem(certificate, read_file("cert_key", key)?));
+        if let Some(files) = self.files.clone() {
+            let Contents { authorities, identity } = context.spawner.blocking(move || files.read()).await??;
+            let mut tls = match authorities {
+                Some(pem) => TlsOptions::new().ca_certificate(Certificate::from_pem(pem)),
+                None => TlsOptions::new().with_native_roots(),
+            };
+            if let Some((certificate, key)) = identity {
+                tls = tls.identity(Identity::from_pem(certificate, key));
+            }
+            options = options.with_tls(tls);
         }
         Ok(options)
     }
@@ -225,7 +200,6 @@ mod tests {
             ("etcd://dead, good", ErrorKind::InvalidUrl),
             ("etcd://dead,%20good", ErrorKind::InvalidUrl),
             ("etcd://dead,<good>", ErrorKind::InvalidUrl),
-            ("etcds://a?cert_cert=x", ErrorKind::InvalidOption),
             ("etcd://a?ca_cert=x", ErrorKind::InvalidOption),
         ] {
             assert_eq!(read(url).unwrap_err().kind(), kind, "{url}");

@@ -9,6 +9,7 @@ use tooz_core::{Characteristics, ErrorKind, Result};
 use crate::client::Client;
 use crate::config::{self, Config};
 use crate::connection::{Connection, version};
+use crate::error::NOT_ALLOWED;
 use crate::session::EtcdSession;
 
 /// The driver.
@@ -37,7 +38,7 @@ pub fn connect(request: Connect) -> Connecting {
             Err(error)
                 if error.kind() == ErrorKind::Denied
                     && config.user.is_some()
-                    && error.context().contains("permission denied") =>
+                    && error.context().contains(NOT_ALLOWED) =>
             {
                 version::lower(best, "")?
             }

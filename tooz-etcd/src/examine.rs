@@ -8,12 +8,14 @@ use etcd_client::{
     AlarmAction, AlarmResponse, AlarmType, Client, Compare, CompareOp, ConnectOptions, StatusResponse, Txn,
     TxnOp,
 };
+use tooz_core::driver::support::tls::Files;
 use tooz_core::driver::{Connect, Context, Examining};
 use tooz_core::{Characteristics, Error, ErrorKind, Finding, Result};
 
 use crate::config::Config;
+use crate::connection::host_and_port;
 use crate::connection::version::{self, Version};
-use crate::error::{closed, explain};
+use crate::error::{Peer, closed, explain};
 use crate::keys::Keys;
 
 /// The quota of a server that is not told another one, and does not tell it: etcd before 3.6.
@@ -37,7 +39,7 @@ pub(crate) fn examine(request: Connect) -> Examining {
             "no session was ever opened in namespace \"{}\"; the first one writes the stamp of its data and the first token",
             config.namespace
         );
-        let examiner = Arc::new(Examiner { context, options, limit });
+        let examiner = Arc::new(Examiner { context, options, limit, files: config.files });
         Box::pin(examiner.look(config.endpoints, stamp, unused)).await
     })
 }
@@ -46,6 +48,7 @@ struct Examiner {
     context: Context,
     options: ConnectOptions,
     limit: Duration,
+    files: Option<Files>,
 }
 
 /// The status that one member tells.
@@ -85,16 +88,22 @@ struct Member {
 }
 
 impl Examiner {
-    async fn call<T>(&self, call: impl Future<Output = Result<T, etcd_client::Error>>) -> Result<T> {
+    async fn call<T>(
+        &self,
+        endpoint: &str,
+        call: impl Future<Output = Result<T, etcd_client::Error>>,
+    ) -> Result<T> {
+        let peer = Peer { name: host_and_port(endpoint), files: self.files.as_ref(), is_known: false };
         match self.context.spawner.timeout(self.limit, call).await {
-            Some(answer) => answer.map_err(|error| explain(error).0),
+            Some(answer) => answer.map_err(|error| explain(&error, &peer).0),
             None => Err(Error::new(ErrorKind::Timeout, format!("no answer within {:?}", self.limit))),
         }
     }
 
     async fn ask(&self, endpoint: &str) -> Result<(Client, StatusResponse)> {
-        let mut client = Box::pin(self.call(Client::connect([endpoint], Some(self.options.clone())))).await?;
-        let status = self.call(client.status()).await?;
+        let mut client =
+            Box::pin(self.call(endpoint, Client::connect([endpoint], Some(self.options.clone())))).await?;
+        let status = self.call(endpoint, client.status()).await?;
         Ok((client, status))
     }
 
@@ -133,7 +142,7 @@ impl Examiner {
             let first = silent.into_iter().next();
             return Err(first.map_or_else(|| ErrorKind::Unavailable.into(), |(_, error)| error));
         };
-        let listed = self.call(client.member_list()).await;
+        let listed = self.call("etcd", client.member_list()).await;
         let mut members = Vec::new();
         if let Ok(listed) = &listed {
             for member in listed.members().iter().filter(|member| !member.is_learner()) {
@@ -151,7 +160,7 @@ impl Examiner {
             let silent = silent.iter().map(|(endpoint, _)| ((*endpoint).clone(), None));
             members = answered.chain(silent).map(|(name, status)| Member { name, status }).collect();
         }
-        let asked = self.call(client.alarm(AlarmAction::Get, AlarmType::None, None)).await;
+        let asked = self.call("etcd", client.alarm(AlarmAction::Get, AlarmType::None, None)).await;
         let alarms = asked.iter().flat_map(AlarmResponse::alarms).map(|alarm| alarm.alarm().as_str_name());
         let alarms: Vec<&str> = alarms.collect();
         let mut found = findings(&members, &alarms);
@@ -165,12 +174,12 @@ impl Examiner {
     /// Whether there is no stamp, and one could be written. A write on a condition that cannot hold is checked like any
     /// other, for the user's permission and for room.
     async fn is_unused(&self, client: &mut Client, stamp: Vec<u8>) -> Result<bool> {
-        if self.call(client.get(stamp.clone(), None)).await?.count() != 0 {
+        if self.call("etcd", client.get(stamp.clone(), None)).await?.count() != 0 {
             return Ok(false);
         }
         let never = Compare::version(stamp.clone(), CompareOp::Less, 0);
         let write = Txn::new().when([never]).and_then([TxnOp::put(stamp, "", None)]);
-        self.call(client.txn(write)).await?;
+        self.call("etcd", client.txn(write)).await?;
         Ok(true)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{fmt, io};
 
+use tooz_core::driver::support::descriptors;
 use tooz_core::{Error, ErrorKind};
 
 /// `O_NOFOLLOW` met a symlink; the standard library's name for it is not stable yet.
@@ -12,10 +13,13 @@ pub fn is_symlink(error: &io::Error) -> bool {
 /// An error of the operating system about `what`, by what the caller can do about it.
 pub fn io(what: impl fmt::Display, error: io::Error) -> Error {
     use io::ErrorKind as Io;
+    if let Some(remedy) = descriptors::remedy(&error) {
+        return Error::new(ErrorKind::Unavailable, format!("{what}: {remedy}")).caused_by(error);
+    }
     let (kind, remedy) = match error.kind() {
         // A record that cannot be understood: the error itself says why.
         Io::InvalidData => return Error::new(ErrorKind::Corrupt, format!("{what}: {error}")),
-        Io::PermissionDenied => (ErrorKind::Denied, ": permission denied; give read and write permission"),
+        Io::PermissionDenied => (ErrorKind::Denied, ": give this user read and write permission"),
         Io::ReadOnlyFilesystem => (ErrorKind::Denied, ": the file system is read-only"),
         Io::StorageFull | Io::QuotaExceeded => {
             (ErrorKind::Unavailable, ": the disk is full; free some space")
@@ -58,6 +62,8 @@ mod tests {
             (Errno::ENOTDIR, ErrorKind::Denied, "not a directory"),
             (Errno::EISDIR, ErrorKind::Corrupt, "remove it"),
             (Errno::ELOOP, ErrorKind::Denied, "symlink"),
+            (Errno::EMFILE, ErrorKind::Unavailable, "ulimit -n"),
+            (Errno::ENFILE, ErrorKind::Unavailable, "fs.file-max"),
             (Errno::EIO, ErrorKind::Unavailable, "x"),
         ] {
             let error = io("x", errno.into());

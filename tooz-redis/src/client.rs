@@ -106,7 +106,7 @@ impl Client {
                 // Not run, and the supervisor looks for the server that will run it.
                 Outcome::Refused(refusal)
                     if self.config().topology.is_discovered() && error::is_elsewhere(&refusal) => {}
-                Outcome::Refused(refusal) => return Err(unsure(error::of(refusal), repeated)),
+                Outcome::Refused(refusal) => return Err(unsure(error::of(&refusal), repeated)),
                 Outcome::Lost => repeated = true,
             }
         }
@@ -134,7 +134,7 @@ impl Client {
         loop {
             match links.next().await?.exchange(command, false).await {
                 Outcome::Answered(value, _) => return Ok(value),
-                Outcome::Refused(refusal) => return Err(error::of(refusal)),
+                Outcome::Refused(refusal) => return Err(error::of(&refusal)),
                 Outcome::Lost => {}
             }
         }

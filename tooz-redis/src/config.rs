@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo};
+use tooz_core::driver::support::tls::{Files, PemFile};
 use tooz_core::driver::{LAYOUT_OPTION, Limits, OptionKind, OptionSpec, layout_of};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
 use crate::connection::address::{self, Address, Topology};
-use crate::connection::tls::Tls;
+use crate::connection::tls::{self, Tls};
 
 /// The schemes; the first is the driver's name.
 pub(crate) const SCHEMES: &[&str] = &[
@@ -70,6 +71,8 @@ pub(crate) const FOREIGN_OPTIONS: &[(&str, &str)] = &[
     ("sentinel_fallback", "write all sentinels in the URL: redis+sentinel://ONE:26379,OTHER:26379/MASTER"),
     ("sentinel_username", "write sentinel_user"),
     ("sentinel_ssl", "write rediss+sentinel://"),
+    ("username", LOGIN),
+    ("password", LOGIN),
     ("ssl", "write rediss://"),
     ("ssl_ca_certs", "write tls_ca"),
     ("ssl_certfile", "write tls_cert"),
@@ -80,6 +83,7 @@ pub(crate) const FOREIGN_OPTIONS: &[(&str, &str)] = &[
     ("health_check_interval", WATCHED),
     ("retry_on_timeout", "leave it out: a request that surely had no effect is sent again"),
 ];
+const LOGIN: &str = "write it before the host, as in redis://:PASSWORD@host or redis://USER:PASSWORD@host";
 const WATCHED: &str = "leave it out: a silent connection is always detected";
 
 const WAIT_REPLICAS: &str = "wait_replicas";
@@ -106,12 +110,19 @@ pub(crate) fn characteristics(url: &BackendUrl) -> Characteristics {
 const RETENTION: Duration = Duration::from_hours(1);
 
 /// A user and a password.
-type Login = (Option<String>, Option<String>);
+#[derive(Clone)]
+pub(crate) struct Login {
+    pub(crate) user: Option<String>,
+    pub(crate) password: Option<String>,
+    /// How a URL names them.
+    pub(crate) form: String,
+}
 
 /// What a URL says.
 #[derive(Clone)]
 pub(crate) struct Config {
     pub(crate) topology: Topology,
+    pub(crate) scheme: String,
     /// As written in keys: in a cluster it has a tag, so that all keys are in one slot.
     pub(crate) namespace: String,
     login: Login,
@@ -120,6 +131,8 @@ pub(crate) struct Config {
     pub(crate) wait_replicas: Option<u32>,
     /// `None`: the connection is not encrypted.
     pub(crate) tls: Option<Tls>,
+    /// The files that `tls` was read from, for errors.
+    pub(crate) files: Option<Files>,
     pub(crate) db: i64,
     pub(crate) limits: Limits,
     pub(crate) layout: u32,
@@ -159,13 +172,29 @@ impl Config {
         };
         misplaced(url, &topology)?;
         let option = |name| url.option(name).map(str::to_owned);
+        let host = if scheme.ends_with("+unix") { "/PATH" } else { "HOST" };
+        let login = Login {
+            user: url.user().map(str::to_owned),
+            password: url.password().map(str::to_owned),
+            form: format!("{scheme}://:PASSWORD@{host} or {scheme}://USER:PASSWORD@{host}"),
+        };
+        let sentinel_login = Login {
+            user: option(SENTINEL_USER),
+            password: option(SENTINEL_PASSWORD),
+            form: format!(
+                "{scheme}://HOST/MASTER?{SENTINEL_PASSWORD}=PASSWORD, and {SENTINEL_USER} if it has users"
+            ),
+        };
+        let files = address::is_encrypted(scheme).then(|| files(url));
         Ok(Self {
             topology,
+            scheme: scheme.to_owned(),
             namespace,
-            login: (url.user().map(str::to_owned), url.password().map(str::to_owned)),
-            sentinel_login: (option(SENTINEL_USER), option(SENTINEL_PASSWORD)),
+            login,
+            sentinel_login,
             wait_replicas: url.integer(WAIT_REPLICAS)?.map(|n| u32::try_from(n).unwrap_or(u32::MAX)),
-            tls: tls(url)?,
+            tls: files.as_ref().map(tls::read).transpose()?,
+            files,
             db: i64::try_from(db).unwrap_or_default(),
             limits,
             layout: layout_of(url, LAYOUT)?,
@@ -185,15 +214,24 @@ impl Config {
     /// How to connect to a sentinel or node that knows where the server is. Old sentinels do not know RESP3.
     pub(crate) fn connection_for_discovery(&self, address: &Address) -> redis::RedisResult<ConnectionInfo> {
         let settings = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP2);
-        let sentinel = matches!(self.topology, Topology::Sentinel { .. });
-        self.reach(address, settings, if sentinel { &self.sentinel_login } else { &self.login })
+        self.reach(address, settings, self.login_for_discovery())
+    }
+
+    /// Who we are at the server.
+    pub(crate) fn login(&self) -> &Login {
+        &self.login
+    }
+
+    /// Who we are at a sentinel or node that knows where the server is.
+    pub(crate) fn login_for_discovery(&self) -> &Login {
+        if matches!(self.topology, Topology::Sentinel { .. }) { &self.sentinel_login } else { &self.login }
     }
 
     fn reach(
         &self,
         address: &Address,
         mut settings: RedisConnectionInfo,
-        (user, password): &Login,
+        Login { user, password, .. }: &Login,
     ) -> redis::RedisResult<ConnectionInfo> {
         if let Some(user) = user {
             settings = settings.set_username(user);
@@ -269,15 +307,15 @@ fn misplaced(url: &BackendUrl, topology: &Topology) -> Result<()> {
     Ok(())
 }
 
-#[cfg(feature = "tls")]
-fn tls(url: &BackendUrl) -> Result<Option<Tls>> {
-    address::is_encrypted(url.scheme()).then(|| crate::connection::tls::read(url)).transpose()
-}
-
-#[cfg(not(feature = "tls"))]
-#[allow(clippy::unnecessary_wraps)] // with the feature it can fail
-fn tls(_: &BackendUrl) -> Result<Option<Tls>> {
-    Ok(None)
+/// The files that the URL names.
+fn files(url: &BackendUrl) -> Files {
+    let file = |option| PemFile { option, path: url.option(option).map(Into::into) };
+    Files {
+        authorities: file("tls_ca"),
+        certificate: file("tls_cert"),
+        key: file("tls_key"),
+        plain_scheme: if url.scheme().starts_with("valkey") { "valkey" } else { "redis" },
+    }
 }
 
 #[cfg(test)]

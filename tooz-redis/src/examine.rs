@@ -113,13 +113,13 @@ async fn writing(client: &Client) -> Result<Option<Finding>> {
     let mut write = redis::cmd("SET");
     write.arg(key).arg("").arg("XX");
     match client.links().next().await?.exchange(&write, false).await {
-        Outcome::Refused(refusal) => Ok(Some(judge_refusal(refusal))),
+        Outcome::Refused(refusal) => Ok(Some(judge_refusal(&refusal))),
         Outcome::Answered(..) | Outcome::Lost => Ok(None),
     }
 }
 
 /// What to do about a server that refuses to write.
-fn judge_refusal(refusal: RedisError) -> Finding {
+fn judge_refusal(refusal: &RedisError) -> Finding {
     let advice = match refusal.code().unwrap_or_default() {
         "OOM" => {
             "raise maxmemory (CONFIG SET maxmemory), or remove or move other data; INFO memory shows what is used"

@@ -200,7 +200,7 @@ impl Session for RedisSession {
             }
             Outcome::Refused(refusal) => {
                 state.fail_beat();
-                return Err(error::of(refusal));
+                return Err(error::of(&refusal));
             }
             Outcome::Lost => return Err(error::lost()),
         };

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::openssl;
 
-/// An authority, a certificate of it for 127.0.0.1, and one for a client.
+/// An authority and certificates of it: for a server at 127.0.0.1, for a client, and two that are not accepted.
 #[derive(Debug)]
 pub struct Certificates(TempDir);
 
@@ -22,13 +22,14 @@ impl Certificates {
         Ok(Self(place))
     }
 
-    /// One of the files: `ca.pem`, `client.pem`, `client.key`, `server.pem`, `server.key`.
+    /// One of the files that [`make_certificates`] makes.
     pub fn file(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 }
 
-/// Writes an authority, a server's certificate for 127.0.0.1 and one of a client: `ca.pem`, and `.pem` and `.key` of each.
+/// Writes an authority, a certificate of a `server` at 127.0.0.1, one of a `client`, one that has `expired`, and one for the host
+/// other.example (`other`): `ca.pem`, and `.pem` and `.key` of each.
 ///
 /// # Errors
 /// The program `openssl` is missing or refuses.
@@ -44,13 +45,22 @@ pub fn make_certificates(place: &Path) -> Result<(), String> {
         if output.status.success() { Ok(()) } else { Err(format!("openssl {arguments}: {}", said())) }
     };
     let extensions = "subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth,clientAuth\n";
-    std::fs::write(place.join("extensions"), extensions).map_err(|error| error.to_string())?;
+    let other = extensions.replace("IP:127.0.0.1,DNS:localhost", "DNS:other.example");
+    for (file, extensions) in [("extensions", extensions), ("other-extensions", &other)] {
+        std::fs::write(place.join(file), extensions).map_err(|error| error.to_string())?;
+    }
     let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
     run(&format!("req -x509 {key} -keyout ca.key -out ca.pem -subj /CN=authority -days 2"))?;
-    for who in ["server", "client"] {
+    for (who, days, extensions) in [
+        ("server", 2, "extensions"),
+        ("client", 2, "extensions"),
+        ("expired", -1, "extensions"),
+        ("other", 2, "other-extensions"),
+    ] {
         run(&format!("req {key} -keyout {who}.key -out {who}.csr -subj /CN={who}"))?;
         run(&format!(
-            "x509 -req -in {who}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {who}.pem -days 2 -extfile extensions"
+            "x509 -req -in {who}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {who}.pem -days {days} -extfile \
+             {extensions}"
         ))?;
     }
     Ok(())

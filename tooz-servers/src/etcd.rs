@@ -161,6 +161,14 @@ impl Etcd {
     /// # Errors
     /// As [`start`](Etcd::start).
     pub fn start_encrypted(files: &Path) -> Result<Self, String> {
+        Self::start_encrypted_as(files, "server")
+    }
+
+    /// The same, with the certificate of this name.
+    ///
+    /// # Errors
+    /// As [`start`](Etcd::start).
+    pub fn start_encrypted_as(files: &Path, name: &str) -> Result<Self, String> {
         let (client, peer) = (free_port()?, free_port()?);
         let file = |name: &str| files.join(name).into_os_string();
         let launch = launch(0, client, peer, &[local(peer)], "https")?
@@ -168,9 +176,9 @@ impl Etcd {
             .arg("--trusted-ca-file")
             .arg(file("ca.pem"))
             .arg("--cert-file")
-            .arg(file("server.pem"))
+            .arg(file(&format!("{name}.pem")))
             .arg("--key-file")
-            .arg(file("server.key"));
+            .arg(file(&format!("{name}.key")));
         let address = local(client);
         // The listener opens last, when there is a leader.
         let ready = move || TcpStream::connect(address).is_ok();

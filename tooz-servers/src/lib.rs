@@ -11,6 +11,7 @@ pub mod histories;
 pub mod lab;
 #[cfg(feature = "servers")]
 mod launch;
+pub mod lines;
 #[cfg(feature = "servers")]
 mod pool;
 mod process;

@@ -20,9 +20,18 @@ impl RedisTls {
     /// # Errors
     /// It does not start.
     pub fn start(certificates: &Certificates, clients: bool) -> Result<Self, String> {
+        Self::start_as(certificates, "server", clients)
+    }
+
+    /// Starts one with the certificate of this name.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn start_as(certificates: &Certificates, name: &str, clients: bool) -> Result<Self, String> {
         let port = free_port()?;
         let text = |path: &Path| path.display().to_string();
-        let (cert, key) = (certificates.file("server.pem"), certificates.file("server.key"));
+        let (cert, key) =
+            (certificates.file(&format!("{name}.pem")), certificates.file(&format!("{name}.key")));
         let redis = Redis::start_with(&[
             "--tls-port",
             &port.to_string(),

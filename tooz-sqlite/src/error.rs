@@ -2,6 +2,7 @@
 
 use rusqlite::ErrorCode;
 use rusqlite::ffi;
+use tooz_core::driver::support::descriptors;
 use tooz_core::{Error, ErrorKind};
 pub(crate) use tooz_local::error::io;
 
@@ -104,6 +105,16 @@ pub(crate) fn native(error: rusqlite::Error) -> Error {
     // A row that refers to a session that is no longer there: the session was ended.
     if is_foreign_key(&error) {
         return Error::new(ErrorKind::SessionLost, "the session's record is gone from the database");
+    }
+    // SQLite does not tell a limit from a missing permission.
+    let shortage =
+        || descriptors::shortage().filter(|_| error.sqlite_error_code() == Some(ErrorCode::CannotOpen));
+    if let Some(remedy) = shortage() {
+        return Error::new(
+            ErrorKind::Unavailable,
+            format!("the database or a file beside it cannot be opened: {remedy}"),
+        )
+        .caused_by(error);
     }
     let (kind, context) = match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {

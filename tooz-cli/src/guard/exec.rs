@@ -2,7 +2,7 @@
 //! exec.
 
 use std::fs::OpenOptions;
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
@@ -14,28 +14,25 @@ use nix::unistd::{getpgrp, getppid};
 
 use super::link::adopt;
 use super::orders::Orders;
-use super::terminal;
-use crate::exit;
+use super::{refusal, terminal};
+use crate::{exit, messages};
 
 /// Becomes the command; returns only if that fails.
 pub(super) fn run(orders: &Orders) -> ExitCode {
     if let Err(error) = prepare(orders) {
-        eprintln!("tooz: cannot prepare the command ({error}); it was not started");
+        messages::error(&format!("cannot prepare the command ({}); it was not started", exit::told(&error)));
         return ExitCode::from(exit::CANNOT_RUN);
     }
     let [program, arguments @ ..] = orders.command.as_slice() else {
         return ExitCode::from(exit::USAGE);
     };
     let error = Command::new(program).args(arguments).exec();
-    let program = program.display();
-    let (code, what) = match error.kind() {
-        ErrorKind::NotFound => (exit::NOT_FOUND, "command not found; check its spelling and PATH".into()),
-        ErrorKind::PermissionDenied => {
-            (exit::CANNOT_RUN, "not executable; make it executable (chmod +x) or name a program".into())
-        }
-        _ => (exit::CANNOT_RUN, format!("cannot run: {error}")),
-    };
-    eprintln!("tooz: {program}: {what}");
+    let (code, what) = refusal::explain(program, &error);
+    if program.is_empty() {
+        messages::error(&what);
+    } else {
+        messages::error(&format!("{}: {what}", program.display()));
+    }
     ExitCode::from(code)
 }
 

@@ -20,14 +20,17 @@ use super::orders::{EXEC, Orders};
 use super::protocol::{Order, Report};
 use super::supervisor::{Supervisor, Wake};
 use super::terminal;
-use crate::exit;
+use crate::{exit, messages};
 
 /// Runs until it is told to leave, or until the guard is gone.
 pub(super) fn run(orders: &Orders) -> ExitCode {
     match launch(orders) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("tooz: cannot start or watch the command ({error}); check that /proc is mounted");
+            messages::error(&format!(
+                "cannot start or watch the command ({}); check that /proc is mounted",
+                exit::told(&error)
+            ));
             ExitCode::from(exit::CANNOT_RUN)
         }
     }

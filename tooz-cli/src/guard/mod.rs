@@ -57,6 +57,7 @@ mod launch;
 mod link;
 mod orders;
 pub(crate) mod protocol;
+mod refusal;
 mod supervisor;
 pub(crate) mod terminal;
 mod watch;
@@ -74,7 +75,9 @@ pub(crate) fn dispatch(mut arguments: impl Iterator<Item = OsString>) -> Option<
     let role = arguments.nth(1)?;
     let role = [GUARD, LAUNCH, EXEC].into_iter().find(|name| role == OsStr::new(name))?;
     let Some(orders) = Orders::parse(arguments) else {
-        eprintln!("tooz: {role} is started by `tooz lock` itself; run `tooz lock NAME -- CMD` instead");
+        crate::messages::error(&format!(
+            "{role} is started by `tooz lock` itself; run `tooz lock NAME -- CMD` instead"
+        ));
         return Some(ExitCode::from(crate::exit::USAGE));
     };
     Some(match role {

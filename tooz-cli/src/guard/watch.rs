@@ -11,14 +11,17 @@ use super::orders::{LAUNCH, Orders};
 use super::protocol::{Lines, Order, Report};
 use super::supervisor::{Supervisor, Wake};
 use super::terminal;
-use crate::exit;
+use crate::{exit, messages};
 
 /// Runs until it is told to leave, or until one of its neighbours is gone.
 pub(super) fn run(orders: &Orders) -> ExitCode {
     match guard(orders) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("tooz: the guard process failed ({error}) and ended the command; run it again");
+            messages::error(&format!(
+                "the guard process failed ({}) and ended the command; run it again",
+                exit::told(&error)
+            ));
             ExitCode::from(exit::CANNOT_RUN)
         }
     }

@@ -1,9 +1,12 @@
 //! `tooz lock` with real processes on a database of their own.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
 use crate::common::{Running, TestBackend, eventually, process, runs};
 use nix::sys::signal::Signal;
+use tooz_servers::lines::fault;
 
 /// Holds `name` until the file `go` is there.
 fn holder(place: &TestBackend, name: &str) -> Running {
@@ -27,13 +30,59 @@ fn a_command_that_cannot_run_is_reported_as_by_a_shell() {
     let missing = place.run(&["lock", "x", "--", "no-such-command-anywhere"]);
     assert_eq!(missing.code, Some(127));
     assert!(missing.stderr.contains("no-such-command-anywhere: command not found"), "{}", missing.stderr);
-    std::fs::write(place.path("plain"), "text").unwrap();
-    assert_eq!(place.run(&["lock", "x", "--", "./plain"]).code, Some(126));
+    let script = |name: &str, text: &str, mode: u32| {
+        std::fs::write(place.path(name), text).unwrap();
+        std::fs::set_permissions(place.path(name), Permissions::from_mode(mode)).unwrap();
+    };
+    script("plain", "text", 0o644);
+    script("interpreter", "#!/no/such/interpreter -x\n", 0o755);
+    script("env", "#! no-such-interpreter\n", 0o755);
+    script("crlf", "#!/bin/sh\r\nexit 0\r\n", 0o755);
+    script("data", "#!./plain\n", 0o755);
+    std::fs::create_dir(place.path("directory")).unwrap();
+    for (command, code, says) in [
+        ("./missing", 127, &["./missing", "command not found", "check its spelling"][..]),
+        ("", 127, &["the name of the command is empty"]),
+        ("./plain", 126, &["./plain", "not executable", "chmod +x"]),
+        ("./directory", 126, &["./directory", "is a directory", "name a program"]),
+        ("./plain/x", 126, &["./plain/x", "Not a directory"]),
+        ("./interpreter", 126, &["./interpreter", "\"/no/such/interpreter\"", "first line"]),
+        ("./env", 126, &["./env", "\"no-such-interpreter\"", "first line"]),
+        ("./crlf", 126, &["./crlf", "\"/bin/sh\\r\"", "CR LF", "first line"]),
+        ("crlf", 126, &["crlf", "\"/bin/sh\\r\"", "CR LF"]),
+        ("./data", 126, &["./data", "\"./plain\"", "not executable"]),
+    ] {
+        let mut tooz = place.tooz(&["lock", "x", "--", command]);
+        let path = std::env::var("PATH").unwrap();
+        let output =
+            tooz.env("PATH", format!("/nowhere:{}:{path}", place.path("").display())).output().unwrap();
+        let line = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{command}: {line}");
+        assert_eq!(fault(&line), None, "{command}: {line}");
+        assert!(says.iter().all(|word| line.contains(word)), "{command}: {line}");
+    }
+    // A shell runs such a file itself, and so does the C library of most systems.
+    script("no-line", "exit 3\n", 0o755);
+    assert_eq!(place.run(&["lock", "x", "--", "./no-line"]).code, Some(3));
 }
 
 #[test]
 fn wrong_usage_is_64_and_says_what_to_do() {
     let place = TestBackend::new();
+    for (url, says) in [
+        ("sqlit:///x", "did you mean sqlite://?"),
+        ("reddis://h", "did you mean redis://?"),
+        ("sqlite:///x?tll=5s", "did you mean \"ttl\"?"),
+        ("redis://h?password=hunter2", "redis://:PASSWORD@host"),
+        ("sqlite:///x?hunter2", "option 1 of the URL"),
+        ("redis://:a?hunter2@h", "%3F"),
+        ("redis://:hunter2:6379", "user:password@host"),
+        ("redis://u:hunter2%ff@h", "not UTF-8"),
+    ] {
+        let finished = place.run(&["--url", url, "lock", "x", "--", "true"]);
+        assert_eq!(finished.code, Some(64), "{finished:?}");
+        assert!(finished.stderr.contains(says) && !finished.stderr.contains("hunter2"), "{finished:?}");
+    }
     std::fs::write(place.path("file"), "").unwrap();
     for arguments in [
         &["lock"][..],

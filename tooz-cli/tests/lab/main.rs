@@ -16,6 +16,7 @@ macro_rules! tests {
 mod common;
 mod descendants;
 mod doctor;
+mod lines;
 mod outages;
 mod rounds;
 mod terminal;
@@ -38,6 +39,10 @@ fn trials(area: &str, missing: Option<&String>, tests: &[(&str, fn())]) -> Vec<T
 
 fn main() -> ExitCode {
     terminal::lead_if_told();
+    if let Ok(url) = std::env::var(lines::FULL) {
+        lines::fill(&url);
+        return ExitCode::SUCCESS;
+    }
     let no_redis = redis::program().err();
     let mut all = trials("terminal", None, &terminal::TESTS);
     let no_users = users::missing().map(|why| format!("root, who may be other users and mount: {why}"));
@@ -46,6 +51,15 @@ fn main() -> ExitCode {
     all.extend(trials("descendants", no_redis.as_ref().or(no_users.as_ref()), &descendants::AS_ROOT));
     all.extend(trials("descendants", descendants::no_python().as_ref(), &descendants::IN_PYTHON));
     all.extend(trials("doctor", no_redis.as_ref(), &doctor::TESTS));
+    all.extend(trials("lines", no_redis.as_ref(), &lines::REDIS));
+    #[cfg(feature = "etcd")]
+    all.extend(trials(
+        "lines",
+        no_redis.as_ref().or(tooz_servers::etcd::program().err().as_ref()),
+        &lines::ETCD,
+    ));
+    #[cfg(not(feature = "etcd"))]
+    all.push(lab::left_out("lines", "etcd"));
     all.extend(trials("outages", no_redis.as_ref(), &outages::TESTS));
     all.extend(trials("rounds", no_redis.as_ref(), &rounds::REDIS));
     #[cfg(feature = "etcd")]

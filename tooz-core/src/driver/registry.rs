@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::driver::examine::Examining;
 use crate::driver::{Connect, Driver};
+use crate::near::nearest;
 use crate::options::OptionSpec;
 use crate::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
@@ -171,7 +172,10 @@ fn unknown(scheme: &str, all: &[Registration]) -> Error {
     let known: Vec<_> =
         all.iter().flat_map(|registration| registration.schemes).map(|s| format!("{s}://")).collect();
     let known = if known.is_empty() { "none at all".to_owned() } else { known.join(", ") };
-    let remedy = match FEATURES.iter().find(|(_, schemes)| schemes.contains(&scheme)) {
+    let linked = all.iter().flat_map(|registration| registration.schemes.iter().copied());
+    let others = FEATURES.iter().flat_map(|(_, schemes)| schemes.iter().copied());
+    let feature = FEATURES.iter().find(|(_, schemes)| schemes.contains(&scheme));
+    let remedy = match feature {
         Some((feature, _)) => {
             let (driver, own_feature) = feature.split_once('-').unwrap_or((feature, ""));
             let own_feature = if own_feature.is_empty() {
@@ -184,7 +188,10 @@ fn unknown(scheme: &str, all: &[Registration]) -> Error {
                  write `use tooz_{driver} as _;`"
             )
         }
-        None => "there is no driver for it; choose another backend".to_owned(),
+        None => match nearest(scheme, linked.chain(others)) {
+            Some(meant) => format!("did you mean {meant}://?"),
+            None => "there is no driver for it; choose another backend".to_owned(),
+        },
     };
     Error::new(
         ErrorKind::UnknownScheme,
@@ -213,6 +220,12 @@ mod tests {
             tls.contains("feature \"redis-tls\"") && tls.contains("tooz-redis with its feature tls"),
             "{tls}"
         );
+        for (mistyped, meant) in
+            [("etdc", "etcd"), ("reddis", "redis"), ("valkeey", "valkey"), ("sqlit", "sqlite")]
+        {
+            let said = said(mistyped);
+            assert!(said.contains(mistyped) && said.contains(&format!("did you mean {meant}://?")), "{said}");
+        }
         for scheme in ["postgresql", "consul"] {
             let said = said(scheme);
             assert!(said.contains("there is no driver for it") && !said.contains("use tooz_"), "{said}");

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 
+use crate::driver::support::descriptors::shortage;
 use crate::platform::await_point::{traced, traced_poll};
 use crate::{Error, ErrorKind, Result};
 
@@ -46,9 +47,14 @@ fn library() -> Result<Handle> {
         );
         return Err(Error::new(ErrorKind::Invalid, why));
     }
-    let failed = |error: std::io::Error| {
-        Error::new(ErrorKind::NoRuntime, "cannot start the library's runtime thread").caused_by(error)
+    let cannot = |why: &str| {
+        Error::new(ErrorKind::NoRuntime, format!("cannot start the library's runtime thread{why}"))
     };
+    // A runtime that lacks a descriptor for its signals panics (tokio 1.54, 2026).
+    if let Some(remedy) = shortage() {
+        return Err(cannot(&format!(": {remedy}")));
+    }
+    let failed = |error: std::io::Error| cannot("").caused_by(error);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let handle = runtime.handle().clone();
     std::thread::Builder::new()

@@ -42,7 +42,8 @@ pub(crate) async fn read<T: Send + 'static>(reader: &dyn Reads, call: Owned<Resu
     reader.check()?;
     let (spawner, limit) = reader.limit();
     let call = Call::new(call, Box::new(drive::<T>), reader);
-    limited(spawner, limit, call).await.unwrap_or_else(|| Err(no_answer(limit)))
+    let answered = limited(spawner, limit, call).await.unwrap_or_else(|| Err(no_answer(limit)));
+    answered.map_err(Error::without_effect)
 }
 
 pub(crate) async fn groups(reader: &dyn Reads) -> Result<Vec<GroupId>> {

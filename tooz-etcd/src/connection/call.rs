@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -87,7 +88,7 @@ impl Connection {
         Fut: Future<Output = Result<T, etcd_client::Error>>,
     {
         let channel = self.channel().await?;
-        let generation = channel.generation;
+        let (generation, endpoint) = (channel.generation, channel.endpoint);
         let mut call = std::pin::pin!(make(channel));
         let answered = if let Some(answered) = self.context.spawner.timeout(limit, &mut call).await {
             answered
@@ -95,8 +96,11 @@ impl Connection {
             self.give_up(generation);
             call.await
         };
+        if answered.is_ok() {
+            self.is_known.store(true, Ordering::Relaxed);
+        }
         answered.map_err(|error| {
-            let (error, then) = explain(error);
+            let (error, then) = explain(&error, &self.peer(endpoint));
             if then != Then::Nothing {
                 self.give_up(generation);
             }

@@ -18,10 +18,11 @@ use std::time::Duration;
 use etcd_client::{Client, ConnectOptions, KvClient, LeaseClient, WatchClient};
 use tokio::sync::watch;
 use tooz_core::driver::Context;
+use tooz_core::driver::support::tls::Files;
 use tooz_core::{Error, ErrorKind, Result};
 
 use crate::config::Config;
-use crate::error::{Then, closed, explain};
+use crate::error::{Peer, Then, closed, explain};
 
 /// The largest answer that is read: a thousand members with 64 KiB each.
 const LARGEST_ANSWER: usize = 64 << 20;
@@ -39,6 +40,10 @@ pub(crate) struct Connection {
     pub(crate) context: Context,
     /// The hosts to ask.
     pub(crate) endpoints: Vec<String>,
+    /// The certificates, for errors.
+    files: Option<Files>,
+    /// Whether etcd has answered a request.
+    is_known: AtomicBool,
     options: ConnectOptions,
     /// How long a connection may be silent.
     pub(crate) limit: Duration,
@@ -64,6 +69,7 @@ struct Current {
 pub(crate) struct Channel {
     pub(crate) client: Client,
     pub(crate) generation: u64,
+    pub(crate) endpoint: usize,
 }
 
 impl Channel {
@@ -94,6 +100,8 @@ impl Connection {
         Arc::new(Self {
             context,
             endpoints: config.endpoints.clone(),
+            files: config.files.clone(),
+            is_known: AtomicBool::new(false),
             options,
             limit,
             timeout,
@@ -106,6 +114,20 @@ impl Connection {
 
     fn current(&self) -> MutexGuard<'_, Current> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The server at an endpoint, for errors.
+    fn peer(&self, endpoint: usize) -> Peer<'_> {
+        Peer {
+            name: host_and_port(&self.endpoints[endpoint]),
+            files: self.files.as_ref(),
+            is_known: self.is_known.load(Ordering::Relaxed),
+        }
+    }
+
+    fn present_peer(&self) -> Peer<'_> {
+        let endpoint = self.current().endpoint;
+        self.peer(endpoint)
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -130,20 +152,24 @@ impl Connection {
 
     /// The present connection, made if there is none.
     pub(crate) async fn channel(&self) -> Result<Channel, (Error, Then)> {
-        if let (Current { client: Some(client), .. }, generation) = self.present()? {
-            return Ok(Channel { client, generation });
+        if let (Current { client: Some(client), endpoint }, generation) = self.present()? {
+            return Ok(Channel { client, generation, endpoint });
         }
         // A call that waited too long connects beside the other one, whose endpoint may not answer.
         let _one_at_a_time = self.context.spawner.timeout(self.limit, self.connecting.lock()).await;
-        let (current, generation) = self.present()?;
-        if let Some(client) = current.client {
-            return Ok(Channel { client, generation });
+        let (Current { client, endpoint }, generation) = self.present()?;
+        if let Some(client) = client {
+            return Ok(Channel { client, generation, endpoint });
         }
-        let connecting =
-            Box::pin(Client::connect([&self.endpoints[current.endpoint]], Some(self.options.clone())));
+        let connecting = Box::pin(Client::connect([&self.endpoints[endpoint]], Some(self.options.clone())));
         let connected = self.context.spawner.timeout(self.limit, connecting).await;
-        let silent = || Err((Error::new(ErrorKind::Unavailable, "etcd does not answer"), Then::Elsewhere));
-        let connected = connected.map_or_else(silent, |connected| connected.map_err(explain));
+        let peer = self.peer(endpoint);
+        let silent = || {
+            let what = format!("{}: etcd does not answer; check the host and the port", peer.name);
+            Err((Error::new(ErrorKind::Unavailable, what), Then::Elsewhere))
+        };
+        let connected =
+            connected.map_or_else(silent, |connected| connected.map_err(|error| explain(&error, &peer)));
         let client = connected.map_err(|(error, then)| {
             if then != Then::Nothing {
                 self.give_up(generation);
@@ -160,7 +186,7 @@ impl Connection {
         if *self.generation.borrow() == generation && !self.is_closed() {
             current.client = Some(client.clone());
         }
-        Ok(Channel { client, generation })
+        Ok(Channel { client, generation, endpoint })
     }
 
     /// The connection of `generation` failed: the next call goes to the next endpoint, over a new one.
@@ -181,6 +207,11 @@ impl Connection {
     pub(crate) async fn pause(&self) {
         self.context.spawner.sleep(self.context.entropy.between(PAUSE.0, PAUSE.1)).await;
     }
+}
+
+/// What an endpoint's URL is about.
+pub(crate) fn host_and_port(endpoint: &str) -> &str {
+    endpoint.split_once("://").map_or(endpoint, |(_, address)| address)
 }
 
 impl fmt::Debug for Connection {

@@ -163,7 +163,7 @@ impl Watcher {
                     continue;
                 }
                 Err(Some(error)) => {
-                    let (error, then) = explain(error);
+                    let (error, then) = explain(&error, &self.connection.present_peer());
                     tracing::debug!(%error, "a watch ended; it is opened again");
                     self.interrupt();
                     if then == Then::Nothing {

@@ -1,6 +1,7 @@
 //! What only etcd can do to us: several ways to one server, quotas, users; late requests, deleted keys and clusters below.
 #![allow(clippy::disallowed_methods)] // in real time, and a failure is one
 
+mod certificates;
 mod cluster;
 mod deleted;
 mod late;
@@ -44,8 +45,11 @@ pub(crate) const CASES: &[(&str, Case)] = cases![
     late::a_late_join_fails,
     late::a_late_request_between_members_fails,
 ];
-pub(crate) const TLS: &[(&str, Case)] =
-    cases![certificates_on_both_sides, users_that_change_under_signed_tokens_cost_nothing];
+pub(crate) const TLS: &[(&str, Case)] = cases![
+    certificates::certificates_on_both_sides,
+    certificates::a_fault_names_what_to_correct,
+    users_that_change_under_signed_tokens_cost_nothing,
+];
 pub(crate) const STALLED: &[(&str, Case)] = cases![cluster::a_leader_whose_disk_stands_still];
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -470,33 +474,6 @@ async fn users_change(etcd: Etcd) -> Outcome {
     guard.release().await?;
     a.close().await?;
     Ok(b.close().await?)
-}
-
-/// X3: encryption with certificates on both sides; whoever has none, or trusts another authority, is not let in.
-async fn certificates_on_both_sides() -> Outcome {
-    let (files, others) = (tempfile::tempdir()?, tempfile::tempdir()?);
-    make_certificates(files.path())?;
-    make_certificates(others.path())?;
-    let etcd = Etcd::start_encrypted(files.path())?;
-    let url = |ca: &tempfile::TempDir, own: Option<&tempfile::TempDir>| {
-        let own = own.map(|own| {
-            let own = own.path().display();
-            format!("&cert_cert={own}/client.pem&cert_key={own}/client.key")
-        });
-        let ca = ca.path().display();
-        format!("etcds://{}?ca_cert={ca}/ca.pem{}", etcd.address(), own.unwrap_or_default())
-    };
-    for wrong in [url(&others, Some(&files)), url(&files, None), url(&files, Some(&others))] {
-        let error = Coordinator::builder(wrong, "a").connect_timeout(LIMIT).connect().await.unwrap_err();
-        assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Denied), "{error:?}");
-    }
-    let missing = format!("etcds://{}?ca_cert=/nowhere/ca.pem", etcd.address());
-    let error = Coordinator::builder(missing, "a").connect().await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::InvalidOption);
-    let a = Coordinator::builder(url(&files, Some(&files)), "a").connect().await?;
-    let guard = a.lock("x")?.acquire().await?;
-    guard.release().await?;
-    Ok(a.close().await?)
 }
 
 /// The README's figures: what each operation costs on the caller's path.

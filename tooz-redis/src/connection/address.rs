@@ -71,6 +71,13 @@ pub(crate) fn is_encrypted(scheme: &str) -> bool {
     scheme.starts_with("rediss") || scheme.starts_with("valkeys")
 }
 
+/// The scheme with TLS that goes with one without it.
+pub(crate) fn encrypted(scheme: &str) -> Option<String> {
+    let plain = ["redis", "valkey"].into_iter().find(|plain| scheme.starts_with(plain))?;
+    let rest = &scheme[plain.len()..];
+    (!is_encrypted(scheme) && rest != "+unix").then(|| format!("{plain}s{rest}"))
+}
+
 impl Topology {
     /// Reads the topology, and the number of the database if the path names one; `namespace` as written in keys.
     pub(crate) fn read(url: &BackendUrl, namespace: &str) -> Result<(Self, Option<u64>)> {
@@ -223,6 +230,19 @@ mod tests {
             let error = topology(url).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidUrl, "{url}");
             assert!(error.to_string().contains(word), "{url}: {error}");
+        }
+    }
+
+    #[test]
+    fn every_scheme_of_the_network_has_one_with_tls() {
+        for (plain, tls) in [
+            ("redis", Some("rediss")),
+            ("valkey+cluster", Some("valkeys+cluster")),
+            ("rediss", None),
+            ("valkeys+sentinel", None),
+            ("redis+unix", None),
+        ] {
+            assert_eq!(encrypted(plain).as_deref(), tls, "{plain}");
         }
     }
 

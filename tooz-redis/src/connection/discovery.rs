@@ -100,7 +100,8 @@ impl Discovery {
     }
 
     async fn query(&mut self, config: &Config, who: &Address) -> Result<Found> {
-        let explain = |error| error::connecting(&who.to_string(), error);
+        let explain =
+            |error: RedisError| error::connecting(config, config.login_for_discovery(), who, &error);
         let options = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
         let client = config
             .connection_for_discovery(who)
@@ -109,9 +110,9 @@ impl Discovery {
         let mut connection =
             client.get_multiplexed_async_connection_with_config(&options).await.map_err(explain)?;
         match &config.topology {
-            Topology::Sentinel { master, .. } => query_sentinel(&mut connection, who, master).await,
+            Topology::Sentinel { master, .. } => query_sentinel(&mut connection, config, who, master).await,
             Topology::Cluster { slot, .. } => {
-                let slots = answer(&mut connection, who, redis::cmd("CLUSTER").arg("SLOTS")).await?;
+                let slots = answer(&mut connection, config, who, redis::cmd("CLUSTER").arg("SLOTS")).await?;
                 let (owner, nodes) = slot_owner(&slots, *slot, who)?;
                 self.nodes = nodes;
                 Ok(owner)
@@ -121,26 +122,32 @@ impl Discovery {
     }
 }
 
-async fn answer(connection: &mut MultiplexedConnection, who: &Address, command: &Cmd) -> Result<Value> {
+async fn answer(
+    connection: &mut MultiplexedConnection,
+    config: &Config,
+    who: &Address,
+    command: &Cmd,
+) -> Result<Value> {
     let answer = connection.send_packed_command(command).await.and_then(Value::extract_error);
-    answer.map_err(|error| refused(who, error))
+    answer.map_err(|error| refused(config, who, &error))
 }
 
 /// Names a server that is not what the URL's scheme says.
-fn refused(who: &Address, error: RedisError) -> Error {
+fn refused(config: &Config, who: &Address, error: &RedisError) -> Error {
     let words = error.to_string();
     let what = if words.contains("unknown command") {
         "is no sentinel; redis:// is for a server of its own"
     } else if words.contains("cluster support disabled") {
         "is no node of a cluster; redis:// is for a server of its own"
     } else {
-        return error::connecting(&who.to_string(), error);
+        return error::connecting(config, config.login_for_discovery(), who, error);
     };
-    Error::new(ErrorKind::Unsupported, format!("{who} {what}")).caused_by(error)
+    Error::new(ErrorKind::Unsupported, format!("{who} {what}"))
 }
 
 async fn query_sentinel(
     connection: &mut MultiplexedConnection,
+    config: &Config,
     who: &Address,
     master: &str,
 ) -> Result<Found> {
@@ -149,15 +156,15 @@ async fn query_sentinel(
         command.arg(word).arg(master);
         command
     };
-    let address = answer(connection, who, &command("GET-MASTER-ADDR-BY-NAME")).await?;
+    let address = answer(connection, config, who, &command("GET-MASTER-ADDR-BY-NAME")).await?;
     if address == Value::Nil {
         let why = format!("{who} knows no master called \"{}\"", master.escape_debug());
         return Err(Error::new(ErrorKind::Unavailable, why));
     }
     let address = endpoint(&address, who).ok_or_else(|| nonsense(who, "an address"))?;
-    let state = properties(answer(connection, who, &command("MASTER")).await?);
+    let state = properties(answer(connection, config, who, &command("MASTER")).await?);
     let epoch = state.get("config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
-    let replicas = match answer(connection, who, &command("REPLICAS")).await? {
+    let replicas = match answer(connection, config, who, &command("REPLICAS")).await? {
         Value::Array(replicas) => replicas.into_iter().map(properties).filter(is_healthy).count(),
         _ => 0,
     };
@@ -238,7 +245,7 @@ fn nonsense(who: &Address, what: &str) -> Error {
 fn not_found(topology: &Topology, failures: &[Error]) -> Error {
     let same = |kind| failures.iter().all(|failure| failure.kind() == kind);
     let kind = failures.first().map(Error::kind).filter(|kind| same(*kind)).unwrap_or(ErrorKind::Unavailable);
-    let each: Vec<_> = failures.iter().map(ToString::to_string).collect();
+    let each: Vec<_> = failures.iter().map(Error::context).collect();
     Error::new(kind, format!("no server tells the address of {topology}: {}", each.join("; ")))
 }
 

@@ -217,7 +217,7 @@ impl Link {
                 ),
             ),
             Ok(_) => Error::new(ErrorKind::Corrupt, format!("{}: WAIT returned no number", self.address)),
-            Err(refusal) => error::of(refusal),
+            Err(refusal) => error::of(&refusal),
         };
         Outcome::Answered(value, Some(missing))
     }
@@ -255,6 +255,12 @@ impl Link {
                 Outcome::Refused(error)
             }
         }
+    }
+
+    /// The error of a command that asks what server this is.
+    pub(crate) fn explain(&self, error: &RedisError) -> Error {
+        let config = &self.shared.config;
+        error::connecting(config, config.login(), &self.address, error)
     }
 
     /// Sets how many replicas must have a write from now on.

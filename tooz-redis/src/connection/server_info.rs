@@ -10,7 +10,7 @@ use super::link::{Link, Outcome};
 use super::reply::{Parts, bytes};
 use crate::config::Config;
 use crate::keys::Keys;
-use crate::{error, scripts};
+use crate::scripts;
 
 /// What a server does not guarantee of what its URL promises. `durable`: every write is on disk before it is answered.
 /// `evicts`: it may throw away keys when its memory is full.
@@ -95,7 +95,7 @@ pub(crate) async fn check_master(link: &Link) -> Result<()> {
 async fn command(link: &Link, command: &redis::Cmd) -> Result<Value> {
     match link.exchange(command, false).await {
         Outcome::Answered(value, _) => Ok(value),
-        Outcome::Refused(refusal) => Err(error::connecting(&link.address.to_string(), refusal)),
+        Outcome::Refused(refusal) => Err(link.explain(&refusal)),
         Outcome::Lost => Err(Error::new(ErrorKind::Unavailable, format!("{}: {}", link.address, link.why()))),
     }
 }

@@ -28,7 +28,7 @@ impl Subscription {
             match links.next().await?.subscribe(vec![subscription.channel.clone()]).await {
                 Ok(()) => return Ok(subscription),
                 Err(error) if error.is_io_error() => {}
-                Err(error) => return Err(error::of(error)),
+                Err(error) => return Err(error::of(&error)),
             }
         }
     }

@@ -76,7 +76,9 @@ impl Supervisor {
     async fn link_to(&mut self, found: &Found) -> Result<Link> {
         self.generation += 1;
         let shared = &self.client.shared;
-        let explain = |error| error::connecting(&found.address.to_string(), error);
+        let config = &shared.config;
+        let explain =
+            |error: redis::RedisError| error::connecting(config, config.login(), &found.address, &error);
         let link = Link::connect(shared, found, self.generation).await.map_err(explain)?;
         link.subscribe(shared.channels.all()).await.map_err(explain)?;
         Ok(link)

@@ -1,11 +1,10 @@
 //! TLS: the server is always verified, against the system's certificates or the URL's.
 
-#[cfg(feature = "tls")]
-use std::path::Path;
-
 use redis::{ConnectionInfo, RedisResult};
+use tooz_core::Result;
 #[cfg(feature = "tls")]
-use tooz_core::{BackendUrl, Error, ErrorKind, Result};
+use tooz_core::driver::support::tls::Contents;
+use tooz_core::driver::support::tls::Files;
 
 /// The certificates that a URL names, in PEM.
 #[cfg(feature = "tls")]
@@ -13,28 +12,23 @@ pub(crate) type Tls = redis::TlsCertificates;
 #[cfg(not(feature = "tls"))]
 pub(crate) type Tls = std::convert::Infallible;
 
+/// Reads the files that the URL names.
 #[cfg(feature = "tls")]
-pub(crate) fn read(url: &BackendUrl) -> Result<Tls> {
-    let file =
-        |option: &'static str| url.option(option).map(|path| read_file(option, Path::new(path))).transpose();
-    let client_tls = match (file("tls_cert")?, file("tls_key")?) {
-        (Some(client_cert), Some(client_key)) => Some(redis::ClientTlsConfig { client_cert, client_key }),
-        (None, None) => None,
-        _ => return Err(refuse("tls_cert", "it goes together with tls_key")),
-    };
+pub(crate) fn read(files: &Files) -> Result<Tls> {
+    let Contents { authorities, identity } = files.read()?;
     ensure_crypto_provider();
-    Ok(Tls { client_tls, root_cert: file("tls_ca")? })
+    let client_tls =
+        identity.map(|(client_cert, client_key)| redis::ClientTlsConfig { client_cert, client_key });
+    Ok(Tls { client_tls, root_cert: authorities })
 }
 
-#[cfg(feature = "tls")]
-fn refuse(option: &str, why: &str) -> Error {
-    Error::new(ErrorKind::InvalidOption, format!("option \"{option}\": {why}"))
-}
-
-#[cfg(feature = "tls")]
-fn read_file(option: &str, path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path)
-        .map_err(|error| refuse(option, &format!("{} cannot be read", path.display())).caused_by(error))
+/// Without the feature, no scheme of this driver has TLS.
+#[cfg(not(feature = "tls"))]
+pub(crate) fn read(_: &Files) -> Result<Tls> {
+    Err(tooz_core::Error::new(
+        tooz_core::ErrorKind::UnknownScheme,
+        "tooz-redis was built without its feature tls",
+    ))
 }
 
 /// rustls panics if two providers are linked and none is chosen. A program that chose one keeps it.

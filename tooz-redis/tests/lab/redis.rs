@@ -8,6 +8,8 @@ macro_rules! server {
     };
 }
 
+#[cfg(feature = "tls")]
+mod certificates;
 mod lost;
 mod permissions;
 
@@ -62,7 +64,8 @@ pub(crate) const CASES: &[(&str, Case)] = cases![
     a_break_of_a_python_holder_spares_the_next_one,
 ];
 #[cfg(feature = "tls")]
-pub(crate) const TLS: &[(&str, Case)] = cases![certificates_are_verified];
+pub(crate) const TLS: &[(&str, Case)] =
+    cases![certificates::certificates_are_verified, certificates::a_fault_names_what_to_correct];
 
 /// For sessions that are not to end: a machine may stand still for seconds.
 const PATIENT: &str = "15s";
@@ -554,46 +557,4 @@ async fn nothing_is_left_behind() {
     let life = redis.command(&[b"PTTL", b"_tooz_rs:lives"]).unwrap();
     let life: i64 = String::from_utf8_lossy(&life).trim_start_matches(':').trim().parse().unwrap();
     assert!(life > 0, "it never goes");
-}
-
-/// The server is verified, and a client's certificate shown where it is asked for.
-#[cfg(feature = "tls")]
-async fn certificates_are_verified() {
-    use tooz_servers::Certificates;
-    use tooz_servers::redis_tls::RedisTls;
-    let (ours, others) = (Certificates::make().unwrap(), Certificates::make().unwrap());
-    let (open, closed) = (RedisTls::start(&ours, false).unwrap(), RedisTls::start(&ours, true).unwrap());
-    let connect = |server: &RedisTls, options: String| {
-        Coordinator::builder(format!("rediss://{}?ttl=15s{options}", server.address()), "a").connect()
-    };
-    let ca = |certificates: &Certificates| format!("&tls_ca={}", certificates.file("ca.pem").display());
-    let a = connect(&open, ca(&ours)).await.unwrap();
-    assert!(a.lock("x").unwrap().try_acquire().await.unwrap().is_some());
-    for options in [ca(&others), String::new()] {
-        let error = connect(&open, options).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
-    }
-    let pair = format!(
-        "&tls_cert={}&tls_key={}",
-        ours.file("client.pem").display(),
-        ours.file("client.key").display()
-    );
-    let b = connect(&closed, format!("{}{pair}", ca(&ours))).await.unwrap();
-    assert!(b.lock("x").unwrap().try_acquire().await.unwrap().is_some());
-    assert!(connect(&closed, ca(&ours)).await.is_err(), "a server that asks for a certificate got none");
-    let half = format!("{}&tls_cert={}", ca(&ours), ours.file("client.pem").display());
-    assert_eq!(connect(&closed, half).await.unwrap_err().kind(), ErrorKind::InvalidOption);
-    let error = connect(&open, "&tls_ca=/nowhere/ca.pem".into()).await.unwrap_err();
-    assert!(
-        error.kind() == ErrorKind::InvalidOption && error.to_string().contains("/nowhere/ca.pem"),
-        "{error}"
-    );
-    let plain = format!("redis://{}?tls_ca=/x", open.redis.address());
-    let error = Coordinator::builder(plain, "a").connect().await.unwrap_err();
-    assert!(error.to_string().contains("rediss://"), "{error}");
-    // A server that speaks no TLS.
-    let error = Coordinator::builder(format!("rediss://{}?connect_timeout=5s", open.redis.address()), "a")
-        .connect()
-        .await;
-    assert!(error.is_err());
 }

@@ -2,9 +2,11 @@
 
 pub mod attempts;
 pub mod backoff;
+pub mod descriptors;
 pub mod errors;
 pub mod feed;
 pub mod fork;
 pub mod lock_state;
 pub mod notices;
 pub mod rule;
+pub mod tls;
