@@ -2,13 +2,27 @@
 
 use std::fmt;
 
-use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
-use tooz_core::driver::support::tls::{Contents, Files, PemFile};
-use tooz_core::driver::{Context, LAYOUT_OPTION, Limits, OptionKind, OptionSpec, layout_of};
+use etcd_client::ConnectOptions;
+#[cfg(feature = "tls")]
+use etcd_client::{Certificate, Identity, TlsOptions};
+#[cfg(feature = "tls")]
+use tooz_core::driver::OptionKind;
+#[cfg(feature = "tls")]
+use tooz_core::driver::support::tls::Contents;
+use tooz_core::driver::support::tls::{Files, PemFile};
+use tooz_core::driver::{Context, LAYOUT_OPTION, Limits, OptionSpec, layout_of};
 use tooz_core::{BackendUrl, Characteristics, Error, ErrorKind, Result};
 
 /// Ours, and the names that Python tooz gave them.
-pub(crate) const SCHEMES: &[&str] = &["etcd", "etcds", "etcd3", "etcd3+http", "etcd3+https"];
+pub(crate) const SCHEMES: &[&str] = &[
+    "etcd",
+    "etcd3",
+    "etcd3+http",
+    #[cfg(feature = "tls")]
+    "etcds",
+    #[cfg(feature = "tls")]
+    "etcd3+https",
+];
 
 /// Python tooz's namespace, which Python's users cannot choose.
 pub(crate) const DEFAULT_NAMESPACE: &str = "tooz";
@@ -17,12 +31,15 @@ const DEFAULT_PORT: u16 = 2379;
 
 /// What only this driver understands, under Python tooz's names.
 pub(crate) const OPTIONS: &[OptionSpec] = &[
+    #[cfg(feature = "tls")]
     OptionSpec::new(
         "ca_cert",
         OptionKind::Text,
         "file with the authorities that may sign the server's certificate, PEM (default: those of the system)",
     ),
+    #[cfg(feature = "tls")]
     OptionSpec::new("cert_cert", OptionKind::Text, "file with our certificate, PEM (default: none)"),
+    #[cfg(feature = "tls")]
     OptionSpec::new(
         "cert_key",
         OptionKind::Text,
@@ -144,19 +161,28 @@ impl Config {
         if let Some((user, password)) = &self.user {
             options = options.with_user(user, password);
         }
+        #[cfg(feature = "tls")]
         if let Some(files) = self.files.clone() {
-            let Contents { authorities, identity } = context.spawner.blocking(move || files.read()).await??;
-            let mut tls = match authorities {
-                Some(pem) => TlsOptions::new().ca_certificate(Certificate::from_pem(pem)),
-                None => TlsOptions::new().with_native_roots(),
-            };
-            if let Some((certificate, key)) = identity {
-                tls = tls.identity(Identity::from_pem(certificate, key));
-            }
-            options = options.with_tls(tls);
+            options = options.with_tls(context.spawner.blocking(move || encryption(&files)).await??);
         }
+        #[cfg(not(feature = "tls"))]
+        let _ = context;
         Ok(options)
     }
+}
+
+/// With the certificates that the URL names, or with the authorities of the system.
+#[cfg(feature = "tls")]
+fn encryption(files: &Files) -> Result<TlsOptions> {
+    let Contents { authorities, identity } = files.read()?;
+    let tls = match authorities {
+        Some(pem) => TlsOptions::new().ca_certificate(Certificate::from_pem(pem)),
+        None => TlsOptions::new().with_native_roots(),
+    };
+    Ok(match identity {
+        Some((certificate, key)) => tls.identity(Identity::from_pem(certificate, key)),
+        None => tls,
+    })
 }
 
 /// What etcd guarantees at best. The README has the reason for each, `version` what older servers lack.
@@ -178,7 +204,9 @@ mod tests {
         for (url, endpoints) in [
             ("etcd://", &["http://localhost:2379"][..]),
             ("etcd3://a", &["http://a:2379"]),
+            #[cfg(feature = "tls")]
             ("etcds://a:1,[::1]:2/", &["https://a:1", "https://[::1]:2"]),
+            #[cfg(feature = "tls")]
             ("etcd3+https://a", &["https://a:2379"]),
             ("etcd3+http://a", &["http://a:2379"]),
         ] {

@@ -10,7 +10,9 @@ use std::str::FromStr;
 use std::sync::Once;
 use std::time::Duration;
 
-use etcd_client::{Certificate, Client, ConnectOptions, DeleteOptions, GetOptions, Identity, TlsOptions};
+#[cfg(feature = "etcd-tls")]
+use etcd_client::{Certificate, Identity, TlsOptions};
+use etcd_client::{Client, ConnectOptions, DeleteOptions, GetOptions};
 
 use super::{Launch, Proxy, Server, Way, find, free_port};
 
@@ -68,13 +70,7 @@ where
 {
     let (protocol, options) = match files {
         None => ("http", None),
-        Some(files) => {
-            let read = |name| std::fs::read(files.join(name)).map_err(|error| format!("{name}: {error}"));
-            let tls = TlsOptions::new()
-                .ca_certificate(Certificate::from_pem(read("ca.pem")?))
-                .identity(Identity::from_pem(read("client.pem")?, read("client.key")?));
-            ("https", Some(ConnectOptions::new().with_tls(tls)))
-        }
+        Some(files) => ("https", Some(encrypted(files)?)),
     };
     let asking = async move {
         let client = Client::connect([format!("{protocol}://{address}")], options).await?;
@@ -88,6 +84,20 @@ where
         let answered = asking.join().map_err(|_| "asking panicked".to_owned())?;
         answered.map_err(|_| format!("{address} does not answer"))?.map_err(|error| error.to_string())
     })
+}
+
+#[cfg(feature = "etcd-tls")]
+fn encrypted(files: &Path) -> Result<ConnectOptions, String> {
+    let read = |name| std::fs::read(files.join(name)).map_err(|error| format!("{name}: {error}"));
+    let tls = TlsOptions::new()
+        .ca_certificate(Certificate::from_pem(read("ca.pem")?))
+        .identity(Identity::from_pem(read("client.pem")?, read("client.key")?));
+    Ok(ConnectOptions::new().with_tls(tls))
+}
+
+#[cfg(not(feature = "etcd-tls"))]
+fn encrypted(_: &Path) -> Result<ConnectOptions, String> {
+    Err("tooz-servers was built without its feature etcd-tls".to_owned())
 }
 
 /// Frames of HTTP/2 that carry a request's beginning, and its contents.

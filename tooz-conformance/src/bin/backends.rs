@@ -40,6 +40,7 @@ const KINDS: &[Kind] = &[
     Kind { name: "etcd", variable: "TOOZ_TEST_ETCD_URL", start: etcd_single },
     Kind { name: "etcd-cluster", variable: "TOOZ_TEST_ETCD_CLUSTER_URL", start: etcd_cluster },
     Kind { name: "etcd-auth", variable: "TOOZ_TEST_ETCD_AUTH_URL", start: etcd_auth },
+    #[cfg(feature = "etcd-tls")]
     Kind { name: "etcd-tls", variable: "TOOZ_TEST_ETCD_TLS_URL", start: etcd_tls },
 ];
 
@@ -122,6 +123,7 @@ fn etcd_auth(_: &Path) -> Result<(Running, String), String> {
     Ok((Box::new(etcd), url))
 }
 
+#[cfg(feature = "etcd-tls")]
 fn etcd_tls(place: &Path) -> Result<(Running, String), String> {
     let files = place.join("etcd-tls");
     std::fs::create_dir_all(&files).map_err(|error| format!("{}: {error}", files.display()))?;

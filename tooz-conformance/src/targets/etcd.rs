@@ -30,7 +30,12 @@ const PATIENT: &str = "ttl=15s&connect_timeout=30s&operation_timeout=30s";
 
 /// One server, three that are one, and one that is encrypted.
 pub fn targets() -> Vec<Target> {
-    vec![single(), cluster(), encrypted()]
+    vec![
+        single(),
+        cluster(),
+        #[cfg(feature = "etcd-tls")]
+        encrypted(),
+    ]
 }
 
 /// What the version at hand keeps. The program is asked, so that no server has to run for the list of cases.
@@ -93,6 +98,7 @@ fn cluster() -> Target {
 }
 
 /// One that speaks TLS only, and only to clients with a certificate.
+#[cfg(feature = "etcd-tls")]
 fn encrypted() -> Target {
     static ENCRYPTED: LazyLock<Result<(tempfile::TempDir, Etcd), String>> = LazyLock::new(|| {
         let files = etcd::data()?;

@@ -25,7 +25,7 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("TOOZ_TEST_ETCD_CLUSTER_URL", "etcd+cluster"),
     #[cfg(feature = "etcd")]
     ("TOOZ_TEST_ETCD_AUTH_URL", "etcd+auth"),
-    #[cfg(feature = "etcd")]
+    #[cfg(feature = "etcd-tls")]
     ("TOOZ_TEST_ETCD_TLS_URL", "etcd+tls"),
 ];
 

@@ -165,7 +165,8 @@ pub const FEATURES: &[(&str, &[&str])] = &[
         "redis-tls",
         &["rediss", "valkeys", "rediss+sentinel", "valkeys+sentinel", "rediss+cluster", "valkeys+cluster"],
     ),
-    ("etcd", &["etcd", "etcds", "etcd3", "etcd3+http", "etcd3+https"]),
+    ("etcd", &["etcd", "etcd3", "etcd3+http"]),
+    ("etcd-tls", &["etcds", "etcd3+https"]),
 ];
 
 fn unknown(scheme: &str, all: &[Registration]) -> Error {
@@ -212,14 +213,15 @@ mod tests {
         };
         assert!(said("sqlite").contains("use tooz_sqlite as _;"));
         assert!(
-            said("etcd3+https").contains("feature \"etcd\"")
-                && said("etcd3+https").contains("use tooz_etcd as _;")
+            said("etcd3+http").contains("feature \"etcd\"")
+                && said("etcd3+http").contains("use tooz_etcd as _;")
         );
-        let tls = said("rediss+sentinel");
-        assert!(
-            tls.contains("feature \"redis-tls\"") && tls.contains("tooz-redis with its feature tls"),
-            "{tls}"
-        );
+        for (scheme, driver) in [("rediss+sentinel", "redis"), ("etcd3+https", "etcd")] {
+            let tls = said(scheme);
+            let (feature, own) =
+                (format!("feature \"{driver}-tls\""), format!("tooz-{driver} with its feature tls"));
+            assert!(tls.contains(&feature) && tls.contains(&own), "{tls}");
+        }
         for (mistyped, meant) in
             [("etdc", "etcd"), ("reddis", "redis"), ("valkeey", "valkey"), ("sqlit", "sqlite")]
         {

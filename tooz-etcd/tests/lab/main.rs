@@ -14,7 +14,11 @@ use tooz_servers::{lab, openssl, strace};
 fn main() -> ExitCode {
     let program = tooz_servers::etcd::program();
     let mut trials = lab::trials("etcd", &program, etcd::CASES);
+    trials.extend(lab::trials("etcd", &program.clone().and(openssl()), etcd::SIGNED));
+    #[cfg(feature = "tls")]
     trials.extend(lab::trials("etcd", &program.clone().and(openssl()), etcd::TLS));
+    #[cfg(not(feature = "tls"))]
+    trials.push(lab::left_out("etcd::certificates_on_both_sides", "tls"));
     trials.extend(lab::trials("etcd", &program.clone().and(strace()), etcd::STALLED));
     trials.extend(lab::trials("examine", &program, examine::CASES));
     lab::run(trials, lab::WAITING)
