@@ -32,22 +32,19 @@ pub(super) fn scenes() -> Vec<Scene> {
     for (operation, how) in [
         ("Lock::break_lock", Break::Lock),
         ("Lock::break_token", Break::Token),
+        ("Lock::break_holder", Break::Holder),
         ("Election::break_leadership", Break::Leadership),
+        ("Election::break_holder", Break::Leader),
     ] {
         scenes.extend(under_all_conditions(operation, "held", Called::Break, run!(broken, how)));
     }
-    scenes.extend(under_all_conditions(
-        "Lock::holders",
-        "held",
-        Called::Holders,
-        run!(looked_at, What::Lock),
-    ));
-    scenes.extend(under_all_conditions(
-        "Election::leader",
-        "led",
-        Called::Holders,
-        run!(looked_at, What::Leadership),
-    ));
+    for (operation, how) in [
+        ("Lock::holders", Look::Lock),
+        ("Election::leader", Look::Leader),
+        ("Election::holders", Look::Leadership),
+    ] {
+        scenes.extend(under_all_conditions(operation, "held", Called::Holders, run!(looked_at, how)));
+    }
     scenes
 }
 
@@ -175,21 +172,27 @@ async fn work_that_ends(p: Point, what: What) -> Outcome {
 enum Break {
     Lock,
     Token,
+    Holder,
     Leadership,
+    Leader,
 }
 
 /// One that was begun is driven to its end; before, nothing has happened.
 async fn broken(p: Point, how: Break) -> Outcome {
-    let what = if how == Break::Leadership { What::Leadership } else { What::Lock };
+    let what = if matches!(how, Break::Leadership | Break::Leader) { What::Leadership } else { What::Lock };
     let held = all_held_by(p.b(), what, p.name()).await?;
     let signal = held.signal().ok_or("an empty set")?;
     let before = p.world().calls(Called::Break);
     let (lock, election) = (p.a().lock(contested(p.name()))?, p.a().election(p.name())?);
+    let seen = if what == What::Lock { lock.holders().await? } else { election.holders().await? };
+    let holder = seen.holders.first().ok_or("it saw nobody")?;
     let broken = p
         .sweep(async {
             match how {
                 Break::Lock => lock.break_lock("swept").await,
+                Break::Holder => lock.break_holder(holder, "swept").await,
                 Break::Leadership => election.break_leadership("swept").await,
+                Break::Leader => election.break_holder(holder, "swept").await,
                 Break::Token => {
                     let Some(held) = lock.holders().await?.holders.pop() else { return Ok(Vec::new()) };
                     let Some(token) = held.token else { return Ok(Vec::new()) };
@@ -229,16 +232,24 @@ async fn broken(p: Point, how: Break) -> Outcome {
     ensure_free(&p, what).await
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    Lock,
+    Leader,
+    Leadership,
+}
+
 /// Nothing is changed.
-async fn looked_at(p: Point, what: What) -> Outcome {
+async fn looked_at(p: Point, how: Look) -> Outcome {
+    let what = if how == Look::Lock { What::Lock } else { What::Leadership };
     let held = all_held_by(p.b(), what, p.name()).await?;
     let (lock, election) = (p.a().lock(contested(p.name()))?, p.a().election(p.name())?);
     let seen = p
         .sweep(async {
-            if what == What::Leadership {
-                election.leader().await.map(|leader| leader.is_some())
-            } else {
-                lock.holders().await.map(|holders| holders.holders.len() == 1)
+            match how {
+                Look::Lock => lock.holders().await.map(|holders| holders.holders.len() == 1),
+                Look::Leader => election.leader().await.map(|leader| leader.is_some()),
+                Look::Leadership => election.holders().await.map(|holders| holders.holders.len() == 1),
             }
         })
         .await?;
