@@ -70,6 +70,11 @@ fn denied(why: &str) -> Error {
     Error::new(ErrorKind::Denied, format!("{why}; correct the user, the password or the user's role"))
 }
 
+/// Whether the server knows the user, whose role does not allow the request.
+pub(crate) fn is_for_the_role(error: &Error) -> bool {
+    error.kind() == ErrorKind::Denied && error.context().contains("permission denied")
+}
+
 /// Our error, and what to do next.
 pub(crate) fn explain(native: Native) -> (Error, Then) {
     let (error, then) = match &native {
