@@ -95,6 +95,11 @@ impl Backend {
         Ok(BackendUrl::parse(&self.url)?.file_path()?.parent().map(Path::to_owned))
     }
 
+    /// The same, with the database at this path.
+    pub(crate) fn with_database(&self, path: &Path) -> Self {
+        Self { url: format!("sqlite://{}", in_url(path)), ..self.clone() }
+    }
+
     pub(crate) fn namespace(&self) -> Option<&str> {
         self.namespace.as_deref().or(self.config.namespace.as_deref())
     }
