@@ -136,6 +136,7 @@ fn an_unknown_place_is_left_as_it_was() {
     }
 }
 
+#[allow(clippy::disallowed_methods)] // in real time
 fn a_server_that_hangs_is_waited_for_once() {
     let redis = Redis::start().unwrap();
     redis.server().stop();

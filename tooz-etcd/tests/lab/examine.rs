@@ -109,7 +109,9 @@ async fn silent_members_are_named_and_a_lost_majority_is_bad() {
 async fn a_majority_that_hangs_is_bad_in_time() {
     let cluster = Cluster::start().unwrap();
     let hanging = &cluster.nodes()[1..];
-    hanging.iter().for_each(|node| node.server().stop());
+    for node in hanging {
+        node.server().stop();
+    }
     let begun = Instant::now();
     let found = look(&hosts(&cluster)).await.unwrap();
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
