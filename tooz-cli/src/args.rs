@@ -171,9 +171,11 @@ const DOCTOR_HELP: &str = "\
 doctor reads the backend's version, state and settings, connects as a member, measures each operation under names \
 with a random suffix, and removes what it made. It prints no password.
 
-Where no lock was ever granted, doctor writes nothing: no database, directory or key. The records of a first session \
-and a first lock would stay, for a token counter that others may use by now must not be deleted. So doctor opens no \
-session there, and measures only connecting and listing. Elsewhere nothing stays but that tokens were used up.
+Where no lock was ever granted, or where that cannot be known, doctor writes nothing: no database, directory or key. \
+The records of a first session and a first lock would stay, for a token counter that others may use by now must not be \
+deleted. So doctor opens no session there, and measures only connecting and listing. Elsewhere nothing stays but that \
+tokens were used up. Connecting to Redis loads scripts into the server's cache of scripts, where they stay until it \
+restarts.
 
 Each line is good, warning (the backend works, but a foreseeable event would lose locks, members or tokens) or \
 bad, and then its topic. --ignore TOPIC accepts a risk: its findings are marked and do not count for the exit code. \

@@ -1,6 +1,5 @@
 //! Connections to the backend.
 
-use std::ffi::OsStr;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -13,6 +12,7 @@ use crate::exit::{Closing, Code, Failure, QUICK, UNAVAILABLE};
 use crate::guard::boot_time;
 use crate::messages::{AWAY, tell_if_long};
 use crate::settings::Backend;
+use crate::text::bytes;
 
 /// Between two attempts to connect to a backend that is away.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -131,18 +131,6 @@ pub(crate) fn any_builder(backend: &Backend) -> Builder {
         builder = builder.namespace(namespace);
     }
     builder
-}
-
-/// The bytes of a name given on the command line.
-#[cfg(unix)]
-pub(crate) fn bytes(text: &OsStr) -> &[u8] {
-    std::os::unix::ffi::OsStrExt::as_bytes(text)
-}
-
-/// The bytes of a name given on the command line, in Rust's superset of UTF-8.
-#[cfg(not(unix))]
-pub(crate) fn bytes(text: &OsStr) -> &[u8] {
-    text.as_encoded_bytes()
 }
 
 /// `host-pid-random`: unique, and tells an operator the process.

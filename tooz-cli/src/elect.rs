@@ -6,7 +6,7 @@ use tooz::driver::LockMode;
 use tooz::{Coordinator, Deadline, Leader, Leadership};
 
 use crate::args::{self, Elect};
-use crate::backend::{ask, bytes, close, view};
+use crate::backend::{ask, close, view};
 use crate::exit::{Code, Failure, QUICK};
 use crate::held::Wanted;
 use crate::lock::{cannot_start, conclude, member_text, not_acquired, tell_outage, unless_signaled};
@@ -14,7 +14,7 @@ use crate::messages;
 use crate::patience::{Patience, Wait};
 use crate::run::{Hold, Job, Signals, run};
 use crate::settings::Backend;
-use crate::text;
+use crate::text::{self, bytes};
 use crate::watching::watch;
 
 impl Hold for Leadership {

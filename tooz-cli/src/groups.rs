@@ -8,13 +8,13 @@ use tooz::driver::MemberRecord;
 use tooz::{Capabilities, Coordinator, ErrorKind, Event, GroupEvent, GroupWatch, Viewer};
 
 use crate::args::{Join, List, Members};
-use crate::backend::{ask, bytes, close, connect, not_yet, view};
+use crate::backend::{ask, close, connect, not_yet, view};
 use crate::exit::{Closing, Code, DONE, Failure, LOST, USAGE};
 use crate::lock::{cannot_start, ended_all, member_text, unless_signaled};
 use crate::messages::{self, AWAY, BACK, tell_if_long};
 use crate::run::{Ended, Hold, Job, Signals, run};
 use crate::settings::Backend;
-use crate::text;
+use crate::text::{self, bytes};
 use crate::watching::watch;
 
 /// Between two looks whether a group exists.

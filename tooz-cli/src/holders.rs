@@ -6,11 +6,11 @@ use tooz::driver::HolderRecord;
 use tooz::{Coordinator, Election, FencingToken, Lock};
 
 use crate::args::{Break, Holders, Raise};
-use crate::backend::{ask, bytes, connect, view};
+use crate::backend::{ask, connect, view};
 use crate::exit::{Code, DONE, Failure, NO};
 use crate::messages;
 use crate::settings::Backend;
-use crate::text;
+use crate::text::{self, bytes};
 
 pub(crate) async fn holders(backend: &Backend, options: &Holders) -> Result<Code, Failure> {
     let viewer = view(backend).await?;

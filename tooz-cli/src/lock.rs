@@ -7,7 +7,7 @@ use tooz::driver::{Holders, LockMode};
 use tooz::{Coordinator, Deadline, Event, LockGuard};
 
 use crate::args::{Guarded, Lock};
-use crate::backend::{bytes, close};
+use crate::backend::close;
 use crate::exit::{Closing, Code, Failure, QUICK};
 use crate::guard::descendants::{Process, some_are_hidden};
 use crate::held::Wanted;
@@ -15,7 +15,7 @@ use crate::messages::{self, AWAY, BACK};
 use crate::patience::{Patience, Wait};
 use crate::run::{Ended, Hold, Job, Signals, list, run};
 use crate::settings::Backend;
-use crate::text;
+use crate::text::{self, bytes};
 
 impl Hold for LockGuard {
     fn deadline(&self) -> Option<Deadline> {

@@ -13,13 +13,14 @@ use nix::sys::signal::SigSet;
 use tokio::time::sleep;
 use tooz::{Coordinator, Event};
 
-use crate::exit::QUICK;
-
 const QUIET: u8 = 1;
 const VERBOSE: u8 = 2;
 
 /// One for the process: also a message of the deepest function is one of the command.
 static LEVEL: AtomicU8 = AtomicU8::new(0);
+
+/// So long the last lines may take.
+const LAST: Duration = Duration::from_secs(1);
 
 /// Longer waits are told.
 const LONG: Duration = Duration::from_secs(2);
@@ -66,7 +67,7 @@ pub(crate) fn flush() {
     let Some(Some(writer)) = WRITER.get() else { return };
     let (written, done) = sync_channel(1);
     if writer.try_send(Job::Flush(written)).is_ok() {
-        let _ = done.recv_timeout(QUICK);
+        let _ = done.recv_timeout(LAST);
     }
 }
 

@@ -12,9 +12,10 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 use tooz::BackendUrl;
 
 use crate::args::{self, BackendOptions};
-use crate::backend::bytes;
+
 use crate::exit::{Failure, USAGE};
 use crate::settings_file::{self, Config};
+use crate::text::bytes;
 
 const URL: &str = "TOOZ_URL";
 const URL_FILE: &str = "TOOZ_URL_FILE";
@@ -93,6 +94,11 @@ impl Backend {
             return Ok(None);
         }
         Ok(BackendUrl::parse(&self.url)?.file_path()?.parent().map(Path::to_owned))
+    }
+
+    /// The same, with the database at this path.
+    pub(crate) fn with_database(&self, path: &Path) -> Self {
+        Self { url: format!("sqlite://{}", in_url(path)), ..self.clone() }
     }
 
     pub(crate) fn namespace(&self) -> Option<&str> {

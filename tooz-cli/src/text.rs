@@ -1,5 +1,6 @@
 //! How names, times and capabilities are shown.
 
+use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -8,6 +9,11 @@ use tooz::driver::{Clock, HolderRecord, LockMode, MemberRecord};
 use tooz::{Capabilities, MemberId};
 
 use crate::exit::Failure;
+
+/// The bytes of a name given on the command line.
+pub(crate) fn bytes(text: &OsStr) -> &[u8] {
+    std::os::unix::ffi::OsStrExt::as_bytes(text)
+}
 
 /// Writes all of `bytes`.
 pub(crate) fn all(bytes: &[u8]) -> Result<(), Failure> {

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tooz_core::driver::{Connect, Connecting, Driver, Groups, Locks, OpenSession, Session};
-use tooz_core::{Characteristics, ErrorKind, Result};
+use tooz_core::{Characteristics, Result};
 
 use crate::client::Client;
 use crate::config::{self, Config};
 use crate::connection::{Connection, version};
-use crate::error::NOT_ALLOWED;
+use crate::error::is_for_the_role;
 use crate::session::EtcdSession;
 
 /// The driver.
@@ -34,14 +34,8 @@ pub fn connect(request: Connect) -> Connecting {
         let best = config::characteristics(&request.url);
         let characteristics = match status {
             Ok(status) => version::lower(best, status.version())?,
-            // The server knows the user. Some roles may not ask for the status; opening a session shows what they may do.
-            Err(error)
-                if error.kind() == ErrorKind::Denied
-                    && config.user.is_some()
-                    && error.context().contains(NOT_ALLOWED) =>
-            {
-                version::lower(best, "")?
-            }
+            // Some roles may not ask for the status; opening a session shows what they may do.
+            Err(error) if config.user.is_some() && is_for_the_role(&error) => version::lower(best, "")?,
             Err(error) => return Err(error),
         };
         let client = Arc::new(Client::new(connection, config));

@@ -121,8 +121,12 @@ fn denied(why: &str) -> Error {
 }
 
 /// What a user may not do: the server knows the user.
-pub(crate) const NOT_ALLOWED: &str =
-    "the roles of the user do not allow this; give the user a role that does";
+const NOT_ALLOWED: &str = "the roles of the user do not allow this; give the user a role that does";
+
+/// Whether the server knows the user, whose role does not allow the request.
+pub(crate) fn is_for_the_role(error: &Error) -> bool {
+    error.kind() == ErrorKind::Denied && error.context().contains(NOT_ALLOWED)
+}
 
 /// Our error, and what to do next.
 pub(crate) fn explain(native: &Native, peer: &Peer<'_>) -> (Error, Then) {

@@ -8,14 +8,13 @@ use etcd_client::{
     AlarmAction, AlarmResponse, AlarmType, Client, Compare, CompareOp, ConnectOptions, StatusResponse, Txn,
     TxnOp,
 };
-use tooz_core::driver::support::tls::Files;
 use tooz_core::driver::{Connect, Context, Examining};
-use tooz_core::{Characteristics, Error, ErrorKind, Finding, Result};
+use tooz_core::{Characteristics, Error, ErrorKind, Finding, Result, Severity};
 
 use crate::config::Config;
 use crate::connection::host_and_port;
 use crate::connection::version::{self, Version};
-use crate::error::{Peer, closed, explain};
+use crate::error::{Peer, closed, explain, is_for_the_role};
 use crate::keys::Keys;
 
 /// The quota of a server that is not told another one, and does not tell it: etcd before 3.6.
@@ -25,6 +24,8 @@ const NEARLY: u64 = 80;
 /// A member is behind from so many changes on that are committed and not applied.
 const BEHIND: u64 = 1000;
 const MIB: u64 = 1 << 20;
+/// The alarm after which every write is refused.
+const NOSPACE: &str = "NOSPACE";
 
 /// Looks at the cluster that the URL names.
 pub(crate) fn examine(request: Connect) -> Examining {
@@ -34,13 +35,8 @@ pub(crate) fn examine(request: Connect) -> Examining {
         // The whole examination takes no longer than connecting may, with one or two members that do not answer.
         let limit = limits.connect_timeout / 5;
         let options = config.connect_options(&context).await?.with_connect_timeout(limit);
-        let stamp = Keys::new(&config.namespace).epoch();
-        let unused = format!(
-            "no session was ever opened in namespace \"{}\"; the first one writes the stamp of its data and the first token",
-            config.namespace
-        );
-        let examiner = Arc::new(Examiner { context, options, limit, files: config.files });
-        Box::pin(examiner.look(config.endpoints, stamp, unused)).await
+        let examiner = Arc::new(Examiner { context, options, limit, config });
+        Box::pin(examiner.look()).await
     })
 }
 
@@ -48,8 +44,11 @@ struct Examiner {
     context: Context,
     options: ConnectOptions,
     limit: Duration,
-    files: Option<Files>,
+    config: Config,
 }
+
+/// A member that answered; no status: the user's role may not ask for it.
+type Answer = (Client, Option<StatusResponse>);
 
 /// The status that one member tells.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -80,10 +79,12 @@ impl From<&StatusResponse> for MemberStatus {
     }
 }
 
-/// A member that votes, and what it says if it answers.
+/// A member that votes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Member {
     name: String,
+    answers: bool,
+    /// `None` also where the user's role may not ask for it.
     status: Option<MemberStatus>,
 }
 
@@ -93,22 +94,25 @@ impl Examiner {
         endpoint: &str,
         call: impl Future<Output = Result<T, etcd_client::Error>>,
     ) -> Result<T> {
-        let peer = Peer { name: host_and_port(endpoint), files: self.files.as_ref(), is_known: false };
+        let peer = Peer { name: host_and_port(endpoint), files: self.config.files.as_ref(), is_known: false };
         match self.context.spawner.timeout(self.limit, call).await {
             Some(answer) => answer.map_err(|error| explain(&error, &peer).0),
             None => Err(Error::new(ErrorKind::Timeout, format!("no answer within {:?}", self.limit))),
         }
     }
 
-    async fn ask(&self, endpoint: &str) -> Result<(Client, StatusResponse)> {
+    async fn ask(&self, endpoint: &str) -> Result<Answer> {
         let mut client =
             Box::pin(self.call(endpoint, Client::connect([endpoint], Some(self.options.clone())))).await?;
-        let status = self.call(endpoint, client.status()).await?;
-        Ok((client, status))
+        match self.call(endpoint, client.status()).await {
+            Ok(status) => Ok((client, Some(status))),
+            Err(error) if self.config.user.is_some() && is_for_the_role(&error) => Ok((client, None)),
+            Err(error) => Err(error),
+        }
     }
 
     /// Asks all of these at the same time; the answers are in their order.
-    async fn ask_each(self: &Arc<Self>, endpoints: Vec<String>) -> Vec<Result<(Client, StatusResponse)>> {
+    async fn ask_each(self: &Arc<Self>, endpoints: impl IntoIterator<Item = String>) -> Vec<Result<Answer>> {
         let ask = |endpoint: String| {
             let examiner = Arc::clone(self);
             self.context.spawner.spawn(async move { examiner.ask(&endpoint).await })
@@ -120,73 +124,157 @@ impl Examiner {
         answers
     }
 
-    async fn look(
-        self: Arc<Self>,
-        endpoints: Vec<String>,
-        stamp: Vec<u8>,
-        unused: String,
-    ) -> Result<Vec<Finding>> {
-        let (mut answers, mut client) = (BTreeMap::new(), None);
-        let mut silent = Vec::new();
-        for (endpoint, answer) in endpoints.iter().zip(self.ask_each(endpoints.clone()).await) {
+    async fn look(self: Arc<Self>) -> Result<Vec<Finding>> {
+        let endpoints = &self.config.endpoints;
+        let asked = self.ask_each(endpoints.clone()).await;
+        let mut dead = Vec::new();
+        // All that were asked, by host and port, and the answers with a status, by the member's id.
+        let (mut answers, mut statuses, mut client) = (BTreeMap::new(), BTreeMap::new(), None);
+        for (endpoint, answer) in endpoints.iter().zip(asked) {
+            answers.insert(host(endpoint).to_owned(), answer.is_ok());
             match answer {
                 Ok((one, status)) => {
-                    let id = status.header().map_or(0, etcd_client::ResponseHeader::member_id);
-                    answers.insert(id, MemberStatus::from(&status));
+                    if let Some(status) = status {
+                        let id = status.header().map_or(0, etcd_client::ResponseHeader::member_id);
+                        statuses.insert(id, MemberStatus::from(&status));
+                    }
                     client.get_or_insert(one);
                 }
-                Err(error) => silent.push((endpoint, error)),
+                Err(error) => dead.push((endpoint, error)),
             }
         }
         let Some(mut client) = client else {
-            let first = silent.into_iter().next();
+            let first = dead.into_iter().next();
             return Err(first.map_or_else(|| ErrorKind::Unavailable.into(), |(_, error)| error));
         };
         let listed = self.call("etcd", client.member_list()).await;
-        let mut members = Vec::new();
-        if let Ok(listed) = &listed {
-            for member in listed.members().iter().filter(|member| !member.is_learner()) {
-                let mut status = answers.remove(&member.id());
-                if status.is_none() {
-                    let asked = self.ask_each(member.client_urls().to_vec()).await;
-                    status =
-                        asked.into_iter().flatten().next().map(|(_, status)| MemberStatus::from(&status));
-                }
-                members.push(Member { name: named(member.name(), member.client_urls()), status });
+        let (members, judged) = match listed {
+            Ok(listed) => {
+                let members = self.members(listed.members(), &answers, statuses).await;
+                let judged = quorum(&members);
+                (members, judged)
             }
+            Err(error) => {
+                let members = named_members(endpoints, &answers, statuses);
+                let judged = unlisted(&members, &error);
+                (members, judged)
+            }
+        };
+        let decides = judged.severity() < Severity::Bad
+            && members.iter().filter_map(|member| member.status.as_ref()).all(|status| status.leader != 0);
+        // Without a majority these are not answered.
+        let unused = if decides {
+            self.look_for_stamp(&mut client).await
         } else {
-            // Without a majority a member may not list the others: then only the URL's hosts are known.
-            let answered = answers.into_values().map(|status| ("a member".to_owned(), Some(status)));
-            let silent = silent.iter().map(|(endpoint, _)| ((*endpoint).clone(), None));
-            members = answered.chain(silent).map(|(name, status)| Member { name, status }).collect();
-        }
-        let asked = self.call("etcd", client.alarm(AlarmAction::Get, AlarmType::None, None)).await;
+            Some(self.unknown("no majority answers"))
+        };
+        let asked = if decides {
+            self.call("etcd", client.alarm(AlarmAction::Get, AlarmType::None, None)).await.ok()
+        } else {
+            None
+        };
         let alarms = asked.iter().flat_map(AlarmResponse::alarms).map(|alarm| alarm.alarm().as_str_name());
         let alarms: Vec<&str> = alarms.collect();
-        let mut found = findings(&members, &alarms);
-        found.extend(silent.iter().map(|(endpoint, error)| dead_endpoint(endpoint, error)));
-        if self.is_unused(&mut client, stamp).await.unwrap_or(false) {
-            found.push(Finding::good(Finding::UNUSED, unused));
-        }
+        let mut found = findings(&members, judged, &alarms);
+        found.extend(dead.iter().map(|(endpoint, error)| dead_endpoint(endpoint, error)));
+        // After this alarm no session can begin, and connecting says so.
+        let full = found.iter().any(|finding| finding.what().starts_with(NOSPACE));
+        found.extend(unused.filter(|unused| !full || unused.severity() > Severity::Good));
         Ok(found)
     }
 
-    /// Whether there is no stamp, and one could be written. A write on a condition that cannot hold is checked like any
-    /// other, for the user's permission and for room.
-    async fn is_unused(&self, client: &mut Client, stamp: Vec<u8>) -> Result<bool> {
-        if self.call("etcd", client.get(stamp.clone(), None)).await?.count() != 0 {
-            return Ok(false);
+    /// The members that vote. Asks those that have not been asked yet, all at the same time.
+    async fn members(
+        self: &Arc<Self>,
+        listed: &[etcd_client::Member],
+        answers: &BTreeMap<String, bool>,
+        mut statuses: BTreeMap<u64, MemberStatus>,
+    ) -> Vec<Member> {
+        let (mut members, mut open) = (Vec::new(), Vec::new());
+        for member in listed.iter().filter(|member| !member.is_learner()) {
+            let status = statuses.remove(&member.id());
+            let urls = member.client_urls();
+            let answers_itself = urls.iter().any(|url| answers.get(host(url)) == Some(&true));
+            let answered = status.is_some() || answers_itself;
+            if !answered {
+                let new = urls.iter().filter(|url| !answers.contains_key(host(url)));
+                open.extend(new.map(|url| (members.len(), url.clone())));
+            }
+            members.push(Member { name: named(member.name(), urls), answers: answered, status });
         }
-        let never = Compare::version(stamp.clone(), CompareOp::Less, 0);
-        let write = Txn::new().when([never]).and_then([TxnOp::put(stamp, "", None)]);
-        self.call("etcd", client.txn(write)).await?;
-        Ok(true)
+        let (at, urls): (Vec<usize>, Vec<String>) = open.into_iter().unzip();
+        for (at, answer) in at.into_iter().zip(self.ask_each(urls).await) {
+            if let Ok((_, status)) = answer {
+                members[at].answers = true;
+                members[at].status = status.as_ref().map(MemberStatus::from).or(members[at].status.take());
+            }
+        }
+        members
     }
+
+    /// Looks whether a session was ever opened here, and whether one could be opened.
+    async fn look_for_stamp(&self, client: &mut Client) -> Option<Finding> {
+        let stamp = Keys::new(&self.config.namespace).epoch();
+        match self.call("etcd", client.get(stamp.clone(), None)).await {
+            Ok(answer) if answer.count() != 0 => return None,
+            Ok(_) => {}
+            Err(error) => return Some(self.unknown(error.context())),
+        }
+        // On a condition that cannot hold. The server checks the user's permission as for any write. It must not be a put:
+        // one that the quota has no room for raises the alarm NOSPACE, whatever the condition.
+        let never = Compare::version(stamp.clone(), CompareOp::Less, 0);
+        let write = Txn::new().when([never]).and_then([TxnOp::delete(stamp, None)]);
+        match self.call("etcd", client.txn(write)).await {
+            Ok(_) => {
+                let what = format!(
+                    "no session was ever opened in namespace \"{}\"; the first one writes the stamp of its data and the first \
+                     token",
+                    self.config.namespace
+                );
+                Some(Finding::good(Finding::UNUSED, what))
+            }
+            // Connecting says what this user may not do.
+            Err(error) if is_for_the_role(&error) => None,
+            Err(error) => Some(self.unknown(error.context())),
+        }
+    }
+
+    fn unknown(&self, why: &str) -> Finding {
+        let namespace = &self.config.namespace;
+        let what =
+            format!("it is not known whether a session was ever opened in namespace \"{namespace}\": {why}");
+        Finding::warning(Finding::UNUSED, what, "do what the message says, then look again")
+    }
+}
+
+/// The members that the URL names, where they cannot be listed.
+fn named_members(
+    endpoints: &[String],
+    answers: &BTreeMap<String, bool>,
+    statuses: BTreeMap<u64, MemberStatus>,
+) -> Vec<Member> {
+    let mut statuses = statuses.into_values();
+    let mut members: Vec<_> = endpoints
+        .iter()
+        .map(|endpoint| {
+            let answers = answers.get(host(endpoint)) == Some(&true);
+            // Which of them told which status does not matter.
+            let status = if answers { statuses.next() } else { None };
+            Member { name: endpoint.clone(), answers, status }
+        })
+        .collect();
+    members.dedup();
+    members
+}
+
+/// The host and the port of a URL.
+fn host(url: &str) -> &str {
+    url.rsplit('/').next().unwrap_or(url)
 }
 
 /// An endpoint of the URL that does not work from here.
 fn dead_endpoint(endpoint: &str, error: &Error) -> Finding {
-    let host = endpoint.rsplit('/').next().unwrap_or(endpoint);
+    let host = host(endpoint);
     let what = format!("{host}, which the URL names, cannot be used from here: {}", error.context());
     Finding::warning("endpoint", what, "start it again, or take it out of the URL")
 }
@@ -196,14 +284,17 @@ fn named(name: &str, urls: &[String]) -> String {
     if name.is_empty() { urls } else { format!("{name} ({urls})") }
 }
 
-/// What the state of the cluster means for locks: its members and its alarms, as far as members answered.
-fn findings(members: &[Member], alarms: &[&str]) -> Vec<Finding> {
+/// What the state of the cluster means for locks: its members, as `judged`, and its alarms, as far as members answered.
+fn findings(members: &[Member], judged: Finding, alarms: &[&str]) -> Vec<Finding> {
     let answered: Vec<&MemberStatus> = members.iter().filter_map(|member| member.status.as_ref()).collect();
     let mut versions: Vec<&str> = answered.iter().map(|status| status.version.as_str()).collect();
     versions.sort_unstable();
     versions.dedup();
-    let mut found = vec![Finding::good("version", format!("etcd {}", versions.join(", ")))];
-    found.push(quorum(members));
+    let version = match &versions[..] {
+        [] => "etcd, whose version this user may not ask for".to_owned(),
+        known => format!("etcd {}", known.join(", ")),
+    };
+    let mut found = vec![Finding::good("version", version), judged];
     if answered.iter().any(|status| status.leader == 0) {
         found.push(Finding::bad(
             "leader",
@@ -213,7 +304,7 @@ fn findings(members: &[Member], alarms: &[&str]) -> Vec<Finding> {
     }
     let errors = || answered.iter().flat_map(|status| &status.errors);
     let alarmed = |word: &str| alarms.contains(&word) || errors().any(|error| error.contains(word));
-    if alarmed("NOSPACE") {
+    if alarmed(NOSPACE) {
         found.push(Finding::bad(
             "alarm",
             "NOSPACE: the database has reached its quota, and every write is refused: no new session, lock or member",
@@ -234,7 +325,7 @@ fn findings(members: &[Member], alarms: &[&str]) -> Vec<Finding> {
         "clock",
         "leases are counted without the wall clock: a clock that is wrong hurts nothing",
     ));
-    found.extend(versions.first().into_iter().flat_map(|version| known_bugs(version)));
+    found.extend(known_bugs(versions.first().unwrap_or(&"")));
     found
 }
 
@@ -242,7 +333,7 @@ fn quorum(members: &[Member]) -> Finding {
     let topic = "members";
     let (all, needed) = (members.len(), members.len() / 2 + 1);
     let silent: Vec<&str> =
-        members.iter().filter(|member| member.status.is_none()).map(|member| member.name.as_str()).collect();
+        members.iter().filter(|member| !member.answers).map(|member| member.name.as_str()).collect();
     let answering = all - silent.len();
     if answering < needed {
         return Finding::bad(
@@ -275,6 +366,26 @@ fn quorum(members: &[Member]) -> Finding {
         ),
         all => Finding::good(topic, format!("members: {all}, all of them answer; {} may fail", all - needed)),
     }
+}
+
+/// What can be said about the members that the URL names, where a member does not list all.
+fn unlisted(members: &[Member], error: &Error) -> Finding {
+    if is_for_the_role(error) {
+        return Finding::warning(
+            "members",
+            "the user may not list the members, so how many may fail is not known",
+            "name a user who may (role root), or ask etcdctl member list",
+        );
+    }
+    let judged = quorum(members);
+    if judged.severity() == Severity::Bad {
+        return judged;
+    }
+    Finding::bad(
+        "members",
+        format!("a member answers and cannot list the others: {}", error.context()),
+        "see whether a majority of the members run and reach each other",
+    )
 }
 
 fn space(status: &MemberStatus) -> Finding {
@@ -349,8 +460,6 @@ fn known_bugs(version: &str) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use tooz_core::Severity;
-
     use super::*;
 
     fn status(version: &str) -> MemberStatus {
@@ -358,11 +467,11 @@ mod tests {
     }
 
     fn member(status: Option<MemberStatus>) -> Member {
-        Member { name: "m".into(), status }
+        Member { name: "m".into(), answers: status.is_some(), status }
     }
 
     fn bad(members: &[Member], alarms: &[&str]) -> Vec<&'static str> {
-        let found = findings(members, alarms);
+        let found = findings(members, quorum(members), alarms);
         found.iter().filter(|f| f.severity() > Severity::Good).map(Finding::topic).collect()
     }
 
@@ -395,6 +504,20 @@ mod tests {
         let mut full = healthy;
         full[0].status = Some(MemberStatus { errors, ..status("3.6.1") });
         assert_eq!(bad(&full, &[]), ["alarm"]);
+    }
+
+    #[test]
+    fn a_user_who_may_not_ask_is_told_what_is_not_known() {
+        let unjudged = Member { name: "m".into(), answers: true, status: None };
+        assert_eq!(quorum(&vec![unjudged.clone(); 3]).severity(), Severity::Good);
+        assert_eq!(bad(std::slice::from_ref(&unjudged), &[]), ["redundancy", "known-bugs"]);
+        let denied = Error::new(ErrorKind::Denied, "etcdserver: permission denied");
+        let judged = unlisted(std::slice::from_ref(&unjudged), &denied);
+        assert!(judged.severity() == Severity::Warning && judged.what().contains("not known"), "{judged:?}");
+        let late = Error::new(ErrorKind::Timeout, "no answer");
+        for members in [cluster(1, 2), cluster(1, 0)] {
+            assert_eq!(unlisted(&members, &late).severity(), Severity::Bad, "{members:?}");
+        }
     }
 
     #[test]

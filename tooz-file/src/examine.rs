@@ -1,7 +1,7 @@
 //! What operators should know about the directory; also where connecting fails.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tooz_core::driver::{Connect, Examining};
 use tooz_core::{Characteristics, Finding, Result, Severity};
@@ -27,11 +27,12 @@ pub(crate) fn examine(request: Connect) -> Examining {
 
 fn look(config: &Config, best: Characteristics) -> Result<Vec<Finding>> {
     let exists = config.path.canonicalize();
-    // Looking must not make it, so where it would be is looked at.
-    let nearest = || config.path.ancestors().skip(1).find_map(|path| path.canonicalize().ok());
-    let path = exists.as_ref().ok().cloned().or_else(nearest).unwrap_or_else(|| PathBuf::from("/"));
+    // Looking must not make it, so where it would be is looked at. A link that leads nowhere stands there, too.
+    let stands = |path: &&Path| path.symlink_metadata().is_ok();
+    let nearest = config.path.ancestors().find(stands).unwrap_or(Path::new("/"));
+    let path = nearest.canonicalize().unwrap_or_default();
     if !path.is_dir() {
-        let what = format!("{} is not a directory", path.display());
+        let what = format!("{} is not a directory, nor a link to one", nearest.display());
         return Ok(vec![Finding::bad("place", what, "name a directory, or remove what stands there")]);
     }
     let system = FileSystem::of(&path)?;
@@ -146,6 +147,12 @@ mod tests {
         std::fs::write(&path, "").unwrap();
         let found = looked(&format!("file://{}/below", path.display()));
         assert_eq!(found.iter().map(Finding::topic).collect::<Vec<_>>(), ["place"], "a file is in the way");
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink("nowhere", &link).unwrap();
+        for url in [format!("file://{}", link.display()), format!("file://{}/below", link.display())] {
+            let found = looked(&url);
+            assert_eq!(found.iter().map(Finding::topic).collect::<Vec<_>>(), ["place"], "{url}");
+        }
     }
 
     #[test]

@@ -35,7 +35,10 @@ pub fn judge_file_system(system: FileSystem, thing: &str, forced: bool, best: Ch
 /// The first of these paths that this user may not write to. `all` says what every user has to be able to write to.
 pub fn find_unwritable(paths: &[impl AsRef<Path>], all: &str) -> Option<Finding> {
     let mut paths = paths.iter().map(|path| -> &Path { path.as_ref() });
-    let closed = paths.find(|path| path.exists() && access(*path, AccessFlags::W_OK).is_err())?;
+    let needed = |path: &Path| {
+        if path.is_dir() { AccessFlags::W_OK | AccessFlags::X_OK } else { AccessFlags::W_OK }
+    };
+    let closed = paths.find(|path| path.exists() && access(*path, needed(path)).is_err())?;
     Some(Finding::bad(
         "writable",
         format!("{} cannot be written to by this user, or is mounted read-only", closed.display()),

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redis::{RedisError, Value};
 use tooz_core::driver::{Connect, Context, Examining, SessionId};
-use tooz_core::{Characteristics, Error, ErrorKind, Finding, Result};
+use tooz_core::{Characteristics, Error, ErrorKind, Finding, Result, Severity};
 
 use crate::client::Client;
 use crate::config::Config;
@@ -20,23 +20,26 @@ use crate::error;
 const CLOCK_OFF: Duration = Duration::from_secs(5);
 /// A limit is nearly reached from this part of it on, in per cent.
 const NEARLY: u64 = 90;
+/// A replica reports every second what it has. One that has not for more seconds than this hangs, or is cut off.
+const LAG: u64 = 5;
 
 /// Looks at the server that the URL names.
 pub(crate) fn examine(request: Connect) -> Examining {
     Box::pin(async move {
         let Connect { url, limits, context, .. } = request;
         let config = Config::read(&url, limits)?;
-        let silent = silent_endpoints(&config, &context).await;
+        let (silent, down_after) = ask_endpoints(&config, &context).await;
         let (client, _, supervisor) = connection::connect(config, context).await?;
-        let found = look(&client, silent).await;
+        let found = look(&client, silent, down_after).await;
         client.current.close();
         drop(supervisor);
         found
     })
 }
 
-/// The sentinels or nodes of the URL that do not tell where the server is. All are asked at the same time.
-async fn silent_endpoints(config: &Config, context: &Context) -> Vec<Finding> {
+/// The sentinels or nodes of the URL that do not tell where the server is, and after how long sentinels call a server down.
+/// All are asked at the same time.
+async fn ask_endpoints(config: &Config, context: &Context) -> (Vec<Finding>, Option<Duration>) {
     let endpoints = match &config.topology {
         Topology::Server(_) => &[][..],
         Topology::Sentinel { sentinels, .. } => sentinels,
@@ -44,21 +47,36 @@ async fn silent_endpoints(config: &Config, context: &Context) -> Vec<Finding> {
     };
     let ask = |who: &Address| {
         let (config, spawner, who) = (config.clone(), context.spawner.clone(), who.clone());
-        let asking = async move { Discovery::default().ask(&config, &spawner, &who).await };
+        let asking = async move {
+            let mut discovery = Discovery::default();
+            match discovery.ask(&config, &spawner, &who).await {
+                // Its machine, or ours, may have stood still for a moment.
+                Err(_) => discovery.ask(&config, &spawner, &who).await,
+                found => found,
+            }
+        };
         context.spawner.spawn(asking)
     };
-    let mut found = Vec::new();
+    let (mut silent, mut down_after) = (Vec::new(), None);
     for asking in endpoints.iter().map(ask).collect::<Vec<_>>() {
-        if let Some(Err(error)) = asking.await {
-            let what =
-                format!("an endpoint of the URL does not tell where the server is: {}", error.context());
-            found.push(Finding::warning("endpoint", what, "start it again, or take it out of the URL"));
+        match asking.await {
+            Some(Ok(found)) => down_after = down_after.max(found.down_after),
+            Some(Err(error)) => {
+                let what =
+                    format!("an endpoint of the URL does not tell where the server is: {}", error.context());
+                silent.push(Finding::warning("endpoint", what, "start it again, or take it out of the URL"));
+            }
+            None => {}
         }
     }
-    found
+    (silent, down_after)
 }
 
-async fn look(client: &Client, mut found: Vec<Finding>) -> Result<Vec<Finding>> {
+async fn look(
+    client: &Client,
+    mut found: Vec<Finding>,
+    down_after: Option<Duration>,
+) -> Result<Vec<Finding>> {
     let config = client.config();
     // Where the server is discovered, its replicas confirm what is written.
     let replicated = config.topology.is_discovered();
@@ -67,13 +85,13 @@ async fn look(client: &Client, mut found: Vec<Finding>) -> Result<Vec<Finding>> 
             let appendfsync = setting(client, "appendfsync").await?;
             let info = server_info::fields(&info);
             found.extend(judge(&info, appendfsync.as_deref(), replicated));
-            let replicas = info.get("connected_slaves").and_then(|count| count.parse().ok()).unwrap_or(0);
-            found.extend(redundancy(replicas, replicated, config.wait_replicas));
+            found.extend(redundancy(&info, config, hang(client, down_after).await?));
         }
         Err(error) if error.kind() == ErrorKind::Denied => found.push(
             Finding::warning(
                 "permissions",
-                "the user may not call INFO, so what the server keeps is not known and counts as not kept",
+                "the user may not call INFO: what the server keeps is not known and counts as not kept, and redundancy is \
+                 not judged",
                 "allow it: ACL SETUSER <user> +info +config|get",
             )
             .lowers(Characteristics::DURABLE_FENCING | Characteristics::CAUSAL),
@@ -81,30 +99,49 @@ async fn look(client: &Client, mut found: Vec<Finding>) -> Result<Vec<Finding>> 
         Err(error) => return Err(error),
     }
     found.push(clock(client).await?);
-    match writing(client).await? {
-        Some(refused) => found.push(refused),
-        None => found.extend(unused(client).await?),
-    }
+    let refused = writing(client).await?;
+    // No session can begin where writes are refused, and connecting says so.
+    let counts = |unused: &Finding| refused.is_none() || unused.severity() > Severity::Good;
+    found.extend(unused(client).await.filter(counts));
+    found.extend(refused);
     Ok(found)
 }
 
-/// Whether no lock was ever granted in this namespace.
-async fn unused(client: &Client) -> Result<Option<Finding>> {
-    let keys = [client.keys.epoch(), client.keys.fence()];
-    let found = match client.read(redis::cmd("EXISTS").arg(&keys)).await {
-        Ok(Value::Int(found)) => found,
-        Ok(_) => return Ok(None),
-        Err(error) if error.kind() == ErrorKind::Denied => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    Ok((found < 2).then(|| {
-        let what = format!(
-            "no lock was ever granted in {}; the first session writes the stamp of its data, the first lock the counter \
-             of tokens",
-            client.keys.shown()
-        );
-        Finding::good(Finding::UNUSED, what)
-    }))
+/// How long a replica may hang before it is called down: the setting's name, and its value if that can be known.
+async fn hang(client: &Client, down_after: Option<Duration>) -> Result<(&'static str, Option<Duration>)> {
+    if !matches!(client.config().topology, Topology::Cluster { .. }) {
+        return Ok(("down-after-milliseconds", down_after));
+    }
+    let name = "cluster-node-timeout";
+    let value = setting(client, name).await?.and_then(|value| value.parse().ok());
+    Ok((name, value.map(Duration::from_millis)))
+}
+
+/// Whether no lock was ever granted in this namespace, or that this cannot be known.
+async fn unused(client: &Client) -> Option<Finding> {
+    let shown = client.keys.shown();
+    // Not EXISTS: who may read keys may not always call that.
+    for key in [client.keys.epoch(), client.keys.fence()] {
+        match client.read(redis::cmd("GET").arg(key)).await {
+            Ok(Value::Nil) => {
+                let what = format!(
+                    "no lock was ever granted in {shown}; the first session writes the stamp of its data, the first lock \
+                     the counter of tokens"
+                );
+                return Some(Finding::good(Finding::UNUSED, what));
+            }
+            Ok(_) => {}
+            Err(error) => {
+                let what = format!(
+                    "it is not known whether a lock was ever granted in {shown}: {}",
+                    error.context()
+                );
+                let advice = "do what the message says, then look again";
+                return Some(Finding::warning(Finding::UNUSED, what, advice));
+            }
+        }
+    }
+    None
 }
 
 /// Why the server refuses a write. The write is that of a key which does not exist, on the condition that it does.
@@ -268,6 +305,12 @@ fn persistence(enabled: &str, appendfsync: Option<&str>) -> Finding {
             "the user may not ask for appendfsync (CONFIG GET), so it counts as not always",
             "allow it: ACL SETUSER <user> +config|get; the setting should be always",
         ),
+        ("", _) => Finding::warning(
+            topic,
+            "not known, since INFO does not say aof_enabled, and counts as off: a restart may forget locks, members and \
+             the last token",
+            ADVICE,
+        ),
         _ => Finding::warning(
             topic,
             "the append-only file is off (appendonly no): a restart forgets locks, members and the last token",
@@ -314,51 +357,91 @@ fn replicas(count: u64, waited_for: bool) -> Option<Finding> {
     Some(finding.lowers(Characteristics::DURABLE_FENCING | Characteristics::CAUSAL))
 }
 
-/// What the loss of one server costs. `wait_replicas`: `None`: as many as are called healthy, at least one.
-fn redundancy(replicas: u32, discovered: bool, wait_replicas: Option<u32>) -> Option<Finding> {
+/// How many replicas have what was written a moment ago. One that still loads its data or hangs is connected, too.
+fn following(info: &BTreeMap<String, String>) -> u32 {
+    let is_replica = |name: &str| name.strip_prefix("slave").is_some_and(|n| n.parse::<u32>().is_ok());
+    let follows = |state: &str| {
+        let pairs: BTreeMap<_, _> = state.split(',').filter_map(|pair| pair.split_once('=')).collect();
+        pairs.get("state") == Some(&"online")
+            && pairs.get("lag").is_none_or(|lag| lag.parse::<u64>().is_ok_and(|lag| lag <= LAG))
+    };
+    let count = info.iter().filter(|(name, state)| is_replica(name) && follows(state)).count();
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+/// What the loss of one server costs. `hang`: how long a replica may hang before it is called down, and the setting's name.
+fn redundancy(
+    info: &BTreeMap<String, String>,
+    config: &Config,
+    (setting, hang): (&str, Option<Duration>),
+) -> Option<Finding> {
     let topic = "redundancy";
     let stops = "no lock is granted, and every session ends at its deadline";
-    let needed = match (discovered, wait_replicas) {
-        (false, _) if replicas > 0 => return None, // `replicas` is about that
-        (false, _) => {
+    if !config.topology.is_discovered() {
+        // `replicas` is about those that there are.
+        return info.get("connected_slaves").is_none_or(|count| count == "0").then(|| {
             let what = format!("one server without a replica: while it is down, {stops}");
             let advice =
                 "give it two replicas and sentinels (redis+sentinel://), or use a cluster (redis+cluster://)";
-            return Some(Finding::warning(topic, what, advice));
-        }
-        (true, Some(0)) => {
-            return Some(Finding::warning(
-                topic,
-                "wait_replicas=0: a grant counts before a replica has it, so a fail-over may lose locks and tokens",
-                "leave wait_replicas out, or set at least 1",
-            ));
-        }
-        (true, needed) => needed.unwrap_or(1),
-    };
+            Finding::warning(topic, what, advice)
+        });
+    }
+    if config.wait_replicas == Some(0) {
+        return Some(Finding::warning(
+            topic,
+            "wait_replicas=0: a grant counts before a replica has it, so a fail-over may lose locks and tokens",
+            "leave wait_replicas out, or set at least 1",
+        ));
+    }
+    // Without the option a grant waits for all that are called healthy: one that is called down is not missed.
+    let (replicas, needed) = (following(info), config.wait_replicas.unwrap_or(1));
     let advice = "add a replica or start the missing ones; where the URL sets wait_replicas, a smaller number helps, too";
-    Some(match replicas.checked_sub(needed) {
+    let spare = match replicas.checked_sub(needed) {
         None => {
             let what = format!("replicas: {replicas}, and a grant waits for {needed}: {stops}");
-            Finding::bad(topic, what, advice)
+            return Some(Finding::bad(topic, what, advice));
         }
         Some(0) => {
             let what = format!("replicas: {replicas}, of which none may fail: if one fails, {stops}");
-            Finding::warning(topic, what, advice)
+            return Some(Finding::warning(topic, what, advice));
         }
-        Some(spare) => Finding::good(topic, format!("replicas: {replicas}, of which {spare} may fail")),
+        Some(spare) => format!("replicas: {replicas}, of which {spare} may fail"),
+    };
+    let ttl = config.limits.ttl;
+    Some(match (config.wait_replicas, hang) {
+        (None, Some(hang)) if hang > ttl / 2 => Finding::warning(
+            topic,
+            format!(
+                "{spare}, but one that hangs stops every grant and renewal until it is called down: {setting} is \
+                 {hang:?}, and with a ttl of {ttl:?} locks are lost meanwhile"
+            ),
+            format!(
+                "set {setting} to less than half of the ttl, or a longer ttl, or wait_replicas=1, with which a fail-over \
+                 may lose what not every replica has"
+            ),
+        ),
+        (None, None) => Finding::good(
+            topic,
+            format!("{spare}; it is not known how long one that hangs stops every grant ({setting})"),
+        ),
+        _ => Finding::good(topic, spare),
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use tooz_core::Severity;
+    use tooz_core::BackendUrl;
+    use tooz_core::driver::Limits;
 
     use super::*;
 
-    fn judged(info: &str, appendfsync: Option<&str>) -> Vec<Finding> {
+    fn fields(info: &str) -> BTreeMap<String, String> {
         let info = info.split_whitespace().filter_map(|pair| pair.split_once(':'));
-        let info = info.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        judge(&info, appendfsync, false)
+        info.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    }
+
+    fn judged(info: &str, appendfsync: Option<&str>) -> Vec<Finding> {
+        judge(&fields(info), appendfsync, false)
     }
 
     fn bad(found: &[Finding]) -> Vec<&'static str> {
@@ -389,14 +472,33 @@ mod tests {
 
     #[test]
     fn what_cannot_bear_a_loss_is_told() {
-        let severity = |replicas, discovered, wait| {
-            redundancy(replicas, discovered, wait).map(|finding| finding.severity())
+        let judged = |url: &str, info: &str, hang: Option<u64>| {
+            let url = BackendUrl::parse(url).unwrap();
+            let config = Config::read(&url, Limits::of(&url).unwrap()).unwrap();
+            redundancy(&fields(info), &config, ("the-setting", hang.map(Duration::from_secs)))
+        };
+        let severity = |url: &str, replicas: u32, hang| {
+            let each = (0..replicas).map(|n| format!("slave{n}:ip=::1,port=1,state=online,offset=1,lag=1 "));
+            let info = format!("connected_slaves:{replicas} {}", each.collect::<String>());
+            judged(url, &info, hang).map(|finding| finding.severity())
         };
         let (good, warning, bad) = (Some(Severity::Good), Some(Severity::Warning), Some(Severity::Bad));
-        assert_eq!((severity(0, false, None), severity(1, false, None)), (warning, None));
-        assert_eq!([0, 1, 2].map(|replicas| severity(replicas, true, None)), [bad, warning, good]);
-        assert_eq!([1, 2, 3].map(|replicas| severity(replicas, true, Some(2))), [bad, warning, good]);
-        assert_eq!(severity(3, true, Some(0)), warning);
+        let alone = "redis://a";
+        assert_eq!((severity(alone, 0, None), severity(alone, 1, None)), (warning, None));
+        let url = "redis+sentinel://a/m?ttl=15s";
+        assert_eq!([0, 1, 2].map(|replicas| severity(url, replicas, Some(5))), [bad, warning, good]);
+        assert_eq!(
+            [None, Some(7), Some(8), Some(30)].map(|hang| severity(url, 2, hang)),
+            [good, good, warning, warning]
+        );
+        let waits = |count: u32| format!("{url}&wait_replicas={count}");
+        assert_eq!([1, 2, 3].map(|replicas| severity(&waits(2), replicas, Some(30))), [bad, warning, good]);
+        assert_eq!(severity(&waits(0), 3, None), warning);
+        let connected = "connected_slaves:4 slave0:state=online,lag=0 slave1:state=online,lag=6 slave2:state=wait_bgsave,lag=0 \
+                         slave3:state=online,lag=-1";
+        assert!(
+            judged(url, connected, None).unwrap().what().starts_with("replicas: 1, of which none may fail")
+        );
     }
 
     #[test]

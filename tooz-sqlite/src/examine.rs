@@ -37,7 +37,7 @@ pub(crate) fn examine(request: Connect) -> Examining {
         };
         if is_unused {
             let what = format!(
-                "there is no database at {} yet; the first session creates it",
+                "nothing is in {} yet; the first session creates what is missing",
                 config.path.display()
             );
             found.push(Finding::good(Finding::UNUSED, what));

@@ -118,7 +118,9 @@ impl<'a> Report<'a> {
         found: &[Finding],
     ) -> Result<(), Failure> {
         let all = json!({ "kept": names(kept) });
-        self.show_with(&Finding::good("kept", names(kept).join(", ")), false, all)?;
+        let finding = Finding::good("kept", names(kept).join(", "));
+        let ignored = self.ignores(finding.topic());
+        self.show_with(&finding, ignored, all)?;
         for lowered in (promised - kept).iter() {
             let why: Vec<_> = found
                 .iter()

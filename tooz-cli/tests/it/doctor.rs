@@ -81,12 +81,31 @@ fn nothing_is_made_in_a_place_that_is_not_used_yet() {
         let doctor = doctor.env("TOOZ_URL", url).env("HOME", &home).env_remove("XDG_STATE_HOME");
         let finished = Finished::from(doctor.output().unwrap());
         assert_eq!(place.everything(), before, "{url}: {finished:?}");
-        let disk = if url.is_empty() { (Some(0), Vec::new()) } else { of_the_disk(&place.path(".")) };
+        let disk = of_the_disk(&place.path("."));
         assert_eq!((finished.code, worse_than_good(&finished)), disk, "{url}: {finished:?}");
         let unused = finding(&finished, "unused");
         assert!(unused["what"].as_str().unwrap().contains("first"), "{unused}");
         assert!(!finished.stdout.contains("acquire+release"), "{finished:?}");
         assert!(finished.stderr.is_empty(), "{finished:?}");
+    }
+}
+
+/// Where the user's own database would be, something else may stand.
+#[test]
+fn a_home_that_cannot_have_the_database_is_bad() {
+    let place = TestBackend::new();
+    std::fs::create_dir_all(place.path("file")).unwrap();
+    std::fs::write(place.path("file/.local"), "").unwrap();
+    std::os::unix::fs::symlink("nowhere", place.path("link")).unwrap();
+    for (home, topic) in
+        [(place.path("file"), "place"), (place.path("link"), "place"), ("/proc".into(), "file-system")]
+    {
+        let mut doctor = place.tooz(&["doctor", "--json"]);
+        let doctor = doctor.env("TOOZ_URL", "").env("HOME", &home).env_remove("XDG_STATE_HOME");
+        let finished = Finished::from(doctor.output().unwrap());
+        assert_eq!(finished.code, Some(78), "{finished:?}");
+        assert_eq!(finding(&finished, topic)["severity"], "bad", "{finished:?}");
+        assert!(!finished.stdout.contains("\"unused\""), "{finished:?}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! `tooz doctor` on servers that are well and on such that are not.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use crate::common::{TestBackend, finding, worse_than_good};
 #[cfg(feature = "etcd")]
@@ -8,12 +9,14 @@ use tooz_servers::etcd::Etcd;
 use tooz_servers::free_port;
 use tooz_servers::redis::Redis;
 
-pub(crate) const TESTS: [(&str, fn()); 6] = tests![
+pub(crate) const TESTS: [(&str, fn()); 8] = tests![
     a_redis_as_it_is_delivered_endangers_locks,
     a_redis_that_keeps_everything_is_good,
     who_is_refused_gets_another_code_than_who_finds_nobody,
     what_may_not_be_asked_counts_as_not_kept,
     a_redis_is_left_as_it_was,
+    an_unknown_place_is_left_as_it_was,
+    a_server_that_hangs_is_waited_for_once,
     a_failure_points_to_what_the_driver_found,
 ];
 
@@ -48,7 +51,7 @@ fn a_redis_that_keeps_everything_is_good() {
     assert_eq!(finding(&finished, "eviction")["ignored"], false, "{finished:?}");
     let said: Vec<_> = finished.stderr.lines().collect();
     assert!(said.len() == 1 && said[0].contains("--ignore eviktion"), "{said:?}");
-    let finished = place.run(&["doctor", "--ignore", "redundancy", &url]);
+    let finished = place.run(&["doctor", "--ignore", "redundancy", "--ignore", "kept", &url]);
     assert_eq!((finished.code, finished.stderr.as_str()), (Some(0), ""), "{finished:?}");
     assert!(finished.stdout.contains("\nwarning  redundancy       (ignored) one server"), "{finished:?}");
 }
@@ -115,6 +118,36 @@ fn a_redis_is_left_as_it_was() {
         all.remove("_tooz_rs:lives");
         all
     });
+}
+
+/// A user who may not ask whether a lock was ever granted here.
+fn an_unknown_place_is_left_as_it_was() {
+    let user = "asker on >word ~_tooz_* resetchannels &_tooz_* -@all +@read +@write +@pubsub +@scripting +@connection +time +info";
+    for (rule, used) in [("-exists", false), ("-get", false), ("+ping", true)] {
+        let arguments: Vec<_> = ["--user"].into_iter().chain(user.split(' ')).chain([rule]).collect();
+        let redis = Redis::start_with(&arguments).unwrap();
+        let (place, url) = (TestBackend::new(), format!("redis://asker:word@{}", redis.address()));
+        if used {
+            assert_eq!(place.run(&["--url", &url, "lock", "x", "--", "true"]).code, Some(0));
+        }
+        let finished = place.run(&["doctor", "--json", &url]);
+        assert_eq!(redis.everything().unwrap().is_empty(), !used, "{rule}: {finished:?}");
+        assert_eq!(finished.stdout.contains("acquire+release"), used, "{rule}: {finished:?}");
+    }
+}
+
+#[allow(clippy::disallowed_methods)] // in real time
+fn a_server_that_hangs_is_waited_for_once() {
+    let redis = Redis::start().unwrap();
+    redis.server().stop();
+    let place = TestBackend::new();
+    let begun = Instant::now();
+    let finished =
+        place.run(&["doctor", "--json", &format!("redis://{}?connect_timeout=3s", redis.address())]);
+    let took = begun.elapsed();
+    assert!(took < Duration::from_millis(5500), "{took:?}: {finished:?}");
+    assert_eq!(finished.code, Some(69), "{finished:?}");
+    assert_eq!(finding(&finished, "reachable")["severity"], "bad", "{finished:?}");
 }
 
 fn a_failure_points_to_what_the_driver_found() {

@@ -111,7 +111,8 @@ fn a_reader_looks(scene: &Scene) {
     own.env("TOOZ_URL", "").env("HOME", scene.path("place")).env_remove("XDG_STATE_HOME");
     let examined = Finished::from(own.output().unwrap());
     assert_eq!(examined.code, Some(78), "{examined:?}");
-    assert!(finding(&examined, "writable")["advice"].to_string().contains("--url"), "{examined:?}");
+    assert_eq!(finding(&examined, "writable")["severity"], "bad", "{examined:?}");
+    assert!(finding(&examined, "directory")["advice"].to_string().contains("--url"), "{examined:?}");
     assert!(scene.everything().is_empty(), "{:?}", scene.everything());
     let member = Running::start(scene.tooz(ALICE, &["--member", "one", "join", "g"]));
     let holder = Running::start(scene.tooz(ALICE, &["--member", "two", "lock", "x", "--", "sleep", "300"]));

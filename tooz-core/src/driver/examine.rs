@@ -54,7 +54,8 @@ pub struct Finding {
 
 impl Finding {
     /// The topic of a place where no lock was ever granted, and where one could be granted. The first session and the first
-    /// lock write records that stay (the stamp of the data, the counter of tokens), so `tooz doctor` begins none there.
+    /// lock write records that stay (the stamp of the data, the counter of tokens), so `tooz doctor` begins none there. A
+    /// warning on this topic says that the driver could not find out; then `tooz doctor` begins none, either.
     pub const UNUSED: &'static str = "unused";
 
     fn new(severity: Severity, topic: &'static str, what: impl Into<String>, advice: Option<String>) -> Self {

@@ -13,7 +13,9 @@ use tooz_servers::lab::Case;
 pub(crate) const CASES: &[(&str, Case)] = cases![
     what_is_lowered_is_explained,
     an_alarm_is_told_with_what_to_do_also_where_connecting_fails,
+    looking_raises_no_alarm,
     silent_members_are_named_and_a_lost_majority_is_bad,
+    a_majority_that_hangs_is_bad_in_time,
     endpoints_that_do_not_answer_are_named_in_time,
     nobody_there_and_a_wrong_password_are_errors_of_their_own,
 ];
@@ -62,12 +64,26 @@ async fn an_alarm_is_told_with_what_to_do_also_where_connecting_fails() {
     let refused = Coordinator::builder(&url, "m").connect().await.map(drop).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused}");
     let found = look(&url).await.unwrap();
+    assert!(
+        found.iter().all(|finding| finding.topic() != Finding::UNUSED),
+        "no session could begin: {found:?}"
+    );
     let alarm = of(&found, "alarm");
     assert_eq!(alarm.severity(), Severity::Bad);
     assert!(
         alarm.what().contains("NOSPACE") && alarm.advice().unwrap().contains("alarm disarm"),
         "{alarm:?}"
     );
+}
+
+/// A write that etcd has no room for raises an alarm, after which the whole cluster refuses every write.
+async fn looking_raises_no_alarm() {
+    let etcd = Etcd::start_with(&["--quota-backend-bytes", "20000"]).unwrap();
+    look(&format!("etcd://{}", etcd.address())).await.unwrap();
+    let asked = etcd
+        .ask(|mut client| async move { client.alarm(AlarmAction::Get, AlarmType::None, None).await })
+        .unwrap();
+    assert!(asked.alarms().is_empty(), "{asked:?}");
 }
 
 async fn silent_members_are_named_and_a_lost_majority_is_bad() {
@@ -88,6 +104,23 @@ async fn silent_members_are_named_and_a_lost_majority_is_bad() {
     cluster.nodes()[1].server().kill();
     let found = look(&url).await.unwrap();
     assert_eq!(of(&found, "members").severity(), Severity::Bad, "{found:?}");
+}
+
+async fn a_majority_that_hangs_is_bad_in_time() {
+    let cluster = Cluster::start().unwrap();
+    let hanging = &cluster.nodes()[1..];
+    for node in hanging {
+        node.server().stop();
+    }
+    let begun = Instant::now();
+    let found = look(&hosts(&cluster)).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    assert_eq!(of(&found, "members").severity(), Severity::Bad, "{found:?}");
+    let silent: Vec<_> = found.iter().filter(|finding| finding.topic() == "endpoint").collect();
+    assert_eq!(silent.len(), 2, "{found:?}");
+    for (finding, node) in silent.iter().zip(hanging) {
+        assert!(finding.what().starts_with(&node.address().to_string()), "{finding:?}");
+    }
 }
 
 async fn endpoints_that_do_not_answer_are_named_in_time() {
@@ -123,6 +156,7 @@ async fn nobody_there_and_a_wrong_password_are_errors_of_their_own() {
         client.role_grant_permission("looking", all).await?;
         client.user_add("eye", "s3cret", None).await?;
         client.user_grant_role("eye", "looking").await?;
+        client.user_add("blind", "s3cret", None).await?;
         client.auth_enable().await.map(|_| ())
     };
     etcd.ask(protect).unwrap();
@@ -133,6 +167,8 @@ async fn nobody_there_and_a_wrong_password_are_errors_of_their_own() {
     assert!(!format!("{error:?}").contains("wr0ng"), "{error:?}");
     // Nothing is there yet, and a session could be opened there; not by a user who may only read.
     assert_eq!(of(&found, Finding::UNUSED).severity(), Severity::Good);
+    let blind = look(&format!("etcd://blind:s3cret@{}", etcd.address())).await.unwrap();
+    assert_eq!(of(&blind, Finding::UNUSED).severity(), Severity::Warning, "not known: {blind:?}");
     let url = format!("etcd://eye:s3cret@{}", etcd.address());
     let found = look(&url).await.unwrap();
     assert!(found.iter().all(|finding| finding.topic() != Finding::UNUSED), "{found:?}");

@@ -28,6 +28,8 @@ pub(crate) struct Found {
     pub(crate) address: Address,
     /// How many of its replicas are announced as healthy.
     pub(crate) replicas: u32,
+    /// How long a server is silent before sentinels call it down. Nodes of a cluster do not announce it.
+    pub(crate) down_after: Option<Duration>,
     /// Who announced it, for errors.
     pub(crate) by: String,
     /// The sentinels' configuration, which grows with every fail-over; 0 from nodes, which do not say it.
@@ -37,7 +39,8 @@ pub(crate) struct Found {
 impl Found {
     /// The server that the URL names.
     fn named(address: &Address) -> Self {
-        Self { address: address.clone(), replicas: 0, by: "named by the URL".to_owned(), epoch: 0 }
+        let by = "named by the URL".to_owned();
+        Self { address: address.clone(), replicas: 0, down_after: None, by, epoch: 0 }
     }
 }
 
@@ -163,13 +166,15 @@ async fn query_sentinel(
     }
     let address = endpoint(&address, who).ok_or_else(|| nonsense(who, "an address"))?;
     let state = properties(answer(connection, config, who, &command("MASTER")).await?);
-    let epoch = state.get("config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
+    let number = |name: &str| state.get(name).and_then(|value| value.parse::<u64>().ok());
+    let epoch = number("config-epoch").unwrap_or(0);
+    let down_after = number("down-after-milliseconds").map(Duration::from_millis);
     let replicas = match answer(connection, config, who, &command("REPLICAS")).await? {
         Value::Array(replicas) => replicas.into_iter().map(properties).filter(is_healthy).count(),
         _ => 0,
     };
     let by = format!("announced by sentinel {who} as the master \"{}\"", master.escape_debug());
-    Ok(Found { address, replicas: u32::try_from(replicas).unwrap_or(u32::MAX), by, epoch })
+    Ok(Found { address, replicas: u32::try_from(replicas).unwrap_or(u32::MAX), down_after, by, epoch })
 }
 
 fn is_healthy(replica: &BTreeMap<String, String>) -> bool {
@@ -192,6 +197,7 @@ fn slot_owner(slots: &Value, slot: u16, who: &Address) -> Result<(Found, Vec<Add
             owner = servers.first().map(|address| Found {
                 address: address.clone(),
                 replicas: u32::try_from(servers.len() - 1).unwrap_or(u32::MAX),
+                down_after: None,
                 by: format!("announced by node {who} for this namespace's slot"),
                 epoch: 0,
             });

@@ -37,12 +37,15 @@ fn only<'a>(found: &'a [Finding], topic: &str) -> &'a Finding {
 async fn what_bears_no_loss_is_told() {
     let alone = Redis::start().unwrap();
     let (one, two) = (Sentinels::start(1, NEVER).unwrap(), Sentinels::start(2, NEVER).unwrap());
+    let quick = Sentinels::start(2, Duration::from_secs(5)).unwrap();
     let cluster = Cluster::start(NEVER).unwrap();
     for (url, severity, words) in [
         (format!("redis://{}", alone.address()), Severity::Warning, "without a replica"),
         (one.url(), Severity::Warning, "none may fail"),
         (cluster.url(), Severity::Warning, "none may fail"),
-        (two.url(), Severity::Good, "1 may fail"),
+        (quick.url(), Severity::Good, "1 may fail"),
+        (format!("{}?ttl=9s", quick.url()), Severity::Warning, "down-after-milliseconds is 5s"),
+        (two.url(), Severity::Warning, "down-after-milliseconds is 600s"),
         (format!("{}?wait_replicas=1", two.url()), Severity::Good, "1 may fail"),
         (format!("{}?wait_replicas=2", two.url()), Severity::Warning, "none may fail"),
         (format!("{}?wait_replicas=0", two.url()), Severity::Warning, "wait_replicas"),
@@ -52,6 +55,18 @@ async fn what_bears_no_loss_is_told() {
         assert_eq!(redundancy.severity(), severity, "{url}: {redundancy:?}");
         assert!(redundancy.what().contains(words), "{url}: {redundancy:?}");
     }
+    // A replica that hangs confirms nothing, though it is connected.
+    two.servers[2].server().stop();
+    tooz_servers::until("the replica lags behind", Duration::from_secs(30), async || {
+        let info = two.servers[0].command(&[b"INFO", b"replication"]).unwrap();
+        String::from_utf8_lossy(&info)
+            .split(['=', '\r'])
+            .any(|lag| (6..60).any(|late| lag == late.to_string()))
+    })
+    .await;
+    let found = look(&format!("{}?wait_replicas=1", two.url())).await.unwrap();
+    let redundancy = only(&found, "redundancy");
+    assert!(redundancy.what().starts_with("replicas: 1, of which none may fail"), "{redundancy:?}");
 }
 
 async fn silent_sentinels_and_nodes_are_named() {
