@@ -44,6 +44,7 @@ fn the_table_of_schemes_is_that_of_the_drivers() {
     assert!(registered.iter().all(listed), "not in the core's table: {registered:?}");
     let expected = [
         ("etcd", cfg!(feature = "etcd")),
+        ("etcd-tls", cfg!(feature = "etcd-tls")),
         ("file", cfg!(feature = "file")),
         ("memory", cfg!(feature = "memory")),
         ("redis", cfg!(feature = "redis")),
