@@ -7,9 +7,8 @@ use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -301,19 +300,75 @@ pub fn strace() -> Result<PathBuf, String> {
 /// takes ports for clients: there a connection that just ended could hold one for a minute.
 const PORTS: std::ops::Range<u16> = 10_000..20_000;
 
-/// Returns a port that was free a moment ago, as was the one 10,000 above it. No other caller in this process gets the
-/// port before all others have been given away.
+/// So many ports a process claims at a time.
+const BLOCK: u16 = 100;
+
+/// The ports that this process may give away, and how many it has given.
+static CLAIMED: Mutex<(Vec<Block>, usize)> = Mutex::new((Vec::new(), 0));
+
+/// Ports that no other process of the tests gives away while this one lives. Two processes that looked for a free port at the same
+/// time would find the same one, and a test would reach the server of another.
+struct Block {
+    first: u16,
+    _claim: Claim,
+}
+
+#[cfg(target_os = "linux")]
+type Claim = std::os::unix::net::UnixListener;
+#[cfg(not(target_os = "linux"))]
+type Claim = ();
+
+impl Block {
+    /// Claims a block that is not claimed. Where a process begins to look depends on its id, so that ports are not used again at once.
+    fn claim() -> Option<Self> {
+        let blocks = u32::from((PORTS.end - PORTS.start) / BLOCK);
+        let turn = |nth| u16::try_from(process::id().wrapping_mul(97).wrapping_add(nth) % blocks).ok();
+        let claimed = |nth| {
+            let first = PORTS.start + turn(nth)? * BLOCK;
+            Some(Self { first, _claim: claim(first)? })
+        };
+        (0..blocks).find_map(claimed)
+    }
+}
+
+/// The name of a socket is free again when its process ends, however that ends.
+#[cfg(target_os = "linux")]
+fn claim(first: u16) -> Option<Claim> {
+    use std::os::linux::net::SocketAddrExt;
+    let name = format!("tooz-servers {first}");
+    Claim::bind_addr(&std::os::unix::net::SocketAddr::from_abstract_name(name).ok()?).ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+#[allow(clippy::unnecessary_wraps)] // elsewhere it can fail
+fn claim(_: u16) -> Option<Claim> {
+    Some(())
+}
+
+/// Returns a port that was free a moment ago, as was the one 10,000 above it. No other caller gets the port while this process
+/// lives, before all others of the process have been given away.
 ///
 /// # Errors
 /// There is none.
 pub fn free_port() -> Result<u16, String> {
-    static TURN: LazyLock<AtomicU32> = LazyLock::new(|| AtomicU32::new(process::id().wrapping_mul(97)));
     let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
-    PORTS
-        .map(|_| TURN.fetch_add(1, Ordering::Relaxed) % u32::from(PORTS.end - PORTS.start))
-        .filter_map(|turn| Some(PORTS.start + u16::try_from(turn).ok()?))
-        .find(|port| is_free(*port) && is_free(port + BUS))
-        .ok_or_else(|| format!("no free port in {PORTS:?} on 127.0.0.1"))
+    let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
+    let (blocks, given) = &mut *claimed;
+    for _ in PORTS {
+        if *given == blocks.len() * usize::from(BLOCK) {
+            match Block::claim() {
+                Some(block) => blocks.push(block),
+                None => *given = 0,
+            }
+        }
+        let Some(block) = blocks.get(*given / usize::from(BLOCK)) else { break };
+        let port = block.first + u16::try_from(*given % usize::from(BLOCK)).unwrap_or(0);
+        *given += 1;
+        if is_free(port) && is_free(port + BUS) {
+            return Ok(port);
+        }
+    }
+    Err(format!("no free port in {PORTS:?} on 127.0.0.1"))
 }
 
 /// How far above its port a node of a Redis cluster listens for the others, unless it is told otherwise.
@@ -325,6 +380,17 @@ mod tests {
 
     fn data() -> TempDir {
         tempfile::tempdir().unwrap()
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn ports_are_claimed_until_the_end_and_given_once() {
+        let held = claim(1).unwrap();
+        assert!(claim(1).is_none());
+        drop(held);
+        assert!(claim(1).is_some());
+        let ports: std::collections::BTreeSet<u16> = (0..250).map(|_| free_port().unwrap()).collect();
+        assert_eq!(ports.len(), 250);
     }
 
     /// A server is ready when it has written a file.
