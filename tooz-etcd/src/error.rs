@@ -121,7 +121,8 @@ fn denied(why: &str) -> Error {
 }
 
 /// What a user may not do: the server knows the user.
-const NOT_ALLOWED: &str = "the roles of the user do not allow this; give the user a role that does";
+pub(crate) const NOT_ALLOWED: &str =
+    "the roles of the user do not allow this; give the user a role that does";
 
 /// Whether the server knows the user, whose role does not allow the request.
 pub(crate) fn is_for_the_role(error: &Error) -> bool {
