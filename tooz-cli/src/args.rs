@@ -35,10 +35,15 @@ const SETTINGS: &str = "\
 The backend is the first of: --url; TOOZ_URL, or the file that TOOZ_URL_FILE names; the url in \
 $XDG_CONFIG_HOME/tooz/config.toml (~/.config/tooz/config.toml), then in /etc/tooz/config.toml; else an SQLite database of \
 the current user, $XDG_STATE_HOME/tooz/tooz.db (~/.local/state/tooz/tooz.db). That default excludes only processes with \
-the same user and home on this machine: a job of root and one of yours do not exclude each other. A configuration file \
-may hold url, namespace and ttl. Namespace and ttl come with the url, unless --namespace and --ttl, or TOOZ_NAMESPACE and \
-TOOZ_TTL, give them. A command that tooz runs gets the same settings by these variables; a URL from a file is handed on as \
-the file. `tooz doctor` tells which backend is used and what names it.";
+the same user and home on this machine: a job of root and one of yours do not exclude each other. Namespace and \
+ttl come with the url, unless --namespace and --ttl, or TOOZ_NAMESPACE and TOOZ_TTL, give them. A command that tooz runs \
+gets the same settings by these variables; what a file says is handed on as the file. `tooz doctor` tells which backend is \
+used and what names it.
+
+A configuration file (TOOZ_URL_FILE may name one, too, that ends in .toml):
+  url = \"redis://:password@db1\"     # with a password: mode 640, and a group of those who may
+  namespace = \"billing\"
+  ttl = \"20s\"";
 
 /// The backend, and the member that connects to it.
 #[derive(Clone, Debug, Args)]
@@ -136,6 +141,7 @@ tooz itself is stopped or dead. So they are gone before the lock can be granted 
 If tooz is killed (kill -9), the guard kills them within 100 ms. A backend that notices the death sooner may grant \
 the lock to the next holder before that. A tooz among them first gets SIGTERM, and releases its own lock.
 
+A signal that you send to tooz is passed on: a command that ignores SIGTERM runs on, and keeps the lock. \
 If a signal ends the command, its descendants get SIGTERM, and SIGKILL after --kill-grace, and then the lock is \
 released. If the command exits by itself, --children decides about them.
 
@@ -161,9 +167,13 @@ When tooz returns, every later holder and leader gets a token of at least N. Pre
 their smaller tokens. If the tokens have passed N already, the command changes nothing, so it can be repeated.";
 
 const JOIN_HELP: &str = "tooz sets TOOZ_GROUP and TOOZ_MEMBER in the command's environment. The command \
-     never outlives tooz: while the member is listed, its command runs.";
+     never outlives tooz. It runs on while the membership is lost; tooz joins again when it can.";
 
 const ELECT_HELP: &str = "\
+Example: tooz elect scheduler -- ./scheduler      After a loss tooz exits with 74; let a service manager start it again.
+
+GROUP names the election. Its candidates need not be members of the group.
+
 tooz sets TOOZ_GROUP, TOOZ_TERM, TOOZ_FENCING_TOKEN (the same number as TOOZ_TERM) and TOOZ_MEMBER in the \
 command's environment. Signals, the terminal and the loss of the leadership are handled as by `tooz lock`. `tooz --help` lists the exit codes.";
 
@@ -187,7 +197,8 @@ operation failed; 77 user, password, certificate or permission refused; 64 wrong
 /// How what the command started is ended.
 #[derive(Debug, Args)]
 pub(crate) struct Ending {
-    /// Time between SIGTERM and SIGKILL; at most a third of the ttl
+    /// Time between SIGTERM and SIGKILL when the lock is lost, and for what the command leaves behind; no more than a third of
+    /// the ttl is used
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "2s")]
     pub(crate) kill_grace: Duration,
     /// When the command has exited, what to do with processes that it started and that still run

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
+use nix::sys::signal::{SigSet, Signal, raise};
 use tooz::ErrorKind;
 use tooz::driver::support::descriptors;
 
@@ -12,12 +13,16 @@ use crate::messages;
 
 /// An exit code. There is no other way to end with a number than those of [`TABLE`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Code(u8);
+pub(crate) struct Code {
+    number: u8,
+    /// The signal that the number tells of.
+    signal: Option<Signal>,
+}
 
 /// A constant for each code of its own, and the table of all.
 macro_rules! codes {
     ($($name:ident = $code:literal: $says:literal;)*) => {
-        $(#[doc = $says] pub(crate) const $name: Code = Code($code);)*
+        $(#[doc = $says] pub(crate) const $name: Code = Code::of_command($code);)*
 
         /// Every exit code, and what it says. The README has the same table.
         const TABLE: &[(&str, &str)] = &[
@@ -50,16 +55,31 @@ pub(crate) fn table() -> String {
 impl Code {
     /// That of the command.
     pub(crate) const fn of_command(code: u8) -> Self {
-        Self(code)
+        Self { number: code, signal: None }
     }
 
     /// For an end by `signal`: its number is added to 128.
     pub(crate) fn by_signal(signal: i32) -> Self {
-        Self(u8::try_from(signal.saturating_add(128)).unwrap_or(u8::MAX))
+        let number = u8::try_from(signal.saturating_add(128)).unwrap_or(u8::MAX);
+        Self { number, signal: Signal::try_from(signal).ok() }
     }
 
     /// The reader of our output is gone, as for any program of a pipeline.
-    pub(crate) const BROKEN_PIPE: Self = Self(128 + 13);
+    pub(crate) const BROKEN_PIPE: Self = Self::of_command(128 + 13);
+
+    /// Ends the process so. After ^C bash ends its script only if the program died of the signal: one that exits with 130 has
+    /// handled it, and the script goes on with the next line.
+    pub(crate) fn end(self) -> ExitCode {
+        if let Some(signal @ (Signal::SIGINT | Signal::SIGQUIT)) = self.signal {
+            // SIGQUIT would dump the memory, which may hold passwords.
+            let _ = nix::sys::prctl::set_dumpable(false);
+            // Its action is the default one: an ignored signal is not caught, and the others are read from a descriptor.
+            let _ = SigSet::from(signal).thread_unblock();
+            let _ = raise(signal);
+        }
+        // The first process of a container does not die of it.
+        self.number.into()
+    }
 
     /// For a question with the answer yes or no, as grep does.
     pub(crate) const fn of_answer(yes: bool) -> Self {
@@ -72,19 +92,19 @@ impl FromStr for Code {
     type Err = std::num::ParseIntError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse().map(Self)
+        text.parse().map(Self::of_command)
     }
 }
 
 impl fmt::Display for Code {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.number.fmt(f)
     }
 }
 
 impl From<Code> for ExitCode {
     fn from(code: Code) -> Self {
-        code.0.into()
+        code.number.into()
     }
 }
 
@@ -150,11 +170,11 @@ impl Failure {
     }
 
     /// Prints the message and returns the code.
-    pub(crate) fn report(&self) -> ExitCode {
+    pub(crate) fn report(&self) -> Code {
         if !self.message.is_empty() {
             messages::error(&self.message);
         }
-        ExitCode::from(self.code)
+        self.code
     }
 }
 

@@ -23,6 +23,9 @@ pub(crate) async fn holders(backend: &Backend, options: &Holders) -> Result<Code
         };
         text::show(options.json, json, || text::holder(record))?;
     }
+    if all.holders.is_empty() {
+        messages::notice(&format!("lock \"{}\" has no holder", bytes(&options.name).escape_ascii()));
+    }
     if let (Some(waiters @ 1..), false) = (all.waiters, options.json) {
         text::line(&format!("waiting: {waiters}"))?;
     }

@@ -1,6 +1,7 @@
 //! `tooz lock`: runs a command under a lock.
 
 use std::future::Future;
+use std::time::Duration;
 
 use tokio::time::timeout;
 use tooz::driver::{Holders, LockMode};
@@ -127,7 +128,11 @@ fn held_by(holders: Option<&Holders>) -> String {
 
 /// The lock or leadership is taken: an answer, and no error.
 pub(crate) fn not_acquired(why: &str, options: &Guarded) -> Failure {
-    let remedy = if options.once { "try again, or wait with --wait" } else { "try again, or wait longer" };
+    let remedy = if options.once || options.wait == Some(Duration::ZERO) {
+        "try again, or wait with --wait"
+    } else {
+        "try again, or wait longer"
+    };
     let why = if messages::is_quiet() { String::new() } else { format!("{why}; {remedy}") };
     Failure::new(options.exit_not_acquired, why).closing(Closing::Quick)
 }

@@ -36,21 +36,22 @@ use exit::{Code, Failure};
 use settings::Backend;
 
 fn main() -> ExitCode {
-    let code = tooz();
-    messages::flush();
-    code
-}
-
-fn tooz() -> ExitCode {
     if let Some(code) = guard::dispatch(std::env::args_os()) {
+        messages::flush();
         return code;
     }
+    let code = tooz();
+    messages::flush();
+    code.end()
+}
+
+fn tooz() -> Code {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are no errors. An error while printing is ignored: standard error fails as well then.
             let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS };
+            return if error.use_stderr() { exit::USAGE } else { exit::DONE };
         }
     };
     messages::set(cli.quiet, cli.verbose);
@@ -67,7 +68,7 @@ fn tooz() -> ExitCode {
     // Not by dropping it: a write to an output that nobody reads would be waited for.
     runtime.shutdown_background();
     match ended {
-        Ok(code) => code.into(),
+        Ok(code) => code,
         Err(failure) => failure.report(),
     }
 }

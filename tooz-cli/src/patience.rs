@@ -35,7 +35,7 @@ impl Patience {
     pub(crate) fn of(options: &Guarded) -> Self {
         let until = |limit| Some((limit, boot_time() + limit));
         match (options.once, options.wait) {
-            (true, _) => Self { wait: Wait::Never, limit: until(TRY) },
+            (true, _) | (false, Some(Duration::ZERO)) => Self { wait: Wait::Never, limit: until(TRY) },
             (false, Some(limit)) => Self { wait: Wait::For(limit), limit: until(limit) },
             (false, None) => Self { wait: Wait::Forever, limit: None },
         }

@@ -114,8 +114,7 @@ impl Backend {
     pub(crate) fn hand_on(&self, command: &mut Command) {
         let ttl = self.ttl.map(|ttl| format!("{}ms", ttl.as_millis()).into());
         let (url, file): (Option<OsString>, _) = match &self.source {
-            Source::UrlFile(path) => (None, Some(path.into())),
-            Source::Config(_) => (None, None),
+            Source::UrlFile(path) | Source::Config(path) => (None, Some(path.into())),
             _ => (Some(self.url.clone().into()), None),
         };
         let namespace = self.namespace.clone().map(Into::into);
@@ -149,8 +148,13 @@ fn named(url: Option<String>, file: Option<PathBuf>) -> Result<(String, Source, 
         }
         (None, Some(path)) => {
             let path = std::path::absolute(&path).map_err(|error| no_directory(&error))?;
-            let url = settings_file::url(&path)?;
-            return Ok((url, Source::UrlFile(path), Config::default()));
+            let (url, config) = if path.extension().is_some_and(|extension| extension == "toml") {
+                settings_file::config(&path)?
+                    .ok_or_else(|| usage(format!("{}: it names no url", path.display())))?
+            } else {
+                (settings_file::url(&path)?, Config::default())
+            };
+            return Ok((url, Source::UrlFile(path), config));
         }
         (None, None) => {}
     }

@@ -97,7 +97,7 @@ impl Text {
         if self.is_public && BackendUrl::parse(url).is_ok_and(|url| holds_password(&url)) {
             let path = path.display();
             messages::notice(&format!(
-                "warning: {path} holds a password, and every user can read it; run chmod o-r on it"
+                "warning: {path} holds a password, and every user can read it; give it the mode 640 and a group of those who may"
             ));
         }
     }

@@ -22,7 +22,7 @@ const TERMINAL: &str = "TOOZ_TEST_TERMINAL";
 /// Asks the session leader for [`lead_with_a_late_comer`].
 const LATE_COMER: &str = "TOOZ_TEST_LATE_COMER";
 
-pub(crate) const TESTS: [(&str, fn()); 20] = tests![
+pub(crate) const TESTS: [(&str, fn()); 21] = tests![
     the_command_reads_the_terminal,
     an_interrupt_reaches_the_command_once,
     the_terminal_goes_back,
@@ -43,6 +43,7 @@ pub(crate) const TESTS: [(&str, fn()); 20] = tests![
     the_terminal_goes_back_for_one_that_came_late,
     a_message_while_the_command_has_the_terminal_stops_nothing,
     a_long_wait_is_told_on_a_terminal,
+    an_interrupt_ends_a_script,
 ];
 
 /// Leads the session, if this process was started for that.
@@ -410,4 +411,20 @@ fn a_long_wait_is_told_on_a_terminal() {
     std::fs::write(session.place.path("go"), "").unwrap();
     session.shows("ran", 1);
     assert_eq!(session.code(), 0);
+}
+
+/// The rule of M. Cracauer's *Proper handling of SIGINT/SIGQUIT*, which bash follows: the script ends if the program died of the signal.
+fn an_interrupt_ends_a_script() {
+    let holds = "$TOOZ lock x -- sh -c 'echo ready; exec sleep 300'; echo \"went on\"";
+    let waits = "$TOOZ lock x -- sh -c 'echo > held; until [ -e go ]; do sleep 0.02; done' & \
+                 until [ -e held ]; do sleep 0.02; done; $TOOZ -v lock x -- true; echo \"went on\"";
+    for (script, shows) in [(holds, "ready"), (waits, "waiting for lock")] {
+        let mut session = Session::start(&["bash", "-c", script]);
+        session.shows(shows, 1);
+        session.types("\x03");
+        assert_eq!(session.code(), 130);
+        session.look();
+        assert!(!session.screen.contains("went on"), "{}", session.screen);
+        std::fs::write(session.place.path("go"), "").unwrap();
+    }
 }
