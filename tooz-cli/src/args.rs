@@ -155,7 +155,7 @@ The lock is free when tooz returns. A message or the next renewal tells the old 
 until then the old and the next holder may both be at work. Stop the old holder first if you can.
 
 Only those that hold it when tooz looks are broken. If one of them lets go meanwhile, the next holder keeps the lock, \
-and tooz exits with 1; it does so, too, if nobody has the --token or the id of --held-by.";
+and tooz exits with 1; it does so, too, if no holder has the --token or the id of --held-by.";
 
 const RAISE_HELP: &str = "\
 Run this after a backend was restored from a backup, and before you use locks on another backend than before. \

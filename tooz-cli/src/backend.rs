@@ -112,7 +112,7 @@ pub(crate) async fn ask<T>(question: impl Future<Output = tooz::Result<T>>) -> R
     Ok(tell_if_long(question, not_yet).await?)
 }
 
-/// A builder for what coordinates processes: within one process there is nobody but `tooz` itself.
+/// A builder for what coordinates processes: a backend within one process would exclude no other process.
 pub(crate) fn builder(backend: &Backend) -> Result<Builder, Failure> {
     if let Some(directory) = backend.own_directory()? {
         create_private(&directory)?;
@@ -135,10 +135,7 @@ pub(crate) fn any_builder(backend: &Backend) -> Builder {
 
 /// `host-pid-random`: unique, and tells an operator the process.
 fn default_member() -> Vec<u8> {
-    #[cfg(unix)]
     let host = nix::unistd::gethostname().unwrap_or_default();
-    #[cfg(not(unix))]
-    let host = OsString::new();
     let host = bytes(&host);
     let rest = format!("-{}", random_suffix());
     let host = &host[..host.len().min(MAX_NAME_BYTES - rest.len())];

@@ -65,7 +65,7 @@ fn tooz() -> Code {
         Err(error) => return Failure::from(error).report(),
     };
     let ended = runtime.block_on(dispatch(&cli));
-    // Not by dropping it: a write to an output that nobody reads would be waited for.
+    // Not by dropping it: it would wait for a write to an output whose reader stands still.
     runtime.shutdown_background();
     match ended {
         Ok(code) => code,

@@ -26,16 +26,12 @@ const LAST: Duration = Duration::from_secs(1);
 const LONG: Duration = Duration::from_secs(2);
 
 pub(crate) fn set(quiet: bool, verbose: bool) {
-    LEVEL.store(
-        if quiet {
-            QUIET
-        } else if verbose {
-            VERBOSE
-        } else {
-            0
-        },
-        Ordering::Relaxed,
-    );
+    let level = match (quiet, verbose) {
+        (true, _) => QUIET,
+        (false, true) => VERBOSE,
+        (false, false) => 0,
+    };
+    LEVEL.store(level, Ordering::Relaxed);
 }
 
 pub(crate) fn is_quiet() -> bool {
@@ -52,7 +48,7 @@ pub(crate) fn error(text: &str) {
     // A backend's message may hold line breaks: print one line.
     let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     match WRITER.get_or_init(start_writer) {
-        // Nobody reads when so many lines wait; they must not take the memory, too.
+        // A line beyond that is dropped: the reader stands still, and the lines must not take the memory, too.
         Some(writer) => drop(writer.try_send(Job::Line(text))),
         None => write(&text),
     }
@@ -62,7 +58,7 @@ fn write(text: &str) {
     let _ = writeln!(io::stderr(), "tooz: {text}");
 }
 
-/// Waits until what was said is written, but not long: nobody may read it.
+/// Waits until all lines are written, but no longer than [`LAST`]: the reader may stand still.
 pub(crate) fn flush() {
     let Some(Some(writer)) = WRITER.get() else { return };
     let (written, done) = sync_channel(1);

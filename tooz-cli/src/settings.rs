@@ -12,7 +12,6 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 use tooz::BackendUrl;
 
 use crate::args::{self, BackendOptions};
-
 use crate::exit::{Failure, USAGE};
 use crate::settings_file::{self, Config};
 use crate::text::bytes;
@@ -149,8 +148,12 @@ fn named(url: Option<String>, file: Option<PathBuf>) -> Result<(String, Source, 
         (None, Some(path)) => {
             let path = std::path::absolute(&path).map_err(|error| no_directory(&error))?;
             let (url, config) = if path.extension().is_some_and(|extension| extension == "toml") {
-                settings_file::config(&path)?
-                    .ok_or_else(|| usage(format!("{}: it names no url", path.display())))?
+                settings_file::config(&path)?.ok_or_else(|| {
+                    usage(format!(
+                        "{}: there is no such file, or it names no url; correct TOOZ_URL_FILE",
+                        path.display()
+                    ))
+                })?
             } else {
                 (settings_file::url(&path)?, Config::default())
             };

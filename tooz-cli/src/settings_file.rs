@@ -103,7 +103,7 @@ impl Text {
     }
 }
 
-/// Reads a file, of which nobody but its owner decides what it says. `None` if there is none.
+/// Reads a file, if only its owner can change it, who is root or this user. `None` if there is none.
 fn read(path: &Path) -> Result<Option<Text>, Failure> {
     // A named pipe without a writer must not block.
     let file = match File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path) {

@@ -26,7 +26,7 @@ pub(crate) fn line(text: &str) -> Result<(), Failure> {
     written(|output| writeln!(output, "{text}"))
 }
 
-/// The same as [`line`], for a verb that goes on while nobody reads its output.
+/// The same as [`line`], for a verb that goes on while its output is not read.
 pub(crate) async fn line_in_background(text: String) -> Result<(), Failure> {
     match tokio::task::spawn_blocking(move || line(&text)).await {
         Ok(result) => result,

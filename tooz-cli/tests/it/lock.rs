@@ -435,8 +435,8 @@ fn quiet_tells_of_errors_only() {
         assert_eq!((taken.code, taken.stdout.as_str(), taken.stderr.as_str()), (Some(0), "", ""), "{verb}");
         leader.take();
     }
-    let nobody = place.run(&["break", "-q", "y", "--reason", "test"]);
-    assert_eq!((nobody.code, nobody.stderr.as_str()), (Some(0), ""));
+    let free = place.run(&["break", "-q", "y", "--reason", "test"]);
+    assert_eq!((free.code, free.stderr.as_str()), (Some(0), ""));
     let wrong = place.run(&["-q", "--url", "nosuch://x", "lock", "x", "--", "true"]);
     assert!(wrong.code == Some(64) && wrong.stderr.starts_with("tooz: "), "{wrong:?}");
     assert_eq!(place.run(&["-q", "-v", "groups"]).code, Some(64));
@@ -459,7 +459,7 @@ fn a_message_that_nobody_reads_stops_nothing() {
     wrong.stderr(full());
     assert_eq!(Running::start(wrong).code(), 64);
 
-    // A pipe that nobody empties, as that of a pager.
+    // A pipe whose reader stands still, as that of a pager.
     let (_reader, writer) = std::io::pipe().unwrap();
     nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).unwrap();
     while nix::unistd::write(&writer, &[b'x'; 4096]).is_ok() {}

@@ -157,6 +157,7 @@ fn a_file_that_cannot_be_meant_so_is_refused_and_shows_no_secret() {
     let two = scene.write("two", "redis://:s3cret@h\n\n");
     for (file, what) in [
         ("absent", "no such file"),
+        ("absent.toml", "no such file"),
         (pipe.to_str().unwrap(), "not a regular file"),
         (&empty, "it is empty"),
         (&two, "invisible U+000A"),

@@ -95,9 +95,9 @@ fn a_break_hits_whom_it_names() {
     let mut second = hold("second", &["lock", "--shared"]);
     let mut leader = hold("leader", &["elect"]);
     let break_ = |arguments: &[&str]| place.run(&[&["break", "x", "--reason", "test"], arguments].concat());
-    for nobody in [&["--token", "1"][..], &["--held-by", "third"], &["--leader", "--held-by", "first"]] {
-        let finished = break_(nobody);
-        assert_eq!((finished.code, finished.stdout.as_str()), (Some(1), ""), "{nobody:?}: {finished:?}");
+    for other in [&["--token", "1"][..], &["--held-by", "third"], &["--leader", "--held-by", "first"]] {
+        let finished = break_(other);
+        assert_eq!((finished.code, finished.stdout.as_str()), (Some(1), ""), "{other:?}: {finished:?}");
         assert!(finished.stderr.contains("had other holders only"), "{finished:?}");
     }
     assert_eq!(break_(&["--held-by", "first", "--token", "1"]).code, Some(64));

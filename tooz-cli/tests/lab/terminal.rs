@@ -379,7 +379,7 @@ fn the_terminal_comes_back_from_a_command_with_jobs_of_its_own() {
     session.shows("got <abc>", 1);
 }
 
-/// While the command runs, its own group has the terminal: nobody else was in that of `tooz`.
+/// While the command runs, its own group has the terminal: no other process was in that of `tooz`.
 fn the_terminal_goes_back_for_one_that_came_late() {
     for end in ["", "kill -KILL $TOP"] {
         let script = format!(
@@ -396,8 +396,7 @@ fn the_terminal_goes_back_for_one_that_came_late() {
 
 /// Otherwise `tooz` would be stopped in the middle of its work, and the session would not be renewed.
 fn a_message_while_the_command_has_the_terminal_stops_nothing() {
-    let script =
-        "set -m; stty tostop; $TOOZ lock x -- sh -c 'setsid -f sleep 9; echo $$ > command'; echo \"over $?\"";
+    let script = "set -m; stty tostop; $TOOZ lock x -- sh -c 'setsid -f sleep 3'; echo \"over $?\"";
     let mut session = Session::start(&["bash", "-c", script]);
     session.shows("still runs without the lock", 1);
     session.shows("over 0", 1);

@@ -158,5 +158,19 @@ async fn break_of_a_leadership(h: Harness) -> Outcome {
     let why = within("the loss", h.some_ttl() + h.soon(), lead.lost()).await?;
     ensure(matches!(why, LossReason::Broken { .. }), format!("{why:?}"))?;
     ensure(lead.resign().await? == Released::WasNotHolder, "a broken leadership was resigned")?;
-    ensure(next.is_held(), "the next leader lost it")
+    ensure(next.is_held(), "the next leader lost it")?;
+    // One leader alone, as it was shown.
+    let shown = a.election("g")?.holders().await?.holders;
+    ensure(shown.len() == 1 && shown[0].token == Some(next.term().token()), format!("{shown:?}"))?;
+    next.resign().await?;
+    let last = b.election("g")?.campaign().await?;
+    ensure(
+        a.election("g")?.break_holder(&shown[0], "too late").await?.is_empty(),
+        "another leader was broken",
+    )?;
+    ensure(last.is_held(), "the last leader lost it")?;
+    let shown = a.election("g")?.holders().await?.holders;
+    let broken = a.election("g")?.break_holder(&shown[0], "now").await?;
+    ensure(broken == shown, format!("{broken:?} instead of {shown:?}"))?;
+    within("the loss", h.some_ttl() + h.soon(), last.lost()).await.map(|_| ())
 }

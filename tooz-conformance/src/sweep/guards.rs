@@ -185,7 +185,7 @@ async fn broken(p: Point, how: Break) -> Outcome {
     let before = p.world().calls(Called::Break);
     let (lock, election) = (p.a().lock(contested(p.name()))?, p.a().election(p.name())?);
     let seen = if what == What::Lock { lock.holders().await? } else { election.holders().await? };
-    let holder = seen.holders.first().ok_or("it saw nobody")?;
+    let holder = seen.holders.first().ok_or("it saw no holder")?;
     let broken = p
         .sweep(async {
             match how {

@@ -2,6 +2,7 @@
 
 pub(crate) mod await_point;
 pub(crate) mod clock;
+pub mod descriptors;
 pub(crate) mod entropy;
 pub(crate) mod runtime;
 pub(crate) mod state_cell;

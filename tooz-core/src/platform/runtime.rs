@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 
-use crate::driver::support::descriptors::shortage;
 use crate::platform::await_point::{traced, traced_poll};
+use crate::platform::descriptors::shortage;
 use crate::{Error, ErrorKind, Result};
 
 /// On which runtime a coordinator lives.

@@ -2,7 +2,6 @@
 
 pub mod attempts;
 pub mod backoff;
-pub mod descriptors;
 pub mod errors;
 pub mod feed;
 pub mod fork;
@@ -10,3 +9,5 @@ pub mod lock_state;
 pub mod notices;
 pub mod rule;
 pub mod tls;
+
+pub use crate::platform::descriptors;

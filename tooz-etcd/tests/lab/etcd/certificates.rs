@@ -7,7 +7,7 @@ use tooz_servers::{Certificates, Outcome, make_certificates};
 
 use super::LIMIT;
 
-/// X3: encryption with certificates on both sides; whoever has none, or trusts another authority, is not let in.
+/// X3: encryption with certificates on both sides; a client that has none, or trusts another authority, is not let in.
 pub(super) async fn certificates_on_both_sides() -> Outcome {
     let (files, others) = (tempfile::tempdir()?, tempfile::tempdir()?);
     make_certificates(files.path())?;
