@@ -258,7 +258,8 @@ impl Descendants {
             |_| true,
             |parent| {
                 let children = listed_children(parent);
-                // The children of a process that has ended are listed elsewhere.
+                // The children of a process that has ended are listed elsewhere: below one whose list may have been read
+                // while it lived.
                 is_sure &= children.is_ok() && Process::of(parent).is_some_and(|parent| parent.is_running);
                 children.unwrap_or_default()
             },
@@ -305,7 +306,8 @@ impl Descendants {
                 if !is_own && (child.is_running || parent == self.root || is_ours(parent)) {
                     found.push(child);
                 }
-                if child.is_running && (is_own || enter(&child)) {
+                // One of us that has ended still is the parent of what was read before.
+                if is_own || child.is_running && enter(&child) {
                     next.push(child.pid);
                 }
             }
@@ -465,6 +467,31 @@ mod tests {
         assert!(below(getpid()).running().iter().all(|process| process.pid != pid));
         child.wait().unwrap();
         assert!(Process::of(pid).is_none());
+    }
+
+    /// What it left may have come to the root after the root's list was read.
+    #[test]
+    fn nobody_is_thought_gone_by_a_list_that_names_a_dead_one_of_us() {
+        // A program that never reaps.
+        let (mut child, root) = start("exit 0 & exec sleep 79");
+        let zombie = || listed_children(root).ok()?.into_iter().find(|process| !process.is_running);
+        assert!(crate::eventually(LIMIT, || zombie().is_some()));
+        let all = Descendants { own: vec![zombie().unwrap()], ..below(root) };
+        let (found, is_sure) = all.glance();
+        assert!(found.is_empty() && !is_sure, "{found:?}");
+        assert!(all.are_gone(), "a reading of all processes tells");
+        let left = Process::of(getpid()).unwrap();
+        let found = all.descend(
+            |_| true,
+            |parent| match parent {
+                parent if parent == root => all.own.clone(),
+                parent if parent == all.own[0].pid => vec![left],
+                _ => Vec::new(),
+            },
+        );
+        assert!(found.len() == 1 && found[0].is(&left), "{found:?}");
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]
