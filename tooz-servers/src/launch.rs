@@ -124,9 +124,14 @@ impl Server {
         let _ = kill(Pid::from_raw(id), signal);
     }
 
-    /// Stops the process: connections stay, nothing is answered.
+    /// Stops the process and waits until all of it has stopped: connections stay, nothing is answered.
+    ///
+    /// # Panics
+    /// The process is gone, or does not stop.
     pub fn stop(&self) {
-        self.signal(Signal::SIGSTOP);
+        if let Err(error) = crate::stop(self.id()) {
+            panic!("{}: {error}", self.name());
+        }
     }
 
     /// Continues the process after [`stop`](Server::stop).

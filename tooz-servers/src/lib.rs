@@ -35,7 +35,7 @@ pub use certificates::{Certificates, make_certificates};
 pub use launch::{Launch, Server, StalledDisk, find, free_port, openssl, strace};
 #[cfg(feature = "servers")]
 pub use pool::{Lent, Pool};
-pub use process::{Helper, part, run, say, told};
+pub use process::{Helper, part, run, say, stop, told};
 #[cfg(feature = "servers")]
 pub use proxy::{Proxy, Way};
 pub use wait::{Failure, Outcome, block_on, eventually, in_time, poll, until, within};

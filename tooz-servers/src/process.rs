@@ -212,25 +212,12 @@ impl Helper {
         Ok(kill(Pid::from_raw(i32::try_from(self.id())?), signal)?)
     }
 
-    /// Sends SIGSTOP and waits until each thread of the process has stopped: a thread may still take a lock after the signal
-    /// was sent.
+    /// Stops the process, see [`stop`].
     ///
     /// # Errors
     /// The process is gone, or does not stop.
     pub fn stop(&self) -> Outcome {
-        self.signal(Signal::SIGSTOP)?;
-        let tasks = format!("/proc/{}/task", self.id());
-        let begin = Instant::now();
-        while !std::fs::read_dir(&tasks)?.all(|task| task.is_ok_and(|task| stands(&task.path(), "TXZ"))) {
-            if begin.elapsed() > STANDS {
-                return Err(format!("process {} does not stop", self.id()).into());
-            }
-            std::thread::yield_now();
-        }
-        if !stands(std::path::Path::new(&format!("/proc/{}", self.id())), "T") {
-            return Err(format!("process {} has ended", self.id()).into());
-        }
-        Ok(())
+        stop(self.id())
     }
 
     /// Sends SIGCONT: the process goes on.
@@ -250,6 +237,27 @@ impl Helper {
         self.child.wait()?;
         Ok(())
     }
+}
+
+/// Sends SIGSTOP and waits until each thread of the process has stopped: a thread may still take a lock, or answer, after
+/// the signal was sent.
+///
+/// # Errors
+/// The process is gone, or does not stop.
+pub fn stop(id: u32) -> Outcome {
+    kill(Pid::from_raw(i32::try_from(id)?), Signal::SIGSTOP)?;
+    let tasks = format!("/proc/{id}/task");
+    let begin = Instant::now();
+    while !std::fs::read_dir(&tasks)?.all(|task| task.is_ok_and(|task| stands(&task.path(), "TXZ"))) {
+        if begin.elapsed() > STANDS {
+            return Err(format!("process {id} does not stop").into());
+        }
+        std::thread::yield_now();
+    }
+    if !stands(std::path::Path::new(&format!("/proc/{id}")), "T") {
+        return Err(format!("process {id} has ended").into());
+    }
+    Ok(())
 }
 
 /// Whether a process or thread is in one of these states, by its folder in `/proc`; also if the folder is gone.

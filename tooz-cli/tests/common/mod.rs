@@ -171,6 +171,11 @@ impl Running {
         kill(self.pid(), signal).unwrap();
     }
 
+    /// Stops it, see [`tooz_servers::stop`].
+    pub(crate) fn stop(&self) {
+        tooz_servers::stop(self.0.id()).unwrap();
+    }
+
     /// The exit code; 128 + the signal if one ended it.
     pub(crate) fn code(&mut self) -> i32 {
         use std::os::unix::process::ExitStatusExt;
@@ -201,10 +206,6 @@ fn stat(pid: i32) -> Option<(char, i32, i32)> {
 /// Whether a process runs; a zombie does not.
 pub(crate) fn runs(pid: i32) -> bool {
     stat(pid).is_some_and(|(state, ..)| !matches!(state, 'Z' | 'X'))
-}
-
-pub(crate) fn is_stopped(pid: i32) -> bool {
-    stat(pid).is_some_and(|(state, ..)| state == 'T')
 }
 
 pub(crate) fn parent(pid: i32) -> i32 {

@@ -2,9 +2,7 @@
 
 use std::path::Path;
 
-use crate::common::{
-    Backend, Finished, Running, TestBackend, eventually, finding, is_stopped, worse_than_good,
-};
+use crate::common::{Backend, Finished, Running, TestBackend, finding, worse_than_good};
 use nix::sys::signal::Signal;
 use nix::sys::statfs;
 
@@ -194,8 +192,7 @@ fn a_process_that_stands_still_with_a_lock_is_named() {
         let holder = Running::start(place.tooz(&["lock", "x", "--", "sh", "-c", script]));
         place.wait_for("up");
         let pid = holder.pid();
-        holder.signal(Signal::SIGSTOP);
-        eventually("it stands still", || is_stopped(pid.as_raw()));
+        holder.stop();
         let finished = place.run(&["doctor", "--json"]);
         assert_eq!(finished.code, Some(78), "{finished:?}");
         let stopped = finding(&finished, "stopped");

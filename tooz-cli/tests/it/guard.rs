@@ -189,7 +189,7 @@ fn stood_in_for() -> bool {
     let guard = Guard::start(&place, 400, &deadline(end), STUBBORN);
     let command = place.number("command");
     // The launcher starts nothing before it knows the deadline.
-    guard.process.signal(Signal::SIGSTOP);
+    guard.process.stop();
     eventually("the group is gone", || !group_runs(command));
     let before_the_deadline = now() < end;
     guard.process.signal(Signal::SIGCONT);

@@ -3,9 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::common::{
-    self, LIMIT, Running, TestBackend, below, children, group, is_stopped, parent, runs, within,
-};
+use crate::common::{LIMIT, Running, TestBackend, below, children, group, parent, runs, within};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -132,7 +130,7 @@ fn the_command_itself_survives_not_even_all_three() {
     // Stopped first, so that none can act on another's death.
     let all = [scene.launcher, scene.guard, scene.tooz.pid().as_raw()];
     for pid in all {
-        kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+        tooz_servers::stop(pid.unsigned_abs()).unwrap();
     }
     for pid in all {
         kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
@@ -153,8 +151,7 @@ fn a_killed_guard_is_a_loss_and_frees_the_lock() {
 #[test]
 fn a_stopped_tooz_keeps_its_lock_where_sessions_do_not_live_by_time() {
     let scene = Scene::set();
-    scene.tooz.signal(Signal::SIGSTOP);
-    common::eventually("tooz is stopped", || is_stopped(scene.tooz.pid().as_raw()));
+    scene.tooz.stop();
     assert_eq!(scene.place.run(&["lock", "--wait", "1s", "x", "--", "true"]).code, Some(75));
     assert!(scene.family.iter().all(|&pid| runs(pid)));
     scene.tooz.signal(Signal::SIGCONT);

@@ -130,7 +130,7 @@ impl Scene {
                 assert!(!runs(self.worker), "when tooz has ended");
             }
             End::Ttl => {
-                self.tooz.signal(Signal::SIGSTOP);
+                self.tooz.stop();
                 self.next(way);
                 assert!(!runs(self.worker), "when the lock has moved");
                 self.tooz.signal(Signal::SIGCONT);

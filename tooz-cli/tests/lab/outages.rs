@@ -5,7 +5,7 @@ use std::fs::File;
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
-use crate::common::{Finished, Running, TestBackend, eventually, in_time, is_stopped, runs};
+use crate::common::{Finished, Running, TestBackend, eventually, in_time, runs};
 use nix::sys::signal::Signal;
 use tooz_servers::Proxy;
 use tooz_servers::redis::{self, Redis};
@@ -37,8 +37,7 @@ fn acts_while_tooz_is_stopped() -> bool {
     let mut tooz =
         Running::start(place.tooz(&["--url", &url(&redis, TTL), "lock", "x", "--", "sh", "-c", script]));
     let command = place.number("command");
-    tooz.signal(Signal::SIGSTOP);
-    eventually("tooz is stopped", || is_stopped(tooz.pid().as_raw()));
+    tooz.stop();
     let survived = eventually("the command is gone", || !runs(command));
     println!("ttl {TTL} s, tooz stopped: the command was gone after {survived:?}");
     tooz.signal(Signal::SIGCONT);

@@ -163,7 +163,7 @@ impl<'a> Round<'a> {
         match fault {
             Fault::Hung => {}
             Fault::Stopped => {
-                self.first.signal(Signal::SIGSTOP);
+                self.first.stop();
                 sleep(lasts);
                 self.first.signal(Signal::SIGCONT);
             }

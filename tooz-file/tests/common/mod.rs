@@ -224,6 +224,10 @@ impl Helper {
         self.0.signal(signal).unwrap();
     }
 
+    pub(crate) fn stop(&self) {
+        self.0.stop().unwrap();
+    }
+
     pub(crate) fn kill(mut self) {
         self.0.kill().unwrap();
     }

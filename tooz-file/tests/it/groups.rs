@@ -8,7 +8,6 @@ use crate::common::{
     self, Exclusive, Helper, connect, eventually, granted, group, held, holding, id, kind, member, names,
     next, opening, short, soon, url,
 };
-use nix::sys::signal::Signal;
 use tooz_core::driver::{Driver, End, Join, Notice, Session};
 use tooz_core::{Capabilities, ErrorKind, GroupId, LossReason};
 
@@ -146,7 +145,7 @@ async fn a_member_id_belongs_to_one_live_session() {
             assert_eq!(kind(join(&session, name).await), ErrorKind::MemberExists, "{name}");
         }
         assert!(!driver.groups().list().await.unwrap().contains(&group("another")));
-        helper.signal(Signal::SIGSTOP);
+        helper.stop();
         assert_eq!(kind(join(&session, "g").await), ErrorKind::MemberExists, "stopped is not dead");
         helper.kill();
         join(&session, "g").await.unwrap();
@@ -320,12 +319,7 @@ async fn a_deleted_stamp_is_not_replaced_beside_another_layout() {
     let directory = tempfile::tempdir().unwrap();
     // It cannot notice that the stamp is gone, and end.
     let earlier = Helper::start(&url(directory.path(), ""), "m");
-    earlier.signal(Signal::SIGSTOP);
-    let stands_still = |thread: std::io::Result<std::fs::DirEntry>| {
-        std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap().contains(") T ")
-    };
-    let threads = || std::fs::read_dir(format!("/proc/{}/task", earlier.pid())).unwrap();
-    eventually("all of it stands still", async || threads().all(stands_still)).await;
+    earlier.stop();
     let stamp = directory.path().join(".tooz-rs/epoch");
     std::fs::remove_file(&stamp).unwrap();
     let error = connect(&url(directory.path(), "?layout=1000")).await.map(drop).unwrap_err();

@@ -116,7 +116,7 @@ async fn a_stopped_holder_keeps_what_it_has() {
     let (driver, session) = member(&url, "other").await;
     let mut helper = Helper::start(&url, "stopped");
     helper.does("lock x");
-    helper.signal(Signal::SIGSTOP);
+    helper.stop();
     let place = queued(&session, 1, "x", Exclusive).await;
     assert!(still_waits(&session, &place).await);
     // Nobody can take an operating-system lock from a process (L10).

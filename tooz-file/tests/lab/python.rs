@@ -12,7 +12,6 @@ use crate::common::{
     self, Exclusive, Helper, Shared, ask, eventually, granted, group, held, id, key, member, names, queued,
     short, turn, url,
 };
-use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tooz_core::driver::{Acquired, BreakRequest, End, Join};
 use tooz_core::{Capabilities, ErrorKind};
@@ -82,7 +81,7 @@ async fn a_killed_python_holder_frees_at_once(python: PathBuf) {
     let (driver, session) = member(&url, "rust").await;
     let mut peer = start(&python, &url, "python");
     assert_eq!(peer.does("try x"), json!(true));
-    peer.signal(Signal::SIGSTOP);
+    tooz_servers::stop(peer.id()).unwrap();
     let error = driver.locks().break_lock(&BreakRequest::new(key("x"), id("op"), "")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::HolderUnresponsive);
     assert!(error.to_string().contains(&peer.id().to_string()), "{error}");
