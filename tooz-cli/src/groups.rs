@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 use tooz::driver::MemberRecord;
-use tooz::{Capabilities, Coordinator, ErrorKind, Event, GroupEvent, GroupWatch, Viewer};
+use tooz::{Capabilities, Coordinator, Departure, ErrorKind, Event, GroupEvent, GroupWatch, Viewer};
 
 use crate::args::{Join, List, Members};
 use crate::backend::{ask, close, connect, not_yet, view};
@@ -101,12 +101,21 @@ fn change(event: &GroupEvent, json: bool) -> Option<String> {
         GroupEvent::Snapshot(records) => all("snapshot", records),
         GroupEvent::Resync(records) => all("resync", records),
         GroupEvent::Joined(record) => one("joined", record),
-        GroupEvent::Left(record) => one("left", record),
+        GroupEvent::Left(record, how) => one(departure(*how), record),
         GroupEvent::Updated(record) => one("updated", record),
         GroupEvent::Deleted if json => json!({ "event": "deleted", "time": now }).to_string(),
         GroupEvent::Deleted => format!("{now} deleted"),
         _ => return None,
     })
+}
+
+/// How a member went, in a word.
+fn departure(how: Departure) -> &'static str {
+    match how {
+        Departure::Left => "left",
+        Departure::Died => "died",
+        _ => "gone",
+    }
 }
 
 /// The session joins the group again after a loss, so only the end of `tooz` ends the command.

@@ -95,7 +95,7 @@ pub use coordinator::Coordinator;
 #[doc(hidden)]
 pub use driver::FEATURES;
 pub use driver::{
-    Finding, HolderRecord, Holders, LockMode, MemberRecord, Previous, Released, Severity, drivers,
+    Departure, Finding, HolderRecord, Holders, LockMode, MemberRecord, Previous, Released, Severity, drivers,
 };
 pub use election::{Election, Leader, Leadership, Observer};
 pub use error::{Error, ErrorKind, Result};

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use futures_core::Stream;
 
-use crate::driver::{ChangeStream, GroupChange, MemberRecord};
+use crate::driver::{ChangeStream, Departure, GroupChange, MemberRecord};
 use crate::session::call::{Kept, Reads, read};
 use crate::{GroupId, Result};
 
@@ -18,8 +18,8 @@ pub enum GroupEvent {
     Snapshot(Vec<MemberRecord>),
     /// A member joined.
     Joined(MemberRecord),
-    /// A member left, was removed, or died.
-    Left(MemberRecord),
+    /// A member left, was removed, or died, and which of these.
+    Left(MemberRecord, Departure),
     /// A member published other capabilities.
     Updated(MemberRecord),
     /// The members after a gap: forget what was known.
@@ -55,7 +55,7 @@ pub enum GroupEvent {
 ///         GroupEvent::Joined(member) | GroupEvent::Updated(member) => {
 ///             members.insert(member.member.clone(), member);
 ///         }
-///         GroupEvent::Left(member) => drop(members.remove(&member.member)),
+///         GroupEvent::Left(member, _) => drop(members.remove(&member.member)),
 ///         _ => break, // the group was deleted
 ///     }
 ///     println!("{} members", members.len());
@@ -121,7 +121,7 @@ impl Stream for GroupWatch {
             }
             GroupChange::Joined(member) => GroupEvent::Joined(member),
             GroupChange::Updated(member) => GroupEvent::Updated(member),
-            GroupChange::Left(member) => GroupEvent::Left(member),
+            GroupChange::Left(member, how) => GroupEvent::Left(member, how),
             GroupChange::Deleted => GroupEvent::Deleted,
         })))
     }

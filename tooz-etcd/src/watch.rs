@@ -8,7 +8,7 @@ use std::sync::Arc;
 use etcd_client::{Event, EventType, KeyValue};
 use tooz_core::driver::support::errors::group_not_found;
 use tooz_core::driver::support::feed::{GroupFeed, HolderFeed};
-use tooz_core::driver::{ChangeStream, HolderStream};
+use tooz_core::driver::{ChangeStream, Departure, HolderStream};
 use tooz_core::{GroupId, Result};
 
 use crate::client::Client;
@@ -82,7 +82,7 @@ impl GroupFollower {
         }
         if gone {
             if let Some(member) = self.keys.parse_member(kv.key()) {
-                self.feed.remove(&member);
+                self.feed.remove(&member, Departure::Unknown);
             }
         } else if let Some(record) = member_record(&self.keys, kv) {
             self.feed.put(record);

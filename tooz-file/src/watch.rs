@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use futures_core::Stream;
 use tooz_core::driver::support::feed::GroupFeed;
-use tooz_core::driver::{ChangeStream, GroupChange, HolderStream, Holders, LockKey};
+use tooz_core::driver::{ChangeStream, Departure, GroupChange, HolderStream, Holders, LockKey};
 use tooz_core::{ErrorKind, GroupId, Result};
 use tooz_local::file_id::FileId;
 use tooz_local::os_lock::Hold;
@@ -129,7 +129,7 @@ impl GroupFollower {
                 if whole {
                     self.feed.reset(members);
                 } else {
-                    self.feed.update(members);
+                    self.feed.update(members, |_| Departure::Unknown);
                 }
                 Ok(())
             }

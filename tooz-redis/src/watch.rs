@@ -9,7 +9,7 @@ use sha1::{Digest, Sha1};
 use tokio::sync::mpsc;
 use tooz_core::driver::support::errors::group_not_found;
 use tooz_core::driver::support::feed::GroupFeed;
-use tooz_core::driver::{ChangeStream, MemberRecord};
+use tooz_core::driver::{ChangeStream, Departure, MemberRecord};
 use tooz_core::{ErrorKind, GroupId, Result};
 
 use crate::client::Client;
@@ -203,7 +203,7 @@ impl Follower {
                 if missed || another {
                     self.feed.reset(self.records());
                 } else {
-                    self.feed.update(self.records());
+                    self.feed.update(self.records(), |_| Departure::Unknown);
                 }
             }
         }
@@ -247,7 +247,7 @@ impl Follower {
             b'L' => {
                 let known = self.members.remove(rest)?;
                 if let Some(old) = self.without(known) {
-                    self.feed.remove(&old.member);
+                    self.feed.remove(&old.member, Departure::Unknown);
                 }
             }
             b'J' | b'U' => {
@@ -259,7 +259,7 @@ impl Follower {
                 let old = self.put(id.to_vec(), caps, new.clone());
                 match (old, new) {
                     (_, Some(new)) => self.feed.put(new),
-                    (Some(old), None) => self.feed.remove(&old.member),
+                    (Some(old), None) => self.feed.remove(&old.member, Departure::Unknown),
                     (None, None) => {}
                 }
             }

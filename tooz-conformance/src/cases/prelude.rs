@@ -8,8 +8,8 @@ use tooz_core::LockName;
 use tooz_core::driver::{Acquire, Acquired, AttemptId, Grant, LockKey, QueueEntry, Session};
 pub(super) use tooz_core::driver::{End, LockMode, Previous, Released};
 pub(super) use tooz_core::{
-    Capabilities, Characteristics, Coordinator, Error, ErrorKind, Event, GroupEvent, Liveness, LockGuard,
-    LossReason, Lost, Result,
+    Capabilities, Characteristics, Coordinator, Departure, Error, ErrorKind, Event, GroupEvent, Liveness,
+    LockGuard, LossReason, Lost, Result,
 };
 
 pub(super) use crate::case::{Case, case};

@@ -149,7 +149,7 @@ async fn processes_share_groups(h: Harness) -> Outcome {
     )?;
     other.ask("close").await?;
     let left = h.soon_done("the leave", watch.next()).await?.ok_or("the watch ended")??;
-    ensure(matches!(&left, GroupEvent::Left(_)), format!("{left:?}"))
+    ensure(matches!(&left, GroupEvent::Left(..)), format!("{left:?}"))
 }
 
 /// E1: one leader among all of them.
@@ -258,7 +258,7 @@ async fn a_kill_is_seen_by_watchers(h: Harness) -> Outcome {
     h.soon_done("the snapshot", watch.next()).await?;
     other.kill()?;
     let left = within("the leave of the dead", h.gone(), watch.next()).await?.ok_or("the watch ended")??;
-    ensure(matches!(&left, GroupEvent::Left(r) if r.member.as_bytes() == b"other"), format!("{left:?}"))
+    ensure(matches!(&left, GroupEvent::Left(r, _) if r.member.as_bytes() == b"other"), format!("{left:?}"))
 }
 
 /// S6, S2: for three times as long as any beat; it is never even suspended.

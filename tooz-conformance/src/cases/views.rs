@@ -84,7 +84,7 @@ async fn a_view_follows_a_group(h: Harness) -> Outcome {
     )?;
     group.leave().await?;
     let next = h.soon_done("the leave", watch.next()).await?.ok_or("it ended")??;
-    ensure(matches!(&next, GroupEvent::Left(record) if record.member == *b.member()), format!("{next:?}"))
+    ensure(matches!(&next, GroupEvent::Left(record, _) if record.member == *b.member()), format!("{next:?}"))
 }
 
 /// S13, W4: a group that is deleted ends the watch; one that does not exist cannot be watched.
@@ -143,7 +143,7 @@ async fn a_view_follows_a_death(h: Harness) -> Outcome {
     victim.die()?;
     let next = within("the death", h.gone(), watch.next()).await?.ok_or("it ended")??;
     ensure(
-        matches!(&next, GroupEvent::Left(_)) || matches!(&next, GroupEvent::Resync(all) if all.is_empty()),
+        matches!(&next, GroupEvent::Left(..)) || matches!(&next, GroupEvent::Resync(all) if all.is_empty()),
         format!("{next:?}"),
     )
 }

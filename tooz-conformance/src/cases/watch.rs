@@ -1,4 +1,4 @@
-//! W1 to W4, W6: watches.
+//! W1 to W4, W6, W7: watches.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +13,8 @@ pub(super) const CASES: &[Case] = &[
     case!(what_is_delivered_is_the_membership, "W1").budget(40),
     case!(two_watches_do_not_take_from_each_other, "W1", "W3"),
     case!(a_close_is_a_leave, "W1", "S3"),
+    case!(a_leave_is_told_from_a_death, "W7").deaths(),
+    case!(a_removed_member_did_not_leave, "W7").kit(),
     case!(a_change_is_pushed, "W2").needs(Characteristics::PUSH_WATCHES),
     case!(a_change_is_found, "W2").lacks(Characteristics::PUSH_WATCHES),
     case!(a_change_is_pushed_without_delay, "W2").needs(Characteristics::PUSH_WATCHES).exact(),
@@ -57,7 +59,7 @@ impl View {
                 ensure(known.incarnation == record.incarnation, format!("{id} changed its incarnation"))?;
                 self.0.insert(id, record);
             }
-            GroupEvent::Left(record) => {
+            GroupEvent::Left(record, _) => {
                 let id = record.member.to_string();
                 ensure(self.0.remove(&id).is_some(), format!("{id} left, and was no member"))?;
             }
@@ -130,7 +132,7 @@ async fn each_change_is_delivered_once_and_in_order(h: Harness) -> Outcome {
         group.leave().await?;
         let left = next(&h, &mut watch, "the leave").await?;
         ensure(
-            matches!(&left, GroupEvent::Left(r) if r.member.as_bytes() == b"a"),
+            matches!(&left, GroupEvent::Left(r, _) if r.member.as_bytes() == b"a"),
             format!("a leave is {left:?}"),
         )?;
         view.apply(left)?;
@@ -150,7 +152,7 @@ async fn a_new_incarnation_shows_as_left_and_joined(h: Harness) -> Outcome {
     if matches!(first, GroupEvent::Resync(_)) {
         view.apply(first)?; // a gap, and said so
     } else {
-        ensure(matches!(first, GroupEvent::Left(_)), format!("{first:?}"))?;
+        ensure(matches!(first, GroupEvent::Left(..)), format!("{first:?}"))?;
         view.apply(first)?;
         let second = next(&h, &mut watch, "the join").await?;
         ensure(matches!(second, GroupEvent::Joined(_)), format!("{second:?}"))?;
@@ -224,7 +226,89 @@ async fn a_close_is_a_leave(h: Harness) -> Outcome {
     let (mut watch, _) = watching(&h, &b).await?;
     a.close().await?;
     let left = next(&h, &mut watch, "the leave").await?;
-    ensure(matches!(&left, GroupEvent::Left(record) if record.member.as_bytes() == b"a"), format!("{left:?}"))
+    ensure(
+        matches!(&left, GroupEvent::Left(record, _) if record.member.as_bytes() == b"a"),
+        format!("{left:?}"),
+    )
+}
+
+/// Waits until each watch tells that the member joined.
+async fn told_of_join(watches: &mut [GroupWatch], limit: Duration, member: &str) -> Outcome {
+    for watch in watches {
+        let what = format!("the join of {member}");
+        let joined = within(&what, limit, async {
+            while let Some(event) = watch.next().await {
+                if matches!(&event?, GroupEvent::Joined(record) if record.member.as_bytes() == member.as_bytes())
+                {
+                    return Outcome::Ok(());
+                }
+            }
+            Err("the watch ended".into())
+        });
+        joined.await??;
+    }
+    Ok(())
+}
+
+/// Each watch has to tell that the member is gone, and that it went like this.
+async fn told_of_end(watches: &mut [GroupWatch], limit: Duration, member: &str, how: Departure) -> Outcome {
+    for watch in watches {
+        let event = within(&format!("the end of {member}"), limit, watch.next()).await?;
+        let event = event.ok_or("the watch ended")??;
+        let right = matches!(&event, GroupEvent::Left(record, told)
+            if record.member.as_bytes() == member.as_bytes() && *told == how);
+        ensure(right, format!("{member} went as {how:?}, and is told as {event:?}"))?;
+    }
+    Ok(())
+}
+
+/// W7: a leave and a close say so, a session that ends without a word died. A view tells it, too, also where there is no
+/// session to clear the dead away.
+async fn a_leave_is_told_from_a_death(h: Harness) -> Outcome {
+    let viewer = h.builder("eye").view().await?;
+    let watcher = h.coordinator("watcher").await?;
+    watcher.group("g")?.create().await?;
+    let mut watches = vec![viewer.watch("g").await?, watcher.group("g")?.watch().await?];
+    for watch in &mut watches {
+        h.soon_done("the snapshot", watch.next()).await?;
+    }
+    // A layout may hold members whose ids have a slash elsewhere.
+    for id in ["a", "a/b"] {
+        let a = h.builder(id).connect().await?;
+        let group = a.group("g")?;
+        for closes in [false, true] {
+            group.join(Capabilities::none()).await?;
+            told_of_join(&mut watches, h.soon(), id).await?;
+            if closes {
+                a.close().await?;
+            } else {
+                group.leave().await?;
+            }
+            told_of_end(&mut watches, h.soon(), id, Departure::Left).await?;
+        }
+    }
+    for with_sessions in [true, false] {
+        let id = if with_sessions { "dead" } else { "dead too" };
+        let mut victim = h.victim(id).await?;
+        victim.ask("join g").await?;
+        told_of_join(&mut watches, h.soon(), id).await?;
+        victim.die()?;
+        told_of_end(&mut watches, h.gone(), id, Departure::Died).await?;
+        if with_sessions {
+            watches.truncate(1);
+            watcher.close().await?;
+        }
+    }
+    Ok(viewer.close().await?)
+}
+
+/// W7: a member that another took out of the group did not leave.
+async fn a_removed_member_did_not_leave(h: Harness) -> Outcome {
+    let (a, b) = h.pair().await?;
+    a.group("g")?.join_or_create(Capabilities::none()).await?;
+    let (mut watch, _) = watching(&h, &b).await?;
+    h.kit()?.evict(h.namespace(), "g", "a");
+    told_of_end(std::slice::from_mut(&mut watch), h.gone(), "a", Departure::Died).await
 }
 
 /// W2: where changes are pushed, one comes at once.
@@ -259,7 +343,7 @@ async fn a_crash_is_delivered(h: Harness) -> Outcome {
     let (mut watch, _) = watching(&h, &b).await?;
     let left = within("the leave of the dead", h.gone(), watch.next()).await?.ok_or("the watch ended")??;
     ensure(
-        matches!(&left, GroupEvent::Left(record) if record.member.as_bytes() == b"dead"),
+        matches!(&left, GroupEvent::Left(record, _) if record.member.as_bytes() == b"dead"),
         format!("{left:?}"),
     )
 }

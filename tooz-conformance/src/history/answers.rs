@@ -134,7 +134,7 @@ impl Oracle {
                 self.updated.entry((group, record.member)).or_default().push(at);
                 self.published.entry((group, record.member, record.value)).or_default().push(at);
             }
-            Fact::Left { group, record } => {
+            Fact::Left { group, record, .. } => {
                 step(&mut self.members, group, at, |members| members.saturating_sub(1));
                 step(&mut self.is_member, (group, record.member), at, |_| false);
             }

@@ -274,7 +274,7 @@ impl History {
                 Fact::Updated { group, record } => {
                     (group, record.member, MemberOperation::Updated(record.value), Some(record.value))
                 }
-                Fact::Left { group, record } => (group, record.member, MemberOperation::Left, None),
+                Fact::Left { group, record, .. } => (group, record.member, MemberOperation::Left, None),
                 Fact::Deleted { group } | Fact::Lost { group } => {
                     for member in self.members_ever(group) {
                         let became = MemberOperation::Became(None);

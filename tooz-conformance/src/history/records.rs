@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use tooz_core::ErrorKind;
+use tooz_core::{Departure, ErrorKind};
 
 /// A point on the clock of the run, in nanoseconds from its start. No two are the same: what happens while a
 /// virtual clock stands still is a nanosecond apart.
@@ -190,6 +190,7 @@ pub enum Fact {
     Left {
         group: Name,
         record: Record,
+        how: Departure,
     },
     /// From now on this member's calls and news go through again, or it hears nothing any more.
     Reachable {
@@ -216,7 +217,7 @@ pub enum Seen {
     Snapshot(Vec<Record>),
     Resync(Vec<Record>),
     Joined(Record),
-    Left(Record),
+    Left(Record, Departure),
     Updated(Record),
     Deleted,
 }

@@ -41,7 +41,7 @@ impl Timeline {
                 }
                 now = now.wrapping_add(print(record));
             }
-            Seen::Left(record) => {
+            Seen::Left(record, _) => {
                 if let Some(earlier) = self.members.remove(&record.member) {
                     now = now.wrapping_sub(print(&earlier));
                 }
@@ -64,7 +64,7 @@ impl History {
             let (group, change) = match fact {
                 Fact::Joined { group, record } => (group, Seen::Joined(*record)),
                 Fact::Updated { group, record } => (group, Seen::Updated(*record)),
-                Fact::Left { group, record } => (group, Seen::Left(*record)),
+                Fact::Left { group, record, how } => (group, Seen::Left(*record, *how)),
                 Fact::Deleted { group } => (group, Seen::Deleted),
                 // The watchers are told by a view.
                 Fact::Lost { group } => (group, Seen::Resync(Vec::new())),
@@ -155,7 +155,7 @@ fn apply(view: &mut BTreeMap<Name, Record>, seen: &Seen) -> Option<&'static str>
         Seen::Joined(record) => {
             view.insert(record.member, *record).is_some().then_some("it had joined before, and had not left")
         }
-        Seen::Left(record) => {
+        Seen::Left(record, _) => {
             let left = view.remove(&record.member);
             left.is_none_or(|left| left.incarnation != record.incarnation).then_some("it was not there")
         }

@@ -244,7 +244,7 @@ fn seen(world: &World, event: &GroupEvent) -> Seen {
         GroupEvent::Snapshot(records) => Seen::Snapshot(all(records)),
         GroupEvent::Resync(records) => Seen::Resync(all(records)),
         GroupEvent::Joined(record) => Seen::Joined(world.record_of(record)),
-        GroupEvent::Left(record) => Seen::Left(world.record_of(record)),
+        GroupEvent::Left(record, how) => Seen::Left(world.record_of(record), *how),
         GroupEvent::Updated(record) => Seen::Updated(world.record_of(record)),
         _ => Seen::Deleted,
     }

@@ -167,8 +167,8 @@ impl World {
             Happened::Updated(group, record) => {
                 Fact::Updated { group: name(group), record: self.record_of(record) }
             }
-            Happened::Left(group, record) => {
-                Fact::Left { group: name(group), record: self.record_of(record) }
+            Happened::Left(group, record, how) => {
+                Fact::Left { group: name(group), record: self.record_of(record), how: *how }
             }
             Happened::Opened(member) => {
                 locked(&self.sessions).entry(name(member)).or_default().opened();
@@ -199,7 +199,7 @@ impl World {
             }
             Fact::Joined { group, record }
             | Fact::Updated { group, record }
-            | Fact::Left { group, record } => {
+            | Fact::Left { group, record, .. } => {
                 let verb = match fact {
                     Fact::Joined { .. } => "joined",
                     Fact::Updated { .. } => "updated in",

@@ -4,7 +4,7 @@ use tooz_conformance::history::{
     Answer, Asked, Bounds, End, Fact, History, Hold, Left, Mode, Moment, Name, Operation, OperationId,
     Outcome, Record, Seen, Violation, Watch,
 };
-use tooz_core::ErrorKind;
+use tooz_core::{Departure, ErrorKind};
 
 const LOCK: Name = Name(0);
 const GROUP: Name = Name(1);
@@ -349,7 +349,7 @@ fn watched(seen: &[Seen]) -> Story {
     let updated = story.call(A, Asked::Update(GROUP, 7));
     story.fact(Fact::Updated { group: GROUP, record: record(A, 2, 7) });
     story.answer(updated, Outcome::Ok(Answer::Done));
-    story.fact(Fact::Left { group: GROUP, record: record(A, 2, 7) });
+    story.fact(Fact::Left { group: GROUP, record: record(A, 2, 7), how: Departure::Left });
     story.fact(Fact::Joined { group: GROUP, record: record(A, 3, 0) });
     let mut watch = Watch { client: A, group: GROUP, seen: Vec::new(), at_rest: None };
     for seen in seen {
@@ -368,7 +368,7 @@ fn a_watch_that_tells_everything_is_right() {
             Seen::Snapshot(vec![b]),
             Seen::Joined(record(A, 2, 0)),
             Seen::Updated(record(A, 2, 7)),
-            Seen::Left(record(A, 2, 7)),
+            Seen::Left(record(A, 2, 7), Departure::Left),
             Seen::Joined(record(A, 3, 0)),
         ],
         vec![Seen::Snapshot(vec![]), Seen::Resync(vec![record(A, 3, 0), b])],
@@ -386,16 +386,22 @@ fn a_watch_that_loses_invents_or_disorders_is_named() {
         vec![
             Seen::Snapshot(vec![b]),
             Seen::Joined(record(A, 2, 0)),
-            Seen::Left(record(A, 2, 7)),
+            Seen::Left(record(A, 2, 7), Departure::Left),
             Seen::Joined(record(A, 3, 0)),
         ],
         vec![
             Seen::Snapshot(vec![b]),
             Seen::Joined(record(A, 2, 0)),
             Seen::Updated(record(A, 2, 7)),
-            Seen::Left(record(A, 2, 7)),
+            Seen::Left(record(A, 2, 7), Departure::Left),
         ],
         vec![Seen::Snapshot(vec![b])],
+        // A leave as a death.
+        vec![
+            Seen::Snapshot(vec![b, record(A, 2, 7)]),
+            Seen::Left(record(A, 2, 7), Departure::Died),
+            Seen::Joined(record(A, 3, 0)),
+        ],
         // Invented, doubled, in another order, without its beginning.
         vec![Seen::Snapshot(vec![b]), Seen::Joined(record(A, 9, 0))],
         vec![Seen::Snapshot(vec![b, record(A, 3, 0)]), Seen::Joined(record(A, 3, 0))],
@@ -466,10 +472,10 @@ fn an_update_is_done_once_and_while_it_runs_or_refused() {
 /// An update while its coordinator is without a session is noted, and published with the rejoin.
 #[test]
 fn an_update_between_a_loss_and_the_rejoin_is_published_with_the_rejoin() {
-    let left = Fact::Left { group: GROUP, record: record(A, 1, 1) };
+    let left = Fact::Left { group: GROUP, record: record(A, 1, 1), how: Departure::Left };
     // Nor does it matter that another call of the same coordinator joined meanwhile.
     let joined = Fact::Joined { group: GROUP, record: record(A, 2, 3) };
-    let left_again = Fact::Left { group: GROUP, record: record(A, 2, 3) };
+    let left_again = Fact::Left { group: GROUP, record: record(A, 2, 3), how: Departure::Left };
     let (mut story, _) = updated(&[left, joined, left_again], Outcome::Ok(Answer::Done));
     story.fact(Fact::Joined { group: GROUP, record: record(A, 3, 2) });
     story.is_right();
@@ -484,7 +490,7 @@ fn an_update_makes_no_member_of_somebody_who_left() {
     story.fact(Fact::Created { group: GROUP });
     story.fact(Fact::Joined { group: GROUP, record: record(A, 1, 1) });
     let leaving = story.call(A, Asked::Leave(GROUP));
-    story.fact(Fact::Left { group: GROUP, record: record(A, 1, 1) });
+    story.fact(Fact::Left { group: GROUP, record: record(A, 1, 1), how: Departure::Left });
     story.answer(leaving, Outcome::Ok(Answer::Done));
     story.is_right();
     let id = story.call(A, Asked::Update(GROUP, 2));

@@ -39,6 +39,18 @@ impl MemberRecord {
     }
 }
 
+/// How a member's time in a group ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Departure {
+    /// The member's own process said so: it left the group, or closed its coordinator in order.
+    Left,
+    /// Its session ended in another way (it expired, or its process was killed), or another process removed it.
+    Died,
+    /// The backend cannot tell, as for a member of another program that is gone.
+    Unknown,
+}
+
 /// What a group's watch delivers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -49,8 +61,8 @@ pub enum GroupChange {
     Joined(MemberRecord),
     /// A member published other capabilities.
     Updated(MemberRecord),
-    /// A member left, was removed, or died.
-    Left(MemberRecord),
+    /// A member left, was removed, or died, and which of these.
+    Left(MemberRecord, Departure),
     /// The group was deleted; the stream ends.
     Deleted,
 }

@@ -29,7 +29,7 @@ pub mod support;
 
 pub use connect::{Connect, Context, Driver, Limits, OpenSession};
 pub use examine::{Examining, Finding, Severity};
-pub use groups::{ChangeStream, GroupChange, Groups, Join, MemberRecord, SessionGroups};
+pub use groups::{ChangeStream, Departure, GroupChange, Groups, Join, MemberRecord, SessionGroups};
 pub use ids::{AttemptId, Epoch, InstanceId, SessionId};
 pub use locks::{
     Acquire, Acquired, BreakRequest, End, Grant, HolderRecord, HolderStream, Holders, LockKey, LockMode,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::common::*;
 use crate::scripted::*;
-use tooz_core::driver::{GroupChange, MemberRecord};
+use tooz_core::driver::{Departure, GroupChange, MemberRecord};
 use tooz_core::{Capabilities, Coordinator, Error, ErrorKind, HookEvent, MemberId, Result};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -106,7 +106,7 @@ async fn what_was_read_is_not_told_again() {
     tokio::time::sleep(SECOND).await;
     assert!(!waits.is_finished());
     script.show("g", Ok(Vec::new()));
-    script.push("g", Some(Ok(GroupChange::Left(b(1)))));
+    script.push("g", Some(Ok(GroupChange::Left(b(1), Departure::Left))));
     assert_eq!(texts(&soon(waits).await.unwrap().unwrap()), ["-g1"]);
     assert!(run(&c).await.is_empty());
     assert_eq!(told.all(), ["+g1", "-g1"]);
@@ -125,7 +125,7 @@ async fn what_comes_while_it_waits_is_told_once() {
     let waits = waiting(&script, &c).await;
     script.show("g", Ok(vec![b(2)]));
     script.push("g", Some(Ok(GroupChange::Joined(b(1)))));
-    script.push("g", Some(Ok(GroupChange::Left(b(1)))));
+    script.push("g", Some(Ok(GroupChange::Left(b(1), Departure::Left))));
     script.push("g", Some(Ok(GroupChange::Joined(b(2)))));
     assert_eq!(texts(&soon(waits).await.unwrap().unwrap()), ["-g1", "+g2"]);
     assert_eq!(told.all(), ["+g1", "-g1", "+g2"]);
@@ -135,7 +135,7 @@ async fn what_comes_while_it_waits_is_told_once() {
 #[tokio::test(start_paused = true)]
 async fn what_happens_between_two_readings_is_folded() {
     let (script, c, told) = hooked("folded", &["g"]).await;
-    for change in [GroupChange::Joined(b(1)), GroupChange::Left(b(1))] {
+    for change in [GroupChange::Joined(b(1)), GroupChange::Left(b(1), Departure::Left)] {
         script.push("g", Some(Ok(change)));
     }
     assert!(c.hooks().run_watchers(SECOND).await.unwrap().is_empty());
@@ -235,7 +235,7 @@ async fn an_update_is_noted_and_no_more() {
     tokio::time::sleep(SECOND).await;
     assert_eq!(count(&script, "read"), reads);
     script.show("g", Ok(Vec::new()));
-    script.push("g", Some(Ok(GroupChange::Left(newest.clone()))));
+    script.push("g", Some(Ok(GroupChange::Left(newest.clone(), Departure::Died))));
     let events = soon(waits).await.unwrap().unwrap();
     assert!(matches!(&events[..], [HookEvent::Left { member, .. }] if *member == newest), "{events:?}");
 }

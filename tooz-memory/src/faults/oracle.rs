@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use tooz_core::driver::{LockKey, LockMode, MemberRecord, Previous};
+use tooz_core::driver::{Departure, LockKey, LockMode, MemberRecord, Previous};
 use tooz_core::{FencingToken, GroupId, MemberId};
 
 /// One thing that happened.
@@ -70,8 +70,8 @@ pub enum Happened {
     Joined(GroupId, MemberRecord),
     /// A member published other capabilities.
     Updated(GroupId, MemberRecord),
-    /// A member left, was removed, or died.
-    Left(GroupId, MemberRecord),
+    /// A member left, was removed, or died, and which of these.
+    Left(GroupId, MemberRecord, Departure),
 }
 
 /// A test that is told of everything in one namespace.

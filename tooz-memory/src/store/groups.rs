@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tooz_core::driver::support::errors::{
     group_exists, group_not_empty, group_not_found, joined_before, member_id_taken, member_not_found,
 };
-use tooz_core::driver::{GroupChange, Join, MemberRecord, Notice, SessionId};
+use tooz_core::driver::{Departure, GroupChange, Join, MemberRecord, Notice, SessionId};
 use tooz_core::{Capabilities, GroupId, MemberId, Result};
 
 use super::state::{Fate, Group, LogId, Member, State};
@@ -122,8 +122,9 @@ impl State {
         let earlier =
             found.members.insert(member.clone(), Member { record: record.clone(), session, late: None });
         if let Some(earlier) = earlier {
-            self.tell(space, || Happened::Left(group.clone(), earlier.record.clone()));
-            self.publish(log, GroupChange::Left(earlier.record));
+            let how = Departure::Unknown;
+            self.tell(space, || Happened::Left(group.clone(), earlier.record.clone(), how));
+            self.publish(log, GroupChange::Left(earlier.record, how));
         }
         self.tell(space, || Happened::Joined(group.clone(), record.clone()));
         self.publish(log, GroupChange::Joined(record));
@@ -136,8 +137,9 @@ impl State {
         let Ok(found) = self.group_mut(space, group) else { return false };
         let log = found.log;
         let Some(removed) = found.members.remove(member) else { return false };
-        self.tell(space, || Happened::Left(folded.clone(), removed.record.clone()));
-        self.publish(log, GroupChange::Left(removed.record));
+        let how = Departure::Unknown;
+        self.tell(space, || Happened::Left(folded.clone(), removed.record.clone(), how));
+        self.publish(log, GroupChange::Left(removed.record, how));
         true
     }
 

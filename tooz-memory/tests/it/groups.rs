@@ -258,7 +258,7 @@ async fn what_is_delivered_adds_up_to_the_group() {
                     GroupChange::Joined(record) | GroupChange::Updated(record) => {
                         known.insert(record.member.clone(), record);
                     }
-                    GroupChange::Left(record) => {
+                    GroupChange::Left(record, _) => {
                         known.remove(&record.member);
                     }
                     other => panic!("{other:?}"),

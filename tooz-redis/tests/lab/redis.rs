@@ -423,7 +423,7 @@ async fn a_busy_group_is_read_once_a_second() {
     redis.command(&[b"DEL", b"_tooz_beats:python"]).unwrap();
     for watch in &mut watches {
         let left = |event| match event {
-            GroupEvent::Left(record) => is_python(&record),
+            GroupEvent::Left(record, _) => is_python(&record),
             GroupEvent::Resync(members) => !members.iter().any(is_python),
             _ => false,
         };

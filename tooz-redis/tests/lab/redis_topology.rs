@@ -407,7 +407,7 @@ async fn a_slot_moves() {
     let told = async {
         loop {
             match watch.next().await.unwrap().unwrap() {
-                GroupEvent::Left(_) => return,
+                GroupEvent::Left(..) => return,
                 GroupEvent::Resync(members) if members.is_empty() => return,
                 _ => {}
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tooz_core::driver::support::errors::group_not_found;
 use tooz_core::driver::support::feed::GroupFeed;
-use tooz_core::driver::{ChangeStream, Groups, MemberRecord};
+use tooz_core::driver::{ChangeStream, Departure, Groups, MemberRecord};
 use tooz_core::{ErrorKind, GroupId, MemberId, Result};
 
 use crate::engine::tx::Tx;
@@ -89,7 +89,7 @@ async fn follow(reader: Arc<Reader>, group: GroupId, mut known: Which, feed: Gro
                     return feed.deleted();
                 }
                 if std::mem::replace(&mut known, which) == which {
-                    feed.update(members);
+                    feed.update(members, |_| Departure::Unknown);
                 } else {
                     // The data was lost, and the group with it. The group was not deleted and may come back.
                     feed.reset(members);

@@ -116,7 +116,7 @@ pub(crate) fn short(change: Option<Result<GroupChange>>) -> String {
         Some(GroupChange::View(all)) => format!("[{}]", all.iter().map(name).collect::<Vec<_>>().join(" ")),
         Some(GroupChange::Joined(record)) => format!("+{}", name(&record)),
         Some(GroupChange::Updated(record)) => format!("~{}", name(&record)),
-        Some(GroupChange::Left(record)) => format!("-{}", name(&record)),
+        Some(GroupChange::Left(record, _)) => format!("-{}", name(&record)),
         Some(GroupChange::Deleted) => "deleted".into(),
         Some(other) => format!("{other:?}"),
     }

@@ -139,9 +139,11 @@ pub(crate) async fn groups_mix(stage: Stage) {
     assert_eq!(group.delete().await.unwrap_err().kind(), ErrorKind::GroupNotEmpty);
 
     assert_eq!(peer.does("leave g"), Value::Null);
-    assert!(matches!(watch.next().await, Some(Ok(GroupEvent::Left(r))) if r.member.as_bytes() == b"python"));
+    assert!(
+        matches!(watch.next().await, Some(Ok(GroupEvent::Left(r, _))) if r.member.as_bytes() == b"python")
+    );
     group.leave().await.unwrap();
-    assert!(matches!(watch.next().await, Some(Ok(GroupEvent::Left(_)))));
+    assert!(matches!(watch.next().await, Some(Ok(GroupEvent::Left(..)))));
     assert_eq!(peer.does("members g"), json!([]));
     assert_eq!(peer.does("delete g"), Value::Null);
     assert!(matches!(watch.next().await, Some(Ok(GroupEvent::Deleted))));
@@ -170,7 +172,10 @@ pub(crate) async fn members_are_seen_alive_and_dead(stage: Stage) {
     drop(watch.next().await);
     drop(peer);
     let left = tokio::time::timeout(SOON, watch.next()).await.unwrap();
-    assert!(matches!(&left, Some(Ok(GroupEvent::Left(r))) if r.member.as_bytes() == b"python"), "{left:?}");
+    assert!(
+        matches!(&left, Some(Ok(GroupEvent::Left(r, _))) if r.member.as_bytes() == b"python"),
+        "{left:?}"
+    );
     twin.group("g").unwrap().join(Capabilities::none()).await.unwrap();
 
     // Rust dies: Python sees it go.

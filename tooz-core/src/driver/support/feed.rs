@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 
 use futures_core::Stream;
 
-use crate::driver::{GroupChange, Holders, MemberRecord};
+use crate::driver::{Departure, GroupChange, Holders, MemberRecord};
 use crate::{Error, MemberId, Result};
 
 /// How many changes wait for a slow reader before it gets a view instead.
@@ -145,23 +145,26 @@ impl GroupChanges {
         }
     }
 
-    fn put(&mut self, record: MemberRecord) {
+    /// `how` tells how the incarnation before this one ended.
+    fn put(&mut self, record: MemberRecord, how: impl FnOnce(&MemberRecord) -> Departure) {
         match self.members.insert(record.member.clone(), record.clone()) {
             Some(before) if before == record => {}
             Some(before) if before.incarnation == record.incarnation => {
                 self.push(GroupChange::Updated(record));
             }
             Some(before) => {
-                self.push(GroupChange::Left(before));
+                let how = how(&before);
+                self.push(GroupChange::Left(before, how));
                 self.push(GroupChange::Joined(record));
             }
             None => self.push(GroupChange::Joined(record)),
         }
     }
 
-    fn remove(&mut self, member: &MemberId) {
+    fn remove(&mut self, member: &MemberId, how: impl FnOnce(&MemberRecord) -> Departure) {
         if let Some(record) = self.members.remove(member) {
-            self.push(GroupChange::Left(record));
+            let how = how(&record);
+            self.push(GroupChange::Left(record, how));
         }
     }
 }
@@ -195,8 +198,13 @@ impl GroupFeed {
         });
     }
 
-    /// The group was read again: the reader gets the differences, by incarnation.
-    pub fn update(&self, members: impl IntoIterator<Item = MemberRecord>) {
+    /// The group was read again: the reader gets the differences, by incarnation. `how` tells how an incarnation ended
+    /// that is gone.
+    pub fn update(
+        &self,
+        members: impl IntoIterator<Item = MemberRecord>,
+        how: impl Fn(&MemberRecord) -> Departure,
+    ) {
         self.change(|shared| {
             let group = &mut shared.source;
             let now: BTreeMap<_, _> =
@@ -204,22 +212,23 @@ impl GroupFeed {
             let gone: Vec<_> =
                 group.members.keys().filter(|member| !now.contains_key(*member)).cloned().collect();
             for member in gone {
-                group.remove(&member);
+                group.remove(&member, &how);
             }
             for record in now.into_values() {
-                group.put(record);
+                group.put(record, &how);
             }
         });
     }
 
-    /// A member joined, or published other capabilities. An equal record changes nothing.
+    /// A member joined, or published other capabilities. An equal record changes nothing. Another incarnation that stands
+    /// in its place has died: who leaves is removed first.
     pub fn put(&self, record: MemberRecord) {
-        self.change(|shared| shared.source.put(record));
+        self.change(|shared| shared.source.put(record, |_| Departure::Died));
     }
 
-    /// A member left.
-    pub fn remove(&self, member: &MemberId) {
-        self.change(|shared| shared.source.remove(member));
+    /// A member is gone.
+    pub fn remove(&self, member: &MemberId, how: Departure) {
+        self.change(|shared| shared.source.remove(member, |_| how));
     }
 
     /// What a log says of the group.
@@ -227,7 +236,7 @@ impl GroupFeed {
         match change {
             GroupChange::View(members) => self.reset(members),
             GroupChange::Joined(record) | GroupChange::Updated(record) => self.put(record),
-            GroupChange::Left(record) => self.remove(&record.member),
+            GroupChange::Left(record, how) => self.remove(&record.member, how),
             GroupChange::Deleted => self.deleted(),
         }
     }
@@ -241,13 +250,13 @@ impl GroupFeed {
         });
     }
 
-    /// The group was deleted: its members leave, and the watch ends.
+    /// The group was deleted: the members that it still had are gone, and the watch ends.
     pub fn deleted(&self) {
         self.change(|shared| {
             let group = &mut shared.source;
             let members: Vec<_> = group.members.keys().cloned().collect();
             for member in members {
-                group.remove(&member);
+                group.remove(&member, |_| Departure::Unknown);
             }
             // After all others, also where the reader gets a view first.
             group.changes.push_back(GroupChange::Deleted);
@@ -315,7 +324,7 @@ mod tests {
                 Ok(GroupChange::View(members)) => format!("{} members", members.len()),
                 Ok(GroupChange::Joined(member)) => format!("+{}", member.member),
                 Ok(GroupChange::Updated(member)) => format!("~{}", member.member),
-                Ok(GroupChange::Left(member)) => format!("-{}", member.member),
+                Ok(GroupChange::Left(member, how)) => format!("-{} {how:?}", member.member),
                 Ok(GroupChange::Deleted) => "deleted".into(),
                 Err(error) => error.to_string(),
             });
@@ -332,11 +341,16 @@ mod tests {
         feed.put(record("b", 2, 0));
         feed.put(record("b", 2, 1));
         feed.put(record("a", 3, 0));
-        feed.remove(&MemberId::new("b").unwrap());
-        feed.remove(&MemberId::new("nobody").unwrap());
-        assert_eq!(shown(&mut stream), ["~b", "-a", "+a", "-b"]);
-        feed.update([record("c", 5, 0)]);
-        assert_eq!(shown(&mut stream), ["-a", "+c"]);
+        feed.remove(&MemberId::new("b").unwrap(), Departure::Left);
+        feed.remove(&MemberId::new("nobody").unwrap(), Departure::Left);
+        assert_eq!(shown(&mut stream), ["~b", "-a Died", "+a", "-b Left"]);
+        feed.put(record("b", 4, 0));
+        let left =
+            |gone: &MemberRecord| if gone.incarnation == 3 { Departure::Left } else { Departure::Died };
+        feed.update([record("b", 7, 0), record("c", 5, 0)], left);
+        assert_eq!(shown(&mut stream), ["+b", "-a Left", "-b Died", "+b", "+c"]);
+        feed.remove(&MemberId::new("b").unwrap(), Departure::Unknown);
+        assert_eq!(shown(&mut stream), ["-b Unknown"]);
         feed.put(record("d", 6, 0));
         feed.gap();
         assert!(shown(&mut stream).is_empty());
@@ -344,7 +358,7 @@ mod tests {
         assert_eq!(shown(&mut stream), ["2 members"]);
         feed.deleted();
         feed.put(record("e", 7, 0));
-        assert_eq!(shown(&mut stream), ["-c", "-d", "deleted"]);
+        assert_eq!(shown(&mut stream), ["-c Unknown", "-d Unknown", "deleted"]);
         assert!(matches!(next(&mut stream), Poll::Ready(None)));
     }
 
