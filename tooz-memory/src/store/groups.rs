@@ -122,7 +122,7 @@ impl State {
         let earlier =
             found.members.insert(member.clone(), Member { record: record.clone(), session, late: None });
         if let Some(earlier) = earlier {
-            let how = Departure::Unknown;
+            let how = Departure::Died;
             self.tell(space, || Happened::Left(group.clone(), earlier.record.clone(), how));
             self.publish(log, GroupChange::Left(earlier.record, how));
         }
@@ -131,13 +131,18 @@ impl State {
         Ok(())
     }
 
-    /// Removes a member's record, tells the watchers, and returns whether there was one.
-    pub(super) fn remove_member(&mut self, space: &str, group: &GroupId, member: &MemberId) -> bool {
+    /// Removes a member's record, tells the watchers how it went, and returns whether there was one.
+    pub(super) fn remove_member(
+        &mut self,
+        space: &str,
+        group: &GroupId,
+        member: &MemberId,
+        how: Departure,
+    ) -> bool {
         let folded = self.folded(group);
         let Ok(found) = self.group_mut(space, group) else { return false };
         let log = found.log;
         let Some(removed) = found.members.remove(member) else { return false };
-        let how = Departure::Unknown;
         self.tell(space, || Happened::Left(folded.clone(), removed.record.clone(), how));
         self.publish(log, GroupChange::Left(removed.record, how));
         true
@@ -152,7 +157,7 @@ impl State {
         }
         let joined = session.groups.remove(&folded);
         self.group(&space, group)?;
-        if joined && self.remove_member(&space, &folded, &member) {
+        if joined && self.remove_member(&space, &folded, &member, Departure::Left) {
             Ok(())
         } else {
             Err(member_not_found(group, &member))
@@ -193,7 +198,7 @@ impl State {
         let folded = self.folded(group);
         let owner =
             self.group(space, group).ok().and_then(|found| found.members.get(member)).map(|m| m.session);
-        if !self.remove_member(space, group, member) {
+        if !self.remove_member(space, group, member, Departure::Died) {
             return false;
         }
         if let Some(session) = owner.and_then(|id| self.sessions.get_mut(&id)) {

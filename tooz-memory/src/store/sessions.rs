@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tooz_core::driver::support::attempts::EndedAttempts;
-use tooz_core::driver::{Clock, Epoch, Held, LockKey, OpenSession, Previous, Renewal, SessionId};
+use tooz_core::driver::{Clock, Departure, Epoch, Held, LockKey, OpenSession, Previous, Renewal, SessionId};
 use tooz_core::{GroupId, LossReason};
 
 use super::state::{Ended, Fate, LiveSession, State};
@@ -155,8 +155,10 @@ impl State {
             self.advance(&session.space, key);
         }
         if !self.has(Fault::DeadMember) {
+            let closed = *why == LossReason::SessionClosed && how == Previous::Clean;
+            let gone = if closed { Departure::Left } else { Departure::Died };
             for group in &session.groups {
-                self.remove_member(&session.space, group, &session.member);
+                self.remove_member(&session.space, group, &session.member, gone);
             }
         }
         if let Some(space) = self.spaces.get_mut(&session.space)
