@@ -47,6 +47,8 @@ struct Follower {
     lost: bool,
     /// The version that a tick said, although its messages have not come.
     behind: Option<u64>,
+    /// The group as it was read at a later version than this. The messages up to there say how members went, and come first.
+    ahead: Option<View>,
 }
 
 /// Follows a group.
@@ -74,6 +76,7 @@ pub(crate) async fn follow(client: &Arc<Client>, group: &GroupId) -> Result<Chan
         told: None,
         lost: false,
         behind: None,
+        ahead: None,
     };
     follower.take(view);
     follower.feed.reset(follower.records());
@@ -137,6 +140,7 @@ impl Follower {
         self.sum = 0;
         self.digests.clear();
         self.told = None;
+        self.ahead = None;
     }
 
     /// Returns the record that it replaces.
@@ -198,16 +202,28 @@ impl Follower {
                 let another = self.is_another(&view.instance);
                 self.epoch.clone_from(&view.epoch);
                 self.instance.clone_from(&view.instance);
-                self.lost = false;
-                self.take(view);
-                if missed || another {
+                if missed || another || self.lost {
+                    self.lost = false;
+                    self.take(view);
                     self.feed.reset(self.records());
+                } else if view.version > self.version {
+                    self.behind = Some(view.version);
+                    self.ahead = Some(view);
                 } else {
-                    self.feed.update(self.records(), |_| Departure::Unknown);
+                    self.update(view);
                 }
             }
         }
         Continue(())
+    }
+
+    /// The group differs from what the messages said up to this version: a driver that may not write found members dead, or
+    /// Python changed it. Python's members may have left. Ours say so in a message.
+    fn update(&mut self, view: View) {
+        self.take(view);
+        let how =
+            |gone: &MemberRecord| if gone.incarnation == 0 { Departure::Unknown } else { Departure::Died };
+        self.feed.update(self.records(), how);
     }
 
     /// The data is gone, and the group with it; no member deleted it.
@@ -231,23 +247,23 @@ impl Follower {
         if version != self.version + 1 || self.lost {
             return self.read_again(true).await;
         }
-        match self.apply(rest) {
-            Some(()) => {
-                self.reach(version);
-                self.verify().await
-            }
-            None => self.read_again(false).await,
+        let understood = self.apply(rest).is_some();
+        self.reach(version);
+        if let Some(view) = self.ahead.take_if(|view| view.version <= version) {
+            self.update(view);
         }
+        if understood { self.verify().await } else { self.read_again(false).await }
     }
 
     /// Applies one change; `None`: the message does not say it.
     fn apply(&mut self, message: &[u8]) -> Option<()> {
         let (kind, rest) = (message.first()?, message.get(2..)?);
         match kind {
-            b'L' => {
+            b'L' | b'X' => {
                 let known = self.members.remove(rest)?;
                 if let Some(old) = self.without(known) {
-                    self.feed.remove(&old.member, Departure::Unknown);
+                    self.feed
+                        .remove(&old.member, if *kind == b'L' { Departure::Left } else { Departure::Died });
                 }
             }
             b'J' | b'U' => {

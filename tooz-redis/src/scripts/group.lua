@@ -40,10 +40,11 @@ local function put(g, member, r, caps, kind)
   changed(g, table.concat({ kind, r.incarnation, r.joined, r.updated, pair(member, caps) }, ' '))
 end
 
-local function drop(g, member)
+-- Takes a member out; `kind`: L, its own process said so; X, anything else.
+local function drop(g, member, kind)
   if member ~= MARK then redis.call('HDEL', g.key, member) end
   redis.call('HDEL', g.m, 'm' .. member)
-  changed(g, 'L ' .. member)
+  changed(g, kind .. ' ' .. member)
 end
 
 local function beats(member)
@@ -101,7 +102,7 @@ end
 -- The living members. The others are taken out, as Python does.
 local function members(g)
   local found, dropped, replaced = living(g)
-  for _, member in ipairs(dropped) do drop(g, member) end
+  for _, member in ipairs(dropped) do drop(g, member, 'X') end
   for _, member in ipairs(replaced) do
     redis.call('HDEL', g.m, 'm' .. member)
     changed(g, 'P')

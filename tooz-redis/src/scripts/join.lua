@@ -28,7 +28,7 @@ if not there then
 end
 known(g, ARGV[8])
 -- A record that is left of a dead one: another incarnation shows as left and joined.
-if (field and member ~= MARK) or r then drop(g, member) end
+if (field and member ~= MARK) or r then drop(g, member, 'X') end
 local at = num(micros)
 put(g, member, { session = id, incarnation = ARGV[7], joined = at, updated = at }, ARGV[5], 'J')
 redis.call('HSET', KEYS[4], 'g' .. ARGV[10], ARGV[11], 'c', member)

@@ -1,5 +1,6 @@
 -- Ends a session: its places first, or its own locks would be handed to itself; then all that it held in a lock, and only then the
--- lock is handed on, or two next holders would be told of one end. `how` is left in locks that it held.
+-- lock is handed on, or two next holders would be told of one end. `how` is left in locks that it held; without it, its own process
+-- closed it in order.
 local function end_session(id, how, time)
   local all, locks, attempts = redis.call('HGETALL', session(id)), {}, {}
   for i = 1, #all, 2 do
@@ -16,7 +17,7 @@ local function end_session(id, how, time)
       local g = group(NS .. '_group:' .. rest, all[i + 1])
       local member = redis.call('HGET', session(id), 'c')
       local r = member and exists(g) and record(redis.call('HGET', g.m, 'm' .. member))
-      if r and r.session == id then drop(g, member) end
+      if r and r.session == id then drop(g, member, how and 'X' or 'L') end
     end
   end
   for _, l in pairs(locks) do read(l) end
