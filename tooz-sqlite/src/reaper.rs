@@ -218,7 +218,7 @@ pub(crate) fn end(tx: &mut Tx<'_>, session: &Recorded, closed: Option<End>) -> W
         tx.unsettled.push(lock);
     }
     tx.unsettled.extend(waited.into_iter().flatten());
-    log::members_left(tx, seq)?;
+    log::members_left(tx, seq, closed == Some(End::Clean))?;
     tx.run("DELETE FROM members WHERE session = ?1", [seq])?;
     tx.run("DELETE FROM claims WHERE session = ?1", [seq])?;
     match tx.run("DELETE FROM sessions WHERE seq = ?1", [seq]) {

@@ -149,7 +149,8 @@ impl Engine {
                 let change = match change {
                     Change::Joined => GroupChange::Joined(record),
                     Change::Updated => GroupChange::Updated(record),
-                    Change::Left => GroupChange::Left(record, Departure::Unknown),
+                    Change::Left => GroupChange::Left(record, Departure::Left),
+                    Change::Died(_) => GroupChange::Left(record, Departure::Died),
                 };
                 self.tell_group(seq, &namespace, &name, &change);
             }

@@ -4,8 +4,10 @@
 //! cost is that of the changes, however many callers wait. The numbers have no holes. A missing number means that the reader
 //! was too slow and the rows were cut off; then it reads the state itself.
 
+use std::collections::BTreeMap;
+
 use rusqlite::Row;
-use tooz_core::driver::{AttemptId, MemberRecord};
+use tooz_core::driver::{AttemptId, Departure, MemberRecord};
 use tooz_core::{Capabilities, MemberId};
 
 use crate::engine::tx::{Effect, Tx, from_micros};
@@ -35,12 +37,35 @@ pub(crate) enum Event {
     SessionEnded(i64),
 }
 
-/// What happened to a member; the numbers are the topics of the entries.
+/// What happened to a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
-    Joined = 1,
-    Updated = 2,
-    Left = 3,
+    Joined,
+    Updated,
+    Left,
+    /// This session ended without a leave. The entry is that of a leave which names a session.
+    Died(i64),
+}
+
+impl Change {
+    /// The topic of the entry, and its session.
+    fn columns(&self) -> (i64, Option<&i64>) {
+        match self {
+            Self::Joined => (1, None),
+            Self::Updated => (2, None),
+            Self::Left => (3, None),
+            Self::Died(session) => (3, Some(session)),
+        }
+    }
+
+    /// How a member went; `None`: it is there.
+    pub(crate) fn departure(self) -> Option<Departure> {
+        match self {
+            Self::Joined | Self::Updated => None,
+            Self::Left => Some(Departure::Left),
+            Self::Died(_) => Some(Departure::Died),
+        }
+    }
 }
 
 /// A member as its columns hold it.
@@ -93,7 +118,8 @@ impl MemberRow {
 pub(crate) fn append(tx: &mut Tx<'_>, event: &Event) -> Work<()> {
     let (topic, session, group, attempt, member) = match event {
         Event::Member(change, namespace, name, row) => {
-            (*change as i64, None, Some((namespace, name)), None, Some(row))
+            let (topic, session) = change.columns();
+            (topic, session, Some((namespace, name)), None, Some(row))
         }
         Event::GroupDeleted(namespace, name) => (4, None, Some((namespace, name)), None, None),
         Event::LeaderChanged(namespace, name) => (5, None, Some((namespace, name)), None, None),
@@ -126,13 +152,14 @@ pub(crate) fn append(tx: &mut Tx<'_>, event: &Event) -> Work<()> {
     Ok(())
 }
 
-/// Logs that every membership of a session ends.
-pub(crate) fn members_left(tx: &mut Tx<'_>, session: i64) -> Work<()> {
+/// Logs that every membership of a session ends; `closed`: its own process said so.
+pub(crate) fn members_left(tx: &mut Tx<'_>, session: i64, closed: bool) -> Work<()> {
+    let change = if closed { Change::Left } else { Change::Died(session) };
     let left = tx.readable(
         "SELECT g.namespace, g.name, m.member, m.capabilities, m.incarnation, m.joined_at, m.updated_at \
          FROM members m JOIN groups g ON g.id = m.group_id WHERE m.session = ?1",
         [session],
-        |row| Ok(Event::Member(Change::Left, row.get(0)?, row.get(1)?, MemberRow::leaving(row, 2)?)),
+        |row| Ok(Event::Member(change, row.get(0)?, row.get(1)?, MemberRow::leaving(row, 2)?)),
     )?;
     left.iter().try_for_each(|event| append(tx, event))
 }
@@ -154,6 +181,19 @@ pub(crate) fn read_after(tx: &Tx<'_>, cursor: i64) -> Work<Vec<(i64, Option<Even
     )
 }
 
+/// How members of all groups went after `cursor`, by incarnation; `None`: the log was cut since.
+pub(crate) fn departures(tx: &Tx<'_>, cursor: i64) -> Work<Option<BTreeMap<u128, Departure>>> {
+    let entries = read_after(tx, cursor)?;
+    if entries.first().is_some_and(|(first, _)| *first > cursor.saturating_add(1)) {
+        return Ok(None);
+    }
+    let departure = |(_, event)| match event {
+        Some(Event::Member(change, _, _, row)) => Some((row.incarnation, change.departure()?)),
+        _ => None,
+    };
+    Ok(Some(entries.into_iter().filter_map(departure).collect()))
+}
+
 fn read(row: &Row<'_>) -> rusqlite::Result<Option<Event>> {
     let member = |change| -> rusqlite::Result<Event> {
         Ok(Event::Member(change, row.get(3)?, row.get(4)?, MemberRow::read(row, 6)?))
@@ -162,7 +202,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Option<Event>> {
     Ok(Some(match row.get::<_, i64>(1)? {
         1 => member(Change::Joined)?,
         2 => member(Change::Updated)?,
-        3 => member(Change::Left)?,
+        3 => member(row.get::<_, Option<i64>>(2)?.map_or(Change::Left, Change::Died))?,
         4 => Event::GroupDeleted(row.get(3)?, row.get(4)?),
         5 => Event::LeaderChanged(row.get(3)?, row.get(4)?),
         6 => Event::Granted(row.get(2)?, attempt()?),

@@ -1,5 +1,6 @@
 //! Groups without a session: listings, and a watch that compares what it reads.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -8,6 +9,7 @@ use tooz_core::driver::support::feed::GroupFeed;
 use tooz_core::driver::{ChangeStream, Departure, Groups, MemberRecord};
 use tooz_core::{ErrorKind, GroupId, MemberId, Result};
 
+use crate::engine::log;
 use crate::engine::tx::Tx;
 use crate::error::Fail;
 use crate::read_only::driver::{ReadOnly, refuse};
@@ -44,11 +46,11 @@ impl Groups for ReadOnly {
 
     async fn watch(&self, group: &GroupId) -> Result<ChangeStream> {
         let reader = Arc::clone(&self.0);
-        let (known, members) = read_group(&reader, group).await?;
-        if known.id == 0 {
+        let mut known = read_group(&reader, group, 0).await?;
+        if known.which.id == 0 {
             return Err(group_not_found(group));
         }
-        let feed = GroupFeed::new(members);
+        let feed = GroupFeed::new(std::mem::take(&mut known.members));
         let task = self.0.site.context.spawner.spawn(follow(reader, group.clone(), known, feed.clone()));
         Ok(feed.stream(task))
     }
@@ -62,38 +64,56 @@ struct Which {
     id: i64,
 }
 
-/// Reads a group; without members if there is no such group, or no database.
-async fn read_group(reader: &Arc<Reader>, group: &GroupId) -> Result<(Which, Vec<MemberRecord>)> {
+/// A group that was read.
+#[derive(Debug, Default)]
+struct Read {
+    which: Which,
+    members: Vec<MemberRecord>,
+    /// The latest entry of the log.
+    seq: i64,
+    /// How members went since the entry before which this was read; `None`: the log does not say it.
+    gone: Option<BTreeMap<u128, Departure>>,
+}
+
+/// Reads a group, and the log after the entry `after`; without members if there is no such group, or no database.
+async fn read_group(reader: &Arc<Reader>, group: &GroupId, after: i64) -> Result<Read> {
     let (namespace, group) = (reader.config.namespace.clone(), group.clone());
     let work = move |tx: &mut Tx<'_>| {
-        let epoch = tx.epoch()?;
-        match view::find(tx, &namespace, &group) {
-            Ok(id) => Ok((Which { epoch, id }, view::members(tx, &namespace, &group)?)),
-            Err(Fail::Tooz(error)) if error.kind() == ErrorKind::GroupNotFound => {
-                Ok((Which { epoch, id: 0 }, Vec::new()))
-            }
-            Err(fail) => Err(fail),
-        }
+        let (epoch, seq, gone) = (tx.epoch()?, log::latest(tx)?, log::departures(tx, after)?);
+        let (id, members) = match view::find(tx, &namespace, &group) {
+            Ok(id) => (id, view::members(tx, &namespace, &group)?),
+            Err(Fail::Tooz(error)) if error.kind() == ErrorKind::GroupNotFound => (0, Vec::new()),
+            Err(fail) => return Err(fail),
+        };
+        Ok(Read { which: Which { epoch, id }, members, seq, gone })
     };
     Ok(reader.look(work).await?.unwrap_or_default())
 }
 
 /// Looks at a group again and again.
-async fn follow(reader: Arc<Reader>, group: GroupId, mut known: Which, feed: GroupFeed) {
+async fn follow(reader: Arc<Reader>, group: GroupId, mut known: Read, feed: GroupFeed) {
     loop {
         reader.site.context.spawner.sleep(LOOK).await;
-        match read_group(&reader, &group).await {
-            Ok((which, members)) => {
-                let lost = which.epoch != known.epoch || known.id == 0;
-                if !lost && which.id != known.id {
+        match read_group(&reader, &group, known.seq).await {
+            Ok(mut read) => {
+                let lost = read.which.epoch != known.which.epoch || known.which.id == 0;
+                let gone = read.gone.take();
+                // Who is gone without an entry is dead, and was not cleared away yet.
+                let unsaid = if gone.is_some() { Departure::Died } else { Departure::Unknown };
+                let gone = gone.unwrap_or_default();
+                let how = |member: &MemberRecord| *gone.get(&member.incarnation).unwrap_or(&unsaid);
+                if !lost && read.which.id != known.which.id {
+                    feed.update([], how);
                     return feed.deleted();
                 }
-                if std::mem::replace(&mut known, which) == which {
-                    feed.update(members, |_| Departure::Unknown);
+                let members = std::mem::take(&mut read.members);
+                if read.which == known.which {
+                    feed.update(members, how);
                 } else {
                     // The data was lost, and the group with it. The group was not deleted and may come back.
                     feed.reset(members);
                 }
+                known = read;
             }
             Err(_) if reader.is_closed() => return feed.end(),
             Err(error) if error.is_retryable() => {}
