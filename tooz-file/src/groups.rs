@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use tooz_core::driver::support::errors::{
     group_exists, group_not_empty, joined_before, member_id_taken, member_not_found,
 };
-use tooz_core::driver::{ChangeStream, Groups, Join, MemberRecord, SessionGroups};
+use tooz_core::driver::{ChangeStream, Departure, Groups, Join, MemberRecord, SessionGroups};
 use tooz_core::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
 use tooz_local::os_lock::Hold;
 
@@ -103,7 +103,7 @@ impl SessionState {
         let membership = self.state().members.remove(group);
         let directory = directory?;
         let Some(membership) = membership else { return Err(member_not_found(group, self.member())) };
-        membership.remove(tree, group, &directory)
+        membership.remove(tree, group, &directory, Departure::Left)
     }
 
     async fn publish(&self, group: &GroupId, capabilities: &Capabilities) -> Result<()> {
@@ -132,7 +132,7 @@ impl SessionState {
     }
 
     /// Leaves these groups of a session that ends, and gives its member id back.
-    pub(crate) async fn leave_all(&self, groups: Vec<GroupId>) -> Result<()> {
+    pub(crate) async fn leave_all(&self, groups: Vec<GroupId>, how: Departure) -> Result<()> {
         let (tree, member) = (&self.tree, self.member());
         if groups.is_empty() && !members::is_claimed_by(tree, member, self.id())? {
             return Ok(()); // the usual end of a session that only locked
@@ -141,7 +141,7 @@ impl SessionState {
         for group in groups {
             let Some(membership) = self.state().members.remove(&group) else { continue };
             match members::open_group(tree, &group)
-                .and_then(|directory| membership.remove(tree, &group, &directory))
+                .and_then(|directory| membership.remove(tree, &group, &directory, how))
             {
                 Err(error)
                     if !matches!(error.kind(), ErrorKind::GroupNotFound | ErrorKind::MemberNotFound) =>

@@ -18,6 +18,7 @@
 //!   breaks/<session>.<attempt>       a request to break a lock
 //!   broken/<attempt>                 the request that broke it, for an hour
 //!   tmp/                             files that are not in place yet
+//!   tmp/left.<incarnation>           the file of a member that left, for a minute: watches look for it
 //! ```
 //!
 //! Records of holders and waiters are empty files: creating, renaming and unlinking one is atomic, and a process that
@@ -80,6 +81,11 @@ pub(crate) fn group(id: &GroupId) -> String {
 /// The file of a member in its group; Python's name for it.
 pub(crate) fn member(id: &MemberId) -> String {
     hex(&Sha1::digest(id.as_bytes())) + ".raw"
+}
+
+/// The file of a member that left.
+pub(crate) fn left(incarnation: u128) -> String {
+    format!("left.{incarnation:032x}")
 }
 
 pub(crate) fn is_member(name: &str) -> bool {

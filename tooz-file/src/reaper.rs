@@ -39,7 +39,8 @@ pub(crate) async fn reap_in_turn(client: &Client, tree: &Tree) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => write()?,
         answer => answer.map_err(failed)?,
     }
-    reap_all(client, tree).await
+    reap_all(client, tree).await?;
+    tidy(client, tree)
 }
 
 /// Clears away every session that is dead.
@@ -110,8 +111,8 @@ async fn remove_lock_records(client: &Client, tree: &Tree, id: SessionId) -> Res
 }
 
 /// The age at which a file counts as left over from a process that died in the middle of something; everything that
-/// is under way takes milliseconds.
-const LEFTOVER: Duration = Duration::from_mins(1);
+/// is under way takes milliseconds. Every watch has long seen by then which members left.
+pub(crate) const LEFTOVER: Duration = Duration::from_mins(1);
 /// How long the request stays on record that broke a lock (L10).
 const BROKEN_RETENTION: Duration = Duration::from_hours(1);
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tooz_core::driver::{
-    AttemptId, End, Epoch, Held, Instant, Notice, OpenSession, Previous, Renewal, Session, SessionGroups,
-    SessionId, SessionLocks, Task,
+    AttemptId, Departure, End, Epoch, Held, Instant, Notice, OpenSession, Previous, Renewal, Session,
+    SessionGroups, SessionId, SessionLocks, Task,
 };
 use tooz_core::{Error, ErrorKind, GroupId, LossReason, Result};
 use tooz_local::os_lock::Hold;
@@ -96,7 +96,8 @@ impl SessionState {
         for (attempt, key) in waiting {
             self.end_attempt(&key, attempt).await?;
         }
-        self.leave_all(groups).await?;
+        let gone = if how == Previous::Clean { Departure::Left } else { Departure::Died };
+        self.leave_all(groups, gone).await?;
         let name = self.id().to_string();
         if tree.sessions.directory.has(&name, self.file_id) {
             let removed = tree.sessions.directory.remove(&name);

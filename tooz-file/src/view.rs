@@ -3,7 +3,7 @@
 //! A file whose owner is dead is no member, whether it was cleared away yet or not. Python's members live by the time
 //! of their file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -30,6 +30,8 @@ fn remaining_python_life(client: &Client, data: &FileStat) -> Option<Duration> {
 pub(crate) struct GroupView {
     /// By member id, sorted by bytes.
     pub(crate) members: BTreeMap<MemberId, MemberRecord>,
+    /// Which of them are Python's.
+    pub(crate) pythons: BTreeSet<MemberId>,
     /// When the first of Python's members dies, unless it touches its file.
     pub(crate) expires: Option<Duration>,
 }
@@ -67,7 +69,10 @@ pub(crate) fn read_group(
             Some(_) => {}
             None => match remaining_python_life(client, &data) {
                 None => continue,
-                Some(left) => view.expires = Some(view.expires.map_or(left, |first| first.min(left))),
+                Some(left) => {
+                    view.expires = Some(view.expires.map_or(left, |first| first.min(left)));
+                    view.pythons.insert(member.record.member.clone());
+                }
             },
         }
         view.members.insert(member.record.member.clone(), member.record);

@@ -3,6 +3,7 @@
 //! What happened between two readings is folded. A reader that is slow makes fewer readings, and costs no memory
 //! beyond one view of the group and the changes to the next.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -12,14 +13,17 @@ use std::time::Duration;
 
 use futures_core::Stream;
 use tooz_core::driver::support::feed::GroupFeed;
-use tooz_core::driver::{ChangeStream, Departure, GroupChange, HolderStream, Holders, LockKey};
-use tooz_core::{ErrorKind, GroupId, Result};
+use tooz_core::driver::{
+    ChangeStream, Departure, GroupChange, HolderStream, Holders, Instant, LockKey, MemberRecord,
+};
+use tooz_core::{ErrorKind, GroupId, MemberId, Result};
 use tooz_local::file_id::FileId;
 use tooz_local::os_lock::Hold;
 
 use crate::client::Client;
 use crate::error;
 use crate::keys::{self, KeyHash};
+use crate::reaper::LEFTOVER;
 use crate::tree::{Area, Listener, Topic, Tree, Watch, members, python_lock};
 use crate::view::{read_group, read_holders};
 
@@ -72,6 +76,10 @@ struct GroupFollower {
     watched: Vec<Watch>,
     feed: GroupFeed,
     expires: Option<Duration>,
+    /// Which of the members that were read are Python's.
+    pythons: BTreeSet<MemberId>,
+    /// When they were read.
+    read_at: Instant,
 }
 
 /// Watches the group's files and every session's end, so that dead members are cleared away at once.
@@ -94,6 +102,8 @@ pub(crate) async fn group(client: &Arc<Client>, group: &GroupId) -> Result<Chang
         watched: Vec::new(),
         feed: GroupFeed::default(),
         expires: None,
+        pythons: BTreeSet::new(),
+        read_at: client.context.clock.now(),
     };
     follower.look(true).await?;
     Ok(Box::pin(Following(Some(step(follower)))))
@@ -117,7 +127,7 @@ impl GroupFollower {
             Ok((directory, view)) => {
                 let same = self.metadata.as_ref().is_none_or(|(id, _)| directory.has(keys::METADATA, *id));
                 if !same {
-                    self.feed.deleted();
+                    self.delete();
                     return Ok(());
                 }
                 if self.metadata.is_none() {
@@ -129,19 +139,37 @@ impl GroupFollower {
                 if whole {
                     self.feed.reset(members);
                 } else {
-                    self.feed.update(members, |_| Departure::Unknown);
+                    self.feed.update(members, |member| self.departure(member));
                 }
+                self.pythons = view.pythons;
+                self.read_at = self.client.context.clock.now();
                 Ok(())
             }
             // If the tree was lost, the group is not there yet; else it was deleted.
             Err(error) if error.kind() == ErrorKind::GroupNotFound && self.metadata.is_some() => {
                 if self.tree.is_in_place() {
-                    self.feed.deleted();
+                    self.delete();
                 }
                 Ok(())
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// How a member went that was read before.
+    fn departure(&self, gone: &MemberRecord) -> Departure {
+        let age = self.client.context.clock.now().saturating_since(self.read_at);
+        match self.tree.tmp.stat(&keys::left(gone.incarnation)) {
+            Ok(Some(_)) => Departure::Left,
+            // The file of a member that left may have been tidied away since.
+            Ok(None) if age < LEFTOVER / 2 && !self.pythons.contains(&gone.member) => Departure::Died,
+            _ => Departure::Unknown,
+        }
+    }
+
+    fn delete(&self) {
+        self.feed.update([], |member| self.departure(member));
+        self.feed.deleted();
     }
 
     /// The whole directory was lost: the group was not deleted, and its members will create it again (S7).

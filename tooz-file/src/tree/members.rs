@@ -3,8 +3,8 @@
 use std::fs::File;
 use std::io;
 
-use tooz_core::driver::SessionId;
 use tooz_core::driver::support::errors::{group_not_found, member_id_taken, member_not_found};
+use tooz_core::driver::{Departure, MemberRecord, SessionId};
 use tooz_core::{Error, ErrorKind, GroupId, MemberId, Result};
 use tooz_local::file_id::FileId;
 use tooz_local::os_lock::Hold;
@@ -143,11 +143,27 @@ impl Membership {
         directory.has(&keys::member(&self.member.record.member), self.id)
     }
 
-    /// Removes the member's file, if it still is the one that was written.
-    pub(crate) fn remove(&self, tree: &Tree, group: &GroupId, directory: &Directory) -> Result<()> {
-        let member = &self.member.record.member;
+    /// Removes the member's file, if it still is the one that was written. That of a member that leaves is moved to where
+    /// watches look for it.
+    pub(crate) fn remove(
+        &self,
+        tree: &Tree,
+        group: &GroupId,
+        directory: &Directory,
+        how: Departure,
+    ) -> Result<()> {
+        let MemberRecord { member, incarnation, .. } = &self.member.record;
         let failed = |cause| error::group_files(group, cause);
-        if !self.is_in_place(directory) || !directory.remove(&keys::member(member)).map_err(failed)? {
+        let name = keys::member(member);
+        let remove = || {
+            if how == Departure::Left && directory.rename(&name, &tree.tmp, &keys::left(*incarnation)).is_ok()
+            {
+                return Ok(true);
+            }
+            // Also where a full disk has no room for another name.
+            directory.remove(&name)
+        };
+        if !self.is_in_place(directory) || !remove().map_err(failed)? {
             return Err(member_not_found(group, member));
         }
         tree.notify(&Topic::Group(keys::group(group)));
