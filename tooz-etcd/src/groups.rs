@@ -3,7 +3,9 @@
 use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
-use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp, TxnResponse};
+use etcd_client::{
+    Compare, CompareOp, GetOptions, KeyValue, PutOptions, SortOrder, SortTarget, Txn, TxnOp, TxnResponse,
+};
 use tooz_core::driver::support::errors::{
     group_exists, group_not_empty, group_not_found, joined_before, member_id_taken, member_not_found,
 };
@@ -12,7 +14,7 @@ use tooz_core::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
 
 use crate::connection::answer;
 use crate::driver::Etcd;
-use crate::keys::below;
+use crate::keys::{GroupKeys, below};
 use crate::session_state::SessionState;
 use crate::view::{get_range, member_record};
 use crate::watch;
@@ -152,7 +154,7 @@ impl SessionState {
     }
 
     /// Writes to this session's own record in a group.
-    async fn write_own(&self, group: &GroupId, write: impl Fn(Vec<u8>) -> TxnOp) -> Result<()> {
+    async fn write_own(&self, group: &GroupId, write: impl Fn(Vec<u8>) -> Vec<TxnOp>) -> Result<()> {
         let keys = self.client.keys.group(group);
         let own = keys.member(&self.member);
         loop {
@@ -162,7 +164,7 @@ impl SessionState {
                 Compare::lease(own.clone(), CompareOp::Equal, self.opened.lease),
             ];
             let looks = vec![TxnOp::get(keys.group(), None), TxnOp::get(own.clone(), None)];
-            let response = self.write(compares, vec![write(own.clone())], looks).await?;
+            let response = self.write(compares, write(own.clone()), looks).await?;
             if response.succeeded() {
                 return Ok(());
             }
@@ -178,9 +180,33 @@ impl SessionState {
     }
 }
 
-#[async_trait]
-impl SessionGroups for SessionState {
-    async fn join(&self, request: &Join) -> Result<()> {
+impl SessionState {
+    /// The writes of a leave. Watches know it by the write to the head of the member's range; the value and the lease of the
+    /// group's own key stay.
+    fn leaving(&self, keys: &GroupKeys) -> Vec<TxnOp> {
+        let head = keys.head(&self.member);
+        let options = if head == keys.group() {
+            Some(PutOptions::new().with_ignore_value().with_ignore_lease())
+        } else {
+            self.with_lease()
+        };
+        vec![TxnOp::put(head, "", options), TxnOp::delete(keys.member(&self.member), None)]
+    }
+
+    /// Leaves every group in which the session is still a member.
+    pub(crate) fn leaving_all(&self) -> Vec<TxnOp> {
+        let leaving = |group: &GroupId| {
+            let keys = self.client.keys.group(group);
+            let compares = [
+                Compare::version(keys.group(), CompareOp::Greater, 0),
+                Compare::lease(keys.member(&self.member), CompareOp::Equal, self.opened.lease),
+            ];
+            TxnOp::txn(Txn::new().when(compares).and_then(self.leaving(&keys)))
+        };
+        self.joined().iter().map(leaving).collect()
+    }
+
+    async fn enter(&self, request: &Join) -> Result<()> {
         let keys = self.client.keys.group(&request.group);
         let (group, own, claim) =
             (keys.group().to_vec(), keys.member(&self.member), self.client.keys.claim(&self.member));
@@ -232,12 +258,27 @@ impl SessionGroups for SessionState {
             };
         }
     }
+}
+
+#[async_trait]
+impl SessionGroups for SessionState {
+    async fn join(&self, request: &Join) -> Result<()> {
+        let result = self.enter(request).await;
+        if result.as_ref().map_or_else(Error::is_indeterminate, |()| true) {
+            self.joined().insert(request.group.clone());
+        }
+        result
+    }
 
     async fn leave(&self, group: &GroupId) -> Result<()> {
-        self.write_own(group, |own| TxnOp::delete(own, None)).await
+        let keys = self.client.keys.group(group);
+        self.write_own(group, |_| self.leaving(&keys)).await?;
+        self.joined().remove(group);
+        Ok(())
     }
 
     async fn update(&self, group: &GroupId, capabilities: &Capabilities) -> Result<()> {
-        self.write_own(group, |own| TxnOp::put(own, capabilities.as_msgpack(), self.with_lease())).await
+        let write = |own| vec![TxnOp::put(own, capabilities.as_msgpack(), self.with_lease())];
+        self.write_own(group, write).await
     }
 }

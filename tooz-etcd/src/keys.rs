@@ -10,7 +10,7 @@
 //!   session/<session>                    a session, on its lease
 //!   session/<session>/broken/<attempt>   who broke its grant and why, kept for an hour or ten ttls
 //!   claim/<member>                       which session a member id belongs to, on its lease
-//!   group/<group>/                       a group whose id contains a slash
+//!   group/<group>/                       a group whose id contains a slash; else a member there has left, on its lease
 //!   group/<group>/<member>               a member of such a group, or one whose own id contains a slash
 //!   lock/<kind><name>/h/<attempt>        a holder, on its session's lease; its create revision makes the token
 //!   lock/<kind><name>/m/<attempt>        a mark that this grant was not given back
@@ -299,6 +299,25 @@ impl GroupKeys {
     pub(crate) fn members(&self) -> Vec<Range> {
         let prefixes = self.python.iter().chain([&self.own]);
         prefixes.map(|prefix| (join(&[prefix, b"\0"]), end_of(prefix))).collect()
+    }
+
+    /// The first key of the range in which the member stands, before all members. Writing it says that a member of the range
+    /// leaves in the same transaction: a watch tells the changes of one range in order.
+    pub(crate) fn head(&self, member: &MemberId) -> &[u8] {
+        match &self.python {
+            Some(prefix) if shared_with_python::member(member) => prefix,
+            _ => &self.own,
+        }
+    }
+
+    pub(crate) fn is_head(&self, key: &[u8]) -> bool {
+        key == self.own || self.python.as_deref() == Some(key)
+    }
+
+    /// As [`GroupKeys::members`], with their heads, one of which is the group's own key.
+    pub(crate) fn watched(&self) -> Vec<Range> {
+        let prefixes = self.python.iter().chain([&self.own]);
+        prefixes.map(|prefix| (prefix.clone(), end_of(prefix))).collect()
     }
 
     pub(crate) fn member(&self, member: &MemberId) -> Vec<u8> {

@@ -277,6 +277,10 @@ impl Session for EtcdSession {
                 marks.push(unmark_held(&self.state.client.keys.lock(&known.key), known.attempt));
             }
         }
+        if end == End::Clean {
+            // Before the lease ends: of a member that goes with it, watches are told that it died.
+            marks.extend(self.state.leaving_all());
+        }
         for page in marks.chunks(MOST_OPERATIONS) {
             // Only while the session lives: after its end the marks are true, for its grants ended uncleanly.
             let txn = Txn::new().when([self.state.lives()]).and_then(page);

@@ -4,7 +4,7 @@
 //! the key and so begins a new epoch: an earlier request that is still on its way fails when it arrives, through any member
 //! of the cluster. To find no key of an attempt would prove nothing: a member that stood still executes a request later.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tooz_core::driver::support::attempts::EndedAttempts;
 use tooz_core::driver::support::notices::Notices;
 use tooz_core::driver::{AttemptId, Grant, LockKey, LockMode, SessionId, Stamp};
-use tooz_core::{Error, ErrorKind, MemberId, Result};
+use tooz_core::{Error, ErrorKind, GroupId, MemberId, Result};
 
 use crate::client::Client;
 use crate::connection::answer;
@@ -48,6 +48,8 @@ pub(crate) struct SessionState {
     pub(crate) claimed: AtomicBool,
     /// A write to a group may still be on its way: the next write begins a new session epoch, so that the late one fails.
     pub(crate) write_in_doubt: AtomicBool,
+    /// The groups in which the session may be a member.
+    joined: Mutex<BTreeSet<GroupId>>,
     pub(crate) notices: Notices,
     grants: Mutex<Grants>,
     /// Notified when a grant comes or goes.
@@ -63,6 +65,7 @@ impl SessionState {
             session_epoch: AtomicI64::new(opened.revision),
             claimed: AtomicBool::new(opened.claimed),
             write_in_doubt: AtomicBool::new(false),
+            joined: Mutex::default(),
             notices: Notices::default(),
             grants: Mutex::default(),
             grants_changed: Notify::new(),
@@ -72,6 +75,10 @@ impl SessionState {
 
     fn grants(&self) -> MutexGuard<'_, Grants> {
         self.grants.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn joined(&self) -> MutexGuard<'_, BTreeSet<GroupId>> {
+        self.joined.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn key(&self) -> Vec<u8> {

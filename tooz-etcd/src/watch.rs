@@ -5,13 +5,15 @@
 
 use std::sync::Arc;
 
-use etcd_client::{Event, EventType, KeyValue};
+use etcd_client::{Event, EventType, GetOptions, KeyValue, Txn, TxnOp};
 use tooz_core::driver::support::errors::group_not_found;
 use tooz_core::driver::support::feed::{GroupFeed, HolderFeed};
 use tooz_core::driver::{ChangeStream, Departure, HolderStream};
 use tooz_core::{GroupId, Result};
 
 use crate::client::Client;
+use crate::connection::answer;
+use crate::connection::call::MOST_OPERATIONS;
 use crate::connection::watcher::{News, Watcher};
 use crate::keys::{GroupKeys, LockKeys};
 use crate::lock::state::{Verdict, ranges};
@@ -22,10 +24,7 @@ pub(crate) async fn group(client: &Arc<Client>, group: &GroupId) -> Result<Chang
     let Snapshot { revision, epoch, born, members } = client.snapshot(group).await?;
     let feed = GroupFeed::new(members.ok_or_else(|| group_not_found(group))?);
     let keys = client.keys.group(group);
-    // The group's key comes right before the first range of its members: one range is both.
-    let mut ranges = keys.members();
-    ranges[0].0 = keys.group().to_vec();
-    let watcher = Watcher::new(&client.connection, &client.keys, epoch.clone(), ranges, revision);
+    let watcher = Watcher::new(&client.connection, &client.keys, epoch.clone(), keys.watched(), revision);
     let follower = GroupFollower {
         client: Arc::clone(client),
         group: group.clone(),
@@ -59,8 +58,7 @@ impl GroupFollower {
                     let made = events.iter().filter(|event| event.event_type() == EventType::Put);
                     let made = made.filter_map(Event::kv).rfind(|kv| kv.key() == self.keys.group());
                     self.born = made.map_or(self.born, KeyValue::create_revision);
-                    // Events after the group's end belong to another group of the same name.
-                    if !events.iter().any(|event| self.apply(event)) {
+                    if !self.apply(&events).await {
                         continue;
                     }
                     true
@@ -73,21 +71,67 @@ impl GroupFollower {
         }
     }
 
-    /// Applies an event; `true`: the group's own key went.
-    fn apply(&self, event: &Event) -> bool {
-        let Some(kv) = event.kv() else { return false };
-        let gone = event.event_type() == EventType::Delete;
-        if kv.key() == self.keys.group() {
-            return gone;
-        }
-        if gone {
-            if let Some(member) = self.keys.parse_member(kv.key()) {
-                self.feed.remove(&member, Departure::Unknown);
+    /// Applies the events of one range; `true`: the group's own key went. Events after that belong to another group of the
+    /// same name.
+    async fn apply(&self, events: &[Event]) -> bool {
+        let mut departures = self.departures(events).await.into_iter();
+        for event in events {
+            let Some(kv) = event.kv() else { continue };
+            let gone = event.event_type() == EventType::Delete;
+            if self.keys.is_head(kv.key()) {
+                if gone && kv.key() == self.keys.group() {
+                    return true;
+                }
+            } else if gone {
+                if let Some(member) = self.keys.parse_member(kv.key()) {
+                    self.feed.remove(&member, departures.next().unwrap_or(Departure::Unknown));
+                }
+            } else if let Some(record) = member_record(&self.keys, kv) {
+                self.feed.put(record);
             }
-        } else if let Some(record) = member_record(&self.keys, kv) {
-            self.feed.put(record);
         }
         false
+    }
+
+    /// How each member went that these events delete. A leave writes the head of the range at the same revision. Of the
+    /// others, those have died whose member id was claimed on the same lease. Python's claims nothing, and may have left.
+    async fn departures(&self, events: &[Event]) -> Vec<Departure> {
+        let (mut departures, mut unsaid, mut head) = (Vec::new(), Vec::new(), 0);
+        for event in events {
+            let Some(kv) = event.kv() else { continue };
+            if self.keys.is_head(kv.key()) {
+                head = kv.mod_revision();
+            } else if event.event_type() == EventType::Delete
+                && let Some(member) = self.keys.parse_member(kv.key())
+            {
+                let left = head == kv.mod_revision();
+                if !left {
+                    unsaid.push((departures.len(), member, kv.mod_revision() - 1));
+                }
+                departures.push(if left { Departure::Left } else { Departure::Unknown });
+            }
+        }
+        for page in unsaid.chunks(MOST_OPERATIONS / 2) {
+            let before = |key: Vec<u8>, at: i64| TxnOp::get(key, Some(GetOptions::new().with_revision(at)));
+            let looks = page.iter().flat_map(|(_, member, at)| {
+                [before(self.keys.member(member), *at), before(self.client.keys.claim(member), *at)]
+            });
+            let look = Txn::new().and_then(looks.collect::<Vec<_>>());
+            let response = match self.client.connection.send(true, look).await {
+                Ok(response) => response,
+                Err(error) => {
+                    tracing::debug!(%error, group = %self.group, "how members went is not known");
+                    break;
+                }
+            };
+            for (index, (place, ..)) in page.iter().enumerate() {
+                let lease = |at| answer::one(&response, at).map(|kv| kv.lease());
+                if lease(2 * index).is_some_and(|member| lease(2 * index + 1) == Some(member)) {
+                    departures[*place] = Departure::Died;
+                }
+            }
+        }
+        departures
     }
 
     /// After a gap, or when the group's key went (`deleted`): finds out whether the group was deleted or the backend lost
