@@ -178,6 +178,17 @@ fn members_come_and_go() {
     one.signal(Signal::SIGTERM);
     assert_eq!(one.code(), 143);
     assert_eq!(watch.change(), "left one {\"weight\":3}");
+    for left in ["two", "one"] {
+        let event = json.json();
+        assert_eq!((&event["event"], &event["member"]), (&"left".into(), &left.into()));
+    }
+    let mut three = Running::start(place.tooz(&["--member", "three", "join", "g"]));
+    assert_eq!(watch.change(), "joined three");
+    assert_eq!(json.json()["event"], "joined");
+    three.signal(Signal::SIGKILL);
+    assert_eq!(three.code(), 137);
+    assert_eq!(watch.change(), "died three");
+    assert_eq!(json.json()["event"], "died");
     watch.running.signal(Signal::SIGINT);
     assert_eq!(watch.running.code(), 130);
 }
