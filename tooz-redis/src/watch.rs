@@ -207,7 +207,6 @@ impl Follower {
                     self.take(view);
                     self.feed.reset(self.records());
                 } else if view.version > self.version {
-                    self.behind = Some(view.version);
                     self.ahead = Some(view);
                 } else {
                     self.update(view);
