@@ -266,9 +266,9 @@ async fn told_of_end(watches: &mut [GroupWatch], limit: Duration, member: &str, 
 /// session to clear the dead away.
 async fn a_leave_is_told_from_a_death(h: Harness) -> Outcome {
     let viewer = h.builder("eye").view().await?;
-    let watcher = h.coordinator("watcher").await?;
-    watcher.group("g")?.create().await?;
-    let mut watches = vec![viewer.watch("g").await?, watcher.group("g")?.watch().await?];
+    let coordinator = h.coordinator("watcher").await?;
+    coordinator.group("g")?.create().await?;
+    let mut watches = vec![viewer.watch("g").await?, coordinator.group("g")?.watch().await?];
     for watch in &mut watches {
         h.soon_done("the snapshot", watch.next()).await?;
     }
@@ -296,7 +296,7 @@ async fn a_leave_is_told_from_a_death(h: Harness) -> Outcome {
         told_of_end(&mut watches, h.gone(), id, Departure::Died).await?;
         if with_sessions {
             watches.truncate(1);
-            watcher.close().await?;
+            coordinator.close().await?;
         }
     }
     Ok(viewer.close().await?)

@@ -127,7 +127,7 @@ pub trait SessionGroups: Send + Sync {
     /// replaced atomically (G2, S9).
     async fn join(&self, request: &Join) -> Result<()>;
 
-    /// Leaves; `MemberNotFound`, `GroupNotFound` (G3).
+    /// Leaves, and says so to watches in the same step; `MemberNotFound`, `GroupNotFound` (G3, W7).
     async fn leave(&self, group: &GroupId) -> Result<()>;
 
     /// Publishes other capabilities; `MemberNotFound`, `GroupNotFound` (G5).

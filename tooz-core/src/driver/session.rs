@@ -46,7 +46,8 @@ pub trait Session: fmt::Debug + Send + Sync + 'static {
     /// Ends every membership, grant and waiting attempt of this session, and the session. Can be called twice.
     ///
     /// **Contract** L12: after [`End::Unclean`] the next holders of what it held are told [`Previous::Expired`](super::Previous::Expired). It frees
-    /// them as fast as a clean end does: a session that was lost is never left to its ttl.
+    /// them as fast as a clean end does: a session that was lost is never left to its ttl. W7: after [`End::Clean`] watches
+    /// are told that its memberships left, otherwise that they died.
     ///
     /// Dropping a session without closing it must leave it as a crash would: nothing explicit is sent, and
     /// operating-system locks go with the file that holds them.
