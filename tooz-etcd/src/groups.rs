@@ -47,7 +47,8 @@ impl Groups for Etcd {
             let mut looks = vec![TxnOp::get(keys.group(), None)];
             let only_keys = || GetOptions::new().with_keys_only();
             looks.extend(ranges.iter().map(|range| get_range(range.clone(), only_keys())));
-            let txn = Txn::new().when(compares).and_then([TxnOp::delete(keys.group(), None)]).or_else(looks);
+            let deletes = keys.heads().map(|head| TxnOp::delete(head, None)).collect::<Vec<_>>();
+            let txn = Txn::new().when(compares).and_then(deletes).or_else(looks);
             let response = self.client.connection.send(false, txn).await?;
             if response.succeeded() {
                 return Ok(());
@@ -263,18 +264,31 @@ impl SessionState {
 #[async_trait]
 impl SessionGroups for SessionState {
     async fn join(&self, request: &Join) -> Result<()> {
+        // Noted before it is sent: a close does not wait for the answer.
+        let is_new = self.joined().insert(request.group.clone());
         let result = self.enter(request).await;
-        if result.as_ref().map_or_else(Error::is_indeterminate, |()| true) {
-            self.joined().insert(request.group.clone());
+        if is_new && result.as_ref().is_err_and(|error| !error.is_indeterminate()) {
+            self.joined().remove(&request.group);
         }
         result
     }
 
     async fn leave(&self, group: &GroupId) -> Result<()> {
         let keys = self.client.keys.group(group);
-        self.write_own(group, |_| self.leaving(&keys)).await?;
-        self.joined().remove(group);
-        Ok(())
+        let mut result = self.write_own(group, |_| self.leaving(&keys)).await;
+        if result
+            .as_ref()
+            .is_err_and(|error| error.kind() == ErrorKind::Unavailable && !error.is_indeterminate())
+        {
+            // A server without space refuses what is written, and not what is deleted. Watches call it a death then.
+            result = self.write_own(group, |own| vec![TxnOp::delete(own, None)]).await;
+        }
+        let is_gone =
+            |error: &Error| matches!(error.kind(), ErrorKind::GroupNotFound | ErrorKind::MemberNotFound);
+        if result.as_ref().map_or_else(is_gone, |()| true) {
+            self.joined().remove(group);
+        }
+        result
     }
 
     async fn update(&self, group: &GroupId, capabilities: &Capabilities) -> Result<()> {

@@ -310,8 +310,13 @@ impl GroupKeys {
         }
     }
 
+    /// The heads of its ranges, one of which is the group's own key.
+    pub(crate) fn heads(&self) -> impl Iterator<Item = &[u8]> {
+        self.python.iter().chain([&self.own]).map(Vec::as_slice)
+    }
+
     pub(crate) fn is_head(&self, key: &[u8]) -> bool {
-        key == self.own || self.python.as_deref() == Some(key)
+        self.heads().any(|head| head == key)
     }
 
     /// As [`GroupKeys::members`], with their heads, one of which is the group's own key.

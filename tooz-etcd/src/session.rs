@@ -26,6 +26,9 @@ const OPENINGS: u32 = 3;
 /// How often a session is opened while others change the stamp. They change it once for each layout.
 const STAMPINGS: u32 = 5;
 
+/// How long a close may say that it leaves its groups. After that its lease ends, and with it its locks.
+const LEAVING: Duration = Duration::from_secs(1);
+
 /// One session, as the core holds it.
 #[derive(Debug)]
 pub(crate) struct EtcdSession {
@@ -36,6 +39,24 @@ pub(crate) struct EtcdSession {
 }
 
 impl EtcdSession {
+    /// Leaves all groups before the lease ends: of a member that goes with the lease, watches are told that it died. A failure
+    /// costs no more than that word.
+    async fn leave_all(&self) {
+        let state = &self.state;
+        let leaving = async {
+            for page in state.leaving_all().chunks(MOST_OPERATIONS) {
+                let txn = Txn::new().when([state.lives()]).and_then(page);
+                state.client.connection.send(true, txn).await?;
+            }
+            Ok::<_, Error>(())
+        };
+        match state.client.connection.context.spawner.timeout(LEAVING, leaving).await {
+            Some(Ok(())) => {}
+            Some(Err(error)) => tracing::debug!(%error, "a close did not say that it leaves its groups"),
+            None => tracing::debug!("a close had no time to say that it leaves its groups"),
+        }
+    }
+
     pub(crate) async fn open(client: &Arc<Client>, request: &OpenSession) -> Result<Self> {
         let previous = request.previous.map(lease_of);
         let mut tries = OPENINGS;
@@ -277,14 +298,13 @@ impl Session for EtcdSession {
                 marks.push(unmark_held(&self.state.client.keys.lock(&known.key), known.attempt));
             }
         }
-        if end == End::Clean {
-            // Before the lease ends: of a member that goes with it, watches are told that it died.
-            marks.extend(self.state.leaving_all());
-        }
         for page in marks.chunks(MOST_OPERATIONS) {
             // Only while the session lives: after its end the marks are true, for its grants ended uncleanly.
             let txn = Txn::new().when([self.state.lives()]).and_then(page);
             self.state.client.connection.send(true, txn).await?;
+        }
+        if end == End::Clean {
+            self.leave_all().await;
         }
         // The monitor would get an event for every key that goes with the lease. Ten thousand locks are so many messages at
         // once that HTTP/2 ends the connection, on which the answer would come.

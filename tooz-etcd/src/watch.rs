@@ -100,7 +100,10 @@ impl GroupFollower {
         for event in events {
             let Some(kv) = event.kv() else { continue };
             if self.keys.is_head(kv.key()) {
-                head = kv.mod_revision();
+                // It goes with the lease of the one that left last, at the revision of a death.
+                if event.event_type() == EventType::Put {
+                    head = kv.mod_revision();
+                }
             } else if event.event_type() == EventType::Delete
                 && let Some(member) = self.keys.parse_member(kv.key())
             {

@@ -117,6 +117,11 @@ fn part(member: &[u8], caps: &[u8]) -> u64 {
     hash.iter().take(6).fold(0, |sum, byte| sum << 8 | u64::from(*byte))
 }
 
+/// How a member went that did not say so. One of Python's may have left.
+fn ended(gone: &MemberRecord) -> Departure {
+    if gone.incarnation == 0 { Departure::Unknown } else { Departure::Died }
+}
+
 impl Follower {
     fn records(&self) -> impl Iterator<Item = MemberRecord> {
         self.members.values().filter_map(|(record, _)| record.clone())
@@ -220,9 +225,7 @@ impl Follower {
     /// Python changed it. Python's members may have left. Ours say so in a message.
     fn update(&mut self, view: View) {
         self.take(view);
-        let how =
-            |gone: &MemberRecord| if gone.incarnation == 0 { Departure::Unknown } else { Departure::Died };
-        self.feed.update(self.records(), how);
+        self.feed.update(self.records(), ended);
     }
 
     /// The data is gone, and the group with it; no member deleted it.
@@ -261,8 +264,8 @@ impl Follower {
             b'L' | b'X' => {
                 let known = self.members.remove(rest)?;
                 if let Some(old) = self.without(known) {
-                    self.feed
-                        .remove(&old.member, if *kind == b'L' { Departure::Left } else { Departure::Died });
+                    let how = if *kind == b'L' { Departure::Left } else { ended(&old) };
+                    self.feed.remove(&old.member, how);
                 }
             }
             b'J' | b'U' => {

@@ -140,6 +140,8 @@ async fn out_of_space_is_said() -> Outcome {
     let etcd = Etcd::start()?;
     let a = connect_for("6s", &etcd.address().to_string(), "a").await?;
     let guard = a.lock("x")?.acquire().await?;
+    let joined = a.group("joined")?;
+    joined.join_or_create(Capabilities::none()).await?;
     etcd.ask(|mut client| async move {
         client.alarm(AlarmAction::Activate, AlarmType::Nospace, None).await.map(|_| ())
     })?;
@@ -149,6 +151,8 @@ async fn out_of_space_is_said() -> Outcome {
     tokio::time::sleep(Duration::from_secs(8)).await;
     assert!(guard.is_held(), "lost although beats need no space");
     guard.release().await?;
+    joined.leave().await?;
+    assert_eq!(joined.members().await?, []);
     etcd.ask(|mut client| async move {
         client.alarm(AlarmAction::Deactivate, AlarmType::Nospace, None).await.map(|_| ())
     })?;
