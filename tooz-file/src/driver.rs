@@ -14,7 +14,6 @@ pub(crate) async fn connect(request: Connect) -> Result<FileDriver> {
     let client = Client::open(request)?;
     if !client.config.view {
         let tree = client.tree()?;
-        reaper::tidy(&client, &tree)?;
         reaper::reap_in_turn(&client, &tree).await?;
     }
     Ok(FileDriver(client))

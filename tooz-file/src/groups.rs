@@ -3,6 +3,7 @@
 //! Everything that changes a group happens under Python's `.driver_lock`, and reading holds it together with other
 //! readers, so a view is never half of two. A session's member holds the lock of its own file.
 
+use std::io;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -234,7 +235,15 @@ fn delete(client: &Client, tree: &Tree, group: &GroupId) -> Result<()> {
     let name = keys::group(group);
     tree.groups.remove_directory(&name).map_err(failed)?;
     tree.notify(&Topic::Group(name));
+    remove_left(tree, group).unwrap_or_else(|error| tracing::debug!(%error, "left to the next who tidies"));
     Ok(())
+}
+
+/// Removes the files of members that left.
+fn remove_left(tree: &Tree, group: &GroupId) -> io::Result<()> {
+    let all = keys::all_left(group);
+    let names = tree.tmp.names()?;
+    names.iter().filter(|name| name.starts_with(&all)).try_for_each(|name| tree.tmp.remove(name).map(drop))
 }
 
 #[async_trait]

@@ -18,7 +18,7 @@
 //!   breaks/<session>.<attempt>       a request to break a lock
 //!   broken/<attempt>                 the request that broke it, for an hour
 //!   tmp/                             files that are not in place yet
-//!   tmp/left.<incarnation>           the file of a member that left, for a minute: watches look for it
+//!   tmp/left.<group>.<incarnation>   the file of a member that left, for a minute: watches look for it
 //! ```
 //!
 //! Records of holders and waiters are empty files: creating, renaming and unlinking one is atomic, and a process that
@@ -84,8 +84,13 @@ pub(crate) fn member(id: &MemberId) -> String {
 }
 
 /// The file of a member that left.
-pub(crate) fn left(incarnation: u128) -> String {
-    format!("left.{incarnation:032x}")
+pub(crate) fn left(id: &GroupId, incarnation: u128) -> String {
+    format!("{}{incarnation:032x}", all_left(id))
+}
+
+/// What the files of a group's members that left begin with.
+pub(crate) fn all_left(id: &GroupId) -> String {
+    format!("left.{}.", group(id))
 }
 
 pub(crate) fn is_member(name: &str) -> bool {

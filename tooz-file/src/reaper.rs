@@ -117,7 +117,7 @@ pub(crate) const LEFTOVER: Duration = Duration::from_mins(1);
 const BROKEN_RETENTION: Duration = Duration::from_hours(1);
 
 /// Removes files that no process will look for any more.
-pub(crate) fn tidy(client: &Client, tree: &Tree) -> Result<()> {
+fn tidy(client: &Client, tree: &Tree) -> Result<()> {
     let now = client.context.clock.wall().duration_since(UNIX_EPOCH).unwrap_or_default();
     for (directory, age) in
         [(&*tree.tmp, LEFTOVER), (&tree.break_requests, LEFTOVER), (&tree.broken, BROKEN_RETENTION)]

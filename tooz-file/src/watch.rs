@@ -139,7 +139,7 @@ impl GroupFollower {
                 if whole {
                     self.feed.reset(members);
                 } else {
-                    self.feed.update(members, |member| self.departure(member));
+                    self.feed.update(members, |member| self.departure(member, Departure::Died));
                 }
                 self.pythons = view.pythons;
                 self.read_at = self.client.context.clock.now();
@@ -156,19 +156,20 @@ impl GroupFollower {
         }
     }
 
-    /// How a member went that was read before.
-    fn departure(&self, gone: &MemberRecord) -> Departure {
+    /// How a member went that was read before; `missing`: what it means that it left no file.
+    fn departure(&self, gone: &MemberRecord, missing: Departure) -> Departure {
         let age = self.client.context.clock.now().saturating_since(self.read_at);
-        match self.tree.tmp.stat(&keys::left(gone.incarnation)) {
+        match self.tree.tmp.stat(&keys::left(&self.group, gone.incarnation)) {
             Ok(Some(_)) => Departure::Left,
             // The file of a member that left may have been tidied away since.
-            Ok(None) if age < LEFTOVER / 2 && !self.pythons.contains(&gone.member) => Departure::Died,
+            Ok(None) if age < LEFTOVER / 2 && !self.pythons.contains(&gone.member) => missing,
             _ => Departure::Unknown,
         }
     }
 
+    /// A delete also removes the files of those that left.
     fn delete(&self) {
-        self.feed.update([], |member| self.departure(member));
+        self.feed.update([], |member| self.departure(member, Departure::Unknown));
         self.feed.deleted();
     }
 

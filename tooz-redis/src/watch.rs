@@ -261,10 +261,14 @@ impl Follower {
     fn apply(&mut self, message: &[u8]) -> Option<()> {
         let (kind, rest) = (message.first()?, message.get(2..)?);
         match kind {
-            b'L' | b'X' => {
+            b'L' | b'Q' | b'X' => {
                 let known = self.members.remove(rest)?;
                 if let Some(old) = self.without(known) {
-                    let how = if *kind == b'L' { Departure::Left } else { ended(&old) };
+                    let how = match kind {
+                        b'Q' => Departure::Left,
+                        b'X' => ended(&old),
+                        _ => Departure::Unknown,
+                    };
                     self.feed.remove(&old.member, how);
                 }
             }

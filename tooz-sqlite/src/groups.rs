@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use tooz_core::driver::support::errors::{
     group_exists, group_not_empty, joined_before, member_id_taken, member_not_found,
 };
-use tooz_core::driver::{ChangeStream, Groups, Join, MemberRecord, SessionGroups};
+use tooz_core::driver::{ChangeStream, Departure, Groups, Join, MemberRecord, SessionGroups};
 use tooz_core::{Capabilities, GroupId, MemberId, Result};
 
 use crate::driver::SqliteDriver;
@@ -115,7 +115,7 @@ fn leave(tx: &mut Tx<'_>, session: &SessionState, group: &GroupId) -> Work<()> {
         |row| MemberRow::leaving(row, 0),
     )?;
     let row = row.ok_or_else(|| member_not_found(group, &session.member))?;
-    log_change(tx, session, group, Change::Left, row)
+    log_change(tx, session, group, Change::Left(Departure::Left), row)
 }
 
 fn update(tx: &mut Tx<'_>, session: &SessionState, group: &GroupId, capabilities: &Capabilities) -> Work<()> {

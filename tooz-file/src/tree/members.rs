@@ -156,8 +156,8 @@ impl Membership {
         let failed = |cause| error::group_files(group, cause);
         let name = keys::member(member);
         let remove = || {
-            if how == Departure::Left && directory.rename(&name, &tree.tmp, &keys::left(*incarnation)).is_ok()
-            {
+            let left = keys::left(group, *incarnation);
+            if how == Departure::Left && directory.rename(&name, &tree.tmp, &left).is_ok() {
                 return Ok(true);
             }
             // Also where a full disk has no room for another name.

@@ -199,6 +199,7 @@ async fn a_closed_session_leaves_nothing() {
         let left = std::fs::read_dir(ours.join("tmp")).unwrap().next().unwrap().unwrap().file_name();
         assert!(left.to_str().unwrap().starts_with("left."), "{left:?}");
         driver.groups().delete(&group("g")).await.unwrap();
+        assert_eq!(count("tmp"), 0);
     }
 }
 

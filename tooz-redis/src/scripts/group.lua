@@ -40,7 +40,7 @@ local function put(g, member, r, caps, kind)
   changed(g, table.concat({ kind, r.incarnation, r.joined, r.updated, pair(member, caps) }, ' '))
 end
 
--- Takes a member out; `kind`: L, its own process said so; X, anything else.
+-- Takes a member out; `kind`: Q, its own process said so; X, anything else. An earlier version says L for both.
 local function drop(g, member, kind)
   if member ~= MARK then redis.call('HDEL', g.key, member) end
   redis.call('HDEL', g.m, 'm' .. member)

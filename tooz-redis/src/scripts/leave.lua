@@ -9,5 +9,5 @@ local r = record(redis.call('HGET', g.m, 'm' .. member))
 if not r or r.session ~= ARGV[3] or (member ~= MARK and redis.call('HEXISTS', g.key, member) == 0) then
   return { 'nomember' }
 end
-drop(g, member, 'L')
+drop(g, member, 'Q')
 return { 'ok' }

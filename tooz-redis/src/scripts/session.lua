@@ -17,7 +17,7 @@ local function end_session(id, how, time)
       local g = group(NS .. '_group:' .. rest, all[i + 1])
       local member = redis.call('HGET', session(id), 'c')
       local r = member and exists(g) and record(redis.call('HGET', g.m, 'm' .. member))
-      if r and r.session == id then drop(g, member, how and 'X' or 'L') end
+      if r and r.session == id then drop(g, member, how and 'X' or 'Q') end
     end
   end
   for _, l in pairs(locks) do read(l) end

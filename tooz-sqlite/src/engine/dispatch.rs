@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use tooz_core::LossReason;
-use tooz_core::driver::{AttemptId, Departure, GroupChange, LockKey, Notice, Turn};
+use tooz_core::driver::{AttemptId, GroupChange, LockKey, Notice, Turn};
 
 use crate::engine::log::{self, Change, Event};
 use crate::engine::state::Engine;
@@ -149,8 +149,7 @@ impl Engine {
                 let change = match change {
                     Change::Joined => GroupChange::Joined(record),
                     Change::Updated => GroupChange::Updated(record),
-                    Change::Left => GroupChange::Left(record, Departure::Left),
-                    Change::Died(_) => GroupChange::Left(record, Departure::Died),
+                    Change::Left(how) => GroupChange::Left(record, how),
                 };
                 self.tell_group(seq, &namespace, &name, &change);
             }

@@ -42,29 +42,28 @@ pub(crate) enum Event {
 pub(crate) enum Change {
     Joined,
     Updated,
-    Left,
-    /// This session ended without a leave. The entry is that of a leave which names a session.
-    Died(i64),
+    Left(Departure),
 }
 
 impl Change {
-    /// The topic of the entry, and its session.
-    fn columns(&self) -> (i64, Option<&i64>) {
+    /// The topic of the entry, and how a member went, which the column `session` holds.
+    fn columns(self) -> (i64, Option<&'static i64>) {
         match self {
             Self::Joined => (1, None),
             Self::Updated => (2, None),
-            Self::Left => (3, None),
-            Self::Died(session) => (3, Some(session)),
+            Self::Left(Departure::Died) => (3, Some(&0)),
+            Self::Left(Departure::Left) => (3, Some(&1)),
+            Self::Left(_) => (3, None),
         }
     }
 
-    /// How a member went; `None`: it is there.
-    pub(crate) fn departure(self) -> Option<Departure> {
-        match self {
-            Self::Joined | Self::Updated => None,
-            Self::Left => Some(Departure::Left),
-            Self::Died(_) => Some(Departure::Died),
-        }
+    /// How a member went by the column; an earlier version leaves it empty.
+    fn left(column: Option<i64>) -> Self {
+        Self::Left(match column {
+            Some(0) => Departure::Died,
+            Some(1) => Departure::Left,
+            _ => Departure::Unknown,
+        })
     }
 }
 
@@ -154,7 +153,7 @@ pub(crate) fn append(tx: &mut Tx<'_>, event: &Event) -> Work<()> {
 
 /// Logs that every membership of a session ends; `closed`: its own process said so.
 pub(crate) fn members_left(tx: &mut Tx<'_>, session: i64, closed: bool) -> Work<()> {
-    let change = if closed { Change::Left } else { Change::Died(session) };
+    let change = Change::Left(if closed { Departure::Left } else { Departure::Died });
     let left = tx.readable(
         "SELECT g.namespace, g.name, m.member, m.capabilities, m.incarnation, m.joined_at, m.updated_at \
          FROM members m JOIN groups g ON g.id = m.group_id WHERE m.session = ?1",
@@ -181,17 +180,23 @@ pub(crate) fn read_after(tx: &Tx<'_>, cursor: i64) -> Work<Vec<(i64, Option<Even
     )
 }
 
-/// How members of all groups went after `cursor`, by incarnation; `None`: the log was cut since.
+/// How members of all groups went after `cursor`, by incarnation; `None`: the log was cut since, or cannot be read.
 pub(crate) fn departures(tx: &Tx<'_>, cursor: i64) -> Work<Option<BTreeMap<u128, Departure>>> {
     let entries = read_after(tx, cursor)?;
     if entries.first().is_some_and(|(first, _)| *first > cursor.saturating_add(1)) {
         return Ok(None);
     }
-    let departure = |(_, event)| match event {
-        Some(Event::Member(change, _, _, row)) => Some((row.incarnation, change.departure()?)),
-        _ => None,
-    };
-    Ok(Some(entries.into_iter().filter_map(departure).collect()))
+    let mut departures = BTreeMap::new();
+    for (_, event) in entries {
+        match event {
+            Some(Event::Member(Change::Left(how), _, _, row)) => {
+                departures.insert(row.incarnation, how);
+            }
+            Some(_) => {}
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(departures))
 }
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Option<Event>> {
@@ -202,7 +207,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Option<Event>> {
     Ok(Some(match row.get::<_, i64>(1)? {
         1 => member(Change::Joined)?,
         2 => member(Change::Updated)?,
-        3 => member(row.get::<_, Option<i64>>(2)?.map_or(Change::Left, Change::Died))?,
+        3 => member(Change::left(row.get(2)?))?,
         4 => Event::GroupDeleted(row.get(3)?, row.get(4)?),
         5 => Event::LeaderChanged(row.get(3)?, row.get(4)?),
         6 => Event::Granted(row.get(2)?, attempt()?),

@@ -46,7 +46,7 @@ impl Groups for ReadOnly {
 
     async fn watch(&self, group: &GroupId) -> Result<ChangeStream> {
         let reader = Arc::clone(&self.0);
-        let mut known = read_group(&reader, group, 0).await?;
+        let mut known = read_group(&reader, group, None).await?;
         if known.which.id == 0 {
             return Err(group_not_found(group));
         }
@@ -71,15 +71,16 @@ struct Read {
     members: Vec<MemberRecord>,
     /// The latest entry of the log.
     seq: i64,
-    /// How members went since the entry before which this was read; `None`: the log does not say it.
+    /// How members went since the reading before this one; `None`: the log does not say it.
     gone: Option<BTreeMap<u128, Departure>>,
 }
 
-/// Reads a group, and the log after the entry `after`; without members if there is no such group, or no database.
-async fn read_group(reader: &Arc<Reader>, group: &GroupId, after: i64) -> Result<Read> {
+/// Reads a group, and how members went after the entry `after` of the log; without members if there is no such group, or no database.
+async fn read_group(reader: &Arc<Reader>, group: &GroupId, after: Option<i64>) -> Result<Read> {
     let (namespace, group) = (reader.config.namespace.clone(), group.clone());
     let work = move |tx: &mut Tx<'_>| {
-        let (epoch, seq, gone) = (tx.epoch()?, log::latest(tx)?, log::departures(tx, after)?);
+        let (epoch, seq) = (tx.epoch()?, log::latest(tx)?);
+        let gone = after.map(|after| log::departures(tx, after)).transpose()?.flatten();
         let (id, members) = match view::find(tx, &namespace, &group) {
             Ok(id) => (id, view::members(tx, &namespace, &group)?),
             Err(Fail::Tooz(error)) if error.kind() == ErrorKind::GroupNotFound => (0, Vec::new()),
@@ -94,7 +95,7 @@ async fn read_group(reader: &Arc<Reader>, group: &GroupId, after: i64) -> Result
 async fn follow(reader: Arc<Reader>, group: GroupId, mut known: Read, feed: GroupFeed) {
     loop {
         reader.site.context.spawner.sleep(LOOK).await;
-        match read_group(&reader, &group, known.seq).await {
+        match read_group(&reader, &group, Some(known.seq)).await {
             Ok(mut read) => {
                 let lost = read.which.epoch != known.which.epoch || known.which.id == 0;
                 let gone = read.gone.take();
