@@ -221,16 +221,16 @@ pub(crate) enum Children {
 #[derive(Debug, Args)]
 pub(crate) struct Guarded {
     /// Give up at once if the lock or leadership is taken, and after 2 s if the backend does not answer
-    #[arg(long = "try", conflicts_with = "wait")]
+    #[arg(short = 'n', long = "try", conflicts_with = "wait")]
     pub(crate) once: bool,
     /// Give up after this time, such as 250ms, 30s or 5m; until then a backend that is away is tried again [default: wait
     /// without limit, but not for a backend that is away]
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(short, long, value_name = "DURATION", value_parser = duration)]
     pub(crate) wait: Option<Duration>,
     #[command(flatten)]
     pub(crate) ending: Ending,
     /// Exit code if the lock or leadership was not acquired
-    #[arg(long, value_name = "N", default_value_t = NOT_ACQUIRED)]
+    #[arg(short = 'E', long, value_name = "N", default_value_t = NOT_ACQUIRED)]
     pub(crate) exit_not_acquired: Code,
     /// Exit code if the lock or leadership is lost while the command runs
     #[arg(long, value_name = "N", default_value_t = LOST)]
@@ -240,7 +240,7 @@ pub(crate) struct Guarded {
 #[derive(Debug, Args)]
 pub(crate) struct Lock {
     /// Acquire the lock shared: several shared holders at a time, none beside an exclusive one
-    #[arg(long)]
+    #[arg(short, long)]
     pub(crate) shared: bool,
     #[command(flatten)]
     pub(crate) guarded: Guarded,
@@ -409,6 +409,11 @@ mod tests {
         let Verb::Lock(lock) = Cli::try_parse_from(words).unwrap().verb else { panic!() };
         assert_eq!(lock.command, ["ls", "--url", "-l", "--"]);
         assert!(lock.guarded.once && !lock.shared);
+        // The short options are those of flock(1).
+        let words = ["tooz", "lock", "-s", "-w", "5", "-E", "0", "x", "--", "ls"];
+        let Verb::Lock(lock) = Cli::try_parse_from(words).unwrap().verb else { panic!() };
+        assert!(lock.shared && lock.guarded.wait == Some(Duration::from_secs(5)));
+        assert_eq!(lock.guarded.exit_not_acquired.to_string(), "0");
         assert_eq!(lock.guarded.ending.kill_grace, Duration::from_secs(2));
         assert_eq!(lock.guarded.ending.children, Children::Leave);
     }

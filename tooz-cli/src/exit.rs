@@ -89,10 +89,10 @@ impl Code {
 
 /// A code that the command line chooses.
 impl FromStr for Code {
-    type Err = std::num::ParseIntError;
+    type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse().map(Self::of_command)
+        text.parse().map(Self::of_command).map_err(|_| "write a number from 0 to 255")
     }
 }
 

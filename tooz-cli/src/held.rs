@@ -67,16 +67,20 @@ impl Wanted {
         ours: LockMode,
     ) -> Result<(), Failure> {
         let token = token.map(FencingToken::get).filter(|token| self.tokens().contains(token));
-        match token {
-            Some(token) if (mode, ours) != (LockMode::Shared, LockMode::Shared) => Err(Failure::new(
-                USAGE,
-                format!(
-                    "{what} is held for this very command by an outer tooz (token {token}), so it would wait for itself; take it \
-                     once, or use another name"
-                ),
-            )),
-            _ => Ok(()),
-        }
+        let Some(token) = token else { return Ok(()) };
+        let remedy = match (mode, ours) {
+            (LockMode::Shared, LockMode::Shared) => return Ok(()),
+            // The outer one would have to let go first, and the inner one be its command's end.
+            (LockMode::Shared, _) => "hold it exclusive from the start: leave out --shared outside",
+            _ => "take it once, or use another name",
+        };
+        Err(Failure::new(
+            USAGE,
+            format!(
+                "{what} is held for this very command by an outer tooz ({}token {token}), so it would wait for itself; {remedy}",
+                if mode == LockMode::Shared { "shared, " } else { "" }
+            ),
+        ))
     }
 
     /// The variable for the command.

@@ -54,7 +54,12 @@ async fn break_shown(coordinator: &Coordinator, options: &Break) -> Result<Code,
     if meant.is_empty() {
         let chosen = options.token.is_some() || options.held_by.is_some();
         let whom = if is_free || !chosen { "no holder" } else { "other holders only; nothing was changed" };
-        messages::notice(&format!("{target} had {whom}"));
+        let hint = if is_free && !options.leader && leads_a_group(coordinator, options).await {
+            "; to depose the leader of the group of this name, add --leader"
+        } else {
+            ""
+        };
+        messages::notice(&format!("{target} had {whom}{hint}"));
         return Ok(Code::of_answer(!chosen));
     }
     let mut code = DONE;
@@ -71,6 +76,12 @@ async fn break_shown(coordinator: &Coordinator, options: &Break) -> Result<Code,
         }
     }
     Ok(code)
+}
+
+/// Whether somebody leads the group of this name.
+async fn leads_a_group(coordinator: &Coordinator, options: &Break) -> bool {
+    let Ok(election) = coordinator.election(bytes(&options.name)) else { return false };
+    election.holders().await.is_ok_and(|leaders| !leaders.holders.is_empty())
 }
 
 /// What is to be broken.

@@ -25,6 +25,7 @@ mod run;
 mod settings;
 mod settings_file;
 mod text;
+mod usage;
 mod watching;
 
 use std::process::ExitCode;
@@ -49,6 +50,7 @@ fn tooz() -> Code {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
+            let error = usage::explained(error);
             // Help and version are no errors. An error while printing is ignored: standard error fails as well then.
             let _ = error.print();
             return if error.use_stderr() { exit::USAGE } else { exit::DONE };

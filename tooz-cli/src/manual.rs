@@ -1,11 +1,13 @@
 //! `tooz completions` and `tooz man`: what is generated from the definition of the command line.
 
 use std::path::Path;
+use std::{fs, io};
 
-use clap::CommandFactory;
+use clap::{Command, CommandFactory};
 use clap_complete::Shell;
+use clap_mangen::Man;
 
-use crate::args::{Cli, Completions, Man};
+use crate::args::{self, Cli, Completions};
 use crate::exit::{Code, DONE, Failure, USAGE};
 use crate::text;
 
@@ -24,31 +26,55 @@ pub(crate) fn completions(options: &Completions) -> Result<Code, Failure> {
 }
 
 /// Prints one page, or writes all of them.
-pub(crate) fn man(options: &Man) -> Result<Code, Failure> {
+pub(crate) fn man(options: &args::Man) -> Result<Code, Failure> {
     if let Some(directory) = &options.directory {
         write_pages(directory)?;
         return Ok(DONE);
     }
-    let mut command = Cli::command();
-    command.build();
+    let mut command = built();
     for verb in &options.verb {
         let found = command.find_subcommand(verb).cloned();
         command = found.ok_or_else(|| {
             Failure::new(USAGE, format!("there is no verb {verb:?}; `tooz --help` lists them"))
         })?;
     }
-    let mut page = Vec::new();
-    clap_mangen::Man::new(command).render(&mut page)?;
-    text::all(&page)?;
+    text::all(page(&Man::new(command))?.as_bytes())?;
     Ok(DONE)
 }
 
+fn built() -> Command {
+    let mut command = Cli::command().disable_help_subcommand(true);
+    command.build();
+    command
+}
+
+/// A page, with the titles that readers of manual pages look for instead of clap's one.
+fn page(manual: &Man) -> io::Result<String> {
+    let mut page = Vec::new();
+    manual.render(&mut page)?;
+    let page = String::from_utf8(page).map_err(io::Error::other)?;
+    let page = page.replace("\n.SH EXTRA\nExit codes:\n", "\n.SH \"EXIT STATUS\"\n");
+    let page = page.replace(
+        "\nThe backend is the first of",
+        "\n.SH \"ENVIRONMENT AND FILES\"\nThe backend is the first of",
+    );
+    Ok(page.replace("\n.SH EXTRA\n", "\n.SH NOTES\n"))
+}
+
 fn write_pages(directory: &Path) -> Result<(), Failure> {
-    clap_mangen::generate_to(Cli::command(), directory).map_err(|error| {
+    write_below(&built(), directory).map_err(|error| {
         let directory = directory.display();
         Failure::new(
             USAGE,
             format!("cannot write pages to {directory} ({error}); name a directory that can be written"),
         )
     })
+}
+
+fn write_below(command: &Command, directory: &Path) -> io::Result<()> {
+    for below in command.get_subcommands().filter(|below| !below.is_hide_set()) {
+        write_below(below, directory)?;
+    }
+    let manual = Man::new(command.clone());
+    fs::write(directory.join(manual.get_filename()), page(&manual)?)
 }

@@ -267,7 +267,7 @@ impl Builder {
     /// The connection is closed in the background.
     pub async fn view(self) -> Result<Viewer> {
         let connected = async { self.plan()?.in_time(Plan::view).await };
-        connected.await.map_err(|error| error.during("view"))
+        connected.await.map_err(|error| error.during("connect a view"))
     }
 
     /// Lets [`Builder::examine`] adopt a backend that was moved: where its driver says that the sessions recorded there

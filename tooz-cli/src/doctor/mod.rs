@@ -30,7 +30,10 @@ enum Reached {
 pub(crate) async fn doctor(backend: &Backend, options: &Doctor) -> Result<Code, Failure> {
     let mut signals = Signals::catch()?;
     let url = BackendUrl::parse(&backend.url)?;
-    let named = Finding::good("backend", format!("{url} ({})", backend.source));
+    let namespace =
+        backend.namespace().map_or_else(String::new, |namespace| format!(", namespace {namespace:?}"));
+    let ttl = backend.ttl().map_or_else(String::new, |ttl| format!(", ttl {ttl:?}"));
+    let named = Finding::good("backend", format!("{url} ({}){namespace}{ttl}", backend.source));
     let mut report = Report::new(options.json, &options.ignore);
     if let Some(directory) = backend.own_directory()?.filter(|directory| !directory.exists()) {
         let found = unless_signaled(&mut signals, without_own_directory(backend, &directory)).await??;

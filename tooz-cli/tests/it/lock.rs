@@ -359,6 +359,7 @@ fn the_same_lock_inside_itself_is_refused() {
     assert_eq!(shared.code, Some(0), "shared inside shared: {shared:?}");
     let both = inside(&["lock", "--shared"], &["lock"], "TOOZ x -- true");
     assert_eq!(both.code, Some(64), "exclusive inside shared: {both:?}");
+    assert!(both.stderr.contains("leave out --shared"), "{both:?}");
     for other in ["--namespace other", "--url sqlite://$DIR/other.db"] {
         let finished = inside(&["lock"], &[other, "lock"], "TOOZ x -- true");
         assert_eq!(finished.code, Some(0), "another lock of this name: {finished:?}");

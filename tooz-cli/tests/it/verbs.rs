@@ -107,6 +107,8 @@ fn a_break_hits_whom_it_names() {
     let by_token = break_(&["--token", place.read("second").trim()]);
     assert!(by_token.stdout.starts_with("broken: \"second\" shared"), "{by_token:?}");
     assert_eq!(second.code(), 74);
+    let nobody = break_(&[]);
+    assert!(nobody.stderr.contains("had no holder") && nobody.stderr.contains("add --leader"), "{nobody:?}");
     assert_eq!(leader.0.try_wait().unwrap(), None, "another kind of lock");
     let deposed = break_(&["--leader"]);
     assert!(deposed.stdout.starts_with("broken: \"leader\""), "{deposed:?}");
@@ -332,7 +334,7 @@ fn manual_pages_come_from_the_same_definition() {
     for word in [".TH tooz-lock 1", "kill\\-grace", "systemd\\-run"] {
         assert!(page.contains(word), "{word}: {page}");
     }
-    assert!(place.run(&["man"]).stdout.contains("Exit codes:"));
+    assert!(place.run(&["man"]).stdout.contains(".SH \"EXIT STATUS\""));
     assert_eq!(place.run(&["man", "nonsense"]).code, Some(64));
     let pages = place.path("pages");
     let directory = pages.to_str().unwrap();
