@@ -70,7 +70,7 @@ impl Wanted {
         let Some(token) = token else { return Ok(()) };
         let remedy = match (mode, ours) {
             (LockMode::Shared, LockMode::Shared) => return Ok(()),
-            // The outer one would have to let go first, and the inner one be its command's end.
+            // The outer tooz lets go when its command ends, and its command waits for this one.
             (LockMode::Shared, _) => "hold it exclusive from the start: leave out --shared outside",
             _ => "take it once, or use another name",
         };

@@ -53,6 +53,7 @@ mod tests {
         }
         assert!(says("tooz lock x -c ls").contains("sh -c"));
         assert!(says("tooz lock --tri x -- ls").contains("--try"));
+        assert!(says("tooz lock -E 300 x -- ls").contains("from 0 to 255"));
         for line in ["tooz members", "tooz members g h", "tooz", "tooz lock --try --wait 1 x -- ls"] {
             assert!(!says(line).contains("after `--`"), "{line}");
         }

@@ -258,8 +258,7 @@ impl Descendants {
             |_| true,
             |parent| {
                 let children = listed_children(parent);
-                // The children of a process that has ended are listed elsewhere: below one whose list may have been read
-                // while it lived.
+                // The children of a process that has ended have another parent now, whose list may have been read before.
                 is_sure &= children.is_ok() && Process::of(parent).is_some_and(|parent| parent.is_running);
                 children.unwrap_or_default()
             },

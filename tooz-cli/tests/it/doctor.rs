@@ -58,6 +58,20 @@ fn a_backend_that_is_well_is_good_and_nothing_of_ours_stays() {
     }
 }
 
+/// What decides which locks it means, besides the URL.
+#[test]
+fn namespace_and_ttl_are_named() {
+    let place = TestBackend::new();
+    let backend = |words: &[&str]| {
+        let words = [words, &["doctor", "--json"]].concat();
+        finding(&place.run(&words), "backend")["what"].as_str().unwrap().to_owned()
+    };
+    let both = backend(&["--namespace", "billing", "--ttl", "20s"]);
+    assert!(both.ends_with(", namespace \"billing\", ttl 20s"), "{both}");
+    let neither = backend(&[]);
+    assert!(!neither.contains("namespace") && !neither.contains("ttl"), "{neither}");
+}
+
 #[test]
 fn nothing_is_made_in_a_place_that_is_not_used_yet() {
     let place = TestBackend::new();

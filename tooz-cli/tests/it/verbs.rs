@@ -337,7 +337,12 @@ fn manual_pages_come_from_the_same_definition() {
     for word in [".TH tooz-lock 1", "kill\\-grace", "systemd\\-run"] {
         assert!(page.contains(word), "{word}: {page}");
     }
-    assert!(place.run(&["man"]).stdout.contains(".SH \"EXIT STATUS\""));
+    assert!(page.contains("\n.SH NOTES\n"), "{page}");
+    let page = place.run(&["man"]).stdout;
+    for title in ["EXIT STATUS", "ENVIRONMENT AND FILES"] {
+        assert!(page.contains(&format!("\n.SH \"{title}\"\n")), "{title}: {page}");
+    }
+    assert!(!page.contains(".SH EXTRA") && !page.contains("tooz\\-help"), "{page}");
     assert_eq!(place.run(&["man", "nonsense"]).code, Some(64));
     let pages = place.path("pages");
     let directory = pages.to_str().unwrap();
