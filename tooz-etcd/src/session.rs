@@ -44,6 +44,7 @@ impl EtcdSession {
     async fn leave_all(&self) {
         let state = &self.state;
         let leaving = async {
+            // The operations inside each count, too: etcd allows 128 in all, and 127 of these are refused.
             for page in state.leaving_all().chunks(MOST_OPERATIONS) {
                 let txn = Txn::new().when([state.lives()]).and_then(page);
                 state.client.connection.send(true, txn).await?;

@@ -9,10 +9,10 @@ mod late;
 
 use std::time::Duration;
 
-use tooz_core::{Capabilities, Coordinator, ErrorKind, GroupEvent, Viewer};
+use tooz_core::{Capabilities, Coordinator, Departure, ErrorKind, GroupEvent, Viewer};
 use tooz_servers::etcd::{Etcd, counts};
 use tooz_servers::lab::Case;
-use tooz_servers::{Outcome, Proxy, cases, eventually, make_certificates};
+use tooz_servers::{Outcome, Proxy, cases, eventually, make_certificates, within};
 
 pub(crate) const CASES: &[(&str, Case)] = cases![
     a_slow_break_spares_the_next_holder,
@@ -27,6 +27,7 @@ pub(crate) const CASES: &[(&str, Case)] = cases![
     a_user_who_may_only_read_looks,
     a_full_server_can_be_looked_at,
     users_that_change_cost_nothing,
+    a_close_says_that_it_leaves_more_groups_than_one_transaction_holds,
     round_trips,
     a_beat_is_written,
     cluster::the_leader_is_killed,
@@ -478,6 +479,37 @@ async fn users_change(etcd: Etcd) -> Outcome {
     guard.release().await?;
     a.close().await?;
     Ok(b.close().await?)
+}
+
+/// W7: all of them in transactions of a hundred, each with a transaction for a group inside.
+async fn a_close_says_that_it_leaves_more_groups_than_one_transaction_holds() -> Outcome {
+    const GROUPS: usize = 150;
+    let etcd = Etcd::start()?;
+    let address = etcd.address().to_string();
+    let eye = connect(&address, "eye").await?;
+    // On a machine that stands still a close has no time for it; then it is tried again.
+    for _ in 0..5 {
+        let a = connect(&address, "a").await?;
+        for n in 0..GROUPS {
+            a.group(format!("g{n}"))?.join_or_create(Capabilities::none()).await?;
+        }
+        let mut watches = Vec::new();
+        for n in 0..GROUPS {
+            let mut watch = eye.group(format!("g{n}"))?.watch().await?;
+            watch.next().await;
+            watches.push(watch);
+        }
+        a.close().await?;
+        let mut left = 0;
+        for watch in &mut watches {
+            let event = within("the leave", LIMIT, watch.next()).await?.ok_or("the watch ended")??;
+            left += usize::from(matches!(event, GroupEvent::Left(_, Departure::Left)));
+        }
+        if left == GROUPS {
+            return Ok(eye.close().await?);
+        }
+    }
+    Err("no close told every group that it leaves".into())
 }
 
 /// The README's figures: what each operation costs on the caller's path.
