@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use tooz_core::driver::support::errors::{
     group_exists, group_not_empty, joined_before, member_id_taken, member_not_found,
 };
+use tooz_core::driver::support::msgpack;
 use tooz_core::driver::{ChangeStream, Departure, Groups, Join, MemberRecord, SessionGroups};
 use tooz_core::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
 use tooz_local::os_lock::Hold;
@@ -18,7 +19,7 @@ use crate::client::{Client, FileDriver};
 use crate::error;
 use crate::keys;
 use crate::session_state::SessionState;
-use crate::tree::{Directory, Member, Membership, Topic, Tree, member_record, members, msgpack};
+use crate::tree::{Directory, Member, Membership, Topic, Tree, member_record, members};
 use crate::view::{is_alive, may_live, read_group};
 use crate::watch;
 

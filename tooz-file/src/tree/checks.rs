@@ -3,6 +3,7 @@
 
 use sha2::{Digest, Sha256};
 use tooz_core::driver::LockKey;
+use tooz_core::driver::support::msgpack::{self, Reader};
 use tooz_core::{ErrorKind, GroupId, LockName, MemberId};
 
 use crate::keys::{self, KeyHash};
@@ -10,7 +11,6 @@ use crate::tree::fence::{Counter, LENGTH};
 use crate::tree::liveness;
 use crate::tree::lock_records::{self, Named};
 use crate::tree::member_record::{self, Member};
-use crate::tree::msgpack::{self, Reader};
 use crate::tree::owner::Owner;
 
 /// The longest name of a file.

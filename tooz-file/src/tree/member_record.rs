@@ -7,9 +7,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sha2::{Digest, Sha256};
 use tooz_core::driver::MemberRecord;
+use tooz_core::driver::support::msgpack::{Reader, Writer};
 use tooz_core::{Capabilities, Error, ErrorKind, GroupId, MemberId, Result};
 
-use crate::tree::msgpack::{Reader, Writer};
 use crate::tree::owner::Owner;
 
 const OWNER: &str = "tooz_rs_owner";

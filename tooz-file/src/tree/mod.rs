@@ -12,7 +12,6 @@ pub(crate) mod liveness;
 pub(crate) mod lock_records;
 pub(crate) mod member_record;
 pub(crate) mod members;
-pub(crate) mod msgpack;
 pub(crate) mod mutex;
 mod open_tree;
 mod owner;

@@ -6,6 +6,7 @@ pub mod errors;
 pub mod feed;
 pub mod fork;
 pub mod lock_state;
+pub mod msgpack;
 pub mod notices;
 pub mod rule;
 pub mod tls;

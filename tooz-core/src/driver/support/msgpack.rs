@@ -1,22 +1,56 @@
 //! As much MessagePack as Python's records need: values are skipped and taken over as they stand, never decoded.
 
-/// Writes one map.
-#[derive(Debug)]
-pub(crate) struct Writer(Vec<u8>);
+/// Writes one value. The caller writes as many entries as a header announces.
+#[derive(Debug, Default)]
+pub struct Writer(Vec<u8>);
 
 impl Writer {
-    /// Begins a map of fewer than 16 entries.
-    pub(crate) fn map(entries: u8) -> Self {
-        Self(vec![0x80 | (entries & 0x0f)])
+    /// Begins a map of this many entries.
+    pub fn map(entries: usize) -> Self {
+        let mut writer = Self::default();
+        writer.begin(0x80, 0xde, entries);
+        writer
     }
 
-    /// The header of a name, an owner or a date. INVARIANT: each of them has at most 255 bytes.
+    /// Begins an array of this many elements.
+    pub fn array(elements: usize) -> Self {
+        let mut writer = Self::default();
+        writer.begin(0x90, 0xdc, elements);
+        writer
+    }
+
+    /// The header of a map or an array. No backend holds a record of 2^32 entries.
+    fn begin(&mut self, short: u8, long: u8, entries: usize) {
+        match (u8::try_from(entries), u16::try_from(entries)) {
+            (Ok(few @ ..16), _) => self.0.push(short | few),
+            (_, Ok(many)) => {
+                self.0.push(long);
+                self.0.extend(many.to_be_bytes());
+            }
+            _ => {
+                self.0.push(long + 1);
+                self.0.extend(u32::try_from(entries).unwrap_or(u32::MAX).to_be_bytes());
+            }
+        }
+    }
+
+    /// The header of bytes of any length; `code` is that for at most 255 of them.
     fn header(&mut self, code: u8, bytes: &[u8]) {
-        debug_assert!(u8::try_from(bytes.len()).is_ok(), "{} bytes", bytes.len());
-        self.0.extend([code, u8::try_from(bytes.len()).unwrap_or(u8::MAX)]);
+        match (u8::try_from(bytes.len()), u16::try_from(bytes.len())) {
+            (Ok(length), _) => self.0.extend([code, length]),
+            (_, Ok(length)) => {
+                self.0.push(code + 1);
+                self.0.extend(length.to_be_bytes());
+            }
+            _ => {
+                self.0.push(code + 2);
+                self.0.extend(u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_be_bytes());
+            }
+        }
     }
 
-    pub(crate) fn str(&mut self, text: &str) -> &mut Self {
+    /// A text.
+    pub fn str(&mut self, text: &str) -> &mut Self {
         match u8::try_from(text.len()) {
             Ok(length @ ..32) => self.0.push(0xa0 | length),
             _ => self.header(0xd9, text.as_bytes()),
@@ -24,48 +58,55 @@ impl Writer {
         self.raw(text.as_bytes())
     }
 
-    pub(crate) fn bin(&mut self, bytes: &[u8]) -> &mut Self {
+    /// Bytes.
+    pub fn bin(&mut self, bytes: &[u8]) -> &mut Self {
         self.header(0xc4, bytes);
         self.raw(bytes)
     }
 
-    pub(crate) fn bool(&mut self, value: bool) -> &mut Self {
+    /// A truth value.
+    pub fn bool(&mut self, value: bool) -> &mut Self {
         self.0.push(if value { 0xc3 } else { 0xc2 });
         self
     }
 
-    pub(crate) fn uint(&mut self, value: u64) -> &mut Self {
+    /// A number.
+    pub fn uint(&mut self, value: u64) -> &mut Self {
         self.0.push(0xcf);
         self.raw(&value.to_be_bytes())
     }
 
-    pub(crate) fn ext(&mut self, kind: i8, bytes: &[u8]) -> &mut Self {
+    /// A value of an extension type.
+    pub fn ext(&mut self, kind: i8, bytes: &[u8]) -> &mut Self {
         self.header(0xc7, bytes);
         self.0.extend(kind.to_be_bytes());
         self.raw(bytes)
     }
 
     /// An encoded value.
-    pub(crate) fn raw(&mut self, bytes: &[u8]) -> &mut Self {
+    pub fn raw(&mut self, bytes: &[u8]) -> &mut Self {
         self.0.extend_from_slice(bytes);
         self
     }
 
-    pub(crate) fn finish(&mut self) -> Vec<u8> {
+    /// What was written.
+    pub fn finish(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.0)
     }
 }
 
 /// Reads any bytes; `None` at the first byte that makes no sense.
 #[derive(Debug)]
-pub(crate) struct Reader<'a>(&'a [u8]);
+pub struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
-    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+    /// A reader of these bytes.
+    pub fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
     }
 
-    pub(crate) fn is_done(&self) -> bool {
+    /// Whether nothing is left.
+    pub fn is_done(&self) -> bool {
         self.0.is_empty()
     }
 
@@ -89,7 +130,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The number of entries of the map that begins here.
-    pub(crate) fn map(&mut self) -> Option<usize> {
+    pub fn map(&mut self) -> Option<usize> {
         match self.byte()? {
             code @ 0x80..=0x8f => Some(usize::from(code & 0x0f)),
             0xde => self.length(2),
@@ -98,7 +139,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn array(&mut self) -> Option<usize> {
+    /// The number of elements of the array that begins here.
+    pub fn array(&mut self) -> Option<usize> {
         match self.byte()? {
             code @ 0x90..=0x9f => Some(usize::from(code & 0x0f)),
             0xdc => self.length(2),
@@ -108,7 +150,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The bytes of a text or of bytes.
-    pub(crate) fn text(&mut self) -> Option<&'a [u8]> {
+    pub fn text(&mut self) -> Option<&'a [u8]> {
         let length = match self.byte()? {
             code @ 0xa0..=0xbf => usize::from(code & 0x1f),
             0xd9 | 0xc4 => self.length(1)?,
@@ -119,7 +161,8 @@ impl<'a> Reader<'a> {
         self.take(length)
     }
 
-    pub(crate) fn uint(&mut self) -> Option<u64> {
+    /// The number that begins here.
+    pub fn uint(&mut self) -> Option<u64> {
         match self.byte()? {
             code @ 0..=0x7f => Some(u64::from(code)),
             0xcc => self.number(1),
@@ -132,7 +175,7 @@ impl<'a> Reader<'a> {
 
     /// The bytes of the whole value that begins here. Counts what is still to come instead of recursing: a hostile
     /// record may nest deeply.
-    pub(crate) fn value(&mut self) -> Option<&'a [u8]> {
+    pub fn value(&mut self) -> Option<&'a [u8]> {
         let start = self.0;
         let mut pending: usize = 1;
         while pending > 0 {
@@ -175,7 +218,7 @@ const MOST_DEPTH: usize = 64;
 
 /// Whether Python can read the value: it refuses maps with keys other than text and bytes, and then fails on every
 /// member of the group.
-pub(crate) fn python_can_read(bytes: &[u8]) -> bool {
+pub fn python_can_read(bytes: &[u8]) -> bool {
     fn check(bytes: &[u8], depth: usize) -> Option<bool> {
         let mut reader = Reader::new(bytes);
         let (values, is_map) = match *bytes.first()? {
@@ -203,6 +246,28 @@ pub(crate) fn python_can_read(bytes: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn headers_of_every_length_are_read_again() {
+        for length in [0, 1, 15, 16, 31, 32, 255, 256, 65_535, 65_536] {
+            let bytes = vec![7; length];
+            let written = Writer::default().bin(&bytes).finish();
+            assert_eq!(Reader::new(&written).text(), Some(&bytes[..]), "{length} bytes");
+            assert_eq!(Reader::new(&written).value(), Some(&written[..]));
+            for (mut writer, is_map) in [(Writer::map(length), true), (Writer::array(length), false)] {
+                for _ in 0..length {
+                    writer.bool(true);
+                    if is_map {
+                        writer.bool(false);
+                    }
+                }
+                let written = writer.finish();
+                let mut reader = Reader::new(&written);
+                assert_eq!(if is_map { reader.map() } else { reader.array() }, Some(length));
+                assert_eq!(Reader::new(&written).value(), Some(&written[..]), "{length} entries");
+            }
+        }
+    }
 
     #[test]
     fn python_wants_text_as_keys() {
