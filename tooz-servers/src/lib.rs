@@ -12,6 +12,8 @@ pub mod lab;
 #[cfg(feature = "servers")]
 mod launch;
 pub mod lines;
+#[cfg(feature = "memcached")]
+pub mod memcached;
 #[cfg(feature = "servers")]
 mod pool;
 mod process;

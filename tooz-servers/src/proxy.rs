@@ -40,6 +40,9 @@ impl Faults {
 /// Looks at the bytes of one read.
 type Look = dyn Fn(&[u8]) -> bool + Send + Sync;
 
+/// Makes other bytes of those of one read.
+type Make = dyn Fn(&[u8]) -> Vec<u8> + Send + Sync;
+
 /// Says which bytes are requests and answers.
 type Counts = dyn Fn(Way, &[u8]) -> bool + Send + Sync;
 
@@ -61,6 +64,8 @@ enum End {
     Answered(Arc<[u8]>),
     /// It does not arrive, and this is said at once, whatever else is due.
     TurnedAway(Arc<[u8]>),
+    /// This arrives instead of it.
+    Replaced(Arc<Make>),
 }
 
 struct Shared {
@@ -209,6 +214,17 @@ impl Proxy {
         answer: impl Into<Arc<[u8]>>,
     ) {
         self.lose(times, Box::new(request), End::TurnedAway(answer.into()));
+    }
+
+    /// The next `times` requests whose bytes satisfy `request` do not reach the server: what `by` makes of their bytes does.
+    /// For protocols that answer in order, also while other requests are under way: the server itself answers, in its turn.
+    pub fn replace_requests(
+        &self,
+        times: u64,
+        request: impl Fn(&[u8]) -> bool + Send + Sync + 'static,
+        by: impl Fn(&[u8]) -> Vec<u8> + Send + Sync + 'static,
+    ) {
+        self.lose(times, Box::new(request), End::Replaced(Arc::new(by)));
     }
 
     /// Only bytes that satisfy this count as asking and as answering: some protocols chatter.
@@ -368,6 +384,11 @@ async fn pump(
                     return;
                 }
             }
+            Verdict::Replace(other) => {
+                if to.write_all(&other).await.is_err() {
+                    return;
+                }
+            }
             Verdict::Swallow => {}
             Verdict::Answer { answer, due } => connection.make_up(answer, due).await,
             Verdict::End => {
@@ -380,6 +401,7 @@ async fn pump(
 
 enum Verdict {
     Pass,
+    Replace(Vec<u8>),
     Swallow,
     Answer { answer: Arc<[u8]>, due: bool },
     End,
@@ -418,6 +440,7 @@ impl Shared {
             }
             End::Answered(answer) => Verdict::Answer { answer, due },
             End::TurnedAway(answer) => Verdict::Answer { answer, due: false },
+            End::Replaced(by) => Verdict::Replace(by(bytes)),
             End::Lost => Verdict::End,
         }
     }
@@ -487,6 +510,16 @@ mod tests {
         assert_eq!(proxy.round_trips(), 2);
         proxy.turn_away_requests(1, |bytes| bytes == b"two", *b"no!");
         assert_eq!(ask(&mut stream, b"two").unwrap(), b"no!");
+    }
+
+    #[test]
+    fn it_replaces_what_was_asked_for() {
+        let proxy = Proxy::start(echo()).unwrap();
+        let mut stream = connect(&proxy);
+        proxy.replace_requests(1, |bytes| bytes.starts_with(b"two"), <[u8]>::to_ascii_uppercase);
+        assert_eq!(ask(&mut stream, b"one").unwrap(), b"one");
+        assert_eq!(ask(&mut stream, b"two words").unwrap(), b"TWO WORDS");
+        assert_eq!(ask(&mut stream, b"two words").unwrap(), b"two words");
     }
 
     #[test]
