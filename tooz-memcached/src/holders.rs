@@ -1,0 +1,155 @@
+//! Who holds a lock, for anyone who asks: listing, watching and breaking the holders.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tooz_core::driver::support::feed::HolderFeed;
+use tooz_core::driver::support::lock_state::Effect;
+use tooz_core::driver::support::rule::Foreign;
+use tooz_core::driver::{BreakRequest, HolderRecord, HolderStream, Holders, LockKey, Locks, Previous};
+use tooz_core::{ErrorKind, FencingToken, Result};
+
+use crate::client::{Client, Tries};
+use crate::connection::command::{Batch, Call, Look, Store, Stored};
+use crate::driver::Memcached;
+use crate::error::unknown_end;
+use crate::lock::cell::Cell;
+use crate::lock::epoch::Origin;
+use crate::lock::give_back;
+use crate::lock::record::{self, counted};
+use crate::view::{holder_record, holder_records, read_holders, read_lock};
+
+/// How often a watch reads the holders.
+const LOOK: Duration = Duration::from_millis(250);
+/// For how many seconds it is kept who broke a grant: much longer than from one beat to the next.
+const BROKEN: u32 = 7 * 24 * 3_600;
+/// A lock that changes under so many looks in a row is given up for now.
+const ROUNDS: usize = 64;
+
+/// Takes the meant holders off the lock as it was read, and says which.
+fn take_off(
+    request: &BreakRequest,
+    cell: &mut Cell,
+) -> (Vec<HolderRecord>, Vec<tooz_core::driver::AttemptId>) {
+    if cell.state.foreign != Foreign::None {
+        let meant = cell.gate.as_ref().is_some_and(|gate| request.means_foreign(&gate.value));
+        let records = if meant { holder_records(cell) } else { Vec::new() };
+        if meant {
+            drop(cell.state.break_grants(None));
+        }
+        return (records, Vec::new());
+    }
+    let (mut records, mut attempts) = (Vec::new(), Vec::new());
+    if request.only.is_some() && request.token().is_none() {
+        return (records, attempts); // a holder of another library is meant
+    }
+    for effect in cell.state.break_grants(request.token()) {
+        if let Effect::Freed(holder, Previous::Broken) = effect {
+            records.push(holder_record(&holder));
+            attempts.push(holder.attempt);
+        }
+    }
+    records.sort_by_key(|holder| holder.token);
+    (records, attempts)
+}
+
+/// Breaks what the lock holds now; `None`: it changed meanwhile.
+async fn break_once(
+    client: &Client,
+    tries: &mut Tries<'_>,
+    request: &BreakRequest,
+) -> Result<Option<Vec<HolderRecord>>> {
+    let mut cell = read_lock(client, tries, &request.key).await?;
+    let (broken, attempts) = take_off(request, &mut cell);
+    if broken.is_empty() {
+        return Ok(Some(broken));
+    }
+    drop(cell.state.promote(|_| true, record::unwritten));
+    let (mut batch, mut operations) = (Batch::new(), 0);
+    let note = [&counted(request.by.as_bytes())[..], request.why.as_bytes()].concat();
+    for attempt in attempts {
+        // Before it is broken: whose beat finds the lock gone looks for the reason.
+        batch.set(Store::bytes(&client.keys.broken(attempt), BROKEN, &note));
+        operations += 1;
+    }
+    operations += give_back::store(client, &mut batch, &request.key, &cell);
+    batch.get_in(&client.keys.lock(&request.key).gate, Look::Presence, Call::Break);
+    let Some(mut reply) = tries.follow(&cell.link, &batch).await else { return Ok(None) };
+    let mut done = Stored::Done;
+    for _ in 0..operations {
+        done = reply.answers.stored()?; // the last one is the gate's
+    }
+    Ok((done == Stored::Done).then_some(broken))
+}
+
+#[async_trait]
+impl Locks for Memcached {
+    async fn holders(&self, key: &LockKey) -> Result<Holders> {
+        read_holders(&self.client, key).await
+    }
+
+    async fn break_lock(&self, request: &BreakRequest) -> Result<Vec<HolderRecord>> {
+        let mut tries = self.client.tries();
+        for _ in 0..ROUNDS {
+            let once = break_once(&self.client, &mut tries, request).await;
+            let Some(broken) = once.map_err(|error| tries.failed(error))? else { continue };
+            if broken.is_empty() && tries.unsure {
+                return Err(unknown_end(&format!("what was to be broken of {} is gone now", request.key)));
+            }
+            for holder in &broken {
+                let token = holder.token.map(FencingToken::get);
+                tracing::warn!(key = %request.key, by = %request.by, why = request.why, ?token, "a lock was broken");
+            }
+            return Ok(broken);
+        }
+        Err(tries.failed(give_back::changes_too_often(&request.key)))
+    }
+
+    async fn raise_tokens(&self, least: FencingToken) -> Result<()> {
+        let client = &self.client;
+        let key = client.keys.epoch();
+        let mut tries = client.tries();
+        loop {
+            let mut batch = Batch::new();
+            batch.get(&key, Look::Whole);
+            let mut reply = tries.ask(&batch).await?;
+            let Some(item) = reply.answers.item()? else {
+                Origin::new(client, &reply.link).or_add(client).await?;
+                continue;
+            };
+            let origin = Origin::read(client, &item)?;
+            if origin.base >= least.get() - 1 {
+                return Ok(());
+            }
+            let raised = Origin { base: least.get() - 1, ..origin }.write();
+            let mut batch = Batch::new();
+            batch.cas(Store::bytes(&key, 0, &raised), item.cas);
+            if tries.store(&reply.link, &batch).await.map_err(|error| tries.failed(error))? {
+                client.base.fetch_max(least.get() - 1, Ordering::AcqRel);
+                return Ok(());
+            }
+        }
+    }
+
+    async fn watch(&self, key: &LockKey) -> Result<HolderStream> {
+        let (client, key) = (Arc::clone(&self.client), key.clone());
+        let feed = HolderFeed::new(read_holders(&client, &key).await?);
+        let (told, spawner) = (feed.clone(), client.context.spawner.clone());
+        let task = spawner.spawn(async move {
+            loop {
+                client.context.spawner.sleep(LOOK).await;
+                match read_holders(&client, &key).await {
+                    Ok(now) => told.set(now),
+                    Err(error) if error.is_retryable() => {
+                        tracing::debug!(%error, "the holders could not be read");
+                    }
+                    Err(error) if error.kind() == ErrorKind::Closed => return told.fail(error),
+                    Err(error) => told.report(error),
+                }
+            }
+        });
+        Ok(feed.stream(task))
+    }
+}
