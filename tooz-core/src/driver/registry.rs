@@ -167,6 +167,7 @@ pub const FEATURES: &[(&str, &[&str])] = &[
     ),
     ("etcd", &["etcd", "etcd3", "etcd3+http"]),
     ("etcd-tls", &["etcds", "etcd3+https"]),
+    ("memcached", &["memcached"]),
 ];
 
 fn unknown(scheme: &str, all: &[Registration]) -> Error {
@@ -222,9 +223,13 @@ mod tests {
                 (format!("feature \"{driver}-tls\""), format!("tooz-{driver} with its feature tls"));
             assert!(tls.contains(&feature) && tls.contains(&own), "{tls}");
         }
-        for (mistyped, meant) in
-            [("etdc", "etcd"), ("reddis", "redis"), ("valkeey", "valkey"), ("sqlit", "sqlite")]
-        {
+        for (mistyped, meant) in [
+            ("etdc", "etcd"),
+            ("reddis", "redis"),
+            ("valkeey", "valkey"),
+            ("sqlit", "sqlite"),
+            ("memcache", "memcached"),
+        ] {
             let said = said(mistyped);
             assert!(said.contains(mistyped) && said.contains(&format!("did you mean {meant}://?")), "{said}");
         }

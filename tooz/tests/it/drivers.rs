@@ -12,6 +12,7 @@ fn every_enabled_driver_is_registered() {
     let expected = [
         ("etcd", cfg!(feature = "etcd")),
         ("file", cfg!(feature = "file")),
+        ("memcached", cfg!(feature = "memcached")),
         ("memory", cfg!(feature = "memory")),
         ("redis", cfg!(feature = "redis")),
         ("sqlite", cfg!(feature = "sqlite")),
@@ -46,6 +47,7 @@ fn the_table_of_schemes_is_that_of_the_drivers() {
         ("etcd", cfg!(feature = "etcd")),
         ("etcd-tls", cfg!(feature = "etcd-tls")),
         ("file", cfg!(feature = "file")),
+        ("memcached", cfg!(feature = "memcached")),
         ("memory", cfg!(feature = "memory")),
         ("redis", cfg!(feature = "redis")),
         ("redis-tls", cfg!(feature = "redis-tls")),
@@ -85,6 +87,8 @@ async fn options_of_python_tooz_are_refused_with_ours() {
         (cfg!(feature = "redis"), "redis://localhost?socket_timeout=3", "write operation_timeout"),
         (cfg!(feature = "redis"), "redis://localhost?lock_timeout=30", "write ttl"),
         (cfg!(feature = "etcd"), "etcd3+http://localhost?api_version=v3", "leave it out"),
+        (cfg!(feature = "memcached"), "memcached://localhost?max_pool_size=3", "leave it out"),
+        (cfg!(feature = "memcached"), "memcached://localhost?lock_timeout=30", "write ttl"),
     ];
     for (_, url, instead) in all.into_iter().filter(|(enabled, ..)| *enabled) {
         let error = tooz::Coordinator::builder(url, "me").connect().await.unwrap_err();

@@ -1,5 +1,12 @@
 //! The README's table says what the drivers say.
-#![cfg(all(feature = "etcd", feature = "file", feature = "memory", feature = "redis", feature = "sqlite"))] // its columns
+#![cfg(all(
+    feature = "etcd",
+    feature = "file",
+    feature = "memcached",
+    feature = "memory",
+    feature = "redis",
+    feature = "sqlite"
+))] // its columns
 
 use tooz::{BackendUrl, Characteristics, drivers};
 
@@ -7,7 +14,7 @@ const README: &str = include_str!("../../README.md");
 
 #[test]
 fn the_driver_table_is_that_of_the_registrations() {
-    let promised = ["memory", "file", "sqlite", "redis", "etcd"].map(|scheme| {
+    let promised = ["memory", "file", "sqlite", "redis", "etcd", "memcached"].map(|scheme| {
         let driver = drivers().into_iter().find(|driver| driver.schemes()[0] == scheme).unwrap();
         driver.characteristics(&BackendUrl::parse(&format!("{scheme}:///x")).unwrap())
     });
@@ -19,8 +26,8 @@ fn the_driver_table_is_that_of_the_registrations() {
             format!("| `{name}` | {} |", cells.join(" | "))
         })
         .collect();
-    let head = "| characteristic | `memory://` | `file://` | `sqlite://` | `redis://` | `etcd://` |\n\
-                |---|---|---|---|---|---|\n";
+    let head = "| characteristic | `memory://` | `file://` | `sqlite://` | `redis://` | `etcd://` | `memcached://` |\n\
+                |---|---|---|---|---|---|---|\n";
     let table = format!("{head}{}\n", rows.join("\n"));
     assert!(README.contains(&table), "put this table into README.md:\n{table}");
 }

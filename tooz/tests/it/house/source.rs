@@ -14,6 +14,7 @@ pub(super) const CRATES: &[&str] = &[
     "tooz-etcd",
     "tooz-file",
     "tooz-local",
+    "tooz-memcached",
     "tooz-memory",
     "tooz-redis",
     "tooz-servers",
@@ -21,7 +22,8 @@ pub(super) const CRATES: &[&str] = &[
 ];
 
 /// The drivers among them.
-pub(super) const DRIVERS: &[&str] = &["tooz-etcd", "tooz-file", "tooz-memory", "tooz-redis", "tooz-sqlite"];
+pub(super) const DRIVERS: &[&str] =
+    &["tooz-etcd", "tooz-file", "tooz-memcached", "tooz-memory", "tooz-redis", "tooz-sqlite"];
 
 /// Texts by their paths below a crate's `src`.
 pub(super) type Texts = BTreeMap<String, String>;
