@@ -1,12 +1,14 @@
 //! What coordination over a network costs, as ratios to the least that a program without tooz would send: the same client
 //! crate, the same server, the same run, by turns, since machines are noisy.
 //!
-//! `cargo bench -p tooz-conformance --bench network`, with `-- redis` or `-- etcd` for one of them. Every figure is a median;
+//! `cargo bench -p tooz-conformance --bench network`, with `-- redis`, `-- etcd` or `-- memcached` for one of them. Every figure is a median;
 //! nothing here passes or fails. Python tooz 9.1 is measured, too, where the tests have installed it.
 #![allow(clippy::disallowed_methods, clippy::print_stdout, clippy::unwrap_used)] // it reads clocks and prints
 
 #[path = "network/etcd.rs"]
 mod etcd;
+#[path = "network/memcached.rs"]
+mod memcached;
 #[path = "network/python.rs"]
 mod python;
 #[path = "network/redis.rs"]
@@ -16,7 +18,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use tooz_core::{Capabilities, Coordinator, Runtime};
-use {tooz_etcd as _, tooz_redis as _}; // links the drivers
+use {tooz_etcd as _, tooz_memcached as _, tooz_redis as _}; // links the drivers
 
 const ROUNDS: usize = 9;
 const MEMBERS: usize = 1_000;
@@ -126,9 +128,11 @@ async fn compare(driver: &str, address: &str, raw: impl Raw) {
         figures.iter_mut().zip(here).for_each(|(all, one)| all.push(one));
     }
     let [by_hand, ours, on_current, write, hand_over, raw_64, ours_64, current_64] = figures.map(median);
-    say("acquire + release", ours, by_hand, Some(1.3));
-    say("acquire + release, Runtime::Current", on_current, by_hand, Some(1.15));
-    say("hand-over to a waiter; raw: one write", hand_over, write, Some(2.5));
+    // On memcached the raw pair is the least that can be stored and deleted, and waiters look again and again.
+    let aims = if driver == "memcached" { (1.6, 1.6, None) } else { (1.3, 1.15, Some(2.5)) };
+    say("acquire + release", ours, by_hand, Some(aims.0));
+    say("acquire + release, Runtime::Current", on_current, by_hand, Some(aims.1));
+    say("hand-over to a waiter; raw: one write", hand_over, write, aims.2);
     say("acquire + release in 64 tasks", ours_64, raw_64, None);
     say("acquire + release in 64 tasks, Runtime::Current", current_64, raw_64, None);
 
@@ -190,9 +194,11 @@ async fn handed_over(a: &Coordinator, b: &Coordinator) -> f64 {
             (Instant::now(), guard)
         });
         let lock = a.lock("handed").unwrap();
-        while lock.holders().await.unwrap().waiters != Some(1) {
+        while lock.holders().await.unwrap().waiters.is_some_and(|waiters| waiters != 1) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+        // Where the server cannot say who waits: long enough to begin.
+        tokio::time::sleep(Duration::from_millis(20)).await;
         let start = Instant::now();
         let released = tokio::spawn(guard.release());
         let (at, guard) = waiting.await.unwrap();
@@ -212,5 +218,8 @@ fn main() {
     }
     if runs("etcd") {
         etcd::run(&runtime);
+    }
+    if runs("memcached") {
+        memcached::run(&runtime);
     }
 }

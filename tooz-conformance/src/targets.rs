@@ -18,6 +18,8 @@ pub fn all() -> Vec<Target> {
     targets.push(redis::with_tls());
     #[cfg(feature = "etcd")]
     targets.extend(etcd::targets());
+    #[cfg(feature = "memcached")]
+    targets.push(memcached::target());
     given::replace(&mut targets);
     targets
 }
@@ -201,5 +203,7 @@ pub mod file {
 pub mod etcd;
 mod given;
 pub use given::VARIABLES as GIVEN;
+#[cfg(feature = "memcached")]
+pub mod memcached;
 #[cfg(feature = "redis")]
 pub mod redis;

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 use tooz_servers::etcd::{Cluster, Etcd};
+use tooz_servers::memcached::Memcached;
 use tooz_servers::redis::Redis;
 use tooz_servers::redis_replicated;
 
@@ -42,6 +43,7 @@ const KINDS: &[Kind] = &[
     Kind { name: "etcd-auth", variable: "TOOZ_TEST_ETCD_AUTH_URL", start: etcd_auth },
     #[cfg(feature = "etcd-tls")]
     Kind { name: "etcd-tls", variable: "TOOZ_TEST_ETCD_TLS_URL", start: etcd_tls },
+    Kind { name: "memcached", variable: "TOOZ_TEST_MEMCACHED_URL", start: memcached },
 ];
 
 fn redis(_: &Path) -> Result<(Running, String), String> {
@@ -133,6 +135,12 @@ fn etcd_tls(place: &Path) -> Result<(Running, String), String> {
     let files = format!("ca_cert={shown}/ca.pem&cert_cert={shown}/client.pem&cert_key={shown}/client.key");
     let url = format!("etcds://{}?{files}", etcd.address());
     Ok((Box::new(etcd), url))
+}
+
+fn memcached(_: &Path) -> Result<(Running, String), String> {
+    let memcached = Memcached::start()?;
+    let url = format!("memcached://{}", memcached.address());
+    Ok((Box::new(memcached), url))
 }
 
 fn serve() -> Result<(), String> {

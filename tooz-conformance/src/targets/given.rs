@@ -27,6 +27,8 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("TOOZ_TEST_ETCD_AUTH_URL", "etcd+auth"),
     #[cfg(feature = "etcd-tls")]
     ("TOOZ_TEST_ETCD_TLS_URL", "etcd+tls"),
+    #[cfg(feature = "memcached")]
+    ("TOOZ_TEST_MEMCACHED_URL", "memcached"),
 ];
 
 /// A server that all cases share answers late now and then, for it waits for the disk for all of them; budgets grow with

@@ -77,7 +77,7 @@ fn ports(service: &str) -> BTreeSet<u16> {
     // Of what stands twice the later one holds: a service's own port comes after its anchor's.
     let own = service.rsplit_once("PORT: ").map(|(_, rest)| numbers(&format!("PORT: {rest}"), &["PORT: "]));
     let address = ["--listen-client-urls http://127.0.0.1:", "--listen-client-urls https://127.0.0.1:"];
-    let named = numbers(service, &[&["--port ", "--tls-port "][..], &address[..]].concat());
+    let named = numbers(service, &[&["--port ", "--tls-port ", "memcached -p "][..], &address[..]].concat());
     own.unwrap_or_default().into_iter().chain(named).filter(|port| *port != 0).collect()
 }
 
@@ -163,7 +163,7 @@ fn every_version_is_one_of_a_server_that_has_a_target() {
     // Images whose names say which.
     for image in COMPOSE.lines().filter_map(|line| line.trim().strip_prefix("image: ")) {
         let tag = image.rsplit_once(':').map_or("latest", |(_, tag)| tag);
-        let server = ["redis:", "etcd:"].iter().any(|server| image.contains(server));
+        let server = ["redis:", "etcd:", "memcached:"].iter().any(|server| image.contains(server));
         assert!(!server || tag.trim_start_matches('v').starts_with(|c: char| c.is_ascii_digit()), "{image}");
     }
 }

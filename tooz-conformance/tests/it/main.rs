@@ -17,7 +17,7 @@ macro_rules! with {
 mod history;
 
 // It compares what is written of every kind of server.
-with!("redis-tls" "etcd" => backends);
+with!("redis-tls" "etcd" "memcached" => backends);
 // It compares the golden table of the targets.
 with!("memory" "sqlite" => contract);
 with!("memory" => faults);

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::super::prelude::*;
 use super::super::runtimes::{on_a_thread, one_worker};
-use super::steps::{asks, free};
+use super::steps::{asks, free, take_turns};
 use crate::kit::{Call, Fate};
 use crate::tools::{block_on, dropped_after};
 
@@ -183,11 +183,7 @@ async fn incident_etcd_client_50(h: Harness) -> Outcome {
             cancelled.abort(); // it may have been granted already
         }
         drop(cancelled.await);
-        for one in waiting {
-            let next = within("the turn of those who stayed", h.gone(), one).await???;
-            ensure(next.is_held(), "granted, and not held")?;
-            next.release().await?;
-        }
+        take_turns(&h, "the turn of those who stayed", h.gone(), waiting).await?;
         free(&h, &a, "x").await?;
     }
     Ok(())

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tooz_core::driver::Turn;
 
 use super::super::prelude::*;
-use super::steps::{asks, free};
+use super::steps::{asks, free, take_turns};
 use crate::kit::{Call, Fate};
 
 pub(super) const CASES: &[Case] = &[
@@ -206,10 +206,7 @@ async fn incident_kazoo_315(h: Harness) -> Outcome {
         h.soon_done("the answer to a try", Box::pin(held_by_another(one, "x"))).await??;
     }
     guard.release().await?;
-    for one in waiting {
-        h.soon_done("the hand-over", one).await???.release().await?;
-    }
-    Ok(())
+    take_turns(&h, "the hand-over", h.soon(), waiting).await
 }
 
 /// L9, L6: a writer that gives up lets in the readers that stood behind it.

@@ -25,6 +25,39 @@ pub(super) async fn asks(h: &Harness, lock: Lock) -> JoinHandle<Result<LockGuard
     h.started(async move { lock.acquire().await }).await
 }
 
+/// Waits until each has had the lock and given it back: where locks are fair, in this order.
+pub(super) async fn take_turns(
+    h: &Harness,
+    what: &str,
+    limit: Duration,
+    waiting: impl IntoIterator<Item = JoinHandle<Result<LockGuard>>>,
+) -> Outcome {
+    /// Whether it was held; `None`: the task did not end by itself.
+    async fn take(one: JoinHandle<Result<LockGuard>>) -> Option<Result<bool>> {
+        let next = match one.await.ok()? {
+            Ok(next) => next,
+            Err(error) => return Some(Err(error)),
+        };
+        let held = next.is_held();
+        Some(next.release().await.map(|_| held))
+    }
+    let taken = |turn: Option<Result<bool>>| {
+        let held = turn.ok_or("the task that waited did not end by itself")??;
+        ensure(held, "granted, and not held")
+    };
+    if h.claimed().contains(Characteristics::FAIR_LOCKS) {
+        for one in waiting {
+            taken(within(what, limit, take(one)).await?)?;
+        }
+        return Ok(());
+    }
+    let turns: Vec<_> = waiting.into_iter().map(|one| h.spawn(take(one))).collect();
+    for turn in turns {
+        taken(within(what, limit, turn).await??)?;
+    }
+    Ok(())
+}
+
 /// Waits until the lock is free and no attempt waits for it.
 pub(super) async fn free(h: &Harness, c: &Coordinator, name: &str) -> Outcome {
     let lock = c.lock(name)?;
