@@ -22,8 +22,11 @@ pub(crate) fn trials() -> Vec<Trial> {
         let none = Trial::test("versions", move || Err(failed));
         return vec![none.with_kind(why).with_ignored_flag(true)];
     };
-    let shared =
-        |target: &Target| target.characteristics().contains(Characteristics::DISTRIBUTED_ACROSS_PROCESSES);
+    // The earlier version has no driver for memcached.
+    let shared = |target: &Target| {
+        target.characteristics().contains(Characteristics::DISTRIBUTED_ACROSS_PROCESSES)
+            && target.name() != "memcached"
+    };
     let trial = |target: Target| {
         let (name, missing) = (target.name().to_owned(), target.missing().map(str::to_owned));
         let program = program.clone();

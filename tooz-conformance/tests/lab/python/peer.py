@@ -32,6 +32,11 @@ class Inside:
 
             raw = redis.Redis(host=place.hostname, port=place.port)
             self.enter = lambda: raw.set("inside", "python", nx=True) is not None
+        elif place.scheme == "memcached":
+            from pymemcache.client.base import Client
+
+            raw = Client((place.hostname, place.port))
+            self.enter = lambda: raw.add("inside", "python", noreply=False)
         else:
             import etcd3gw
 
@@ -73,6 +78,9 @@ def obey(peer, inside, locks, elected, verb, name):
     if verb == "elect":
         peer.run_watchers()
         return len(elected)
+    if verb == "leader":
+        leader = peer.get_leader(name).get()
+        return leader and leader.decode()
     if verb == "groups":
         return sorted(group.decode() for group in peer.get_groups().get())
     if verb == "members":

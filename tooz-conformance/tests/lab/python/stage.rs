@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tooz_core::Coordinator;
+use tooz_core::{Coordinator, MemberId};
 use tooz_servers::python::Peer;
 
 /// What comes of itself, or with the end of a session of three or four seconds, comes within this on any machine.
@@ -19,6 +19,10 @@ pub(crate) trait Server {
     fn enter(&self) -> bool;
     /// Takes the mark away.
     fn leave(&self);
+    /// Names of locks that Python can have.
+    fn names(&self) -> &'static [&'static str] {
+        &["x", "deep/er", "50%", "é", "a b"]
+    }
 }
 
 /// A server, and the interpreter.
@@ -52,6 +56,11 @@ impl Stage {
 /// Waits until `check` returns true.
 pub(crate) async fn eventually(what: &str, check: impl AsyncFnMut() -> bool) {
     tooz_servers::until(what, Duration::from_mins(1), check).await;
+}
+
+/// Who holds what Python holds: not every server says.
+pub(crate) fn is_nobody_or_python(member: Option<&MemberId>) -> bool {
+    member.is_none_or(|member| member.as_bytes() == b"python")
 }
 
 pub(crate) fn ids(members: &[tooz_core::driver::MemberRecord]) -> Vec<String> {

@@ -5,6 +5,8 @@ use std::time::Duration;
 use tooz_core::Coordinator;
 #[cfg(feature = "etcd")]
 use tooz_servers::etcd::Etcd;
+#[cfg(feature = "memcached")]
+use tooz_servers::memcached::Memcached;
 #[cfg(feature = "redis")]
 use tooz_servers::redis::Redis;
 
@@ -16,6 +18,8 @@ pub(crate) enum Backend {
     Redis(Redis),
     #[cfg(feature = "etcd")]
     Etcd(Etcd),
+    #[cfg(feature = "memcached")]
+    Memcached(Memcached),
 }
 
 impl Backend {
@@ -29,22 +33,32 @@ impl Backend {
         Self::Etcd(Etcd::start().unwrap())
     }
 
+    #[cfg(feature = "memcached")]
+    pub(crate) fn memcached() -> Self {
+        Self::Memcached(Memcached::start().unwrap())
+    }
+
     pub(crate) fn name(&self) -> &'static str {
         match self {
             #[cfg(feature = "redis")]
             Self::Redis(_) => "redis",
             #[cfg(feature = "etcd")]
             Self::Etcd(_) => "etcd",
+            #[cfg(feature = "memcached")]
+            Self::Memcached(_) => "memcached",
         }
     }
 
-    /// Counts what the server does from now on; what it returns asserts that so many turns cost one wake-up each.
+    /// Counts what the server does from now on; what it returns asserts that so many turns cost one wake-up each, where there
+    /// is a queue.
     pub(crate) fn count(&self) -> Box<dyn FnOnce(usize) -> String + '_> {
         match self {
             #[cfg(feature = "redis")]
             Self::Redis(redis) => Box::new(super::count_redis::begin(redis)),
             #[cfg(feature = "etcd")]
             Self::Etcd(etcd) => Box::new(super::count_etcd::begin(etcd)),
+            #[cfg(feature = "memcached")]
+            Self::Memcached(memcached) => Box::new(super::count_memcached::begin(memcached)),
         }
     }
 
@@ -54,6 +68,8 @@ impl Backend {
             Self::Redis(redis) => redis.address(),
             #[cfg(feature = "etcd")]
             Self::Etcd(etcd) => etcd.address(),
+            #[cfg(feature = "memcached")]
+            Self::Memcached(memcached) => memcached.address(),
         };
         format!("{}://{address}?ttl={}s", self.name(), ttl.as_secs())
     }

@@ -1,6 +1,5 @@
 //! Holders that are killed, and a waiter that is stopped when its turn comes.
 
-use std::sync::mpsc::channel;
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
@@ -24,6 +23,7 @@ pub(crate) fn hold(url: &str, name: &str) {
 
 /// L1, L8: a waiter that is stopped when its turn comes, and for longer than its session lives, finds its grant when it goes
 /// on; it must not believe it.
+#[cfg(any(feature = "redis", feature = "etcd"))] // where waiters queue
 pub(crate) fn stopped_waiter(backend: &Backend) {
     let url = backend.url(TTL);
     let (a, b) = block_on(async { (connect(&url, "a").await, connect(&url, "b").await) });
@@ -43,7 +43,7 @@ pub(crate) fn stopped_waiter(backend: &Backend) {
         let second = block_on(async { tokio::time::timeout(LIMIT, b.lock("x").unwrap().acquire()).await });
         let second = second.unwrap().unwrap();
         waiter.resume().unwrap();
-        let (sender, said) = channel();
+        let (sender, said) = std::sync::mpsc::channel();
         let mut lines = waiter.lines();
         std::thread::spawn(move || sender.send(lines.next()));
         let early = said.recv_timeout(TTL);
@@ -57,12 +57,12 @@ pub(crate) fn stopped_waiter(backend: &Backend) {
     }
 }
 
-/// Until one waits.
+/// Until one waits, where the server can say.
 async fn queued(eye: &Coordinator, name: &str) {
     let lock = eye.lock(name).unwrap();
     let looking = async {
         // A server that is slow to answer is asked again.
-        while lock.holders().await.ok().and_then(|found| found.waiters) != Some(1) {
+        while !lock.holders().await.is_ok_and(|found| found.waiters.is_none_or(|waiters| waiters == 1)) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
