@@ -1,9 +1,12 @@
 //! What the tests of the command share: real processes, watched from outside.
 #![allow(dead_code)] // each test uses a part
 
+pub(crate) mod counting;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -57,6 +60,8 @@ pub(crate) struct TestBackend {
 pub(crate) enum Backend {
     Sqlite,
     File,
+    /// With this ttl in seconds.
+    Memcached(SocketAddr, u32),
 }
 
 impl TestBackend {
@@ -76,6 +81,7 @@ impl TestBackend {
         match self.backend {
             Backend::Sqlite => format!("sqlite://{}", self.path("tooz.db").display()),
             Backend::File => format!("file://{}", self.path("coordination").display()),
+            Backend::Memcached(address, ttl) => format!("memcached://{address}?ttl={ttl}s"),
         }
     }
 

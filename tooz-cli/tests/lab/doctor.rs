@@ -91,7 +91,7 @@ fn what_may_not_be_asked_counts_as_not_kept() {
 }
 
 /// Examines a server that was never used, and again after its first use: `everything` in it stays as it was.
-fn is_left_as_it_was(url: &str, everything: impl Fn() -> BTreeMap<String, Vec<u8>>) {
+pub(crate) fn is_left_as_it_was(url: &str, everything: impl Fn() -> BTreeMap<String, Vec<u8>>) {
     let place = TestBackend::new();
     for used in [false, true] {
         if used {

@@ -21,7 +21,7 @@ pub(crate) const REDIS: [(&str, fn()); 5] = tests![
 pub(crate) const ETCD: [(&str, fn()); 2] = tests![etcd_that_is_none, a_full_process_on_etcd];
 
 /// Runs a verb that only looks and one that takes a lock. Both must end with `code` and say on one line what `says`.
-fn said(place: &TestBackend, url: &str, code: i32, says: &[&str]) {
+pub(crate) fn said(place: &TestBackend, url: &str, code: i32, says: &[&str]) {
     for arguments in [&["holders", "x"][..], &["lock", "x", "--", "true"]] {
         let finished = place.run(&[&["--url", url], arguments].concat());
         check(&format!("{url} {arguments:?}"), &finished, code, says);
@@ -41,7 +41,7 @@ fn check(what: &str, finished: &Finished, code: i32, says: &[&str]) {
 }
 
 /// A port where something answers that is neither Redis nor etcd; or hangs up, if it has no answer.
-fn stranger(answer: &'static [u8]) -> SocketAddr {
+pub(crate) fn stranger(answer: &'static [u8]) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
@@ -60,7 +60,7 @@ fn stranger(answer: &'static [u8]) -> SocketAddr {
     address
 }
 
-const HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n";
+pub(crate) const HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n";
 const MEMCACHED: &[u8] = b"ERROR\r\nERROR\r\n";
 
 fn redis_that_refuses() {

@@ -17,6 +17,8 @@ mod common;
 mod descendants;
 mod doctor;
 mod lines;
+#[cfg(feature = "memcached")]
+mod memcached;
 mod outages;
 mod rounds;
 mod terminal;
@@ -60,6 +62,14 @@ fn main() -> ExitCode {
     ));
     #[cfg(not(feature = "etcd"))]
     all.push(lab::left_out("lines", "etcd"));
+    #[cfg(feature = "memcached")]
+    {
+        let no_memcached = tooz_servers::memcached::program().err();
+        all.extend(trials("memcached", no_memcached.as_ref(), &memcached::TESTS));
+        all.extend(trials("rounds", no_memcached.as_ref(), &rounds::MEMCACHED));
+    }
+    #[cfg(not(feature = "memcached"))]
+    all.extend(["memcached", "rounds"].map(|area| lab::left_out(area, "memcached")));
     all.extend(trials("outages", no_redis.as_ref(), &outages::TESTS));
     all.extend(trials("rounds", no_redis.as_ref(), &rounds::REDIS));
     #[cfg(feature = "etcd")]
