@@ -26,8 +26,15 @@ pub(crate) struct Client {
     pub(crate) keys: Keys,
     /// Where the tokens begin, as last read.
     pub(crate) base: AtomicU64,
+    links: Arc<Links>,
+}
+
+/// The current link, and who makes the next one.
+struct Links {
+    config: Config,
+    context: Context,
     current: Mutex<Option<Arc<Link>>>,
-    /// Held by the one caller that connects; how many links there were.
+    /// Held by the one task that connects; how many links there were.
     connecting: tokio::sync::Mutex<u64>,
     closed: AtomicBool,
 }
@@ -50,51 +57,33 @@ pub(crate) struct Reply {
 impl Client {
     /// Connects.
     pub(crate) async fn connect(config: Config, context: Context) -> Result<Arc<Self>> {
-        let client = Self {
-            keys: Keys::new(&config.namespace),
-            base: AtomicU64::new(0),
+        let links = Links {
+            config: config.clone(),
+            context: context.clone(),
             current: Mutex::new(None),
             connecting: tokio::sync::Mutex::new(0),
             closed: AtomicBool::new(false),
+        };
+        let client = Self {
+            keys: Keys::new(&config.namespace),
+            base: AtomicU64::new(0),
+            links: Arc::new(links),
             config,
             context,
         };
-        client.connect_once(0).await?;
+        client.links.connect(0).await?;
         Ok(Arc::new(client))
-    }
-
-    fn current(&self, newer_than: u64) -> Option<Arc<Link>> {
-        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        current.as_ref().filter(|link| link.number > newer_than && link.is_current()).cloned()
-    }
-
-    /// The current link, or one more try to make one.
-    async fn connect_once(&self, newer_than: u64) -> Result<Arc<Link>> {
-        let mut links = self.connecting.lock().await;
-        if let Some(link) = self.current(newer_than) {
-            return Ok(link); // another caller made it
-        }
-        self.check_open()?;
-        let link = Arc::new(Link::connect(&self.config, &self.context, *links + 1).await?);
-        *links += 1;
-        // What is unanswered on an older link still waits for its answer there.
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&link));
-        if let Err(closed) = self.check_open() {
-            link.end();
-            return Err(closed);
-        }
-        Ok(link)
     }
 
     /// The first link that is newer than this one. Waits for at most `limit`.
     pub(crate) async fn link(&self, newer_than: u64, limit: Duration) -> Result<Arc<Link>> {
-        if let Some(link) = self.current(newer_than) {
+        if let Some(link) = self.links.current(newer_than) {
             return Ok(link);
         }
         let (mut pauses, mut last) = (Backoff::new(PAUSES.0, PAUSES.1), None);
         let connecting = async {
             loop {
-                match self.connect_once(newer_than).await {
+                match self.links.connect(newer_than).await {
                     Err(error) if error.is_retryable() => last = Some(error),
                     ended => return ended,
                 }
@@ -105,15 +94,10 @@ impl Client {
         connected.unwrap_or_else(|| Err(last.unwrap_or_else(|| error::silent(&self.config))))
     }
 
-    fn check_open(&self) -> Result<()> {
-        let closed = self.closed.load(Ordering::Acquire);
-        if closed { Err(Error::new(ErrorKind::Closed, "connect a new coordinator")) } else { Ok(()) }
-    }
-
     /// Ends the link, and there is no other.
     pub(crate) fn close(&self) {
-        self.closed.store(true, Ordering::Release);
-        if let Some(link) = self.current.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        self.links.closed.store(true, Ordering::Release);
+        if let Some(link) = self.links.current.lock().unwrap_or_else(PoisonError::into_inner).take() {
             link.end();
         }
     }
@@ -156,6 +140,43 @@ impl Client {
     /// The server's clock in seconds, as that of the current link goes on.
     pub(crate) fn seconds(&self, link: &Link) -> u64 {
         link.greeting.seconds(self.context.clock.now())
+    }
+}
+
+impl Links {
+    fn current(&self, newer_than: u64) -> Option<Arc<Link>> {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        current.as_ref().filter(|link| link.number > newer_than && link.is_current()).cloned()
+    }
+
+    /// The current link, or one more try to make one. It runs as a task of the coordinator's: a caller may be polled outside its
+    /// runtime, or not any more, and beats wait for the same link.
+    async fn connect(self: &Arc<Self>, newer_than: u64) -> Result<Arc<Link>> {
+        let links = Arc::clone(self);
+        let connecting = self.context.spawner.spawn(async move { links.connect_here(newer_than).await });
+        connecting.await.unwrap_or_else(|| Err(error::lost()))
+    }
+
+    async fn connect_here(&self, newer_than: u64) -> Result<Arc<Link>> {
+        let mut links = self.connecting.lock().await;
+        if let Some(link) = self.current(newer_than) {
+            return Ok(link); // another caller made it
+        }
+        self.check_open()?;
+        let link = Arc::new(Link::connect(&self.config, &self.context, *links + 1).await?);
+        *links += 1;
+        // What is unanswered on an older link still waits for its answer there.
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&link));
+        if let Err(closed) = self.check_open() {
+            link.end();
+            return Err(closed);
+        }
+        Ok(link)
+    }
+
+    fn check_open(&self) -> Result<()> {
+        let closed = self.closed.load(Ordering::Acquire);
+        if closed { Err(Error::new(ErrorKind::Closed, "connect a new coordinator")) } else { Ok(()) }
     }
 }
 

@@ -9,7 +9,7 @@ use tooz_core::driver::support::feed::HolderFeed;
 use tooz_core::driver::support::lock_state::Effect;
 use tooz_core::driver::support::rule::Foreign;
 use tooz_core::driver::{BreakRequest, HolderRecord, HolderStream, Holders, LockKey, Locks, Previous};
-use tooz_core::{ErrorKind, FencingToken, Result};
+use tooz_core::{ErrorKind, FencingToken, MemberId, Result};
 
 use crate::client::{Client, Tries};
 use crate::connection::command::{Batch, Call, Look, Store, Stored};
@@ -17,7 +17,7 @@ use crate::driver::Memcached;
 use crate::error::unknown_end;
 use crate::lock::cell::Cell;
 use crate::lock::epoch::Origin;
-use crate::lock::give_back;
+use crate::lock::give_back::{self, Rest, delete_led};
 use crate::lock::record::{self, counted};
 use crate::view::{holder_record, holder_records, read_holders, read_lock};
 
@@ -25,6 +25,8 @@ use crate::view::{holder_record, holder_records, read_holders, read_lock};
 const LOOK: Duration = Duration::from_millis(250);
 /// For how many seconds it is kept who broke a grant: much longer than from one beat to the next.
 const BROKEN: u32 = 7 * 24 * 3_600;
+/// How often to look for a stamp that was evicted.
+const EVICTED: Duration = Duration::from_millis(100);
 /// A lock that changes under so many looks in a row is given up for now.
 const ROUNDS: usize = 64;
 
@@ -55,13 +57,23 @@ fn take_off(
     (records, attempts)
 }
 
+/// A leader whose mark was broken while a beat wrote its gate again.
+type Led = Option<(MemberId, Vec<HolderRecord>)>;
+
 /// Breaks what the lock holds now; `None`: it changed meanwhile.
 async fn break_once(
     client: &Client,
     tries: &mut Tries<'_>,
     request: &BreakRequest,
+    led: &mut Led,
 ) -> Result<Option<Vec<HolderRecord>>> {
     let mut cell = read_lock(client, tries, &request.key).await?;
+    if let Some((member, broken)) = led {
+        match delete_led(client, tries, &request.key, &cell, member, Call::Break).await? {
+            Rest::Deleted | Rest::Gone => return Ok(Some(std::mem::take(broken))),
+            Rest::Changed => return Ok(None),
+        }
+    }
     let (broken, attempts) = take_off(request, &mut cell);
     if broken.is_empty() {
         return Ok(Some(broken));
@@ -77,11 +89,19 @@ async fn break_once(
     operations += give_back::store(client, &mut batch, &request.key, &cell);
     batch.get_in(&client.keys.lock(&request.key).gate, Look::Presence, Call::Break);
     let Some(mut reply) = tries.follow(&cell.link, &batch).await else { return Ok(None) };
-    let mut done = Stored::Done;
+    let mut stored = Vec::new();
     for _ in 0..operations {
-        done = reply.answers.stored()?; // the last one is the gate's
+        stored.push(reply.answers.stored()?);
     }
-    Ok((done == Stored::Done).then_some(broken))
+    // The last one is the gate's, and before it the mark's.
+    if stored.last().is_none_or(|gate| *gate == Stored::Done) {
+        return Ok(Some(broken));
+    }
+    let mark = stored.len().checked_sub(2).and_then(|at| stored.get(at));
+    if matches!(request.key, LockKey::Leader(_)) && mark == Some(&Stored::Done) {
+        *led = broken.first().and_then(|holder| holder.member.clone()).map(|member| (member, broken));
+    }
+    Ok(None)
 }
 
 #[async_trait]
@@ -91,9 +111,9 @@ impl Locks for Memcached {
     }
 
     async fn break_lock(&self, request: &BreakRequest) -> Result<Vec<HolderRecord>> {
-        let mut tries = self.client.tries();
+        let (mut tries, mut led) = (self.client.tries(), None);
         for _ in 0..ROUNDS {
-            let once = break_once(&self.client, &mut tries, request).await;
+            let once = break_once(&self.client, &mut tries, request, &mut led).await;
             let Some(broken) = once.map_err(|error| tries.failed(error))? else { continue };
             if broken.is_empty() && tries.unsure {
                 return Err(unknown_end(&format!("what was to be broken of {} is gone now", request.key)));
@@ -113,9 +133,15 @@ impl Locks for Memcached {
         let mut tries = client.tries();
         loop {
             let mut batch = Batch::new();
-            batch.get(&key, Look::Whole);
+            batch.get(&key, Look::Whole).get(&client.keys.lives(), Look::Presence);
             let mut reply = tries.ask(&batch).await?;
-            let Some(item) = reply.answers.item()? else {
+            let (item, lives) = (reply.answers.item()?, reply.answers.item()?);
+            if item.is_none() && lives.is_some() {
+                // It was evicted alone: a session that lives stores it again with its next beat.
+                client.context.spawner.sleep(EVICTED).await;
+                continue;
+            }
+            let Some(item) = item else {
                 Origin::new(client, &reply.link).or_add(client).await?;
                 continue;
             };

@@ -11,9 +11,9 @@ use tooz_core::driver::{
 
 use crate::connection::command::{Batch, Look, Store, Stored};
 use crate::error::unknown_end;
-use crate::lock::give_back::{Ending, end_mark, give_back};
+use crate::lock::give_back::{Ending, end_mark, give_back, give_back_rest};
 use crate::lock::mark::Mark;
-use crate::lock::take::{Taken, take};
+use crate::lock::take::{Taken, drop_gate, take};
 use crate::session::MemcachedSession;
 use crate::session_state::Hold;
 
@@ -42,7 +42,8 @@ impl MemcachedSession {
         let Some(mut reply) = client.exchange(&link, &batch).await else { return Ok(Alone::Unknown) };
         let marked = reply.answers.stored();
         if reply.answers.stored()? != Stored::Done {
-            return Ok(Alone::Changed);
+            let is_led = matches!(grant.key, LockKey::Leader(_)) && matches!(marked, Ok(Stored::Done));
+            return Ok(if is_led { Alone::HalfLed } else { Alone::Changed });
         }
         if !matches!(marked, Ok(Stored::Done)) {
             let ended =
@@ -79,11 +80,12 @@ impl MemcachedSession {
 }
 
 /// What became of the release of a lock that no other session shares.
-#[derive(PartialEq, Eq)]
 enum Alone {
     Released,
     /// What was known of the lock does not hold any more.
     Changed,
+    /// The mark of a leader is gone, and its gate changed: a beat wrote it again.
+    HalfLed,
     /// There was no answer.
     Unknown,
 }
@@ -146,6 +148,7 @@ impl SessionLocks for MemcachedSession {
             // A store may be on its way over a link that ended.
             tries.unsure = true;
             give_back(client, &mut tries, key, (state.id, attempt), Ending::Withdraw).await?;
+            drop_gate(state, key, attempt).await;
         }
         state.forget(attempt, true);
         Ok(())
@@ -153,18 +156,20 @@ impl SessionLocks for MemcachedSession {
 
     async fn release(&self, grant: &Grant, end: End) -> Result<Released> {
         let (state, client) = (&self.state, &self.state.client);
-        let mut tries = client.tries();
+        let (mut tries, mut led) = (client.tries(), None);
         if let Some(hold) = state.hold(grant.attempt) {
-            let alone = self.release_alone(&hold, grant, end).await?;
-            if alone == Alone::Released {
-                state.forget(grant.attempt, true);
-                return Ok(Released::Released);
+            match self.release_alone(&hold, grant, end).await? {
+                Alone::Released => {
+                    state.forget(grant.attempt, true);
+                    return Ok(Released::Released);
+                }
+                Alone::Changed => {}
+                Alone::HalfLed => led = Some(state.member.clone()),
+                Alone::Unknown => tries.unsure = true,
             }
-            tries.unsure = alone == Alone::Unknown;
         }
-        let found =
-            give_back(client, &mut tries, &grant.key, (state.id, grant.attempt), Ending::Release(end))
-                .await?;
+        let own = (state.id, grant.attempt);
+        let found = give_back_rest(client, &mut tries, &grant.key, own, Ending::Release(end), led).await?;
         if !found && tries.unsure {
             // The first exchange may have found it.
             let what = format!("{} is not held now", grant.key);

@@ -28,7 +28,7 @@ const ROUNDS: usize = 8;
 /// How often to look for a stamp that was evicted.
 const EVICTED: Duration = Duration::from_millis(100);
 /// How often a beat is sent again to a server whose clock stands behind, and the pause between.
-const BEHIND: (usize, Duration) = (4, Duration::from_millis(200));
+const BEHIND: (usize, Duration) = (2, Duration::from_millis(1_100));
 
 /// For how many seconds it is kept that sessions live. A longer time is a date to memcached.
 fn twice(expires: u32) -> u32 {
@@ -145,6 +145,7 @@ impl MemcachedSession {
                 member: None,
                 lives: living.map(|living| (version(&living), living.left.unwrap_or(u32::MAX))),
                 written: Some(received),
+                behind_until: None,
             };
             return Ok(Self { state: Arc::new(state), opened_at: sent });
         }
@@ -382,7 +383,9 @@ impl<'a> Items<'a> {
         if self.session.is_none() {
             self.session = answers.item()?.map(|item| item.cas);
             let Some(cas) = self.session else { return Ok(false) };
-            self.state.lease().session = Version { link: link.number, cas };
+            let mut lease = self.state.lease();
+            lease.session = Version { link: link.number, cas };
+            lease.written = None;
         }
         if matches!(self.member, Some(Claim::Unread)) {
             let item = answers.item()?;
@@ -451,7 +454,12 @@ impl<'a> Items<'a> {
             self.claimed(item.as_ref());
         }
         let (Some(before), Some(after)) = (before, after) else { return Ok(Wrote::Gone) };
-        if state.is_behind(&before, sent) {
+        if state.is_behind(&before, link.number, sent) {
+            // What was written ends early; when the clock has gone on, it is written again.
+            let now = state.client.context.clock.now();
+            let mut lease = state.lease();
+            lease.session = Version { link: link.number, cas: after.cas };
+            (lease.written, lease.behind_until) = (None, Some(now + BEHIND.1));
             return Ok(Wrote::Behind);
         }
         if stored != Stored::Done {
@@ -463,6 +471,8 @@ impl<'a> Items<'a> {
         lease.session = version(after.cas);
         lease.written = Some(state.client.context.clock.now());
         lease.member = match (&self.member, lease.member) {
+            // Given up while the beat was under way.
+            (Some(_), None) => None,
             (Some(Claim::Stands(cas)), _) => Some(version(*cas)),
             (Some(_), _) => Some(Version::default()),
             // Claimed while the beat was under way, or lost to another session.

@@ -53,8 +53,10 @@ pub(crate) struct Lease {
     pub(crate) member: Option<Version>,
     /// The item that says that sessions live, and how long it has left.
     pub(crate) lives: Option<(Version, u32)>,
-    /// Just after the session's item was last written.
+    /// Just after that version of the session's item was written; `None`: that is not known.
     pub(crate) written: Option<Instant>,
+    /// The server's clock stood behind; it goes on before this.
+    pub(crate) behind_until: Option<Instant>,
 }
 
 /// A grant, as it stands on the server.
@@ -92,6 +94,8 @@ struct Attempt {
     grant: Option<(Grant, Hold)>,
     /// Something of it may stand on the server, or be on its way there.
     doubtful: bool,
+    /// The gate as it stored it.
+    gate: Option<Version>,
 }
 
 impl SessionState {
@@ -147,9 +151,17 @@ impl SessionState {
     }
 
     /// Whether the server's clock stands behind: it has stood still, and what it stores now ends early, when its clock goes on.
-    /// `item`: the session's, as an exchange found it that was sent at `sent`.
-    pub(crate) fn is_behind(&self, item: &Item, sent: Instant) -> bool {
-        let Some(written) = self.lease().written else { return false };
+    /// `item`: the session's, as an exchange over this link found it that was sent at `sent`. Only a version tells whose time of
+    /// writing is known: another one may be a beat of before, whose answer was lost.
+    pub(crate) fn is_behind(&self, item: &Item, link: u64, sent: Instant) -> bool {
+        let lease = self.lease();
+        if lease.behind_until.is_some_and(|until| sent < until) {
+            return true;
+        }
+        if lease.session.on(link) != Some(item.cas) {
+            return false;
+        }
+        let Some(written) = lease.written else { return false };
         let passed = u32::try_from(sent.saturating_since(written).as_secs()).unwrap_or(u32::MAX);
         // Each of its two readings is up to a second late.
         let most = self.expires().saturating_sub(passed).saturating_add(2);
@@ -166,7 +178,7 @@ impl SessionState {
         if attempts.ended.contains(request.attempt) {
             return Err(Error::new(ErrorKind::Invalid, format!("attempt {} was withdrawn", request.attempt)));
         }
-        let fresh = || Attempt { request: request.clone(), grant: None, doubtful: false };
+        let fresh = || Attempt { request: request.clone(), grant: None, doubtful: false, gate: None };
         attempts.open.entry(request.attempt).or_insert_with(fresh);
         Ok(())
     }
@@ -186,6 +198,16 @@ impl SessionState {
     pub(crate) fn is_doubtful(&self, attempt: AttemptId) -> bool {
         let attempts = self.attempts();
         attempts.open.get(&attempt).is_none_or(|attempt| attempt.doubtful || attempt.grant.is_some())
+    }
+
+    pub(crate) fn set_gate(&self, attempt: AttemptId, gate: Option<Version>) {
+        if let Some(attempt) = self.attempts().open.get_mut(&attempt) {
+            attempt.gate = gate;
+        }
+    }
+
+    pub(crate) fn gate(&self, attempt: AttemptId) -> Option<Version> {
+        self.attempts().open.get(&attempt).and_then(|attempt| attempt.gate)
     }
 
     pub(crate) fn grant(&self, grant: &Grant, hold: Hold) {

@@ -171,6 +171,11 @@ impl Follower {
                 self.feed.update(self.members.clone(), how);
                 (self.epoch, self.identity) = (epoch.or(self.epoch), identity.or(self.identity.take()));
             }
+            // The data stands again, and the group is not in it.
+            Seen::Missing if self.lost && epoch.is_some() && epoch == self.epoch => {
+                self.feed.deleted();
+                return Ok(Break(()));
+            }
             Seen::Missing if self.lost => {}
             Seen::Missing if is_other || (self.epoch.is_some() && epoch.is_none()) => self.lose(),
             Seen::Missing => {

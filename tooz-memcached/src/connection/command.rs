@@ -11,6 +11,9 @@ use tooz_core::{Error, ErrorKind, Result};
 /// The longest line of an answer; an answer with a longer one is none of memcached's.
 const MOST_LINE: usize = 8_192;
 
+/// The largest value; memcached's own limit for one is 1 GiB, and its default 1 MiB.
+const MOST_VALUE: usize = 1 << 27;
+
 /// Commands that are sent together. The server answers each, in order; other clients' commands may come in between.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Batch {
@@ -254,7 +257,7 @@ impl Answer {
             ReturnCode::Va => {
                 let value = number(line.split(|byte| *byte == b' ').nth(1).unwrap_or_default());
                 let value = value.and_then(|length| usize::try_from(length).ok());
-                let value = value.ok_or_else(|| strange(line))?;
+                let value = value.filter(|length| *length <= MOST_VALUE).ok_or_else(|| strange(line))?;
                 let Some(data) = rest.get(..value + 2) else { return Ok(None) };
                 item.value = data.strip_suffix(b"\r\n").ok_or_else(|| strange(line))?.to_vec();
                 length += data.len();

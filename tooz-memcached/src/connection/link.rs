@@ -40,6 +40,15 @@ struct End {
     asked: Notify,
 }
 
+/// Marks a link as ended when its task is over, however that comes.
+struct EndOnDrop(Arc<End>);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.ended.store(true, Ordering::Release);
+    }
+}
+
 struct Exchange {
     bytes: Vec<u8>,
     commands: usize,
@@ -55,12 +64,12 @@ impl Link {
         let mut connection = Connection { stream, requests, due: VecDeque::new(), unsent: Vec::new() };
         let told = Arc::clone(&end);
         let task = context.spawner.spawn(async move {
+            let told = EndOnDrop(told);
             let why = tokio::select! {
                 biased; // what was ended carries nothing more
-                () = told.asked.notified() => None,
+                () = told.0.asked.notified() => None,
                 result = connection.run() => result.err(),
             };
-            told.ended.store(true, Ordering::Release);
             tracing::debug!(why = why.map(|error| error.to_string()), "a connection to memcached ended");
         });
         Ok(Self { number, greeting, requests: sender, end, _task: task })

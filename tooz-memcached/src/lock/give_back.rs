@@ -3,7 +3,7 @@
 //! The mark is changed before the gate: it is gone when the gate is free, or says how the holder ended.
 
 use tooz_core::driver::{AttemptId, End, LockKey, Previous, SessionId};
-use tooz_core::{Error, ErrorKind, Result};
+use tooz_core::{Error, ErrorKind, MemberId, Result};
 
 use super::cell::{self, Cell};
 use super::mark::Mark;
@@ -37,11 +37,30 @@ pub(crate) async fn give_back(
     client: &Client,
     tries: &mut Tries<'_>,
     key: &LockKey,
+    own: (SessionId, AttemptId),
+    ending: Ending,
+) -> Result<bool> {
+    give_back_rest(client, tries, key, own, ending, None).await
+}
+
+/// The same. `led`: the member id of a leader whose mark this call has taken away already, while a beat wrote the gate again.
+pub(crate) async fn give_back_rest(
+    client: &Client,
+    tries: &mut Tries<'_>,
+    key: &LockKey,
     (session, attempt): (SessionId, AttemptId),
     ending: Ending,
+    mut led: Option<MemberId>,
 ) -> Result<bool> {
     for _ in 0..ROUNDS {
         let mut cell = Cell::ask(client, tries, key).await?;
+        if let Some(member) = &led {
+            match delete_led(client, tries, key, &cell, member, ending.call()).await? {
+                Rest::Deleted => return Ok(true),
+                Rest::Changed => continue,
+                Rest::Gone => {}
+            }
+        }
         let holder = cell.state.holder(attempt).filter(|holder| holder.session == session).cloned();
         let waits = cell.state.waiter(attempt).is_some_and(|waiter| waiter.session == session);
         if holder.is_none() && !waits {
@@ -53,7 +72,7 @@ pub(crate) async fn give_back(
         if cell.without_dead(client, tries, Some(session)).await?.is_none() {
             continue;
         }
-        let told = holder.map_or(Previous::Clean, |holder| cell.told(&holder));
+        let told = holder.as_ref().map_or(Previous::Clean, |holder| cell.told(holder));
         let state = &mut cell.state;
         match ending {
             Ending::Release(end) => drop(state.release(session, attempt, end.previous())),
@@ -81,8 +100,41 @@ pub(crate) async fn give_back(
             }
             return Ok(true);
         }
+        if matches!(key, LockKey::Leader(_)) && stored.contains(&Stored::Done) {
+            led = holder.map(|holder| holder.data.member);
+        }
     }
     Err(tries.failed(changes_too_often(key)))
+}
+
+/// What became of the rest of a leadership.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Rest {
+    Deleted,
+    /// It changed, or there was no answer: it has to be read again.
+    Changed,
+    /// The gate is free, or another's.
+    Gone,
+}
+
+/// Deletes the gate of a leader whose mark was taken away by this call, while a beat wrote the gate again: no mark says any more
+/// whose it is.
+pub(crate) async fn delete_led(
+    client: &Client,
+    tries: &mut Tries<'_>,
+    key: &LockKey,
+    cell: &Cell,
+    member: &MemberId,
+    purpose: Call,
+) -> Result<Rest> {
+    // Another session that tries may have added a mark of its own.
+    let is_marked = cell.marked().is_some_and(|holder| holder.data.member == *member);
+    let gate = cell.gate.as_ref().filter(|gate| gate.value == member.as_bytes() && !is_marked);
+    let Some(gate) = gate else { return Ok(Rest::Gone) };
+    let keys = client.keys.lock(key);
+    let mut batch = Batch::new();
+    batch.delete(&keys.gate, gate.cas).get_in(&keys.gate, Look::Presence, purpose);
+    Ok(if tries.store(&cell.link, &batch).await? { Rest::Deleted } else { Rest::Changed })
 }
 
 /// The attempt is off the gate, and its mark could not be changed before: a beat confirmed it at the same time. Says now how

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tooz_core::driver::support::lock_state::{Holder, Waiter};
 use tooz_core::driver::support::rule::Foreign;
-use tooz_core::driver::{Acquire, Grant, Instant, LockKey, LockMode};
+use tooz_core::driver::{Acquire, AttemptId, Grant, Instant, LockKey, LockMode};
 use tooz_core::{Error, ErrorKind, Result};
 
 use super::cell::{self, Cell};
@@ -46,6 +46,8 @@ struct Taking<'a> {
     proved: Option<Instant>,
     /// It stood at the gate at some time.
     stored: bool,
+    /// The gate as this attempt stored it.
+    gate: Option<Version>,
 }
 
 /// What one exchange found.
@@ -67,7 +69,8 @@ enum Step {
 pub(crate) async fn take(session: &SessionState, request: &Acquire, blind: bool) -> Result<Taken> {
     let client = &session.client;
     let keys = client.keys.lock(&request.key);
-    let mut taking = Taking { session, request, keys, tries: client.tries(), proved: None, stored: false };
+    let mut taking =
+        Taking { session, request, keys, tries: client.tries(), proved: None, stored: false, gate: None };
     match taking.run(blind).await {
         Ok(taken) => Ok(taken),
         Err(error) => {
@@ -79,11 +82,24 @@ pub(crate) async fn take(session: &SessionState, request: &Acquire, blind: bool)
             let mut tries = client.tries();
             let own = (session.id, request.attempt);
             let back = give_back(client, &mut tries, &request.key, own, Ending::Withdraw).await;
+            drop_gate(session, &request.key, request.attempt).await;
             if !unsure && (back.is_ok() || !taking.stored) {
                 session.set_doubtful(request.attempt, false);
             }
             Err(if back.is_ok() || !taking.stored { error } else { error.indeterminate() })
         }
+    }
+}
+
+/// Deletes the gate of an election that an attempt stored without its mark: it cannot be told from another's then.
+pub(crate) async fn drop_gate(session: &SessionState, key: &LockKey, attempt: AttemptId) {
+    let client = &session.client;
+    let Some(gate) = session.gate(attempt).filter(|_| matches!(key, LockKey::Leader(_))) else { return };
+    let Ok(link) = client.link(0, client.config.limits.operation_timeout).await else { return };
+    if let Some(cas) = gate.on(link.number) {
+        // Without an answer the gate ends with its time.
+        let mut tries = client.tries();
+        tries.follow(&link, Batch::new().delete(&client.keys.lock(key).gate, cas)).await;
     }
 }
 
@@ -157,13 +173,20 @@ impl Taking<'_> {
             cell::store_mark(&mut batch, &self.keys, &mark, cell.mark_cas());
         }
         let Some((sent, mut answers)) = self.exchange(cell, batch).await else { return Ok(None) };
-        if answers.stored()? == Stored::Done {
+        let stored = answers.stored()? == Stored::Done;
+        if stored {
             (self.proved, self.stored) = (Some(sent), true);
         }
         if marked.is_some() {
             answers.stored()?; // the look behind it tells
         }
-        self.sight(&cell.link, sent, answers).map(|sight| Some(Box::new(sight)))
+        let sight = self.sight(&cell.link, sent, answers)?;
+        if stored && sight.cell.gate.as_ref().is_some_and(|gate| gate.value == value) {
+            let version = sight.cell.gate_cas().map(|cas| Version { link: cell.link.number, cas });
+            self.gate = version;
+            self.session.set_gate(self.request.attempt, version);
+        }
+        Ok(Some(Box::new(sight)))
     }
 
     /// Stores the mark.
@@ -212,7 +235,7 @@ impl Taking<'_> {
     /// session that tried at the same time.
     fn unmarked_leader(&self, cell: &Cell) -> Option<Holder<Data>> {
         let is_ours = matches!(self.request.key, LockKey::Leader(_))
-            && self.proved.is_some()
+            && self.gate.is_some_and(|gate| gate.on(cell.link.number) == cell.gate_cas())
             && !cell.is_marked_by(self.request.attempt)
             && cell.gate.as_ref().is_some_and(|gate| gate.value == self.session.member.as_bytes());
         let mut state = State::default();
@@ -238,7 +261,7 @@ impl Taking<'_> {
             // An earlier exchange stored it, nobody knows when.
             return self.store(cell, &cell.state, false).await.map(Step::Again);
         };
-        if sight.own.as_ref().is_some_and(|own| self.session.is_behind(own, sight.sent)) {
+        if sight.own.as_ref().is_some_and(|own| self.session.is_behind(own, cell.link.number, sight.sent)) {
             self.proved = None;
             client.context.spawner.sleep(BEHIND).await;
             return Ok(Step::Again(None));
@@ -269,7 +292,10 @@ impl Taking<'_> {
     async fn contend(&mut self, mut cell: Cell) -> Result<Step> {
         let (client, attempt, mode) = (&self.session.client, self.request.attempt, self.request.mode);
         self.proved = None;
-        if cell.state.foreign == Foreign::None {
+        // A mark may be an old one of the same member id, beside a gate that another leader or Python stored since: it does not say
+        // whose the gate is. The gate of a leader that died ends with its time.
+        let is_led = matches!(self.request.key, LockKey::Leader(_)) && cell.gate.is_some();
+        if cell.state.foreign == Foreign::None && !is_led {
             let own = Some(self.session.id);
             if cell.without_dead(client, &mut self.tries, own).await?.is_none() {
                 return Ok(Step::Again(None));

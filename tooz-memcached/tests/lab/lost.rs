@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use tooz_core::driver::{End, Released};
-use tooz_core::{Capabilities, Coordinator, Event, GroupEvent, Liveness, LockGuard, LossReason};
+use tooz_core::driver::{Acquire, Acquired, AttemptId, End, Grant, LockKey, LockMode, Previous, Released};
+use tooz_core::{Capabilities, Coordinator, Event, GroupEvent, GroupId, Liveness, LockGuard, LossReason};
 use tooz_servers::lab::Case;
 use tooz_servers::memcached::Memcached;
 use tooz_servers::{Proxy, cases};
@@ -19,6 +19,9 @@ pub(crate) const CASES: &[(&str, Case)] = cases![
     a_lost_answer_leaves_nothing_behind,
     answers_that_are_lost_again_and_again_are_indeterminate,
     a_lost_answer_to_a_beat_costs_nothing,
+    a_lost_answer_to_a_slow_beat_costs_nothing,
+    an_old_mark_gives_nobody_another_s_leadership,
+    a_leadership_is_given_back_across_a_beat,
     an_evicted_leader_s_record_makes_no_second_leader,
     an_evicted_group_comes_back,
     cuts_under_way_lose_nothing,
@@ -164,9 +167,18 @@ async fn answers_that_are_lost_again_and_again_are_indeterminate() {
 }
 
 async fn a_lost_answer_to_a_beat_costs_nothing() {
+    beat_without_answer("6s").await;
+}
+
+/// More than two seconds lie between two beats: what the lost one has stored is no sign of a clock that stands behind.
+async fn a_lost_answer_to_a_slow_beat_costs_nothing() {
+    beat_without_answer(PATIENT).await;
+}
+
+async fn beat_without_answer(ttl: &str) {
     let server = Memcached::start().unwrap();
     let proxy = Proxy::start(server.address()).unwrap();
-    let a = connect(proxy.address(), "6s", "a").await;
+    let a = connect(proxy.address(), ttl, "a").await;
     let mut events = a.events();
     a.group("g").unwrap().join_or_create(Capabilities::none()).await.unwrap();
     let mut guards = Vec::new();
@@ -225,6 +237,57 @@ async fn an_evicted_leader_s_record_makes_no_second_leader() {
         let seen = b.election("g").unwrap().leader().await.unwrap();
         assert!(seen.is_some_and(|leader| leader.member.as_ref() == Some(b.member())));
         next.resign().await.unwrap();
+    }
+}
+
+const LEADER: &[u8] = b"__TOOZ_LOCK__TOOZ_GROUP_LEADER_g";
+
+async fn lead(client: &Client, attempt: u128) -> Option<Grant> {
+    let key = LockKey::Leader(GroupId::new("g").unwrap());
+    let request = Acquire::new(AttemptId(attempt), key, LockMode::Exclusive).wait(false);
+    match client.session.locks().request(&request).await.unwrap() {
+        Acquired::Granted(grant) => Some(grant),
+        Acquired::Held => None,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The mark of a leader that died stays, and its member id may lead again: as a process of Python's, for example.
+async fn an_old_mark_gives_nobody_another_s_leadership() {
+    let server = Memcached::start().unwrap();
+    let (a, b) = (
+        Client::open(server.address(), PATIENT, "host1").await,
+        Client::open(server.address(), PATIENT, "b").await,
+    );
+    let grant = lead(&a, 1).await.unwrap();
+    a.beat(&[&grant]).await.unwrap();
+    let session = format!("_TOOZ_RS:s:{}", a.session.id());
+    assert!(server.delete(session.as_bytes()).unwrap() && server.delete(LEADER).unwrap());
+    let python = [b"set ", LEADER, b" 1 30 5\r\nhost1\r\n"].concat();
+    assert_eq!(server.command(&python).unwrap(), b"STORED\r\n");
+    let look = || server.command(&[b"mg ", LEADER, b" v c\r\n"].concat()).unwrap();
+    let before = look();
+    for attempt in 2..10 {
+        assert!(lead(&b, attempt).await.is_none(), "two lead");
+    }
+    assert_eq!(look(), before, "Python's leader lost its key");
+    assert!(server.delete(LEADER).unwrap());
+    let next = lead(&b, 10).await.unwrap();
+    assert_eq!(next.previous, Previous::Expired);
+}
+
+async fn a_leadership_is_given_back_across_a_beat() {
+    let server = Memcached::start().unwrap();
+    let a = Client::open(server.address(), PATIENT, "a").await;
+    for attempt in 1..3 {
+        let grant = lead(&a, attempt).await.unwrap();
+        a.beat(&[&grant]).await.unwrap();
+        // As the next beat does, whose answer has not come yet.
+        let beat = [b"set ", LEADER, b" 1 16 1\r\na\r\n"].concat();
+        assert_eq!(server.command(&beat).unwrap(), b"STORED\r\n");
+        let released = a.session.locks().release(&grant, End::Clean).await.unwrap();
+        assert_eq!(released, Released::Released);
+        assert!(!server.delete(LEADER).unwrap(), "its key stays");
     }
 }
 
