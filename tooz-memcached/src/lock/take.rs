@@ -226,16 +226,24 @@ impl Taking<'_> {
             return self.mark(&sight.cell, leader).await;
         }
         match sight.cell.state.holder(self.request.attempt).cloned() {
-            Some(holder) => self.settle(sight, holder, origin.base).await,
-            None => self.contend(sight.cell).await,
+            Some(holder) if self.is_own_gate(&sight.cell) => self.settle(sight, holder, origin.base).await,
+            _ => self.contend(sight.cell).await,
         }
+    }
+
+    /// Whether what stands at the gate is what this attempt stored. An election's gate says the member id alone, which two sessions
+    /// may have.
+    fn is_own_gate(&self, cell: &Cell) -> bool {
+        let gate = self.gate.or_else(|| self.session.gate(self.request.attempt));
+        matches!(self.request.key, LockKey::Named(_))
+            || gate.is_some_and(|gate| gate.on(cell.link.number) == cell.gate_cas())
     }
 
     /// This attempt stored the member id at an election's gate, and the mark is another's: one that was left, or one of a
     /// session that tried at the same time.
     fn unmarked_leader(&self, cell: &Cell) -> Option<Holder<Data>> {
         let is_ours = matches!(self.request.key, LockKey::Leader(_))
-            && self.gate.is_some_and(|gate| gate.on(cell.link.number) == cell.gate_cas())
+            && self.is_own_gate(cell)
             && !cell.is_marked_by(self.request.attempt)
             && cell.gate.as_ref().is_some_and(|gate| gate.value == self.session.member.as_bytes());
         let mut state = State::default();
@@ -302,16 +310,18 @@ impl Taking<'_> {
             }
         }
         let mut state = cell.state.clone();
-        if state.waiter(attempt).is_some() {
+        if is_led {
+            // Nothing is asked of it.
+        } else if state.waiter(attempt).is_some() {
             drop(state.promote(|_| true, record::unwritten));
         } else {
             state.request(self.waiter(&cell.link), false, record::unwritten).checked(&self.request.key)?;
         }
-        if state.holder(attempt).is_some() {
+        if !is_led && state.holder(attempt).is_some() {
             let is_first = state.holders.first().is_some_and(|first| first.attempt == attempt);
             return self.store(&cell, &state, is_first).await.map(Step::Again);
         }
-        if self.request.wait && state.queue.is_empty() && is_passed(mode, &state) {
+        if self.request.wait && !is_led && state.queue.is_empty() && is_passed(mode, &state) {
             state.queue.push_back(self.waiter(&cell.link));
             return self.store(&cell, &state, false).await.map(Step::Again);
         }

@@ -22,6 +22,7 @@ pub(crate) const CASES: &[(&str, Case)] = cases![
     a_lost_answer_to_a_slow_beat_costs_nothing,
     an_old_mark_gives_nobody_another_s_leadership,
     a_leadership_is_given_back_across_a_beat,
+    of_two_candidates_with_one_id_one_leads,
     an_evicted_leader_s_record_makes_no_second_leader,
     an_evicted_group_comes_back,
     cuts_under_way_lose_nothing,
@@ -289,6 +290,38 @@ async fn a_leadership_is_given_back_across_a_beat() {
         assert_eq!(released, Released::Released);
         assert!(!server.delete(LEADER).unwrap(), "its key stays");
     }
+}
+
+/// The gate of an election says the member id alone. Two processes may have the same one, as while one replaces the other.
+async fn of_two_candidates_with_one_id_one_leads() {
+    let server = Memcached::start().unwrap();
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        clients.push(Client::open(server.address(), PATIENT, "a").await);
+    }
+    let mut led = 0;
+    for round in 0..200_u128 {
+        // What the last leader left, so that no mark can be added.
+        server.command(b"set _TOOZ_RS:r:g 1 0 4\r\nx e\n\r\n").unwrap();
+        let tries = clients.iter().zip(0..).map(|(client, n)| {
+            let client = client.clone();
+            tokio::spawn(
+                async move { lead(&client, 1_000 + round * 10 + n).await.map(|grant| (client, grant)) },
+            )
+        });
+        let tries: Vec<_> = tries.collect();
+        let mut leaders = Vec::new();
+        for one in tries {
+            leaders.extend(one.await.unwrap());
+        }
+        assert!(leaders.len() < 2, "{} lead in round {round}", leaders.len());
+        for (client, grant) in leaders {
+            led += 1;
+            let released = client.session.locks().release(&grant, End::Clean).await.unwrap();
+            assert_eq!(released, Released::Released);
+        }
+    }
+    assert!(led > 100, "only {led} rounds had a leader");
 }
 
 async fn an_evicted_group_comes_back() {
