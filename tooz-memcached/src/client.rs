@@ -115,7 +115,7 @@ impl Client {
     }
 
     /// The same for a beat. Where its answer takes longer than a beat may, later exchanges take another link: that one may be
-    /// cut off. An answer that comes late counts still.
+    /// cut off. An answer that comes late counts still, and shows that the link is slow and nothing worse.
     pub(crate) async fn exchange_beat(&self, link: &Arc<Link>, batch: &Batch) -> Option<Reply> {
         let exchanging = self.exchange(link, batch);
         tokio::pin!(exchanging);
@@ -123,8 +123,10 @@ impl Client {
         if let Some(reply) = in_time {
             return reply;
         }
-        link.retire();
-        exchanging.await
+        link.set_retired(true);
+        let late = exchanging.await;
+        link.set_retired(late.is_none());
+        late
     }
 
     /// The tries of one operation.

@@ -95,9 +95,9 @@ impl Link {
         !self.is_ended() && !self.end.retired.load(Ordering::Acquire)
     }
 
-    /// What comes takes another link; what is unanswered waits on.
-    pub(crate) fn retire(&self) {
-        self.end.retired.store(true, Ordering::Release);
+    /// Whether what comes takes another link. What is unanswered waits on.
+    pub(crate) fn set_retired(&self, retired: bool) {
+        self.end.retired.store(retired, Ordering::Release);
     }
 
     /// Ends it: what is unanswered stays so.
