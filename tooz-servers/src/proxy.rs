@@ -43,6 +43,9 @@ type Look = dyn Fn(&[u8]) -> bool + Send + Sync;
 /// Makes other bytes of those of one read.
 type Make = dyn Fn(&[u8]) -> Vec<u8> + Send + Sync;
 
+/// Makes other bytes of those of one read, if it has something to say about them.
+type Edit = dyn Fn(&[u8]) -> Option<Vec<u8>> + Send + Sync;
+
 /// Says which bytes are requests and answers.
 type Counts = dyn Fn(Way, &[u8]) -> bool + Send + Sync;
 
@@ -73,6 +76,7 @@ struct Shared {
     faults: watch::Sender<Faults>,
     losing: Mutex<Vec<Losing>>,
     counts: OnceLock<Box<Counts>>,
+    edit: OnceLock<Box<Edit>>,
     round_trips: AtomicU64,
     connections: AtomicU64,
 }
@@ -104,6 +108,7 @@ impl Proxy {
             faults: watch::Sender::new(Faults::default()),
             losing: Mutex::default(),
             counts: OnceLock::new(),
+            edit: OnceLock::new(),
             round_trips: AtomicU64::new(0),
             connections: AtomicU64::new(0),
         });
@@ -231,6 +236,12 @@ impl Proxy {
     pub fn count_only(&self, counts: impl Fn(Way, &[u8]) -> bool + Send + Sync + 'static) {
         // It is set once, before the first connection.
         let _ = self.shared.counts.set(Box::new(counts));
+    }
+
+    /// What `by` makes of the bytes of the server comes down instead of them; `None`: they do themselves.
+    pub fn edit_replies(&self, by: impl Fn(&[u8]) -> Option<Vec<u8>> + Send + Sync + 'static) {
+        // It is set once, before the first connection.
+        let _ = self.shared.edit.set(Box::new(by));
     }
 
     fn lose(&self, times: u64, request: Box<Look>, end: End) {
@@ -419,7 +430,10 @@ impl Shared {
             return match &*losing {
                 Some(reply) if reply(bytes) => Verdict::End,
                 Some(_) => Verdict::Swallow,
-                None => Verdict::Pass,
+                None => {
+                    let edited = self.edit.get().and_then(|edit| edit(bytes));
+                    edited.map_or(Verdict::Pass, Verdict::Replace)
+                }
             };
         }
         let due = counts && connection.asked.swap(true, Ordering::SeqCst);
@@ -520,6 +534,15 @@ mod tests {
         assert_eq!(ask(&mut stream, b"one").unwrap(), b"one");
         assert_eq!(ask(&mut stream, b"two words").unwrap(), b"TWO WORDS");
         assert_eq!(ask(&mut stream, b"two words").unwrap(), b"two words");
+    }
+
+    #[test]
+    fn it_edits_what_the_server_says() {
+        let proxy = Proxy::start(echo()).unwrap();
+        proxy.edit_replies(|bytes| (bytes == b"two").then(|| b"2nd".to_vec()));
+        let mut stream = connect(&proxy);
+        assert_eq!(ask(&mut stream, b"one").unwrap(), b"one");
+        assert_eq!(ask(&mut stream, b"two").unwrap(), b"2nd");
     }
 
     #[test]
