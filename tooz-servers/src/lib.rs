@@ -30,6 +30,8 @@ pub mod redis_tls;
 #[cfg(feature = "users")]
 pub mod users;
 mod wait;
+#[cfg(feature = "zookeeper")]
+pub mod zookeeper;
 
 #[cfg(feature = "servers")]
 pub use certificates::{Certificates, make_certificates};

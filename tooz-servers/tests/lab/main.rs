@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use tooz_servers::memcached::{Memcached, program, unknown};
 use tooz_servers::{cases, lab};
 
+mod zookeeper;
+
 const CASES: &[(&str, lab::Case)] = cases![
     what_is_stored_is_found,
     a_clean_server_is_empty_and_stores,
@@ -57,5 +59,7 @@ async fn unknown_commands_are_answered_and_not_done() {
 }
 
 fn main() -> ExitCode {
-    lab::run(lab::trials("memcached", &program(), CASES), lab::WAITING)
+    let mut trials = lab::trials("memcached", &program(), CASES);
+    trials.extend(zookeeper::trials());
+    lab::run(trials, lab::WAITING)
 }
