@@ -156,7 +156,9 @@ impl Links {
     async fn connect(self: &Arc<Self>, newer_than: u64) -> Result<Arc<Link>> {
         let links = Arc::clone(self);
         let connecting = self.context.spawner.spawn(async move { links.connect_here(newer_than).await });
-        connecting.await.unwrap_or_else(|| Err(error::lost()))
+        // Without an answer it was never run: trying again would never end.
+        let gone = || Error::new(ErrorKind::Closed, "the runtime on which the connection lived has ended");
+        connecting.await.unwrap_or_else(|| Err(gone()))
     }
 
     async fn connect_here(&self, newer_than: u64) -> Result<Arc<Link>> {

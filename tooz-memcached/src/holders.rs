@@ -75,7 +75,12 @@ async fn break_once(
         }
     }
     let (broken, attempts) = take_off(request, &mut cell);
-    if broken.is_empty() {
+    // A leader whose session is over leaves a gate that ends with its time.
+    let is_dead = matches!(request.key, LockKey::Leader(_))
+        && request.only.is_none()
+        && cell.gate.is_some()
+        && cell.state.foreign == Foreign::None;
+    if broken.is_empty() && !is_dead {
         return Ok(Some(broken));
     }
     drop(cell.state.promote(|_| true, record::unwritten));
@@ -88,7 +93,14 @@ async fn break_once(
     }
     operations += give_back::store(client, &mut batch, &request.key, &cell);
     batch.get_in(&client.keys.lock(&request.key).gate, Look::Presence, Call::Break);
-    let Some(mut reply) = tries.follow(&cell.link, &batch).await else { return Ok(None) };
+    let half = |broken: Vec<HolderRecord>| {
+        let member = broken.first().and_then(|holder| holder.member.clone());
+        member.filter(|_| matches!(request.key, LockKey::Leader(_))).map(|member| (member, broken))
+    };
+    let Some(mut reply) = tries.follow(&cell.link, &batch).await else {
+        *led = half(broken); // its mark may be gone, and the gate not
+        return Ok(None);
+    };
     let mut stored = Vec::new();
     for _ in 0..operations {
         stored.push(reply.answers.stored()?);
@@ -98,8 +110,9 @@ async fn break_once(
         return Ok(Some(broken));
     }
     let mark = stored.len().checked_sub(2).and_then(|at| stored.get(at));
-    if matches!(request.key, LockKey::Leader(_)) && mark == Some(&Stored::Done) {
-        *led = broken.first().and_then(|holder| holder.member.clone()).map(|member| (member, broken));
+    if mark == Some(&Stored::Done) {
+        tries.unsure = true;
+        *led = half(broken);
     }
     Ok(None)
 }

@@ -60,16 +60,18 @@ impl MemcachedSession {
         let client = &self.state.client;
         let keys = client.keys.lock(&request.key);
         let mut batch = Batch::new();
-        batch.get(&keys.gate, Look::Cas);
+        batch.get(&keys.gate, Look::Cas).get(&keys.mark, Look::Presence);
         let mut reply = client.ask(&batch).await?;
         let gate = reply.answers.item()?.map(|gate| (reply.link.number, gate.cas));
+        // A leader's gate is to be stored together with its mark: without it nobody can tell whose the gate is.
+        let is_marked = reply.answers.item()?.is_some() && matches!(request.key, LockKey::Leader(_));
         let now = client.context.clock.now();
         let is_held =
             |seen: &Seen| Some(seen.gate) == gate && now.saturating_since(seen.looked) < HOLDER_LIVES;
         if seen.as_ref().is_some_and(is_held) {
             return Ok(None);
         }
-        match take(&self.state, request, gate.is_none()).await? {
+        match take(&self.state, request, gate.is_none() && !is_marked).await? {
             Taken::Granted(grant) => Ok(Some(grant)),
             Taken::Held => {
                 *seen = gate.map(|gate| Seen { gate, looked: now });
@@ -164,7 +166,10 @@ impl SessionLocks for MemcachedSession {
                     return Ok(Released::Released);
                 }
                 Alone::Changed => {}
-                Alone::HalfLed => led = Some(state.member.clone()),
+                Alone::HalfLed => {
+                    led = Some(state.member.clone());
+                    tries.unsure = true;
+                }
                 Alone::Unknown => tries.unsure = true,
             }
         }

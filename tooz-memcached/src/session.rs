@@ -17,6 +17,7 @@ use crate::error;
 use crate::lock::epoch::Origin;
 use crate::lock::give_back::{Ending, give_back};
 use crate::lock::renewal::{Renewals, parse_broken};
+use crate::lock::take::drop_gate;
 use crate::session_state::{Lease, SessionState, Version};
 use crate::view::{Own, read_members};
 
@@ -165,6 +166,9 @@ impl MemcachedSession {
             let ending = if held { Ending::Release(end) } else { Ending::Withdraw };
             let mut tries = state.client.tries();
             give_back(&state.client, &mut tries, &key, (state.id, attempt), ending).await?;
+            if !held {
+                drop_gate(&state, &key, attempt).await;
+            }
             state.forget(attempt, true);
             Ok(())
         })

@@ -87,8 +87,12 @@ pub(crate) async fn give_back_rest(
         let mut batch = Batch::new();
         let operations = store(client, &mut batch, key, &cell);
         batch.get_in(&client.keys.lock(key).gate, Look::Presence, ending.call());
+        let leader = holder.filter(|_| matches!(key, LockKey::Leader(_))).map(|holder| holder.data.member);
         let link = cell.link;
-        let Some(mut reply) = tries.follow(&link, &batch).await else { continue };
+        let Some(mut reply) = tries.follow(&link, &batch).await else {
+            led = leader; // its mark may be gone, and the gate not
+            continue;
+        };
         let mut stored = Vec::new();
         for _ in 0..operations {
             stored.push(reply.answers.stored()?);
@@ -100,8 +104,9 @@ pub(crate) async fn give_back_rest(
             }
             return Ok(true);
         }
-        if matches!(key, LockKey::Leader(_)) && stored.contains(&Stored::Done) {
-            led = holder.map(|holder| holder.data.member);
+        if stored.contains(&Stored::Done) {
+            tries.unsure |= leader.is_some();
+            led = leader;
         }
     }
     Err(tries.failed(changes_too_often(key)))

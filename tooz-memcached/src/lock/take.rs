@@ -161,6 +161,14 @@ impl Taking<'_> {
         self.sight(&reply.link, reply.sent, reply.answers)
     }
 
+    /// Looks over this link, on which alone it is known what stands at the gate; `None`: the link ended.
+    async fn look_over(&mut self, link: &Arc<Link>) -> Result<Option<Box<Sight>>> {
+        let mut batch = Batch::new();
+        self.looks(&mut batch, None);
+        let Some(reply) = self.tries.follow(link, &batch).await else { return Ok(None) };
+        self.sight(&reply.link, reply.sent, reply.answers).map(|sight| Some(Box::new(sight)))
+    }
+
     /// Stores what stands at the gate; `marked`: the first holder's mark, too. `None`: the link ended.
     async fn store(&mut self, cell: &Cell, state: &State, marked: bool) -> Result<Option<Box<Sight>>> {
         let base = self.session.client.base.load(Ordering::Acquire);
@@ -272,7 +280,7 @@ impl Taking<'_> {
         if sight.own.as_ref().is_some_and(|own| self.session.is_behind(own, cell.link.number, sight.sent)) {
             self.proved = None;
             client.context.spawner.sleep(BEHIND).await;
-            return Ok(Step::Again(None));
+            return self.look_over(&cell.link).await.map(Step::Again);
         }
         let is_first = cell.state.holders.first().is_some_and(|first| first.attempt == attempt);
         if is_first && !cell.is_marked_by(attempt) {
@@ -333,7 +341,10 @@ impl Taking<'_> {
             }
         }
         let waits_there = state.waiter(attempt).is_some();
-        self.session.set_doubtful(attempt, waits_there || self.tries.unsure);
+        // What this attempt stored over a link that ended cannot be told from another's.
+        let own = self.session.member.as_bytes();
+        let may_lead = is_led && self.stored && cell.gate.as_ref().is_some_and(|gate| gate.value == own);
+        self.session.set_doubtful(attempt, waits_there || may_lead || self.tries.unsure);
         Ok(Step::Ended(Taken::Held))
     }
 }
